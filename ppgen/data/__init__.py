@@ -1,0 +1,39 @@
+"""Data to fit: toy laws, bundled and downloaded sets, tables and images from files.
+
+`load` turns the name of a set or a path into a `Data`: rows first, in the form that a likelihood asks for
+(continuous, integer, binary, unit), split into train, validation and test, scaled by the train rows alone.
+The toy laws are also here by name, each `f(n, *, seed=0, ...) -> (x, y)`.
+"""
+
+from .checks import check
+from .datum import Data, Split
+from .forms import FORMS
+from .loading import load
+from .scaler import Scaler
+from .toy import (
+    TOY,
+    checkerboard,
+    gaussians_grid,
+    gaussians_ring,
+    moons,
+    pinwheel,
+    rings,
+    swiss_roll,
+)
+
+__all__ = [
+    "FORMS",
+    "TOY",
+    "Data",
+    "Scaler",
+    "Split",
+    "check",
+    "checkerboard",
+    "gaussians_grid",
+    "gaussians_ring",
+    "load",
+    "moons",
+    "pinwheel",
+    "rings",
+    "swiss_roll",
+]

@@ -1,0 +1,58 @@
+"""The forms in which a likelihood may ask for data.
+
+k in {0, .., L - 1} is a grey level, L the number of levels. Images of 8 bits have L = 256; tables and toy
+laws have no levels (L is None). Each form maps (x, L, generator) to an array of the same shape, and raises
+ValueError for data that it cannot take, counting the values that stand in the way. `FORMS` names them.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.random import Generator
+
+from .checks import tally
+
+
+def continuous(x: np.ndarray, levels: int | None, rng: Generator) -> np.ndarray:
+    """Levels become (k + u)/L with u ~ U[0, 1), float32 in [0, 1); other data stay as they are.
+
+    A density p on the dequantised data bounds the law of the levels from below (Theis et al. 2016, section 3.1):
+    log P(k) >= E_u log p((k + u)/L) - D log L, for D values a datum.
+    """
+    if levels is None:
+        return x if x.dtype.kind == "f" else x.astype(np.float64)
+    noisy = (x + rng.random(x.shape, dtype=np.float32)) / np.float32(levels)
+    ends = ((np.arange(levels) + 1) / levels).astype(np.float32)
+    return np.minimum(noisy, np.nextafter(ends, np.float32(0))[x])  # rounding must not reach the next level
+
+
+def integer(x: np.ndarray, levels: int | None, rng: Generator) -> np.ndarray:
+    """The levels or integers themselves, int64."""
+    _require((x == np.round(x)) & (np.abs(x.astype(np.float64)) < 2.0**63), "an integer", "integer")
+    return x.astype(np.int64)
+
+
+def binary(x: np.ndarray, levels: int | None, rng: Generator) -> np.ndarray:
+    """1 where a level is in the upper half, 2k >= L, else 0; data of 0 and 1 stay as they are. float32."""
+    if levels is not None:
+        return (2 * x.astype(np.int64) >= levels).astype(np.float32)
+    _require((x == 0) | (x == 1), "0 or 1", "binary")
+    return x.astype(np.float32)
+
+
+def unit(x: np.ndarray, levels: int | None, rng: Generator) -> np.ndarray:
+    """Levels become k/(L - 1); data in [0, 1] stay as they are. float32."""
+    if levels is not None:
+        return x.astype(np.float32) / np.float32(levels - 1)
+    _require((x >= 0) & (x <= 1), "in [0, 1]", "unit")
+    return x.astype(np.float32)
+
+
+def _require(ok: np.ndarray, what: str, form: str) -> None:
+    if not ok.all():
+        raise ValueError(f"form={form!r} expects every value to be {what}; {tally(~ok)}, are not")
+
+
+FORMS: dict[str, Callable[[np.ndarray, int | None, Generator], np.ndarray]] = {
+    f.__name__: f for f in (continuous, integer, binary, unit)
+}

@@ -1,0 +1,114 @@
+"""From the name of a data set or a path to `Data`: find it, check it, form it, split it, scale it."""
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+
+from .checks import check
+from .datum import Data
+from .files import KINDS, looks_like_file, read
+from .forms import FORMS
+from .named import NAMED, openml
+from .raw import Raw
+from .scaler import Scaler
+from .splits import split_rows
+from .toy import TOY
+
+SCALES = ("none", "standard")
+TOY_SIZE = 5000
+
+
+def load(
+    source: str | Path,
+    *,
+    form: str = "auto",
+    scale: str = "auto",
+    label: str | None = None,
+    validation: float = 0.1,
+    test: float = 0.2,
+    size: int | None = None,
+    seed: int = 0,
+) -> Data:
+    """Load, check, shape, split and scale a data set; the same arguments give the same arrays.
+
+    source: a toy law of `TOY`, "digits", "fashion", "mnist", "openml:NAME", or the path of a file (.csv,
+        .parquet, .npy, .npz, IDX) or of a folder of images. A name goes before a path; "./digits" is always a
+        path.
+    form: "continuous", "integer", "binary" or "unit", see `forms`; "auto" is continuous.
+    scale: "standard" gives each column mean 0 and standard deviation 1 over the train rows, "none" leaves all
+        as it is, "auto" is standard for continuous tables and none for the rest (toy laws, images, other
+        forms).
+    label: the column of a table that holds labels.
+    validation, test: the fractions held out, each class by its share; see `splits`.
+    size: rows of a toy law to draw (5000 if not given), or rows to keep, at random, of anything else.
+    seed: of the draws, the rows kept, the split, and the noise of dequantisation.
+
+    Raises ValueError for an unknown name (with the nearest known ones), malformed or missing values (naming
+    file, line and column where there are any), a form that the data cannot take and options out of range;
+    FileNotFoundError for a missing file; TypeError for data that are not real numbers, and for a source that
+    is neither name nor path.
+    """
+    if form != "auto" and form not in FORMS:
+        raise ValueError(f"expected form to be one of {', '.join(['auto', *FORMS])}, got {form!r}")
+    if scale != "auto" and scale not in SCALES:
+        raise ValueError(f"expected scale to be one of {', '.join(['auto', *SCALES])}, got {scale!r}")
+    if size is not None and size < 1:
+        raise ValueError(f"expected size to be at least one row, got {size}")
+    form = "continuous" if form == "auto" else form
+    if scale == "standard" and form in ("integer", "binary"):
+        raise ValueError(f"scale='standard' would undo form={form!r}; choose scale='none' or another form")
+
+    raw = _find(source, label, size, seed)
+    check(raw.x, name=str(source), columns=raw.columns)
+    keep, split, noise = np.random.default_rng(seed).spawn(3)
+    if size is not None and source not in TOY:
+        raw = _subset(raw, size, str(source), keep)
+    try:
+        x = FORMS[form](raw.x, raw.levels, noise)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    rows = split_rows(len(x), raw.y, validation=validation, test=test, rng=split)
+    if scale == "auto":
+        scale = "standard" if x.ndim == 2 and form == "continuous" and source not in TOY else "none"
+    scaler = Scaler.identity(x.shape[1:])
+    if scale == "standard":
+        scaler = Scaler.fit(x[rows["train"]], columns=raw.columns)
+        x = scaler.transform(x)
+    if form != "integer":
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+        check(x, name=f"{source} in float32", columns=raw.columns)
+    levels = 2 if form == "binary" else raw.levels
+    name = source.name if isinstance(source, Path) else source
+    return Data(name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels)
+
+
+def _find(source: str | Path, label: str | None, size: int | None, seed: int) -> Raw:
+    if isinstance(source, Path):
+        return read(source, label)
+    if not isinstance(source, str):
+        raise TypeError(f"expected the name of a data set or a path, got {type(source).__name__}")
+    if source.startswith("openml:"):
+        return openml(source.removeprefix("openml:"), label)
+    if label is not None and (source in TOY or source in NAMED):
+        raise ValueError(f"label={label!r} names a column of a table, and {source!r} is none; leave it out")
+    if source in TOY:
+        x, y = TOY[source](TOY_SIZE if size is None else size, seed=seed)
+        return Raw(x, y)
+    if source in NAMED:
+        return NAMED[source]()
+    if looks_like_file(source) or Path(source).exists():
+        return read(Path(source), label)
+    near = difflib.get_close_matches(source, [*TOY, *NAMED])
+    raise ValueError(
+        f"there is no data set {source!r}{', perhaps ' + ' or '.join(map(repr, near)) if near else ''}. "
+        f"Expected a toy law ({', '.join(TOY)}), {', '.join(NAMED)}, openml:NAME, {KINDS}"
+    )
+
+
+def _subset(raw: Raw, size: int, name: str, rng: np.random.Generator) -> Raw:
+    if size > len(raw.x):
+        raise ValueError(f"size={size} asks for more rows than {name} has, {len(raw.x)}")
+    kept = rng.permutation(len(raw.x))[:size]
+    return raw._replace(x=raw.x[kept], y=None if raw.y is None else raw.y[kept])

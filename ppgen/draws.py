@@ -1,0 +1,267 @@
+"""The traces of one training step, made when first asked for and shared by every term of a loss.
+
+Notation: a model p(x, z) = p(z) p(x | z) and a guide q(z | x) are Pyro programs called with the same arguments.
+Four runs of them serve every objective:
+
+    guided         q(z | x)            the guide, run on the data
+    encoded        p(x, z)             the model at the guide's z and the observed x
+    generated      p(z) p(x' | z)      the model on its own, its observations drawn anew
+    reconstructed  q(z | x) p(x' | z)  the model at the guide's z, its observations drawn anew
+
+All four share one subsample of each plate, so their rows are the same data. This is the one file that traces programs.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match, check_site_shape
+from torch import Tensor
+
+DATA = "data"
+PARTICLES = "particles"
+
+Program = Callable[..., Any]
+Trace = poutine.Trace
+Site = dict[str, Any]
+
+
+class Draws:
+    """One joint draw of model and guide on one batch, each trace made on first use.
+
+    Args:
+        model, guide: Pyro programs, called as ``model(*args, **kwargs)``.
+    """
+
+    def __init__(self, model: Program, guide: Program, args: tuple = (), kwargs: Mapping | None = None):
+        self.model, self.guide, self.args, self.kwargs = model, guide, args, dict(kwargs or {})
+        self._subsample = Trace()
+
+    def _run(self, program: Program, *replayed: Trace) -> Trace:
+        for trace in (self._subsample, *replayed):
+            program = poutine.replay(program, trace=trace)
+        trace = poutine.trace(program).get_trace(*self.args, **self.kwargs)
+        for name, site in trace.nodes.items():
+            if _is_subsample(site) and name not in self._subsample:
+                self._subsample.add_node(name, **site)
+        return trace
+
+    @cached_property
+    def _pair(self) -> tuple[Trace, Trace]:
+        messenger = poutine.unwrap(self.guide)
+        if isinstance(messenger, poutine.messenger.Messenger):  # Pyro's GuideMessenger runs both at once
+            self.guide(*self.args, **self.kwargs)
+            encoded, guided = messenger.get_traces()
+        else:
+            guided = self._run(self.guide)
+            encoded = self._run(self.model, guided)
+        _check_sites(encoded, guided)
+        return encoded, guided
+
+    @property
+    def encoded(self) -> Trace:
+        return self._pair[0]
+
+    @property
+    def guided(self) -> Trace:
+        return self._pair[1]
+
+    @cached_property
+    def generated(self) -> Trace:
+        return self._run(poutine.uncondition(self.model))
+
+    @cached_property
+    def reconstructed(self) -> Trace:
+        return self._run(poutine.uncondition(self.model), self.guided)
+
+    @cached_property
+    def importance(self) -> tuple[Trace, Trace]:
+        """(encoded, guided) with log probabilities and score parts, as Pyro's ELBOs take them."""
+        encoded, guided = self._pair
+        check = is_validation_enabled()
+        if check:
+            check_model_guide_match(encoded, guided)
+        encoded, guided = prune_subsample_sites(encoded), prune_subsample_sites(guided)
+        encoded.compute_log_prob()
+        guided.compute_score_parts()
+        if check:
+            for trace in (encoded, guided):
+                for site in sample_sites(trace).values():
+                    check_site_shape(site, math.inf)
+        return encoded, guided
+
+    @property
+    def observed(self) -> Trace:
+        """A trace that carries the observations: one already made if there is one."""
+        made = vars(self)
+        if "_pair" in made or not {"generated", "reconstructed"} & made.keys():
+            return self.encoded
+        return made["generated"] if "generated" in made else made["reconstructed"]
+
+    def find(self, law: str, name: str) -> Site:
+        """The site `name` of one of the laws ``data, posterior, prior, generated, reconstructed``.
+
+        Raises:
+            LookupError: if the law has no such site; the message lists the nearest names.
+        """
+        places = {
+            "data": lambda: (self.observed,),
+            "posterior": lambda: (self.guided, self.encoded),
+            "prior": lambda: (self.generated,),
+            "generated": lambda: (self.generated,),
+            "reconstructed": lambda: (self.reconstructed,),
+        }[law]()
+        sites: dict[str, Site] = {}
+        for trace in reversed(places):
+            sites |= {key: site for key, site in sample_sites(trace).items() if law != "data" or is_observed(site)}
+        if name not in sites:
+            raise LookupError(f"{law}({name!r}): the programs have no such site; {nearest(name, sites)}")
+        return sites[name]
+
+    @property
+    def num_data(self) -> int:
+        """Full size N of the plate "data", 1 for a program without it (its data set then counts as one datum)."""
+        made = vars(self)
+        traces = self._pair if "_pair" in made else (self.observed,)
+        return plate_size(site for trace in traces for site in trace.nodes.values())
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """'did you mean ...? there are ...', for an error about an unknown name."""
+    known = sorted(names)
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"{hint}there are {', '.join(map(repr, known)) or 'none'}"
+
+
+def sample_sites(trace: Trace) -> dict[str, Site]:
+    """The random sites of a trace by name, plates' subsamples left out."""
+    return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not _is_subsample(s)}
+
+
+def latent_sites(trace: Trace) -> dict[str, Site]:
+    """The unobserved random sites of a trace by name."""
+    return {k: s for k, s in sample_sites(trace).items() if not s["is_observed"]}
+
+
+def is_observed(site: Site) -> bool:
+    """Whether the program gave the site a value, deterministic and factor sites left out."""
+    given = site["is_observed"] or site["infer"].get("was_observed", False)
+    return given and not site["infer"].get("_deterministic") and type(site["fn"]).__name__ != "Unit"
+
+
+def observation(site: Site) -> Tensor:
+    """The value that the program gave the site, also where a run drew it anew."""
+    return site["infer"]["obs"] if site["infer"].get("was_observed") else site["value"]
+
+
+def data_frame(site: Site) -> CondIndepStackFrame | None:
+    """The frame of a vectorised plate "data" around a site, or None."""
+    return next((f for f in site["cond_indep_stack"] if f.name == DATA and f.vectorized), None)
+
+
+class PlateSize(poutine.messenger.Messenger):
+    """Notes the full size N of the plate "data" while programs run under it (1 if the plate never comes)."""
+
+    size = 1
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        self.size = plate_size([msg], default=self.size)
+
+
+def plate_size(sites: Iterable[Site], default: int = 1) -> int:
+    """Full size of the plate "data" among `sites`."""
+    frames = (f for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.name == DATA)
+    return next((int(f.full_size or f.size) for f in frames), default)
+
+
+def particle_draws(
+    model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None, *, particles: int
+) -> Draws:
+    """Draws of `particles` latents at once: both programs under one more plate, to the left of all of theirs.
+
+    The programs must broadcast, as for Pyro's ``vectorize_particles=True``.
+    """
+    with torch.no_grad(), poutine.block():
+        once = Draws(model, guide, args, kwargs)
+        sites = [*once.guided.nodes.values(), *once.encoded.nodes.values()]
+    dims = [f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized]
+    outer = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
+    return Draws(outer(model), outer(guide), args, kwargs)
+
+
+def log_weights(
+    model: Program, guide: Program, args: tuple, *, particles: int, kwargs: Mapping | None = None
+) -> Tensor:
+    """Importance log weights log p(x_i, z_ik) - log q(z_ik | x_i), in nats, without gradients.
+
+    Returns:
+        (particles, n), one column a datum, if every latent lies in the plate "data"; otherwise (particles, 1),
+        the weight of the whole data set.
+    """
+    with torch.no_grad():
+        return weigh(*particle_draws(model, guide, args, kwargs, particles=particles).importance)
+
+
+def weigh(encoded: Trace, guided: Trace) -> Tensor:
+    """Log weights (particles, n) or (particles, 1), as `log_weights` describes, of one pair of traces.
+
+    With one column a datum, scales (a subsample's N / B among them) are left out: a weight is a datum's own.
+    """
+    terms = [(1.0, s) for s in sample_sites(encoded).values()]
+    terms += [(-1.0, s) for s in sample_sites(guided).values()]
+    local = is_local(guided)
+    total = torch.zeros(1, 1)
+    for sign, site in terms:
+        if local:
+            log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+        else:
+            log_prob = site["log_prob"]
+        total = total + sign * _particles_by_rows(torch.as_tensor(log_prob), site, local)
+    return total
+
+
+def is_local(guided: Trace) -> bool:
+    """Whether every latent belongs to one datum, that is, lies in the plate "data"."""
+    return all(data_frame(site) is not None for site in latent_sites(guided).values())
+
+
+def _particles_by_rows(log_prob: Tensor, site: Site, local: bool) -> Tensor:
+    """Sums a site's log probability over all of its plates but the particles' and, if `local`, the data's."""
+    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, site["fn"].batch_shape))
+    outer = [f for f in site["cond_indep_stack"] if f.name in (PARTICLES, "num_particles_vectorized")]
+    rows = [f for f in (data_frame(site),) if local and f is not None]
+    keep = {f.dim + log_prob.dim() for f in outer + rows}
+    gone = [d for d in range(log_prob.dim()) if d not in keep]
+    log_prob = log_prob.sum(gone) if gone else log_prob
+    return log_prob.reshape(outer[0].size if outer else 1, rows[0].size if rows else 1)
+
+
+def _is_subsample(site: Site) -> bool:
+    return site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample"
+
+
+def _check_sites(encoded: Trace, guided: Trace) -> None:
+    latent, drawn = latent_sites(encoded), sample_sites(guided)
+    missed = [k for k, s in latent.items() if k not in drawn and not s["infer"].get("enumerate")]
+    added = [k for k, s in drawn.items() if k not in encoded and not s["infer"].get("is_auxiliary")]
+    if missed:
+        raise LookupError(
+            f"the guide does not draw {', '.join(map(repr, missed))}, which the model samples; it draws "
+            f"{', '.join(map(repr, drawn)) or 'nothing'}: add a pyro.sample of that name to the guide"
+        )
+    if added:
+        raise LookupError(
+            f"the guide draws {', '.join(map(repr, added))}, which the model does not sample; the model samples "
+            f"{', '.join(map(repr, latent)) or 'nothing'}: rename the guide's site, or mark it with "
+            "infer={'is_auxiliary': True}"
+        )

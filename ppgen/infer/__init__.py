@@ -1,0 +1,5 @@
+"""Inference: the optimisation step, parameters, stored state. Knows losses by their protocol, not their terms."""
+
+from ppgen.infer.svi import SVI
+
+__all__ = ["SVI"]

@@ -1,0 +1,89 @@
+"""Stochastic variational inference: Pyro's `SVI` with one optimiser, one gradient clip and every parameter trained."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from ppgen.draws import Program
+from ppgen.infer.optimizers import OptimizerFactory, Player
+from ppgen.infer.parameters import Parameters, set_up, tell_apart
+
+__all__ = ["SVI"]
+
+
+class SVI:
+    """Fits a model and a guide by steps down a loss; takes what ``pyro.infer.SVI`` takes.
+
+    Against Pyro's: a parameter is the tensor that the program computes with, so a model and a guide that use one
+    attribute name both train; a new PyroModule does not start from what an earlier one of its name left in the
+    parameter store; frozen parameters (``requires_grad_(False)``) stay bitwise unchanged; clipping is of all gradients
+    together.
+
+    Args:
+        model, guide: Pyro programs, functions or modules.
+        optim: a Pyro optimiser, or a function parameters -> torch optimiser.
+        loss: a ppgen objective, a Pyro ELBO, or a function (model, guide, *args, **kwargs) -> scalar tensor.
+        loss_and_grads: as in Pyro: runs backward itself and returns the loss; then `loss` only evaluates.
+        clip: bound on the norm of all gradients together.
+        schedule: optimiser -> torch learning-rate schedule, advanced every step.
+    """
+
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        optim: PyroOptim | OptimizerFactory,
+        loss: ELBO | Callable[..., Tensor],
+        loss_and_grads: Callable[..., Any] | None = None,
+        *,
+        clip: float | None = None,
+        schedule: Callable | None = None,
+    ):
+        tell_apart(model, guide)
+        self.model, self.guide, self.optim, self.objective = model, guide, optim, loss
+        self.player = Player(optim, clip=clip, schedule=schedule)
+        self._differentiable = getattr(loss, "differentiable_loss", None if isinstance(loss, ELBO) else loss)
+        self._loss_and_grads = loss_and_grads
+        if self._differentiable is None and loss_and_grads is None:
+            self._loss_and_grads = loss.loss_and_grads  # an ELBO that only runs backward itself
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        """One step down the loss on a batch; returns the loss before it, in the loss's own unit."""
+        values = self.update(*args, **kwargs)
+        loss = float(sum(values.values()))
+        if loss != loss:
+            warnings.warn("the loss is NaN", stacklevel=2)
+        return loss
+
+    def update(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """As `step`, and returns the loss term by term, detached tensors that sum to it."""
+        set_up(self.guide, args, kwargs)
+        used = Parameters()
+        with used:
+            if self._loss_and_grads is not None:
+                loss = self._loss_and_grads(self.model, self.guide, *args, **kwargs)
+                values = {"loss": torch.as_tensor(loss)}
+            elif hasattr(self.objective, "values"):
+                values = self.objective.values(self.model, self.guide, *args, **kwargs)
+            else:
+                values = {"loss": self._differentiable(self.model, self.guide, *args, **kwargs)}
+        self.player.meet(used.leaves)
+        if self._loss_and_grads is not None:
+            gradients = [leaf.grad for leaf in self.player.leaves.values()]
+        else:
+            gradients = self.player.gradients(sum(values.values(), torch.zeros(())))
+        self.player.update(gradients)
+        if hasattr(self.objective, "advance"):
+            self.objective.advance()
+        return {name: value.detach() for name, value in values.items()}
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """The loss on a batch, without gradients; nothing moves."""
+        loss = self.objective.loss if isinstance(self.objective, ELBO) else self.objective
+        with torch.no_grad():
+            return float(loss(self.model, self.guide, *args, **kwargs))

@@ -1,0 +1,282 @@
+"""Heads: what turns a network's output h into a distribution over events of shape (*event_shape).
+
+A head says how many numbers per element of the event it reads, ``size``, and is called on h of shape (*batch,
+size, *event_shape). The heads over data are the rows of ``LIKELIHOODS``; each also says how data become a
+network's input, and checks data at the boundary. D is the number of elements of an event.
+
+The density of a Gaussian whose scale is learned has no upper bound: a decoder that puts a mean on one datum
+and lets the scale there go to zero gains without end (Mattei and Frellsen, Leveraging the exact likelihood of
+deep latent variable models, 2018). So every learned scale here is s = floor + softplus(h), which bounds the
+density by (2 pi)^(-D/2) floor^(-D).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions.transforms import ReshapeTransform
+
+from ppgen.nets import choose
+
+
+class Head(nn.Module):
+    """h of shape (*batch, size, *event_shape) to a distribution over events."""
+
+    size = 1
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape = tuple(event_shape)
+        self.elements = math.prod(self.event_shape)
+
+    def forward(self, raw: Tensor) -> TorchDistribution:
+        raise NotImplementedError
+
+    def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Data as a network reads them."""
+        return x.to(dtype)
+
+    def observed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Data as the distribution scores them."""
+        return x.to(dtype)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError where the data lie outside the distribution's support."""
+
+
+class Point(Head):
+    """All mass at h: the code of a deterministic encoder."""
+
+    def forward(self, raw: Tensor) -> TorchDistribution:
+        return dist.Delta(raw.squeeze(-1 - len(self.event_shape)), event_dim=len(self.event_shape))
+
+
+class Bernoulli(Head):
+    """x_d ~ Bernoulli(sigmoid(h_d)), independently: data are 0 or 1."""
+
+    def forward(self, raw: Tensor) -> TorchDistribution:
+        rank = len(self.event_shape)
+        return dist.Bernoulli(logits=raw.squeeze(-1 - rank)).to_event(rank)
+
+    def check(self, x: Tensor) -> None:
+        _require(
+            x,
+            (x == 0) | (x == 1),
+            "0 or 1, the support of likelihood='bernoulli'",
+            "load the data with form='binary', or choose likelihood='gaussian'",
+        )
+
+
+class Categorical(Head):
+    """x_d ~ Categorical(softmax(h_d)), independently: data are integers 0 .. levels - 1.
+
+    The likelihood knows no order among the levels. The encoder sees them as numbers, evenly spaced on [-1,
+    1].
+    """
+
+    def __init__(self, event_shape: Sequence[int], *, levels: int | None = None) -> None:
+        super().__init__(event_shape)
+        if levels is None or levels < 2:
+            raise ValueError(f"expected levels, at least 2, for likelihood='categorical', got {levels}")
+        self.size = self.levels = levels
+
+    def forward(self, raw: Tensor) -> TorchDistribution:
+        rank = len(self.event_shape)
+        return dist.Categorical(logits=raw.movedim(-1 - rank, -1)).to_event(rank)
+
+    def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return 2 * x.to(dtype) / (self.levels - 1) - 1
+
+    def observed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.long()
+
+    def check(self, x: Tensor) -> None:
+        _require(
+            x,
+            (x >= 0) & (x < self.levels) & (x == x.round()),
+            f"integers 0 .. {self.levels - 1}, the support of likelihood='categorical'",
+            "recode the data, or change levels",
+        )
+
+
+class Gaussian(Head):
+    """x ~ N(mu, Sigma) with Sigma a row of ``COVARIANCES``.
+
+    | covariance | Sigma | from h |
+    |---|---|---|
+    | fixed | scale^2 I | |
+    | scalar | s^2 I | one learned number, the same for every h |
+    | diagonal | diag(s_d^2) | s |
+    | low_rank | diag(s_d^2) + W W^T, W of shape (D, rank) | s, W |
+    | full | L L^T, L lower triangular with diagonal s | L, as D^2 numbers: for small events |
+
+    mu is always read from h, and s = floor + softplus(h + c), where c makes s = scale at h = 0. W and the
+    off-diagonal of L are divided by the square root of their width, so that untrained they change the
+    variance little.
+
+    Args:
+        event_shape: the shape of an event; low_rank and full act on it flattened.
+        covariance: a row of ``COVARIANCES``.
+        rank: the width of W, read by low_rank alone.
+        scale: the standard deviation where learning starts, or for "fixed" the standard deviation; about the
+            data's.
+        floor: the least standard deviation, in the data's units; not read by "fixed".
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        covariance: str = "diagonal",
+        rank: int = 4,
+        scale: float = 1.0,
+        floor: float = 1e-2,
+    ) -> None:
+        super().__init__(event_shape)
+        row = choose(COVARIANCES, covariance, option="covariance")
+        if covariance == "low_rank" and not 1 <= rank <= self.elements:
+            raise ValueError(f"expected a rank from 1 to the event's {self.elements} elements, got {rank}")
+        least = 0.0 if covariance == "fixed" else floor
+        if not 0 <= least < scale:
+            raise ValueError(f"expected 0 <= floor < scale, got floor={floor} and scale={scale}")
+        self.covariance, self.rank, self.scale, self.floor = covariance, rank, scale, least
+        self.size = 1 + row.size(self.elements, rank)
+        self.shift = scale - least + math.log(-math.expm1(least - scale))
+        if covariance == "scalar":
+            self.raw_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, raw: Tensor) -> TorchDistribution:
+        rank = len(self.event_shape)
+        loc, rest = raw.split([1, self.size - 1], -1 - rank)
+        return COVARIANCES[self.covariance].build(self, loc.squeeze(-1 - rank), rest)
+
+    def std(self, raw: Tensor) -> Tensor:
+        """floor + softplus(raw + c), which is ``scale`` at zero."""
+        return self.floor + F.softplus(raw + self.shift)
+
+    def check(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise ValueError(
+                f"expected floating point data for likelihood='gaussian', got {x.dtype}, where a density "
+                "has no upper bound: dequantise the data (load them with form='continuous')"
+            )
+        _require(x, x.isfinite(), "finite numbers", "drop or impute the rest")
+
+
+class Covariance(NamedTuple):
+    """A row of ``COVARIANCES``: the numbers per element of the event beside the mean, and what they make."""
+
+    size: Callable[[int, int], int]
+    build: Callable[[Gaussian, Tensor, Tensor], TorchDistribution]
+
+
+def _fixed(head: Gaussian, loc: Tensor, rest: Tensor) -> TorchDistribution:
+    return dist.Normal(loc, head.scale).to_event(len(head.event_shape))
+
+
+def _scalar(head: Gaussian, loc: Tensor, rest: Tensor) -> TorchDistribution:
+    return dist.Normal(loc, head.std(head.raw_scale)).to_event(len(head.event_shape))
+
+
+def _diagonal(head: Gaussian, loc: Tensor, rest: Tensor) -> TorchDistribution:
+    rank = len(head.event_shape)
+    return dist.Normal(loc, head.std(rest.squeeze(-1 - rank))).to_event(rank)
+
+
+def _low_rank(head: Gaussian, loc: Tensor, rest: Tensor) -> TorchDistribution:
+    loc, columns = _flat(head, loc), _flat(head, rest).mT
+    factor = columns[..., 1:] / math.sqrt(head.rank)
+    base = dist.LowRankMultivariateNormal(loc, factor, head.std(columns[..., 0]).square())
+    return _reshaped(base, head.event_shape)
+
+
+def _full(head: Gaussian, loc: Tensor, rest: Tensor) -> TorchDistribution:
+    loc, square = _flat(head, loc), _flat(head, rest).mT
+    below = square.tril(-1) / math.sqrt(head.elements)
+    tril = below + torch.diag_embed(head.std(square.diagonal(dim1=-2, dim2=-1)))
+    return _reshaped(dist.MultivariateNormal(loc, scale_tril=tril), head.event_shape)
+
+
+COVARIANCES: dict[str, Covariance] = {
+    "fixed": Covariance(lambda elements, rank: 0, _fixed),
+    "scalar": Covariance(lambda elements, rank: 0, _scalar),
+    "diagonal": Covariance(lambda elements, rank: 1, _diagonal),
+    "low_rank": Covariance(lambda elements, rank: 1 + rank, _low_rank),
+    "full": Covariance(lambda elements, rank: elements, _full),
+}
+
+LIKELIHOODS: dict[str, type[Head]] = {
+    "bernoulli": Bernoulli,
+    "categorical": Categorical,
+    "gaussian": Gaussian,
+}
+
+
+def make_likelihood(
+    event_shape: Sequence[int],
+    *,
+    likelihood: str,
+    levels: int | None,
+    **options: Any,
+) -> Head:
+    """The likelihood of that name; ``levels`` goes to "categorical" and the other options to "gaussian".
+
+    Raises:
+        ValueError: there is no such likelihood, an option is out of range, or levels are given to another
+            one.
+    """
+    kind = choose(LIKELIHOODS, likelihood, option="likelihood")
+    if kind is Categorical:
+        return Categorical(event_shape, levels=levels)
+    if levels is not None:
+        raise ValueError(f"expected no levels for likelihood={likelihood!r}, got {levels}")
+    return Gaussian(event_shape, **options) if kind is Gaussian else kind(event_shape)
+
+
+def mean(distribution: TorchDistribution) -> Tensor:
+    """E[x], for every distribution that a head makes; of a categorical, the average level.
+
+    torch gives a transformed or a categorical distribution no mean, hence this function.
+
+    Raises:
+        ValueError: the distribution transforms its base by more than a reshaping.
+    """
+    if isinstance(distribution, torch.distributions.Independent):
+        return mean(distribution.base_dist)
+    if isinstance(distribution, torch.distributions.TransformedDistribution):
+        value = mean(distribution.base_dist)
+        for transform in distribution.transforms:
+            if not isinstance(transform, ReshapeTransform):
+                raise ValueError(f"expected a distribution that only reshapes its base, got {transform}")
+            value = transform(value)
+        return value
+    if isinstance(distribution, torch.distributions.Categorical):
+        probs = distribution.probs
+        return probs @ torch.arange(probs.shape[-1], dtype=probs.dtype, device=probs.device)
+    return distribution.mean
+
+
+def _flat(head: Head, value: Tensor) -> Tensor:
+    """The event's dimensions made one."""
+    return value.flatten(-len(head.event_shape))
+
+
+def _reshaped(base: TorchDistribution, event_shape: tuple[int, ...]) -> TorchDistribution:
+    """A distribution over vectors as one over events."""
+    if base.event_shape == event_shape:
+        return base
+    return dist.TransformedDistribution(base, ReshapeTransform(base.event_shape, torch.Size(event_shape)))
+
+
+def _require(x: Tensor, allowed: Tensor, expected: str, mend: str) -> None:
+    outside = int((~allowed).sum())
+    if outside:
+        raise ValueError(
+            f"expected the values of x to be {expected}; {outside} of {x.numel()} are not "
+            f"(min {x.min().item():g}, max {x.max().item():g}): {mend}"
+        )

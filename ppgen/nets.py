@@ -1,0 +1,259 @@
+"""Networks: maps from tensors of shape (*batch, *in_shape) to tensors of shape (*batch, *out_shape).
+
+Every network here takes any number of leading batch dimensions: it flattens them into one, runs its layers
+and restores them, so that convolutions and batch normalisation work under a plate of particles too. A network
+with ``context_dim > 0`` also takes a context of shape (*batch, context_dim), a one-hot label for example,
+whose batch dimensions broadcast against those of the input. Nothing in a forward pass looks at a value, so
+that all of it can be traced.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Row = TypeVar("Row")
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+# The layer over vectors and the layer over images, each a function of the width.
+NORMS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]] = {
+    "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
+    "layer": (nn.LayerNorm, lambda width: nn.GroupNorm(1, width)),
+}
+
+
+class Network(nn.Module):
+    """What all networks share: shapes, leading dimensions and the context.
+
+    A subclass writes ``run(value, context)`` for exactly one batch dimension.
+    """
+
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], context_dim: int) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape, self.context_dim = tuple(in_shape), tuple(out_shape), context_dim
+
+    def run(self, value: Tensor, context: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, value: Tensor, context: Tensor | None = None) -> Tensor:
+        """(*batch, *in_shape) and, if there is one, (*batch, context_dim) to (*batch, *out_shape).
+
+        Raises:
+            ValueError: the input has another shape, or a context is missing, not wanted, or of another width.
+        """
+        batch = value.shape[: max(value.dim() - len(self.in_shape), 0)]
+        if tuple(value.shape[len(batch) :]) != self.in_shape:
+            expected = ", ".join(map(str, self.in_shape))
+            raise ValueError(f"expected an input of shape (..., {expected}), got {tuple(value.shape)}")
+        if (0 if context is None else context.shape[-1]) != self.context_dim:
+            got = "none" if context is None else f"one of shape {tuple(context.shape)}"
+            raise ValueError(f"expected a context of width {self.context_dim} (0 for none), got {got}")
+        if context is not None:
+            batch = torch.broadcast_shapes(batch, context.shape[:-1])
+            context = context.expand(*batch, self.context_dim).reshape(batch.numel(), self.context_dim)
+            value = value.expand(*batch, *self.in_shape)
+        out = self.run(value.reshape(batch.numel(), *self.in_shape), context)
+        return out.reshape(*batch, *self.out_shape)
+
+
+class Dense(Network):
+    """A multilayer perceptron: x -> W_L a(... a(W_1 x + b_1) ...) + b_L.
+
+    Args:
+        in_dim: the input's width, or the shape of an event, which is flattened.
+        out_dim: the output's width, or the shape of an event.
+        hidden: the widths of the hidden layers; () leaves one affine map.
+        activation: a row of ``ACTIVATIONS``.
+        norm: a row of ``NORMS``, put between a hidden layer and its activation, or None.
+        dropout: the probability of dropping a hidden unit in training mode.
+        context_dim: the width of a context joined to the input.
+    """
+
+    def __init__(
+        self,
+        in_dim: int | Sequence[int],
+        out_dim: int | Sequence[int],
+        *,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "silu",
+        norm: str | None = None,
+        dropout: float = 0.0,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(_shape(in_dim), _shape(out_dim), context_dim)
+        widths = [math.prod(self.in_shape) + context_dim, *hidden]
+        layers: list[nn.Module] = []
+        for width, following in pairwise(widths):
+            layers += [
+                nn.Linear(width, following),
+                *_between(following, activation, norm, dropout, image=False),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape)))
+
+    def run(self, value: Tensor, context: Tensor | None) -> Tensor:
+        value = value.flatten(1)
+        return self.layers(value if context is None else torch.cat([value, context], -1))
+
+
+class ConvEncoder(Network):
+    """Images to vectors: 3 x 3 convolutions of stride 2, then one affine map.
+
+    Sides need not be powers of two: a side of s pixels becomes ceil(s / 2) at each layer. A context enters as
+    ``context_dim`` constant channels.
+
+    Args:
+        event_shape: (channels, height, width) of the images.
+        out_dim: the output's width, or the shape of an event.
+        hidden: the channels of the layers, at least one.
+
+    The other options are those of :class:`Dense`; dropout drops whole channels, and "layer" normalises over
+    channels and pixels.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        out_dim: int | Sequence[int],
+        *,
+        hidden: Sequence[int] = (32, 64),
+        activation: str = "silu",
+        norm: str | None = None,
+        dropout: float = 0.0,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(_image(event_shape), _shape(out_dim), context_dim)
+        channels, *sides = self.in_shape
+        widths = [channels + context_dim, *_layers(hidden)]
+        layers: list[nn.Module] = []
+        for width, following in pairwise(widths):
+            layers.append(nn.Conv2d(width, following, 3, stride=2, padding=1))
+            layers += _between(following, activation, norm, dropout, image=True)
+        features = widths[-1] * math.prod(_halved(sides, len(hidden))[-1])
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, math.prod(self.out_shape)))
+
+    def run(self, value: Tensor, context: Tensor | None) -> Tensor:
+        if context is not None:
+            constant = context[..., None, None].expand(*context.shape, *value.shape[-2:])
+            value = torch.cat([value, constant], 1)
+        return self.layers(value)
+
+
+class ConvDecoder(Network):
+    """Vectors to images, the mirror of :class:`ConvEncoder`: one affine map, then transposed convolutions.
+
+    Each layer (4 x 4, stride 2, a kernel that the stride divides, against checkerboards) doubles the sides
+    and crops the last row or column where the mirrored side is odd: 28 pixels pass through 7, 14, 28 and 13
+    pixels through 4, 7, 13. A context is joined to the vector.
+
+    Args:
+        in_dim: the input's width, or the shape of an event, which is flattened.
+        event_shape: (channels, height, width) of the output.
+        hidden: the channels of the layers' inputs, at least one.
+
+    The other options are those of :class:`ConvEncoder`.
+    """
+
+    def __init__(
+        self,
+        in_dim: int | Sequence[int],
+        event_shape: Sequence[int],
+        *,
+        hidden: Sequence[int] = (64, 32),
+        activation: str = "silu",
+        norm: str | None = None,
+        dropout: float = 0.0,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__(_shape(in_dim), _image(event_shape), context_dim)
+        channels, *sides = self.out_shape
+        widths = [*_layers(hidden), channels]
+        *self.sides, smallest = _halved(sides, len(hidden))
+        self.start = nn.Linear(math.prod(self.in_shape) + context_dim, widths[0] * math.prod(smallest))
+        self.smallest = (widths[0], *smallest)
+        self.between, self.doublings = nn.ModuleList(), nn.ModuleList()
+        for width, following in pairwise(widths):
+            self.between.append(nn.Sequential(*_between(width, activation, norm, dropout, image=True)))
+            self.doublings.append(nn.ConvTranspose2d(width, following, 4, stride=2, padding=1))
+
+    def run(self, value: Tensor, context: Tensor | None) -> Tensor:
+        value = value.flatten(1)
+        value = self.start(value if context is None else torch.cat([value, context], -1))
+        value = value.unflatten(1, self.smallest)
+        for between, double, (height, width) in zip(
+            self.between, self.doublings, reversed(self.sides), strict=True
+        ):
+            value = double(between(value))[..., :height, :width]
+        return value
+
+
+def choose(table: Mapping[str, Row], name: str, *, option: str) -> Row:
+    """The row of a table of variants.
+
+    Raises:
+        ValueError: the table has no such row; the message names the option and lists the rows.
+    """
+    if name not in table:
+        raise ValueError(f"expected {option} to be one of {', '.join(map(repr, table))}, got {name!r}")
+    return table[name]
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; afterwards each submodule is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _between(
+    width: int, activation: str, norm: str | None, dropout: float, *, image: bool
+) -> list[nn.Module]:
+    """What stands between two affine layers: normalisation, activation, dropout."""
+    layers = [] if norm is None else [choose(NORMS, norm, option="norm")[image](width)]
+    layers.append(choose(ACTIVATIONS, activation, option="activation")())
+    if not 0 <= dropout < 1:
+        raise ValueError(f"expected dropout to be a probability in [0, 1), got {dropout}")
+    if dropout > 0:
+        layers.append(nn.Dropout2d(dropout) if image else nn.Dropout(dropout))
+    return layers
+
+
+def _shape(dim: int | Sequence[int]) -> tuple[int, ...]:
+    return (dim,) if isinstance(dim, int) else tuple(dim)
+
+
+def _image(shape: Sequence[int]) -> tuple[int, ...]:
+    if len(shape) != 3:
+        raise ValueError(
+            f"expected an image's event shape (channels, height, width), got {tuple(shape)}; "
+            "events of another rank need a dense network"
+        )
+    return tuple(shape)
+
+
+def _layers(hidden: Sequence[int]) -> Sequence[int]:
+    if not hidden:
+        raise ValueError("expected at least one hidden width in a convolutional network, got none")
+    return hidden
+
+
+def _halved(sides: Sequence[int], times: int) -> list[list[int]]:
+    """The sides at each level: s, ceil(s / 2), and so on, ``times`` + 1 rows."""
+    return [[math.ceil(side / 2**level) for side in sides] for level in range(times + 1)]

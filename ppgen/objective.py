@@ -1,0 +1,340 @@
+"""Losses as sums of terms, each naming where two laws are compared and by what.
+
+An `Objective` is a Pyro ELBO: stock ``pyro.infer.SVI`` and ``ppgen.SVI`` both drive it. Every term is an average over
+data, in nats per datum where it is a log density: with N the full size of the plate "data",
+
+    Evidence()         -1/N E_q[log p(x, z) - log q(z | x)]                       the negative ELBO
+    Reconstruction()   -1/N E_q[log p(x | z)]                                     the distortion
+    Rate()              1/N E_q[log q(z | x) - log p(z)]                          the KL inside the ELBO
+    match(a, b, D)      D(a, b)                                                   between two views, by a metric
+
+so that Evidence = Reconstruction + Rate, and ``Reconstruction() + beta * Rate()`` is the beta-VAE.
+"""
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch.distributions import kl_divergence
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from ppgen.draws import (
+    Draws,
+    PlateSize,
+    Program,
+    is_local,
+    is_observed,
+    latent_sites,
+    nearest,
+    plate_size,
+    sample_sites,
+    weigh,
+)
+from ppgen.metrics import Metric
+from ppgen.schedules import Schedule
+from ppgen.views import View
+
+__all__ = ["Evidence", "Match", "Objective", "Rate", "Reconstruction", "Term", "match"]
+
+Weight = float | Schedule
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A term times its factors, numbers or schedules."""
+
+    term: "Term"
+    factors: tuple[Weight, ...] = ()
+
+    def weight(self, step: Tensor, total: int | None) -> Tensor | float:
+        weight: Tensor | float = 1.0
+        for factor in self.factors:
+            weight = weight * (factor(step, total) if isinstance(factor, Schedule) else factor)
+        return weight
+
+    def __str__(self) -> str:
+        number = 1.0
+        for factor in self.factors:
+            number = number if isinstance(factor, Schedule) else number * factor
+        words = [f"{number:g}"] if number != 1 else []
+        words += [str(f) for f in self.factors if isinstance(f, Schedule)]
+        return " * ".join([*words, str(self.term)])
+
+
+class Objective(ELBO):
+    """A weighted sum of terms; ``+``, ``-`` and ``*`` by a number or a schedule make new ones.
+
+    `step` counts the steps taken (schedules read it), `total` is the run's length where known.
+    """
+
+    def __init__(self, terms: tuple[Weighted, ...]):
+        super().__init__()
+        self.terms = terms
+        self.step = torch.zeros((), dtype=torch.long)
+        self.total: int | None = None
+
+    def values(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Each term's weighted value on one shared draw, by name: they sum to the loss, gradients attached."""
+        draws = Draws(model, guide, args, kwargs)
+        values: dict[str, Tensor] = {}
+        for name, weighted in self._named().items():
+            values[name] = weighted.weight(self.step, self.total) * weighted.term.value(draws)
+        return values
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a scalar tensor: a pure function of the parameters, the batch and the random draws."""
+        return sum(self.values(model, guide, *args, **kwargs).values(), torch.zeros(()))
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss as a float, without gradients."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss as a float, its gradients left in the parameters, the step counted: what stock Pyro SVI calls."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        self.advance()
+        return float(loss.detach())
+
+    def breakdown(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Each term's weighted value, a float; they sum to the loss. No parameter and no critic moves."""
+        with torch.no_grad():
+            return {k: float(v) for k, v in self.values(model, guide, *args, **kwargs).items()}
+
+    def advance(self) -> None:
+        """Counts one step, in place, for the schedules."""
+        self.step.add_(1)
+
+    def _named(self) -> dict[str, Weighted]:
+        named: dict[str, Weighted] = {}
+        for weighted in self.terms:
+            name, count = weighted.term.name, 2
+            while name in named:
+                name, count = f"{weighted.term.name} #{count}", count + 1
+            named[name] = weighted
+        return named
+
+    def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> tuple:
+        return Draws(model, guide, args, kwargs).importance
+
+    def __add__(self, other: Any) -> "Objective":
+        if other == 0:  # so that sum() works
+            return self
+        return Objective(self.terms + other.terms) if isinstance(other, Objective) else NotImplemented
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: Weight) -> "Objective":
+        if not isinstance(factor, Real | Schedule):
+            return NotImplemented
+        return Objective(tuple(Weighted(w.term, (factor, *w.factors)) for w in self.terms))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "Objective":
+        return self * -1.0
+
+    def __sub__(self, other: "Objective") -> "Objective":
+        return self + (-other) if isinstance(other, Objective) else NotImplemented
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.terms)).replace("+ -1 * ", "- ").replace("+ -", "- ")
+
+    __repr__ = __str__
+
+
+class Term(Objective):
+    """One term: `value` maps a draw to a scalar, an average over data."""
+
+    def __init__(self) -> None:
+        super().__init__((Weighted(self),))
+
+    @property
+    def name(self) -> str:
+        """The term's key in a breakdown."""
+        return type(self).__name__
+
+    @abstractmethod
+    def value(self, draws: Draws) -> Tensor:
+        """The term on one draw, a scalar tensor.
+
+        Raises:
+            LookupError, ValueError: if the programs cannot serve it; the message names the site.
+        """
+
+    def __str__(self) -> str:
+        return self.name
+
+    __repr__ = __str__
+
+
+class Evidence(Term):
+    """The negative evidence lower bound, -1/N E_q[log p(x, z) - log q(z | x)], in nats per datum.
+
+    Args:
+        elbo: the Pyro ELBO that estimates it: `Trace_ELBO` (default), `TraceMeanField_ELBO` (KL in closed form),
+            `TraceEnum_ELBO` (discrete latents summed out) or `RenyiELBO` (alpha = 0: the importance weighted bound
+            of Burda et al. 2016; alpha in general: Li & Turner 2016). Times N it is that ELBO's own loss. The Renyi
+            bound is taken per datum if every latent lies in the plate "data".
+
+    Raises:
+        TypeError: for another loss, which has no differentiable value.
+    """
+
+    def __init__(self, *, elbo: ELBO | None = None):
+        super().__init__()
+        self.elbo = Trace_ELBO() if elbo is None else elbo
+        kinds = (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, RenyiELBO)
+        if not isinstance(self.elbo, kinds):
+            raise TypeError(
+                f"Evidence: {type(self.elbo).__name__} has no differentiable value to add to other terms; "
+                f"take one of {', '.join(k.__name__ for k in kinds)}"
+            )
+
+    def value(self, draws: Draws) -> Tensor:
+        if isinstance(self.elbo, RenyiELBO):
+            return self._renyi(draws)
+        if self.elbo.num_particles == 1 and isinstance(self.elbo, Trace_ELBO | TraceMeanField_ELBO):
+            elbo = copy.copy(self.elbo)
+            pair = draws.importance
+            elbo._get_traces = lambda *_: [pair]
+            loss = elbo.differentiable_loss(draws.model, draws.guide, *draws.args, **draws.kwargs)
+            return loss / plate_size(pair[0].nodes.values())
+        with PlateSize() as plate:
+            loss = self.elbo.differentiable_loss(draws.model, draws.guide, *draws.args, **draws.kwargs)
+        return loss / plate.size
+
+    def _renyi(self, draws: Draws) -> Tensor:
+        pairs = list(self.elbo._get_traces(draws.model, draws.guide, draws.args, draws.kwargs))
+        for _, guided in pairs:
+            _check_reparameterised(guided, "RenyiELBO")
+        log_weights = torch.cat([weigh(*pair) for pair in pairs])
+        order = 1.0 - self.elbo.alpha
+        particles, rows = log_weights.shape
+        bounds = ((order * log_weights).logsumexp(0) - math.log(particles)) / order
+        encoded, guided = pairs[0]
+        return -bounds.sum() / (rows if is_local(guided) else plate_size(encoded.nodes.values()))
+
+    def __str__(self) -> str:
+        return "Evidence" if type(self.elbo) is Trace_ELBO else f"Evidence({type(self.elbo).__name__})"
+
+
+class Reconstruction(Term):
+    """The reconstruction error -1/N E_q[log p(x | z)], in nats per datum: a mean over the guide's draws.
+
+    Args:
+        site: an observed site; all observed sites together if left out.
+    """
+
+    def __init__(self, site: str | None = None):
+        super().__init__()
+        self.site = site
+
+    @property
+    def name(self) -> str:
+        return f"Reconstruction({self.site})" if self.site else "Reconstruction"
+
+    def value(self, draws: Draws) -> Tensor:
+        trace = draws.encoded
+        names = [k for k, s in sample_sites(trace).items() if is_observed(s)]
+        if self.site is not None:
+            if self.site not in names:
+                raise LookupError(f"{self.name}: the model observes no such site; {nearest(self.site, names)}")
+            names = [self.site]
+        if not names:
+            raise LookupError(f"{self.name}: the model observes no site; give one obs=")
+        trace.compute_log_prob(lambda name, _: name in names)
+        _check_reparameterised(draws.guided, self.name)
+        return -sum(trace.nodes[k]["log_prob_sum"] for k in names) / draws.num_data
+
+
+class Rate(Term):
+    """The rate 1/N E_q[log q(z | x) - log p(z)] = 1/N E KL(q(z | x), p(z)), in nats per datum (Alemi et al. 2018).
+
+    In closed form where PyTorch knows the KL and model and guide draw their latents in the same order, otherwise
+    from the draw itself.
+    """
+
+    def value(self, draws: Draws) -> Tensor:
+        encoded, guided = draws.encoded, draws.guided
+        _check_reparameterised(guided, self.name)
+        latent = latent_sites(encoded)
+        same_order = list(latent) == [k for k in sample_sites(guided) if k in latent]
+        total = torch.zeros(())
+        for name, site in sample_sites(guided).items():
+            prior = latent.get(name)
+            if prior is not None and same_order:
+                try:
+                    kl = kl_divergence(site["fn"], prior["fn"])
+                except NotImplementedError:
+                    pass
+                else:
+                    total = total + scale_and_mask(kl, scale=site["scale"], mask=site["mask"]).sum()
+                    continue
+            total = total + _log_prob_sum(guided, name)
+            if prior is not None:
+                total = total - _log_prob_sum(encoded, name)
+        return total / draws.num_data
+
+
+class Match(Term):
+    """D(a, b), a metric between two views; see `match`."""
+
+    def __init__(self, a: View, b: View, metric: Metric):
+        super().__init__()
+        self.a, self.b, self.metric = a, b, metric
+
+    @property
+    def name(self) -> str:
+        where = self.a.name if self.a.name == self.b.name else f"{self.a.name}; {self.b.name}"
+        return f"{self.metric.name}({where})"
+
+    def value(self, draws: Draws) -> Tensor:
+        # a view of observations alone is read last, off a trace that the other has already made
+        first, second = (self.b, self.a) if self.a.of_data else (self.a, self.b)
+        rows = {first: first(draws)}
+        rows[second] = second(draws)
+        x, y = rows[self.a], rows[self.b]
+        return self.metric(x.values, y.values, x.weights, y.weights)
+
+    def __str__(self) -> str:
+        return f"{self.metric.name}({self.a}, {self.b})"
+
+
+def match(a: View, b: View, metric: Metric) -> Match:
+    """The term D(a, b): a metric between two views, each an average over its rows.
+
+    ``match(v.posterior("z"), v.prior("z"), m.MMD())`` pulls the aggregate posterior, not each q(z | x), to the prior.
+
+    Raises:
+        TypeError: if a or b is not a view, or the metric not a metric.
+    """
+    for what, got, expected in (("a", a, View), ("b", b, View), ("metric", metric, Metric)):
+        if not isinstance(got, expected):
+            raise TypeError(f"match: {what} is a {expected.__name__}, got {got!r}")
+    return Match(a, b, metric)
+
+
+def _log_prob_sum(trace, name: str) -> Tensor:
+    trace.compute_log_prob(lambda site, _: site == name)
+    return trace.nodes[name]["log_prob_sum"]
+
+
+def _check_reparameterised(guided, term: str) -> None:
+    if not torch.is_grad_enabled():
+        return
+    for name, site in latent_sites(guided).items():
+        if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
+            raise ValueError(
+                f"{term}: the guide's site {name!r} has no rsample, so no gradient would reach its parameters; "
+                "take Evidence(), which scores such sites, or Evidence(elbo=TraceEnum_ELBO()), which sums them out"
+            )

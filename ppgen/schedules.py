@@ -1,0 +1,76 @@
+"""Weights that move with training: functions of the step tensor, so that a compiled step sees them move.
+
+With p = step / steps, the progress, clipped to [0, 1]:
+
+    Ramp(end)                      start + (end - start) p
+    Ramp(end, shape="sigmoid")     start + (end - start) (2 / (1 + exp(-10 p)) - 1)      Ganin et al. 2016, section 5.2.2
+    Anneal(end, cycles=4)          `cycles` ramps in a row, each rising over the first half   Fu et al. 2019, equation 5
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+__all__ = ["Anneal", "Ramp", "Schedule"]
+
+
+class Schedule(ABC):
+    """A weight as a function of the step. ``steps=None`` means the length of the run, which ppgen.fit knows."""
+
+    steps: int | None
+
+    @abstractmethod
+    def at(self, progress: Tensor) -> Tensor:
+        """The weight at progress p in [0, 1], a scalar tensor."""
+
+    def __call__(self, step: Tensor, total: int | None = None) -> Tensor:
+        """The weight at a step (integer scalar tensor) of a run of `total` steps.
+
+        Raises:
+            ValueError: if neither the schedule nor the run says how many steps there are.
+        """
+        steps = self.steps if self.steps is not None else total
+        if steps is None:
+            raise ValueError(f"{self} needs the length of the run: give it steps=, or train with ppgen.fit, which knows it")
+        return self.at((step.to(torch.get_default_dtype()) / max(steps, 1)).clamp(max=1.0))
+
+
+class Ramp(Schedule):
+    """From `start` to `end` within `steps` steps, in a straight line or by Ganin's sigmoid; constant after."""
+
+    def __init__(self, end: float, *, start: float = 0.0, steps: int | None = None, shape: str = "linear"):
+        if shape not in _SHAPES:
+            raise ValueError(f"Ramp: shape is one of {', '.join(map(repr, _SHAPES))}, got {shape!r}")
+        self.end, self.start, self.steps, self.shape = end, start, steps, shape
+
+    def at(self, progress: Tensor) -> Tensor:
+        return self.start + (self.end - self.start) * _SHAPES[self.shape](progress)
+
+    def __repr__(self) -> str:
+        return f"Ramp({self.start:g} -> {self.end:g})"
+
+
+class Anneal(Schedule):
+    """`cycles` ramps from `start` to `end`, each rising for `rise` of its cycle and constant for the rest."""
+
+    def __init__(
+        self, end: float, *, start: float = 0.0, steps: int | None = None, cycles: int = 4, rise: float = 0.5
+    ):
+        if cycles < 1 or not 0 < rise <= 1:
+            raise ValueError(f"Anneal: expected cycles >= 1 and 0 < rise <= 1, got cycles={cycles}, rise={rise}")
+        self.end, self.start, self.steps, self.cycles, self.rise = end, start, steps, cycles, rise
+
+    def at(self, progress: Tensor) -> Tensor:
+        within = torch.where(progress < 1, torch.frac(progress * self.cycles), torch.ones_like(progress))
+        return self.start + (self.end - self.start) * (within / self.rise).clamp(max=1.0)
+
+    def __repr__(self) -> str:
+        return f"Anneal({self.start:g} -> {self.end:g}, {self.cycles} cycles)"
+
+
+_SHAPES = {
+    "linear": lambda p: p,
+    "sigmoid": lambda p: (2 / (1 + torch.exp(-10 * p)) - 1) / (2 / (1 + math.exp(-10)) - 1),
+}

@@ -1,0 +1,524 @@
+"""Laws that hold for every metric of samples, closed forms, and the errors for bad input."""
+
+import inspect
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import ppgen.metrics
+from ppgen.metrics import MMD, Energy, Metric, rows
+from ppgen.metrics.kernel import median_squared_distance
+from ppgen.metrics.metric import squared_distances
+
+
+def rational(u: Tensor) -> Tensor:
+    return (1 + u).rsqrt()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A metric, whether its mean does not depend on the batch, and whether it fits a detached scale to it."""
+
+    metric: Metric
+    unbiased: bool
+    adaptive: bool = False
+
+
+CASES = [
+    Case(MMD(), unbiased=True, adaptive=True),
+    Case(MMD(kernel="imq", unbiased=False), unbiased=False, adaptive=True),
+    Case(MMD(kernel="imq", bandwidth=1.5), unbiased=True),
+    Case(MMD(bandwidth=1.5, unbiased=False), unbiased=False),
+    Case(MMD(kernel=rational, bandwidth=1.0, scales=(1.0,)), unbiased=True),
+    Case(Energy(), unbiased=True),
+    Case(Energy(unbiased=False), unbiased=False),
+    Case(Energy(exponent=0.5), unbiased=True),
+    Case(Energy(exponent=1.5, unbiased=False), unbiased=False),
+]
+
+
+def over(cases: list[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "metric", [pytest.param(case.metric, id=repr(case.metric)) for case in cases]
+    )
+
+
+every = over(CASES)
+unbiased = over([case for case in CASES if case.unbiased])
+biased = over([case for case in CASES if not case.unbiased])
+smooth = over([case for case in CASES if not case.adaptive])
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
+def normal(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=dtype)
+
+
+def uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def mean_and_error(values: list[Tensor]) -> tuple[float, float]:
+    stacked = torch.stack(values)
+    return stacked.mean().item(), stacked.std().item() / math.sqrt(len(values))
+
+
+def value_and_gradients(metric: Metric, x: Tensor, y: Tensor, *weights: Tensor | None) -> tuple[Tensor, ...]:
+    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    value = metric(x, y, *weights)
+    return value.detach(), *torch.autograd.grad(value, (x, y))
+
+
+def close(actual: Tensor, expected: Tensor | float, tolerance: float = 1e-12) -> None:
+    expected = torch.as_tensor(expected, dtype=actual.dtype)
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+# Laws over the registry
+
+
+def test_registry_holds_every_exported_metric():
+    exported = {getattr(ppgen.metrics, name) for name in ppgen.metrics.__all__}
+    metrics = {thing for thing in exported if inspect.isclass(thing) and issubclass(thing, Metric)} - {Metric}
+    assert {type(case.metric) for case in CASES} == metrics
+
+
+@unbiased
+def test_unbiased_has_mean_zero_for_equal_laws(metric, generator):
+    values = [metric(normal(generator, 8, 2), normal(generator, 8, 2)) for _ in range(300)]
+    mean, error = mean_and_error(values)
+    assert abs(mean) < 4 * error  # level 6e-5
+
+
+@biased
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_biased_is_zero_for_equal_samples(metric, dtype, tolerance, generator):
+    x = normal(generator, 9, 3, dtype=dtype)
+    assert metric(x, x.flip(0)).abs() < tolerance
+    assert metric(x, x + 1) > 0.01
+
+
+@every
+def test_larger_for_a_larger_shift(metric, generator):
+    x, y = normal(generator, 50, 2), normal(generator, 50, 2)
+    near, middle, far = (metric(x, y + shift).item() for shift in (0.0, 1.0, 2.0))
+    assert near + 0.05 < middle < far - 0.05
+
+
+@unbiased
+def test_batch_size_leaves_the_mean(metric, generator):
+    if metric in [case.metric for case in CASES if case.adaptive]:
+        pytest.skip("a scale fitted to the batch moves with it")
+    small = [metric(normal(generator, 3, 2), normal(generator, 2, 2) + 1) for _ in range(900)]
+    large = [metric(normal(generator, 12, 2), normal(generator, 16, 2) + 1) for _ in range(200)]
+    (small_mean, small_error), (large_mean, large_error) = mean_and_error(small), mean_and_error(large)
+    assert abs(small_mean - large_mean) < 4 * math.hypot(small_error, large_error)  # level 6e-5
+
+
+@every
+def test_symmetric(metric, generator):
+    x, y, wx, wy = normal(generator, 6, 2), normal(generator, 4, 2) + 1, *uniform(generator, 2, 6)
+    close(metric(x, y, wx, wy[:4]), metric(y, x, wy[:4], wx))
+
+
+@every
+def test_order_of_rows_does_not_matter(metric, generator):
+    x, y, w = normal(generator, 7, 2), normal(generator, 5, 2) + 1, uniform(generator, 7)
+    order = torch.randperm(7, generator=generator)
+    close(metric(x[order], y.flip(0), w[order]), metric(x, y, w))
+
+
+@every
+def test_uniform_weights_are_none(metric, generator):
+    x, y = normal(generator, 6, 2), normal(generator, 4, 2)
+    close(metric(x, y, torch.full((6,), 3.0), torch.ones(4, dtype=torch.bool)), metric(x, y))
+
+
+@every
+def test_scale_of_weights_does_not_matter(metric, generator):
+    x, y, wx, wy = normal(generator, 5, 2), normal(generator, 5, 2) + 1, *uniform(generator, 2, 5)
+    close(metric(x, y, 10 * wx, wy / 3), metric(x, y, wx, wy))
+    assert abs(metric(x, y, wx, wy) - metric(x, y)) > 1e-4
+
+
+@biased
+def test_integer_weights_are_repeated_rows(metric, generator):
+    x, y = normal(generator, 5, 2), normal(generator, 3, 2) + 1
+    wx, wy = torch.tensor([3, 0, 1, 2, 1]), torch.tensor([1, 4, 1])
+    close(metric(x, y, wx, wy), metric(x.repeat_interleave(wx, 0), y.repeat_interleave(wy, 0)))
+
+
+@every
+def test_rows_of_weight_zero_drop_out(metric, generator):
+    x, y, wx, wy = normal(generator, 6, 2), normal(generator, 5, 2) + 1, *uniform(generator, 2, 6)
+    wy = wy[:5]
+    wx[[1, 4]] = 0
+    wy[0] = 0
+    value, grad_x, grad_y = value_and_gradients(metric, x, y, wx, wy)
+    kept = value_and_gradients(metric, x[wx > 0], y[wy > 0], wx[wx > 0], wy[wy > 0])
+    for actual, expected in zip((value, grad_x[wx > 0], grad_y[wy > 0]), kept, strict=True):
+        close(actual, expected)
+    assert not grad_x[wx == 0].any()
+    assert not grad_y[wy == 0].any()
+
+    x[1], x[4], y[0] = math.nan, 1e30, math.inf
+    for actual, expected in zip(
+        value_and_gradients(metric, x, y, wx, wy), (value, grad_x, grad_y), strict=True
+    ):
+        assert torch.equal(actual, expected)  # to the last bit, whatever the rows hold
+
+
+@every
+def test_a_sample_without_weight_compares_to_nothing(metric, generator):
+    x, y = normal(generator, 4, 2), normal(generator, 4, 2)
+    for weights in ((torch.zeros(4), None), (None, torch.zeros(4)), (torch.zeros(4), torch.zeros(4))):
+        assert not any(part.any() for part in value_and_gradients(metric, x, y, *weights))
+
+
+@every
+def test_one_weighted_row_is_a_point_mass(metric, generator):
+    x, y = normal(generator, 4, 2), normal(generator, 5, 2)
+    one = torch.tensor([0.0, 0.0, 2.0, 0.0])
+    value, grad_x, _ = value_and_gradients(metric, x, y, one)
+    assert grad_x.isfinite().all()
+    close(value, metric(x[2].repeat(3, 1), y))
+
+
+@every
+def test_a_tuple_is_the_concatenation(metric, generator):
+    x, y = normal(generator, 6, 5), normal(generator, 4, 5) + 1
+    joined = metric((x[:, 0], x[:, 1:].reshape(6, 2, 2)), (y[:, 0], y[:, 1:].reshape(4, 2, 2)))
+    assert torch.equal(joined, metric(x, y))
+
+
+@every
+def test_an_image_is_its_flattened_rows(metric, generator):
+    x, y = normal(generator, 6, 2, 3, 3), normal(generator, 4, 2, 3, 3)
+    assert torch.equal(metric(x, y), metric(x.flatten(1), y.flatten(1)))
+
+
+@smooth
+def test_gradients_are_those_of_finite_differences(metric, generator):
+    x, y, w = normal(generator, 3, 2), normal(generator, 4, 2) + 1, uniform(generator, 3)
+    inputs = (x.requires_grad_(), y.requires_grad_(), w.requires_grad_())
+    assert torch.autograd.gradcheck(metric, inputs)
+    assert torch.autograd.gradgradcheck(metric, inputs)
+
+
+@every
+@pytest.mark.parametrize("apart", [0.0, 1e-9])
+def test_gradients_are_finite_where_rows_coincide(metric, apart, generator):
+    base = normal(generator, 4, 2, dtype=torch.float32)
+    x, y = torch.cat((base, base + apart)).requires_grad_(), base.clone().requires_grad_()
+    value = metric(x, y)
+    first = torch.autograd.grad(value, (x, y), create_graph=True)
+    second = torch.autograd.grad(sum(part.square().sum() for part in first), (x, y))
+    assert all(part.isfinite().all() for part in (value, *first, *second))
+
+
+@every
+def test_gradients_are_finite_where_all_rows_are_equal(metric):
+    x, y = torch.ones(3, 2), torch.ones(4, 2)
+    assert not any(part.any() for part in value_and_gradients(metric, x, y))
+
+
+@every
+def test_origin_does_not_matter_in_float32(metric, generator):
+    # Coordinates on a grid that float32 still resolves at 1e3: moving them there loses nothing.
+    x, y = ((normal(generator, n, 2, dtype=torch.float32) * 256).round() / 256 for n in (30, 20))
+    w = torch.arange(30.0) % 3
+    here, there = (value_and_gradients(metric, x + far, y + far, w) for far in (0.0, 1e3))
+    exact = value_and_gradients(metric, x.double(), y.double(), w)
+    for actual, shifted, expected in zip(here, there, exact, strict=True):
+        close(actual, expected, 1e-5)
+        close(shifted, expected, 1e-5)
+
+
+@every
+def test_traced_is_eager(metric, generator):
+    def step(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+        value = metric(x, y, w)
+        return value, metric(x, y), *torch.autograd.grad(value, (x, y))
+
+    def draw(scale: float) -> tuple[Tensor, ...]:
+        return scale * normal(generator, 6, 2), normal(generator, 4, 2) + 1, uniform(generator, 6)
+
+    traced = make_fx(step)(*draw(1.0))
+    other = draw(3.0)
+    other[2][0] = 0  # a weight that was positive when the step was traced
+    for actual, expected in zip(traced(*other), step(*other), strict=True):
+        close(actual, expected)
+    close(make_fx(metric)(*draw(1.0))(*other), metric(*other))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_value_is_a_scalar_of_the_samples_dtype(metric, dtype, generator):
+    value = metric(
+        normal(generator, 3, dtype=dtype), normal(generator, 4, dtype=dtype), uniform(generator, 3)
+    )
+    assert value.shape == ()
+    assert value.dtype == dtype
+
+
+@every
+def test_repr_is_the_constructor_call(metric):
+    again = eval(repr(metric), {**vars(ppgen.metrics), "rational": rational})
+    assert repr(again) == repr(metric)
+    assert vars(again) == vars(metric)
+
+
+def test_repr_and_name_leave_defaults_out():
+    assert repr(MMD()) == "MMD()"
+    assert repr(MMD(kernel="imq", scales=[1])) == "MMD(kernel='imq', scales=(1,))"
+    assert repr(Energy(name="codes", exponent=0.5)) == "Energy(name='codes', exponent=0.5)"
+    assert (MMD().name, Energy(name="codes").name) == ("MMD", "codes")
+
+
+# Closed forms and brute force
+
+
+def by_hand(k, x: Tensor, y: Tensor, p: Tensor, q: Tensor, unbiased: bool) -> float:
+    """The quadratic form as loops over pairs."""
+
+    def own(z: Tensor, r: Tensor) -> float:
+        pairs = [(i, j) for i in range(len(z)) for j in range(len(z)) if i != j or not unbiased]
+        return sum(r[i] * r[j] * k(z[i], z[j]) for i, j in pairs) / sum(r[i] * r[j] for i, j in pairs)
+
+    cross = sum(p[i] * q[j] * k(x[i], y[j]) for i in range(len(x)) for j in range(len(y)))
+    return own(x, p) + own(y, q) - 2 * cross / (p.sum() * q.sum())
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize(
+    ("options", "similarity"),
+    [
+        ({"kernel": "rbf"}, lambda d, s: math.exp(-(d**2) / (2 * s**2))),
+        ({"kernel": "imq"}, lambda d, s: 2 * s**2 / (2 * s**2 + d**2)),
+        ({"kernel": rational}, lambda d, s: 1 / math.sqrt(1 + d**2 / s**2)),
+    ],
+)
+def test_mmd_is_the_sum_over_pairs(options, similarity, unbiased, generator):
+    x, y, p, q = normal(generator, 5, 3), normal(generator, 5, 3) + 1, *uniform(generator, 2, 5)
+    metric = MMD(**options, bandwidth=0.7, scales=(0.5, 1.0, 3.0), unbiased=unbiased)
+
+    def k(a: Tensor, b: Tensor) -> float:
+        return sum(similarity(math.dist(a, b), scale * 0.7) for scale in (0.5, 1.0, 3.0)) / 3
+
+    close(metric(x, y, p, q), by_hand(k, x, y, p, q, unbiased))
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 1.5])
+def test_energy_is_the_sum_over_pairs(exponent, unbiased, generator):
+    x, y, p, q = normal(generator, 5, 3), normal(generator, 5, 3) + 1, *uniform(generator, 2, 5)
+    expected = by_hand(lambda a, b: -(math.dist(a, b) ** exponent), x, y, p, q, unbiased)
+    close(Energy(exponent=exponent, unbiased=unbiased)(x, y, p, q), expected)
+
+
+def test_energy_is_the_square_of_scipys(generator):
+    x, y, p, q = normal(generator, 30), normal(generator, 30) * 2 + 1, *uniform(generator, 2, 30)
+    close(Energy(unbiased=False)(x, y, p, q), scipy.stats.energy_distance(x, y, p, q) ** 2)
+
+
+def test_mmd_of_gaussians(generator):
+    """``E exp(-|u|^2 / 2 s^2)`` for ``u ~ N(m, v I)`` is ``(s^2 / (s^2 + v))^(d/2) exp(-|m|^2 / 2 (s^2 + v))``."""
+    shift, (sx, sy), s, d = torch.tensor([1.0, -0.5, 0.25]), (1.0, 0.6), 1.3, 3
+
+    def expectation(v: float, squared: float) -> float:
+        return (s**2 / (s**2 + v)) ** (d / 2) * math.exp(-squared / (2 * (s**2 + v)))
+
+    cross = expectation(sx**2 + sy**2, shift.square().sum().item())
+    expected = expectation(2 * sx**2, 0) + expectation(2 * sy**2, 0) - 2 * cross
+    metric = MMD(bandwidth=s, scales=(1.0,))
+    mean, error = mean_and_error(
+        [metric(sx * normal(generator, 40, d), sy * normal(generator, 30, d) + shift) for _ in range(300)]
+    )
+    assert abs(mean - expected) < 4 * error  # level 6e-5
+    assert error < 0.02 * expected
+
+
+def test_energy_of_gaussians(generator):
+    """``E|u|`` for ``u ~ N(m, v)`` is the mean of the folded normal."""
+    shift, sx, sy = 0.8, 1.0, 0.5
+
+    def expectation(m: float, v: float) -> float:
+        return math.sqrt(2 * v / math.pi) * math.exp(-(m**2) / (2 * v)) + m * math.erf(m / math.sqrt(2 * v))
+
+    expected = 2 * expectation(shift, sx**2 + sy**2) - expectation(0, 2 * sx**2) - expectation(0, 2 * sy**2)
+    mean, error = mean_and_error(
+        [Energy()(sx * normal(generator, 40), sy * normal(generator, 30) + shift) for _ in range(300)]
+    )
+    assert abs(mean - expected) < 4 * error  # level 6e-5
+    assert error < 0.03 * expected
+
+
+def test_energy_scales_with_the_data(generator):
+    x, y = normal(generator, 6, 2), normal(generator, 5, 2)
+    close(Energy(exponent=1.5)(4 * x, 4 * y), 8 * Energy(exponent=1.5)(x, y))
+
+
+def test_imq_is_that_of_wasserstein_autoencoders(generator):
+    """``C / (C + |x - y|^2)`` with ``C = 2 d sigma_z^2`` (Tolstikhin et al. 2018, section 4)."""
+    x, y, d, sigma_z = normal(generator, 6, 8), normal(generator, 5, 8), 8, 1.5
+    c = 2 * d * sigma_z**2
+    expected = MMD(kernel=lambda d2: c / (c + d2), bandwidth=1.0, scales=(1.0,))(x, y)
+    close(MMD(kernel="imq", bandwidth=sigma_z * math.sqrt(d), scales=(1.0,))(x, y), expected)
+
+
+# The median bandwidth
+
+
+def median_by_hand(z: Tensor, r: Tensor) -> float:
+    pairs = sorted(
+        (math.dist(z[i], z[j]) ** 2, (r[i] * r[j]).item())
+        for i in range(len(z))
+        for j in range(len(z))
+        if r[i] * r[j] > 0 and not torch.equal(z[i], z[j])
+    )
+    cumulative = np.cumsum([mass for _, mass in pairs])
+    return pairs[np.searchsorted(cumulative, cumulative[-1] / 2 * (1 - 1e-9))][0]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("n", [2, 3, 4, 9])
+def test_median_is_the_lower_weighted_median(n, scale, generator):
+    z, weights = scale * normal(generator, n, 2), uniform(generator, n)
+    weights[-1] = weights[-1] if n < 4 else 0
+    for r in (torch.ones(n).double(), weights):
+        close(median_squared_distance(squared_distances(z, z), r) / median_by_hand(z, r), 1.0, 1e-9)
+
+
+def test_median_of_a_large_sample_is_within_a_bin(generator):
+    z = normal(generator, 400, 2)
+    d2 = squared_distances(z, z)
+    positive = d2[d2 > 0]
+    width = (positive.max() / positive.min()).log() / 4096
+    ratio = median_squared_distance(d2, torch.ones(400).double()) / positive.median()
+    assert 1 <= ratio <= width.exp()
+
+
+def test_median_passes_over_coincident_rows():
+    z = torch.tensor([0.0, 0.0, 0.0, 0.0, 3.0]).double()[:, None]
+    assert median_squared_distance(squared_distances(z, z), torch.ones(5).double()) == 9
+    assert median_squared_distance(torch.zeros(5, 5).double(), torch.ones(5).double()) == 1
+
+
+def test_median_bandwidth_is_a_constant_to_the_gradient(generator):
+    x, y, w = normal(generator, 6, 2), normal(generator, 5, 2) + 1, uniform(generator, 6)
+    pooled = torch.cat((x, y))
+    median = median_by_hand(pooled, torch.cat((w / w.sum(), torch.full((5,), 0.2))))
+    fitted = value_and_gradients(MMD(), x, y, w)
+    fixed = value_and_gradients(MMD(bandwidth=math.sqrt(median)), x, y, w)
+    for actual, expected in zip(fitted, fixed, strict=True):
+        close(actual, expected, 1e-9)
+
+
+# Distances
+
+
+def test_distances_are_exact_at_zero_and_close_elsewhere(generator):
+    x = normal(generator, 50, 20, dtype=torch.float32) + 100
+    d2 = squared_distances(x, x)
+    assert not d2.diagonal().any()
+    exact = (x.double()[:, None] - x.double()).square().sum(-1)
+    close(d2.double(), exact, 1e-5)
+
+
+def test_tight_samples_far_apart_keep_their_own_scale(generator):
+    x, y = (normal(generator, 20, 2, dtype=torch.float32) * 256).round() / 256, torch.full((2,), 1e3)
+    y = y + x.flip(1)
+    value = Energy()(x, y)
+    close(value, Energy()(x.double(), y.double()).float(), 1e-6)
+    first = value_and_gradients(MMD(bandwidth=1.0), x, y)
+    for actual, expected in zip(
+        first, value_and_gradients(MMD(bandwidth=1.0), x.double(), y.double()), strict=True
+    ):
+        close(actual, expected.float(), 1e-5)
+
+
+# Errors
+
+
+@every
+@pytest.mark.parametrize(
+    ("x", "y", "wx", "message"),
+    [
+        (torch.zeros(3, 2), torch.zeros(3, 4), None, r"width and dtype, got \(3, 2\).*\(3, 4\)"),
+        (torch.zeros(3, 2), torch.zeros(3, 2).double(), None, r"torch.float32 and \(3, 2\) of torch.float64"),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3, 2),
+            torch.ones(2),
+            r"wx: expected a weight a row, \(3,\), got \(2,\)",
+        ),
+        (torch.zeros(3, 2), torch.zeros(3, 2), torch.ones(3, 1), r"wx: .*got \(3, 1\)"),
+        (torch.zeros(0, 2), torch.zeros(3, 2), None, r"x: expected rows .*got \[\(0, 2\)\]"),
+        (torch.zeros(3, 2), torch.tensor(1.0), None, r"y: expected rows .*got \[\(\)\]"),
+        (
+            (torch.zeros(3, 2), torch.zeros(4)),
+            torch.zeros(3, 3),
+            None,
+            r"x: expected rows .*\(3, 2\), \(4,\)",
+        ),
+        ((), torch.zeros(3, 3), None, r"x: expected rows .*got \[\]"),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3, 2).long(),
+            None,
+            r"y: expected floating-point events, got torch.int64",
+        ),
+    ],
+)
+def test_samples_that_do_not_pair_up(metric, x, y, wx, message):
+    with pytest.raises(ValueError, match=message):
+        metric(x, y, wx)
+
+
+@unbiased
+def test_unbiased_needs_two_rows(metric):
+    with pytest.raises(ValueError, match=rf"{metric.name}: .*two rows of each sample, got 3 of x and 1 of y"):
+        metric(torch.zeros(3, 2), torch.zeros(1, 2))
+
+
+@biased
+def test_biased_needs_one_row(metric):
+    assert metric(torch.zeros(1, 2), torch.ones(1, 2)) > 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "options", "message"),
+    [
+        (
+            MMD,
+            {"kernel": "laplace"},
+            r"kernel: expected one of \['rbf', 'imq'\] or a function, got 'laplace'",
+        ),
+        (MMD, {"scales": ()}, r"scales: .*got \(\)"),
+        (MMD, {"scales": (1.0, 0.0)}, r"scales: .*got \(1.0, 0.0\)"),
+        (MMD, {"bandwidth": "mean"}, "bandwidth: expected 'median' or a positive number, got 'mean'"),
+        (MMD, {"bandwidth": -1.0}, "bandwidth: .*got -1.0"),
+        (MMD, {"bandwidth": math.inf}, "bandwidth: .*got inf"),
+        (Energy, {"exponent": 0.0}, "exponent: .*got 0.0"),
+        (Energy, {"exponent": 2.0}, "exponent: .*got 2.0"),
+    ],
+)
+def test_options_out_of_range(metric, options, message):
+    with pytest.raises(ValueError, match=message):
+        metric(**options)
+
+
+def test_rows_joins_sites_of_any_event():
+    joined = rows((torch.zeros(3), torch.ones(3, 2, 2), torch.full((3, 1), 2, dtype=torch.int64)))
+    assert joined.tolist() == [[0, 1, 1, 1, 1, 2]] * 3

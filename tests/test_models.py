@@ -1,0 +1,543 @@
+"""Networks, heads and autoencoders: laws over every model, likelihood, covariance and network."""
+
+import json
+import math
+
+import pyro
+import pytest
+import torch
+import torch.nn.functional as F
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import ppgen.models
+from ppgen import nets
+from ppgen.models import VAE, Autoencoder, autoencoder, likelihood, mean
+
+MODELS = [Autoencoder, VAE]
+LIKELIHOODS = {
+    "bernoulli": {"likelihood": "bernoulli"},
+    "categorical": {"likelihood": "categorical", "levels": 3},
+    "fixed": {"covariance": "fixed"},
+    "scalar": {"covariance": "scalar"},
+    "diagonal": {"covariance": "diagonal"},
+    "low_rank": {"covariance": "low_rank", "rank": 2},
+    "full": {"covariance": "full"},
+}
+NETWORKS = {
+    "dense": {"network": "dense", "event_shape": (6,), "hidden": (16,)},
+    "convolutional": {"network": "convolutional", "event_shape": (2, 3, 5), "hidden": (8,)},
+}
+CASES = [
+    pytest.param(cls, row, network, id=f"{cls.__name__}-{row}-{network}")
+    for cls in MODELS
+    for row in LIKELIHOODS
+    for network in NETWORKS
+]
+every_case = pytest.mark.parametrize(("cls", "row", "network"), CASES)
+every_network = pytest.mark.parametrize("network", [nets.Dense, nets.ConvEncoder, nets.ConvDecoder])
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+
+
+def build(cls, row, network, **options):
+    return cls(**{"latent_dim": 2, **NETWORKS[network], **LIKELIHOODS[row], **options})
+
+
+def data(row, network, n=48):
+    """Rows that one hidden factor explains, in the likelihood's support."""
+    shape = NETWORKS[network]["event_shape"]
+    factor = torch.randn(n, *[1] * len(shape))
+    x = 2 * factor * torch.randn(shape) + 0.3 * torch.randn(n, *shape)
+    if row == "bernoulli":
+        return (x > 0).float()
+    return torch.bucketize(x, torch.tensor([-0.5, 0.5])) if row == "categorical" else x
+
+
+def log_joint(model, x, y=None):
+    """log p(x, z) - log q(z | x) and every parameter's gradient."""
+    guided = poutine.trace(model.guide).get_trace(x, y)
+    joint = poutine.trace(poutine.replay(model.model, guided)).get_trace(x, y)
+    value = joint.log_prob_sum() - guided.log_prob_sum()
+    return value, *torch.autograd.grad(value, list(model.parameters()))
+
+
+# The registry
+
+
+def test_the_registry_is_complete():
+    exported = [getattr(ppgen.models, name) for name in ppgen.models.__all__]
+    ours = {value for value in exported if getattr(value, "__module__", "") == autoencoder.__name__}
+    assert ours == set(MODELS)
+    kinds = {options.get("likelihood", "gaussian") for options in LIKELIHOODS.values()}
+    covariances = {options["covariance"] for options in LIKELIHOODS.values() if "covariance" in options}
+    assert kinds == set(ppgen.models.LIKELIHOODS)
+    assert covariances == set(ppgen.models.COVARIANCES)
+    assert set(NETWORKS) == set(autoencoder.NETWORKS)
+
+
+# Laws of every model
+
+
+@every_case
+def test_training_lowers_the_loss(cls, row, network):
+    """Thirty steps of Adam lower the negative evidence bound by half a nat a datum and move every parameter."""
+    model, x = build(cls, row, network), data(row, network)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    losses = []
+    for _ in range(30):
+        loss = Trace_ELBO().differentiable_loss(model.model, model.guide, x) / len(x)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) / 5 < losses[0] - 0.5
+    assert all((old != new).any() for old, new in zip(before, model.parameters(), strict=True))
+
+
+@every_case
+def test_samples_have_the_shape_and_the_support_of_data(cls, row, network):
+    model = build(cls, row, network, norm="batch", dropout=0.5)
+    model.encoder.eval()
+    modes = [part.training for part in model.modules()]
+    x = model.sample(7)
+    model.check(x)
+    for draw in (x, model.sample(7, mean=True), model.reconstruct(x), model.reconstruct(x, mean=False)):
+        assert draw.shape == (7, *model.event_shape)
+        assert draw.isfinite().all()
+        assert not draw.requires_grad
+    assert model.sample(7).dtype == (torch.int64 if row == "categorical" else torch.float32)
+    assert torch.equal(model.reconstruct(x), model.reconstruct(x))  # dropout is off
+    assert model.encode(x).batch_shape == (7,)
+    assert model.encode(x).event_shape == (2,)
+    assert model.decode(torch.randn(3, 7, 2)).batch_shape == (3, 7)
+    assert model.decode(torch.randn(3, 7, 2)).event_shape == model.event_shape
+    assert [part.training for part in model.modules()] == modes
+
+
+@every_case
+def test_config_and_state_rebuild_the_model(cls, row, network):
+    model = build(cls, row, network, norm="batch", num_classes=2)
+    x, y = data(row, network, 8), torch.arange(8) % 2
+    model.model(x, y)  # moves the running averages of the decoder's normalisation
+    config = json.loads(json.dumps(model.config))
+    torch.manual_seed(1)
+    twin = cls(**config)
+    twin.load_state_dict(model.state_dict())
+    assert twin.config == model.config
+    z = torch.randn(8, 2)
+    assert torch.equal(mean(model.decode(z, y)), mean(twin.decode(z, y)))
+    draws = []
+    for one in (model, twin):
+        torch.manual_seed(2)
+        draws.append(one.sample(8, y))
+    assert torch.equal(*draws)
+
+
+@every_case
+def test_particles_are_a_loop(cls, row, network):
+    """Model and guide under a plate of particles score each particle as a run of its own does."""
+    model = build(cls, row, network, norm="layer", num_classes=2).double()
+    x, y = data(row, network, 4), torch.tensor([0, 1, 1, 0])
+
+    def vectorised(program):
+        def run(*args):
+            with pyro.plate("particles", 3, dim=-2):
+                return program(*args)
+
+        return run
+
+    guided = poutine.trace(vectorised(model.guide)).get_trace(x, y)
+    joint = poutine.trace(poutine.replay(vectorised(model.model), guided)).get_trace(x, y)
+    guided.compute_log_prob()
+    joint.compute_log_prob()
+    assert guided.nodes["z"]["value"].shape == (3, 4, 2)
+    for k, z in enumerate(guided.nodes["z"]["value"]):
+        alone = poutine.trace(poutine.condition(model.model, {"z": z})).get_trace(x, y)
+        alone.compute_log_prob()
+        for site in ("z", "x"):
+            torch.testing.assert_close(joint.nodes[site]["log_prob"][k], alone.nodes[site]["log_prob"])
+        alone = poutine.trace(poutine.condition(model.guide, {"z": z})).get_trace(x, y)
+        alone.compute_log_prob()
+        torch.testing.assert_close(
+            guided.nodes["z"]["log_prob"].expand(3, 4)[k], alone.nodes["z"]["log_prob"]
+        )
+
+
+@every_case
+def test_programs_can_be_traced(cls, row, network):
+    """make_fx traces both programs and their gradients, and the graph computes what Python does, on new data."""
+    model = build(cls, row, network, norm="batch", dropout=0.1, num_classes=2)
+    first, second = data(row, network, 6), data(row, network, 6)
+    y = torch.tensor([0, 1, 1, 0, 1, 0])
+    with pyro.validation_enabled(False):
+        graph = make_fx(lambda x, y: log_joint(model, x, y))(first, y)
+        torch.manual_seed(1)
+        traced = graph(second, 1 - y)
+        torch.manual_seed(1)
+        torch.testing.assert_close(traced, log_joint(model, second, 1 - y))
+
+
+@every_case
+def test_labels_condition_each_row(cls, row, network):
+    model = build(cls, row, network, num_classes=3)
+    x, z = data(row, network, 1).expand(3, *NETWORKS[network]["event_shape"]), torch.zeros(3, 2)
+    for y in (torch.tensor([0, 1, 1]), torch.tensor([2, 0, 0], dtype=torch.uint8)):
+        for value in (mean(model.decode(z, y)), mean(model.encode(x, y))):
+            torch.testing.assert_close(value[1], value[2])
+            assert (value[0] - value[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("covariance", ppgen.models.COVARIANCES)
+def test_every_encoder_covariance(covariance):
+    model = build(VAE, "diagonal", "dense", encoder_covariance=covariance, rank=1)
+    posterior = model.encode(data("diagonal", "dense"))
+    assert posterior.event_shape == (2,)
+    assert 0.3 < posterior.sample((200,)).std(0).mean() < 3  # about 1 before training
+    _, *gradients = log_joint(model, data("diagonal", "dense"))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_an_autoencoder_has_one_code_a_datum():
+    model, x = build(Autoencoder, "diagonal", "dense"), data("diagonal", "dense")
+    assert torch.equal(model.encode(x).sample(), model.guide(x))
+    assert torch.equal(model.encode(x).log_prob(model.guide(x)), torch.zeros(len(x)))
+
+
+def test_data_of_another_dtype_are_read_in_the_models():
+    model = build(VAE, "bernoulli", "dense")
+    x = data("bernoulli", "dense")
+    for dtype in (torch.float64, torch.int64, torch.bool):
+        assert torch.equal(model.reconstruct(x.to(dtype)), model.reconstruct(x))
+        assert Trace_ELBO().differentiable_loss(model.model, model.guide, x.to(dtype)).dtype == torch.float32
+
+
+# The evidence
+
+
+def linear_gaussian(n=20):
+    """p(z) = N(0, I), p(x | z) = N(W z + b, s^2 I), a guide that is its exact posterior, data and log p(x)."""
+    model = VAE(
+        (4,), latent_dim=2, hidden=(), covariance="fixed", scale=0.7, encoder_covariance="full"
+    ).double()
+    decode, encode = model.decoder.network.layers[0], model.encoder.network.layers[0]
+    weight, bias, noise = decode.weight.data, decode.bias.data, 0.7**2
+    covariance = torch.linalg.inv(torch.eye(2) + weight.T @ weight / noise)
+    gain = covariance @ weight.T / noise
+    tril = torch.linalg.cholesky(covariance)
+    # The encoder's outputs are its mean, then the columns of its matrix L.
+    head = model.encoder.head
+    scales = torch.log(torch.expm1(tril.diagonal() - head.floor)) - head.shift
+    encode.weight.data.zero_()[:2] = gain
+    encode.bias.data.zero_()[:2] = -gain @ bias
+    encode.bias.data[[2, 5]] = scales
+    encode.bias.data[3] = tril[1, 0] * math.sqrt(2)
+    evidence = torch.distributions.MultivariateNormal(bias, weight @ weight.T + noise * torch.eye(4))
+    x = evidence.sample((n,))
+    return model, x, evidence.log_prob(x)
+
+
+def test_evidence_of_a_linear_gaussian_model():
+    """At the exact posterior every importance weight is the evidence itself, so any particles and chunk give it."""
+    with torch.device("cpu"):
+        torch.set_default_dtype(torch.float64)
+        try:
+            model, x, exact = linear_gaussian()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for particles, chunk in ((1, None), (7, 3), (5, 64)):
+        estimate = model.log_evidence(x, particles=particles, chunk=chunk)
+        torch.testing.assert_close(estimate, exact)
+        assert not estimate.requires_grad
+
+
+@pytest.mark.parametrize(("particles", "chunk"), [(7, 30), (7, 7), (10, 10**6), (1, 1)])
+def test_evidence_is_accumulated_over_bounded_chunks(monkeypatch, particles, chunk):
+    model, x, y = (
+        build(VAE, "diagonal", "dense", num_classes=2),
+        data("diagonal", "dense", 10),
+        torch.arange(10) % 2,
+    )
+    held, weights = [], {i: [] for i in range(10)}
+
+    def log_weights(program, guide, args, *, particles):
+        held.append(particles * len(args[0]))
+        assert not model.training
+        drawn = 5 * torch.randn(particles, len(args[0]))
+        for column, row in zip(drawn.T, args[0], strict=True):
+            weights[int((x == row).all(-1).nonzero())] += column.tolist()
+        return drawn
+
+    monkeypatch.setattr(autoencoder, "log_weights", log_weights)
+    estimate = model.log_evidence(x, y, particles=particles, chunk=chunk)
+    assert max(held) <= chunk
+    expected = torch.tensor([weights[i] for i in range(10)])
+    assert expected.shape == (10, particles)
+    torch.testing.assert_close(estimate, expected.exp().mean(1).log())
+
+
+# Heads
+
+
+def heads():
+    for row, options in LIKELIHOODS.items():
+        yield (
+            row,
+            likelihood.make_likelihood(
+                (2, 3),
+                **{"likelihood": "gaussian", "levels": None, **options},
+                **({"scale": 0.8, "floor": 0.05} if "covariance" in options else {}),
+            ).double(),
+        )
+
+
+every_head = pytest.mark.parametrize(("row", "head"), heads(), ids=LIKELIHOODS)
+
+
+@every_head
+def test_gradients_of_the_likelihood(row, head):
+    raw = torch.randn(2, head.size, 2, 3, dtype=torch.float64, requires_grad=True)
+    x = head(raw).sample()
+    parameters = list(head.parameters())
+    assert len(parameters) == (row == "scalar")
+    assert torch.autograd.gradcheck(lambda raw, *_: head(raw).log_prob(x), (raw, *parameters))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("row", LIKELIHOODS)
+def test_gradients_by_the_code(row, network):
+    model = build(VAE, row, network, hidden=(4,)).double()
+    z = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    x = model.sample(2)
+    assert torch.autograd.gradcheck(lambda z: model.decoder(z).log_prob(x), (z,))
+
+
+def dense_covariance(head, raw):
+    """A Gaussian head's covariance of the flattened event, from the formulas of its docstring."""
+    if head.covariance == "fixed":
+        return 0.8**2 * torch.eye(6, dtype=raw.dtype).expand(len(raw), 6, 6)
+    shift = math.log(math.expm1(0.8 - 0.05))
+    rows = raw.flatten(2)
+    if head.covariance == "scalar":
+        rows = head.raw_scale.detach().expand(len(raw), 2, 6)
+    if head.covariance == "full":
+        square = rows[:, 1:].transpose(1, 2)
+        tril = torch.zeros_like(square)
+        for i in range(6):
+            tril[:, i, :i] = square[:, i, :i] / math.sqrt(6)
+            tril[:, i, i] = 0.05 + F.softplus(square[:, i, i] + shift)
+        return tril @ tril.transpose(1, 2)
+    covariance = torch.diag_embed((0.05 + F.softplus(rows[:, 1] + shift)) ** 2)
+    if head.covariance == "low_rank":
+        covariance = covariance + torch.einsum("nri,nrj->nij", rows[:, 2:], rows[:, 2:]) / 2
+    return covariance
+
+
+@every_head
+def test_a_head_is_its_closed_form(row, head):
+    for parameter in head.parameters():
+        parameter.data.fill_(0.3)
+    raw = torch.randn(5, head.size, 2, 3, dtype=torch.float64)
+    distribution = head(raw)
+    x = distribution.sample()
+    assert distribution.batch_shape == (5,)
+    assert distribution.event_shape == x.shape[1:] == (2, 3)
+    if row == "bernoulli":
+        probs = raw[:, 0].sigmoid()
+        expected, log_prob = probs, torch.where(x == 1, probs, 1 - probs).log()
+    elif row == "categorical":
+        probs = raw.softmax(1)
+        expected = probs[:, 1] + 2 * probs[:, 2]
+        log_prob = probs.gather(1, x[:, None])[:, 0].log()
+    else:
+        expected = raw[:, 0]
+        closed = torch.distributions.MultivariateNormal(expected.flatten(1), dense_covariance(head, raw))
+        log_prob = closed.log_prob(x.flatten(1)).reshape(5, 1, 1)
+    torch.testing.assert_close(mean(distribution), expected)
+    torch.testing.assert_close(distribution.log_prob(x), log_prob.sum((1, 2)))
+
+
+@every_head
+def test_scales_start_where_told_and_keep_their_floor(row, head):
+    if "covariance" not in LIKELIHOODS[row]:
+        pytest.skip("no scale")
+    raw = torch.zeros(1, head.size, 2, 3, dtype=torch.float64)
+    at_mean = torch.zeros(1, 2, 3, dtype=torch.float64)
+    standard = -3 * math.log(2 * math.pi)
+    start = head(raw).log_prob(at_mean).item()
+    assert start == pytest.approx(standard - 6 * math.log(0.8))
+    raw[:, 1:] = -1e4
+    if row == "low_rank":
+        raw[:, 2:] = 0
+    if row == "full":
+        raw[:, 1:] = -1e4 * torch.eye(6).reshape(1, 6, 2, 3)
+    for parameter in head.parameters():
+        parameter.data.fill_(-1e4)
+    least = 0.8 if row == "fixed" else 0.05
+    assert head(raw).log_prob(at_mean).item() == pytest.approx(standard - 6 * math.log(least))
+
+
+def test_the_mean_of_a_transformed_distribution_is_refused():
+    skewed = pyro.distributions.TransformedDistribution(
+        pyro.distributions.Normal(0.0, 1.0), torch.distributions.ExpTransform()
+    )
+    with pytest.raises(ValueError, match="only reshapes its base, got ExpTransform"):
+        mean(skewed)
+
+
+# Networks
+
+
+def small(network, **options):
+    shapes = {nets.Dense: (5, (2, 3)), nets.ConvEncoder: ((2, 5, 4), 3), nets.ConvDecoder: (3, (2, 5, 4))}
+    return network(*shapes[network], hidden=(4, 6), **options)
+
+
+@every_network
+@pytest.mark.parametrize("norm", [None, *nets.NORMS])
+def test_leading_dimensions(network, norm):
+    net = small(network, norm=norm, context_dim=2)
+    flat, context = torch.randn(6, *net.in_shape), torch.randn(6, 2)
+    net(flat, context)  # in training mode: moves the running averages
+    net.eval()
+    out = net(flat, context)
+    assert out.shape == (6, *net.out_shape)
+    for batch in ((6,), (2, 3), (1, 3, 2)):
+        reshaped = net(flat.reshape(*batch, *net.in_shape), context.reshape(*batch, 2))
+        torch.testing.assert_close(reshaped, out.reshape(*batch, *net.out_shape))
+    torch.testing.assert_close(net(flat[0], context[0]), out[0])
+    assert net(flat[:0], context[:0]).shape == (0, *net.out_shape)
+    torch.testing.assert_close(net(flat[0].expand(6, *net.in_shape), context), net(flat[0], context))
+    assert not torch.allclose(net(flat, context + 1), out)
+
+
+@every_network
+@pytest.mark.parametrize("activation", nets.ACTIVATIONS)
+def test_activations_and_dropout(network, activation):
+    net = small(network, activation=activation, dropout=0.5)
+    x = torch.randn(8, *net.in_shape)
+    assert not torch.equal(net(x), net(x))
+    with nets.evaluation(net):
+        assert torch.equal(net(x), net(x))
+    assert net.training
+    # No activation is affine, so neither is the network.
+    net.eval()
+    assert not torch.allclose(net(x) + net(-x), 2 * net(torch.zeros_like(x)), atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [(1, 1), (2, 3), (8, 8), (13, 9), (28, 28), (32, 32)])
+def test_images_of_any_side(side):
+    """The decoder gives back the encoder's shape, and every pixel of both depends on the vector between."""
+    shape = (2, *side)
+    encode, decode = (
+        nets.ConvEncoder(shape, 3, hidden=(4, 5, 6)),
+        nets.ConvDecoder(3, shape, hidden=(6, 5, 4)),
+    )
+    x = torch.randn(1, *shape, requires_grad=True)
+    code = encode(x)
+    assert code.shape == (1, 3)
+    (gradient,) = torch.autograd.grad(code.square().sum(), x)
+    assert (gradient != 0).all()
+    assert (decode(code) != decode(code + 1)).all()
+    assert decode(code).shape == x.shape
+
+
+# Errors
+
+TABLE, IMAGE = (6,), (1, 4, 4)
+X = torch.zeros(3, 6)
+BUILDS = [
+    (
+        {"likelihood": "poisson"},
+        r"likelihood to be one of 'bernoulli', 'categorical', 'gaussian', got 'poisson'",
+    ),
+    ({"covariance": "dense"}, r"covariance to be one of 'fixed', .*'full', got 'dense'"),
+    ({"network": "deep"}, r"network to be one of 'dense', 'convolutional', got 'deep'"),
+    ({"norm": "group"}, r"norm to be one of 'batch', 'layer', got 'group'"),
+    ({"activation": "sin"}, r"activation to be one of .*'tanh', got 'sin'"),
+    ({"dropout": 1.0}, r"dropout to be a probability in \[0, 1\), got 1.0"),
+    ({"covariance": "low_rank", "rank": 7}, r"rank from 1 to the event's 6 elements, got 7"),
+    ({"floor": 2.0}, r"0 <= floor < scale, got floor=2.0 and scale=1.0"),
+    ({"covariance": "fixed", "scale": 0.0}, r"floor < scale, got .*scale=0.0"),
+    ({"likelihood": "categorical"}, r"levels, at least 2, for likelihood='categorical', got None"),
+    ({"likelihood": "bernoulli", "levels": 2}, r"no levels for likelihood='bernoulli', got 2"),
+    ({"network": "convolutional"}, r"event shape \(channels, height, width\), got \(6,\); .* dense network"),
+    ({"network": "convolutional", "event_shape": IMAGE, "hidden": ()}, r"at least one hidden width"),
+    ({"latent_dim": 0}, r"latent_dim of at least 1, got 0"),
+    ({"num_classes": 0}, r"num_classes of at least 1, got 0"),
+    ({"event_shape": (6, 0)}, r"event_shape\[1\] of at least 1, got 0"),
+    ({"event_shape": ()}, r"event_shape of at least one dimension"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BUILDS)
+@pytest.mark.parametrize("cls", MODELS)
+def test_a_bad_option_says_so(cls, options, message):
+    with pytest.raises(ValueError, match=message):
+        cls(**{"event_shape": TABLE, **options})
+
+
+CHECKS = [
+    ({}, (torch.zeros(3, 5),), r"x of shape \(n, 6\), got \(3, 5\): reshape"),
+    ({}, (torch.zeros(6),), r"x of shape \(n, 6\), got \(6,\)"),
+    ({}, (torch.zeros(0, 6),), r"x of shape \(n, 6\), got \(0, 6\)"),
+    ({"event_shape": IMAGE}, (torch.zeros(3, 16),), r"x of shape \(n, 1, 4, 4\), got \(3, 16\)"),
+    ({}, (X.int(),), r"floating point data for likelihood='gaussian', got torch.int32.*form='continuous'"),
+    ({}, (X.log(),), r"finite numbers; 18 of 18 are not"),
+    (
+        {"likelihood": "bernoulli"},
+        (X + torch.tensor([0, 1, 0.25, 0, 2, 1]),),
+        r"0 or 1, .*likelihood='bernoulli'; 6 of 18 are not \(min 0, max 2\): .*form='binary'",
+    ),
+    ({"likelihood": "bernoulli"}, (X * math.nan,), r"18 of 18 are not \(min nan"),
+    ({"likelihood": "categorical", "levels": 3}, (X + 0.5,), r"integers 0 .. 2, .* 18 of 18 are not"),
+    ({"likelihood": "categorical", "levels": 3}, (X.int() + 3,), r"\(min 3, max 3\): recode"),
+    ({"likelihood": "categorical", "levels": 3}, (X.int() - 1,), r"\(min -1, max -1\)"),
+    ({}, (X, torch.zeros(3).long()), r"no labels y: the model was built without num_classes"),
+    ({"num_classes": 2}, (X,), r"expected labels y: the model was built with num_classes=2"),
+    ({"num_classes": 2}, (X, torch.zeros(3)), r"integer labels y of shape \(3,\), got torch.float32 \(3,\)"),
+    ({"num_classes": 2}, (X, torch.zeros(2).long()), r"labels y of shape \(3,\), got torch.int64 \(2,\)"),
+    ({"num_classes": 2}, (X, torch.tensor([0, 2, 1])), r"y in 0 .. 1, .*; 1 of 3 are not \(min 0, max 2\)"),
+    ({"num_classes": 2}, (X, torch.tensor([0, -1, 1])), r"1 of 3 are not \(min -1, max 1\)"),
+]
+
+
+@pytest.mark.parametrize(("options", "batch", "message"), CHECKS)
+@pytest.mark.parametrize("method", ["check", "encode", "reconstruct", "log_evidence"])
+def test_bad_data_say_so(options, batch, message, method):
+    model = VAE(**{"event_shape": TABLE, "hidden": (4,), **options})
+    with pytest.raises(ValueError, match=message):
+        getattr(model, method)(*batch)
+
+
+def test_labels_are_wanted_or_not_by_the_programs_too():
+    plain, conditional = VAE(TABLE, hidden=(4,)), VAE(TABLE, hidden=(4,), num_classes=2)
+    for program in (plain.model, plain.guide):
+        with pytest.raises(ValueError, match="no labels"):
+            program(X, torch.zeros(3).long())
+    for program in (conditional.model, conditional.guide, lambda x: conditional.sample(3)):
+        with pytest.raises(ValueError, match="expected labels"):
+            program(X)
+    with pytest.raises(ValueError, match=r"shape \(4,\), got torch.int64 \(3,\)"):
+        conditional.sample(4, torch.zeros(3).long())
+
+
+def test_other_errors():
+    model = VAE(TABLE, hidden=(4,))
+    with pytest.raises(TypeError, match="x to be a tensor, got ndarray"):
+        model.encode(X.numpy())
+    for options in ({"particles": 0}, {"chunk": 0}):
+        with pytest.raises(ValueError, match="particles and chunk of at least 1"):
+            model.log_evidence(X, **options)
+    with pytest.raises(ValueError, match=r"input of shape \(\.\.\., 8\), got \(3, 6\)"):
+        model.decode(X)
+    with pytest.raises(ValueError, match=r"context of width 2 .*, got none"):
+        nets.Dense(3, 2, context_dim=2)(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"context of width 0 .*, got one of shape \(4,\)"):
+        nets.Dense(3, 2)(torch.zeros(3), torch.zeros(4))
