@@ -1,3 +1,31 @@
-"""Generative models as probabilistic programs."""
+"""Generative models as probabilistic programs.
+
+A Pyro model and guide define two joint laws of data x and latent z; a loss is a sum of terms, each naming where the
+two are compared and by which metric. `Evidence`, `Reconstruction`, `Rate` and `match` are the terms, `views` the
+places, `metrics` the metrics, `recipes` the known methods; `SVI` and `fit` minimise.
+"""
+
+from ppgen import metrics, recipes, views
+from ppgen.fit import fit
+from ppgen.infer import SVI
+from ppgen.objective import Evidence, Objective, Rate, Reconstruction, match
+from ppgen.result import Fit
+from ppgen.schedules import Anneal, Ramp
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "SVI",
+    "Anneal",
+    "Evidence",
+    "Fit",
+    "Objective",
+    "Ramp",
+    "Rate",
+    "Reconstruction",
+    "fit",
+    "match",
+    "metrics",
+    "recipes",
+    "views",
+]

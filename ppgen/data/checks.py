@@ -30,7 +30,8 @@ def tally(bad: np.ndarray, columns: Sequence[str] | None = None) -> str:
     """Where the mask `bad`, shape (n, *event_shape), holds: how many values, how many rows, which columns."""
     rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
     where = name_columns(np.argwhere(bad.any(axis=0)), columns)
-    return f"{bad.sum()} of {bad.size} values, in {len(rows)} of {len(bad)} rows (the first is row {rows[0]}), {where}"
+    first = f"the first is row {rows[0]}"
+    return f"{bad.sum()} of {bad.size} values, in {len(rows)} of {len(bad)} rows ({first}), {where}"
 
 
 def check(x: np.ndarray | torch.Tensor, *, name: str = "data", columns: Sequence[str] | None = None) -> None:

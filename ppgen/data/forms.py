@@ -16,8 +16,8 @@ from .checks import tally
 def continuous(x: np.ndarray, levels: int | None, rng: Generator) -> np.ndarray:
     """Levels become (k + u)/L with u ~ U[0, 1), float32 in [0, 1); other data stay as they are.
 
-    A density p on the dequantised data bounds the law of the levels from below (Theis et al. 2016, section 3.1):
-    log P(k) >= E_u log p((k + u)/L) - D log L, for D values a datum.
+    A density p on the dequantised data bounds the law P of the levels (Theis et al. 2016, section 3.1): for D
+    values a datum, log P(k) >= E_u log p((k + u)/L) - D log L nats.
     """
     if levels is None:
         return x if x.dtype.kind == "f" else x.astype(np.float64)
@@ -28,7 +28,7 @@ def continuous(x: np.ndarray, levels: int | None, rng: Generator) -> np.ndarray:
 
 def integer(x: np.ndarray, levels: int | None, rng: Generator) -> np.ndarray:
     """The levels or integers themselves, int64."""
-    _require((x == np.round(x)) & (np.abs(x.astype(np.float64)) < 2.0**63), "an integer", "integer")
+    _require((x == np.round(x)) & (np.abs(x) < 2.0**63), "an integer", "integer")
     return x.astype(np.int64)
 
 

@@ -16,6 +16,7 @@ from .arrays import read_idx
 from .raw import Raw, from_array
 from .tables import from_frame
 
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 IDX_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
@@ -36,7 +37,7 @@ def fashion() -> Raw:
     names, in its subfolder fashion-mnist, and where Debian's package dataset-fashion-mnist puts them; failing
     that, OpenML has them.
     """
-    folders = [Path("/usr/share/datasets/fashion-mnist")]
+    folders = [INSTALLED]
     if os.environ.get("PPGEN_DATA"):
         mine = Path(os.environ["PPGEN_DATA"])
         folders = [mine, mine / "fashion-mnist", *folders]

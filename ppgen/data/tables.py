@@ -127,7 +127,7 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The header and the rows as text, each with the line it starts on, without blank lines, as pandas."""
     start = 1
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
+        reader = csv.reader(file, strict=True)
         try:
             for cells in reader:
                 if cells and not (len(cells) == 1 and cells[0].isspace()):
@@ -136,7 +136,7 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not a text in UTF-8: {error}") from error
         except csv.Error as error:
-            raise ParserError(f"{path}, line {start}: {error}") from error
+            raise ParserError(f"{path}, line {start}: {error}; is a quotation mark left open?") from error
 
 
 def _ragged(path: Path, width: int) -> ParserError | None:

@@ -65,7 +65,8 @@ def gaussians_grid(
 ) -> Sample:
     """Equal Gaussians of standard deviation sigma on a side x side grid centred on the origin.
 
-    With the defaults the means are {-4, -2, 0, 2, 4}², the 2-D grid of the same papers. Mode y = i side + j has its mean at spacing (i - (side - 1)/2, j - (side - 1)/2).
+    With the defaults the means are {-4, -2, 0, 2, 4}², the 2-D grid of the same papers. Mode
+    y = i side + j has its mean at spacing (i - (side - 1)/2, j - (side - 1)/2).
     """
     rng = _generator(seed, n=n, side=side, sigma=sigma)
     y = rng.integers(side**2, size=n)

@@ -5,8 +5,8 @@ parameter is the leaf tensor itself: all leaves that a program uses are found by
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -17,7 +17,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppgen.draws import Program
+from ppgen.draws import Draws, Program
 
 Message = dict[str, Any]
 
@@ -39,11 +39,12 @@ class Parameters(Messenger):
             msg["value"], msg["done"] = initial, True  # Pyro's store would set requires_grad
 
     def _pyro_post_param(self, msg: Message) -> None:
-        value = msg["value"]
-        self._add(msg["name"], value.unconstrained() if hasattr(value, "unconstrained") else value)
-        initial = _initial(msg)
-        if initial is not None:  # the module computes with its own tensor, whatever the store holds under its name
-            self._add(msg["name"], initial)
+        value, initial = msg["value"], _initial(msg)
+        if initial is not None and "$$$" in msg["name"]:
+            leaf = initial  # pyro.module: the network computes with its own tensor, whatever the store holds
+        else:
+            leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
+        self._add(msg["name"], leaf)
 
     def _add(self, name: str, leaf: Tensor) -> None:
         if not leaf.requires_grad or not leaf.is_leaf or id(leaf) in self._seen:
@@ -100,44 +101,78 @@ def _full_name(module: PyroModule, name: str) -> str:
     return f"{module._pyro_name}.{name}" if module._pyro_name else name
 
 
-class Modules:
-    """Notes the nn.Modules that run inside ``with``: `found`, in the order of their first call."""
+class Evaluation:
+    """Runs every nn.Module inside ``with`` in eval mode, whoever calls it, and notes it: `modules`, in order.
+
+    Programs that are functions do not say which networks they hold; this finds them by running.
+    """
 
     def __init__(self) -> None:
-        self.found: dict[int, nn.Module] = {}
+        self.modules: list[nn.Module] = []
 
-    def __enter__(self) -> "Modules":
+    def __enter__(self) -> "Evaluation":
+        self._seen: set[int] = set()
+        self._training: list[nn.Module] = []
         self._handle = nn.modules.module.register_module_forward_pre_hook(self._note)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._handle.remove()
+        for module in self._training:
+            module.training = True
 
     def _note(self, module: nn.Module, inputs: Any) -> None:
-        self.found.setdefault(id(module), module)
+        if id(module) not in self._seen:
+            self._seen.add(id(module))
+            self.modules.append(module)
+        if module.training:
+            self._training.append(module)
+            module.training = False
 
-    def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self.found.values())
 
-    def buffers(self) -> dict[str, Tensor]:
-        """The modules' own buffers (batch norm's running moments, say), named by the order of their first run."""
-        return {
-            f"module{i}.{name}": buffer
-            for i, module in enumerate(self)
+@dataclass
+class State:
+    """What two programs hold: trainable `leaves`, `buffers` (batch norm's moments, say) and the `modules` that ran."""
+
+    leaves: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    modules: list[nn.Module]
+
+    @classmethod
+    def of(cls, model: Program, guide: Program, args: tuple, kwargs: dict | None = None) -> "State":
+        """Finds it by one run of the programs, which leaves random numbers and modes as they were."""
+        tell_apart(model, guide)
+        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+            set_up(guide, args, kwargs or {})
+            with Evaluation() as run, Parameters() as used:
+                Draws(model, guide, args, kwargs).encoded  # noqa: B018  made for what it touches
+        modules = [m for m in run.modules if not isinstance(m, AutoGuide)]
+        buffers = {
+            f"buffers.{i}.{name}": buffer
+            for i, module in enumerate(modules)
             for name, buffer in module.named_buffers(recurse=False)
         }
+        return cls(used.leaves, buffers, modules)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """All of them in eval mode inside, as they were after."""
-        training = [m for m in self if m.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.leaves | self.buffers
+
+    def restart(self, start: dict[str, Tensor], spread: float = 2.0) -> None:
+        """A new start, in place: layers draw their weights again, every other leaf moves by U(-spread, spread).
+
+        The uniform move, in unconstrained space, is Stan's default start (reference manual, "Initialization").
+        """
+        restore(self.tensors, start)
+        renewed: set[int] = set()
+        for module in self.modules:
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+                renewed |= {id(p) for p in module.parameters()}
+        with torch.no_grad():
+            for leaf in self.leaves.values():
+                if id(leaf) not in renewed:
+                    leaf.add_(torch.empty_like(leaf).uniform_(-spread, spread))
 
 
 def owner(program: Callable) -> nn.Module | None:
@@ -170,9 +205,3 @@ def restore(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(values[name])
-
-
-def model_modules(programs: tuple[Program, ...], modules: Modules) -> list[nn.Module]:
-    """Every module that belongs to the programs: their owners' and those that ran."""
-    found = {id(m): m for program in programs if (top := owner(program)) is not None for m in top.modules()}
-    return list((found | modules.found).values())

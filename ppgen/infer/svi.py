@@ -63,16 +63,8 @@ class SVI:
     def update(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As `step`, and returns the loss term by term, detached tensors that sum to it."""
         set_up(self.guide, args, kwargs)
-        used = Parameters()
-        with used:
-            if self._loss_and_grads is not None:
-                loss = self._loss_and_grads(self.model, self.guide, *args, **kwargs)
-                values = {"loss": torch.as_tensor(loss)}
-            elif hasattr(self.objective, "values"):
-                values = self.objective.values(self.model, self.guide, *args, **kwargs)
-            else:
-                values = {"loss": self._differentiable(self.model, self.guide, *args, **kwargs)}
-        self.player.meet(used.leaves)
+        values, leaves = self._losses(args, kwargs)
+        self.player.meet(leaves)
         if self._loss_and_grads is not None:
             gradients = [leaf.grad for leaf in self.player.leaves.values()]
         else:
@@ -81,6 +73,18 @@ class SVI:
         if hasattr(self.objective, "advance"):
             self.objective.advance()
         return {name: value.detach() for name, value in values.items()}
+
+    def _losses(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The loss term by term, and the leaves it was computed with."""
+        programs = (self.model, self.guide)
+        with Parameters() as used:
+            if self._loss_and_grads is not None:
+                values = {"loss": torch.as_tensor(self._loss_and_grads(*programs, *args, **kwargs))}
+            elif hasattr(self.objective, "values"):
+                values = self.objective.values(*programs, *args, **kwargs)
+            else:
+                values = {"loss": self._differentiable(*programs, *args, **kwargs)}
+        return values, used.leaves
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss on a batch, without gradients; nothing moves."""

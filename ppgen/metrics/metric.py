@@ -55,7 +55,7 @@ class Metric(ABC):
 
     @abstractmethod
     def estimate(self, x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        """``D``, a scalar, of rows ``x`` ``(n, d)``, ``y`` ``(m, d)`` with weights ``p`` ``(n,)``, ``q`` ``(m,)``."""
+        """``D``, a scalar, of rows ``x`` ``(n, d)`` and ``y`` ``(m, d)`` with weights ``p`` and ``q``."""
 
     def __repr__(self) -> str:
         """The constructor call, with the options that differ from their defaults."""

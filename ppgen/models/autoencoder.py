@@ -2,9 +2,9 @@
 
 A row x of data has shape (*event_shape) and its code z shape (latent_dim,); where there are labels, both
 networks are conditioned on the row's label y. ``model`` and ``guide`` are the two programs that an objective
-takes; neither looks at a value, so both can be traced once Pyro's validation is off, and both run under further
-plates to the left of "data", a plate of particles for example. The other methods are for users: they run in
-evaluation mode and without gradients, and leave the mode as it was.
+takes; neither looks at a value, so both can be traced once Pyro's validation is off, and both run under
+further plates to the left of "data", a plate of particles for example. The other methods are for users: they
+run in evaluation mode and without gradients, and leave the mode as it was.
 """
 
 import math

@@ -1,0 +1,142 @@
+"""What a fit leaves behind: the weights of each chain, the way they came, and what can be asked of them."""
+
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from ppgen.draws import Program
+from ppgen.infer.checkpoint import CheckpointError, read, write
+from ppgen.infer.parameters import Evaluation, State, restore, tell_apart
+
+__all__ = ["Chain", "Fit"]
+
+
+@dataclass
+class Chain:
+    """One restart.
+
+    Attributes:
+        weights: parameters and buffers by name.
+        history: arrays (steps,): "loss", and each term by its name if there are several.
+        validation: arrays "step" and "loss", the loss on held-out data; empty without such.
+        stopped: why the run ended. seconds: how long it took.
+    """
+
+    weights: dict[str, Tensor]
+    history: dict[str, np.ndarray]
+    validation: dict[str, np.ndarray]
+    stopped: str
+    seconds: float
+    interrupted: bool = False
+
+    @property
+    def final(self) -> float:
+        """The loss it ended with: the best on validation data, or the mean over the last tenth of the steps."""
+        if len(self.validation.get("loss", ())):
+            return float(np.min(self.validation["loss"]))
+        losses = self.history["loss"]
+        return float(np.mean(losses[-max(1, len(losses) // 10) :])) if len(losses) else float("inf")
+
+
+@dataclass
+class Fit:
+    """A model and a guide with the weights that fit left, one set a chain.
+
+    The live programs hold one set at a time; `use` changes which.
+    """
+
+    model: Program
+    guide: Program
+    loss: ELBO | None
+    chains: list[Chain] = field(repr=False)
+    example: list[tuple[tuple[int, ...], str]] = field(repr=False)
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def best(self) -> int:
+        """The chain of lowest final loss."""
+        return int(np.argmin([chain.final for chain in self.chains]))
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """The best chain's history."""
+        return self.chains[self.best].history
+
+    def use(self, chain: int) -> None:
+        """Loads a chain's weights into the live programs.
+
+        Raises:
+            IndexError: if there is no such chain.
+        """
+        if not 0 <= chain < len(self.chains):
+            raise IndexError(f"chain {chain}: there are chains 0 to {len(self.chains) - 1}")
+        restore(self._state().tensors, self.chains[chain].weights)
+
+    def breakdown(self, *data: Tensor) -> dict[str, float]:
+        """The loss on data term by term, in eval mode.
+
+        Raises:
+            TypeError: if the loss is not a ppgen objective.
+        """
+        if not hasattr(self.loss, "breakdown"):
+            raise TypeError(f"breakdown: the loss is {type(self.loss).__name__}, not a sum of ppgen terms")
+        tell_apart(self.model, self.guide)
+        with Evaluation():
+            return self.loss.breakdown(self.model, self.guide, *data)
+
+    def to_arviz(self, *data: Any, **options: Any):
+        """The posterior on data as ArviZ reads it; see `ppgen.diagnostics.to_arviz`, which takes the options."""
+        from ppgen.diagnostics.arviz import to_arviz  # late: ArviZ is slow to import
+
+        return to_arviz(self, *data, **options)
+
+    def save(self, path: str | PathLike) -> None:
+        """Writes all chains to one safetensors file, whole or not at all."""
+        tensors: dict[str, Tensor] = {}
+        for i, chain in enumerate(self.chains):
+            tensors |= {f"{i}/weights/{k}": v for k, v in chain.weights.items()}
+            for kind in ("history", "validation"):
+                arrays = getattr(chain, kind)
+                tensors |= {f"{i}/{kind}/{k}": torch.as_tensor(np.asarray(v, dtype=float)) for k, v in arrays.items()}
+        facts = {
+            "format": 1,
+            "loss": str(self.loss),
+            "example": self.example,
+            "chains": [{"stopped": c.stopped, "seconds": c.seconds, "interrupted": c.interrupted} for c in self.chains],
+            "facts": self.facts,
+        }
+        write(path, tensors, facts)
+
+    @classmethod
+    def load(cls, path: str | PathLike, model: Program, guide: Program, *, loss: ELBO | None = None) -> "Fit":
+        """Reads what `save` wrote, into programs built as they were then.
+
+        Raises:
+            FileNotFoundError: if there is no file. CheckpointError: if it is damaged.
+            LookupError, ValueError: if the programs' parameters differ from the stored ones.
+        """
+        tensors, stored = read(path)
+        if stored.get("format") != 1:
+            raise CheckpointError(f"{path}: format {stored.get('format')!r}; this version reads format 1")
+        chains = []
+        for i, about in enumerate(stored["chains"]):
+            parts: dict[str, dict[str, Any]] = {"weights": {}, "history": {}, "validation": {}}
+            for key, tensor in tensors.items():
+                number, kind, name = key.split("/", 2)
+                if int(number) == i:
+                    parts[kind][name] = tensor if kind == "weights" else tensor.numpy()
+            chains.append(Chain(**parts, **about))
+        example = [(tuple(shape), dtype) for shape, dtype in stored["example"]]
+        fit = cls(model, guide, loss, chains, example, stored["facts"])
+        fit.use(fit.best)
+        return fit
+
+    def _state(self) -> State:
+        """The programs' tensors, found on a batch of zeros of the shape that they were trained on."""
+        batch = tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in self.example)
+        return State.of(self.model, self.guide, batch)
