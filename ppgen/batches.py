@@ -48,7 +48,9 @@ def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data
         tensors.append(tensor)
     sizes = [len(t) for t in tensors]
     if len(set(sizes)) > 1:
-        raise ValueError(f"{name}: its parts have {', '.join(map(str, sizes))} rows; they must have equally many")
+        raise ValueError(
+            f"{name}: its parts have {', '.join(map(str, sizes))} rows; they must have equally many"
+        )
     return tuple(tensors)
 
 
@@ -56,7 +58,9 @@ def _from_pandas(part: pd.DataFrame | pd.Series, label: str) -> np.ndarray:
     frame = part.to_frame() if isinstance(part, pd.Series) else part
     words = [str(c) for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
     if words:
-        raise TypeError(f"{label}: columns {', '.join(map(repr, words))} are not numeric; encode or drop them")
+        raise TypeError(
+            f"{label}: columns {', '.join(map(repr, words))} are not numeric; encode or drop them"
+        )
     return part.to_numpy(copy=True)
 
 
@@ -76,7 +80,9 @@ class Batches:
         if size is not None and size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {size}")
         if size is not None and size > self.rows:
-            warnings.warn(f"batch_size {size} is more than the {self.rows} rows; it is now {self.rows}", stacklevel=3)
+            warnings.warn(
+                f"batch_size {size} is more than the {self.rows} rows; it is now {self.rows}", stacklevel=3
+            )
             size = self.rows
         self.size = self.rows if size is None else size
         self.shuffled = size is not None

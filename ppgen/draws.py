@@ -122,7 +122,9 @@ class Draws:
         }[law]()
         sites: dict[str, Site] = {}
         for trace in reversed(places):
-            sites |= {key: site for key, site in sample_sites(trace).items() if law != "data" or is_observed(site)}
+            sites |= {
+                key: site for key, site in sample_sites(trace).items() if law != "data" or is_observed(site)
+            }
         if name not in sites:
             raise LookupError(f"{law}({name!r}): the programs have no such site; {nearest(name, sites)}")
         return sites[name]

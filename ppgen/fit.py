@@ -123,15 +123,21 @@ def fit(
     if callable(check := getattr(owners[0] if owners else None, "check", None)):
         check(*tensors)
     if device is not None:
-        tensors, held_out = (None if t is None else tuple(p.to(device) for p in t) for t in (tensors, held_out))
+        tensors, held_out = (
+            None if t is None else tuple(p.to(device) for p in t) for t in (tensors, held_out)
+        )
     batches = Batches(tensors, size=batch_size, seed=seed)
     total = steps if steps is not None else (epochs or 0) * len(batches) or 1000
 
     example = next(batches.epoch(0))
     state = State.of(model, guide, example)
     start = snapshot(state.tensors)
-    result = Fit(model, guide, loss, [], [(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in example])
-    run = _Run(model, guide, loss, batches, held_out, total, patience, callbacks, ema, progress, restarts, state)
+    result = Fit(
+        model, guide, loss, [], [(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in example]
+    )
+    run = _Run(
+        model, guide, loss, batches, held_out, total, patience, callbacks, ema, progress, restarts, state
+    )
     with torch.random.fork_rng():
         for number in range(restarts):
             torch.manual_seed(seed + number)
@@ -157,7 +163,9 @@ def _split(data: Any, validation: Any, seed: int, dtype: torch.dtype | None):
         return tensors, as_tensors(validation, dtype=dtype, name="validation")
     n, held = len(tensors[0]), round(validation * len(tensors[0]))
     if not 0 < held < n:
-        raise ValueError(f"validation={validation} of {n} rows leaves {n - held} to train on and {held} to validate on")
+        raise ValueError(
+            f"validation={validation} of {n} rows leaves {n - held} to train on and {held} to validate on"
+        )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return tuple(t[order[held:]] for t in tensors), tuple(t[order[:held]] for t in tensors)
 
@@ -216,7 +224,9 @@ class _Run:
                 reason = str(error)
                 if not watch.history["loss"]:
                     restore(tensors, watch.good)
-                    raise FloatingPointError(f"{error}; nothing was learned, the weights are as they were") from None
+                    raise FloatingPointError(
+                        f"{error}; nothing was learned, the weights are as they were"
+                    ) from None
                 warnings.warn(f"{error}; the weights are those of step {watch.good_step}", stacklevel=3)
         watch.finish(step)
         return Chain(
@@ -281,9 +291,13 @@ class _Watch:
             self.history["loss"].append(loss)
             if len(numbers) > 1:
                 for name, number in numbers.items():
-                    self.history.setdefault(name, [float("nan")] * (len(self.history["loss"]) - 1)).append(number)
+                    self.history.setdefault(name, [float("nan")] * (len(self.history["loss"]) - 1)).append(
+                        number
+                    )
         self.pending.clear()
-        bad = [k for k, t in self.tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+        bad = [
+            k for k, t in self.tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())
+        ]
         if bad:
             del self.history["loss"][start:]
             self._fail(f"parameters are no longer finite after step {step}: {', '.join(bad[:3])}")

@@ -248,7 +248,9 @@ class Reconstruction(Term):
         names = [k for k, s in sample_sites(trace).items() if is_observed(s)]
         if self.site is not None:
             if self.site not in names:
-                raise LookupError(f"{self.name}: the model observes no such site; {nearest(self.site, names)}")
+                raise LookupError(
+                    f"{self.name}: the model observes no such site; {nearest(self.site, names)}"
+                )
             names = [self.site]
         if not names:
             raise LookupError(f"{self.name}: the model observes no site; give one obs=")

@@ -102,12 +102,17 @@ class Fit:
             tensors |= {f"{i}/weights/{k}": v for k, v in chain.weights.items()}
             for kind in ("history", "validation"):
                 arrays = getattr(chain, kind)
-                tensors |= {f"{i}/{kind}/{k}": torch.as_tensor(np.asarray(v, dtype=float)) for k, v in arrays.items()}
+                tensors |= {
+                    f"{i}/{kind}/{k}": torch.as_tensor(np.asarray(v, dtype=float)) for k, v in arrays.items()
+                }
         facts = {
             "format": 1,
             "loss": str(self.loss),
             "example": self.example,
-            "chains": [{"stopped": c.stopped, "seconds": c.seconds, "interrupted": c.interrupted} for c in self.chains],
+            "chains": [
+                {"stopped": c.stopped, "seconds": c.seconds, "interrupted": c.interrupted}
+                for c in self.chains
+            ],
             "facts": self.facts,
         }
         write(path, tensors, facts)

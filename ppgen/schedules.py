@@ -33,7 +33,9 @@ class Schedule(ABC):
         """
         steps = self.steps if self.steps is not None else total
         if steps is None:
-            raise ValueError(f"{self} needs the length of the run: give it steps=, or train with ppgen.fit, which knows it")
+            raise ValueError(
+                f"{self} needs the length of the run: give it steps=, or train with ppgen.fit, which knows it"
+            )
         return self.at((step.to(torch.get_default_dtype()) / max(steps, 1)).clamp(max=1.0))
 
 
@@ -59,7 +61,9 @@ class Anneal(Schedule):
         self, end: float, *, start: float = 0.0, steps: int | None = None, cycles: int = 4, rise: float = 0.5
     ):
         if cycles < 1 or not 0 < rise <= 1:
-            raise ValueError(f"Anneal: expected cycles >= 1 and 0 < rise <= 1, got cycles={cycles}, rise={rise}")
+            raise ValueError(
+                f"Anneal: expected cycles >= 1 and 0 < rise <= 1, got cycles={cycles}, rise={rise}"
+            )
         self.end, self.start, self.steps, self.cycles, self.rise = end, start, steps, cycles, rise
 
     def at(self, progress: Tensor) -> Tensor:

@@ -73,7 +73,11 @@ class View:
                 _check_gradient(law, name, site)
             values.append(_rows(law, name, site))
             weights.append(_mask(law, name, site))
-        law = "posterior" if any(law != "prior" and law != "generated" for law, _ in self.sites) else "generated"
+        law = (
+            "posterior"
+            if any(law != "prior" and law != "generated" for law, _ in self.sites)
+            else "generated"
+        )
         weights += [_selected(draws, law, name, value) for name, value in self.selection]
         weight = None
         for w in weights:
@@ -156,7 +160,9 @@ def _mask(law: str, name: str, site: Site) -> Tensor | None:
 def _selected(draws: Draws, law: str, name: str, value: float) -> Tensor:
     rows = _rows(law, name, draws.find(law, name))
     if rows[0].numel() != 1:
-        raise ValueError(f"given({name}={value:g}): site {name!r} is not a number a row, it has shape {tuple(rows.shape)}")
+        raise ValueError(
+            f"given({name}={value:g}): site {name!r} is not a number a row, it has shape {tuple(rows.shape)}"
+        )
     return (rows.reshape(-1) == value).to(torch.get_default_dtype())
 
 

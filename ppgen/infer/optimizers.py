@@ -28,14 +28,22 @@ class Player:
         TypeError: for anything else, an optimiser already built among them.
     """
 
-    def __init__(self, optim: PyroOptim | OptimizerFactory, *, clip: float | None = None, schedule: Callable | None = None):
+    def __init__(
+        self,
+        optim: PyroOptim | OptimizerFactory,
+        *,
+        clip: float | None = None,
+        schedule: Callable | None = None,
+    ):
         if isinstance(optim, Optimizer):
             raise TypeError(
                 f"optim is an optimiser already built ({type(optim).__name__}); parameters may not exist yet: pass "
                 "what builds one, such as functools.partial(torch.optim.Adam, lr=1e-3)"
             )
         if not isinstance(optim, PyroOptim) and not callable(optim):
-            raise TypeError(f"optim is a Pyro optimiser or a function parameters -> torch optimiser, got {optim!r}")
+            raise TypeError(
+                f"optim is a Pyro optimiser or a function parameters -> torch optimiser, got {optim!r}"
+            )
         self.optim, self.clip, self.schedule = optim, clip, schedule
         self.optimizer: Optimizer | None = None
         self.scheduler: Any = None
@@ -58,7 +66,9 @@ class Player:
             self.optimizer = self.optim.pt_optim_constructor(groups)
             if isinstance(self.optim, PyroLRScheduler):
                 scheduler = self.optim.pt_scheduler_constructor(self.optimizer, **self.optim.kwargs)
-                self.optim.optim_objs = {next(iter(new.values())): scheduler}  # so that optim.step() advances it
+                self.optim.optim_objs = {
+                    next(iter(new.values())): scheduler
+                }  # so that optim.step() advances it
         else:
             self.optimizer = self.optim(list(new.values()))
         if self.scheduler is None and self.schedule is not None:

@@ -83,7 +83,11 @@ def tell_apart(model: Program, guide: Program) -> None:
             prefix = None
             own = {_full_name(module, name): p for name, p in module.named_parameters()}
         for name in list(store.keys()):
-            stale = name.startswith(prefix) if prefix else name in own and store[name].unconstrained() is not own[name]
+            stale = (
+                name.startswith(prefix)
+                if prefix
+                else name in own and store[name].unconstrained() is not own[name]
+            )
             if stale:
                 del store[name]
 
@@ -201,7 +205,9 @@ def restore(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:
         )
     for name, tensor in tensors.items():
         if tensor.shape != values[name].shape:
-            raise ValueError(f"{name}: expected shape {tuple(tensor.shape)}, the stored one is {tuple(values[name].shape)}")
+            raise ValueError(
+                f"{name}: expected shape {tuple(tensor.shape)}, the stored one is {tuple(values[name].shape)}"
+            )
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(values[name])
