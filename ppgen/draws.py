@@ -215,20 +215,23 @@ def log_weights(
 
 
 def weigh(encoded: Trace, guided: Trace) -> Tensor:
-    """Log weights (particles, n) or (particles, 1), as `log_weights` describes, of one pair of traces.
-
-    With one column a datum, scales (a subsample's N / B among them) are left out: a weight is a datum's own.
-    """
-    terms = [(1.0, s) for s in sample_sites(encoded).values()]
-    terms += [(-1.0, s) for s in sample_sites(guided).values()]
+    """Log weights (particles, n) or (particles, 1), as `log_weights` describes, of one pair of traces."""
     local = is_local(guided)
+    return log_density(encoded, per_datum=local) - log_density(guided, per_datum=local)
+
+
+def log_density(trace: Trace, *, per_datum: bool) -> Tensor:
+    """The joint log density of a trace's sites, (particles, n) per datum or (particles, 1) of all data together.
+
+    Per datum, scales (a subsample's N / B among them) are left out: a density is a datum's own.
+    """
     total = torch.zeros(1, 1)
-    for sign, site in terms:
-        if local:
+    for site in sample_sites(trace).values():
+        if per_datum:
             log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
         else:
             log_prob = site["log_prob"]
-        total = total + sign * _particles_by_rows(torch.as_tensor(log_prob), site, local)
+        total = total + _particles_by_rows(torch.as_tensor(log_prob), site, per_datum)
     return total
 
 

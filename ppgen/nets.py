@@ -191,9 +191,7 @@ class ConvDecoder(Network):
         value = value.flatten(1)
         value = self.start(value if context is None else torch.cat([value, context], -1))
         value = value.unflatten(1, self.smallest)
-        for between, double, (height, width) in zip(
-            self.between, self.doublings, reversed(self.sides), strict=True
-        ):
+        for between, double, (height, width) in zip(self.between, self.doublings, reversed(self.sides), strict=True):
             value = double(between(value))[..., :height, :width]
         return value
 
@@ -222,9 +220,7 @@ def evaluation(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _between(
-    width: int, activation: str, norm: str | None, dropout: float, *, image: bool
-) -> list[nn.Module]:
+def _between(width: int, activation: str, norm: str | None, dropout: float, *, image: bool) -> list[nn.Module]:
     """What stands between two affine layers: normalisation, activation, dropout."""
     layers = [] if norm is None else [choose(NORMS, norm, option="norm")[image](width)]
     layers.append(choose(ACTIVATIONS, activation, option="activation")())

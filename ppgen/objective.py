@@ -110,6 +110,14 @@ class Objective(ELBO):
         with torch.no_grad():
             return {k: float(v) for k, v in self.values(model, guide, *args, **kwargs).items()}
 
+    @property
+    def is_evidence(self) -> bool:
+        """Whether the loss is a negative evidence bound: `Evidence()`, or `Reconstruction() + Rate()`, unweighted."""
+        kinds = sorted(type(w.term).__name__ for w in self.terms)
+        whole = all(not isinstance(w.term, Reconstruction) or w.term.site is None for w in self.terms)
+        plain = all(factor == 1 for w in self.terms for factor in w.factors)
+        return plain and whole and kinds in (["Evidence"], ["Rate", "Reconstruction"])
+
     def advance(self) -> None:
         """Counts one step, in place, for the schedules."""
         self.step.add_(1)

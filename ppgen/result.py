@@ -1,5 +1,7 @@
 """What a fit leaves behind: the weights of each chain, the way they came, and what can be asked of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
@@ -9,9 +11,10 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from ppgen.batches import as_tensors
 from ppgen.draws import Program
 from ppgen.infer.checkpoint import CheckpointError, read, write
-from ppgen.infer.parameters import Evaluation, State, restore, tell_apart
+from ppgen.infer.parameters import Evaluation, State, restore, snapshot, tell_apart
 
 __all__ = ["Chain", "Fit"]
 
@@ -77,7 +80,21 @@ class Fit:
             raise IndexError(f"chain {chain}: there are chains 0 to {len(self.chains) - 1}")
         restore(self._state().tensors, self.chains[chain].weights)
 
-    def breakdown(self, *data: Tensor) -> dict[str, float]:
+    @contextmanager
+    def evaluating(self, chain: int | None = None) -> Iterator[None]:
+        """The programs in eval mode, under the weights of `chain` if given; as they were after."""
+        tell_apart(self.model, self.guide)
+        tensors = self._state().tensors if chain is not None else {}
+        live = snapshot(tensors)
+        if chain is not None:
+            restore(tensors, self.chains[chain].weights)
+        try:
+            with Evaluation():
+                yield
+        finally:
+            restore(tensors, live)
+
+    def breakdown(self, *data: Any) -> dict[str, float]:
         """The loss on data term by term, in eval mode.
 
         Raises:
@@ -85,15 +102,19 @@ class Fit:
         """
         if not hasattr(self.loss, "breakdown"):
             raise TypeError(f"breakdown: the loss is {type(self.loss).__name__}, not a sum of ppgen terms")
-        tell_apart(self.model, self.guide)
-        with Evaluation():
-            return self.loss.breakdown(self.model, self.guide, *data)
+        with self.evaluating():
+            return self.loss.breakdown(self.model, self.guide, *self._tensors(data))
 
     def to_arviz(self, *data: Any, **options: Any):
         """The posterior on data as ArviZ reads it; see `ppgen.diagnostics.to_arviz`, which takes the options."""
         from ppgen.diagnostics.arviz import to_arviz  # late: ArviZ is slow to import
 
-        return to_arviz(self, *data, **options)
+        return to_arviz(self, *self._tensors(data), **options)
+
+    def _tensors(self, data: tuple) -> tuple[Tensor, ...]:
+        """Data as the programs take them: floating parts in the type that they were trained in."""
+        floats = [getattr(torch, dtype) for _, dtype in self.example if dtype.startswith(("float", "bfloat"))]
+        return as_tensors(data, dtype=floats[0] if floats else None)
 
     def save(self, path: str | PathLike) -> None:
         """Writes all chains to one safetensors file, whole or not at all."""

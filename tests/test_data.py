@@ -25,21 +25,12 @@ def same(got: Any, expected: Any) -> bool:
 
 
 # name: number of labels, E x, E |x|^2, from the formulas in the docstrings
-T0, T1 = 1.5 * np.pi, 4.5 * np.pi
 TOY_LAWS = {
     "moons": (2, (0.5, 0.25), (1 + 2.25 - 2 / np.pi) / 2 + 2 * 0.05**2),
     "rings": (2, (0, 0), (0.5**2 + 1) / 2 + 2 * 0.03**2),
     "gaussians_ring": (8, (0, 0), 1 + 2 * 0.01**2),
     "gaussians_grid": (25, (0, 0), 2 * (2**2 * (5**2 - 1) / 12 + 0.05**2)),
-    "swiss_roll": (
-        3,
-        [
-            np.mean(t * f(t)) / 10
-            for t in [np.linspace(T0, T1, 200001)[:-1] + (T1 - T0) / 400000]
-            for f in (np.cos, np.sin)
-        ],
-        (T1**3 - T0**3) / (3 * (T1 - T0)) / 100 + 2 * 0.05**2,
-    ),
+    "swiss_roll": (3, (0.2, 1 / (15 * np.pi)), np.pi**2 * (4.5**3 - 1.5**3) / 900 + 2 * 0.05**2),
     "checkerboard": (8, (0, 0), 2 * 4**2 / 3),
     "pinwheel": (5, (0, 0), 1 + 0.3**2 + 0.1**2),
 }
@@ -242,9 +233,7 @@ class TestCheck:
             data.check(make(np.ones(2, np.complex64)))
 
 
-@pytest.mark.parametrize(
-    ("x", "got"), [([[1.0]], "got list"), (np.array(["a"]), "got dtype <U1"), (None, "got None")]
-)
+@pytest.mark.parametrize(("x", "got"), [([[1.0]], "got list"), (np.array(["a"]), "got dtype <U1"), (None, "got None")])
 def test_check_refuses_other_types(x, got):
     with pytest.raises(TypeError, match=f"mine: expected .*{got}"):
         data.check(x, name="mine")
@@ -273,9 +262,7 @@ def idx(array, code):
 def save_images(folder, arrays, suffix=".png"):
     folder.mkdir(exist_ok=True)
     for i, pixels in enumerate(arrays):
-        Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0)).save(
-            folder / f"{i}{suffix}"
-        )
+        Image.fromarray(pixels if pixels.ndim == 2 else pixels.transpose(1, 2, 0)).save(folder / f"{i}{suffix}")
 
 
 def class_folders(folder):
@@ -302,7 +289,8 @@ FILES = {
     "l.npz": (lambda p: np.savez_compressed(p, things=GREY), None, GREY[:, None], None, None, 256),
     "m.idx3": (lambda p: p.write_bytes(idx(GREY, 0x08)), None, GREY[:, None], None, None, 256),
     "n-idx3-ubyte.gz": (
-        lambda p: p.write_bytes(gzip.compress(idx(GREY, 0x08))), None, GREY[:, None], None, None, 256,
+        lambda p: p.write_bytes(gzip.compress(idx(GREY, 0x08))),
+        None, GREY[:, None], None, None, 256,
     ),
     "o.idx": (lambda p: p.write_bytes(idx(TABLE, 0x0E)), None, TABLE, None, None, None),
     "p": (lambda p: save_images(p, GREY), None, GREY[:, None], None, None, 256),
@@ -322,7 +310,9 @@ def test_files_round_trip(name, tmp_path):
     assert same(d.x, x)
     assert same(d.y, y) if y is not None else d.y is None
     assert (d.name, d.label_names, d.levels, d.event_shape) == (name, label_names, levels, x.shape[1:])
-    assert same(data.load(str(path), form=form, scale="none", label=label).x, x)
+    by_text = data.load(str(path), form=form, scale="none", label=label)
+    assert same(by_text.x, x)
+    assert by_text.name == name
 
 
 def test_csv_lines_and_columns(tmp_path):
@@ -338,60 +328,25 @@ NOT_FINITE = r"3 of 6 values, in 2 of 3 rows \(the first is row 1\), columns 'a'
 
 # CSV text, label, the error and its message
 BAD_CSV = {
-    "text": (
-        "a,b\n1,2\n3,x\n5,y\n",
-        None,
-        ValueError,
-        "line 3, column 'b': expected a number, got 'x' .2 of 3",
-    ),
-    "after gaps": (
-        'a,b\n\n"1\n",2\n  \n3,x\n',
-        None,
-        ValueError,
-        "line 6, column 'b': expected a number, got 'x'",
-    ),
+    "text": ("a,b\n1,2\n3,x\n5,y\n", None, ValueError, "line 3, column 'b': expected a number, got 'x' .2 of 3"),
+    "after gaps": ('a,b\n\n"1\n",2\n  \n3,x\n', None, ValueError, "line 6, column 'b': .* got 'x'"),
     "names": ("a,b\n1,dog\n", None, ValueError, "line 2, column 'b': .* 'dog' .*label="),
-    "long row": (
-        "a,b\n1,2\n\n3,4,5\n",
-        None,
-        ParserError,
-        "line 4: expected 2 cells as in the header, got 3",
-    ),
-    "long rows": (
-        "a,b\n1,2,3\n4,5,6\n",
-        None,
-        ParserError,
-        "line 2: expected 2 cells as in the header, got 3",
-    ),
+    "long row": ("a,b\n1,2\n\n3,4,5\n", None, ParserError, "line 4: expected 2 cells as in the header, got 3"),
+    "long rows": ("a,b\n1,2,3\n4,5,6\n", None, ParserError, "line 2: expected 2 cells as in the header, got 3"),
     "short row": ("a,b\n1,2\n3\n", None, ParserError, "line 3: expected 2 cells as in the header, got 1"),
     "open quote": ('a,b\n1,2\n3,"4\n5,6\n', None, ParserError, "line 3: .* is a quotation mark left open"),
     "not finite": ("a,b\n1,2\n3,\ninf,NA\n", None, ValueError, f"first at line 3: {NOT_FINITE}"),
     "empty": ("", None, ValueError, "is empty"),
     "no rows": ("a,b\n", None, ValueError, r"at least one row of values, got shape \(0, 2\)"),
-    "no header": (
-        "1.5,2\n3,4\n",
-        None,
-        ValueError,
-        "line 1: expected column names, got only numbers: 1.5, 2",
-    ),
-    "no name": (",a\n0,1\n", None, ValueError, "line 1: column 1 has no name"),
+    "no header": ("1.5,2\n3,4\n", None, ValueError, "line 1: expected column names, got only numbers: 1.5, 2"),
+    "no name": ("\n,a\n0,1\n", None, ValueError, "line 2: column 1 has no name"),
     "same name": ("a,a\n0,1\n", None, ValueError, "line 1: two columns are named 'a'"),
     "no such label": ("a,b\n0,1\n", "c", ValueError, "no column 'c' for labels, only 'a', 'b'"),
     "only labels": ("c\nx\ny\n", "c", ValueError, "has no columns of numbers"),
-    "missing label": (
-        "a,c\n1,x\n2,\n",
-        "c",
-        ValueError,
-        "column 'c', line 3: the label is missing .1 of 2 are",
-    ),
-    "measured label": (
-        "a,c\n1,1\n2,0.5\n",
-        "c",
-        ValueError,
-        "column 'c', line 3: expected a label, .* got 0.5;",
-    ),
+    "missing label": ("a,c\n1,x\n2,\n", "c", ValueError, "column 'c', line 3: the label is missing .1 of 2 are"),
+    "measured label": ("a,c\n1,1\n2,0.5\n", "c", ValueError, "line 3: expected a label, .* got 0.5;"),
     "huge label": ("a,c\n1,1\n2,1e30\n", "c", ValueError, "line 3: expected a label, .* got 1e30;"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD_CSV)
@@ -447,9 +402,7 @@ BAD_FILES = {
     "m.idx": (lambda p: p.write_bytes(idx(GREY, 0x08)[:-1]), "asks for 136 bytes, but the file has 135"),
     "n.idx": (lambda p: p.write_bytes(idx(GREY, 0x08) + b"1"), "asks for 136 bytes, but the file has 137"),
     "o.idx": (lambda p: p.write_bytes(idx(GREY, 0x08)[:7]), "rank 3 .* but the file has 7"),
-    "p-idx3-ubyte.gz": (
-        lambda p: p.write_bytes(gzip.compress(idx(GREY, 0x08))[:-9]), "not a whole gzip file",
-    ),
+    "p-ubyte.gz": (lambda p: p.write_bytes(gzip.compress(idx(GREY, 0x08))[:-9]), "not a whole gzip file"),
     "q.idx1": (lambda p: p.write_bytes(idx(LABELS.astype(np.uint8), 0x08)), r"expected a table .* \(12,\)"),
     "r": (lambda p: p.mkdir(), "hold no images"),
     "s": (bad_images, "2.png is not a readable image"),
@@ -457,9 +410,9 @@ BAD_FILES = {
     "u": (mixed_depth, "beside its subfolders and inside 'cat', 'dog'"),
     "v": (lambda p: save_images(p, [GREY[0].astype(np.uint16)]), "expected an image of 8 bits"),
     "w.parquet": (lambda p: p.write_bytes(b"PAR1"), "not a readable Parquet file"),
-    "x.parquet": (lambda p: frame(NAMES).to_parquet(p), "row 0 .*column 'kind': expected a number, got 'b'"),
+    "x.parquet": (lambda p: frame(NAMES).to_parquet(p), "row 0 .*column 'kind': .* got 'b'"),
     "y.xlsx": (lambda p: p.write_bytes(b""), r"expected a file \.csv, \.parquet, \.npy, \.npz, IDX"),
-    "z.npy": (lambda p: np.save(p, np.full((4, 2), np.nan)), "8 of 8 values, in 4 of 4 rows .*columns 0, 1, are"),
+    "z.npy": (lambda p: np.save(p, np.full((4, 2), np.nan)), "8 of 8 values, in 4 of 4 rows .*columns 0, 1"),
 }  # fmt: skip
 
 
@@ -564,15 +517,13 @@ def test_constant_column_of_a_table_warns_by_name(tmp_path):
 
 
 def test_splits_of_data():
-    d = data.load("digits", size=500, validation=0.2, test=0.1, seed=2)
+    d: Any = data.load("digits", size=500, validation=0.2, test=0.1, seed=2)
     assert [len(part.x) for part in (d.train, d.validation, d.test)] == [350, 100, 50]
     for part in ("train", "validation", "test"):
         assert same(getattr(d, part).x, d.x[d.rows[part]])
         assert same(getattr(d, part).y, d.y[d.rows[part]])
         assert set(getattr(d, part).y.tolist()) == set(range(10))
-    assert repr(d) == (
-        "Data('digits', 500 rows of (1, 8, 8), continuous: train 350, validation 100, test 50)"
-    )
+    assert repr(d) == ("Data('digits', 500 rows of (1, 8, 8), continuous: train 350, validation 100, test 50)")
 
 
 def test_size_keeps_rows_with_their_labels(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -124,6 +125,11 @@ def test_samples_have_the_shape_and_the_support_of_data(cls, row, network):
         assert not draw.requires_grad
     assert model.sample(7).dtype == (torch.int64 if row == "categorical" else torch.float32)
     assert torch.equal(model.reconstruct(x), model.reconstruct(x))  # dropout is off
+    assert not torch.equal(model.reconstruct(x, mean=False), model.reconstruct(x, mean=False))
+    torch.manual_seed(1)
+    means = model.sample(7, mean=True)
+    torch.manual_seed(1)
+    assert torch.equal(means, mean(model.decode(model.prior(7).sample())))
     assert model.encode(x).batch_shape == (7,)
     assert model.encode(x).event_shape == (2,)
     assert model.decode(torch.randn(3, 7, 2)).batch_shape == (3, 7)
@@ -175,9 +181,7 @@ def test_particles_are_a_loop(cls, row, network):
             torch.testing.assert_close(joint.nodes[site]["log_prob"][k], alone.nodes[site]["log_prob"])
         alone = poutine.trace(poutine.condition(model.guide, {"z": z})).get_trace(x, y)
         alone.compute_log_prob()
-        torch.testing.assert_close(
-            guided.nodes["z"]["log_prob"].expand(3, 4)[k], alone.nodes["z"]["log_prob"]
-        )
+        torch.testing.assert_close(guided.nodes["z"]["log_prob"].expand(3, 4)[k], alone.nodes["z"]["log_prob"])
 
 
 # Tracing is slow, and the classes share all but the encoder's head.
@@ -221,6 +225,20 @@ def test_an_autoencoder_has_one_code_a_datum():
     model, x = build(Autoencoder, "diagonal", "dense"), data("diagonal", "dense")
     assert torch.equal(model.encode(x).sample(), model.guide(x))
     assert torch.equal(model.encode(x).log_prob(model.guide(x)), torch.zeros(len(x)))
+
+
+@pytest.mark.parametrize(("network", "kind"), [("dense", torch.nn.Linear), ("convolutional", torch.nn.Conv2d)])
+def test_the_decoder_mirrors_the_encoder(network, kind):
+    model = build(VAE, "scalar", network, hidden=(8, 4))
+    there = [part.weight.shape[0] for part in model.encoder.modules() if isinstance(part, kind)]
+    back = [part for part in model.decoder.modules() if hasattr(part, "weight")]
+    assert there[:2] == [8, 4]
+    assert [part.weight.shape[kind is torch.nn.Linear] for part in back][1:] == [4, 8]
+
+
+def test_the_encoder_reads_levels_evenly_spaced():
+    head = likelihood.Categorical((1,), levels=5)
+    assert head.features(torch.arange(5), torch.float64).tolist() == [-1, -0.5, 0, 0.5, 1]
 
 
 def test_data_of_another_dtype_are_read_in_the_models():
@@ -519,10 +537,11 @@ def test_bad_data_say_so(options, batch, message, method):
 
 def test_labels_are_wanted_or_not_by_the_programs_too():
     plain, conditional = VAE(TABLE, hidden=(4,)), VAE(TABLE, hidden=(4,), num_classes=2)
+    programs: list[Callable] = [conditional.model, conditional.guide, lambda x: conditional.sample(3)]
     for program in (plain.model, plain.guide):
         with pytest.raises(ValueError, match="no labels"):
             program(X, torch.zeros(3).long())
-    for program in (conditional.model, conditional.guide, lambda x: conditional.sample(3)):
+    for program in programs:
         with pytest.raises(ValueError, match="expected labels"):
             program(X)
     with pytest.raises(ValueError, match=r"shape \(4,\), got torch.int64 \(3,\)"):
@@ -532,10 +551,10 @@ def test_labels_are_wanted_or_not_by_the_programs_too():
 def test_other_errors():
     model = VAE(TABLE, hidden=(4,))
     with pytest.raises(TypeError, match="x to be a tensor, got ndarray"):
-        model.encode(X.numpy())
-    for options in ({"particles": 0}, {"chunk": 0}):
+        model.encode(X.numpy())  # type: ignore[arg-type]
+    for particles, chunk in ((0, None), (1, 0)):
         with pytest.raises(ValueError, match="particles and chunk of at least 1"):
-            model.log_evidence(X, **options)
+            model.log_evidence(X, particles=particles, chunk=chunk)
     with pytest.raises(ValueError, match=r"input of shape \(\.\.\., 8\), got \(3, 6\)"):
         model.decode(X)
     with pytest.raises(ValueError, match=r"context of width 2 .*, got none"):

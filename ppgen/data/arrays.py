@@ -50,12 +50,15 @@ def read_idx(path: Path) -> np.ndarray:
             f"{path} is not an IDX file: expected it to begin 00 00, a type from "
             f"{', '.join(f'{code:02x}' for code in IDX_TYPES)}, and the rank; got {content[:4].hex(' ')}"
         )
-    dtype, start = np.dtype(IDX_TYPES[content[2]]), 4 + 4 * content[3]
-    shape = tuple(np.frombuffer(content[4:start][: (len(content) - 4) // 4 * 4], ">u4").tolist())
-    expected = start + math.prod(shape) * dtype.itemsize
-    if len(shape) < content[3] or len(content) != expected:
+    dtype, rank = np.dtype(IDX_TYPES[content[2]]), content[3]
+    shape: tuple[int, ...] = ()
+    start = expected = 4 + 4 * rank
+    if len(content) >= start:
+        shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
+        expected += math.prod(shape) * dtype.itemsize
+    if len(content) != expected:
         raise ValueError(
-            f"{path}: its header, rank {content[3]} and sizes {shape}, asks for {expected} bytes, "
+            f"{path}: its header, rank {rank} and sizes {shape or 'cut off'}, asks for {expected} bytes, "
             f"but the file has {len(content)}"
         )
     return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))

@@ -20,6 +20,7 @@ class Split(NamedTuple):
 class Data:
     """Data ready to fit.
 
+    name: the name of the set, or of the file or folder without the path to it.
     x: (n, *event_shape), float32, or int64 when form is "integer"; already scaled. The event shape is
        (features,) for tables and (channels, height, width) for images.
     y: int64 (n,), or None without labels. `label_names[y]` names them where the source did.

@@ -11,9 +11,7 @@ from .tables import read_csv, read_parquet
 TABLES = {".csv": read_csv, ".parquet": read_parquet}
 ARRAYS = {".npy": read_numpy, ".npz": read_numpy}
 IDX = re.compile(r"(\.idx\w*|-ubyte)(\.gz)?$", re.IGNORECASE)
-KINDS = (
-    f"a file {', '.join([*TABLES, *ARRAYS])}, IDX (.idx*, *-ubyte, or either with .gz), or a folder of images"
-)
+KINDS = f"a file {', '.join([*TABLES, *ARRAYS])}, IDX (.idx*, *-ubyte, or either with .gz), or a folder of images"
 
 
 def looks_like_file(source: str) -> bool:

@@ -62,9 +62,7 @@ def _pixels(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as image:
             if image.mode not in MODES:
-                raise ValueError(
-                    f"{file}: expected an image of 8 bits a channel, got Pillow's mode {image.mode!r}"
-                )
+                raise ValueError(f"{file}: expected an image of 8 bits a channel, got Pillow's mode {image.mode!r}")
             pixels = np.asarray(image.convert(MODES[image.mode]))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{file} is not a readable image: {error}") from error

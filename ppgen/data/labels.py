@@ -23,9 +23,7 @@ def encode(
     series = pd.Series(labels)
     missing = np.flatnonzero(series.isna() | (series.astype(object) == ""))
     if missing.size:
-        raise ValueError(
-            f"{name}, {place(missing[0])}: the label is missing ({missing.size} of {len(series)} are)"
-        )
+        raise ValueError(f"{name}, {place(missing[0])}: the label is missing ({missing.size} of {len(series)} are)")
     numbers = None
     if not pd.api.types.is_bool_dtype(series.dtype):
         numbers = pd.to_numeric(series.astype(object), errors="coerce").to_numpy(np.float64)

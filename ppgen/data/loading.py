@@ -80,7 +80,7 @@ def load(
             x = x.astype(np.float32)
         check(x, name=f"{source} in float32", columns=raw.columns)
     levels = 2 if form == "binary" else raw.levels
-    name = source.name if isinstance(source, Path) else source
+    name = Path(source).name or str(source)
     return Data(name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels)
 
 

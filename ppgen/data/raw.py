@@ -41,8 +41,6 @@ def from_array(x: np.ndarray, y: np.ndarray | None = None, *, name: str) -> Raw:
     label_names = None
     if y is not None:
         if y.shape != x.shape[:1]:
-            raise ValueError(
-                f"{name}: expected one label a row, shape {x.shape[:1]}, got labels of shape {y.shape}"
-            )
+            raise ValueError(f"{name}: expected one label a row, shape {x.shape[:1]}, got labels of shape {y.shape}")
         y, label_names = encode(y, name=f"{name}, labels")
     return Raw(x, y, None, label_names, levels)

@@ -27,14 +27,11 @@ class Scaler:
         for name in ("shift", "scale"):
             object.__setattr__(self, name, np.array(getattr(self, name), dtype=np.float64))
         if self.shift.shape != self.scale.shape:
-            raise ValueError(
-                f"expected shift and scale of one shape, got {self.shift.shape} and {self.scale.shape}"
-            )
+            raise ValueError(f"expected shift and scale of one shape, got {self.shift.shape} and {self.scale.shape}")
         bad = ~(np.isfinite(self.shift) & np.isfinite(self.scale) & (self.scale > 0))
         if bad.any():
             raise ValueError(
-                f"expected a finite shift and a finite, positive scale, got another in "
-                f"{name_columns(np.argwhere(bad))}"
+                f"expected a finite shift and a finite, positive scale, got another in {name_columns(np.argwhere(bad))}"
             )
 
     @classmethod

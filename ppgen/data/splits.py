@@ -18,8 +18,7 @@ def split_rows(
     """
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ValueError(
-            f"expected fractions validation and test, each at least 0 and together below 1, "
-            f"got {validation} and {test}"
+            f"expected fractions validation and test, each at least 0 and together below 1, got {validation} and {test}"
         )
     shuffled = rng.permutation(n)
     classes = np.zeros(n, np.int64) if y is None else y[shuffled]

@@ -68,9 +68,7 @@ def read_parquet(path: Path, label: str | None) -> Raw:
     return from_frame(frame, name=str(path), label=label)
 
 
-def from_frame(
-    frame: pd.DataFrame, *, name: str, label: str | None, place: Callable[[int], str] = row_number
-) -> Raw:
+def from_frame(frame: pd.DataFrame, *, name: str, label: str | None, place: Callable[[int], str] = row_number) -> Raw:
     """Every column as float64, apart from the one named `label`, if any, which holds labels.
 
     Raises ValueError for a label column that is not there, a cell that is no number, and labels that `encode`
@@ -79,9 +77,7 @@ def from_frame(
     y, label_names = None, None
     if label is not None:
         if label not in frame.columns:
-            raise ValueError(
-                f"{name} has no column {label!r} for labels, only {', '.join(map(repr, frame.columns))}"
-            )
+            raise ValueError(f"{name} has no column {label!r} for labels, only {', '.join(map(repr, frame.columns))}")
         y, label_names = encode(frame[label], name=f"{name}, column {label!r}", place=place)
         frame = frame.drop(columns=label)
     if not len(frame.columns):
@@ -105,26 +101,26 @@ def _numbers(column: pd.Series, name: str, place: Callable[[int], str]) -> np.nd
 
 
 def _header(path: Path) -> list[str]:
-    header = next(_records(path), (1, []))[1]
+    line, header = next(_records(path), (0, []))
     if not header:
         raise ValueError(f"{path} is empty: expected a line of column names and rows of numbers")
     for i, name in enumerate(header):
         if not name.strip():
             raise ValueError(
-                f"{path}, line 1: column {i + 1} has no name; name it or leave it out (pandas writes its row "
+                f"{path}, line {line}: column {i + 1} has no name; name it or leave it out (pandas writes its row "
                 f"index that way, unless by to_csv(index=False))"
             )
         if name in header[:i]:
-            raise ValueError(f"{path}, line 1: two columns are named {name!r}")
+            raise ValueError(f"{path}, line {line}: two columns are named {name!r}")
     numbers = pd.to_numeric(pd.Series(header, dtype=object), errors="coerce")
     # arrays saved through pandas have the column names 0, 1, 2, ..
     if numbers.notna().all() and (numbers != np.arange(len(header))).any():
-        raise ValueError(f"{path}, line 1: expected column names, got only numbers: {', '.join(header[:5])}")
+        raise ValueError(f"{path}, line {line}: expected column names, got only numbers: {', '.join(header[:5])}")
     return header
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The header and the rows as text, each with the line it starts on, without blank lines, as pandas."""
+    """The header and the rows as text, each with its line, leaving out the blank lines that pandas does."""
     start = 1
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
@@ -143,7 +139,5 @@ def _ragged(path: Path, width: int) -> ParserError | None:
     """The error that the first row of another length than `width` deserves, if there is one."""
     for line, cells in _records(path):
         if len(cells) != width:
-            return ParserError(
-                f"{path}, line {line}: expected {width} cells as in the header, got {len(cells)}"
-            )
+            return ParserError(f"{path}, line {line}: expected {width} cells as in the header, got {len(cells)}")
     return None

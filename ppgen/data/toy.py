@@ -47,9 +47,7 @@ def rings(n: int, *, radii: Sequence[float] = (0.5, 1.0), noise: float = 0.03, s
     return _noisy(np.asarray(radii)[y, None] * _circle(angle), y, noise, rng)
 
 
-def gaussians_ring(
-    n: int, *, modes: int = 8, radius: float = 1.0, sigma: float = 0.01, seed: int = 0
-) -> Sample:
+def gaussians_ring(n: int, *, modes: int = 8, radius: float = 1.0, sigma: float = 0.01, seed: int = 0) -> Sample:
     """Equal Gaussians N(μ_k, sigma² I) with μ_k = radius (cos 2πk/modes, sin 2πk/modes).
 
     With the defaults this is the 2-D ring of VEEGAN (Srivastava et al. 2017), as PacGAN (Lin et al. 2018)
@@ -60,9 +58,7 @@ def gaussians_ring(
     return _noisy(radius * _circle(2 * np.pi * y / modes), y, sigma, rng)
 
 
-def gaussians_grid(
-    n: int, *, side: int = 5, spacing: float = 2.0, sigma: float = 0.05, seed: int = 0
-) -> Sample:
+def gaussians_grid(n: int, *, side: int = 5, spacing: float = 2.0, sigma: float = 0.05, seed: int = 0) -> Sample:
     """Equal Gaussians of standard deviation sigma on a side x side grid centred on the origin.
 
     With the defaults the means are {-4, -2, 0, 2, 4}², the 2-D grid of the same papers. Mode

@@ -161,9 +161,7 @@ class _Coded(nn.Module):
         if y is None:
             return
         if y.shape != shape or y.is_floating_point() or y.dtype == torch.bool:
-            raise ValueError(
-                f"expected integer labels y of shape {tuple(shape)}, got {y.dtype} {tuple(y.shape)}"
-            )
+            raise ValueError(f"expected integer labels y of shape {tuple(shape)}, got {y.dtype} {tuple(y.shape)}")
         outside = int(((y < 0) | (y >= self.num_classes)).sum())
         if outside:
             raise ValueError(
