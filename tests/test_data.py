@@ -56,7 +56,7 @@ class TestToy:
 
     def test_moments(self, name):
         _, mean, square = TOY_LAWS[name]
-        x = data.TOY[name](20000, seed=1)[0].astype(np.float64)
+        x = data.TOY[name](100000, seed=1)[0].astype(np.float64)
         values = np.column_stack([x, (x**2).sum(axis=1)])
         error = values.std(axis=0) / np.sqrt(len(x))
         # five standard errors: a false alarm in 6e-7 of the seeds for each number

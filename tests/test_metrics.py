@@ -169,9 +169,7 @@ def test_rows_of_weight_zero_drop_out(metric, generator):
     assert not grad_y[wy == 0].any()
 
     x[1], x[4], y[0] = math.nan, 1e30, math.inf
-    for actual, expected in zip(
-        value_and_gradients(metric, x, y, wx, wy), (value, grad_x, grad_y), strict=True
-    ):
+    for actual, expected in zip(value_and_gradients(metric, x, y, wx, wy), (value, grad_x, grad_y), strict=True):
         assert torch.equal(actual, expected)  # to the last bit, whatever the rows hold
 
 
@@ -228,6 +226,14 @@ def test_gradients_are_finite_where_all_rows_are_equal(metric):
     x, y = torch.ones(3, 2), torch.ones(4, 2)
     for part in value_and_gradients(metric, x, y):
         close(part, torch.zeros_like(part), 1e-6)
+
+
+@every
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e25])
+def test_samples_that_are_not_finite_give_nan(metric, bad, generator):
+    x, y = normal(generator, 4, 2, dtype=torch.float32), normal(generator, 5, 2, dtype=torch.float32)
+    x[1, 0] = bad  # the square of the last overflows
+    assert metric(x, y).isnan()
 
 
 @every
@@ -428,6 +434,15 @@ def test_distances_are_exact_at_zero_and_close_elsewhere(generator):
     assert not d2.diagonal().any()
     exact = (x.double()[:, None] - x.double()).square().sum(-1)
     close(d2.double(), exact, 1e-5)
+    near = torch.tensor([[-1.0], [1.0], [1.0 + 2**-8]])
+    close(squared_distances(near, near)[1, 2], 2**-16, 1e-6)
+
+
+def test_second_derivative_where_rows_coincide():
+    """``D = 2 - 2 exp(-|x - y|^2 / 2 s^2)`` of one row each has the Hessian ``2 I / s^2`` at ``x = y``."""
+    metric, y = MMD(bandwidth=0.5, scales=(1.0,), unbiased=False), torch.ones(1, 3).double()
+    hessian = torch.autograd.functional.hessian(lambda x: metric(x, y), y)
+    close(hessian.reshape(3, 3), 8 * torch.eye(3))
 
 
 @every

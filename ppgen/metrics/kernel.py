@@ -145,8 +145,7 @@ def median_squared_distance(d2: Tensor, r: Tensor) -> Tensor:
     # A pair without mass sits at one, where it has a logarithm and weighs nothing.
     d2 = torch.where(mass > 0, d2.flatten(), 1.0)
     low, high = d2.log().aminmax()
-    slot = (d2.log() - low) * (bins / torch.where(high > low, high - low, 1.0))
-    slot = slot.long().clamp(0, bins)  # samples that overflowed have no slot; D is then NaN, not an error
+    slot = ((d2.log() - low) * (bins / torch.where(high > low, high - low, 1.0))).long()
     below = mass.new_zeros(bins + 1).scatter_add(0, slot, mass).cumsum(0)
     # Just under one half, so that rounding cannot decide between the two middle distances of an even number.
     middle = (below < (0.5 - 1e-5) * below[-1]).sum()

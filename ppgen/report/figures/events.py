@@ -1,22 +1,18 @@
 """Data and what a model makes of them: generated samples, reconstructions.
 
 x has shape (n, *event_shape), in the units of the data. An event is an image (channels, height, width), drawn as
-such, or a row of a table (features,), of which at most the first 6 columns are drawn.
+such, or a row of a table (features,), of which the first 6 columns are drawn.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppgen.report.figures.style import MUTED, PALE, PALETTE, WIDTH, canvas, frame, outside, panels, percent, styled
+from ppgen.report.figures import images, tables
+from ppgen.report.figures.style import styled
 
-__all__ = ["images", "reconstructions", "samples"]
-
-COLUMNS = 6  # of a table, at most
-BROKEN = (0.9, 0.1, 0.3)  # the colour of a pixel that is not finite
-DATA, GENERATED = PALE, PALETTE[0]
+__all__ = ["reconstructions", "samples"]
 
 
 @styled
@@ -27,26 +23,27 @@ def samples(
     columns: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Generated events x (n, *event_shape), beside data (m, *event_shape) where there are such.
+    """Generated events x (n, *event_shape), with data (m, *event_shape) where there are such.
 
-    Images: a grid of each. Tables: a histogram (one column), a scatter (two), or histograms and scatters of all
-    pairs (more), with the data drawn under the generated rows.
+    Images: a grid of generated ones, the data's to its left. Tables: a histogram (one column), a scatter (two),
+    or histograms and the scatters of all pairs (more), the data drawn under the generated rows.
 
     Args:
         columns: the names of a table's columns.
         limits: the values drawn black and white; the least and the greatest of the data, or of x without data.
 
     Raises:
-        ValueError: if the events are neither images nor rows, differ in shape from the data, or are none.
+        ValueError: if the events are neither images nor rows, are none, or differ in shape from the data.
     """
-    x, data = _events(x, "samples"), None if data is None else _events(data, "samples, data")
-    if data is not None and data.shape[1:] != x.shape[1:]:
-        raise ValueError(f"samples: expected data of event shape {x.shape[1:]}, got {data.shape[1:]}")
+    x = _events("x", x)
+    if data is not None:
+        data = _events("data", data)
+        if data.shape[1:] != x.shape[1:]:
+            raise ValueError(f"expected data of event shape {x.shape[1:]}, as x, got {data.shape[1:]}")
     if x.ndim == 4:
         sets = {"generated": x} if data is None else {"data": data, "generated": x}
-        return _image_sets(sets, limits or _range(x if data is None else data))
-    names = _names(columns, x.shape[1])
-    return _table(x[:, :COLUMNS], None if data is None else data[:, :COLUMNS], names)
+        return images.grids(sets, limits or images.span(x if data is None else data))
+    return tables.overlay(x, data, _names(columns, x.shape[1]))
 
 
 @styled
@@ -60,30 +57,33 @@ def reconstructions(
     """Events x (n, *event_shape) and their reconstructions x_hat, of the same shape.
 
     Images: each above its reconstruction. Tables of two columns: a line from each row to its reconstruction.
-    Other tables: for each column the reconstructed value against the true one, with the share of the variance
-    explained, R² = 1 - Σ (x_hat - x)² / Σ (x - mean x)².
+    Other tables: column by column the reconstructed value against the true one, with the share of the variance
+    explained, R² = 1 - Σ (x_hat - x)² / Σ (x - mean x)². `columns` and `limits` are those of `samples`.
 
     Raises:
-        ValueError: if the shapes differ, or the events are neither images nor rows.
+        ValueError: if the events are neither images nor rows, are none, or the shapes differ.
     """
-    x, x_hat = _events(x, "reconstructions"), _events(x_hat, "reconstructions, x_hat")
+    x, x_hat = _events("x", x), _events("x_hat", x_hat)
     if x.shape != x_hat.shape:
-        raise ValueError(f"reconstructions: expected x_hat of shape {x.shape}, got {x_hat.shape}")
+        raise ValueError(f"expected x_hat of shape {x.shape}, as x, got {x_hat.shape}")
     if x.ndim == 4:
-        return _image_pairs(x, x_hat, limits or _range(x))
+        return images.pairs(x, x_hat, limits or images.span(x))
     names = _names(columns, x.shape[1])
-    if x.shape[1] == 2:
-        return _displacements(x, x_hat, names)
-    return _agreement(x[:, :COLUMNS], x_hat[:, :COLUMNS], names)
+    return tables.displacements(x, x_hat, names) if x.shape[1] == 2 else tables.agreement(x, x_hat, names)
 
 
-@styled
-def images(
-    sets: dict[str, np.ndarray], *, limits: tuple[float, float] | None = None
-) -> Figure:
-    """Sets of images (n, channels, height, width), by their titles, as grids beside each other.
+def _events(name: str, x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, dtype=float)
+    if x.ndim not in (2, 4) or 0 in x.shape:
+        raise ValueError(
+            f"expected {name} of shape (n, features) or (n, channels, height, width), not empty, got {x.shape}"
+        )
+    return x
 
-    Limits are the values drawn black and white; the least and the greatest of the first set if left out.
-    """
-    sets = {name: _events(x, f"images, {name}", images=True) for name, x in sets.items()}
-    return _image_sets(sets, limits or _range(next(iter(sets.values()))))
+
+def _names(columns: Sequence[str] | None, count: int) -> list[str]:
+    if columns is None:
+        return [f"x[{i}]" for i in range(count)]
+    if len(columns) != count:
+        raise ValueError(f"expected the names of {count} columns, got {len(columns)}: {', '.join(columns)}")
+    return list(columns)

@@ -4,7 +4,7 @@ Figures are made through matplotlib's object interface and never through pyplot,
 backend is chosen. Text is set as it is, without TeX: a column may be called "$x_".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -61,6 +61,7 @@ STYLE: dict[str, Any] = {
 }
 
 P = ParamSpec("P")
+Interval = tuple[float, float]
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -90,6 +91,20 @@ def panels(count: int, *, across: int, height: float) -> tuple[Figure, list[Axes
     return figure, list(grid.flat[:count])
 
 
+def note(figure: Figure, text: str) -> None:
+    """A line in small type above the figure; nothing for an empty text."""
+    if text:
+        figure.suptitle(text, x=0.01, ha="left", color=MUTED, fontsize=8)
+
+
+def scatter(axes: Axes, points: np.ndarray, colour: Any, label: str | None = None, **options: Any) -> None:
+    """Points (n, 2), the smaller and fainter the more there are."""
+    few = len(points) < 500
+    axes.scatter(
+        *points.T, s=9 if few else 4, alpha=0.8 if few else 0.5, c=colour, label=label, linewidths=0, **options
+    )
+
+
 def colours(count: int) -> ListedColormap:
     """`count` colours: those of the palette, or for more, evenly spaced ones of viridis."""
     if count <= len(PALETTE):
@@ -97,24 +112,24 @@ def colours(count: int) -> ListedColormap:
     return ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 1, count)))
 
 
-def frame(values: np.ndarray, *, margin: float = 0.12) -> tuple[float, float]:
+def frame(values: np.ndarray) -> Interval:
     """An interval that holds all but a few outlying values, and some room beside them."""
     values = values[np.isfinite(values)]
     if not len(values):
         return -1.0, 1.0
     low, high = (float(q) for q in np.quantile(values, [0.002, 0.998]))
-    room = margin * (high - low) or 0.05 * abs(high) or 0.5
+    room = 0.12 * (high - low) or 0.05 * abs(high) or 0.5
     return low - room, high + room
 
 
-def outside(x: np.ndarray, frames: list[tuple[float, float]]) -> float:
-    """The share of rows of x (n, d) that are not finite or lie outside the d intervals."""
+def outside(x: np.ndarray, frames: Sequence[Interval]) -> float:
+    """The share of the rows of x (n, d) that are not finite or leave one of the d intervals."""
     low, high = np.array(frames).T
     return float(1 - np.mean(((x >= low) & (x <= high)).all(axis=1)))
 
 
 def percent(share: float) -> str:
-    """A share as text: "0%" and "100%" are kept for none and all."""
+    """A share as text, with 0% and 100% kept for none and all."""
     if 0 < share < 0.01:
         return "under 1%"
     if 0.99 < share < 1:

@@ -1,0 +1,154 @@
+"""The command line: ``ppgen train SYSTEM SOURCE``, ``ppgen sample RUN``, ``ppgen report RUN``.
+
+Options come from the signatures of what they reach: ``--model.latent_dim`` is an argument of the model's class,
+``--loss.beta`` of the recipe, ``--data.size`` of `ppgen.data.load`, ``--fit.epochs`` of `ppgen.fit`.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from ppgen import __version__
+from ppgen.data import load
+from ppgen.fit import fit
+from ppgen.systems import SYSTEMS, System
+
+__all__ = ["main"]
+
+EPOCHS = 200  # of a run that names neither steps nor epochs
+NOT_ASKED = {"model", "guide", "data", "loss", "optim", "callbacks", "schedule", "validation", "progress"}
+FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns its exit status: 0, or 1 with the reason on standard error."""
+    warnings.showwarning = lambda message, *_, **__: print(f"ppgen: {message}", file=sys.stderr)
+    given = _parser().parse_args(arguments)
+    command = given.command
+    try:
+        {"train": _train, "sample": _sample, "report": _report}[command](given[command])
+    except FAILURES as error:
+        if os.environ.get("PPGEN_TRACEBACK"):
+            raise
+        print(f"ppgen: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="ppgen", description="Generative models as probabilistic programs.")
+    parser.add_argument("--version", action="version", version=f"ppgen {__version__}")
+    commands = parser.add_subcommands(dest="command")
+
+    train = ArgumentParser(description="Train a system on data; leaves a run folder with its report.")
+    systems = train.add_subcommands(dest="system")
+    for name, system in SYSTEMS.items():
+        systems.add_subcommand(name, _train_parser(name, system), help=system.about)
+    commands.add_subcommand("train", train, help="train a system on data")
+
+    sample = ArgumentParser(description="Draw from a trained model; writes the draws, and a picture of them.")
+    sample.add_argument("run", type=Path, help="a run folder")
+    sample.add_argument("--n", type=int, default=64, help="how many")
+    sample.add_argument("--label", type=int, default=None, help="the label to draw, for a conditional model")
+    sample.add_argument("--mean", type=bool, default=False, help="means of p(x | z) in place of draws")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--out", type=Path, default=None, help="an .npy file; RUN/samples.npy if left out")
+    commands.add_subcommand("sample", sample, help="draw from a trained model")
+
+    report = ArgumentParser(description="Write a run's report anew.")
+    report.add_argument("run", type=Path, help="a run folder")
+    commands.add_subcommand("report", report, help="write a run's report anew")
+    return parser
+
+
+def _train_parser(name: str, system: System) -> ArgumentParser:
+    parser = ArgumentParser(description=f"Train {system.about}.")
+    parser.add_argument("--config", action=ActionConfigFile, help="a config.yaml; options after it override it")
+    parser.add_argument("source", help="digits, fashion, moons, ..., openml:NAME, a file or a folder of images")
+    parser.add_argument("--system", default=name, help="as the configuration file names it")
+    parser.add_argument("--out", type=Path, default=None, help="the run folder; runs/SYSTEM-SOURCE if left out")
+    parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate")
+    parser.add_argument("--conditional", type=bool, default=False, help="condition the model on the labels")
+    parser.add_argument("--draws", type=int, default=200, help="draws a chain of the stored posterior; 0 for none")
+    parser.add_argument("--particles", type=int, default=500, help="importance samples of the held-out log evidence")
+    parser.add_argument("--progress", type=bool, default=True, help="a progress bar, on a terminal")
+    parser.add_function_arguments(load, "data", skip={"source"})
+    parser.add_class_arguments(system.model, "model", skip={"event_shape", "levels", "num_classes"})
+    parser.add_function_arguments(system.recipe, "loss", skip={"metric"})
+    parser.add_function_arguments(fit, "fit", skip=NOT_ASKED)
+    parser.set_defaults({"fit.batch_size": 128})
+    return parser
+
+
+def _train(given: Namespace) -> None:
+    from ppgen.run import train  # late: ArviZ and matplotlib are slow to import
+
+    name = given.system
+    system = given[name]
+    if system.system != name:
+        raise ValueError(f"the configuration is of a run of {system.system!r}: use `ppgen train {system.system}`")
+    config = _plain(system)
+    for left_out in ("config", "out", "progress"):
+        config.pop(left_out, None)
+    if config["fit"]["steps"] is None and config["fit"]["epochs"] is None:
+        config["fit"]["epochs"] = EPOCHS
+    folder = system.out if system.out is not None else _free(Path("runs") / f"{name}-{_stem(system.source)}")
+    run = train(config, out=folder, progress=system.progress)
+    print((run.folder / "numbers.json").read_text())
+    print(f"report: {(run.folder / 'report.html').resolve()}")
+
+
+def _sample(given: Namespace) -> None:
+    from ppgen.report import samples, save_figure
+    from ppgen.run import Run
+
+    if given.n < 1:
+        raise ValueError(f"--n: expected at least 1, got {given.n}")
+    run = Run.load(given.run)
+    drawn = run.sample(given.n, label=given.label, mean=given.mean, seed=given.seed)
+    out = given.out if given.out is not None else given.run / "samples.npy"
+    np.save(out, drawn)
+    written = out if out.suffix == ".npy" else out.with_name(out.name + ".npy")
+    save_figure(samples(drawn), picture := written.with_suffix(".png"))
+    print(f"samples: {written.resolve()}\npicture: {picture.resolve()}")
+
+
+def _report(given: Namespace) -> None:
+    from ppgen.run import Run
+
+    print(f"report: {Run.load(given.run).report().resolve()}")
+
+
+def _plain(given: Namespace) -> dict[str, Any]:
+    """Options as YAML holds them."""
+    return yaml.safe_load(yaml.safe_dump(_words(given.as_dict())))
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _words(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_words(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _stem(source: str) -> str:
+    return Path(source.split(":")[-1]).stem or "data"
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3, ... that is not there yet."""
+    candidate, number = folder, 2
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return candidate
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Images as figures: many small ones tiled into one picture, which is drawn as a whole.
+
+An image is (channels, height, width). Three channels are red, green and blue; others are averaged into grey.
+"""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ppgen.report.figures.style import MUTED, WIDTH, canvas
+
+ACROSS = 16  # images in a row of a figure
+BROKEN = (0.9, 0.1, 0.3)  # the colour of a pixel that is not finite
+
+
+def grids(sets: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
+    """Sets of images by their titles, as grids beside each other."""
+    tiled = [tile(colour(x, limits), across=min(len(x), ACROSS // len(sets))) for x in sets.values()]
+    tall = max(picture.shape[0] / picture.shape[1] for picture in tiled)
+    figure = canvas(0.3 + tall * WIDTH / len(sets))
+    for axes, title, picture in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, tiled, strict=True):
+        show(axes, picture)
+        axes.set_title(title)
+    return figure
+
+
+def pairs(x: np.ndarray, x_hat: np.ndarray, limits: tuple[float, float]) -> Figure:
+    """Images in rows of 10, each row above its reconstructions."""
+    across = min(len(x), 10)
+    above, below = colour(x, limits), colour(x_hat, limits)
+    pictures = [
+        tile(half[start : start + across], across=across)
+        for start in range(0, len(x), across)
+        for half in (above, below)
+    ]
+    figure = canvas(sum(p.shape[0] for p in pictures) / pictures[0].shape[1] * (WIDTH - 0.9) + 0.2)
+    grid = figure.subplots(len(pictures), 1, squeeze=False)[:, 0]
+    for axes, picture, name in zip(grid, pictures, ("original", "rebuilt") * len(pictures), strict=False):
+        show(axes, picture)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", color=MUTED, fontsize=8)
+    return figure
+
+
+def span(x: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest finite value of x; (0, 1) if there is but one."""
+    values = x[np.isfinite(x)]
+    if not len(values) or values.min() == values.max():
+        return 0.0, 1.0
+    return float(values.min()), float(values.max())
+
+
+def colour(x: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """(n, channels, height, width) to (n, height, width, 3) in [0, 1]; what is not finite, in red."""
+    low, high = limits
+    x = np.moveaxis(x if x.shape[1] == 3 else x.mean(axis=1, keepdims=True), 1, -1)
+    finite = np.isfinite(x).all(axis=-1, keepdims=True)
+    return np.where(finite, np.clip((np.where(finite, x, low) - low) / (high - low), 0, 1), BROKEN)
+
+
+def tile(x: np.ndarray, *, across: int) -> np.ndarray:
+    """Pictures (n, height, width, 3) in rows of `across`, on white: (rows height', across width', 3)."""
+    gap = max(1, round(max(x.shape[1:3]) / 12))
+    rows = -(-len(x) // across)
+    blank = np.ones((rows * across - len(x), *x.shape[1:]))
+    cells = np.pad(
+        np.concatenate([x, blank]), [(0, 0), (0, gap), (0, gap), (0, 0)], constant_values=1.0
+    )
+    height, width = cells.shape[1:3]
+    sheet = cells.reshape(rows, across, height, width, 3).swapaxes(1, 2)
+    return sheet.reshape(rows * height, across * width, 3)[:-gap, :-gap]
+
+
+def show(axes: Axes, picture: np.ndarray) -> None:
+    """A picture (height, width, 3), pixel by pixel, without ticks or frame."""
+    axes.imshow(picture, interpolation="nearest")
+    axes.grid(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,137 @@
+"""Codes: where the data lie in the latent space, and what lies between them.
+
+z has shape (n, latent_dim); the prior that it is compared with is N(0, I).
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
+from scipy.stats import norm
+
+from ppgen.report.figures import images
+from ppgen.report.figures.style import INK, MUTED, PALETTE, WIDTH, canvas, colours, scatter, styled
+
+__all__ = ["latent_plane", "latent_walk"]
+
+NAMED = len(PALETTE)  # with more labels than this, a colour bar takes the legend's place
+
+
+@styled
+def latent_plane(
+    z: np.ndarray,
+    y: np.ndarray | None = None,
+    *,
+    label_names: Sequence[str] | None = None,
+    prior: bool = False,
+) -> Figure:
+    """Codes z (n, latent_dim) in the plane, coloured by their labels y (n,), integers that index `label_names`.
+
+    More than two dimensions are turned, about the origin, to the two principal axes of the codes; one dimension
+    makes a histogram a label. With `prior`, N(0, I) for comparison: the circles that are 1, 2 and 3 standard
+    deviations from the origin (its law in any plane through the origin is the same), or its density.
+
+    Raises:
+        ValueError: if z is not (n, latent_dim), holds no finite code, or y is not (n,).
+    """
+    z = np.asarray(z, dtype=float)
+    if z.ndim != 2 or 0 in z.shape:
+        raise ValueError(f"expected codes z of shape (n, latent_dim), not empty, got {z.shape}")
+    y = np.zeros(len(z), dtype=int) if y is None else np.asarray(y)
+    if y.shape != z.shape[:1]:
+        raise ValueError(f"expected labels y of shape {z.shape[:1]}, a label a code, got {y.shape}")
+    finite = np.isfinite(z).all(axis=1)
+    z, y = z[finite], y[finite]
+    if not len(z):
+        raise ValueError("expected finite codes z, got none")
+    kinds, index = np.unique(y, return_inverse=True)
+    names = [str(kind) if label_names is None else str(label_names[kind]) for kind in kinds]
+    return _line(z[:, 0], index, names, prior) if z.shape[1] == 1 else _plane(z, index, names, prior)
+
+
+def _line(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool) -> Figure:
+    figure = canvas(3.2)
+    axes = figure.add_subplot(xlabel="z[0]", ylabel="density")
+    edges = np.linspace(z.min(), z.max() + 1e-9, 41)
+    parts = [z[index == i] for i in range(len(names))]
+    axes.hist(parts, edges, stacked=True, density=True, color=colours(len(names)).colors, label=names)
+    if prior:
+        grid = np.linspace(min(-3.5, edges[0]), max(3.5, edges[-1]), 200)
+        axes.plot(grid, norm.pdf(grid), color=INK, linewidth=1.2, label="N(0, 1)")
+    if 1 < len(names) <= NAMED or prior:
+        axes.legend()
+    return figure
+
+
+def _plane(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool) -> Figure:
+    points, labels = (z, ["z[0]", "z[1]"]) if z.shape[1] == 2 else _principal(z)
+    figure = canvas(4.6)
+    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
+    palette = colours(len(names))
+    scatter(axes, points, palette(index))
+    handles = []
+    if 1 < len(names) <= NAMED:
+        handles = [
+            Line2D([], [], linestyle="none", marker="o", markersize=5, color=palette(i), label=name)
+            for i, name in enumerate(names)
+        ]
+    elif len(names) > NAMED:
+        norm_ = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
+        bar = figure.colorbar(ScalarMappable(norm_, palette), ax=axes, label="label")
+        ticks = np.linspace(0, len(names) - 1, 8).round().astype(int)
+        bar.set_ticks(ticks, labels=[names[i] for i in ticks])
+    if prior:
+        for radius in (1, 2, 3):
+            axes.add_patch(Circle((0, 0), radius, fill=False, color=INK, linewidth=0.8, linestyle=(0, (4, 3))))
+        handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label="N(0, I): 1, 2, 3 σ"))
+    if handles:
+        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.autoscale_view()
+    return figure
+
+
+def _principal(z: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The codes turned to the two axes of greatest variance, not centred, and the axes' names."""
+    variances, axes = np.linalg.eigh(np.cov(z, rowvar=False, bias=True))
+    shares = variances[:-3:-1] / max(variances.sum(), np.finfo(float).tiny)
+    labels = [f"principal axis {i + 1} of {z.shape[1]}, {share:.0%} of the variance" for i, share in enumerate(shares)]
+    return z @ axes[:, :-3:-1], labels
+
+
+@styled
+def latent_walk(
+    decode: Callable[[np.ndarray], np.ndarray], *, n: int = 16, limits: tuple[float, float] | None = None
+) -> Figure:
+    """What the decoder makes of a plane of codes: its means at the n x n quantiles of N(0, 1).
+
+    The quantiles stand at (i + 1/2)/n, so that each code has the same share of the prior around it; z[0] grows
+    to the right and z[1] upwards. Images make a grid, tables of two columns the image of the lines of the grid.
+
+    Args:
+        decode: codes (m, 2) to means (m, *event_shape).
+
+    Raises:
+        ValueError: if the means are neither images nor rows of two columns.
+    """
+    quantiles = norm.ppf((np.arange(n) + 0.5) / n)
+    across, up = np.meshgrid(quantiles, quantiles[::-1])
+    means = np.asarray(decode(np.stack([across.ravel(), up.ravel()], axis=1)), dtype=float)
+    if means.ndim == 4:
+        figure = canvas(WIDTH * means.shape[2] / means.shape[3])
+        axes = figure.add_subplot()
+        images.show(axes, images.tile(images.colour(means, limits or images.span(means)), across=n))
+        axes.set_xlabel("z[0], from -2 to 2")
+    elif means.shape[1:] == (2,):
+        figure = canvas(4.4)
+        axes = figure.add_subplot(aspect="equal", xlabel="x[0]", ylabel="x[1]")
+        lines = means.reshape(n, n, 2)
+        axes.plot(*lines.transpose(2, 1, 0), color=PALETTE[0], linewidth=0.8)
+        axes.plot(*lines.transpose(2, 0, 1), color=PALETTE[1], linewidth=0.8)
+    else:
+        raise ValueError(f"expected decoded means of images or of rows of 2 columns, got {means.shape}")
+    return figure

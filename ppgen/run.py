@@ -1,0 +1,233 @@
+"""A run folder: one training run on disk, from its configuration to its report.
+
+    config.yaml          everything that was asked for; ``ppgen train --config`` takes it back
+    metrics.jsonl        one line a step: chain, step, epoch, loss and its terms, written while training
+    weights.safetensors  the `Fit`
+    posterior.nc         the posterior on held-out data, as ArviZ reads it
+    numbers.json         held-out figures
+    report.html          the page to look at
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from ppgen import data as datasets
+from ppgen.data import Data
+from ppgen.diagnostics import from_netcdf, to_netcdf
+from ppgen.fit import Moment, fit
+from ppgen.models import VAE
+from ppgen.report import report_of_run, write_report
+from ppgen.result import Fit
+from ppgen.systems import FORMS, SYSTEMS
+
+__all__ = ["Run", "new_folder", "train"]
+
+SHOWN = 64  # held-out rows whose posterior is stored
+
+
+@dataclass
+class Run:
+    """A finished run, read back from its folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    data: Data
+    model: Any
+    fit: Fit
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Run":
+        """Builds programs and data as the configuration says, and loads the weights.
+
+        Raises:
+            FileNotFoundError: if this is no run folder, or its data are gone.
+            ppgen.infer.checkpoint.CheckpointError: if the weights are damaged.
+        """
+        folder = Path(folder)
+        for name in ("config.yaml", "weights.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder}: not a run folder, it has no {name}; make one by `ppgen train`")
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        data = _data(config)
+        model = _model(config, data)
+        fitted = Fit.load(folder / "weights.safetensors", model.model, model.guide, loss=_loss(config))
+        return cls(folder, config, data, model, fitted)
+
+    def report(self) -> Path:
+        """Writes the page anew; returns its path."""
+        posterior = self.folder / "posterior.nc"
+        numbers = self.folder / "numbers.json"
+        page = report_of_run(
+            self.fit,
+            self.model,
+            self.data,
+            idata=from_netcdf(posterior) if posterior.exists() else None,
+            numbers=json.loads(numbers.read_text()) if numbers.exists() else {},
+            title=f"{self.config['system']} on {self.data.name}",
+            config=self.config,
+        )
+        return write_report(self.folder / "report.html", page)
+
+    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0) -> np.ndarray:
+        """n draws of x from the model, in the units of the data's source: (n, *event_shape).
+
+        Raises:
+            ValueError: if a label is given to a model without labels, or none to one with.
+        """
+        y = None if label is None else torch.full((n,), label)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            x = self.model.sample(n, y, mean=mean)
+        return self.data.scaler.inverse(x.numpy())
+
+
+def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = True) -> Run:
+    """Trains one of `SYSTEMS` on a data source and leaves a run folder behind.
+
+    Args:
+        config: what ``config.yaml`` holds: "system" and "source"; "data", "model", "loss", "fit", each the keyword
+            arguments of `ppgen.data.load`, the model's class, the recipe and `ppgen.fit`; "lr", "conditional",
+            "draws" (of the stored posterior) and "particles" (of the held-out log evidence).
+    """
+    data = _data(config)
+    model = _model(config, data)
+    folder = new_folder(out)
+    _write(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    conditional = config["conditional"]
+    train_rows = (data.train.x, data.train.y) if conditional else data.train.x
+    held = data.validation if len(data.validation.x) else None
+    with _metrics(folder / "metrics.jsonl") as record:
+        fitted = fit(
+            model.model,
+            model.guide,
+            train_rows,
+            loss=_loss(config),
+            optim=partial(torch.optim.Adam, lr=config["lr"]),
+            validation=None if held is None else (held if conditional else held.x),
+            callbacks=[record],
+            progress=progress,
+            **config["fit"],
+        )
+    fitted.save(folder / "weights.safetensors")
+    run = Run(folder, config, data, model, fitted)
+    _evaluate(run)
+    run.report()
+    return run
+
+
+def _evaluate(run: Run) -> None:
+    """Held-out figures, and the posterior of the first held-out rows."""
+    split = run.data.test if len(run.data.test.x) else run.data.train
+    rows = tuple(split) if run.config["conditional"] else (split.x,)
+    tensors = tuple(torch.as_tensor(part) for part in rows)
+    chain = run.fit.chains[run.fit.best]
+    numbers: dict[str, Any] = {
+        "held-out rows": len(tensors[0]),
+        "steps": len(chain.history["loss"]),
+        "seconds": round(chain.seconds, 1),
+        "stopped": chain.stopped,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(run.config["fit"]["seed"])
+        numbers |= {f"held-out {name}, nats per datum": value for name, value in run.fit.breakdown(*tensors).items()}
+        if isinstance(run.model, VAE):
+            particles = run.config["particles"]
+            evidence = run.model.log_evidence(*tensors, particles=particles).double()
+            size = math.prod(run.data.event_shape)
+            numbers |= {
+                f"held-out log evidence (k = {particles}), nats per datum": float(evidence.mean()),
+                "its standard error over data": float(evidence.std() / math.sqrt(len(evidence))),
+                "bits per dimension": float(-evidence.mean() / math.log(2) / size),
+            }
+    _write(run.folder / "numbers.json", json.dumps(numbers, indent=1))
+    if run.config["draws"] and isinstance(run.model, VAE):
+        shown = tuple(t[:SHOWN] for t in tensors)
+        to_netcdf(run.fit.to_arviz(*shown, draws=run.config["draws"]), run.folder / "posterior.nc")
+
+
+def _data(config: dict[str, Any]) -> Data:
+    options = dict(config["data"])
+    if options.get("form", "auto") == "auto":
+        options["form"] = FORMS.get(config["model"].get("likelihood", "gaussian"), "continuous")
+    return datasets.load(config["source"], **options)
+
+
+def _model(config: dict[str, Any], data: Data) -> Any:
+    options = dict(config["model"])
+    if config["conditional"]:
+        if data.y is None:
+            raise ValueError(f"{config['source']}: --conditional needs labels, and these data have none")
+        options["num_classes"] = int(data.y.max()) + 1
+    if options.get("likelihood") == "categorical":
+        options["levels"] = data.levels
+    with torch.random.fork_rng():
+        torch.manual_seed(config["fit"]["seed"])
+        return SYSTEMS[config["system"]].model(data.event_shape, **options)
+
+
+def _loss(config: dict[str, Any]) -> Any:
+    """The recipe's objective; a schedule stands in the configuration as class_path and init_args."""
+    recipe, parser = SYSTEMS[config["system"]].recipe, ArgumentParser()
+    parser.add_function_arguments(recipe, skip={"metric"})
+    return recipe(**parser.instantiate_classes(parser.parse_object(config["loss"])).as_dict())
+
+
+def new_folder(path: str | os.PathLike) -> Path:
+    """Makes a run folder.
+
+    Raises:
+        FileExistsError: if it exists and holds anything: a run is never written over.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not empty; a run is never written over: give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _metrics(path: Path) -> Iterator[Any]:
+    """A callback that writes a line a step, read back from the device a hundred steps at a time."""
+    waiting: list[tuple[int, int, int, dict]] = []
+    with path.open("w") as file:
+
+        def flush() -> None:
+            for chain, step, epoch, values in waiting:
+                terms = {name: float(value) for name, value in values.items()}
+                line = {"chain": chain, "step": step, "epoch": epoch, "loss": sum(terms.values()), **terms}
+                file.write(json.dumps(line) + "\n")
+            waiting.clear()
+            file.flush()
+
+        def record(moment: Moment) -> None:
+            waiting.append((moment.chain, moment.step, moment.epoch, moment.values))
+            if len(waiting) >= 100:
+                flush()
+
+        try:
+            yield record
+        finally:
+            flush()
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes text whole or not at all."""
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
