@@ -1,5 +1,6 @@
 """Data of many kinds as batches of tensors, drawn from (seed, epoch) so that a run can be repeated."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +30,9 @@ def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data
     """
     dtype = dtype or torch.get_default_dtype()
     if isinstance(data, Dataset):
-        data = default_collate([data[i] for i in range(len(data))])  # type: ignore[arg-type]
+        if not hasattr(data, "__len__") or len(data) == 0:
+            raise ValueError(f"{name}: expected a Dataset with a length of at least 1, got {type(data).__name__}")
+        data = default_collate([data[i] for i in range(len(data))])
     parts = tuple(data) if isinstance(data, tuple | list) else (data,)
     if not parts:
         raise ValueError(f"{name}: expected at least one array, got an empty tuple")
@@ -40,6 +43,9 @@ def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data
         if isinstance(part, pd.DataFrame | pd.Series):
             part = _from_pandas(part, label)
         check(part, name=label, columns=columns)
+        if isinstance(part, np.ndarray):
+            # torch takes no foreign byte order and no reversed array, and warns of a read-only one
+            part = np.require(part, part.dtype.newbyteorder("="), ["C", "W"])
         tensor = torch.as_tensor(part)
         if tensor.is_floating_point() and tensor.dtype != dtype:
             if tensor.dtype == torch.float64:
@@ -48,20 +54,18 @@ def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data
         tensors.append(tensor)
     sizes = [len(t) for t in tensors]
     if len(set(sizes)) > 1:
-        raise ValueError(
-            f"{name}: its parts have {', '.join(map(str, sizes))} rows; they must have equally many"
-        )
+        raise ValueError(f"{name}: its parts have {', '.join(map(str, sizes))} rows; they must have equally many")
     return tuple(tensors)
 
 
 def _from_pandas(part: pd.DataFrame | pd.Series, label: str) -> np.ndarray:
     frame = part.to_frame() if isinstance(part, pd.Series) else part
-    words = [str(c) for c in frame.columns if not pd.api.types.is_numeric_dtype(frame[c])]
+    words = [str(c) for c, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     if words:
-        raise TypeError(
-            f"{label}: columns {', '.join(map(repr, words))} are not numeric; encode or drop them"
-        )
-    return part.to_numpy(copy=True)
+        raise TypeError(f"{label}: columns {', '.join(map(repr, words))} are not numeric; encode or drop them")
+    values = part.to_numpy()
+    # columns of booleans among numbers, or with pandas' own missing values, come as objects
+    return part.to_numpy(dtype=float, na_value=np.nan) if values.dtype == object else values
 
 
 class Batches:
@@ -80,9 +84,7 @@ class Batches:
         if size is not None and size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {size}")
         if size is not None and size > self.rows:
-            warnings.warn(
-                f"batch_size {size} is more than the {self.rows} rows; it is now {self.rows}", stacklevel=3
-            )
+            warnings.warn(f"batch_size {size} is more than the {self.rows} rows; it is now {self.rows}", stacklevel=3)
             size = self.rows
         self.size = self.rows if size is None else size
         self.shuffled = size is not None
@@ -97,7 +99,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return -(-(self.rows - self.drops_one) // self.size)
+        return math.ceil((self.rows - self.drops_one) / self.size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
         """The batches of one epoch."""

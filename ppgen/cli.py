@@ -22,7 +22,7 @@ from ppgen.systems import SYSTEMS, System
 __all__ = ["main"]
 
 EPOCHS = 200  # of a run that names neither steps nor epochs
-NOT_ASKED = {"model", "guide", "data", "loss", "optim", "callbacks", "schedule", "validation", "progress"}
+NOT_ASKED: set[str | int] = {"model", "guide", "data", "loss", "optim", "callbacks", "schedule", "validation", "progress"}
 FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
 
 
@@ -47,10 +47,10 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(dest="command")
 
     train = ArgumentParser(description="Train a system on data; leaves a run folder with its report.")
+    commands.add_subcommand("train", train, help="train a system on data")
     systems = train.add_subcommands(dest="system")
     for name, system in SYSTEMS.items():
         systems.add_subcommand(name, _train_parser(name, system), help=system.about)
-    commands.add_subcommand("train", train, help="train a system on data")
 
     sample = ArgumentParser(description="Draw from a trained model; writes the draws, and a picture of them.")
     sample.add_argument("run", type=Path, help="a run folder")
@@ -93,19 +93,22 @@ def _train(given: Namespace) -> None:
     system = given[name]
     if system.system != name:
         raise ValueError(f"the configuration is of a run of {system.system!r}: use `ppgen train {system.system}`")
-    config = _plain(system)
+    config = {"loss": {}, **_plain(system)}  # a recipe may have no options
     for left_out in ("config", "out", "progress"):
         config.pop(left_out, None)
     if config["fit"]["steps"] is None and config["fit"]["epochs"] is None:
         config["fit"]["epochs"] = EPOCHS
     folder = system.out if system.out is not None else _free(Path("runs") / f"{name}-{_stem(system.source)}")
     run = train(config, out=folder, progress=system.progress)
-    print((run.folder / "numbers.json").read_text())
+    print(f"{run.fit.chains[run.fit.best].stopped} in {run.fit.chains[run.fit.best].seconds:.0f} s")
+    for what, number in run.numbers.items():
+        shown = f"{number[0]:.4g} +- {number[1]:.2g}" if isinstance(number, tuple) else f"{number:.4g}"
+        print(f"{what}: {shown}")
     print(f"report: {(run.folder / 'report.html').resolve()}")
 
 
 def _sample(given: Namespace) -> None:
-    from ppgen.report import samples, save_figure
+    from ppgen.report.figures import samples
     from ppgen.run import Run
 
     if given.n < 1:
@@ -115,7 +118,7 @@ def _sample(given: Namespace) -> None:
     out = given.out if given.out is not None else given.run / "samples.npy"
     np.save(out, drawn)
     written = out if out.suffix == ".npy" else out.with_name(out.name + ".npy")
-    save_figure(samples(drawn), picture := written.with_suffix(".png"))
+    samples(drawn, columns=run.data.columns).savefig(picture := written.with_suffix(".png"))
     print(f"samples: {written.resolve()}\npicture: {picture.resolve()}")
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
@@ -31,7 +31,6 @@ DATA = "data"
 PARTICLES = "particles"
 
 Program = Callable[..., Any]
-Trace = poutine.Trace
 Site = dict[str, Any]
 
 
@@ -59,7 +58,7 @@ class Draws:
     def _pair(self) -> tuple[Trace, Trace]:
         messenger = poutine.unwrap(self.guide)
         if isinstance(messenger, poutine.messenger.Messenger):  # Pyro's GuideMessenger runs both at once
-            self.guide(*self.args, **self.kwargs)
+            self._run(self.guide)
             encoded, guided = messenger.get_traces()
         else:
             guided = self._run(self.guide)
@@ -77,16 +76,21 @@ class Draws:
 
     @cached_property
     def generated(self) -> Trace:
-        return self._run(poutine.uncondition(self.model))
+        return self._run(_Unobserved()(self.model))
 
     @cached_property
     def reconstructed(self) -> Trace:
-        return self._run(poutine.uncondition(self.model), self.guided)
+        return self._run(_Unobserved()(self.model), self.guided)
 
     @cached_property
     def importance(self) -> tuple[Trace, Trace]:
-        """(encoded, guided) with log probabilities and score parts, as Pyro's ELBOs take them."""
+        """(encoded, guided) with log probabilities and score parts, as Pyro's ELBOs take them.
+
+        Raises:
+            LookupError: if the guide leaves a latent to enumeration, which no single draw stands for.
+        """
         encoded, guided = self._pair
+        check_drawn(encoded, guided)
         check = is_validation_enabled()
         if check:
             check_model_guide_match(encoded, guided)
@@ -103,9 +107,7 @@ class Draws:
     def observed(self) -> Trace:
         """A trace that carries the observations: one already made if there is one."""
         made = vars(self)
-        if "_pair" in made or not {"generated", "reconstructed"} & made.keys():
-            return self.encoded
-        return made["generated"] if "generated" in made else made["reconstructed"]
+        return self.generated if "generated" in made and "_pair" not in made else self.encoded
 
     def find(self, law: str, name: str) -> Site:
         """The site `name` of one of the laws ``data, posterior, prior, generated, reconstructed``.
@@ -113,18 +115,13 @@ class Draws:
         Raises:
             LookupError: if the law has no such site; the message lists the nearest names.
         """
-        places = {
-            "data": lambda: (self.observed,),
-            "posterior": lambda: (self.guided, self.encoded),
-            "prior": lambda: (self.generated,),
-            "generated": lambda: (self.generated,),
-            "reconstructed": lambda: (self.reconstructed,),
-        }[law]()
-        sites: dict[str, Site] = {}
-        for trace in reversed(places):
-            sites |= {
-                key: site for key, site in sample_sites(trace).items() if law != "data" or is_observed(site)
-            }
+        if law == "data":
+            sites = {k: s for k, s in sample_sites(self.observed).items() if is_observed(s)}
+        elif law == "posterior":  # without the latents that are left to enumeration, here draws of the prior
+            sites = {k: s for k, s in sample_sites(self.encoded).items() if s["is_observed"] or k in self.guided}
+            sites |= sample_sites(self.guided)
+        else:
+            sites = sample_sites(self.reconstructed if law == "reconstructed" else self.generated)
         if name not in sites:
             raise LookupError(f"{law}({name!r}): the programs have no such site; {nearest(name, sites)}")
         return sites[name]
@@ -132,9 +129,7 @@ class Draws:
     @property
     def num_data(self) -> int:
         """Full size N of the plate "data", 1 for a program without it (its data set then counts as one datum)."""
-        made = vars(self)
-        traces = self._pair if "_pair" in made else (self.observed,)
-        return plate_size(site for trace in traces for site in trace.nodes.values())
+        return plate_size(self.observed.nodes.values())
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -166,9 +161,30 @@ def observation(site: Site) -> Tensor:
     return site["infer"]["obs"] if site["infer"].get("was_observed") else site["value"]
 
 
+def hides_gradient(site: Site) -> bool:
+    """Whether a draw passes no gradient on to the parameters that its law has."""
+    if site["is_observed"] or site["fn"].has_rsample or not torch.is_grad_enabled():
+        return False
+    return site["fn"].log_prob(site["value"]).requires_grad
+
+
 def data_frame(site: Site) -> CondIndepStackFrame | None:
     """The frame of a vectorised plate "data" around a site, or None."""
     return next((f for f in site["cond_indep_stack"] if f.name == DATA and f.vectorized), None)
+
+
+def check_drawn(encoded: Trace, guided: Trace) -> None:
+    """Refuses a pair whose guide leaves latents to enumeration: they are draws of the prior, without a density q.
+
+    Raises:
+        LookupError: naming them.
+    """
+    left = [k for k in latent_sites(encoded) if k not in guided]
+    if left:
+        raise LookupError(
+            f"the guide leaves {_quoted(left)} to enumeration; take Evidence(elbo=TraceEnum_ELBO()), which sums over "
+            "its values, or draw it in the guide"
+        )
 
 
 class PlateSize(poutine.messenger.Messenger):
@@ -207,7 +223,7 @@ def log_weights(
     """Importance log weights log p(x_i, z_ik) - log q(z_ik | x_i), in nats, without gradients.
 
     Returns:
-        (particles, n), one column a datum, if every latent lies in the plate "data"; otherwise (particles, 1),
+        (particles, n), one column a datum, if every site lies in the plate "data"; otherwise (particles, 1),
         the weight of the whole data set.
     """
     with torch.no_grad():
@@ -216,28 +232,32 @@ def log_weights(
 
 def weigh(encoded: Trace, guided: Trace) -> Tensor:
     """Log weights (particles, n) or (particles, 1), as `log_weights` describes, of one pair of traces."""
-    local = is_local(guided)
+    local = is_local(encoded, guided)
     return log_density(encoded, per_datum=local) - log_density(guided, per_datum=local)
 
 
 def log_density(trace: Trace, *, per_datum: bool) -> Tensor:
     """The joint log density of a trace's sites, (particles, n) per datum or (particles, 1) of all data together.
 
-    Per datum, scales (a subsample's N / B among them) are left out: a density is a datum's own.
+    Per datum, a subsample's scale N / B is taken out: a density is a datum's own.
     """
-    total = torch.zeros(1, 1)
+    total = torch.zeros(())
     for site in sample_sites(trace).values():
-        if per_datum:
-            log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
-        else:
-            log_prob = site["log_prob"]
-        total = total + _particles_by_rows(torch.as_tensor(log_prob), site, per_datum)
-    return total
+        log_prob, frame = torch.as_tensor(site["log_prob"]), data_frame(site)
+        if per_datum and frame is not None:
+            log_prob = log_prob * (frame.size / (frame.full_size or frame.size))
+        total = total + _particles_by_rows(log_prob, site, per_datum)
+    return torch.atleast_2d(total)
 
 
-def is_local(guided: Trace) -> bool:
-    """Whether every latent belongs to one datum, that is, lies in the plate "data"."""
-    return all(data_frame(site) is not None for site in latent_sites(guided).values())
+def is_local(*traces: Trace) -> bool:
+    """Whether every site with a density belongs to one datum, that is, lies in the plate "data"."""
+    return all(
+        data_frame(site) is not None
+        for trace in traces
+        for site in sample_sites(trace).values()
+        if not site["infer"].get("_deterministic")
+    )
 
 
 def _particles_by_rows(log_prob: Tensor, site: Site, local: bool) -> Tensor:
@@ -255,18 +275,30 @@ def _is_subsample(site: Site) -> bool:
     return site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample"
 
 
+class _Unobserved(poutine.messenger.Messenger):
+    """Draws observations anew and notes what they were; deterministic and factor sites stay as they are."""
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if is_observed(msg):
+            msg["infer"] |= {"was_observed": True, "obs": msg["value"]}
+            msg.update(is_observed=False, value=None, done=False)
+
+
 def _check_sites(encoded: Trace, guided: Trace) -> None:
-    latent, drawn = latent_sites(encoded), sample_sites(guided)
+    latent, drawn = latent_sites(encoded), latent_sites(guided)
     missed = [k for k, s in latent.items() if k not in drawn and not s["infer"].get("enumerate")]
-    added = [k for k, s in drawn.items() if k not in encoded and not s["infer"].get("is_auxiliary")]
+    added = [k for k, s in drawn.items() if k not in latent and not s["infer"].get("is_auxiliary")]
     if missed:
         raise LookupError(
-            f"the guide does not draw {', '.join(map(repr, missed))}, which the model samples; it draws "
-            f"{', '.join(map(repr, drawn)) or 'nothing'}: add a pyro.sample of that name to the guide"
+            f"the guide does not draw {_quoted(missed)}, which the model samples; it draws {_quoted(drawn)}: add a "
+            "pyro.sample of that name to the guide"
         )
     if added:
         raise LookupError(
-            f"the guide draws {', '.join(map(repr, added))}, which the model does not sample; the model samples "
-            f"{', '.join(map(repr, latent)) or 'nothing'}: rename the guide's site, or mark it with "
-            "infer={'is_auxiliary': True}"
+            f"the guide draws {_quoted(added)}, which is no latent of the model; those are {_quoted(latent)}: rename "
+            "the guide's site, or mark it with infer={'is_auxiliary': True}"
         )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names)) or "nothing"

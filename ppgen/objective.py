@@ -13,6 +13,7 @@ so that Evidence = Reconstruction + Rate, and ``Reconstruction() + beta * Rate()
 
 import copy
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,15 +21,20 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch.distributions import kl_divergence
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from ppgen.draws import (
     Draws,
     PlateSize,
     Program,
+    Site,
+    Trace,
+    check_drawn,
+    hides_gradient,
     is_local,
     is_observed,
     latent_sites,
@@ -200,37 +206,54 @@ class Evidence(Term):
 
     def __init__(self, *, elbo: ELBO | None = None):
         super().__init__()
-        self.elbo = Trace_ELBO() if elbo is None else elbo
-        kinds = (Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO, RenyiELBO)
-        if not isinstance(self.elbo, kinds):
+        elbo = Trace_ELBO() if elbo is None else elbo
+        known = isinstance(elbo, RenyiELBO) or hasattr(elbo, "differentiable_loss")
+        if not isinstance(elbo, ELBO) or isinstance(elbo, Objective) or not known:
             raise TypeError(
-                f"Evidence: {type(self.elbo).__name__} has no differentiable value to add to other terms; "
-                f"take one of {', '.join(k.__name__ for k in kinds)}"
+                f"Evidence: {type(elbo).__name__} is no Pyro ELBO with a differentiable value to add to other terms; "
+                "take Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO or RenyiELBO"
             )
+        self.elbo = copy.copy(elbo)
+        if isinstance(elbo, Trace_ELBO | RenyiELBO):
+            self.elbo._get_trace = self._get_trace  # each particle by `Draws`, with its checks
 
     def value(self, draws: Draws) -> Tensor:
+        if not isinstance(self.elbo, Trace_ELBO | RenyiELBO):
+            return self._by_itself(draws)
+        if self.elbo.num_particles == 1:
+            pairs = [draws.importance]
+        else:
+            pairs = list(self.elbo._get_traces(draws.model, draws.guide, draws.args, draws.kwargs))
         if isinstance(self.elbo, RenyiELBO):
-            return self._renyi(draws)
-        if self.elbo.num_particles == 1 and isinstance(self.elbo, Trace_ELBO | TraceMeanField_ELBO):
-            elbo = copy.copy(self.elbo)
-            pair = draws.importance
-            elbo._get_traces = lambda *_: [pair]
-            loss = elbo.differentiable_loss(draws.model, draws.guide, *draws.args, **draws.kwargs)
-            return loss / plate_size(pair[0].nodes.values())
+            return self._renyi(pairs)
+        if isinstance(self.elbo, TraceMeanField_ELBO) and not all(_same_order(*pair) for pair in pairs):
+            warnings.warn(
+                "Evidence(TraceMeanField_ELBO): model and guide draw their latents in different orders, where the KL "
+                "in closed form may be wrong; take Evidence()",
+                stacklevel=2,
+            )
+        elbo = copy.copy(self.elbo)
+        elbo._get_traces = lambda *_: pairs
+        loss = elbo.differentiable_loss(draws.model, draws.guide, *draws.args, **draws.kwargs)
+        return loss / plate_size(pairs[0][0].nodes.values())
+
+    def _by_itself(self, draws: Draws) -> Tensor:
+        """An ELBO that runs the programs in a way of its own, enumerating."""
+        args = (draws.model, draws.guide, *draws.args)
         with PlateSize() as plate:
-            loss = self.elbo.differentiable_loss(draws.model, draws.guide, *draws.args, **draws.kwargs)
+            if torch.is_grad_enabled():
+                loss = self.elbo.differentiable_loss(*args, **draws.kwargs)
+            else:  # which that method may refuse
+                loss = torch.tensor(self.elbo.loss(*args, **draws.kwargs), dtype=torch.float64)
         return loss / plate.size
 
-    def _renyi(self, draws: Draws) -> Tensor:
-        pairs = list(self.elbo._get_traces(draws.model, draws.guide, draws.args, draws.kwargs))
-        for _, guided in pairs:
-            _check_reparameterised(guided, "RenyiELBO")
+    def _renyi(self, pairs: list[tuple[Trace, Trace]]) -> Tensor:
+        for pair in pairs:
+            _check_reparameterised(*pair, "RenyiELBO")
         log_weights = torch.cat([weigh(*pair) for pair in pairs])
         order = 1.0 - self.elbo.alpha
-        particles, rows = log_weights.shape
-        bounds = ((order * log_weights).logsumexp(0) - math.log(particles)) / order
-        encoded, guided = pairs[0]
-        return -bounds.sum() / (rows if is_local(guided) else plate_size(encoded.nodes.values()))
+        bounds = ((order * log_weights).logsumexp(0) - math.log(len(log_weights))) / order
+        return -bounds.mean() if is_local(*pairs[0]) else -bounds.sum() / plate_size(pairs[0][0].nodes.values())
 
     def __str__(self) -> str:
         return "Evidence" if type(self.elbo) is Trace_ELBO else f"Evidence({type(self.elbo).__name__})"
@@ -240,7 +263,11 @@ class Reconstruction(Term):
     """The reconstruction error -1/N E_q[log p(x | z)], in nats per datum: a mean over the guide's draws.
 
     Args:
-        site: an observed site; all observed sites together if left out.
+        site: an observed site; all observed sites, and the model's factors, together if left out.
+
+    Raises:
+        LookupError: if the model observes no such site, or the guide leaves a latent to enumeration.
+        ValueError: for a guide whose draws would hide a gradient.
     """
 
     def __init__(self, site: str | None = None):
@@ -252,19 +279,18 @@ class Reconstruction(Term):
         return f"Reconstruction({self.site})" if self.site else "Reconstruction"
 
     def value(self, draws: Draws) -> Tensor:
-        trace = draws.encoded
-        names = [k for k, s in sample_sites(trace).items() if is_observed(s)]
-        if self.site is not None:
-            if self.site not in names:
-                raise LookupError(
-                    f"{self.name}: the model observes no such site; {nearest(self.site, names)}"
-                )
-            names = [self.site]
+        encoded, guided = draws.encoded, draws.guided
+        names = [k for k, s in sample_sites(encoded).items() if is_observed(s)]
+        if self.site is not None and self.site not in names:
+            raise LookupError(f"{self.name}: the model observes no such site; {nearest(self.site, names)}")
         if not names:
             raise LookupError(f"{self.name}: the model observes no site; give one obs=")
-        trace.compute_log_prob(lambda name, _: name in names)
-        _check_reparameterised(draws.guided, self.name)
-        return -sum(trace.nodes[k]["log_prob_sum"] for k in names) / draws.num_data
+        _check_reparameterised(encoded, guided, self.name)
+        if self.site is not None:
+            names = [self.site]
+        else:  # with the model's factors, which are part of its likelihood
+            names = [k for k, s in sample_sites(encoded).items() if s["is_observed"]]
+        return -sum((_log_prob_sum(encoded, k) for k in names), torch.zeros(())) / draws.num_data
 
 
 class Rate(Term):
@@ -272,27 +298,24 @@ class Rate(Term):
 
     In closed form where PyTorch knows the KL and model and guide draw their latents in the same order, otherwise
     from the draw itself.
+
+    Raises:
+        LookupError: if the guide leaves a latent to enumeration.
+        ValueError: for a guide whose draws would hide a gradient.
     """
 
     def value(self, draws: Draws) -> Tensor:
         encoded, guided = draws.encoded, draws.guided
-        _check_reparameterised(guided, self.name)
-        latent = latent_sites(encoded)
-        same_order = list(latent) == [k for k in sample_sites(guided) if k in latent]
+        _check_reparameterised(encoded, guided, self.name)
+        latent, closed = latent_sites(encoded), _same_order(encoded, guided)
         total = torch.zeros(())
         for name, site in sample_sites(guided).items():
-            prior = latent.get(name)
-            if prior is not None and same_order:
-                try:
-                    kl = kl_divergence(site["fn"], prior["fn"])
-                except NotImplementedError:
-                    pass
-                else:
-                    total = total + scale_and_mask(kl, scale=site["scale"], mask=site["mask"]).sum()
-                    continue
-            total = total + _log_prob_sum(guided, name)
-            if prior is not None:
-                total = total - _log_prob_sum(encoded, name)
+            kl = _closed_form(site, latent[name]) if closed and name in latent else None
+            if kl is not None:
+                total = total + kl
+            else:
+                total = total + _log_prob_sum(guided, name)
+                total = total - (_log_prob_sum(encoded, name) if name in latent else 0.0)
         return total / draws.num_data
 
 
@@ -334,16 +357,35 @@ def match(a: View, b: View, metric: Metric) -> Match:
     return Match(a, b, metric)
 
 
-def _log_prob_sum(trace, name: str) -> Tensor:
+def _log_prob_sum(trace: Trace, name: str) -> Tensor:
     trace.compute_log_prob(lambda site, _: site == name)
     return trace.nodes[name]["log_prob_sum"]
 
 
-def _check_reparameterised(guided, term: str) -> None:
-    if not torch.is_grad_enabled():
-        return
+def _same_order(encoded: Trace, guided: Trace) -> bool:
+    """Whether what precedes a latent is the same in both, so that the KL of its two laws there is one of the whole."""
+    latent = latent_sites(encoded)
+    return list(latent) == [name for name in latent_sites(guided) if name in latent]
+
+
+def _closed_form(site: Site, prior: Site) -> Tensor | None:
+    """KL(q, p) of one latent, summed over its plates; None where PyTorch does not know it."""
+    base = site["fn"]
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if isinstance(base, Delta):  # of an autoguide: Pyro's KL leaves its log_density, a Jacobian, out
+        return None
+    try:
+        kl = torch.as_tensor(kl_divergence(site["fn"], prior["fn"]))
+    except NotImplementedError:
+        return None
+    return scale_and_mask(kl, scale=site["scale"], mask=site["mask"]).sum()
+
+
+def _check_reparameterised(encoded: Trace, guided: Trace, term: str) -> None:
+    check_drawn(encoded, guided)
     for name, site in latent_sites(guided).items():
-        if not site["fn"].has_rsample and site["fn"].log_prob(site["value"]).requires_grad:
+        if hides_gradient(site):
             raise ValueError(
                 f"{term}: the guide's site {name!r} has no rsample, so no gradient would reach its parameters; "
                 "take Evidence(), which scores such sites, or Evidence(elbo=TraceEnum_ELBO()), which sums them out"

@@ -1,6 +1,6 @@
 """Known methods, each one expression of the algebra, on any program with a data plate.
 
-`x` and `z` name the observed and the latent site; all of them are in nats per datum where they are log densities.
+`z` names the latent site whose aggregate law is matched. Terms are in nats per datum where they are log densities.
 """
 
 from pyro.infer import RenyiELBO
@@ -38,9 +38,7 @@ def iwae(k: int = 10) -> Objective:
     return Evidence(elbo=RenyiELBO(alpha=0, num_particles=k, vectorize_particles=True))
 
 
-def info_vae(
-    *, alpha: float = 0.0, weight: float = 10.0, metric: Metric | None = None, z: str = "z"
-) -> Objective:
+def info_vae(*, alpha: float = 0.0, weight: float = 10.0, metric: Metric | None = None, z: str = "z") -> Objective:
     """InfoVAE (Zhao et al. 2019, equation 6): E -log p(x | z) + (1 - alpha) Rate + (alpha + weight - 1) D(q(z), p(z)).
 
     alpha = 0, weight = 1 is the VAE; alpha = 1 leaves mutual information between x and z free (MMD-VAE).

@@ -1,6 +1,7 @@
 """What a fit leaves behind: the weights of each chain, the way they came, and what can be asked of them."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -14,9 +15,13 @@ from torch import Tensor
 from ppgen.batches import as_tensors
 from ppgen.draws import Program
 from ppgen.infer.checkpoint import CheckpointError, read, write
-from ppgen.infer.parameters import Evaluation, State, restore, snapshot, tell_apart
+from ppgen.infer.parameters import Evaluation, Parameters, State, restore, snapshot, tell_apart
+from ppgen.objective import Objective
 
 __all__ = ["Chain", "Fit"]
+
+FORMAT = 1
+KEPT_AS_FACTS = ("stopped", "kept", "seconds", "interrupted")  # of a chain; the rest are arrays
 
 
 @dataclass
@@ -27,37 +32,41 @@ class Chain:
         weights: parameters and buffers by name.
         history: arrays (steps,): "loss", and each term by its name if there are several.
         validation: arrays "step" and "loss", the loss on held-out data; empty without such.
-        stopped: why the run ended. seconds: how long it took.
+        stopped: why the run ended.
+        kept: the step after which the weights were these, the last one unless an earlier one was gone back to.
+        seconds: how long it took.
     """
 
     weights: dict[str, Tensor]
     history: dict[str, np.ndarray]
     validation: dict[str, np.ndarray]
     stopped: str
+    kept: int
     seconds: float
     interrupted: bool = False
 
     @property
     def final(self) -> float:
-        """The loss it ended with: the best on validation data, or the mean over the last tenth of the steps."""
-        if len(self.validation.get("loss", ())):
-            return float(np.min(self.validation["loss"]))
-        losses = self.history["loss"]
-        return float(np.mean(losses[-max(1, len(losses) // 10) :])) if len(losses) else float("inf")
+        """The loss of the weights: the last on validation data, or else the mean over the last tenth of the steps."""
+        checked = self.validation["loss"][self.validation["step"] <= self.kept]
+        losses = checked[-1:] if len(checked) else self.history["loss"][: self.kept]
+        loss = float(np.mean(losses[-max(1, len(losses) // 10) :])) if len(losses) else math.inf
+        return loss if math.isfinite(loss) else math.inf
 
 
 @dataclass
 class Fit:
     """A model and a guide with the weights that fit left, one set a chain.
 
-    The live programs hold one set at a time; `use` changes which.
+    The live programs hold one set at a time; `use` changes which. `example` is the batch on which the programs showed
+    what they hold, of zeros after `load`.
     """
 
     model: Program
     guide: Program
-    loss: ELBO | None
+    loss: ELBO | Callable[..., Tensor] | None
     chains: list[Chain] = field(repr=False)
-    example: list[tuple[tuple[int, ...], str]] = field(repr=False)
+    example: tuple[Tensor, ...] = field(repr=False)
     facts: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -89,7 +98,7 @@ class Fit:
         if chain is not None:
             restore(tensors, self.chains[chain].weights)
         try:
-            with Evaluation():
+            with Evaluation(), Parameters():  # which keeps frozen parameters frozen
                 yield
         finally:
             restore(tensors, live)
@@ -100,7 +109,7 @@ class Fit:
         Raises:
             TypeError: if the loss is not a ppgen objective.
         """
-        if not hasattr(self.loss, "breakdown"):
+        if not isinstance(self.loss, Objective):
             raise TypeError(f"breakdown: the loss is {type(self.loss).__name__}, not a sum of ppgen terms")
         with self.evaluating():
             return self.loss.breakdown(self.model, self.guide, *self._tensors(data))
@@ -113,7 +122,7 @@ class Fit:
 
     def _tensors(self, data: tuple) -> tuple[Tensor, ...]:
         """Data as the programs take them: floating parts in the type that they were trained in."""
-        floats = [getattr(torch, dtype) for _, dtype in self.example if dtype.startswith(("float", "bfloat"))]
+        floats = [part.dtype for part in self.example if part.is_floating_point()]
         return as_tensors(data, dtype=floats[0] if floats else None)
 
     def save(self, path: str | PathLike) -> None:
@@ -123,46 +132,55 @@ class Fit:
             tensors |= {f"{i}/weights/{k}": v for k, v in chain.weights.items()}
             for kind in ("history", "validation"):
                 arrays = getattr(chain, kind)
-                tensors |= {
-                    f"{i}/{kind}/{k}": torch.as_tensor(np.asarray(v, dtype=float)) for k, v in arrays.items()
-                }
+                tensors |= {f"{i}/{kind}/{k}": torch.as_tensor(np.asarray(v, dtype=float)) for k, v in arrays.items()}
         facts = {
-            "format": 1,
+            "format": FORMAT,
             "loss": str(self.loss),
-            "example": self.example,
-            "chains": [
-                {"stopped": c.stopped, "seconds": c.seconds, "interrupted": c.interrupted}
-                for c in self.chains
-            ],
+            "example": [(tuple(part.shape), str(part.dtype).removeprefix("torch.")) for part in self.example],
+            "chains": [{key: getattr(chain, key) for key in KEPT_AS_FACTS} for chain in self.chains],
+            "schedule": [int(self.loss.step), self.loss.total] if isinstance(self.loss, Objective) else None,
             "facts": self.facts,
         }
         write(path, tensors, facts)
 
     @classmethod
-    def load(cls, path: str | PathLike, model: Program, guide: Program, *, loss: ELBO | None = None) -> "Fit":
-        """Reads what `save` wrote, into programs built as they were then.
+    def load(
+        cls,
+        path: str | PathLike,
+        model: Program,
+        guide: Program,
+        *,
+        loss: ELBO | Callable[..., Tensor] | None = None,
+        device: str | torch.device | None = None,
+    ) -> "Fit":
+        """Reads what `save` wrote, into programs built as they were then, on `device` if they are not on torch's own.
 
         Raises:
-            FileNotFoundError: if there is no file. CheckpointError: if it is damaged.
-            LookupError, ValueError: if the programs' parameters differ from the stored ones.
+            FileNotFoundError: if there is no file.
+            CheckpointError: if it is damaged, or not a fit.
+            LookupError, ValueError: if the programs' parameters differ from the stored ones, or the programs do not run
+                on the batches of then; nothing is written to them.
         """
         tensors, stored = read(path)
-        if stored.get("format") != 1:
-            raise CheckpointError(f"{path}: format {stored.get('format')!r}; this version reads format 1")
-        chains = []
-        for i, about in enumerate(stored["chains"]):
-            parts: dict[str, dict[str, Any]] = {"weights": {}, "history": {}, "validation": {}}
-            for key, tensor in tensors.items():
-                number, kind, name = key.split("/", 2)
-                if int(number) == i:
-                    parts[kind][name] = tensor if kind == "weights" else tensor.numpy()
-            chains.append(Chain(**parts, **about))
-        example = [(tuple(shape), dtype) for shape, dtype in stored["example"]]
-        fit = cls(model, guide, loss, chains, example, stored["facts"])
+        if stored.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: format {stored.get('format')!r}; this version reads format {FORMAT}")
+        parts: list[dict] = [{"weights": {}, "history": {}, "validation": {}, **about} for about in stored["chains"]]
+        for key, tensor in tensors.items():
+            number, kind, name = key.split("/", 2)
+            parts[int(number)][kind][name] = tensor if kind == "weights" else tensor.numpy()
+        shapes = [(shape, getattr(torch, dtype)) for shape, dtype in stored["example"]]
+        example = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes)
+        fit = cls(model, guide, loss, [Chain(**part) for part in parts], example, stored["facts"])
         fit.use(fit.best)
+        if isinstance(loss, Objective) and stored["schedule"]:
+            step, loss.total = stored["schedule"]
+            loss.step.fill_(step)
         return fit
 
     def _state(self) -> State:
-        """The programs' tensors, found on a batch of zeros of the shape that they were trained on."""
-        batch = tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in self.example)
-        return State.of(self.model, self.guide, batch)
+        """The programs' tensors, found on a batch of the shape that they were trained on."""
+        try:
+            return State.of(self.model, self.guide, self.example)
+        except (RuntimeError, TypeError) as error:
+            batch = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in self.example)
+            raise ValueError(f"the programs do not run on a batch like the one trained on, {batch}: {error}") from error

@@ -11,7 +11,6 @@
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from jsonargparse import ArgumentParser
 from ppgen import data as datasets
 from ppgen.data import Data
 from ppgen.diagnostics import from_netcdf, to_netcdf
+from ppgen.files import write_whole
 from ppgen.fit import Moment, fit
 from ppgen.models import VAE
 from ppgen.report import report_of_run, write_report
@@ -66,16 +66,22 @@ class Run:
         fitted = Fit.load(folder / "weights.safetensors", model.model, model.guide, loss=_loss(config))
         return cls(folder, config, data, model, fitted)
 
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Held-out figures by name: a number, or a pair of it and its standard error."""
+        path = self.folder / "numbers.json"
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+
     def report(self) -> Path:
         """Writes the page anew; returns its path."""
         posterior = self.folder / "posterior.nc"
-        numbers = self.folder / "numbers.json"
         page = report_of_run(
             self.fit,
             self.model,
             self.data,
             idata=from_netcdf(posterior) if posterior.exists() else None,
-            numbers=json.loads(numbers.read_text()) if numbers.exists() else {},
+            numbers=self.numbers,
             title=f"{self.config['system']} on {self.data.name}",
             config=self.config,
         )
@@ -105,7 +111,7 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     data = _data(config)
     model = _model(config, data)
     folder = new_folder(out)
-    _write(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     conditional = config["conditional"]
     train_rows = (data.train.x, data.train.y) if conditional else data.train.x
     held = data.validation if len(data.validation.x) else None
@@ -133,26 +139,20 @@ def _evaluate(run: Run) -> None:
     split = run.data.test if len(run.data.test.x) else run.data.train
     rows = tuple(split) if run.config["conditional"] else (split.x,)
     tensors = tuple(torch.as_tensor(part) for part in rows)
-    chain = run.fit.chains[run.fit.best]
-    numbers: dict[str, Any] = {
-        "held-out rows": len(tensors[0]),
-        "steps": len(chain.history["loss"]),
-        "seconds": round(chain.seconds, 1),
-        "stopped": chain.stopped,
-    }
+    numbers: dict[str, Any] = {"held-out rows": len(tensors[0])}
     with torch.random.fork_rng():
         torch.manual_seed(run.config["fit"]["seed"])
-        numbers |= {f"held-out {name}, nats per datum": value for name, value in run.fit.breakdown(*tensors).items()}
+        terms = run.fit.breakdown(*tensors)
+        numbers |= {f"held-out {name} (nats per datum)": value for name, value in terms.items()}
         if isinstance(run.model, VAE):
             particles = run.config["particles"]
             evidence = run.model.log_evidence(*tensors, particles=particles).double()
-            size = math.prod(run.data.event_shape)
-            numbers |= {
-                f"held-out log evidence (k = {particles}), nats per datum": float(evidence.mean()),
-                "its standard error over data": float(evidence.std() / math.sqrt(len(evidence))),
-                "bits per dimension": float(-evidence.mean() / math.log(2) / size),
-            }
-    _write(run.folder / "numbers.json", json.dumps(numbers, indent=1))
+            error = float(evidence.std() / math.sqrt(len(evidence)))
+            bits = -math.log(2) * math.prod(run.data.event_shape)
+            name = f"held-out log evidence, k = {particles}"
+            numbers[f"{name} (nats per datum)"] = (float(evidence.mean()), error)
+            numbers[f"{name} (bits per dimension, negative)"] = (float(evidence.mean() / bits), abs(error / bits))
+    write_whole(run.folder / "numbers.json", json.dumps(numbers, indent=1))
     if run.config["draws"] and isinstance(run.model, VAE):
         shown = tuple(t[:SHOWN] for t in tensors)
         to_netcdf(run.fit.to_arviz(*shown, draws=run.config["draws"]), run.folder / "posterior.nc")
@@ -182,7 +182,7 @@ def _loss(config: dict[str, Any]) -> Any:
     """The recipe's objective; a schedule stands in the configuration as class_path and init_args."""
     recipe, parser = SYSTEMS[config["system"]].recipe, ArgumentParser()
     parser.add_function_arguments(recipe, skip={"metric"})
-    return recipe(**parser.instantiate_classes(parser.parse_object(config["loss"])).as_dict())
+    return recipe(**parser.instantiate(parser.parse_object(config["loss"])).as_dict())
 
 
 def new_folder(path: str | os.PathLike) -> Path:
@@ -221,13 +221,3 @@ def _metrics(path: Path) -> Iterator[Any]:
             yield record
         finally:
             flush()
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes text whole or not at all."""
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)

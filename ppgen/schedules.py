@@ -3,8 +3,10 @@
 With p = step / steps, the progress, clipped to [0, 1]:
 
     Ramp(end)                      start + (end - start) p
-    Ramp(end, shape="sigmoid")     start + (end - start) (2 / (1 + exp(-10 p)) - 1)      Ganin et al. 2016, section 5.2.2
+    Ramp(end, shape="sigmoid")     start + (end - start) tanh(5 p) / tanh(5)
     Anneal(end, cycles=4)          `cycles` ramps in a row, each rising over the first half   Fu et al. 2019, equation 5
+
+The sigmoid is 2 / (1 + exp(-10 p)) - 1 of Ganin et al. 2016, section 5.2.2, scaled by 1.00009 to end at `end`.
 """
 
 import math
@@ -19,7 +21,10 @@ __all__ = ["Anneal", "Ramp", "Schedule"]
 class Schedule(ABC):
     """A weight as a function of the step. ``steps=None`` means the length of the run, which ppgen.fit knows."""
 
-    steps: int | None
+    def __init__(self, steps: int | None):
+        if steps is not None and not (isinstance(steps, int) and steps >= 1):
+            raise ValueError(f"{type(self).__name__}: steps is a whole number from 1 on, got {steps!r}")
+        self.steps = steps
 
     @abstractmethod
     def at(self, progress: Tensor) -> Tensor:
@@ -36,16 +41,17 @@ class Schedule(ABC):
             raise ValueError(
                 f"{self} needs the length of the run: give it steps=, or train with ppgen.fit, which knows it"
             )
-        return self.at((step.to(torch.get_default_dtype()) / max(steps, 1)).clamp(max=1.0))
+        return self.at((step.to(torch.get_default_dtype()) / steps).clamp(max=1.0))
 
 
 class Ramp(Schedule):
     """From `start` to `end` within `steps` steps, in a straight line or by Ganin's sigmoid; constant after."""
 
     def __init__(self, end: float, *, start: float = 0.0, steps: int | None = None, shape: str = "linear"):
+        super().__init__(steps)
         if shape not in _SHAPES:
             raise ValueError(f"Ramp: shape is one of {', '.join(map(repr, _SHAPES))}, got {shape!r}")
-        self.end, self.start, self.steps, self.shape = end, start, steps, shape
+        self.end, self.start, self.shape = end, start, shape
 
     def at(self, progress: Tensor) -> Tensor:
         return self.start + (self.end - self.start) * _SHAPES[self.shape](progress)
@@ -57,14 +63,11 @@ class Ramp(Schedule):
 class Anneal(Schedule):
     """`cycles` ramps from `start` to `end`, each rising for `rise` of its cycle and constant for the rest."""
 
-    def __init__(
-        self, end: float, *, start: float = 0.0, steps: int | None = None, cycles: int = 4, rise: float = 0.5
-    ):
-        if cycles < 1 or not 0 < rise <= 1:
-            raise ValueError(
-                f"Anneal: expected cycles >= 1 and 0 < rise <= 1, got cycles={cycles}, rise={rise}"
-            )
-        self.end, self.start, self.steps, self.cycles, self.rise = end, start, steps, cycles, rise
+    def __init__(self, end: float, *, start: float = 0.0, steps: int | None = None, cycles: int = 4, rise: float = 0.5):
+        super().__init__(steps)
+        if not (isinstance(cycles, int) and cycles >= 1 and 0 < rise <= 1):
+            raise ValueError(f"Anneal: cycles is a whole number from 1 on, 0 < rise <= 1; got {cycles=}, {rise=}")
+        self.end, self.start, self.cycles, self.rise = end, start, cycles, rise
 
     def at(self, progress: Tensor) -> Tensor:
         within = torch.where(progress < 1, torch.frac(progress * self.cycles), torch.ones_like(progress))
@@ -74,7 +77,4 @@ class Anneal(Schedule):
         return f"Anneal({self.start:g} -> {self.end:g}, {self.cycles} cycles)"
 
 
-_SHAPES = {
-    "linear": lambda p: p,
-    "sigmoid": lambda p: (2 / (1 + torch.exp(-10 * p)) - 1) / (2 / (1 + math.exp(-10)) - 1),
-}
+_SHAPES = {"linear": lambda p: p, "sigmoid": lambda p: torch.tanh(5 * p) / math.tanh(5)}

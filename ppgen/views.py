@@ -11,12 +11,14 @@
 """
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import NamedTuple
 
 import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from ppgen.draws import Draws, Site, data_frame, observation
+from ppgen.draws import Draws, Site, data_frame, hides_gradient, latent_sites, observation
 
 __all__ = ["Rows", "View", "data", "generated", "posterior", "prior", "reconstructed"]
 
@@ -36,10 +38,22 @@ class View:
     selection: tuple[tuple[str, float], ...] = ()
 
     def __and__(self, other: "View") -> "View":
+        if not isinstance(other, View):
+            return NotImplemented
         return View(self.sites + other.sites, self.selection + other.selection)
 
     def given(self, **values: float) -> "View":
-        """Keeps the rows where each named site equals the value, by weights of one and zero (shapes stay)."""
+        """Keeps the rows where each named site equals the value, by weights of one and zero (shapes stay).
+
+        They are sites of the run on data for a view that holds posterior or reconstructed sites, otherwise
+        observations for one that holds data, otherwise sites of the model's own run.
+
+        Raises:
+            TypeError: for a value that is not a number.
+        """
+        for site, value in values.items():
+            if not isinstance(value, Real):
+                raise TypeError(f"given({site}={value!r}): expected a number that the site's values can equal")
         return replace(self, selection=(*self.selection, *values.items()))
 
     @property
@@ -56,6 +70,14 @@ class View:
         """Whether the view holds observations alone, which any trace of the model carries."""
         return all(law == "data" for law, _ in self.sites)
 
+    @property
+    def _selecting(self) -> str:
+        """The law whose sites `given` names."""
+        laws = {law for law, _ in self.sites}
+        if laws & {"posterior", "reconstructed"}:
+            return "posterior"
+        return "data" if "data" in laws else "generated"
+
     def __call__(self, draws: Draws) -> Rows:
         """The view's rows in one draw.
 
@@ -64,26 +86,14 @@ class View:
             ValueError: for a site outside the plate "data", or one whose draws would hide a gradient.
         """
         # observations last: they are then read off a trace that another site has already made
-        order = sorted(range(len(self.sites)), key=lambda i: self.sites[i][0] == "data")
-        found = {i: draws.find(*self.sites[i]) for i in order}
-        values, weights = [], []
-        for i, (law, name) in enumerate(self.sites):
-            site = found[i]
-            if law != "data":
-                _check_gradient(law, name, site)
-            values.append(_rows(law, name, site))
-            weights.append(_mask(law, name, site))
-        law = (
-            "posterior"
-            if any(law != "prior" and law != "generated" for law, _ in self.sites)
-            else "generated"
-        )
-        weights += [_selected(draws, law, name, value) for name, value in self.selection]
-        weight = None
-        for w in weights:
-            if w is not None:
-                weight = w if weight is None else weight * w
-        return Rows(values[0] if len(values) == 1 else tuple(values), weight)
+        found = {site: draws.find(*site) for site in sorted(self.sites, key=lambda site: site[0] == "data")}
+        for law, name in self.sites:
+            _check_gradient(law, name, found[law, name], draws)
+        values = [_rows(*site, found[site]) for site in self.sites]
+        weights = [_mask(*site, found[site]) for site in self.sites]
+        weights += [_selected(draws, self._selecting, name, value) for name, value in self.selection]
+        given = [w for w in weights if w is not None]
+        return Rows(values[0] if len(values) == 1 else tuple(values), torch.stack(given).prod(0) if given else None)
 
 
 def data(site: str) -> View:
@@ -111,7 +121,7 @@ def reconstructed(site: str) -> View:
     return View((("reconstructed", site),))
 
 
-def _axis(law: str, name: str, site: Site) -> int:
+def _frame(law: str, name: str, site: Site) -> CondIndepStackFrame:
     frame = data_frame(site)
     if frame is None:
         plates = ", ".join(repr(f.name) for f in site["cond_indep_stack"]) or "none"
@@ -119,34 +129,30 @@ def _axis(law: str, name: str, site: Site) -> int:
             f'{law}({name!r}) has no rows: site {name!r} lies outside the plate "data" (its plates: {plates}); '
             'put it under pyro.plate("data", n), or name its plate "data"'
         )
-    shape = site["value"].shape
-    if site["infer"].get("_deterministic") and len(shape) < site["fn"].event_dim - frame.dim:
-        # pyro.deterministic without event_dim: every axis counts as event, the data plate's among them
-        if shape[0] != frame.size:
-            raise ValueError(
-                f"{law}({name!r}): the first axis of deterministic site {name!r}, shape {tuple(shape)}, is not the "
-                f'plate "data" of size {frame.size}; give pyro.deterministic its event_dim='
-            )
-        return 0
-    return len(shape) - site["fn"].event_dim + frame.dim
+    return frame
 
 
 def _rows(law: str, name: str, site: Site) -> Tensor:
-    axis = _axis(law, name, site)
+    frame, fn = _frame(law, name, site), site["fn"]
     value = observation(site) if law == "data" else site["value"]
-    if axis < 0 or value.shape[axis] == 1:
-        value = value.expand(site["fn"].batch_shape + site["fn"].event_shape)
-        axis = value.dim() - site["fn"].event_dim + data_frame(site).dim  # type: ignore[union-attr]
-    return value.movedim(axis, 0)
+    if site["infer"].get("_deterministic") and fn.event_dim == value.dim():
+        # pyro.deterministic without event_dim calls every axis event, those of the plates among them
+        axis = frame.dim - min(f.dim for f in site["cond_indep_stack"] if f.vectorized)
+        if value.shape[axis : axis + 1] != (frame.size,):
+            raise ValueError(
+                f"{law}({name!r}): axis {axis} of deterministic site {name!r}, shape {tuple(value.shape)}, is not the "
+                f'plate "data" of size {frame.size}; give pyro.deterministic its event_dim='
+            )
+        return value.movedim(axis, 0)
+    value = value.expand(torch.broadcast_shapes(value.shape, fn.batch_shape + fn.event_shape))
+    return value.movedim(value.dim() - fn.event_dim + frame.dim, 0)
 
 
 def _mask(law: str, name: str, site: Site) -> Tensor | None:
-    mask = site["mask"]
-    if mask is None or mask is True:
+    """A weight a row, one or zero, from the mask of a site; None where there is no mask."""
+    if site["mask"] is None or site["mask"] is True:
         return None
-    frame = data_frame(site)
-    assert frame is not None  # _rows has checked
-    mask = torch.as_tensor(mask)
+    frame, mask = _frame(law, name, site), torch.as_tensor(site["mask"])
     mask = mask.reshape((1,) * (-frame.dim - mask.dim()) + mask.shape)
     mask = mask.movedim(mask.dim() + frame.dim, 0)
     if mask[0].numel() != 1:
@@ -166,16 +172,18 @@ def _selected(draws: Draws, law: str, name: str, value: float) -> Tensor:
     return (rows.reshape(-1) == value).to(torch.get_default_dtype())
 
 
-def _check_gradient(law: str, name: str, site: Site) -> None:
-    """A draw without rsample passes no gradient on: an error, not silence, where its law has parameters."""
-    fn = site["fn"]
-    if site["is_observed"] or fn.has_rsample or not torch.is_grad_enabled():
-        return
-    if fn.log_prob(site["value"]).requires_grad:
-        raise ValueError(
-            f"{law}({name!r}): site {name!r} ({_family(fn)}) has no rsample, so no gradient would reach its parameters; "
-            "draw it from a law that has (Normal, Delta, RelaxedBernoulliStraightThrough), or score it by Evidence()"
-        )
+def _check_gradient(law: str, name: str, site: Site, draws: Draws) -> None:
+    """An error, not silence, where a view would pass no gradient on to parameters."""
+    sites = {name: site} if law != "data" else {}
+    if law == "reconstructed":
+        sites |= latent_sites(draws.guided)
+    for key, drawn in sites.items():
+        if hides_gradient(drawn):
+            raise ValueError(
+                f"{law}({name!r}): site {key!r} ({_family(drawn['fn'])}) has no rsample, so no gradient would reach "
+                "its parameters; draw it from a law that has it (Normal, Delta, RelaxedBernoulliStraightThrough), or "
+                "score it by Evidence()"
+            )
 
 
 def _family(fn) -> str:

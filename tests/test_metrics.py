@@ -456,7 +456,6 @@ def test_tight_samples_far_apart_keep_their_own_scale(metric, generator):
 
 # Errors
 
-
 ROWS = torch.zeros(3, 2)
 
 
@@ -494,11 +493,7 @@ def test_biased_needs_one_row(metric):
 @pytest.mark.parametrize(
     ("metric", "options", "message"),
     [
-        (
-            MMD,
-            {"kernel": "laplace"},
-            r"kernel: expected one of \['rbf', 'imq'\] .*got 'laplace'",
-        ),
+        (MMD, {"kernel": "laplace"}, r"kernel: expected one of \['rbf', 'imq'\] .*got 'laplace'"),
         (MMD, {"scales": ()}, r"scales: .*got \(\)"),
         (MMD, {"scales": (1.0, 0.0)}, r"scales: .*got \(1.0, 0.0\)"),
         (MMD, {"bandwidth": "mean"}, "bandwidth: expected 'median' or a positive number, got 'mean'"),
@@ -511,6 +506,11 @@ def test_biased_needs_one_row(metric):
 def test_options_out_of_range(metric, options, message):
     with pytest.raises(ValueError, match=message):
         metric(**options)
+
+
+def test_rows_takes_tensors_only():
+    with pytest.raises(TypeError, match=r"x: expected a tensor or .*, got ndarray of {'ndarray'}"):
+        rows(np.zeros((3, 2)), name="x")  # type: ignore[arg-type]
 
 
 def test_rows_joins_sites_of_any_event():

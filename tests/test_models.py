@@ -184,6 +184,20 @@ def test_particles_are_a_loop(cls, row, network):
         torch.testing.assert_close(guided.nodes["z"]["log_prob"].expand(3, 4)[k], alone.nodes["z"]["log_prob"])
 
 
+@every_case
+def test_programs_and_methods_are_one_law(cls, row, network):
+    model = build(cls, row, network, norm="batch", num_classes=2).eval()
+    x, y = data(row, network, 4), torch.tensor([0, 1, 1, 0])
+    guided = poutine.trace(model.guide).get_trace(x, y)
+    joint = poutine.trace(poutine.replay(model.model, guided)).get_trace(x, y)
+    z = guided.nodes["z"]["value"]
+    torch.testing.assert_close(guided.nodes["z"]["fn"].log_prob(z), model.encode(x, y).log_prob(z))
+    torch.testing.assert_close(joint.nodes["z"]["fn"].log_prob(z), model.prior(4).log_prob(z))
+    log_prob = model.decode(z.detach(), y).log_prob(x)
+    torch.testing.assert_close(joint.nodes["x"]["fn"].log_prob(x), log_prob)
+    assert joint.nodes["x"]["is_observed"]
+
+
 # Tracing is slow, and the classes share all but the encoder's head.
 @pytest.mark.parametrize(
     ("cls", "row", "network"), [case for case in CASES if VAE in case.values or "diagonal" in case.values]
@@ -262,7 +276,8 @@ def linear_gaussian(n=20):
     tril = torch.linalg.cholesky(covariance)
     gain = covariance @ weight.T / noise
     # The encoder's outputs are its mean, then the columns of L.
-    head, (rows, offset) = model.encoder.head, (parameter.data for parameter in model.encoder.parameters())
+    head: Any = model.encoder.head
+    rows, offset = (parameter.data for parameter in model.encoder.parameters())
     rows.zero_()[:2] = gain
     offset[:2] = -gain @ bias
     offset[[2, 5]] = torch.log(torch.expm1(tril.diagonal() - head.floor)) - head.shift
@@ -482,8 +497,9 @@ BUILDS = [
     ({"activation": "sin"}, r"activation to be one of .*'tanh', got 'sin'"),
     ({"dropout": 1.0}, r"dropout to be a probability in \[0, 1\), got 1.0"),
     ({"covariance": "low_rank", "rank": 7}, r"rank from 1 to the event's 6 elements, got 7"),
-    ({"floor": 2.0}, r"0 <= floor < scale, got floor=2.0 and scale=1.0"),
-    ({"covariance": "fixed", "scale": 0.0}, r"floor < scale, got .*scale=0.0"),
+    ({"floor": 2.0}, r"scale > 2.0, the floor, got 1.0"),
+    ({"floor": 0.0}, r"floor > 0, without which the likelihood has no bound, got 0.0"),
+    ({"covariance": "fixed", "scale": 0.0}, r"scale > 0.0, the floor, got 0.0"),
     ({"likelihood": "categorical"}, r"levels, at least 2, for likelihood='categorical', got None"),
     ({"likelihood": "bernoulli", "levels": 2}, r"no levels for likelihood='bernoulli', got 2"),
     ({"network": "convolutional"}, r"event shape \(channels, height, width\), got \(6,\); .* dense network"),

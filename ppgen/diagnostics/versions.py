@@ -1,5 +1,6 @@
 """The one place that knows ArviZ 0.2x from 1.x: container, PSIS, NetCDF."""
 
+from importlib.metadata import version
 from os import PathLike
 from typing import Any
 
@@ -9,7 +10,7 @@ import xarray as xr
 
 __all__ = ["assemble", "from_netcdf", "psislw", "to_netcdf"]
 
-IS_NEW = not hasattr(az, "InferenceData")  # 1.x keeps groups in an xarray.DataTree
+IS_NEW = int(version("arviz").split(".")[0]) >= 1  # groups are then an xarray.DataTree
 
 
 def assemble(groups: dict[str, xr.Dataset]) -> Any:

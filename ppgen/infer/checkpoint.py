@@ -3,13 +3,15 @@
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
+
+from ppgen.files import write_whole
 
 __all__ = ["CheckpointError", "read", "write"]
 
@@ -19,23 +21,11 @@ class CheckpointError(ValueError):
 
 
 def write(path: str | os.PathLike, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Writes tensors, and facts as JSON, to `path`: beside it first, synced, then moved there in one step."""
-    path = Path(path)
+    """Writes tensors, and facts as JSON, to `path`, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     described = json.dumps(facts)
     header = {"facts": described, "digest": _digest(tensors, described)}
-    payload = safetensors.torch.save(tensors, metadata=header)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    write_whole(path, safetensors.torch.save(tensors, metadata=header))
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -66,5 +56,5 @@ def _digest(tensors: dict[str, Tensor], facts: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(-1).numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,15 +1,18 @@
 """One torch optimiser over all parameters, from what a user of Pyro or of torch hands in."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
-from pyro.params.param_store import normalize_param_name
+from pyro.params.param_store import module_from_param_with_module_name, normalize_param_name, user_param_name
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
+
+from ppgen.infer.parameters import unused
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
@@ -41,42 +44,56 @@ class Player:
                 "what builds one, such as functools.partial(torch.optim.Adam, lr=1e-3)"
             )
         if not isinstance(optim, PyroOptim) and not callable(optim):
-            raise TypeError(
-                f"optim is a Pyro optimiser or a function parameters -> torch optimiser, got {optim!r}"
-            )
+            raise TypeError(f"optim is a Pyro optimiser or a function parameters -> torch optimiser, got {optim!r}")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip is a positive bound on the gradients' norm, got {clip}")
         self.optim, self.clip, self.schedule = optim, clip, schedule
         self.optimizer: Optimizer | None = None
         self.scheduler: Any = None
         self.leaves: dict[str, Tensor] = {}
 
     def meet(self, leaves: dict[str, Tensor]) -> None:
-        """Takes in leaves not seen before (programs may make parameters at any step)."""
+        """Takes in trainable leaves not seen before (programs may make or thaw parameters at any step)."""
         known = {id(leaf) for leaf in self.leaves.values()}
-        new = {name: leaf for name, leaf in leaves.items() if id(leaf) not in known}
+        new = {k: leaf for k, leaf in leaves.items() if leaf.requires_grad and id(leaf) not in known}
         if not new:
             return
-        self.leaves |= new
-        groups = [{"params": [leaf], **self._arguments(name)} for name, leaf in new.items()]
-        if self.optimizer is not None:
-            for group in groups:
-                self.optimizer.add_param_group(group)
-        elif isinstance(self.optim, PyroOptim):
-            if not callable(self.optim.pt_optim_args):
-                groups = [{"params": list(new.values()), **self.optim.pt_optim_args}]
-            self.optimizer = self.optim.pt_optim_constructor(groups)
-            if isinstance(self.optim, PyroLRScheduler):
-                scheduler = self.optim.pt_scheduler_constructor(self.optimizer, **self.optim.kwargs)
-                self.optim.optim_objs = {
-                    next(iter(new.values())): scheduler
-                }  # so that optim.step() advances it
-        else:
-            self.optimizer = self.optim(list(new.values()))
-        if self.scheduler is None and self.schedule is not None:
-            self.scheduler = self.schedule(self.optimizer)
+        for name, leaf in new.items():
+            self.leaves[unused(name, self.leaves)] = leaf
+        optimizer = self._build(new)
+        if self.optimizer is not None:  # the later ones join it, and follow its schedule
+            self.optimizer.state.update(optimizer.state)
+            if self._each:
+                self.optimizer.param_groups.extend(optimizer.param_groups)
+            else:
+                self.optimizer.param_groups[0]["params"].extend(new.values())
+            return
+        self.optimizer = optimizer
+        if isinstance(self.optim, PyroLRScheduler):
+            scheduler = self.optim.pt_scheduler_constructor(optimizer, **self.optim.kwargs)
+            self.optim.optim_objs = {next(iter(new.values())): scheduler}  # so that optim.step() advances it
+        if self.schedule is not None:
+            self.scheduler = self.schedule(optimizer)
+
+    def gradients(self, loss: Tensor) -> list[Tensor | None]:
+        """d loss / d leaf in the order of `leaves`, None where the loss does not use a leaf or the leaf is frozen."""
+        leaves = [leaf for leaf in self.leaves.values() if leaf.requires_grad]
+        if not loss.requires_grad or not leaves:
+            return [None] * len(self.leaves)
+        found = dict(zip(map(id, leaves), torch.autograd.grad(loss, leaves, allow_unused=True), strict=True))
+        return [found.get(id(leaf)) for leaf in self.leaves.values()]
 
     def update(self, gradients: list[Tensor | None]) -> None:
-        """One step along the gradients, given in the order of `leaves`."""
-        assert self.optimizer is not None
+        """One step along the gradients, given in the order of `leaves`.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if self.optimizer is None or all(gradient is None for gradient in gradients):
+            raise ValueError(
+                "the loss depends on no trainable parameter: register networks with pyro.module, or parameters with "
+                "pyro.param, and leave requires_grad set on what is to train"
+            )
         leaves = list(self.leaves.values())
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
@@ -89,27 +106,41 @@ class Player:
         if self.scheduler is not None:
             self.scheduler.step()
 
-    def gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """d loss / d leaf, None where the loss does not use a leaf."""
-        if not loss.requires_grad:
-            raise ValueError(
-                "the loss depends on no parameter: register networks with pyro.module, or parameters with pyro.param"
-            )
-        return list(torch.autograd.grad(loss, list(self.leaves.values()), allow_unused=True))
+    @property
+    def _each(self) -> bool:
+        """Whether every parameter has arguments of its own, by a user's function."""
+        return callable(getattr(self.optim, "pt_optim_args", None))
 
-    def _arguments(self, name: str) -> dict[str, Any]:
-        if not isinstance(self.optim, PyroOptim):
-            return {}
-        arguments = self.optim.pt_optim_args
-        return arguments(normalize_param_name(name)) if callable(arguments) else arguments
+    def _build(self, leaves: dict[str, Tensor]) -> Optimizer:
+        values, optim = list(leaves.values()), self.optim
+        if not isinstance(optim, PyroOptim):
+            optimizer = optim(values)
+        elif self._each:
+            whole = optim.pt_optim_args_argc == 1
+            arguments = [_ask(optim.pt_optim_args, name, whole=whole) for name in leaves]
+            groups = [{"params": [leaf], **given} for leaf, given in zip(values, arguments, strict=True)]
+            optimizer = optim.pt_optim_constructor(groups)
+        else:
+            optimizer = optim.pt_optim_constructor(values, **optim.pt_optim_args)
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optim is to make a torch optimiser of a list of parameters, it made {optimizer!r}")
+        return optimizer
 
     def _clip_each(self) -> None:
         arguments = getattr(self.optim, "pt_clip_args", None)
         if not arguments:
             return
         for name, leaf in self.leaves.items():
-            bounds = arguments(*name.split("$$$", 1)) if callable(arguments) else arguments
+            bounds = _ask(arguments, name, whole=False) if callable(arguments) else arguments
             if leaf.grad is not None and "clip_norm" in bounds:
                 clip_grad_norm_(leaf, bounds["clip_norm"])
             if leaf.grad is not None and "clip_value" in bounds:
                 clip_grad_value_(leaf, bounds["clip_value"])
+
+
+def _ask(arguments: Callable[..., dict[str, Any]], name: str, *, whole: bool) -> dict[str, Any]:
+    """A user's arguments for one parameter, asked for in one of Pyro's ways: by whole name, or by module and name."""
+    name = re.sub(r"#\d+$", "", name)
+    if whole:
+        return arguments(normalize_param_name(name))
+    return arguments(module_from_param_with_module_name(name), user_param_name(name))

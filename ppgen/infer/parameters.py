@@ -5,7 +5,8 @@ parameter is the leaf tensor itself: all leaves that a program uses are found by
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,9 @@ Message = dict[str, Any]
 
 
 class Parameters(Messenger):
-    """Collects the trainable leaves of the programs that run inside: `leaves`, name to unconstrained tensor.
+    """Collects the leaves of the programs that run inside: `leaves`, name to unconstrained tensor.
 
-    Two leaves of one name get the names ``w`` and ``w#2``.
+    Frozen leaves are collected too and stay frozen. Two leaves of one name get the names ``w`` and ``w#2``.
     """
 
     def __init__(self) -> None:
@@ -47,13 +48,22 @@ class Parameters(Messenger):
         self._add(msg["name"], leaf)
 
     def _add(self, name: str, leaf: Tensor) -> None:
-        if not leaf.requires_grad or not leaf.is_leaf or id(leaf) in self._seen:
+        if not leaf.is_leaf or id(leaf) in self._seen:
             return
         self._seen.add(id(leaf))
-        unique, count = name, 2
-        while unique in self.leaves:
-            unique, count = f"{name}#{count}", count + 1
-        self.leaves[unique] = leaf
+        same = self.leaves.get(name)
+        if same is None or same.data_ptr() != leaf.data_ptr():
+            name = unused(name, self.leaves)
+        # else a lazy autoguide met during its set-up: Pyro wraps the tensor once more as an nn.Parameter
+        self.leaves[name] = leaf
+
+
+def unused(name: str, names: Container[str]) -> str:
+    """The name, or the first of ``name#2``, ``name#3`` ... that is not among `names`."""
+    unique, count = name, 2
+    while unique in names:
+        unique, count = f"{name}#{count}", count + 1
+    return unique
 
 
 def _initial(msg: Message) -> nn.Parameter | None:
@@ -61,43 +71,47 @@ def _initial(msg: Message) -> nn.Parameter | None:
     return given if isinstance(given, nn.Parameter) else None
 
 
+def prepare(model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None) -> None:
+    """Makes two programs ready to run: lets lazy autoguides make their parameters, and frees names in Pyro's store.
+
+    Pyro would make an autoguide's parameters during the first step, when the step has already met others.
+    """
+    tell_apart(model, guide)
+    module = owner(guide)
+    if isinstance(module, AutoGuide) and module.prototype_trace is None:
+        with poutine.block():
+            for part in list(module.modules()):  # a list of guides comes before its parts
+                if isinstance(part, AutoGuide) and part.prototype_trace is None:
+                    part._setup_prototype(*args, **(kwargs or {}))
+
+
 def tell_apart(model: Program, guide: Program) -> None:
     """Frees PyroModules from what Pyro's store holds under their names for other modules.
 
     Pyro's store rules by name: a module takes over the tensor that an earlier one left there, and of a model and a
-    guide with one attribute name the second takes over the first's. Leftovers are forgotten; a guide whose names the
-    model has too becomes "guide", which sets them apart.
+    guide with one attribute name the second takes over the first's. What others left is forgotten; a guide whose
+    names the model has too becomes "guide", which sets them apart.
     """
     modules = [m for m in map(owner, (model, guide)) if isinstance(m, PyroModule)]
-    if len(modules) == 2 and modules[0] is not modules[1]:
-        names = [{name for name, _ in m.named_parameters() if not m._pyro_name} for m in modules]
-        if names[0] & names[1]:
-            root = PyroModule()
-            root.guide = modules[1]
+    if len(modules) == 2 and modules[0] is not modules[1] and not modules[1]._pyro_name:
+        taken = _own(modules[0])
+        if any(taken.get(name, p) is not p for name, p in _own(modules[1]).items()):
+            for part in modules[1].modules():
+                if isinstance(part, PyroModule) and (part is modules[1] or part._pyro_name):
+                    part._pyro_name = f"guide.{part._pyro_name}".rstrip(".")
     store = pyro.get_param_store()
     for module in modules:
-        if isinstance(module, AutoGuide) and module.prototype_trace is None:
-            prefix = f"{module._pyro_name}."
-            own = {}
-        else:
-            prefix = None
-            own = {_full_name(module, name): p for name, p in module.named_parameters()}
-        for name in list(store.keys()):
-            stale = (
-                name.startswith(prefix)
-                if prefix
-                else name in own and store[name].unconstrained() is not own[name]
-            )
-            if stale:
-                del store[name]
+        own = _own(module)
+        lazy = isinstance(module, AutoGuide) and module.prototype_trace is None
+        for name, leaf in list(store.named_parameters()):
+            if own.get(name, leaf) is not leaf or (lazy and name.startswith(f"{module._pyro_name}.")):
+                with suppress(KeyError):  # a tensor of two names, already forgotten under the other
+                    del store[name]
 
 
-def set_up(guide: Program, args: tuple, kwargs: dict) -> None:
-    """Lets a lazy autoguide make its parameters, which Pyro would replace once more during the first step."""
-    module = owner(guide)
-    if isinstance(module, AutoGuide) and module.prototype_trace is None:
-        with poutine.block():
-            module._setup_prototype(*args, **kwargs)
+def _own(module: PyroModule) -> dict[str, nn.Parameter]:
+    """A module's parameters by the names that Pyro's store has for them."""
+    return {_full_name(module, name): p for name, p in module.named_parameters()}
 
 
 def _full_name(module: PyroModule, name: str) -> str:
@@ -136,21 +150,31 @@ class Evaluation:
 
 @dataclass
 class State:
-    """What two programs hold: trainable `leaves`, `buffers` (batch norm's moments, say) and the `modules` that ran."""
+    """What two programs hold: `leaves`, `buffers` (batch norm's moments, say) and the `modules` that ran."""
 
     leaves: dict[str, Tensor]
     buffers: dict[str, Tensor]
     modules: list[nn.Module]
 
     @classmethod
-    def of(cls, model: Program, guide: Program, args: tuple, kwargs: dict | None = None) -> "State":
-        """Finds it by one run of the programs, which leaves random numbers and modes as they were."""
-        tell_apart(model, guide)
+    def of(cls, model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None) -> "State":
+        """Finds it by running the programs, which leaves random numbers and modes as they were."""
         with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-            set_up(guide, args, kwargs or {})
-            with Evaluation() as run, Parameters() as used:
+            prepare(model, guide, args, kwargs)
+            with Evaluation() as run, Parameters():
                 Draws(model, guide, args, kwargs).encoded  # noqa: B018  made for what it touches
-        modules = [m for m in run.modules if not isinstance(m, AutoGuide)]
+            tops = [m for m in (*run.modules, owner(model), owner(guide)) if m is not None]
+            modules = list(dict.fromkeys(part for top in tops for part in top.modules()))
+            # once more with frozen networks thawed, which pyro.module would pass over: names must not depend on that
+            frozen = [p for m in modules for p in m.parameters(recurse=False) if not p.requires_grad]
+            try:
+                for parameter in frozen:
+                    parameter.requires_grad_(parameter.is_floating_point())
+                with Evaluation(), Parameters() as used:
+                    Draws(model, guide, args, kwargs).encoded  # noqa: B018
+            finally:
+                for parameter in frozen:
+                    parameter.requires_grad_(False)
         buffers = {
             f"buffers.{i}.{name}": buffer
             for i, module in enumerate(modules)
@@ -166,16 +190,22 @@ class State:
         """A new start, in place: layers draw their weights again, every other leaf moves by U(-spread, spread).
 
         The uniform move, in unconstrained space, is Stan's default start (reference manual, "Initialization").
+        Frozen leaves stay, and so do the buffers of a frozen layer.
         """
         restore(self.tensors, start)
+        trained = {id(leaf) for leaf in self.leaves.values() if leaf.requires_grad}
         renewed: set[int] = set()
         for module in self.modules:
-            if callable(reset := getattr(module, "reset_parameters", None)):
+            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            own = {id(p) for p in module.parameters()}
+            if callable(reset) and (own & trained or not own):
                 reset()
-                renewed |= {id(p) for p in module.parameters()}
+                renewed |= own
         with torch.no_grad():
-            for leaf in self.leaves.values():
-                if id(leaf) not in renewed:
+            for name, leaf in self.leaves.items():
+                if not leaf.requires_grad:
+                    leaf.copy_(start[name])
+                elif id(leaf) not in renewed:
                     leaf.add_(torch.empty_like(leaf).uniform_(-spread, spread))
 
 

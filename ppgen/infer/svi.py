@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppgen.draws import Program
 from ppgen.infer.optimizers import OptimizerFactory, Player
-from ppgen.infer.parameters import Parameters, set_up, tell_apart
+from ppgen.infer.parameters import Parameters, prepare, tell_apart
 
 __all__ = ["SVI"]
 
@@ -45,24 +45,31 @@ class SVI:
         schedule: Callable | None = None,
     ):
         tell_apart(model, guide)
-        self.model, self.guide, self.optim, self.objective = model, guide, optim, loss
+        self.model, self.guide, self.optim = model, guide, optim
+        self.objective: Any = loss
         self.player = Player(optim, clip=clip, schedule=schedule)
-        self._differentiable = getattr(loss, "differentiable_loss", None if isinstance(loss, ELBO) else loss)
         self._loss_and_grads = loss_and_grads
-        if self._differentiable is None and loss_and_grads is None:
-            self._loss_and_grads = loss.loss_and_grads  # an ELBO that only runs backward itself
+        self._differentiable: Any = loss
+        if isinstance(loss, ELBO):
+            self._differentiable = getattr(loss, "differentiable_loss", None)
+            if self._differentiable is None and loss_and_grads is None:
+                self._loss_and_grads = loss.loss_and_grads  # an ELBO that only runs backward itself
 
     def step(self, *args: Any, **kwargs: Any) -> float:
-        """One step down the loss on a batch; returns the loss before it, in the loss's own unit."""
-        values = self.update(*args, **kwargs)
-        loss = float(sum(values.values()))
+        """One step down the loss on a batch; returns the loss before it, in the loss's own unit.
+
+        A loss in parts, as ReweightedWakeSleep's, is their sum here.
+
+        Raises:
+            ValueError: if the loss depends on no trainable parameter.
+        """
+        loss = _total(self.update(*args, **kwargs))
         if loss != loss:
             warnings.warn("the loss is NaN", stacklevel=2)
         return loss
 
     def update(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As `step`, and returns the loss term by term, detached tensors that sum to it."""
-        set_up(self.guide, args, kwargs)
         values, leaves = self._losses(args, kwargs)
         self.player.meet(leaves)
         if self._loss_and_grads is not None:
@@ -77,17 +84,30 @@ class SVI:
     def _losses(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss term by term, and the leaves it was computed with."""
         programs = (self.model, self.guide)
+        prepare(*programs, args, kwargs)
         with Parameters() as used:
             if self._loss_and_grads is not None:
-                values = {"loss": torch.as_tensor(self._loss_and_grads(*programs, *args, **kwargs))}
+                values = _parts(self._loss_and_grads(*programs, *args, **kwargs))
             elif hasattr(self.objective, "values"):
                 values = self.objective.values(*programs, *args, **kwargs)
             else:
-                values = {"loss": self._differentiable(*programs, *args, **kwargs)}
+                values = _parts(self._differentiable(*programs, *args, **kwargs))
         return values, used.leaves
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
-        """The loss on a batch, without gradients; nothing moves."""
+        """The loss on a batch, without gradients, the modules in the mode they are in; no parameter moves."""
         loss = self.objective.loss if isinstance(self.objective, ELBO) else self.objective
-        with torch.no_grad():
-            return float(loss(self.model, self.guide, *args, **kwargs))
+        prepare(self.model, self.guide, args, kwargs)
+        with torch.no_grad(), Parameters():
+            return _total(_parts(loss(self.model, self.guide, *args, **kwargs)))
+
+
+def _parts(loss: Any) -> dict[str, Tensor]:
+    """A loss by name; Pyro's wake-sleep gives a pair, one for the model and one for the guide."""
+    parts = loss if isinstance(loss, tuple) else (loss,)
+    names = [f"loss {i + 1}" for i in range(len(parts))] if len(parts) > 1 else ["loss"]
+    return {name: torch.as_tensor(part) for name, part in zip(names, parts, strict=True)}
+
+
+def _total(values: dict[str, Tensor]) -> float:
+    return float(sum(values.values()))

@@ -130,8 +130,9 @@ class Energy(PairMetric):
             raise ValueError(f"exponent: expected a number between 0 and 2, excluded, got {self.exponent}")
 
     def similarity(self, d2: Tensor, r: Tensor) -> Tensor:
-        apart = d2 > 0
-        return -torch.where(apart, torch.where(apart, d2, 1.0) ** (self.exponent / 2), 0.0)
+        # Two wheres, so that no infinite slope at zero meets a zero and turns into NaN.
+        same = d2 == 0
+        return -torch.where(same, 0.0, torch.where(same, 1.0, d2) ** (self.exponent / 2))
 
 
 def median_squared_distance(d2: Tensor, r: Tensor) -> Tensor:

@@ -69,9 +69,11 @@ def rows(sample: Sample, *, name: str = "sample") -> Tensor:
     """Events flattened to rows ``(n, d)``; the tensors of a tuple are flattened and concatenated.
 
     Raises ``ValueError``, naming the sample ``name``, where there is no row, where the tensors of a tuple
-    disagree in ``n``, or where the result is not floating point.
+    disagree in ``n``, or where the result is not floating point; ``TypeError`` where a site is not a tensor.
     """
     sites = [sample] if isinstance(sample, Tensor) else list(sample)
+    if odd := {type(site).__name__ for site in sites if not isinstance(site, Tensor)}:
+        raise TypeError(f"{name}: expected a tensor or a tuple of them, got {type(sample).__name__} of {odd}")
     shapes = [tuple(site.shape) for site in sites]
     if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
         raise ValueError(f"{name}: expected rows (n, *event) with one n >= 1 at every site, got {shapes}")
@@ -87,14 +89,15 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     The Gram form is one matrix product, where differences take ``n m d`` memory. Centring keeps its rounding
     error relative to the samples' own extent, wherever the origin lies. A value within that error, of order
     ``sqrt(d)`` units in the last place of ``|x|^2 + |y|^2``, becomes zero, so that coincident rows are at
-    distance zero exactly. The derivatives are always those of the Gram form, which is smooth.
+    distance zero exactly; products are taken to have full precision, which TF32 has not. The derivatives are
+    always those of the Gram form, which is smooth.
     """
     centre = torch.cat((x, y)).detach().mean(0)
     x, y = x - centre, y - centre
     size = x.square().sum(1)[:, None] + y.square().sum(1)
     gram = size - 2 * x @ y.T
     error = torch.finfo(x.dtype).eps * (1 + math.sqrt(x.shape[1])) * size
-    return gram + (torch.where(gram > error, gram, 0.0) - gram).detach()
+    return gram + (torch.where(gram <= error, 0.0, gram) - gram).detach()
 
 
 def _weighted(x: Tensor, weights: Tensor | None, name: str) -> tuple[Tensor, Tensor, Tensor]:

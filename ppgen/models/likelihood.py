@@ -75,8 +75,8 @@ class Bernoulli(Head):
 class Categorical(Head):
     """x_d ~ Categorical(softmax(h_d)), independently: data are integers 0 .. levels - 1.
 
-    The likelihood knows no order among the levels. The encoder sees them as numbers, evenly spaced on [-1,
-    1].
+    The likelihood knows no order among the levels. The encoder sees them as numbers evenly spaced
+    from -1 to 1.
     """
 
     def __init__(self, event_shape: Sequence[int], *, levels: int | None = None) -> None:
@@ -98,7 +98,7 @@ class Categorical(Head):
     def check(self, x: Tensor) -> None:
         _require(
             x,
-            (x >= 0) & (x < self.levels) & (x == x.round()),
+            (x >= 0) & (x < self.levels) & (x == x.long()),
             f"integers 0 .. {self.levels - 1}, the support of likelihood='categorical'",
             "recode the data, or change levels",
         )
@@ -141,12 +141,15 @@ class Gaussian(Head):
         row = choose(COVARIANCES, covariance, option="covariance")
         if covariance == "low_rank" and not 1 <= rank <= self.elements:
             raise ValueError(f"expected a rank from 1 to the event's {self.elements} elements, got {rank}")
-        least = 0.0 if covariance == "fixed" else floor
-        if not 0 <= least < scale:
-            raise ValueError(f"expected 0 <= floor < scale, got floor={floor} and scale={scale}")
-        self.covariance, self.rank, self.scale, self.floor = covariance, rank, scale, least
+        if covariance == "fixed":
+            floor = 0.0
+        elif floor <= 0:
+            raise ValueError(f"expected floor > 0, without which the likelihood has no bound, got {floor}")
+        if floor >= scale:
+            raise ValueError(f"expected scale > {floor}, the floor, got {scale}")
+        self.covariance, self.rank, self.scale, self.floor = covariance, rank, scale, floor
         self.size = 1 + row.size(self.elements, rank)
-        self.shift = scale - least + math.log(-math.expm1(least - scale))
+        self.shift = scale - floor + math.log(-math.expm1(floor - scale))
         if covariance == "scalar":
             self.raw_scale = nn.Parameter(torch.zeros(()))
 

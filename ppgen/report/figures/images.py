@@ -17,7 +17,7 @@ def grids(sets: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
     """Sets of images by their titles, as grids beside each other."""
     tiled = [tile(colour(x, limits), across=min(len(x), ACROSS // len(sets))) for x in sets.values()]
     tall = max(picture.shape[0] / picture.shape[1] for picture in tiled)
-    figure = canvas(0.3 + tall * WIDTH / len(sets))
+    figure = canvas(0.35 + tall * (WIDTH / len(sets) - 0.15))
     for axes, title, picture in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, tiled, strict=True):
         show(axes, picture)
         axes.set_title(title)
@@ -26,16 +26,16 @@ def grids(sets: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
 
 def pairs(x: np.ndarray, x_hat: np.ndarray, limits: tuple[float, float]) -> Figure:
     """Images in rows of 10, each row above its reconstructions."""
-    across = min(len(x), 10)
+    across = 10
     above, below = colour(x, limits), colour(x_hat, limits)
     pictures = [
         tile(half[start : start + across], across=across)
         for start in range(0, len(x), across)
         for half in (above, below)
     ]
-    figure = canvas(sum(p.shape[0] for p in pictures) / pictures[0].shape[1] * (WIDTH - 0.9) + 0.2)
+    figure = canvas(sum(p.shape[0] for p in pictures) / pictures[0].shape[1] * (WIDTH - 1.1) + 0.15 * len(pictures))
     grid = figure.subplots(len(pictures), 1, squeeze=False)[:, 0]
-    for axes, picture, name in zip(grid, pictures, ("original", "rebuilt") * len(pictures), strict=False):
+    for axes, picture, name in zip(grid, pictures, ("original", "reconstructed") * len(pictures), strict=False):
         show(axes, picture)
         axes.set_ylabel(name, rotation=0, ha="right", va="center", color=MUTED, fontsize=8)
     return figure
@@ -62,9 +62,7 @@ def tile(x: np.ndarray, *, across: int) -> np.ndarray:
     gap = max(1, round(max(x.shape[1:3]) / 12))
     rows = -(-len(x) // across)
     blank = np.ones((rows * across - len(x), *x.shape[1:]))
-    cells = np.pad(
-        np.concatenate([x, blank]), [(0, 0), (0, gap), (0, gap), (0, 0)], constant_values=1.0
-    )
+    cells = np.pad(np.concatenate([x, blank]), [(0, 0), (0, gap), (0, gap), (0, 0)], constant_values=1.0)
     height, width = cells.shape[1:3]
     sheet = cells.reshape(rows, across, height, width, 3).swapaxes(1, 2)
     return sheet.reshape(rows * height, across * width, 3)[:-gap, :-gap]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,7 +15,7 @@ from matplotlib.patches import Circle
 from scipy.stats import norm
 
 from ppgen.report.figures import images
-from ppgen.report.figures.style import INK, MUTED, PALETTE, WIDTH, canvas, colours, scatter, styled
+from ppgen.report.figures.style import INK, PALETTE, WIDTH, canvas, colours, frame, legend, plane, scatter, styled
 
 __all__ = ["latent_plane", "latent_walk"]
 
@@ -56,9 +57,9 @@ def latent_plane(
 def _line(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool) -> Figure:
     figure = canvas(3.2)
     axes = figure.add_subplot(xlabel="z[0]", ylabel="density")
-    edges = np.linspace(z.min(), z.max() + 1e-9, 41)
+    edges = np.linspace(*frame(z), 41).tolist()
     parts = [z[index == i] for i in range(len(names))]
-    axes.hist(parts, edges, stacked=True, density=True, color=colours(len(names)).colors, label=names)
+    axes.hist(parts, edges, stacked=True, density=True, color=[*colours(len(names))(range(len(names)))], label=names)
     if prior:
         grid = np.linspace(min(-3.5, edges[0]), max(3.5, edges[-1]), 200)
         axes.plot(grid, norm.pdf(grid), color=INK, linewidth=1.2, label="N(0, 1)")
@@ -82,13 +83,15 @@ def _plane(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool) -> F
     elif len(names) > NAMED:
         norm_ = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
         bar = figure.colorbar(ScalarMappable(norm_, palette), ax=axes, label="label")
-        ticks = np.linspace(0, len(names) - 1, 8).round().astype(int)
+        ticks = np.linspace(0, len(names) - 1, 8).round().astype(int).tolist()
         bar.set_ticks(ticks, labels=[names[i] for i in ticks])
     if prior:
         for radius in (1, 2, 3):
             axes.add_patch(Circle((0, 0), radius, fill=False, color=INK, linewidth=0.8, linestyle=(0, (4, 3))))
-        handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label="N(0, I): 1, 2, 3 σ"))
-    if handles:
+        handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label="N(0, I): 1, 2, 3 sd"))
+    if len(names) > NAMED:
+        axes.legend(handles=handles, loc="upper left")
+    elif handles:
         axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_aspect("equal", adjustable="datalim")
     axes.autoscale_view()
@@ -105,7 +108,11 @@ def _principal(z: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 @styled
 def latent_walk(
-    decode: Callable[[np.ndarray], np.ndarray], *, n: int = 16, limits: tuple[float, float] | None = None
+    decode: Callable[[np.ndarray], np.ndarray],
+    *,
+    n: int = 16,
+    columns: Sequence[str] | None = None,
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """What the decoder makes of a plane of codes: its means at the n x n quantiles of N(0, 1).
 
@@ -114,24 +121,26 @@ def latent_walk(
 
     Args:
         decode: codes (m, 2) to means (m, *event_shape).
+        columns, limits: those of `samples`.
 
     Raises:
         ValueError: if the means are neither images nor rows of two columns.
     """
     quantiles = norm.ppf((np.arange(n) + 0.5) / n)
+    extent = f"from {quantiles[0]:.1f} to {quantiles[-1]:.1f}"
     across, up = np.meshgrid(quantiles, quantiles[::-1])
     means = np.asarray(decode(np.stack([across.ravel(), up.ravel()], axis=1)), dtype=float)
     if means.ndim == 4:
-        figure = canvas(WIDTH * means.shape[2] / means.shape[3])
+        figure = canvas(0.2 + (WIDTH - 0.5) * means.shape[2] / means.shape[3])
         axes = figure.add_subplot()
         images.show(axes, images.tile(images.colour(means, limits or images.span(means)), across=n))
-        axes.set_xlabel("z[0], from -2 to 2")
+        axes.set(xlabel=f"z[0], {extent}", ylabel=f"z[1], {extent}")
     elif means.shape[1:] == (2,):
-        figure = canvas(4.4)
-        axes = figure.add_subplot(aspect="equal", xlabel="x[0]", ylabel="x[1]")
-        lines = means.reshape(n, n, 2)
-        axes.plot(*lines.transpose(2, 1, 0), color=PALETTE[0], linewidth=0.8)
-        axes.plot(*lines.transpose(2, 0, 1), color=PALETTE[1], linewidth=0.8)
+        figure, axes = plane([frame(column) for column in means.T], columns or ("x[0]", "x[1]"))
+        grid = means.reshape(n, n, 2)
+        for lines, colour, name in ((grid, PALETTE[0], "z[0] runs"), (grid.swapaxes(0, 1), PALETTE[1], "z[1] runs")):
+            axes.add_collection(LineCollection(list(lines), colors=colour, linewidths=0.8, label=f"{name} {extent}"))
+        legend(figure, axes)
     else:
         raise ValueError(f"expected decoded means of images or of rows of 2 columns, got {means.shape}")
     return figure

@@ -1,13 +1,15 @@
 """The posterior as ArviZ draws it, and how far importance sampling from the guide can be trusted."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from ppgen.report.figures.style import MUTED, PALETTE, canvas, panels, percent, styled
+from ppgen.report.figures.style import INK, PALETTE, canvas, legend, note, panels, percent, styled
 
 __all__ = ["khat", "posterior"]
 
@@ -17,11 +19,11 @@ LIMIT = 6  # components drawn
 
 @styled
 def khat(values: np.ndarray) -> Figure:
-    """The Pareto k-hat of each datum as a histogram, with the shares below 0.5, below 0.7 and above.
+    """The Pareto k-hat of each datum as a histogram, and the shares up to 0.5, up to 0.7 and above.
 
-    k-hat estimates the shape of the tail of the importance weights p(x, z) / q(z | x). Below 0.5 their variance is
-    finite and the guide is close to the posterior; up to 0.7 averages over them are still usable; above, they are
-    not (Vehtari et al., Pareto smoothed importance sampling, 2024; Yao et al., Yes, but did it work?, 2018).
+    k-hat is the shape of the tail of the importance weights p(x, z) / q(z | x). Below 0.5 their variance is
+    finite; up to 0.7 averages over them still converge at a practical rate; above, or where it could not be
+    estimated (NaN), they are not to be trusted (Vehtari et al., Pareto smoothed importance sampling, 2024).
 
     Raises:
         ValueError: if there are no values.
@@ -30,14 +32,80 @@ def khat(values: np.ndarray) -> Figure:
     if not len(values):
         raise ValueError("expected a k-hat for each datum, got none")
     low, high = -0.5, 1.5
-    edges = np.linspace(low, high, 41)
-    clipped = np.clip(np.nan_to_num(values, nan=high, posinf=high, neginf=low), low, high)
-    groups = {
-        f"up to {GOOD}: the guide is close": (values <= GOOD, PALETTE[2]),
-        f"up to {USABLE}: usable": ((values > GOOD) & (values <= USABLE), PALETTE[4]),
-        f"above {USABLE}: not to be trusted": (~(values <= USABLE), PALETTE[1]),
-    }
+    edges = np.linspace(low, high, 41).tolist()  # 0.05 wide; the bounds are among them
+    good, usable = values <= GOOD, (values > GOOD) & (values <= USABLE)
     figure = canvas(2.8)
-    axes = figure.add_subplot(xlabel="Pareto k-hat", ylabel="data")
-    ...
+    axes = figure.add_subplot(xlabel=f"k-hat, clipped to {low} .. {high}", ylabel="number of data")
+    for part, colour, text in (
+        (good, PALETTE[2], f"good (up to {GOOD})"),
+        (usable, PALETTE[4], f"usable (up to {USABLE})"),
+        (~good & ~usable, PALETTE[1], "not to be trusted"),
+    ):
+        shown = np.clip(np.nan_to_num(values[part], nan=high), low + 1e-9, high)
+        shown = np.nextafter(shown, -np.inf)  # a bin is then (a, b], as the classes are
+        axes.hist(shown, edges, color=colour, label=f"{percent(part.mean())} {text}")
+    for bound in (GOOD, USABLE):
+        axes.axvline(bound, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    legend(figure, axes)
     return figure
+
+
+@styled
+def posterior(idata: Any) -> Figure:
+    """Draws of up to 6 scalar components of the posterior, those of global latents first, then datum 0's.
+
+    One chain is drawn by ArviZ's `plot_posterior`, with its mean and 94% interval; several chains, which may
+    disagree, as a density each by `plot_kde`. Under ArviZ 1.x, which has neither, they are histograms.
+
+    Args:
+        idata: an InferenceData or DataTree with a group "posterior" of dimensions chain, draw, and any others.
+
+    Raises:
+        ValueError: if that group holds no variable.
+    """
+    components = list(_components(idata["posterior"]))
+    if not components:
+        raise ValueError("expected a posterior of at least one variable, got none")
+    shown = components[:LIMIT]
+    figure, grid = panels(len(shown), across=2, height=1.8)
+    for axes, (name, draws) in zip(grid, shown, strict=True):
+        _marginal(axes, draws)
+        axes.set_title(name, fontsize=9.5)
+        axes.set_yticks([])
+    if len(shown[0][1]) > 1:
+        chains = [Line2D([], [], color=PALETTE[i % len(PALETTE)], label=f"chain {i}") for i in range(len(shown[0][1]))]
+        figure.legend(handles=chains, loc="outside upper left", ncols=8)
+    if len(components) > len(shown):
+        note(figure, f"{len(shown)} of {len(components)} components")
+    return figure
+
+
+def _components(group: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and draws (chain, draw) of the scalar components."""
+    for name, variable in sorted(group.data_vars.items(), key=lambda item: "data" in item[1].dims):
+        where = ""
+        if "data" in variable.dims:
+            variable, where = variable.isel(data=0), ", datum 0"
+        draws = variable.transpose("chain", "draw", ...).values
+        for index in np.ndindex(draws.shape[2:]):
+            yield f"{name}[{', '.join(map(str, index))}]{where}" if index else f"{name}{where}", draws[:, :, *index]
+
+
+def _marginal(axes: Axes, draws: np.ndarray) -> None:
+    """The density of draws (chain, draw)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0, and calls what matplotlib 3.11 deprecates
+        import arviz as az
+
+        smooth = hasattr(az, "plot_posterior") and np.isfinite(draws).all() and np.ptp(draws, axis=1).all()
+        if smooth and len(draws) == 1:
+            az.plot_posterior({"draws": draws}, ax=axes, textsize=8)
+            for text in axes.texts:  # legible where they lie on the curve
+                text.set_bbox({"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1})
+            return
+        for number, values in enumerate(draws):
+            colour = PALETTE[number % len(PALETTE)]
+            if smooth:
+                az.plot_kde(values, ax=axes, plot_kwargs={"color": colour})
+            else:
+                axes.hist(values[np.isfinite(values)], 30, histtype="step", density=True, color=colour)

@@ -32,7 +32,7 @@ PALETTE = (
     "#b5bd00",
 )
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": PALE,
     "axes.grid": True,
@@ -44,6 +44,8 @@ STYLE: dict[str, Any] = {
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
     "axes.titlesize": 9.5,
+    "figure.constrained_layout.h_pad": 0.06,
+    "figure.constrained_layout.w_pad": 0.06,
     "figure.facecolor": "white",
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -91,18 +93,31 @@ def panels(count: int, *, across: int, height: float) -> tuple[Figure, list[Axes
     return figure, list(grid.flat[:count])
 
 
+def plane(frames: Sequence[Interval], labels: Sequence[str]) -> tuple[Figure, Axes]:
+    """A figure of one pair of axes of equal scale, high enough for them."""
+    (left, right), (low, high) = frames
+    height = (WIDTH - 0.7) * (high - low) / (right - left)
+    figure = canvas(0.8 + min(max(height, 2.0), 5.2))
+    axes = figure.add_subplot(aspect="equal", xlim=frames[0], ylim=frames[1], xlabel=labels[0], ylabel=labels[1])
+    return figure, axes
+
+
+def legend(figure: Figure, axes: Axes, **options: Any) -> None:
+    """A legend above the axes, in rows of at most 6."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=min(6, len(labels)), **options)
+
+
 def note(figure: Figure, text: str) -> None:
-    """A line in small type above the figure; nothing for an empty text."""
+    """A line in small type below the figure; nothing for an empty text."""
     if text:
-        figure.suptitle(text, x=0.01, ha="left", color=MUTED, fontsize=8)
+        figure.supxlabel(text, x=0.01, ha="left", color=MUTED, fontsize=8)
 
 
-def scatter(axes: Axes, points: np.ndarray, colour: Any, label: str | None = None, **options: Any) -> None:
+def scatter(axes: Axes, points: np.ndarray, colour: Any, label: str | None = None, *, scale: float = 1.0) -> None:
     """Points (n, 2), the smaller and fainter the more there are."""
-    few = len(points) < 500
-    axes.scatter(
-        *points.T, s=9 if few else 4, alpha=0.8 if few else 0.5, c=colour, label=label, linewidths=0, **options
-    )
+    size, alpha = (12, 0.8) if len(points) < 500 else (6, 0.6)
+    axes.scatter(points[:, 0], points[:, 1], s=scale * size, alpha=alpha, c=colour, label=label, linewidths=0)
 
 
 def colours(count: int) -> ListedColormap:
@@ -126,6 +141,12 @@ def outside(x: np.ndarray, frames: Sequence[Interval]) -> float:
     """The share of the rows of x (n, d) that are not finite or leave one of the d intervals."""
     low, high = np.array(frames).T
     return float(1 - np.mean(((x >= low) & (x <= high)).all(axis=1)))
+
+
+def shorten(name: str, limit: int) -> str:
+    """The name, its middle left out if it is longer than the limit."""
+    tail = (limit - 1) // 2
+    return name if len(name) <= limit else f"{name[: limit - 1 - tail]}…{name[-tail:]}"
 
 
 def percent(share: float) -> str:

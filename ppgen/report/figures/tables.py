@@ -6,21 +6,25 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from ppgen.report.figures.style import (
-    MUTED,
+    INK,
     PALE,
     PALETTE,
     Interval,
     canvas,
     frame,
+    legend,
     note,
     outside,
     panels,
     percent,
+    plane,
     scatter,
+    shorten,
 )
 
 LIMIT = 6  # columns drawn
-DATA, MADE = "#8b95a1", PALETTE[0]
+DATA, MADE = "#a3abb5", PALETTE[0]
+BELOW = 3.0  # how much larger the points of data are, which generated ones cover
 
 
 def overlay(x: np.ndarray, data: np.ndarray | None, names: list[str]) -> Figure:
@@ -30,12 +34,10 @@ def overlay(x: np.ndarray, data: np.ndarray | None, names: list[str]) -> Figure:
         sets = {"data": (data[:, :LIMIT], DATA)} | sets
     frames = [frame(column) for column in next(iter(sets.values()))[0].T]
     if len(frames) == 2:
-        figure = canvas(4.4)
-        axes = figure.add_subplot(aspect="equal", xlabel=names[0], ylabel=names[1])
+        figure, axes = plane(frames, names)
         for name, (rows, colour) in sets.items():
-            scatter(axes, rows, colour, name)
-        axes.set(xlim=frames[0], ylim=frames[1])
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=2)
+            scatter(axes, rows, colour, name, scale=BELOW if name == "data" else 1.0)
+        legend(figure, axes, markerscale=2)
     else:
         figure = _pairs(sets, frames, names)
     notes = [f"the first {LIMIT} of {len(names)} columns"] if len(names) > LIMIT else []
@@ -47,14 +49,12 @@ def overlay(x: np.ndarray, data: np.ndarray | None, names: list[str]) -> Figure:
 
 def displacements(x: np.ndarray, x_hat: np.ndarray, names: list[str]) -> Figure:
     """Rows (n, 2), each with a line to its reconstruction."""
-    figure = canvas(4.4)
-    axes = figure.add_subplot(aspect="equal", xlabel=names[0], ylabel=names[1])
+    frames = [frame(column) for column in x.T]
+    figure, axes = plane(frames, names)
     axes.add_collection(LineCollection(list(np.stack([x, x_hat], axis=1)), colors=PALE, linewidths=0.6))
     scatter(axes, x, DATA, "original")
     scatter(axes, x_hat, MADE, "reconstruction")
-    frames = [frame(column) for column in x.T]
-    axes.set(xlim=frames[0], ylim=frames[1])
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=2)
+    legend(figure, axes, markerscale=2)
     if beyond := outside(x_hat, frames):
         note(figure, f"{percent(beyond)} of the reconstructions lie outside the frame")
     return figure
@@ -63,15 +63,16 @@ def displacements(x: np.ndarray, x_hat: np.ndarray, names: list[str]) -> Figure:
 def agreement(x: np.ndarray, x_hat: np.ndarray, names: list[str]) -> Figure:
     """Column by column, the reconstructed value against the true one, and R²."""
     shown = min(len(names), LIMIT)
-    figure, grid = panels(shown, across=3, height=2.3)
-    for axes, true, rebuilt, name in zip(grid, x.T, x_hat.T, names, strict=False):
+    figure, grid = panels(shown, across=3, height=3.4 if shown == 1 else 2.4)
+    for number, (axes, true, rebuilt, name) in enumerate(zip(grid, x.T, x_hat.T, names, strict=False)):
         interval = frame(true)
-        axes.axline((0, 0), slope=1, color=PALE, linewidth=1)
         scatter(axes, np.stack([true, rebuilt], axis=1), MADE)
-        axes.set(xlim=interval, ylim=interval, aspect="equal")
-        axes.set_title(f"{name}   R² {_explained(true, rebuilt)}")
-    figure.supxlabel("true value", fontsize=9)
-    figure.supylabel("reconstructed", fontsize=9)
+        axes.axline((0, 0), slope=1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
+        axes.set(xlim=interval, ylim=interval, aspect="equal", xlabel="true")
+        axes.set_title(shorten(name, 24))
+        axes.text(0.04, 0.96, f"R² {_explained(true, rebuilt)}", transform=axes.transAxes, va="top", fontsize=8.5)
+        if number % 3 == 0:
+            axes.set_ylabel("reconstructed")
     if len(names) > LIMIT:
         note(figure, f"the first {LIMIT} of {len(names)} columns")
     return figure
@@ -88,6 +89,7 @@ def _pairs(sets: dict[str, tuple[np.ndarray, str]], frames: list[Interval], name
     count = len(frames)
     figure = canvas(3.0 if count == 1 else 1.0 + 0.85 * count)
     grid = figure.subplots(count, count, sharex="col", squeeze=False)
+    names = [shorten(name, max(12, 80 // count)) for name in names]
     for (row, column), axes in np.ndenumerate(grid):
         if row < column:
             axes.remove()
@@ -96,16 +98,19 @@ def _pairs(sets: dict[str, tuple[np.ndarray, str]], frames: list[Interval], name
             if row == column:
                 _histogram(axes, rows[:, row], colour, name, frames[row])
             else:
-                scatter(axes, rows[:, [column, row]], colour)
+                scatter(axes, rows[:, [column, row]], colour, scale=(BELOW if name == "data" else 1.0) / count)
                 axes.set_ylim(frames[row])
         axes.set_xlim(frames[column])
-        axes.tick_params(labelsize=8 if count < 4 else 6.5, labelleft=column == 0 and row > 0)
+        axes.tick_params(labelsize=8 if count < 4 else 6.5, labelleft=column == 0)
+        if row == column and count > 1:
+            axes.set_yticks([])
         if row == count - 1:
-            axes.set_xlabel(names[column])
-        if column == 0 and row > 0:
-            axes.set_ylabel(names[row])
-    handles = grid[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="upper right")
+            axes.set_xlabel(names[column], fontsize=9 if count < 4 else 7.5)
+        if column == 0 < row:
+            axes.set_ylabel(names[row], fontsize=9 if count < 4 else 7.5)
+    if count == 1:
+        grid[0, 0].set_ylabel("share of rows")
+    legend(figure, grid[0, 0])
     return figure
 
 

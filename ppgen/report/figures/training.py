@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ppgen.report.figures.style import PALE, PALETTE, canvas, styled
+from ppgen.report.figures.style import MUTED, PALETTE, canvas, legend, note, styled
 from ppgen.result import Chain
 
 __all__ = ["loss_curves", "term_breakdown"]
 
-SPIKES = 0.97  # the frame reaches up to this quantile of the losses
+SHOWN = 0.97  # the frame reaches up to this quantile of the values
 
 
 @styled
@@ -25,40 +25,31 @@ def loss_curves(chains: Sequence[Chain], *, unit: str = "nats per datum") -> Fig
     The frame leaves out the highest 3% of the values, which early in a run can be many times the rest.
 
     Raises:
-        ValueError: if there are no chains, or one that took no step.
+        ValueError: if there are no chains, or one of them took no step.
     """
-    if not chains or not all(len(chain.history["loss"]) for chain in chains):
-        raise ValueError(f"loss_curves: expected chains of at least one step, got {len(chains)} chains")
-    figure = canvas(3.2)
-    axes = figure.add_subplot()
-    seen = []
+    counts = [len(chain.history["loss"]) for chain in chains]
+    if not all(counts) or not counts:
+        raise ValueError(f"expected chains of at least one step each, got chains of {counts} steps")
+    figure = canvas(3.5)
+    axes = figure.add_subplot(xlabel="step", ylabel=f"loss ({unit})")
+    several = len(chains) > 1
+    values = []
     for number, chain in enumerate(chains):
-        name = "training" if len(chains) == 1 else f"chain {number}"
-        loss = np.asarray(chain.history["loss"], dtype=float)
-        seen.append(loss)
-        _curve(axes, loss, PALETTE[number % len(PALETTE)], name)
-        if len(chain.validation.get("loss", ())):
-            held_out = np.asarray(chain.validation["loss"], dtype=float)
-            seen.append(held_out)
-            axes.plot(
-                chain.validation["step"],
-                held_out,
-                linestyle="none",
-                marker="o",
-                markersize=3.2,
-                color=PALETTE[number % len(PALETTE)] if len(chains) > 1 else PALETTE[1],
-                markeredgecolor="white",
-                markeredgewidth=0.5,
-                label="held out" if len(chains) == 1 else None,
-                zorder=3,
-            )
-    cut = _limit(axes, np.concatenate(seen))
-    axes.set(xlabel="step", ylabel=f"loss ({unit})")
-    if len(chains) > 1 and any(len(chain.validation.get("loss", ())) for chain in chains):
-        axes.plot([], [], linestyle="none", marker="o", markersize=3.2, color=PALE, label="held out")
-    axes.legend(loc="upper right", ncols=1 + len(chains) // 6)
-    if cut:
-        axes.set_title(f"{cut} of {sum(map(len, seen))} values lie above the frame", color=PALE, fontsize=8)
+        colour = PALETTE[number % len(PALETTE)]
+        values += [chain.history["loss"], chain.validation.get("loss", np.empty(0))]
+        _curve(axes, chain.history["loss"], colour, f"chain {number}" if several else "training")
+        if len(values[-1]):
+            points = {"color": colour if several else PALETTE[1], "markeredgecolor": "white", "markeredgewidth": 0.5}
+            axes.plot(chain.validation["step"], values[-1], "o", markersize=4, zorder=3, **points)
+    if any(len(part) for part in values[1::2]):
+        axes.plot([], [], "o", markersize=4, color=MUTED if several else PALETTE[1], label="held out")
+    above = _fit_frame(axes, np.concatenate(values))
+    axes.xaxis.set_major_locator(_steps())
+    legend(figure, axes)
+    notes = [f"thick: means of {_window(max(counts))} steps"] if _window(max(counts)) > 1 else []
+    if above:
+        notes.append(f"{above} of {sum(map(len, values))} values lie above the frame")
+    note(figure, "; ".join(notes))
     return figure
 
 
@@ -71,30 +62,32 @@ def term_breakdown(history: Mapping[str, np.ndarray], *, unit: str = "nats per d
     """
     terms = {name: values for name, values in history.items() if name != "loss"} or dict(history)
     if not terms or not all(map(len, terms.values())):
-        raise ValueError(f"term_breakdown: expected a history of steps, got {sorted(history)}")
+        raise ValueError(f"expected a history of at least one step, got { ({k: len(v) for k, v in terms.items()}) }")
     figure = canvas(0.5 + 1.35 * len(terms))
     grid = figure.subplots(len(terms), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (name, values), colour in zip(grid, terms.items(), PALETTE * len(terms), strict=False):
-        values = np.asarray(values, dtype=float)
-        _curve(axes, values, colour, name)
-        _limit(axes, values[np.isfinite(values)])
+    for number, (axes, name) in enumerate(zip(grid, terms, strict=True)):
+        _curve(axes, terms[name], PALETTE[number % len(PALETTE)])
+        _fit_frame(axes, terms[name])
         axes.set_title(name)
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     grid[-1].set_xlabel("step")
+    grid[-1].xaxis.set_major_locator(_steps())
     figure.supylabel(f"value ({unit})", fontsize=9)
     return figure
 
 
-def _curve(axes: Axes, values: np.ndarray, colour: str, label: str) -> None:
+def _curve(axes: Axes, values: np.ndarray, colour: str, label: str | None = None) -> None:
+    """The values by step, thin, and their moving average, thick."""
+    values, window = np.asarray(values, dtype=float), _window(len(values))
     steps = np.arange(1, len(values) + 1)
-    window = max(1, len(values) // 40)
-    if window == 1:
-        axes.plot(steps, values, color=colour, linewidth=1.5, label=label)
-        return
-    axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.35)
-    axes.plot(
-        steps, _smooth(values, window), color=colour, linewidth=1.6, label=f"{label}, mean of {window} steps"
-    )
+    if window > 1:
+        axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.35)
+    axes.plot(steps, _smooth(values, window), color=colour, linewidth=1.6, label=label)
+
+
+def _window(steps: int) -> int:
+    """The width of the moving average."""
+    return min(max(1, steps // 40), 500)
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -102,15 +95,19 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
     finite, box = np.isfinite(values), np.ones(window)
     total = np.convolve(np.where(finite, values, 0.0), box, mode="same")
     count = np.convolve(finite.astype(float), box, mode="same")
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
 
 
-def _limit(axes: Axes, values: np.ndarray) -> int:
+def _fit_frame(axes: Axes, values: np.ndarray) -> int:
     """Sets the vertical frame; returns how many of the values lie above it."""
     values = values[np.isfinite(values)]
     if not len(values):
         return 0
-    low, high = values.min(), np.quantile(values, SPIKES)
+    low, high = float(values.min()), float(np.quantile(values, SHOWN))
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     axes.set_ylim(low - room, high + room)
     return int((values > high + room).sum())
+
+
+def _steps() -> MaxNLocator:
+    return MaxNLocator(7, integer=True, steps=[1, 2, 5, 10])

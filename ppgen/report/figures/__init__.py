@@ -1,0 +1,17 @@
+"""The figures of a report: pure functions from arrays to matplotlib figures, all in one look."""
+
+from ppgen.report.figures.events import reconstructions, samples
+from ppgen.report.figures.latent import latent_plane, latent_walk
+from ppgen.report.figures.posterior import khat, posterior
+from ppgen.report.figures.training import loss_curves, term_breakdown
+
+__all__ = [
+    "khat",
+    "latent_plane",
+    "latent_walk",
+    "loss_curves",
+    "posterior",
+    "reconstructions",
+    "samples",
+    "term_breakdown",
+]

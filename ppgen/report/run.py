@@ -1,0 +1,226 @@
+"""The report of one run: numbers, training, samples, reconstructions, codes, posterior, configuration.
+
+Nothing here knows a class of model. What a model can do is what it has a method for: `sample(n, y=None, mean=...)`,
+`reconstruct(x, y=None)`, `encode(x, y=None)` and `decode(z)`, the last two giving distributions. A model with
+`num_classes` is given labels. x has shape (n, *event_shape), as the model sees it; figures show it in the units of
+the source.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from ppgen.data import Data, Split
+from ppgen.models import mean
+from ppgen.report import figures
+from ppgen.report.figures.images import span
+from ppgen.report.page import Figure, Listing, Report, Section, Table
+from ppgen.result import Fit
+
+__all__ = ["report_of_run"]
+
+# How many are drawn: images, images with reconstructions, rows of tables, lines in the plane, codes.
+IMAGES, PAIRS, ROWS, LINES, CODES = 64, 20, 2000, 300, 2000
+BATCH = 256  # rows encoded at a time
+
+
+def report_of_run(
+    fit: Fit,
+    model: Any,
+    data: Data,
+    *,
+    idata: Any = None,
+    numbers: Mapping[str, Any] | None = None,
+    title: str,
+    config: Mapping[str, Any] | None = None,
+    unit: str = "nats per datum",
+    seed: int = 0,
+) -> Report:
+    """Says what a run of a generative model came to, in figures and numbers.
+
+    Args:
+        fit: the run. model: the model with the weights to report on. data: what it was fitted to.
+        idata: the posterior on held-out data, as `Fit.to_arviz` gives it.
+        numbers: further headline numbers by name, unit included: a number, text, or a pair (value, standard error).
+        config: what `ppgen` was asked to do, as plain values.
+        unit: of the loss.
+        seed: of the samples; the caller's random state is left as it was.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        subject = _Subject(model, data)
+        sections = [
+            _summary(fit, subject, numbers or {}, unit),
+            _training(fit, unit),
+            _samples(subject),
+            _reconstructions(subject),
+            _codes(subject),
+            _posterior(idata, fit.best),
+            _configuration(config),
+        ]
+    return Report(title, f"{type(model).__name__} on {subject.rows}", [s for s in sections if s is not None])
+
+
+class _Subject:
+    """A model and its data: what goes into the model and what comes out of it."""
+
+    def __init__(self, model: Any, data: Data) -> None:
+        self.model, self.data = model, data
+        self.images = len(data.event_shape) == 3
+        self.conditional = getattr(model, "num_classes", None) is not None
+        parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+        self.device = next((p.device for p in parameters), torch.device("cpu"))
+        splits = ("test", "validation", "train")
+        self.split = next(name for name in splits if len(data.rows[name]))
+        self.held_out = getattr(data, self.split)
+        self.look: dict[str, Any] = {"columns": data.columns}
+        if self.images:
+            self.look["limits"] = span(self.source(data.train.x[:IMAGES]))
+
+    @property
+    def rows(self) -> str:
+        """The data in words."""
+        shape = self.data.event_shape
+        what = f"images of shape {shape}" if self.images else f"rows of {shape[0]} columns"
+        return f"{self.data.name}: {len(self.data.x)} {what}"
+
+    def tensors(self, split: Split, count: int) -> tuple[Tensor, ...]:
+        """The first rows of a split, with their labels where the model takes them."""
+        parts = (split.x, split.y) if self.conditional and split.y is not None else (split.x,)
+        return tuple(torch.as_tensor(part[:count], device=self.device) for part in parts)
+
+    def source(self, x: Tensor | np.ndarray) -> np.ndarray:
+        """x in the units of the source."""
+        return self.data.scaler.inverse(x.numpy(force=True) if isinstance(x, Tensor) else x)
+
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        """The means of the decoder at codes z, in the units of the source."""
+        codes = torch.as_tensor(z, dtype=torch.get_default_dtype(), device=self.device)
+        return self.source(mean(self.model.decode(codes)))
+
+
+def _summary(fit: Fit, subject: _Subject, numbers: Mapping[str, Any], unit: str) -> Section:
+    chain = fit.chains[fit.best]
+    where = "on validation data" if len(chain.validation.get("loss", ())) else "of the last tenth of the steps"
+    rows = [(f"loss {where} ({unit})", chain.final), *numbers.items()]
+    if len(fit.chains) > 1:
+        rows.append(("chain", f"{fit.best}, the best of {len(fit.chains)}"))
+    rows += [("steps", len(chain.history["loss"])), ("seconds", chain.seconds), ("why it ended", chain.stopped)]
+    question = (
+        f"How well does this {type(subject.model).__name__}, fitted to {len(subject.data.rows['train'])} rows of "
+        f"{subject.data.name}, generate and reconstruct data that it was not fitted to?"
+    )
+    return Section("In short", question, [Table(("number", "value"), rows)])
+
+
+def _training(fit: Fit, unit: str) -> Section | None:
+    chains = [chain for chain in fit.chains if len(chain.history["loss"])]
+    if not chains:
+        return None
+    items: list[Any] = [
+        Figure(
+            figures.loss_curves(chains, unit=unit),
+            "The loss by step: thin each step, thick a moving average, points on validation data.",
+            f"Line chart of the loss over {max(len(c.history['loss']) for c in chains)} steps; it ends at "
+            f"{min(c.final for c in chains):.4g} {unit}.",
+        )
+    ]
+    terms = [name for name in fit.history if name != "loss"]
+    if terms:
+        items.append(
+            Figure(
+                figures.term_breakdown(fit.history, unit=unit),
+                "The terms of the loss, weights included: they add up to it.",
+                f"Line charts of {', '.join(terms)} by step.",
+            )
+        )
+    if len(fit.chains) > 1:
+        rows = [(i, c.final, len(c.history["loss"]), c.seconds, c.stopped) for i, c in enumerate(fit.chains)]
+        items.append(Table(("chain", f"loss ({unit})", "steps", "seconds", "why it ended"), rows))
+    return Section("Training", "", items)
+
+
+def _samples(subject: _Subject) -> Section | None:
+    if not hasattr(subject.model, "sample"):
+        return None
+    _, *labels = tensors = subject.tensors(subject.data.train, IMAGES if subject.images else ROWS)
+    count = len(tensors[0])
+    data = subject.source(tensors[0])
+    draws = subject.source(subject.model.sample(count, *labels))
+    caption = f"{count} draws of the model, and as many rows of the training data."
+    if subject.conditional:
+        caption += " The model is given the labels of those rows."
+    items = [Figure(figures.samples(draws, data=data, **subject.look), caption, f"Generated data. {caption}")]
+    if subject.images:
+        means = subject.source(subject.model.sample(count, *labels, mean=True))
+        caption = "Means E[x | z] at other codes z ~ p(z): what the model draws, without the noise of p(x | z)."
+        items.append(Figure(figures.samples(means, **subject.look), caption, f"Generated data. {caption}"))
+    return Section("Samples", "", items)
+
+
+def _reconstructions(subject: _Subject) -> Section | None:
+    if not hasattr(subject.model, "reconstruct"):
+        return None
+    count = PAIRS if subject.images else LINES if subject.data.event_shape == (2,) else ROWS
+    tensors = subject.tensors(subject.held_out, count)
+    figure = figures.reconstructions(
+        subject.source(tensors[0]), subject.source(subject.model.reconstruct(*tensors)), **subject.look
+    )
+    caption = f"{len(tensors[0])} rows of the {subject.split} data and what the model makes of them through the code."
+    return Section("Reconstructions", "", [Figure(figure, caption, f"Originals and reconstructions. {caption}")])
+
+
+def _codes(subject: _Subject) -> Section | None:
+    if not hasattr(subject.model, "encode"):
+        return None
+    tensors = subject.tensors(subject.held_out, CODES)
+    batches = zip(*(part.split(BATCH) for part in tensors), strict=True)
+    z = torch.cat([mean(subject.model.encode(*batch)) for batch in batches]).numpy(force=True)
+    y = None if subject.held_out.y is None else subject.held_out.y[:CODES]
+    plane = figures.latent_plane(z, y, label_names=subject.data.label_names, prior=True)
+    caption = f"The mean codes of {len(z)} rows of the {subject.split} data{'' if y is None else ', by label'}."
+    items = [Figure(plane, caption, f"Scatter plot. {caption}")]
+    drawable = subject.images or subject.data.event_shape == (2,)
+    if z.shape[1] == 2 and drawable and hasattr(subject.model, "decode") and not subject.conditional:
+        caption = "What the decoder makes of the latent plane: its means at evenly spaced quantiles of the prior."
+        items.append(
+            Figure(
+                figures.latent_walk(subject.decode, n=16 if subject.images else 32, **subject.look), caption, caption
+            )
+        )
+    text = (
+        "The model draws codes from the prior N(0, I). Where the codes of data fill its circles, draws land among "
+        "them; where they leave gaps or gather elsewhere, draws land on codes that no datum has."
+    )
+    return Section("Codes", text, items)
+
+
+def _posterior(idata: Any, chain: int) -> Section | None:
+    if idata is None:
+        return None
+    caption = (
+        "The posterior as the guide draws it, for the first row of the data that it was asked about. One chain is "
+        "shown with its mean and 94% interval, several by a density each."
+    )
+    items = [Figure(figures.posterior(idata), caption, f"Density plots. {caption}")]
+    statistics = idata.get("vi_stats", {})
+    if "pareto_k" in statistics:
+        k = statistics["pareto_k"]
+        k = k.isel(chain=chain) if "chain" in k.dims else k
+        caption = (
+            "Pareto k-hat, a number a datum: how heavy the tail of the importance weights p(x, z) / q(z | x) is. Up to "
+            "0.7, weighted draws of the guide stand in for the posterior; above, the guide misses too much of it."
+        )
+        items.append(Figure(figures.khat(k.values), caption, f"Histogram. {caption}"))
+    return Section("Posterior", "", items)
+
+
+def _configuration(config: Mapping[str, Any] | None) -> Section | None:
+    if config is None:
+        return None
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return Section("Configuration", "", [Listing(text)])

@@ -1,0 +1,125 @@
+"""What is watched while a chain trains: its losses, and its weights: the last good, the best, their moving average."""
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ppgen.infer.parameters import State, restore, snapshot
+
+__all__ = ["NotFinite", "Watch"]
+
+
+class NotFinite(Exception):
+    """A loss or a weight is NaN or infinite; the message says which, and at which step."""
+
+
+class Watch:
+    """The record of one chain.
+
+    Args:
+        state: what the programs hold.
+        ema: decay of the moving average of the weights, or None for none.
+        patience: stop after so many validations without a new best, and go back to the best; None for never.
+
+    Attributes:
+        history: a number a step: "loss", and each term by its name if there are several.
+        validation: "step" and "loss" of each validation.
+        steps: how many there were.
+        good: the last step at which losses and weights were read back and finite.
+        kept: the step whose weights the chain ends with.
+    """
+
+    def __init__(self, state: State, *, ema: float | None = None, patience: int | None = None):
+        self.state, self.ema, self.patience = state, ema, patience
+        self.history: dict[str, list[float]] = {"loss": []}
+        self.validation: dict[str, list[float]] = {"step": [], "loss": []}
+        self.good = self.kept = self.steps = 0
+        self._good_weights = snapshot(state.tensors)
+        self._average = snapshot(state.tensors) if ema is not None else None
+        self._best, self._best_loss = 0, np.inf
+        self._best_weights: dict[str, Tensor] | None = None
+        self._failed = False
+        self._pending: deque[dict[str, Tensor]] = deque()
+
+    def saw(self, values: dict[str, Tensor]) -> None:
+        """Takes note of a step: its loss by term, still on the device, and the weights' average after it."""
+        self._pending.append(values)
+        self.steps += 1
+        if self._average is None:
+            return
+        assert self.ema is not None
+        decay = min(self.ema, (1 + self.steps) / (10 + self.steps))
+        leaves = self.state.leaves
+        with torch.no_grad():
+            get_ema_multi_avg_fn(decay)([self._average[k] for k in leaves], list(leaves.values()), None)
+            for name, buffer in self.state.buffers.items():
+                self._average[name].copy_(buffer)
+
+    def read_back(self) -> None:
+        """Reads the losses since the last time.
+
+        Raises:
+            NotFinite: if one of them, or a weight now, is NaN or infinite.
+        """
+        while self._pending:
+            numbers = {name: float(value) for name, value in self._pending.popleft().items()}
+            loss = sum(numbers.values())
+            if not np.isfinite(loss):
+                terms = ", ".join(f"{name} {number:g}" for name, number in numbers.items())
+                self._fail(f"the loss is {loss} at step {len(self.history['loss']) + 1} ({terms})")
+            self.history["loss"].append(loss)
+            if len(numbers) > 1:
+                for name, number in numbers.items():
+                    self.history.setdefault(name, []).append(number)
+        bad = [k for k, leaf in self.state.leaves.items() if leaf.requires_grad and not leaf.isfinite().all()]
+        if bad:
+            self._fail(f"parameters are no longer finite after step {self.steps}: {', '.join(bad[:3])}")
+        self._good_weights, self.good = snapshot(self.state.tensors), self.steps
+
+    def _fail(self, why: str) -> None:
+        self._failed = True
+        self._pending.clear()
+        raise NotFinite(why)
+
+    def validate(self, evaluate: Callable[[], float]) -> None:
+        """Takes the loss on held-out data, under the averaged weights where there are such."""
+        live = snapshot(self.state.tensors)
+        try:
+            if self._average is not None:
+                restore(self.state.tensors, self._average)
+            loss = evaluate()
+            if loss < self._best_loss:
+                self._best, self._best_loss, self._best_weights = self.steps, loss, snapshot(self.state.tensors)
+        finally:
+            restore(self.state.tensors, live)
+        self.validation["step"].append(self.steps)
+        self.validation["loss"].append(loss)
+
+    @property
+    def verdict(self) -> str | None:
+        """Why to stop now, if there is a reason."""
+        since = sum(step > self._best for step in self.validation["step"])
+        if self.patience is None or since < self.patience:
+            return None
+        return f"no better validation loss in {since} checks"
+
+    def summary(self, last: int) -> str:
+        """The mean loss of the last steps, and the last validation."""
+        text = f"loss {np.mean(self.history['loss'][-last:]):.4g}"
+        return f"{text}, validation {self.validation['loss'][-1]:.4g}" if self.validation["loss"] else text
+
+    def finish(self) -> None:
+        """Leaves in the programs the weights that the chain ends with."""
+        self.kept = self.steps
+        if self.patience is not None and self._best_weights is not None:
+            self.kept = self._best
+            restore(self.state.tensors, self._best_weights)
+        elif self._failed:
+            self.kept = self.good
+            restore(self.state.tensors, self._good_weights)
+        elif self._average is not None:
+            restore(self.state.tensors, self._average)

@@ -1,0 +1,143 @@
+"""A clean store and seed for every test, and small programs that many tests run.
+
+A program is a `Pair`: model and guide, the arguments they take, and N, the full size of the plate "data".
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+class Pair(NamedTuple):
+    model: Callable
+    guide: Callable
+    args: tuple
+    n: int
+    exact: Any = None
+    """What is known in closed form about the program, where something is."""
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+
+def gaussian_pair(rows: int = 6, width: int = 3, size: int = 2) -> Pair:
+    """A Gaussian VAE on `rows` data of `width` numbers, with linear networks."""
+    decoder, encoder = nn.Linear(size, width), nn.Linear(width, 2 * size)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([size]).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", x.shape[0]):
+            loc, log_scale = encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return Pair(model, guide, (torch.randn(rows, width),), rows)
+
+
+@pytest.fixture
+def vae() -> Pair:
+    return gaussian_pair()
+
+
+@pytest.fixture
+def ppca() -> Pair:
+    """Probabilistic PCA in float64 with its exact posterior as guide; `exact` is log p(x), one number a datum.
+
+    The guide's keyword `spread` widens the posterior, which makes it a wrong one.
+    """
+    generator = torch.Generator().manual_seed(1)
+    width, size, noise = 4, 2, 0.3
+    weight = torch.randn(width, size, generator=generator, dtype=torch.float64)
+    offset = torch.randn(width, generator=generator, dtype=torch.float64)
+    precision = torch.eye(size, dtype=torch.float64) + weight.T @ weight / noise**2
+    covariance = precision.inverse()
+    marginal = dist.MultivariateNormal(offset, weight @ weight.T + noise**2 * torch.eye(width, dtype=torch.float64))
+    x = marginal.sample((5,))
+
+    def model(x: Tensor, spread: float = 1.0) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(size), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.T + offset, noise).to_event(1), obs=x)
+
+    def guide(x: Tensor, spread: float = 1.0) -> None:
+        with pyro.plate("data", x.shape[0]):
+            loc = (x - offset) @ weight @ covariance / noise**2
+            pyro.sample("z", dist.MultivariateNormal(loc, spread**2 * covariance))
+
+    return Pair(model, guide, (x,), len(x), marginal.log_prob(x))
+
+
+@pytest.fixture
+def mixture() -> Pair:
+    """Two Gaussians with learned means; the component is left to enumeration. `exact` gives -log p(x | means) / N."""
+
+    def parameters() -> tuple[Tensor, Tensor]:
+        return pyro.param("logits", torch.tensor([0.3, -0.2])), pyro.param("loc", torch.tensor([-1.0, 2.0]))
+
+    def model(x: Tensor) -> None:
+        logits, loc = parameters()
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(loc[c], 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pass
+
+    def exact(x: Tensor) -> Tensor:
+        logits, loc = parameters()
+        law = dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, 1.0))
+        return -law.log_prob(x).mean()
+
+    return Pair(model, guide, (torch.randn(7) * 2,), 7, exact)
+
+
+@pytest.fixture
+def subsampled() -> Pair:
+    """A global weight w and a local z on a batch of 4 rows out of 20, as ``pyro.plate("data", N, subsample=x)``."""
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 20, subsample=x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(w * z, 0.7), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc, slope = pyro.param("loc", torch.tensor(0.5)), pyro.param("slope", torch.tensor(0.8))
+        scale = pyro.param("scale", torch.tensor(0.4), constraint=dist.constraints.positive)
+        pyro.sample("w", dist.Normal(loc, scale))
+        with pyro.plate("data", 20, subsample=x):
+            pyro.sample("z", dist.Normal(slope * x, scale))
+
+    return Pair(model, guide, (torch.randn(4),), 20)
+
+
+@pytest.fixture
+def nested() -> Pair:
+    """A plate "features" of 3 to the left of the plate "data" of 5."""
+
+    def model(x: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.8))
+        with pyro.plate("data", 5, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("features", 3, dim=-2):
+                pyro.sample("x", dist.Normal(slope * z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(0.6), constraint=dist.constraints.positive)
+        with pyro.plate("data", 5, dim=-1):
+            pyro.sample("z", dist.Normal(x.mean(0), scale))
+
+    return Pair(model, guide, (torch.randn(3, 5),), 5)

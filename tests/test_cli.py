@@ -1,0 +1,153 @@
+"""The command line as a user runs it, on small data and few steps."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ppgen.cli import main
+from ppgen.models import VAE
+from ppgen.run import Run
+from ppgen.systems import FORMS, SYSTEMS
+
+QUICK = ["--fit.steps", "6", "--model.hidden", "[8]", "--draws", "25", "--particles", "4", "--data.size", "300"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_trains_reports_and_samples(system, tmp_path, capsys):
+    assert main(["train", system, "moons", *QUICK]) == 0
+    folder = tmp_path / "runs" / f"{system}-moons"
+    assert str(folder / "report.html") in capsys.readouterr().out
+    expected = {"config.yaml", "metrics.jsonl", "weights.safetensors", "numbers.json", "report.html"}
+    expected |= {"posterior.nc"} if SYSTEMS[system].model is VAE else set()
+    assert {path.name for path in folder.iterdir()} == expected
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        terms = [v for k, v in line.items() if k not in ("chain", "step", "epoch", "loss")]
+        assert line["loss"] == pytest.approx(sum(terms))
+    assert main(["sample", str(folder), "--n", "5"]) == 0
+    assert np.load(folder / "samples.npy").shape == (5, 2)
+    assert (folder / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_configuration_file_repeats_a_run(tmp_path):
+    assert main(["train", "vae", "moons", *QUICK, "--out", "first", "--loss.beta", "3"]) == 0
+    assert main(["train", "vae", "--config", "first/config.yaml", "--out", "second"]) == 0
+    first, second = (yaml.safe_load((tmp_path / run / "config.yaml").read_text()) for run in ("first", "second"))
+    assert first == second
+    assert first["loss"] == {"beta": 3.0}
+    a, b = ((tmp_path / run / "metrics.jsonl").read_text() for run in ("first", "second"))
+    assert a == b
+
+
+def test_options_after_a_configuration_file_override_it(tmp_path):
+    assert main(["train", "vae", "moons", *QUICK, "--out", "first"]) == 0
+    assert main(["train", "vae", "--config", "first/config.yaml", "--out", "second", "--model.latent_dim", "3"]) == 0
+    assert yaml.safe_load((tmp_path / "second/config.yaml").read_text())["model"]["latent_dim"] == 3
+
+
+def test_a_schedule_for_a_weight(tmp_path):
+    options = ["--loss.beta", "Ramp", "--loss.beta.end", "1", "--loss.beta.steps", "4"]
+    assert main(["train", "vae", "moons", *QUICK, "--out", "run", *options]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["Rate"] == 0
+    assert lines[-1]["Rate"] > 0
+    assert str(Run.load("run").fit.loss) == "Reconstruction + Ramp(0 -> 1) * Rate"
+
+
+def test_a_run_read_back_draws_what_it_drew(tmp_path):
+    assert main(["train", "vae", "moons", *QUICK, "--out", "run", "--fit.restarts", "2"]) == 0
+    a, b = Run.load("run"), Run.load("run")
+    assert len(a.fit.chains) == 2
+    assert np.array_equal(a.sample(7, seed=1), b.sample(7, seed=1))
+    x = torch.as_tensor(a.data.test.x)
+    torch.manual_seed(0)
+    first = a.model.log_evidence(x, particles=3)
+    torch.manual_seed(0)
+    assert torch.equal(first, b.model.log_evidence(x, particles=3))
+
+
+def test_samples_are_in_the_units_of_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    table = rng.normal([1000.0, -50.0], [30.0, 2.0], size=(400, 2))
+    np.savetxt("table.csv", table, delimiter=",", header="height,depth", comments="")
+    quick = [word for word in QUICK if word not in ("--data.size", "300")]
+    assert main(["train", "vae", "table.csv", *quick, "--out", "run"]) == 0
+    drawn = Run.load("run").sample(500)
+    # a standard deviation of room around the means: an untrained model stands near the standardised data
+    assert np.all(np.abs(drawn.mean(0) - [1000, -50]) < [30, 2])
+
+
+def test_labels_condition_a_model(tmp_path, capsys):
+    assert main(["train", "vae", "moons", *QUICK, "--conditional", "true", "--out", "run"]) == 0
+    assert main(["sample", "run", "--label", "1", "--n", "3"]) == 0
+    assert np.load(tmp_path / "run/samples.npy").shape == (3, 2)
+    assert main(["sample", "run", "--n", "3"]) == 1
+    assert "expected labels y" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("likelihood", FORMS)
+def test_data_come_in_the_form_that_the_likelihood_scores(likelihood, tmp_path):
+    size = ["--model.likelihood", likelihood, "--fit.steps", "2", "--draws", "0", "--particles", "2", "--data.size", "200"]
+    assert main(["train", "vae", "digits", *size, "--out", "run"]) == 0
+    x = Run.load("run").data.x
+    wanted = {"gaussian": np.float32, "bernoulli": np.float32, "categorical": np.int64}[likelihood]
+    assert x.dtype == wanted
+    assert (set(np.unique(x)) == {0.0, 1.0}) == (likelihood == "bernoulli")
+
+
+def test_default_folders_never_collide(tmp_path):
+    quick = [*QUICK, "--draws", "0"]
+    assert main(["train", "ae", "moons", *quick]) == 0
+    assert main(["train", "ae", "moons", *quick]) == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"ae-moons", "ae-moons-2"}
+
+
+def test_report_is_written_anew(tmp_path):
+    assert main(["train", "ae", "moons", *QUICK, "--out", "run"]) == 0
+    (tmp_path / "run/report.html").unlink()
+    assert main(["report", "run"]) == 0
+    assert "ae on moons" in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "vae", "diggits"], "digits"),
+        (["train", "vae", "nowhere.csv"], "nowhere.csv"),
+        (["train", "vae", "moons", "--out", "full"], "full exists and is not empty"),
+        (["train", "vae", "moons", "--model.covariance", "round"], "covariance"),
+        (["train", "vae", "moons", "--fit.steps", "5", "--fit.epochs", "5"], "steps or epochs"),
+        (["sample", "full"], "not a run folder"),
+        (["sample", "full", "--n", "0"], "--n"),
+        (["report", "nothing"], "not a run folder"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_lost(arguments, message, tmp_path, capsys):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/kept.txt").write_text("kept")
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "full/kept.txt").read_text() == "kept"
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["kept.txt"]
+
+
+def test_an_unknown_system_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "vea", "digits"])
+    assert "vae" in capsys.readouterr().err
+
+
+def test_a_configuration_of_another_system_is_refused(tmp_path, capsys):
+    assert main(["train", "ae", "moons", *QUICK, "--out", "run"]) == 0
+    (tmp_path / "ae.yaml").write_text("system: ae\n")
+    assert main(["train", "vae", "moons", "--config", "ae.yaml", "--out", "other"]) == 1
+    assert "ppgen train ae" in capsys.readouterr().err

@@ -1,0 +1,207 @@
+"""The posterior in ArviZ's layout, and importance weights against what is known exactly."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+
+import ppgen
+from ppgen.diagnostics import from_netcdf, to_netcdf, versions, weigh_up
+from ppgen.draws import log_weights
+from ppgen.models import VAE
+
+N, D = 12, 3
+
+
+def chain_of(model, guide, *data, steps=2, **options):
+    """A fit of a few steps: these tests look at the layout, not at the fit."""
+    return ppgen.fit(model, guide, data, steps=steps, progress=False, **options)
+
+
+@pytest.fixture
+def vae():
+    return VAE((D,), latent_dim=2, hidden=(8,))
+
+
+@pytest.fixture
+def regression():
+    """Global latents alone: y ~ N(a + b x, 1)."""
+
+    def model(x, y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            loc = pyro.deterministic("loc", a + (x * b).sum(-1), event_dim=0)
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    return model, AutoNormal(model)
+
+
+def test_layout_of_local_latents(vae):
+    x = torch.randn(N, D)
+    idata = chain_of(vae.model, vae.guide, x, restarts=2).to_arviz(x, draws=30, chunk=13)
+    dims = {group: {k: v.dims for k, v in idata[group].data_vars.items()} for group in GROUPS}
+    sample = ("chain", "draw", "data")
+    assert dims == {
+        "posterior": {"z": (*sample, "z_dim")},
+        "sample_stats": {"lp": sample, "log_q": sample, "log_weight": sample},
+        "posterior_predictive": {"x": (*sample, "x_dim")},
+        "prior": {"z": (*sample, "z_dim")},
+        "prior_predictive": {"x": (*sample, "x_dim")},
+        "observed_data": {"x": ("data", "x_dim")},
+        "vi_stats": {
+            "pareto_k": ("chain", "data"),
+            "log_marginal": ("chain", "data"),
+            "elbo": ("chain", "data"),
+            "elbo_trace": ("chain", "step"),
+        },
+    }
+    assert idata["posterior"]["z"].shape == (2, 30, N, 2)
+    assert idata["vi_stats"]["elbo_trace"].shape == (2, 2)
+    assert np.array_equal(idata["observed_data"]["x"].values, x.numpy())
+
+
+GROUPS = (
+    "posterior",
+    "sample_stats",
+    "posterior_predictive",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "vi_stats",
+)
+
+
+def test_an_amortised_model_has_no_pointwise_likelihood(vae):
+    x = torch.randn(N, D)
+    assert not hasattr(chain_of(vae.model, vae.guide, x).to_arviz(x, draws=25), "log_likelihood")
+
+
+def test_layout_of_global_latents(regression):
+    x, y = torch.randn(N, 2), torch.randn(N)
+    fit = chain_of(*regression, x, y, restarts=2)
+    idata = fit.to_arviz(x, y, draws=40)
+    assert idata["posterior"]["a"].dims == ("chain", "draw")
+    assert idata["posterior"]["b"].dims == ("chain", "draw", "b_dim")
+    assert idata["posterior"]["loc"].dims == ("chain", "draw", "data")
+    assert idata["sample_stats"]["log_weight"].dims == ("chain", "draw")
+    assert idata["log_likelihood"]["y"].dims == ("chain", "draw", "data")
+    assert idata["vi_stats"]["pareto_k"].dims == ("chain",)
+    a, b = (idata["posterior"][k].values for k in "ab")
+    loc = a[..., None] + np.einsum("cdk,nk->cdn", b, x.numpy())
+    np.testing.assert_allclose(idata["posterior"]["loc"].values, loc, atol=1e-5)
+    expected = -0.5 * (y.numpy() - loc) ** 2 - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(idata["log_likelihood"]["y"].values, expected, atol=1e-4)
+
+
+def test_the_joint_density_is_that_of_the_program(regression):
+    x, y = torch.randn(N, 2), torch.randn(N)
+    idata = chain_of(*regression, x, y).to_arviz(x, y, draws=30)
+    a, b = (torch.as_tensor(idata["posterior"][k].values[0]) for k in "ab")
+    prior = dist.Normal(0.0, 1.0)
+    expected = prior.log_prob(a) + prior.log_prob(b).sum(-1) + torch.as_tensor(idata["log_likelihood"]["y"].values[0]).sum(-1)
+    np.testing.assert_allclose(idata["sample_stats"]["lp"].values[0], expected.numpy(), rtol=1e-4)
+
+
+def test_chains_hold_their_own_weights_and_the_live_ones_come_back(regression):
+    x, y = torch.randn(N, 2), torch.randn(N)
+    fit = chain_of(*regression, x, y, restarts=3, steps=1)
+    before = {k: v.clone() for k, v in fit.chains[fit.best].weights.items()}
+    idata = fit.to_arviz(x, y, draws=200)
+    centres = [chain.weights["AutoNormal.locs.a"] for chain in fit.chains]
+    scales = idata["posterior"]["a"].std("draw").values
+    # five standard errors of a mean of 200 draws
+    assert np.all(np.abs(idata["posterior"]["a"].mean("draw").values - np.array(centres)) < 5 * scales / 200**0.5)
+    assert torch.equal(fit.guide.locs.a, before["AutoNormal.locs.a"])
+
+
+def test_loss_trace_unless_the_loss_bounds_the_evidence(vae):
+    x = torch.randn(N, D)
+    fit = chain_of(vae.model, vae.guide, x, loss=ppgen.recipes.vae(beta=2.0))
+    stats = fit.to_arviz(x, draws=25)["vi_stats"]
+    assert "loss_trace" in stats
+    assert "elbo_trace" not in stats
+    np.testing.assert_allclose(stats["loss_trace"].values[0], fit.history["loss"])
+
+
+def test_netcdf_round_trip(vae, tmp_path):
+    x = torch.randn(N, D)
+    idata = chain_of(vae.model, vae.guide, x).to_arviz(x, draws=25)
+    to_netcdf(idata, tmp_path / "posterior.nc")
+    back = from_netcdf(tmp_path / "posterior.nc")
+    for group in GROUPS:
+        assert back[group].equals(idata[group]), group
+
+
+def test_predictive_groups_can_be_left_out(vae):
+    x = torch.randn(N, D)
+    idata = chain_of(vae.model, vae.guide, x).to_arviz(x, draws=25, predictive=False)
+    assert not hasattr(idata, "posterior_predictive")
+    assert hasattr(idata, "posterior")
+
+
+def test_draws_are_seeded_and_leave_the_callers_stream(vae):
+    x = torch.randn(N, D)
+    fit = chain_of(vae.model, vae.guide, x)
+    state = torch.get_rng_state()
+    first, second = (fit.to_arviz(x, draws=25, seed=3)["posterior"]["z"].values for _ in range(2))
+    assert np.array_equal(first, second)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not np.array_equal(first, fit.to_arviz(x, draws=25, seed=4)["posterior"]["z"].values)
+
+
+def exact_pair():
+    """z ~ N(0, 1), x | z ~ N(z, 1), so z | x ~ N(x / 2, 1 / sqrt 2) and x ~ N(0, sqrt 2)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, widen=1.0):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, widen * 0.5**0.5))
+
+    return model, guide
+
+
+def test_an_exact_guide_has_equal_weights_and_no_tail():
+    model, guide = exact_pair()
+    x = torch.randn(N, dtype=torch.float64)
+    summary = weigh_up(log_weights(model, guide, (x,), particles=50).numpy())
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x).numpy()
+    np.testing.assert_allclose(summary.log_marginal, exact, atol=1e-12)
+    np.testing.assert_allclose(summary.elbo, exact, atol=1e-12)
+    np.testing.assert_allclose(summary.effective, 50)
+    assert np.all(np.isneginf(summary.pareto_k))
+
+
+def test_khat_tells_a_narrow_guide_from_a_wide_one():
+    model, guide = exact_pair()
+    x = torch.randn(20, dtype=torch.float64)
+    torch.manual_seed(0)
+    khat = {}
+    for widen in (0.4, 1.5):
+        narrow = lambda x, widen=widen: guide(x, widen)  # noqa: E731
+        khat[widen] = weigh_up(log_weights(model, narrow, (x,), particles=2000).numpy()).pareto_k
+    # the weights' tail shape is 1 - widen^2 in the limit: .84, and below zero
+    assert np.median(khat[0.4]) > 0.7
+    assert np.median(khat[1.5]) < 0.3
+
+
+@pytest.mark.parametrize("shape", [0.3, 0.9])
+def test_psislw_recovers_the_tail_of_pareto_weights(shape):
+    rng = np.random.default_rng(0)
+    log_w = -shape * np.log(rng.uniform(size=20_000))  # Pareto with tail index 1 / shape
+    log_smooth, khat = versions.psislw(log_w)
+    assert khat == pytest.approx(shape, abs=0.15)
+    assert np.exp(log_smooth).sum() == pytest.approx(1.0)
+    assert np.corrcoef(log_smooth, log_w)[0, 1] > 0.95
+
+
+def test_too_few_draws_are_refused(vae):
+    x = torch.randn(N, D)
+    with pytest.raises(ValueError, match="at least 25 draws"):
+        chain_of(vae.model, vae.guide, x).to_arviz(x, draws=10)

@@ -1,0 +1,335 @@
+"""Draws: what runs and how often, the four laws, importance weights."""
+
+from collections import Counter
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conftest import Pair
+from pyro import poutine
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormalMessenger
+
+from ppgen import metrics as m
+from ppgen import objective as o
+from ppgen import views as v
+from ppgen.draws import PARTICLES, Draws, is_local, is_observed, log_weights, particle_draws, sample_sites
+
+Normal = dist.Normal
+x, z = v.data("x"), v.posterior("z")
+new_x, new_z = v.generated("x"), v.prior("z")
+
+
+def energy(a: v.View, b: v.View) -> o.Match:
+    return o.match(a, b, m.Energy())
+
+
+def labelled() -> Pair:
+    """A latent z, observations x and a label y."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+            pyro.sample("y", dist.Bernoulli(0.5), obs=(x > 0).float())
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Normal(x, 0.1))
+
+    return Pair(model, guide, (torch.randn(5),), 5)
+
+
+# how often programs run
+
+
+@pytest.mark.parametrize(
+    ("loss", "models", "guides"),
+    [
+        (o.Evidence(), 1, 1),
+        (o.Reconstruction() + o.Rate() + o.Evidence(), 1, 1),
+        (energy(z, new_z), 2, 1),
+        (energy(x & z, new_x & new_z) + o.Evidence(), 2, 1),
+        (energy(x, v.reconstructed("x")), 2, 1),
+        (energy(new_x, v.reconstructed("x")) + o.Evidence() + energy(z, new_z), 3, 1),
+        # views of data alone take the run that there is
+        (energy(x, v.data("y")), 1, 1),
+        (energy(x, new_x), 1, 0),
+        (energy(new_x, x), 1, 0),
+        (energy(x.given(y=1), new_x.given(y=1)), 1, 0),
+        (energy(x & new_z, new_x & new_z), 1, 0),
+        (energy(new_x, x) + o.Rate(), 2, 1),
+    ],
+    ids=str,
+)
+def test_a_program_runs_at_most_once_a_law(loss, models, guides):
+    runs: Counter = Counter()
+    pair = labelled()
+
+    def model(*args):
+        runs["model"] += 1
+        pair.model(*args)
+
+    def guide(*args):
+        runs["guide"] += 1
+        pair.guide(*args)
+
+    loss.differentiable_loss(model, guide, *pair.args)
+    assert (runs["model"], runs["guide"]) == (models, guides)
+
+
+# the four laws
+
+
+def test_the_four_laws_of_a_program(vae):
+    draws = Draws(vae.model, vae.guide, vae.args)
+    (data,) = vae.args
+    value = {
+        law: {name: site["value"] for name, site in sample_sites(getattr(draws, law)).items()}
+        for law in ("guided", "encoded", "generated", "reconstructed")
+    }
+    assert value["guided"].keys() == {"z"}
+    assert torch.equal(value["encoded"]["x"], data)
+    for law in ("encoded", "reconstructed"):
+        assert torch.equal(value[law]["z"], value["guided"]["z"])
+    assert not torch.equal(value["generated"]["z"], value["guided"]["z"])
+    for law in ("generated", "reconstructed"):
+        assert value[law]["x"].shape == data.shape
+        assert not torch.isclose(value[law]["x"], data).any()
+        assert torch.equal(draws.find("data", "x")["value"], data)
+
+
+def test_values_given_from_outside_are_observations():
+    def model():
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z, 1.0))
+
+    def guide():
+        with pyro.plate("data", 3):
+            pyro.sample("z", Normal(0.0, 1.0))
+
+    given = torch.tensor([5.0, 6.0, 7.0])
+    draws = Draws(poutine.condition(model, {"x": given}), guide)
+    assert not torch.equal(v.generated("x")(draws).values, given)
+    assert torch.equal(v.data("x")(draws).values, given)
+
+
+def test_only_observations_are_drawn_anew():
+    """Deterministic sites keep their shape, whatever their event_dim; factors keep their weight."""
+
+    def model():
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", Normal(0.0, 1.0).expand([2]).to_event(1))
+            h = pyro.deterministic("h", 2 * z)
+            g = pyro.deterministic("g", 3 * z, event_dim=1)
+            pyro.factor("f", -h.sum(-1))
+            pyro.sample("x", Normal(h + g, 1.0).to_event(1), obs=torch.zeros(4, 2))
+
+    def guide():
+        with pyro.plate("data", 4):
+            pyro.sample("z", Normal(0.0, 1.0).expand([2]).to_event(1))
+
+    draws = Draws(model, guide)
+    for trace in (draws.generated, draws.reconstructed):
+        z, h, g, f, x = (trace.nodes[name] for name in "zhgfx")
+        assert torch.equal(h["value"], 2 * z["value"])
+        assert torch.equal(g["value"], 3 * z["value"])
+        assert f["is_observed"]
+        assert not x["is_observed"]
+        assert x["value"].shape == (4, 2)
+        assert [is_observed(site) for site in (z, h, g, f, x)] == [False, False, False, False, True]
+
+
+def test_all_runs_share_one_subsample():
+    data = torch.arange(100.0)
+
+    def model():
+        with pyro.plate("data", 100, subsample_size=7) as rows:
+            pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(data[rows], 0.1), obs=data[rows])
+
+    def guide():
+        with pyro.plate("data", 100, subsample_size=7):
+            pyro.sample("z", Normal(0.0, 1.0))
+
+    programs = {
+        "guide": guide,
+        "messenger": AutoNormalMessenger(model),
+        "no plate": lambda: pyro.sample("z", Normal(0, 1)),
+    }
+    for name, program in programs.items():
+        for first in ("generated", "encoded"):
+            draws = Draws(model, program)
+            getattr(draws, first)
+            assert draws.num_data == 100
+            rows = [getattr(draws, law).nodes["x"]["fn"].mean for law in ("encoded", "generated", "reconstructed")]
+            assert rows[0].shape == (7,)
+            assert torch.equal(rows[0], rows[1]), (name, first)
+            assert torch.equal(rows[0], rows[2]), (name, first)
+
+
+# sites that are not there
+
+
+@pytest.mark.parametrize(
+    ("law", "name", "says"),
+    [
+        ("data", "z", "there are 'x', 'y'"),
+        ("data", "xy", "did you mean 'y' or 'x'"),
+        ("posterior", "zed", "did you mean 'z'"),
+        ("prior", "q", "there are 'x', 'y', 'z'"),
+        ("generated", "q", "there are 'x', 'y', 'z'"),
+        ("reconstructed", "q", "there are 'x', 'y', 'z'"),
+    ],
+)
+def test_an_unknown_site_comes_with_the_nearest(law, name, says):
+    pair = labelled()
+    with pytest.raises(LookupError, match=rf"{law}\('{name}'\).*{says}"):
+        Draws(pair.model, pair.guide, pair.args).find(law, name)
+
+
+def test_a_latent_left_to_enumeration_is_no_posterior_draw(mixture):
+    draws = Draws(mixture.model, mixture.guide, mixture.args)
+    assert "c" in sample_sites(draws.encoded)
+    with pytest.raises(LookupError, match=r"posterior\('c'\)"):
+        draws.find("posterior", "c")
+    with pytest.raises(LookupError, match="leaves 'c' to enumeration"):
+        log_weights(mixture.model, mixture.guide, mixture.args, particles=3)
+
+
+def test_a_guide_that_does_not_fit_is_told_how():
+    pair = labelled()
+
+    def program(*names, **infer):
+        def guide(x):
+            for name in names:
+                pyro.sample(name, Normal(x, 1.0).to_event(1), infer=infer)
+
+        return guide
+
+    def run(guide):
+        return Draws(pair.model, guide, pair.args).encoded
+
+    with pytest.raises(LookupError, match="does not draw 'z', which the model samples; it draws nothing"):
+        run(program())
+    with pytest.raises(LookupError, match="does not draw 'z', which the model samples; it draws 'w'"):
+        run(program("w"))
+    with pytest.raises(LookupError, match=r"draws 'w', which is no latent of the model; those are 'z'.*is_auxiliary"):
+        run(program("z", "w"))
+    with pytest.raises(LookupError, match="draws 'x', which is no latent of the model"):
+        run(program("z", "x"))
+    run(program("z", "w", is_auxiliary=True))
+
+
+# importance weights
+
+
+def test_weights_at_the_exact_posterior_are_the_exact_evidence(ppca):
+    weights = log_weights(ppca.model, ppca.guide, ppca.args, particles=50)
+    assert weights.shape == (50, 5)
+    assert weights.dtype == torch.float64
+    assert not weights.requires_grad
+    torch.testing.assert_close(weights, ppca.exact.expand(50, 5), rtol=0, atol=1e-8)
+
+
+def test_more_particles_bring_the_bound_closer_from_below(ppca):
+    """At a posterior twice too wide, with 4096 groups of k draws; each difference by 4 standard errors, level 3e-5."""
+    weights = log_weights(ppca.model, ppca.guide, (*ppca.args, 2.0), particles=2**16)
+    evidence, last = ppca.exact.sum(), None
+    for k in (1, 4, 16):
+        groups = weights.reshape(-1, k, 5)[:4096]
+        bound = (groups.logsumexp(1) - torch.tensor(float(k)).log()).sum(-1)
+        error = bound.std() / 4096**0.5
+        assert bound.mean() + 4 * error < evidence
+        if last is not None:
+            assert bound.mean() - last > 4 * error
+        last = bound.mean()
+    assert evidence - last < 0.2
+    whole = (weights.logsumexp(0) - torch.tensor(2.0**16).log()).sum()
+    assert abs(whole - evidence) < 0.05
+
+
+@pytest.mark.parametrize("size", [1000, 6])
+def test_a_rows_weight_does_not_know_the_data_sets_size(size):
+    data = torch.randn(6)
+
+    def program(observe, scale=1.0):
+        def run(x):
+            with pyro.plate("data", size, subsample=x), poutine.scale(scale=scale):
+                z = pyro.sample("z", dist.Delta(x) if not observe else Normal(0.0, 1.0))
+                if observe:
+                    pyro.sample("x", Normal(z, 1.0), obs=x)
+
+        return run
+
+    expected = Normal(0.0, 1.0).log_prob(data) + Normal(data, 1.0).log_prob(data)
+    for scale in (1.0, 0.25):  # a scale of the user's own stays
+        weights = log_weights(program(True, scale), program(False), (data,), particles=2)
+        torch.testing.assert_close(weights, scale * expected.expand(2, 6))
+
+
+def test_weights_of_a_program_with_something_global_are_of_the_whole_data_set(subsampled):
+    draws = particle_draws(subsampled.model, subsampled.guide, subsampled.args, particles=3)
+    encoded, guided = draws.importance
+    expected = sum(
+        sign * site["log_prob"].sum(-1 if site["log_prob"].dim() > 1 else ())
+        for sign, trace in ((1, encoded), (-1, guided))
+        for name, site in sample_sites(trace).items()
+        if name != "w"
+    )
+    expected = expected + (encoded.nodes["w"]["log_prob"] - guided.nodes["w"]["log_prob"]).squeeze(-1)
+    weights = log_weights(subsampled.model, subsampled.guide, subsampled.args, particles=3)
+    assert weights.shape == (3, 1)
+    assert expected.shape == (3,)
+
+
+def test_what_is_local_to_a_datum(vae, subsampled, nested):
+    def traces(pair):
+        draws = Draws(pair.model, pair.guide, pair.args)
+        return draws.encoded, draws.guided
+
+    assert is_local(*traces(vae))
+    assert is_local(*traces(nested))
+    assert not is_local(*traces(subsampled))
+
+    def with_global(site):
+        def model(x):
+            site(x)
+            vae.model(x)
+
+        return vae._replace(model=model)
+
+    assert not is_local(*traces(with_global(lambda x: pyro.sample("y", Normal(0.0, 1.0), obs=torch.tensor(1.0)))))
+    assert is_local(*traces(with_global(lambda x: pyro.deterministic("mean", x.mean()))))
+    guide = AutoMultivariateNormal(poutine.block(vae.model, hide=["x"]))
+    assert not is_local(*traces(vae._replace(guide=guide)))  # its one latent is of all data together
+
+
+def test_weights_of_nested_plates_are_summed_over_the_inner_one(nested):
+    pyro.set_rng_seed(1)
+    weights = log_weights(nested.model, nested.guide, nested.args, particles=4)
+    pyro.set_rng_seed(1)
+    with torch.no_grad():
+        encoded, guided = particle_draws(nested.model, nested.guide, nested.args, particles=4).importance
+    z, x = encoded.nodes["z"], encoded.nodes["x"]
+    assert x["log_prob"].shape == (4, 3, 5)
+    expected = x["log_prob"].sum(1) + (z["log_prob"] - guided.nodes["z"]["log_prob"]).squeeze(1)
+    torch.testing.assert_close(weights, expected)
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+def test_particles_lie_to_the_left_of_every_plate(nested, particles):
+    draws = particle_draws(nested.model, nested.guide, nested.args, particles=particles)
+    for name in "zx":
+        (frame,) = (f for f in draws.encoded.nodes[name]["cond_indep_stack"] if f.name == PARTICLES)
+        assert (frame.dim, frame.size) == (-3, particles)
+
+
+def test_a_guide_messenger_serves_every_law(vae):
+    guide = AutoNormalMessenger(vae.model)
+    draws = Draws(vae.model, guide, vae.args)
+    encoded, guided = draws.importance
+    assert torch.equal(encoded.nodes["z"]["value"], guided.nodes["z"]["value"])
+    assert torch.equal(draws.reconstructed.nodes["z"]["value"], guided.nodes["z"]["value"])
+    assert log_weights(vae.model, guide, vae.args, particles=3).shape == (3, 6)
