@@ -204,17 +204,22 @@ def plate_size(sites: Iterable[Site], default: int = 1) -> int:
 
 def particle_draws(
     model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None, *, particles: int
-) -> Draws:
-    """Draws of `particles` latents at once: both programs under one more plate, to the left of all of theirs.
+) -> list[Draws]:
+    """Draws of `particles` latents, weighed: all in one under one more plate, to the left of all of the programs' own.
 
-    The programs must broadcast, as for Pyro's ``vectorize_particles=True``.
+    Programs that do not broadcast to such a plate (``x @ weights``, say) are run once for each particle instead.
     """
-    with torch.no_grad(), poutine.block():
-        once = Draws(model, guide, args, kwargs)
-        sites = [*once.guided.nodes.values(), *once.encoded.nodes.values()]
+    once = Draws(model, guide, args, kwargs)
+    sites = [*once.guided.nodes.values(), *once.encoded.nodes.values()]
     dims = [f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized]
     outer = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
-    return Draws(outer(model), outer(guide), args, kwargs)
+    together = Draws(outer(model), outer(guide), args, kwargs)
+    try:
+        with pyro.validation_enabled():  # so that a wrong broadcast is an error and no wrong number
+            together.importance  # noqa: B018
+    except (RuntimeError, ValueError, IndexError):
+        return [Draws(model, guide, args, kwargs) for _ in range(particles)]
+    return [together]
 
 
 def log_weights(
@@ -227,7 +232,8 @@ def log_weights(
         the weight of the whole data set.
     """
     with torch.no_grad():
-        return weigh(*particle_draws(model, guide, args, kwargs, particles=particles).importance)
+        draws = particle_draws(model, guide, args, kwargs, particles=particles)
+        return torch.cat([weigh(*part.importance) for part in draws])
 
 
 def weigh(encoded: Trace, guided: Trace) -> Tensor:

@@ -198,10 +198,11 @@ class Evidence(Term):
         elbo: the Pyro ELBO that estimates it: `Trace_ELBO` (default), `TraceMeanField_ELBO` (KL in closed form),
             `TraceEnum_ELBO` (discrete latents summed out) or `RenyiELBO` (alpha = 0: the importance weighted bound
             of Burda et al. 2016; alpha in general: Li & Turner 2016). Times N it is that ELBO's own loss. The Renyi
-            bound is taken per datum if every latent lies in the plate "data".
+            bound is taken per datum, without a subsample's scale N / B, if every site lies in the plate "data".
 
     Raises:
         TypeError: for another loss, which has no differentiable value.
+        LookupError: if the guide misses or adds a latent, or leaves one to an enumeration that the ELBO does not do.
     """
 
     def __init__(self, *, elbo: ELBO | None = None):

@@ -121,9 +121,10 @@ class Fit:
         return to_arviz(self, *self._tensors(data), **options)
 
     def _tensors(self, data: tuple) -> tuple[Tensor, ...]:
-        """Data as the programs take them: floating parts in the type that they were trained in."""
+        """Data as the programs take them: where they were trained, and floating parts in the type of then."""
         floats = [part.dtype for part in self.example if part.is_floating_point()]
-        return as_tensors(data, dtype=floats[0] if floats else None)
+        parts = as_tensors(data, dtype=floats[0] if floats else None)
+        return tuple(part.to(self.example[0].device) for part in parts)
 
     def save(self, path: str | PathLike) -> None:
         """Writes all chains to one safetensors file, whole or not at all."""
@@ -153,7 +154,11 @@ class Fit:
         loss: ELBO | Callable[..., Tensor] | None = None,
         device: str | torch.device | None = None,
     ) -> "Fit":
-        """Reads what `save` wrote, into programs built as they were then, on `device` if they are not on torch's own.
+        """Reads what `save` wrote, into programs built as they were then.
+
+        Args:
+            loss: the loss of then, for `breakdown`; a ppgen objective goes on at the step where it was.
+            device: where the programs are; torch's default device if left out.
 
         Raises:
             FileNotFoundError: if there is no file.

@@ -9,20 +9,25 @@ import yaml
 
 from ppgen.cli import main
 from ppgen.models import VAE
+from ppgen.report import Report
 from ppgen.run import Run
 from ppgen.systems import FORMS, SYSTEMS
 
-QUICK = ["--fit.steps", "6", "--model.hidden", "[8]", "--draws", "25", "--particles", "4", "--data.size", "300"]
+QUICK = ["--fit.steps", "6", "--model.hidden", "[8]", "--draws", "0", "--particles", "4", "--data.size", "300"]
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
+def _here(tmp_path, monkeypatch, request):
+    """Runs in an empty folder; with a page of a title alone, unless the test is marked to have the figures."""
     monkeypatch.chdir(tmp_path)
+    if not request.node.get_closest_marker("figures"):
+        monkeypatch.setattr("ppgen.run.report_of_run", lambda *_, title, **__: Report(title))
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_trains_reports_and_samples(system, tmp_path, capsys):
-    assert main(["train", system, "moons", *QUICK]) == 0
+    assert main(["train", system, "moons", *QUICK, "--draws", "25"]) == 0
     folder = tmp_path / "runs" / f"{system}-moons"
     assert str(folder / "report.html") in capsys.readouterr().out
     expected = {"config.yaml", "metrics.jsonl", "weights.safetensors", "numbers.json", "report.html"}
@@ -105,9 +110,8 @@ def test_data_come_in_the_form_that_the_likelihood_scores(likelihood, tmp_path):
 
 
 def test_default_folders_never_collide(tmp_path):
-    quick = [*QUICK, "--draws", "0"]
-    assert main(["train", "ae", "moons", *quick]) == 0
-    assert main(["train", "ae", "moons", *quick]) == 0
+    assert main(["train", "ae", "moons", *QUICK]) == 0
+    assert main(["train", "ae", "moons", *QUICK]) == 0
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"ae-moons", "ae-moons-2"}
 
 

@@ -96,6 +96,34 @@ def test_layout_of_global_latents(regression):
     np.testing.assert_allclose(idata["log_likelihood"]["y"].values, expected, atol=1e-4)
 
 
+def test_a_program_that_does_not_broadcast_is_run_draw_by_draw(regression):
+    x, y = torch.randn(N, 2), torch.randn(N)
+
+    def model(x, y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            loc = pyro.deterministic("loc", a + x @ b)
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    vectorised = chain_of(*regression, x, y).to_arviz(x, y, draws=40)
+    single = chain_of(model, AutoNormal(model), x, y).to_arviz(x, y, draws=40)
+    for group in ("posterior", "log_likelihood", "sample_stats", "prior_predictive", "observed_data", "vi_stats"):
+        assert {k: (v.dims, v.shape) for k, v in single[group].data_vars.items()} == {
+            k: (v.dims, v.shape) for k, v in vectorised[group].data_vars.items()
+        }
+    a, b = (single["posterior"][k].values for k in "ab")
+    loc = a[..., None] + np.einsum("cdk,nk->cdn", b, x.numpy())
+    np.testing.assert_allclose(single["posterior"]["loc"].values, loc, atol=1e-5)
+
+
+def test_an_error_of_the_program_itself_is_not_swallowed(regression):
+    model, guide = regression
+    fit = chain_of(model, guide, torch.randn(N, 2), torch.randn(N))
+    with pytest.raises((RuntimeError, ValueError)):
+        fit.to_arviz(torch.randn(N, 5), torch.randn(N), draws=25)
+
+
 def test_the_joint_density_is_that_of_the_program(regression):
     x, y = torch.randn(N, 2), torch.randn(N)
     idata = chain_of(*regression, x, y).to_arviz(x, y, draws=30)

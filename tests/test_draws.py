@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormalMessenger
 from ppgen import metrics as m
 from ppgen import objective as o
 from ppgen import views as v
-from ppgen.draws import PARTICLES, Draws, is_local, is_observed, log_weights, particle_draws, sample_sites
+from ppgen.draws import PARTICLES, Draws, is_local, is_observed, log_density, log_weights, particle_draws, sample_sites
 
 Normal = dist.Normal
 x, z = v.data("x"), v.posterior("z")
@@ -99,6 +99,23 @@ def test_the_four_laws_of_a_program(vae):
         assert torch.equal(draws.find("data", "x")["value"], data)
 
 
+def test_programs_take_keywords():
+    def model(x, *, scale):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Normal(0.0, scale))
+            pyro.sample("x", Normal(0.0, scale), obs=x)
+
+    def guide(x, *, scale):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(scale * x))
+
+    x = torch.randn(3)
+    expected = Normal(0.0, 2.0).log_prob(x) + Normal(0.0, 2.0).log_prob(2 * x)
+    assert o.Evidence().loss(model, guide, x, scale=2.0) == pytest.approx(-float(expected.mean()))
+    weights = log_weights(model, guide, (x,), particles=2, kwargs={"scale": 2.0})
+    torch.testing.assert_close(weights, expected.expand(2, 3))
+
+
 def test_values_given_from_outside_are_observations():
     def model():
         with pyro.plate("data", 3):
@@ -153,11 +170,10 @@ def test_all_runs_share_one_subsample():
         with pyro.plate("data", 100, subsample_size=7):
             pyro.sample("z", Normal(0.0, 1.0))
 
-    programs = {
-        "guide": guide,
-        "messenger": AutoNormalMessenger(model),
-        "no plate": lambda: pyro.sample("z", Normal(0, 1)),
-    }
+    def guide_without_plate():
+        pyro.sample("z", Normal(torch.zeros(7), 1.0))
+
+    programs = {"guide": guide, "messenger": AutoNormalMessenger(model), "no plate": guide_without_plate}
     for name, program in programs.items():
         for first in ("generated", "encoded"):
             draws = Draws(model, program)
@@ -177,7 +193,7 @@ def test_all_runs_share_one_subsample():
     [
         ("data", "z", "there are 'x', 'y'"),
         ("data", "xy", "did you mean 'y' or 'x'"),
-        ("posterior", "zed", "did you mean 'z'"),
+        ("posterior", "zz", "did you mean 'z'"),
         ("prior", "q", "there are 'x', 'y', 'z'"),
         ("generated", "q", "there are 'x', 'y', 'z'"),
         ("reconstructed", "q", "there are 'x', 'y', 'z'"),
@@ -245,7 +261,7 @@ def test_more_particles_bring_the_bound_closer_from_below(ppca):
         if last is not None:
             assert bound.mean() - last > 4 * error
         last = bound.mean()
-    assert evidence - last < 0.2
+    assert evidence - last < 0.3
     whole = (weights.logsumexp(0) - torch.tensor(2.0**16).log()).sum()
     assert abs(whole - evidence) < 0.05
 
@@ -270,18 +286,18 @@ def test_a_rows_weight_does_not_know_the_data_sets_size(size):
 
 
 def test_weights_of_a_program_with_something_global_are_of_the_whole_data_set(subsampled):
-    draws = particle_draws(subsampled.model, subsampled.guide, subsampled.args, particles=3)
-    encoded, guided = draws.importance
-    expected = sum(
-        sign * site["log_prob"].sum(-1 if site["log_prob"].dim() > 1 else ())
-        for sign, trace in ((1, encoded), (-1, guided))
-        for name, site in sample_sites(trace).items()
-        if name != "w"
-    )
-    expected = expected + (encoded.nodes["w"]["log_prob"] - guided.nodes["w"]["log_prob"]).squeeze(-1)
-    weights = log_weights(subsampled.model, subsampled.guide, subsampled.args, particles=3)
-    assert weights.shape == (3, 1)
-    assert expected.shape == (3,)
+    args = (subsampled.model, subsampled.guide, subsampled.args)
+    pyro.set_rng_seed(1)
+    weights = log_weights(*args, particles=3)
+    pyro.set_rng_seed(1)
+    (draws,) = particle_draws(*args, particles=3)
+    sites = sample_sites(draws.guided)
+    w, z = sites["w"]["value"], sites["z"]["value"]
+    (x,) = subsampled.args
+    prior = Normal(0.0, 1.0)
+    expected = prior.log_prob(w) - Normal(0.5, 0.4).log_prob(w)
+    rows = prior.log_prob(z) + Normal(w * z, 0.7).log_prob(x) - Normal(0.8 * x, 0.4).log_prob(z)
+    torch.testing.assert_close(weights, expected + 5 * rows.sum(-1, keepdim=True))  # 4 rows stand for 20
 
 
 def test_what_is_local_to_a_datum(vae, subsampled, nested):
@@ -311,19 +327,48 @@ def test_weights_of_nested_plates_are_summed_over_the_inner_one(nested):
     weights = log_weights(nested.model, nested.guide, nested.args, particles=4)
     pyro.set_rng_seed(1)
     with torch.no_grad():
-        encoded, guided = particle_draws(nested.model, nested.guide, nested.args, particles=4).importance
+        (draws,) = particle_draws(nested.model, nested.guide, nested.args, particles=4)
+    encoded, guided = draws.importance
     z, x = encoded.nodes["z"], encoded.nodes["x"]
     assert x["log_prob"].shape == (4, 3, 5)
     expected = x["log_prob"].sum(1) + (z["log_prob"] - guided.nodes["z"]["log_prob"]).squeeze(1)
     torch.testing.assert_close(weights, expected)
 
 
+def test_a_guide_without_latents_has_the_density_one():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Normal(0.0, 1.0), obs=x)
+
+    x = torch.randn(4)
+    weights = log_weights(model, lambda x: None, (x,), particles=2)
+    torch.testing.assert_close(weights, Normal(0.0, 1.0).log_prob(x).expand(2, 4))
+    _, guided = Draws(model, lambda x: None, (x,)).importance
+    assert log_density(guided, per_datum=True).tolist() == [[0.0]]
+
+
 @pytest.mark.parametrize("particles", [1, 3])
 def test_particles_lie_to_the_left_of_every_plate(nested, particles):
-    draws = particle_draws(nested.model, nested.guide, nested.args, particles=particles)
+    (draws,) = particle_draws(nested.model, nested.guide, nested.args, particles=particles)
     for name in "zx":
         (frame,) = (f for f in draws.encoded.nodes[name]["cond_indep_stack"] if f.name == PARTICLES)
         assert (frame.dim, frame.size) == (-3, particles)
+
+
+def test_programs_that_do_not_broadcast_are_run_particle_by_particle():
+    x, y, at = torch.randn(4, 2), torch.randn(4), torch.tensor([0.5, -1.0])
+
+    def model():
+        w = pyro.sample("w", Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", 4):
+            pyro.sample("y", Normal(x @ w, 1.0), obs=y)
+
+    def guide():
+        pyro.sample("w", dist.Delta(at, event_dim=1))
+
+    assert len(particle_draws(model, guide, (), particles=3)) == 3
+    expected = Normal(0.0, 1.0).log_prob(at).sum() + Normal(x @ at, 1.0).log_prob(y).sum()
+    torch.testing.assert_close(log_weights(model, guide, (), particles=3), expected.expand(3, 1))
 
 
 def test_a_guide_messenger_serves_every_law(vae):

@@ -162,8 +162,7 @@ ELBOS = {
     f"renyi {alpha}, {'vectorised' if vectorised else 'particles'}": functools.partial(
         RenyiELBO, alpha=alpha, num_particles=3, vectorize_particles=vectorised
     )
-    for alpha in (0.0, 0.5, 2.0)
-    for vectorised in (False, True)
+    for alpha, vectorised in ((0.0, False), (0.0, True), (0.5, True), (2.0, False))
 }
 UNFIT = {
     ("score_function", "mean field"),  # Pyro refuses discrete draws in these two
@@ -243,7 +242,8 @@ def test_evidence_is_reconstruction_plus_rate(pair):
 def test_rate_in_closed_form_is_the_mean_of_its_draws(vae):
     rate = ppgen.Rate().loss(vae.model, vae.guide, *vae.args)
     with torch.no_grad():
-        encoded, guided = particle_draws(vae.model, vae.guide, vae.args, particles=20_000).importance
+        (many,) = particle_draws(vae.model, vae.guide, vae.args, particles=20_000)
+    encoded, guided = many.importance
     draws = (guided.nodes["z"]["log_prob"] - encoded.nodes["z"]["log_prob"]).mean(-1)
     error = draws.std() / len(draws) ** 0.5
     assert abs(draws.mean() - rate) < 4 * error  # level 6e-5
@@ -383,7 +383,7 @@ def test_a_global_latent_counts_once_a_data_set(subsampled):
 
 
 def test_match_means_the_same_at_every_batch_size():
-    """MMD of q(z) and p(z) over batches of 4 and of 32 rows: the same mean unbiased, not so biased."""
+    """MMD of q(z) and p(z) over batches of 2 and of 32 rows: the same mean unbiased, not so biased."""
     data = torch.randn(64) * 0.3 + 1.0
 
     def model(x):
@@ -400,7 +400,7 @@ def test_match_means_the_same_at_every_batch_size():
         term = ppgen.match(v.posterior("z"), v.prior("z"), metric)
         small, large = (
             torch.tensor([term.loss(model, guide, data[torch.randperm(64)[:rows]]) for _ in range(count)])
-            for rows, count in ((4, 200), (32, 60))
+            for rows, count in ((2, 300), (32, 60))
         )
         return (small.mean() - large.mean()) / (small.var() / len(small) + large.var() / len(large)).sqrt()
 
@@ -607,7 +607,7 @@ def test_an_objective_is_called_as_pyros_elbo_modules_are():
         loss(x).backward()
         assert [name for name, p in loss.named_parameters() if p.grad is not None] == [
             "model.slope_unconstrained",
-            "guide.locs.z",
+            "guide.locs.z_unconstrained",
             "guide.scales.z_unconstrained",
         ]
 

@@ -27,6 +27,7 @@ from ppgen.draws import (
     PARTICLES,
     Draws,
     Site,
+    data_frame,
     is_local,
     is_observed,
     latent_sites,
@@ -88,88 +89,77 @@ def to_arviz(fit: "Fit", *data: Tensor, draws: int = 500, predictive: bool = Tru
 def _chain(model, guide, data: tuple, draws: int, predictive: bool, chunk: int) -> dict[str, dict[str, Variable]]:
     """The groups of one chain, without their chain axis."""
     parts = []
-    for start in range(0, draws, chunk):
-        with torch.no_grad():
-            parts.append(_part(particle_draws(model, guide, data, particles=min(chunk, draws - start)), predictive))
+    with torch.no_grad():
+        for start in range(0, draws, chunk):
+            some = particle_draws(model, guide, data, particles=min(chunk, draws - start))
+            parts += [_part(one, predictive) for one in some]
     groups: dict[str, dict[str, Variable]] = {}
     for group, variables in parts[0].items():
         groups[group] = {
-            name: (dims, np.concatenate([p[group][name][1] for p in parts]) if "draw" in dims else value)
+            name: (dims, np.concatenate([p[group][name][1] for p in parts]) if group != "observed_data" else value)
             for name, (dims, value) in variables.items()
         }
     dims, log_weights = groups["sample_stats"]["log_weight"]
     summary = weigh_up(log_weights.reshape(draws, -1))
-    shape = log_weights.shape[1:]
     groups["vi_stats"] = {
-        name: (dims[1:], getattr(summary, name).reshape(shape)) for name in ("pareto_k", "log_marginal", "elbo")
+        name: (dims[1:], getattr(summary, name).reshape(log_weights.shape[1:]))
+        for name in ("pareto_k", "log_marginal", "elbo")
     }
     return groups
 
 
 def _part(draws: Draws, predictive: bool) -> dict[str, dict[str, Variable]]:
-    """Some draws of one chain, by group."""
+    """Some draws of one chain, by group; "draw" comes first in all but the observations."""
     encoded, guided = draws.importance
-    latent = latent_sites(encoded)
-    observed = {name: site for name, site in sample_sites(encoded).items() if is_observed(site)}
-    derived = {k: s for k, s in sample_sites(encoded).items() if s["infer"].get("_deterministic")}
-    local = is_local(guided)
-    lp, log_q = (log_density(trace, per_datum=local) for trace in (encoded, guided))
-    particles = _particles(guided, encoded)
+    sites, local = sample_sites(encoded), is_local(encoded, guided)
+    observed = {name: site for name, site in sites.items() if is_observed(site)}
+    latent = latent_sites(encoded) | {k: s for k, s in sites.items() if s["infer"].get("_deterministic")}
+    lp, log_q = (log_density(trace, per_datum=local).numpy(force=True) for trace in (encoded, guided))
+    stats = {"lp": lp, "log_q": np.broadcast_to(log_q, lp.shape), "log_weight": lp - log_q}
     groups: dict[str, dict[str, Variable]] = {
-        "posterior": {name: _variable(name, site, site["value"]) for name, site in (latent | derived).items()},
-        "sample_stats": {
-            name: _weights(value, particles, local) for name, value in (("lp", lp), ("log_q", log_q), ("log_weight", lp - log_q))
-        },
+        "posterior": {name: _variable(name, site) for name, site in latent.items()},
+        "sample_stats": {k: (("draw", DATA), v) if local else (("draw",), v[:, 0]) for k, v in stats.items()},
         "observed_data": {name: _observed(name, site) for name, site in observed.items()},
     }
-    if not local:
-        groups["log_likelihood"] = {
-            name: _variable(name, site, site["unscaled_log_prob"], event=False) for name, site in observed.items()
-        }
+    if all(data_frame(site) is None for site in latent_sites(encoded).values()):
+        groups["log_likelihood"] = {k: _variable(k, s, s["unscaled_log_prob"], event=False) for k, s in observed.items()}
     if predictive:
         drawn, generated = sample_sites(draws.reconstructed), sample_sites(draws.generated)
-        groups["posterior_predictive"] = {k: _variable(k, drawn[k], drawn[k]["value"]) for k in observed}
-        groups["prior"] = {k: _variable(k, generated[k], generated[k]["value"]) for k in latent | derived}
-        groups["prior_predictive"] = {k: _variable(k, generated[k], generated[k]["value"]) for k in observed}
+        groups["posterior_predictive"] = {name: _variable(name, drawn[name]) for name in observed}
+        groups["prior"] = {name: _variable(name, generated[name]) for name in latent}
+        groups["prior_predictive"] = {name: _variable(name, generated[name]) for name in observed}
     return groups
 
 
-def _particles(*traces) -> int:
-    frames = (f for t in traces for s in sample_sites(t).values() for f in s["cond_indep_stack"] if f.name == PARTICLES)
-    return next(f.size for f in frames)
-
-
-def _weights(value: Tensor, particles: int, local: bool) -> Variable:
-    value = value.expand(particles, -1)
-    return (("draw", DATA), _array(value)) if local else (("draw",), _array(value[:, 0]))
-
-
 def _observed(name: str, site: Site) -> Variable:
-    """Observations do not differ between draws: the particles' axis is left out."""
+    """Observations do not differ between draws: that axis is left out."""
     dims, value = _variable(name, site, observation(site).expand(site["fn"].batch_shape + site["fn"].event_shape))
     return dims[1:], value[0]
 
 
-def _variable(name: str, site: Site, value: Tensor, *, event: bool = True) -> Variable:
-    """A site's values with their dimensions named: plates by their names, events by the site's."""
+def _variable(name: str, site: Site, value: Tensor | None = None, *, event: bool = True) -> Variable:
+    """A site's values (or others of its shape) with their dimensions named: "draw", plates by name, then the event's.
+
+    Args:
+        event: whether the values have the site's event dimensions.
+    """
+    value = site["value"] if value is None else value
     frames = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
-    depth = -min(frames)
+    depth = -min(frames, default=0)
     rank = site["fn"].event_dim if event else 0
-    if site["infer"].get("_deterministic") and rank == value.dim():  # all its axes were called event
+    if site["infer"].get("_deterministic") and rank == value.dim():  # without event_dim, all its axes are called event
         rank = value.dim() - depth
-    if value.dim() - rank < depth:  # the same for all plates further out
+    if value.dim() - rank < depth:  # one value for all rows of a plate
         value = value.reshape((1,) * (depth + rank - value.dim()) + tuple(value.shape))
     batch = value.dim() - rank
-    value = value.expand(*(frames[d].size if d in frames else 1 for d in range(-batch, 0)), *value.shape[batch:])
+    value = value.expand([frames[d].size if d in frames else 1 for d in range(-batch, 0)] + list(value.shape[batch:]))
     value = value.squeeze(tuple(d + batch for d in range(-batch, 0) if d not in frames))
     dims = ["draw" if frames[d].name == PARTICLES else frames[d].name for d in sorted(frames)]
     dims = [f"{d}_plate" if d == name else d for d in dims]
     dims += [f"{name}_dim"] if rank == 1 else [f"{name}_dim_{i}" for i in range(rank)]
-    return tuple(dims), _array(value)
-
-
-def _array(value: Tensor) -> np.ndarray:
-    return value.detach().cpu().numpy()
+    if "draw" not in dims:
+        dims, value = ["draw", *dims], value.unsqueeze(0)
+    return tuple(dims), value.numpy(force=True)
 
 
 def _dataset(variables: dict[str, Variable]) -> xr.Dataset:

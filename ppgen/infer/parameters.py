@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -210,8 +211,11 @@ class State:
 
 
 def owner(program: Callable) -> nn.Module | None:
-    """The module behind a program: itself, or the one whose method it is."""
+    """The module behind a program: itself, or the one whose method it is, handlers and partials taken off."""
     program = inspect.unwrap(program)
+    while isinstance(program, partial):  # a messenger's wrapper is one too, of (messenger, program)
+        handled = len(program.args) > 1 and isinstance(program.args[0], Messenger)
+        program = inspect.unwrap(program.args[1] if handled else program.func)
     candidate = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
     return candidate if isinstance(candidate, nn.Module) else None
 

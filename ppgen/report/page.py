@@ -8,7 +8,6 @@ import base64
 import io
 import math
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,6 +17,8 @@ from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure as Drawing
+
+from ppgen.files import write_whole
 
 __all__ = ["Figure", "Listing", "Report", "Section", "Table", "write_report"]
 
@@ -90,28 +91,12 @@ class Report:
 
 
 def write_report(path: str | os.PathLike, report: Report) -> Path:
-    """Writes a report as one HTML file, whole or not at all: beside the path first, synced, then moved there.
-
-    Returns:
-        The path.
+    """Writes a report as one HTML file, whole or not at all; makes the folder if it is missing. Returns the path.
 
     Raises:
         ValueError: if a figure's bytes are no picture. OSError: if the file cannot be written.
     """
-    path = Path(path)
-    page = render(report).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    return path
+    return write_whole(path, render(report))
 
 
 def render(report: Report) -> str:
@@ -139,7 +124,7 @@ def cell(value: Any) -> str:
     """
     if value is None:
         return ""
-    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, Real) for part in value):
+    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(part, Real) for part in value):
         value, error = map(float, value)
         if math.isfinite(error) and error > 0:
             places = max(0, 1 - math.floor(math.log10(error)))

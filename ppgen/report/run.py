@@ -1,9 +1,9 @@
 """The report of one run: numbers, training, samples, reconstructions, codes, posterior, configuration.
 
 Nothing here knows a class of model. What a model can do is what it has a method for: `sample(n, y=None, mean=...)`,
-`reconstruct(x, y=None)`, `encode(x, y=None)` and `decode(z)`, the last two giving distributions. A model with
-`num_classes` is given labels. x has shape (n, *event_shape), as the model sees it; figures show it in the units of
-the source.
+`reconstruct(x, y=None)`, `encode(x, y=None)` and `decode(z, y=None)`, the last two giving distributions. A model
+whose `num_classes` is not None is given labels y. x has shape (n, *event_shape), scaled as the model sees it; figures
+show it in the units of the source.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from torch import Tensor
 from ppgen.data import Data, Split
 from ppgen.models import mean
 from ppgen.report import figures
-from ppgen.report.figures.images import span
+from ppgen.report.figures.images import GRID, PAIRS, span
 from ppgen.report.page import Figure, Listing, Report, Section, Table
 from ppgen.result import Fit
 
 __all__ = ["report_of_run"]
 
-# How many are drawn: images, images with reconstructions, rows of tables, lines in the plane, codes.
-IMAGES, PAIRS, ROWS, LINES, CODES = 64, 20, 2000, 300, 2000
+# How many rows of tables, lines in the plane and codes are drawn.
+ROWS, LINES, CODES = 2000, 300, 2000
 BATCH = 256  # rows encoded at a time
 
 
@@ -43,10 +43,12 @@ def report_of_run(
     """Says what a run of a generative model came to, in figures and numbers.
 
     Args:
-        fit: the run. model: the model with the weights to report on. data: what it was fitted to.
+        fit: the run.
+        model: the model, with the weights to report on.
+        data: what it was fitted to.
         idata: the posterior on held-out data, as `Fit.to_arviz` gives it.
         numbers: further headline numbers by name, unit included: a number, text, or a pair (value, standard error).
-        config: what `ppgen` was asked to do, as plain values.
+        config: what was asked for, as plain values that YAML can hold.
         unit: of the loss.
         seed: of the samples; the caller's random state is left as it was.
     """
@@ -62,7 +64,7 @@ def report_of_run(
             _posterior(idata, fit.best),
             _configuration(config),
         ]
-    return Report(title, f"{type(model).__name__} on {subject.rows}", [s for s in sections if s is not None])
+    return Report(title, subject.rows, [s for s in sections if s is not None])
 
 
 class _Subject:
@@ -79,14 +81,15 @@ class _Subject:
         self.held_out = getattr(data, self.split)
         self.look: dict[str, Any] = {"columns": data.columns}
         if self.images:
-            self.look["limits"] = span(self.source(data.train.x[:IMAGES]))
+            self.look["limits"] = span(self.source(data.train.x[:GRID]))
 
     @property
     def rows(self) -> str:
         """The data in words."""
         shape = self.data.event_shape
         what = f"images of shape {shape}" if self.images else f"rows of {shape[0]} columns"
-        return f"{self.data.name}: {len(self.data.x)} {what}"
+        splits = ", ".join(f"{len(rows)} {name}" for name, rows in self.data.rows.items())
+        return f"{len(self.data.x)} {what}: {splits}"
 
     def tensors(self, split: Split, count: int) -> tuple[Tensor, ...]:
         """The first rows of a split, with their labels where the model takes them."""
@@ -121,23 +124,16 @@ def _training(fit: Fit, unit: str) -> Section | None:
     chains = [chain for chain in fit.chains if len(chain.history["loss"])]
     if not chains:
         return None
+    curves = figures.loss_curves(chains, unit=unit)
+    caption = "The loss by step: thin each step, thick a moving average, points on validation data."
     items: list[Any] = [
-        Figure(
-            figures.loss_curves(chains, unit=unit),
-            "The loss by step: thin each step, thick a moving average, points on validation data.",
-            f"Line chart of the loss over {max(len(c.history['loss']) for c in chains)} steps; it ends at "
-            f"{min(c.final for c in chains):.4g} {unit}.",
-        )
+        Figure(curves, caption, f"Line chart. {caption} It ends at {fit.chains[fit.best].final:.4g} {unit}.")
     ]
     terms = [name for name in fit.history if name != "loss"]
     if terms:
-        items.append(
-            Figure(
-                figures.term_breakdown(fit.history, unit=unit),
-                "The terms of the loss, weights included: they add up to it.",
-                f"Line charts of {', '.join(terms)} by step.",
-            )
-        )
+        caption = "The terms of the loss by step, weights included: they add up to it."
+        panels = figures.term_breakdown(fit.history, unit=unit)
+        items.append(Figure(panels, caption, f"Line charts of {', '.join(terms)}. {caption}"))
     if len(fit.chains) > 1:
         rows = [(i, c.final, len(c.history["loss"]), c.seconds, c.stopped) for i, c in enumerate(fit.chains)]
         items.append(Table(("chain", f"loss ({unit})", "steps", "seconds", "why it ended"), rows))
@@ -147,7 +143,7 @@ def _training(fit: Fit, unit: str) -> Section | None:
 def _samples(subject: _Subject) -> Section | None:
     if not hasattr(subject.model, "sample"):
         return None
-    _, *labels = tensors = subject.tensors(subject.data.train, IMAGES if subject.images else ROWS)
+    _, *labels = tensors = subject.tensors(subject.data.train, GRID if subject.images else ROWS)
     count = len(tensors[0])
     data = subject.source(tensors[0])
     draws = subject.source(subject.model.sample(count, *labels))
@@ -179,22 +175,20 @@ def _codes(subject: _Subject) -> Section | None:
         return None
     tensors = subject.tensors(subject.held_out, CODES)
     batches = zip(*(part.split(BATCH) for part in tensors), strict=True)
-    z = torch.cat([mean(subject.model.encode(*batch)) for batch in batches]).numpy(force=True)
+    z = torch.cat([subject.model.encode(*batch).sample() for batch in batches]).numpy(force=True)
     y = None if subject.held_out.y is None else subject.held_out.y[:CODES]
     plane = figures.latent_plane(z, y, label_names=subject.data.label_names, prior=True)
-    caption = f"The mean codes of {len(z)} rows of the {subject.split} data{'' if y is None else ', by label'}."
+    by_label = "" if y is None else ", by label"
+    caption = f"A draw z ~ q(z | x) for each of {len(z)} rows of the {subject.split} data{by_label}."
     items = [Figure(plane, caption, f"Scatter plot. {caption}")]
     drawable = subject.images or subject.data.event_shape == (2,)
     if z.shape[1] == 2 and drawable and hasattr(subject.model, "decode") and not subject.conditional:
         caption = "What the decoder makes of the latent plane: its means at evenly spaced quantiles of the prior."
-        items.append(
-            Figure(
-                figures.latent_walk(subject.decode, n=16 if subject.images else 32, **subject.look), caption, caption
-            )
-        )
+        walk = figures.latent_walk(subject.decode, n=16 if subject.images else 32, **subject.look)
+        items.append(Figure(walk, caption, caption))
     text = (
-        "The model draws codes from the prior N(0, I). Where the codes of data fill its circles, draws land among "
-        "them; where they leave gaps or gather elsewhere, draws land on codes that no datum has."
+        "The model draws codes from the prior N(0, I). Where the codes of data spread as it does, its draws land "
+        "among them; where they leave gaps or gather elsewhere, its draws land on codes that no datum has."
     )
     return Section("Codes", text, items)
 

@@ -33,25 +33,25 @@ def vae_steps() -> dict[str, Callable[[], object]]:
         decoder = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784))
         return encoder, decoder
 
-    def programs():
+    def programs(name):  # Pyro's store goes by name: under one name the second would train the first's networks
         encoder, decoder = networks()
 
         def model(x):
-            pyro.module("decoder", decoder)
+            pyro.module(f"{name} decoder", decoder)
             with pyro.plate("data", x.shape[0]):
                 z = pyro.sample("z", dist.Normal(x.new_zeros(x.shape[0], 20), 1.0).to_event(1))
                 pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
 
         def guide(x):
-            pyro.module("encoder", encoder)
+            pyro.module(f"{name} encoder", encoder)
             with pyro.plate("data", x.shape[0]):
                 loc, log_scale = encoder(x).chunk(2, -1)
                 pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
         return model, guide
 
-    ours = ppgen.SVI(*programs(), torch.optim.Adam, ppgen.Reconstruction() + ppgen.Rate())
-    stock = pyro.infer.SVI(*programs(), pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
+    ours = ppgen.SVI(*programs("ppgen"), torch.optim.Adam, ppgen.Reconstruction() + ppgen.Rate())
+    stock = pyro.infer.SVI(*programs("stock"), pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
     encoder, decoder = networks()
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()])
 

@@ -1,7 +1,8 @@
 """Data and what a model makes of them: generated samples, reconstructions.
 
 x has shape (n, *event_shape), in the units of the data. An event is an image (channels, height, width), drawn as
-such, or a row of a table (features,), of which the first 6 columns are drawn.
+such, or a row of a table (features,), of which the first 6 columns are drawn. Of images, the first 64 are drawn, or 20
+with their reconstructions.
 """
 
 from collections.abc import Sequence

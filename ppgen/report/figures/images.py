@@ -7,26 +7,31 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppgen.report.figures.style import MUTED, WIDTH, canvas
+from ppgen.report.figures.style import MUTED, WIDTH, canvas, note
 
 ACROSS = 16  # images in a row of a figure
+GRID, PAIRS = 64, 20  # images drawn, at most
 BROKEN = (0.9, 0.1, 0.3)  # the colour of a pixel that is not finite
 
 
 def grids(sets: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
-    """Sets of images by their titles, as grids beside each other."""
-    tiled = [tile(colour(x, limits), across=min(len(x), ACROSS // len(sets))) for x in sets.values()]
+    """Sets of images by their titles, as grids beside each other, of at most 64 a set."""
+    count = max(map(len, sets.values()))
+    sets = {name: x[:GRID] for name, x in sets.items()}
+    tiled = [tile(colour(x, limits), across=min(max(len(x), 4), ACROSS // len(sets))) for x in sets.values()]
     tall = max(picture.shape[0] / picture.shape[1] for picture in tiled)
     figure = canvas(0.35 + tall * (WIDTH / len(sets) - 0.15))
     for axes, title, picture in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, tiled, strict=True):
         show(axes, picture)
         axes.set_title(title)
+    if count > GRID:
+        note(figure, f"the first {GRID} of {count}")
     return figure
 
 
 def pairs(x: np.ndarray, x_hat: np.ndarray, limits: tuple[float, float]) -> Figure:
-    """Images in rows of 10, each row above its reconstructions."""
-    across = 10
+    """The first 20 images in rows of 10, each row above its reconstructions."""
+    across, x, x_hat = 10, x[:PAIRS], x_hat[:PAIRS]
     above, below = colour(x, limits), colour(x_hat, limits)
     pictures = [
         tile(half[start : start + across], across=across)

@@ -4,6 +4,7 @@ z has shape (n, latent_dim); the prior that it is compared with is N(0, I).
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -15,7 +16,24 @@ from matplotlib.patches import Circle
 from scipy.stats import norm
 
 from ppgen.report.figures import images
-from ppgen.report.figures.style import INK, PALETTE, WIDTH, canvas, colours, frame, legend, plane, scatter, styled
+from ppgen.report.figures.style import (
+    DASHED,
+    EQUAL,
+    INK,
+    PALETTE,
+    WIDTH,
+    canvas,
+    colours,
+    frame,
+    legend,
+    note,
+    outside,
+    percent,
+    plane,
+    scatter,
+    shorten,
+    styled,
+)
 
 __all__ = ["latent_plane", "latent_walk"]
 
@@ -70,32 +88,37 @@ def _line(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool) -> Fi
 
 def _plane(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool) -> Figure:
     points, labels = (z, ["z[0]", "z[1]"]) if z.shape[1] == 2 else _principal(z)
-    figure = canvas(4.6)
-    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
+    figure = canvas(4.4)
+    axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1], **EQUAL)
     palette = colours(len(names))
     scatter(axes, points, palette(index))
     handles = []
-    if 1 < len(names) <= NAMED:
-        handles = [
-            Line2D([], [], linestyle="none", marker="o", markersize=5, color=palette(i), label=name)
-            for i, name in enumerate(names)
-        ]
-    elif len(names) > NAMED:
-        norm_ = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
-        bar = figure.colorbar(ScalarMappable(norm_, palette), ax=axes, label="label")
+    frames = [frame(column) for column in points.T]
+    if prior:
+        frames = [(min(low, -3.2), max(high, 3.2)) for low, high in frames]
+        for radius in (1, 2, 3):
+            axes.add_patch(Circle((0, 0), radius, fill=False, color=INK, **DASHED))
+        handles.append(Line2D([], [], color=INK, **DASHED, label="N(0, I): 1, 2, 3 sd"))
+    if len(names) > NAMED:
+        bounds = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
+        bar = figure.colorbar(ScalarMappable(bounds, palette), ax=axes, label="label")
         ticks = np.linspace(0, len(names) - 1, 8).round().astype(int).tolist()
         bar.set_ticks(ticks, labels=[names[i] for i in ticks])
-    if prior:
-        for radius in (1, 2, 3):
-            axes.add_patch(Circle((0, 0), radius, fill=False, color=INK, linewidth=0.8, linestyle=(0, (4, 3))))
-        handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), label="N(0, I): 1, 2, 3 sd"))
-    if len(names) > NAMED:
         axes.legend(handles=handles, loc="upper left")
-    elif handles:
-        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.autoscale_view()
+    else:
+        if len(names) > 1:
+            handles = [_dot(palette(i), name) for i, name in enumerate(names)] + handles
+        figure.legend(handles=handles, loc="outside right upper")
+    half = max(high - low for low, high in frames) / 2
+    frames = [((low + high) / 2 - half, (low + high) / 2 + half) for low, high in frames]
+    axes.set(xlim=frames[0], ylim=frames[1])
+    if beyond := outside(points, frames):
+        note(figure, f"{percent(beyond)} of the codes lie outside the frame")
     return figure
+
+
+def _dot(colour: Any, name: str) -> Line2D:
+    return Line2D([], [], linestyle="none", marker="o", markersize=5, color=colour, label=shorten(name, 20))
 
 
 def _principal(z: np.ndarray) -> tuple[np.ndarray, list[str]]:

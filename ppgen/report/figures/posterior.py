@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ppgen.report.figures.style import INK, PALETTE, canvas, legend, note, panels, percent, styled
+from ppgen.report.figures.style import DASHED, INK, PALETTE, canvas, legend, note, panels, percent, styled
 
 __all__ = ["khat", "posterior"]
 
@@ -45,7 +45,7 @@ def khat(values: np.ndarray) -> Figure:
         shown = np.nextafter(shown, -np.inf)  # a bin is then (a, b], as the classes are
         axes.hist(shown, edges, color=colour, label=f"{percent(part.mean())} {text}")
     for bound in (GOOD, USABLE):
-        axes.axvline(bound, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.axvline(bound, color=INK, **DASHED)
     legend(figure, axes)
     return figure
 
@@ -97,7 +97,12 @@ def _marginal(axes: Axes, draws: np.ndarray) -> None:
         warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0, and calls what matplotlib 3.11 deprecates
         import arviz as az
 
-        smooth = hasattr(az, "plot_posterior") and np.isfinite(draws).all() and np.ptp(draws, axis=1).all()
+        smooth = (
+            hasattr(az, "plot_posterior")
+            and hasattr(az, "plot_kde")
+            and np.isfinite(draws).all()
+            and np.ptp(draws, axis=1).all()
+        )
         if smooth and len(draws) == 1:
             az.plot_posterior({"draws": draws}, ax=axes, textsize=8)
             for text in axes.texts:  # legible where they lie on the curve

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-WIDTH = 6.4  # inches, of every figure
+WIDTH = 6.0  # inches, of every figure
 INK, MUTED, PALE = "#22272e", "#6b7280", "#9aa3af"
 
 # Told apart by colour-blind readers (the first six are Okabe and Ito's, darker ones first).
@@ -62,6 +62,10 @@ STYLE: Any = {
     "ytick.labelsize": 8,
 }
 
+# Axes of equal scale; anchored where their labels are, for the layout to see how much room those need.
+EQUAL: dict[str, Any] = {"aspect": "equal", "anchor": "SW"}
+DASHED: dict[str, Any] = {"linewidth": 0.8, "linestyle": (0, (4, 3))}
+
 P = ParamSpec("P")
 Interval = tuple[float, float]
 
@@ -98,7 +102,7 @@ def plane(frames: Sequence[Interval], labels: Sequence[str]) -> tuple[Figure, Ax
     (left, right), (low, high) = frames
     height = (WIDTH - 0.7) * (high - low) / (right - left)
     figure = canvas(0.8 + min(max(height, 2.0), 5.2))
-    axes = figure.add_subplot(aspect="equal", xlim=frames[0], ylim=frames[1], xlabel=labels[0], ylabel=labels[1])
+    axes = figure.add_subplot(xlim=frames[0], ylim=frames[1], xlabel=labels[0], ylabel=labels[1], **EQUAL)
     return figure, axes
 
 

@@ -6,6 +6,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from ppgen.report.figures.style import (
+    DASHED,
+    EQUAL,
     INK,
     PALE,
     PALETTE,
@@ -67,8 +69,8 @@ def agreement(x: np.ndarray, x_hat: np.ndarray, names: list[str]) -> Figure:
     for number, (axes, true, rebuilt, name) in enumerate(zip(grid, x.T, x_hat.T, names, strict=False)):
         interval = frame(true)
         scatter(axes, np.stack([true, rebuilt], axis=1), MADE)
-        axes.axline((0, 0), slope=1, color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=3)
-        axes.set(xlim=interval, ylim=interval, aspect="equal", xlabel="true")
+        axes.axline((0, 0), slope=1, color=INK, zorder=3, **DASHED)
+        axes.set(xlim=interval, ylim=interval, xlabel="true", **EQUAL)
         axes.set_title(shorten(name, 24))
         axes.text(0.04, 0.96, f"R² {_explained(true, rebuilt)}", transform=axes.transAxes, va="top", fontsize=8.5)
         if number % 3 == 0:

@@ -39,8 +39,8 @@ def loss_curves(chains: Sequence[Chain], *, unit: str = "nats per datum") -> Fig
         values += [chain.history["loss"], chain.validation.get("loss", np.empty(0))]
         _curve(axes, chain.history["loss"], colour, f"chain {number}" if several else "training")
         if len(values[-1]):
-            points = {"color": colour if several else PALETTE[1], "markeredgecolor": "white", "markeredgewidth": 0.5}
-            axes.plot(chain.validation["step"], values[-1], "o", markersize=4, zorder=3, **points)
+            points = axes.plot(chain.validation["step"], values[-1], "o", markersize=4, zorder=3)[0]
+            points.set(color=colour if several else PALETTE[1], markeredgecolor="white", markeredgewidth=0.5)
     if any(len(part) for part in values[1::2]):
         axes.plot([], [], "o", markersize=4, color=MUTED if several else PALETTE[1], label="held out")
     above = _fit_frame(axes, np.concatenate(values))

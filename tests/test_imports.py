@@ -1,0 +1,107 @@
+"""The arrows between the package's parts point one way: who may import whom, held by walking the source."""
+
+import ast
+import graphlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ppgen
+
+ROOT = Path(ppgen.__file__).parent
+
+# a part of the package, and the other parts that it may import; a part not listed here fails
+ALLOWED: dict[str, set[str]] = {
+    "metrics": set(),
+    "schedules": set(),
+    "draws": set(),
+    "nets": set(),
+    "data": set(),
+    "files": set(),
+    "batches": {"data"},
+    "views": {"draws"},
+    "objective": {"draws", "views", "metrics", "schedules"},
+    "recipes": {"objective", "views", "metrics", "schedules"},
+    "infer": {"draws", "files"},
+    "models": {"draws", "nets"},
+    "diagnostics": {"draws", "metrics"},
+    "watch": {"infer"},
+    "result": {"batches", "draws", "infer", "objective", "diagnostics"},
+    "fit": {"batches", "draws", "infer", "objective", "result", "watch"},
+    "systems": {"recipes", "models", "objective"},
+    "report": {"data", "files", "models", "result"},
+    "run": {"data", "diagnostics", "files", "fit", "models", "report", "result", "systems"},
+    "__init__": {"metrics", "schedules", "views", "objective", "recipes", "infer", "fit", "result"},
+    "cli": {"__init__", "data", "fit", "report", "run", "systems"},
+}
+
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    """The part of the package that a file belongs to: the folder or file right below the root."""
+    first = path.relative_to(ROOT).parts[0]
+    return first.removesuffix(".py")
+
+
+def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that run, in functions too; those for type checkers alone are left out."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        yield from statements(child)
+
+
+def modules(path: Path) -> Iterator[str]:
+    """Dotted names of what a file imports; of ``from a import b``, ``a.b``."""
+    package = ".".join(path.relative_to(ROOT.parent).parent.parts)
+    for statement in statements(ast.parse(path.read_text())):
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        else:
+            origin = importlib.util.resolve_name("." * statement.level + (statement.module or ""), package)
+            yield from (f"{origin}.{alias.name}" for alias in statement.names)
+
+
+def imported_parts(path: Path) -> set[str]:
+    found = {name.split(".")[1] for name in modules(path) if name.startswith("ppgen.")}
+    return {name if name in PARTS else "__init__" for name in found} - {part(path)}
+
+
+PARTS = {part(path) for path in SOURCES}
+
+
+def test_every_part_is_in_the_table_and_the_table_has_no_others():
+    assert set(ALLOWED) == PARTS
+
+
+def test_the_arrows_make_no_circle():
+    list(graphlib.TopologicalSorter(ALLOWED).static_order())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path):
+    extra = imported_parts(path) - ALLOWED.get(part(path), set())
+    assert not extra, f"{part(path)} may not import {', '.join(sorted(extra))}"
+
+
+def test_metrics_import_torch_alone():
+    for path in SOURCES:
+        if part(path) == "metrics":
+            outside = {name.split(".")[0] for name in modules(path)} - set(sys.stdlib_module_names)
+            assert outside <= {"torch", "ppgen"}, path
+
+
+def test_one_file_traces_programs():
+    tracing = [
+        path.name
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("poutine.trace", "pyro.poutine.trace")
+    ]
+    assert tracing == ["draws.py"]
