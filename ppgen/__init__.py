@@ -8,9 +8,10 @@ places, `metrics` the metrics, `recipes` the known methods; `SVI` and `fit` mini
 from ppgen import metrics, recipes, views
 from ppgen.fit import fit
 from ppgen.infer import SVI
-from ppgen.objective import Evidence, Objective, Rate, Reconstruction, match
+from ppgen.objective import Objective
 from ppgen.result import Fit
 from ppgen.schedules import Anneal, Ramp
+from ppgen.terms import Evidence, Rate, Reconstruction, match
 
 __version__ = "0.1.0"
 

@@ -22,7 +22,9 @@ from ppgen.systems import SYSTEMS, System
 __all__ = ["main"]
 
 EPOCHS = 200  # of a run that names neither steps nor epochs
-NOT_ASKED: set[str | int] = {"model", "guide", "data", "loss", "optim", "callbacks", "schedule", "validation", "progress"}
+# arguments of fit that a command line does not give
+NOT_ASKED: set[str | int] = {"model", "guide", "data", "loss", "optim", "callbacks", "schedule", "validation"}
+NOT_ASKED |= {"progress"}
 FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
 
 

@@ -20,8 +20,9 @@ from ppgen.draws import Program
 from ppgen.infer.optimizers import OptimizerFactory
 from ppgen.infer.parameters import Evaluation, State, owner, restore, snapshot
 from ppgen.infer.svi import SVI
-from ppgen.objective import Evidence, Objective
+from ppgen.objective import Objective
 from ppgen.result import Chain, Fit
+from ppgen.terms import Evidence
 from ppgen.watch import NotFinite, Watch
 
 __all__ = ["Moment", "fit"]

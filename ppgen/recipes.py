@@ -7,8 +7,9 @@ from pyro.infer import RenyiELBO
 
 from ppgen import views as v
 from ppgen.metrics import MMD, Metric
-from ppgen.objective import Evidence, Objective, Rate, Reconstruction, match
+from ppgen.objective import Objective
 from ppgen.schedules import Schedule
+from ppgen.terms import Evidence, Rate, Reconstruction, match
 
 __all__ = ["RECIPES", "ae", "info_vae", "iwae", "vae", "wae"]
 

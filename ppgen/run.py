@@ -1,11 +1,11 @@
 """A run folder: one training run on disk, from its configuration to its report.
 
-    config.yaml          everything that was asked for; ``ppgen train --config`` takes it back
-    metrics.jsonl        one line a step: chain, step, epoch, loss and its terms, written while training
-    weights.safetensors  the `Fit`
-    posterior.nc         the posterior on held-out data, as ArviZ reads it
-    numbers.json         held-out figures
-    report.html          the page to look at
+config.yaml          everything that was asked for; ``ppgen train --config`` takes it back
+metrics.jsonl        one line a step: chain, step, epoch, loss and its terms, written while training
+weights.safetensors  the `Fit`
+posterior.nc         the posterior on held-out data, as ArviZ reads it
+numbers.json         held-out figures
+report.html          the page to look at
 """
 
 import json

@@ -101,8 +101,7 @@ def test_labels_condition_a_model(tmp_path, capsys):
 
 @pytest.mark.parametrize("likelihood", FORMS)
 def test_data_come_in_the_form_that_the_likelihood_scores(likelihood, tmp_path):
-    size = ["--model.likelihood", likelihood, "--fit.steps", "2", "--draws", "0", "--particles", "2", "--data.size", "200"]
-    assert main(["train", "vae", "digits", *size, "--out", "run"]) == 0
+    assert main(["train", "vae", "digits", *QUICK, "--model.likelihood", likelihood, "--out", "run"]) == 0
     x = Run.load("run").data.x
     wanted = {"gaussian": np.float32, "bernoulli": np.float32, "categorical": np.int64}[likelihood]
     assert x.dtype == wanted

@@ -129,7 +129,8 @@ def test_the_joint_density_is_that_of_the_program(regression):
     idata = chain_of(*regression, x, y).to_arviz(x, y, draws=30)
     a, b = (torch.as_tensor(idata["posterior"][k].values[0]) for k in "ab")
     prior = dist.Normal(0.0, 1.0)
-    expected = prior.log_prob(a) + prior.log_prob(b).sum(-1) + torch.as_tensor(idata["log_likelihood"]["y"].values[0]).sum(-1)
+    likelihood = torch.as_tensor(idata["log_likelihood"]["y"].values[0]).sum(-1)
+    expected = prior.log_prob(a) + prior.log_prob(b).sum(-1) + likelihood
     np.testing.assert_allclose(idata["sample_stats"]["lp"].values[0], expected.numpy(), rtol=1e-4)
 
 

@@ -10,8 +10,8 @@ from conftest import Pair
 from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormalMessenger
 
+import ppgen as o
 from ppgen import metrics as m
-from ppgen import objective as o
 from ppgen import views as v
 from ppgen.draws import PARTICLES, Draws, is_local, is_observed, log_density, log_weights, particle_draws, sample_sites
 
@@ -20,7 +20,7 @@ x, z = v.data("x"), v.posterior("z")
 new_x, new_z = v.generated("x"), v.prior("z")
 
 
-def energy(a: v.View, b: v.View) -> o.Match:
+def energy(a: v.View, b: v.View) -> o.Objective:
     return o.match(a, b, m.Energy())
 
 

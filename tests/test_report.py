@@ -72,7 +72,7 @@ CASES = {
         "colour beside data": (lambda f: f(IMAGES["colour"], data=IMAGES["colour"]), 2),
         "one image": (lambda f: f(IMAGES["grey"][:1]), 1),
         "constant images": (lambda f: f(np.zeros((3, 1, 2, 2))), 1),
-        "one column": (lambda f: f(WIDE[:, :1], columns=["$x_"]), 1),
+        "one column": (lambda f: f(WIDE[:, :1], columns=["$x_$"]), 1),
         "two columns": (lambda f: f(WIDE[:, :2], data=WIDE[:90, 1:3]), 1),
         "three columns": (lambda f: f(WIDE[:, :3], data=WIDE[:90, 1:4]), 6),
         "eight columns": (lambda f: f(WIDE, data=WIDE, columns=[f"a column of long name {i}" for i in range(8)]), 21),

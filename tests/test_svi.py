@@ -530,9 +530,23 @@ def test_parameters_freeze_and_thaw_between_steps(kind):
 # Parameters that come late, or not at all.
 
 
-LATE = {
+class Prepared(torch.optim.Optimizer):
+    """Gradient descent at a rate of 0.1, kept in a state that is made when the optimiser is built."""
+
+    def __init__(self, leaves: list[Tensor]) -> None:
+        super().__init__(leaves, {})
+        for leaf in leaves:
+            self.state[leaf]["rate"] = 0.1
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for leaf in self.param_groups[0]["params"]:
+            leaf -= self.state[leaf]["rate"] * leaf.grad
+
+
+LATE: dict[str, Any] = {
     "sgd": functools.partial(torch.optim.SGD, lr=0.1),
-    "adagrad": functools.partial(torch.optim.Adagrad, lr=0.1),  # makes its state when it is built
+    "prepared": Prepared,
     "pyro": pyro.optim.SGD({"lr": 0.1}),
     "pyro_by_name": pyro.optim.SGD(lambda name: {"lr": 0.1}),
 }
@@ -544,9 +558,7 @@ def test_a_parameter_that_comes_late_joins(optim):
     svi = descend(lambda *programs: bowls.pop(0)(*programs), LATE[optim])
     svi.step()
     svi.step()
-    # Adagrad steps by lr g / sqrt(sum of g^2)
-    expected = (0.9 - 0.09 / math.sqrt(1 + 0.81) if optim == "adagrad" else 0.81, 0.9)
-    assert (pyro.param("a").item(), pyro.param("b").item()) == pytest.approx(expected)
+    assert (pyro.param("a").item(), pyro.param("b").item()) == pytest.approx((0.81, 0.9))
 
 
 def test_a_parameter_that_comes_late_follows_the_schedule():

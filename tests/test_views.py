@@ -8,8 +8,8 @@ from conftest import Pair
 from pyro import poutine
 from torch import nn
 
+import ppgen as o
 from ppgen import metrics as m
-from ppgen import objective as o
 from ppgen import views as v
 from ppgen.draws import Draws
 

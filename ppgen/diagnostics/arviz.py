@@ -45,7 +45,9 @@ __all__ = ["to_arviz"]
 Variable = tuple[tuple[str, ...], np.ndarray]
 
 
-def to_arviz(fit: "Fit", *data: Tensor, draws: int = 500, predictive: bool = True, chunk: int = 50, seed: int = 0) -> Any:
+def to_arviz(
+    fit: "Fit", *data: Tensor, draws: int = 500, predictive: bool = True, chunk: int = 50, seed: int = 0
+) -> Any:
     """A fit's posterior on data, an `InferenceData` (ArviZ 0.2x) or `DataTree` (1.x), in the layout of this module.
 
     Args:
@@ -122,7 +124,9 @@ def _part(draws: Draws, predictive: bool) -> dict[str, dict[str, Variable]]:
         "observed_data": {name: _observed(name, site) for name, site in observed.items()},
     }
     if all(data_frame(site) is None for site in latent_sites(encoded).values()):
-        groups["log_likelihood"] = {k: _variable(k, s, s["unscaled_log_prob"], event=False) for k, s in observed.items()}
+        groups["log_likelihood"] = {
+            name: _variable(name, site, site["unscaled_log_prob"], event=False) for name, site in observed.items()
+        }
     if predictive:
         drawn, generated = sample_sites(draws.reconstructed), sample_sites(draws.generated)
         groups["posterior_predictive"] = {name: _variable(name, drawn[name]) for name in observed}
@@ -164,4 +168,5 @@ def _variable(name: str, site: Site, value: Tensor | None = None, *, event: bool
 
 def _dataset(variables: dict[str, Variable]) -> xr.Dataset:
     sizes = {d: n for dims, value in variables.values() for d, n in zip(dims, value.shape, strict=True)}
-    return xr.Dataset(variables, coords={d: np.arange(n) for d, n in sizes.items() if d in ("chain", "draw", DATA, "step")})
+    indexed = ("chain", "draw", DATA, "step")
+    return xr.Dataset(variables, coords={d: np.arange(n) for d, n in sizes.items() if d in indexed})

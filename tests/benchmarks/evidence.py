@@ -52,12 +52,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=200)
     options = parser.parse_args()
-    print(f"held-out log evidence on dequantised digits, {LATENT} latents, {options.seeds} seeds: mean (standard error)")
+    print(f"held-out log evidence, dequantised digits, {LATENT} latents, {options.seeds} seeds: mean (standard error)")
     for covariance in ("diagonal", "low_rank"):
         rows = np.array([one(seed, options.epochs, covariance) for seed in range(options.seeds)])
         error = rows.std(0, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else np.full(3, np.nan)
-        print(f"  VAE, {covariance} covariance   {rows[:, 0].mean():8.2f} ({error[0]:.2f}) nats   {rows[:, 2].mean():.0f} s")
-    print(f"  factor analysis           {rows[:, 1].mean():8.2f} ({error[1]:.2f}) nats")
+        vae, factors, seconds = rows.mean(0)
+        print(f"  VAE, {covariance} covariance   {vae:8.2f} ({error[0]:.2f}) nats   {seconds:.0f} s")
+    print(f"  factor analysis            {factors:8.2f} ({error[1]:.2f}) nats")
 
 
 if __name__ == "__main__":

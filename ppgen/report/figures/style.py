@@ -1,7 +1,7 @@
 """The look that all figures share: one width, one palette, one set of type sizes.
 
 Figures are made through matplotlib's object interface and never through pyplot, so that none stays open and no
-backend is chosen. Text is set as it is, without TeX: a column may be called "$x_".
+backend is chosen. Text is set as it is, without TeX: a column may be called "$x_$".
 """
 
 from collections.abc import Callable, Sequence

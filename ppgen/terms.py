@@ -1,0 +1,246 @@
+"""The terms of a loss: where two laws are compared, and by what.
+
+Every term is an average over data, in nats per datum where it is a log density. With N the full size of the plate
+"data" (1 for programs without one),
+
+    Evidence()         -1/N E_q[log p(x, z) - log q(z | x)]       the negative ELBO
+    Reconstruction()   -1/N E_q[log p(x | z)]                     the distortion
+    Rate()              1/N E_q[log q(z | x) - log p(z)]          the KL inside the ELBO
+    match(a, b, D)      D(a, b)                                   between two views, by a metric
+
+so that Evidence = Reconstruction + Rate, and ``Reconstruction() + beta * Rate()`` is the beta-VAE.
+"""
+
+import copy
+import math
+import warnings
+
+import torch
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppgen.draws import (
+    Draws,
+    PlateSize,
+    Site,
+    Trace,
+    check_drawn,
+    hides_gradient,
+    is_local,
+    is_observed,
+    latent_sites,
+    nearest,
+    plate_size,
+    sample_sites,
+    weigh,
+)
+from ppgen.metrics import Metric
+from ppgen.objective import Objective, Term
+from ppgen.views import View
+
+__all__ = ["Evidence", "Match", "Rate", "Reconstruction", "match"]
+
+
+class Evidence(Term):
+    """The negative evidence lower bound, -1/N E_q[log p(x, z) - log q(z | x)], in nats per datum.
+
+    Args:
+        elbo: the Pyro ELBO that estimates it: `Trace_ELBO` (default), `TraceMeanField_ELBO` (KL in closed form),
+            `TraceEnum_ELBO` (discrete latents summed out) or `RenyiELBO` (alpha = 0: the importance weighted bound
+            of Burda et al. 2016; alpha in general: Li & Turner 2016). Times N it is that ELBO's own loss. The Renyi
+            bound is taken per datum, without a subsample's scale N / B, if every site lies in the plate "data".
+
+    Raises:
+        TypeError: for another loss, which has no differentiable value.
+        LookupError: if the guide misses or adds a latent, or leaves one to an enumeration that the ELBO does not do.
+    """
+
+    def __init__(self, *, elbo: ELBO | None = None):
+        super().__init__()
+        elbo = Trace_ELBO() if elbo is None else elbo
+        known = isinstance(elbo, RenyiELBO) or hasattr(elbo, "differentiable_loss")
+        if not isinstance(elbo, ELBO) or isinstance(elbo, Objective) or not known:
+            raise TypeError(
+                f"Evidence: {type(elbo).__name__} is no Pyro ELBO with a differentiable value to add to other terms; "
+                "take Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO or RenyiELBO"
+            )
+        self.elbo = copy.copy(elbo)
+        if isinstance(elbo, Trace_ELBO | RenyiELBO):
+            self.elbo._get_trace = self._get_trace  # each particle by `Draws`, with its checks
+
+    def value(self, draws: Draws) -> Tensor:
+        if not isinstance(self.elbo, Trace_ELBO | RenyiELBO):
+            return self._by_itself(draws)
+        if self.elbo.num_particles == 1:
+            pairs = [draws.importance]
+        else:
+            pairs = list(self.elbo._get_traces(draws.model, draws.guide, draws.args, draws.kwargs))
+        if isinstance(self.elbo, RenyiELBO):
+            return self._renyi(pairs)
+        if isinstance(self.elbo, TraceMeanField_ELBO) and not all(_same_order(*pair) for pair in pairs):
+            warnings.warn(
+                "Evidence(TraceMeanField_ELBO): model and guide draw their latents in different orders, where the KL "
+                "in closed form may be wrong; take Evidence()",
+                stacklevel=2,
+            )
+        elbo = copy.copy(self.elbo)
+        elbo._get_traces = lambda *_: pairs
+        loss = elbo.differentiable_loss(draws.model, draws.guide, *draws.args, **draws.kwargs)
+        return loss / plate_size(pairs[0][0].nodes.values())
+
+    def _by_itself(self, draws: Draws) -> Tensor:
+        """An ELBO that runs the programs in a way of its own, enumerating."""
+        args = (draws.model, draws.guide, *draws.args)
+        with PlateSize() as plate:
+            if torch.is_grad_enabled():
+                loss = self.elbo.differentiable_loss(*args, **draws.kwargs)
+            else:  # which that method may refuse
+                loss = torch.tensor(self.elbo.loss(*args, **draws.kwargs), dtype=torch.float64)
+        return loss / plate.size
+
+    def _renyi(self, pairs: list[tuple[Trace, Trace]]) -> Tensor:
+        for pair in pairs:
+            _check_reparameterised(*pair, "RenyiELBO")
+        log_weights = torch.cat([weigh(*pair) for pair in pairs])
+        order = 1.0 - self.elbo.alpha
+        bounds = ((order * log_weights).logsumexp(0) - math.log(len(log_weights))) / order
+        return -bounds.mean() if is_local(*pairs[0]) else -bounds.sum() / plate_size(pairs[0][0].nodes.values())
+
+    def __str__(self) -> str:
+        return "Evidence" if type(self.elbo) is Trace_ELBO else f"Evidence({type(self.elbo).__name__})"
+
+
+class Reconstruction(Term):
+    """The reconstruction error -1/N E_q[log p(x | z)], in nats per datum: a mean over the guide's draws.
+
+    Args:
+        site: an observed site; all observed sites, and the model's factors, together if left out.
+
+    Raises:
+        LookupError: if the model observes no such site, or the guide leaves a latent to enumeration.
+        ValueError: for a guide whose draws would hide a gradient.
+    """
+
+    def __init__(self, site: str | None = None):
+        super().__init__()
+        self.site = site
+
+    @property
+    def name(self) -> str:
+        return f"Reconstruction({self.site})" if self.site else "Reconstruction"
+
+    def value(self, draws: Draws) -> Tensor:
+        encoded, guided = draws.encoded, draws.guided
+        names = [k for k, s in sample_sites(encoded).items() if is_observed(s)]
+        if self.site is not None and self.site not in names:
+            raise LookupError(f"{self.name}: the model observes no such site; {nearest(self.site, names)}")
+        if not names:
+            raise LookupError(f"{self.name}: the model observes no site; give one obs=")
+        _check_reparameterised(encoded, guided, self.name)
+        if self.site is not None:
+            names = [self.site]
+        else:  # with the model's factors, which are part of its likelihood
+            names = [k for k, s in sample_sites(encoded).items() if s["is_observed"]]
+        return -sum((_log_prob_sum(encoded, k) for k in names), torch.zeros(())) / draws.num_data
+
+
+class Rate(Term):
+    """The rate 1/N E_q[log q(z | x) - log p(z)] = 1/N E KL(q(z | x), p(z)), in nats per datum (Alemi et al. 2018).
+
+    In closed form where PyTorch knows the KL and model and guide draw their latents in the same order, otherwise
+    from the draw itself.
+
+    Raises:
+        LookupError: if the guide leaves a latent to enumeration.
+        ValueError: for a guide whose draws would hide a gradient.
+    """
+
+    def value(self, draws: Draws) -> Tensor:
+        encoded, guided = draws.encoded, draws.guided
+        _check_reparameterised(encoded, guided, self.name)
+        latent, closed = latent_sites(encoded), _same_order(encoded, guided)
+        total = torch.zeros(())
+        for name, site in sample_sites(guided).items():
+            kl = _closed_form(site, latent[name]) if closed and name in latent else None
+            if kl is not None:
+                total = total + kl
+            else:
+                total = total + _log_prob_sum(guided, name)
+                total = total - (_log_prob_sum(encoded, name) if name in latent else 0.0)
+        return total / draws.num_data
+
+
+class Match(Term):
+    """D(a, b), a metric between two views; see `match`."""
+
+    def __init__(self, a: View, b: View, metric: Metric):
+        super().__init__()
+        self.a, self.b, self.metric = a, b, metric
+
+    @property
+    def name(self) -> str:
+        where = self.a.name if self.a.name == self.b.name else f"{self.a.name}; {self.b.name}"
+        return f"{self.metric.name}({where})"
+
+    def value(self, draws: Draws) -> Tensor:
+        # a view of observations alone is read last, off a trace that the other has already made
+        first, second = (self.b, self.a) if self.a.of_data else (self.a, self.b)
+        rows = {first: first(draws)}
+        rows[second] = second(draws)
+        x, y = rows[self.a], rows[self.b]
+        return self.metric(x.values, y.values, x.weights, y.weights)
+
+    def __str__(self) -> str:
+        return f"{self.metric.name}({self.a}, {self.b})"
+
+
+def match(a: View, b: View, metric: Metric) -> Match:
+    """The term D(a, b): a metric between two views, each an average over its rows.
+
+    ``match(v.posterior("z"), v.prior("z"), m.MMD())`` pulls the aggregate posterior, not each q(z | x), to the prior.
+
+    Raises:
+        TypeError: if a or b is not a view, or the metric not a metric.
+    """
+    for what, got, expected in (("a", a, View), ("b", b, View), ("metric", metric, Metric)):
+        if not isinstance(got, expected):
+            raise TypeError(f"match: {what} is a {expected.__name__}, got {got!r}")
+    return Match(a, b, metric)
+
+
+def _log_prob_sum(trace: Trace, name: str) -> Tensor:
+    trace.compute_log_prob(lambda site, _: site == name)
+    return trace.nodes[name]["log_prob_sum"]
+
+
+def _same_order(encoded: Trace, guided: Trace) -> bool:
+    """Whether what precedes a latent is the same in both, so that the KL of its two laws there is one of the whole."""
+    latent = latent_sites(encoded)
+    return list(latent) == [name for name in latent_sites(guided) if name in latent]
+
+
+def _closed_form(site: Site, prior: Site) -> Tensor | None:
+    """KL(q, p) of one latent, summed over its plates; None where PyTorch does not know it."""
+    base = site["fn"]
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if isinstance(base, Delta):  # of an autoguide: Pyro's KL leaves its log_density, a Jacobian, out
+        return None
+    try:
+        kl = torch.as_tensor(kl_divergence(site["fn"], prior["fn"]))
+    except NotImplementedError:
+        return None
+    return scale_and_mask(kl, scale=site["scale"], mask=site["mask"]).sum()
+
+
+def _check_reparameterised(encoded: Trace, guided: Trace, term: str) -> None:
+    check_drawn(encoded, guided)
+    for name, site in latent_sites(guided).items():
+        if hides_gradient(site):
+            raise ValueError(
+                f"{term}: the guide's site {name!r} has no rsample, so no gradient would reach its parameters; "
+                "take Evidence(), which scores such sites, or Evidence(elbo=TraceEnum_ELBO()), which sums them out"
+            )
