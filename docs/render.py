@@ -39,11 +39,13 @@ def cells(text: str) -> list[tuple[str, int, str]]:
 def run(source: str, start: int, path: Path, names: dict) -> str:
     """Runs a cell and returns its text. Tracebacks point into the tutorial."""
     tree = ast.parse("\n" * start + source, str(path))
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1] if tree.body else None
+    if isinstance(last, ast.Expr):
+        tree.body.pop()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(tree, str(path), "exec"), names)
-        if last is not None:
+        if isinstance(last, ast.Expr):
             value = eval(compile(ast.Expression(last.value), str(path), "eval"), names)
             if value is not None and not isinstance(value, Figure):
                 print(value)

@@ -323,10 +323,10 @@ def test_without_patience_the_last_weights_stay():
 def test_a_validation_that_is_nan_is_never_the_best():
     def loss(model: Callable, guide: Callable, x: Tensor) -> Tensor:
         value = distance(model, guide, x)
-        return value if torch.is_grad_enabled() or w() < 0.4 else value * math.nan
+        return value if torch.is_grad_enabled() or 0.1 < w() < 0.4 else value * math.nan
 
     result = fit(holder(), ZERO, loss=loss, optim=HALVING, validation=torch.full((4, 1), 0.3), patience=3, steps=50)
-    assert np.isnan(result.chains[0].validation["loss"][0])
+    assert np.isnan(result.chains[0].validation["loss"]).tolist() == [True, False, False, True, True]
     assert result.chains[0].kept == 2
     assert w() == 0.25
 
@@ -401,6 +401,7 @@ def test_the_average_is_what_is_validated_and_what_early_stopping_keeps():
     options = {"loss": distance, "optim": HALVING, "ema": 0.3, "validation": torch.full((4, 1), 0.4), "steps": 20}
     chain = fit(holder(), ZERO, patience=2, **options).chains[0]
     best = w()
+    assert chain.history["loss"] == pytest.approx([0.25**t for t in range(len(chain.history["loss"]))])
     assert (best - 0.4) ** 2 == pytest.approx(chain.validation["loss"].min())
     pyro.clear_param_store()
     fit(holder(), ZERO, **{**options, "steps": chain.kept})

@@ -53,7 +53,7 @@ def ramp(z: np.ndarray) -> np.ndarray:
     return np.repeat(z[:, None, :, None], 3, axis=-1)
 
 
-# Every exported figure, called as (function, arguments, options), and the number of its axes.
+# For every exported figure, calls of it by what they show, and how many axes each draws.
 CASES = {
     "loss_curves": {
         "one chain": (lambda f: f([chain()]), 1),

@@ -313,6 +313,9 @@ def test_evaluating_puts_everything_back():
         ppgen.Evidence().loss(model, guide, X)
     with pytest.raises(ZeroDivisionError), fit.evaluating(0):
         raise ZeroDivisionError(ppgen.Evidence().loss(model, guide, X))
+    pyro.clear_param_store()  # Pyro thaws what it has not met
+    with fit.evaluating():
+        ppgen.Evidence().loss(model, guide, X)
     assert bits(tensors.values()) == before
     assert [m.training for m in model.modules()] == modes
     assert not model.still.requires_grad

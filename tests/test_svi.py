@@ -539,7 +539,7 @@ class Prepared(torch.optim.Optimizer):
             self.state[leaf]["rate"] = 0.1
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure=None):
         for leaf in self.param_groups[0]["params"]:
             leaf -= self.state[leaf]["rate"] * leaf.grad
 

@@ -17,6 +17,7 @@ from ppgen import data, recipes
 from ppgen import metrics as m
 from ppgen.models import Autoencoder
 
+torch.set_num_threads(1)  # networks as small as these gain nothing from more
 digits = data.load("digits")
 train, test = torch.as_tensor(digits.train.x), torch.as_tensor(digits.test.x)
 print(digits)
@@ -27,7 +28,7 @@ print(digits)
 # $\mathrm{encoder}(x)$. A loss is a sum of terms:
 #
 # - `recipes.ae()` is `Reconstruction()`, $-\log p(x \mid z)$ at the code of $x$: half the squared error of the
-#   reconstruction, plus a constant. The law of the codes is nobody's business.
+#   reconstruction, plus a constant. Nothing is said about the law of the codes.
 # - `recipes.wae()` adds `10 * match(posterior("z"), prior("z"), MMD)`: the codes of a batch, taken together, are
 #   compared with as many draws of $N(0, I)$. This is the Wasserstein autoencoder of Tolstikhin et al. (2018), a
 #   generative autoencoder: if the codes of data fill $N(0, I)$, the decoder knows what to do everywhere.
@@ -114,7 +115,8 @@ every = torch.as_tensor(digits.x)
 of_images = m.MMD(bandwidth=float(torch.pdist(test.flatten(1)).median()))
 for name, model in models.items():
     print(f"{name:>3} against test images: MMD² {discrepancy(of_images, partial(model.sample, mean=True), test)}")
-print("95% level, two samples of images:", level(of_images, lambda: every[torch.randperm(len(every))[: 2 * n]].chunk(2)))
+halves = level(of_images, lambda: every[torch.randperm(len(every))[: 2 * n]].chunk(2))
+print("95% level, two samples of images:", halves)
 
 # %% [markdown]
 # Not from the plain autoencoder: its decoder was never asked about most of the codes that $N(0, I)$ draws, and answers

@@ -19,6 +19,7 @@ import ppgen
 from ppgen import data, recipes
 from ppgen.models import VAE, mean
 
+torch.set_num_threads(1)  # networks as small as these gain nothing from more
 digits = data.load("digits")
 train, test = torch.as_tensor(digits.train.x), torch.as_tensor(digits.test.x)
 print(digits)
@@ -29,8 +30,9 @@ print(digits)
 #
 # ## By hand
 #
-# The model draws $z \sim N(0, I)$ and $x \sim N(\mu(z), \mathrm{diag}\, \sigma^2(z))$; the guide draws $z$ from a normal
-# law around what the encoder makes of $x$. The plate is called "data", since the terms of a loss are averages over it.
+# The model draws $z \sim N(0, I)$ and $x \sim N(\mu(z), \mathrm{diag}\, \sigma^2(z))$; the guide draws $z$ from a
+# normal law whose mean and standard deviations the encoder makes of $x$. The plate is called "data": the terms of a
+# loss are averages over the plate of that name.
 
 
 # %%
@@ -88,7 +90,8 @@ for term in runs[0]:
 
 idata = fit.to_arviz(held.flatten(1), draws=500, predictive=False)
 by_hand = idata.vi_stats.log_marginal.values[0]
-print(f"  log evidence {by_hand.mean():7.2f} ± {by_hand.std() / 200**0.5:.2f} nats (k = 500, standard error over images)")
+error = by_hand.std() / 200**0.5
+print(f"  log evidence {by_hand.mean():7.2f} ± {error:.2f} nats (k = 500, standard error over images)")
 
 # %% [markdown]
 # ## Ready-made, with four covariances
@@ -169,7 +172,9 @@ tiles = nn.functional.pad(torch.stack(list(rows.values()))[:, :, 0], (0, 1, 0, 1
 draws = figure.add_subplot(grid[1, :])
 draws.imshow(tiles.transpose(1, 2).flatten(0, 1).flatten(1), cmap="gray", vmin=0, vmax=1)
 draws.set(xticks=[], yticks=[9 * i + 4 for i in range(len(rows))], yticklabels=rows)
-draws.set_title("data, and draws x ~ p(x | z), z ~ N(0, I); last column: sd of a pixel given z, white is 0.4", fontsize=10)
+draws.set_title(
+    "data and draws x ~ p(x | z), z ~ N(0, I); last column: sd of a pixel given z, white is 0.4", fontsize=10
+)
 draws.tick_params(length=0)
 draws.spines[:].set_visible(False)
 figure
