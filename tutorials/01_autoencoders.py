@@ -119,10 +119,11 @@ halves = level(of_images, lambda: every[torch.randperm(len(every))[: 2 * n]].chu
 print("95% level, two samples of images:", halves)
 
 # %% [markdown]
-# Not from the plain autoencoder: its decoder was never asked about most of the codes that $N(0, I)$ draws, and answers
-# with shades. One more term and most of the distance is gone, for a somewhat larger error of reconstruction. Not all
-# of it: the number stays above the level, and among the WAE's samples below are some that are no digit. Its codes have
-# the right law as far as 359 of them can show, but a code between two digits still has to be decoded to something.
+# Not from the plain autoencoder: the codes that its decoder was trained on lie further out, as the standard deviations
+# show, and to others it answers with shades. One more term and most of the distance is gone, for a somewhat larger
+# error of reconstruction. Not all of it: the number stays above the level, and among the WAE's samples below are some
+# that are hardly a digit. Its codes have about the right law, as far as this many can show, but a code between two
+# digits still has to be decoded to something.
 #
 # The errors above are of the test images and the draws. Another seed of training moves the numbers too; to see by how
 # much, change `manual_seed(0)` and pass `fit` another `seed`.

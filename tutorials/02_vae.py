@@ -1,7 +1,7 @@
 # %% [markdown]
 # # What does the decoder's covariance buy, and how sure is the number?
 #
-# A variational autoencoder is a law $p(x) = \int p(x \mid z)\, p(z)\, dz$, so two of them can be compared by a number:
+# A variational autoencoder is a law $p(x) = \int p(x \mid z) p(z) dz$, so two of them can be compared by a number:
 # the log evidence $\log p(x)$ of images held out. The number is an estimate, and has errors of more than one kind. Here
 # the VAE is first written by hand, as a Pyro program; then four ready-made ones, which differ in the covariance of
 # $p(x \mid z)$, are compared by it.
@@ -30,7 +30,7 @@ print(digits)
 #
 # ## By hand
 #
-# The model draws $z \sim N(0, I)$ and $x \sim N(\mu(z), \mathrm{diag}\, \sigma^2(z))$; the guide draws $z$ from a
+# The model draws $z \sim N(0, I)$ and $x \sim N(\mu(z), \mathrm{diag}(\sigma^2(z)))$; the guide draws $z$ from a
 # normal law whose mean and standard deviations the encoder makes of $x$. The plate is called "data": the terms of a
 # loss are averages over the plate of that name.
 

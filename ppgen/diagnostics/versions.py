@@ -1,12 +1,17 @@
 """The one place that knows ArviZ 0.2x from 1.x: container, PSIS, NetCDF."""
 
+import warnings
 from importlib.metadata import version
 from os import PathLike
 from typing import Any
 
-import arviz as az
 import numpy as np
 import xarray as xr
+
+with warnings.catch_warnings():
+    # 0.23 announces 1.0 once a day; both are served here, so its user has nothing to do
+    warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
+    import arviz as az
 
 __all__ = ["assemble", "from_netcdf", "psislw", "to_netcdf"]
 
