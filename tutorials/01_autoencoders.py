@@ -148,5 +148,5 @@ for i, (name, z) in enumerate(codes.items()):
     axes.scatter(*(z @ principal).T, s=4, c=digits.test.y, cmap="tab10")
     for radius in (1, 2, 3):
         axes.add_patch(plt.Circle((0, 0), radius, fill=False, linewidth=0.8))
-    axes.set_title(f"{name}: codes, coloured by digit\ncircles: 1, 2, 3 σ of N(0, I)", fontsize=8, loc="left")
+    axes.set_title(f"{name}: codes by digit, principal plane\ncircles: 1, 2, 3 σ of N(0, I)", fontsize=8, loc="left")
 figure
