@@ -24,7 +24,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from ppgen import data as datasets
-from ppgen.data import Data
+from ppgen.data import Data, Split
 from ppgen.diagnostics import from_netcdf, to_netcdf
 from ppgen.files import write_whole
 from ppgen.fit import Moment, fit
@@ -97,7 +97,7 @@ class Run:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             x = self.model.sample(n, y, mean=mean)
-        return self.data.scaler.inverse(x.numpy())
+        return self.data.scaler.inverse(x.numpy(force=True))
 
 
 def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = True) -> Run:
@@ -110,19 +110,17 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     """
     data = _data(config)
     model = _model(config, data)
+    model.check(*_rows(config, data.train))  # before there is a folder
     folder = new_folder(out)
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    conditional = config["conditional"]
-    train_rows = (data.train.x, data.train.y) if conditional else data.train.x
-    held = data.validation if len(data.validation.x) else None
     with _metrics(folder / "metrics.jsonl") as record:
         fitted = fit(
             model.model,
             model.guide,
-            train_rows,
+            _rows(config, data.train),
             loss=_loss(config),
             optim=partial(torch.optim.Adam, lr=config["lr"]),
-            validation=None if held is None else (held if conditional else held.x),
+            validation=_rows(config, data.validation) if len(data.validation.x) else None,
             callbacks=[record],
             progress=progress,
             **config["fit"],
@@ -137,13 +135,12 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
 def _evaluate(run: Run) -> None:
     """Held-out figures, and the posterior of the first held-out rows."""
     split = run.data.test if len(run.data.test.x) else run.data.train
-    rows = tuple(split) if run.config["conditional"] else (split.x,)
-    tensors = tuple(torch.as_tensor(part) for part in rows)
+    tensors = tuple(part.to(run.fit.example[0].device) for part in _rows(run.config, split))
     numbers: dict[str, Any] = {"held-out rows": len(tensors[0])}
     with torch.random.fork_rng():
         torch.manual_seed(run.config["fit"]["seed"])
         terms = run.fit.breakdown(*tensors)
-        numbers |= {f"held-out {name} (nats per datum)": value for name, value in terms.items()}
+        numbers |= {f"held-out {name}": value for name, value in terms.items()}
         if isinstance(run.model, VAE):
             particles = run.config["particles"]
             evidence = run.model.log_evidence(*tensors, particles=particles).double()
@@ -156,6 +153,12 @@ def _evaluate(run: Run) -> None:
     if run.config["draws"] and isinstance(run.model, VAE):
         shown = tuple(t[:SHOWN] for t in tensors)
         to_netcdf(run.fit.to_arviz(*shown, draws=run.config["draws"]), run.folder / "posterior.nc")
+
+
+def _rows(config: dict[str, Any], split: Split) -> tuple[torch.Tensor, ...]:
+    """A split as the programs take it: with labels where the model is conditioned on them."""
+    parts = (split.x, split.y) if config["conditional"] else (split.x,)
+    return tuple(torch.as_tensor(part) for part in parts)
 
 
 def _data(config: dict[str, Any]) -> Data:

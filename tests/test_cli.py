@@ -143,6 +143,12 @@ def test_mistakes_are_named_and_nothing_is_lost(arguments, message, tmp_path, ca
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["kept.txt"]
 
 
+def test_data_that_the_model_cannot_score_leave_no_folder(tmp_path, capsys):
+    assert main(["train", "vae", "digits", *QUICK, "--data.form", "integer"]) == 1
+    assert "dequantise" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_unknown_system_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["train", "vea", "digits"])
