@@ -28,6 +28,7 @@ def wae(metric: Metric | None = None, *, weight: float | Schedule = 10.0, z: str
     """Wasserstein autoencoder (Tolstikhin et al. 2018, equation 4): reconstruction, the aggregate code at the prior.
 
     Args:
+        weight: 10 is theirs, for squared errors; a decoder that learns its scale earns more nats, and wants about 100.
         metric: between q(z) and p(z); MMD with inverse multiquadric kernels if left out, as in their WAE-MMD.
     """
     metric = MMD(kernel="imq") if metric is None else metric

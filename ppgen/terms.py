@@ -18,7 +18,7 @@ import warnings
 import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -62,7 +62,7 @@ class Evidence(Term):
         super().__init__()
         elbo = Trace_ELBO() if elbo is None else elbo
         known = isinstance(elbo, RenyiELBO) or hasattr(elbo, "differentiable_loss")
-        if not isinstance(elbo, ELBO) or isinstance(elbo, Objective) or not known:
+        if not isinstance(elbo, ELBO) or isinstance(elbo, Objective | TraceTailAdaptive_ELBO) or not known:
             raise TypeError(
                 f"Evidence: {type(elbo).__name__} is no Pyro ELBO with a differentiable value to add to other terms; "
                 "take Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO or RenyiELBO"

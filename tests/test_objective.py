@@ -9,7 +9,14 @@ import pytest
 import torch
 from conftest import Pair, gaussian_pair
 from pyro import poutine
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
@@ -672,7 +679,7 @@ def test_reconstruction_without_observations():
 
 
 def test_evidence_takes_elbos_that_have_a_value():
-    for elbo in (TraceGraph_ELBO(), ppgen.Rate(), "trace", Trace_ELBO):
+    for elbo in (TraceGraph_ELBO(), TraceTailAdaptive_ELBO(), ppgen.Rate(), "trace", Trace_ELBO):
         with pytest.raises(TypeError, match=r"take Trace_ELBO, .*RenyiELBO"):
             ppgen.Evidence(elbo=elbo)
 
