@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from ppgen import __version__
@@ -30,16 +29,17 @@ FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, or 1 with the reason on standard error."""
-    warnings.showwarning = lambda message, *_, **__: print(f"ppgen: {message}", file=sys.stderr)
     given = _parser().parse_args(arguments)
     command = given.command
-    try:
-        {"train": _train, "sample": _sample, "report": _report}[command](given[command])
-    except FAILURES as error:
-        if os.environ.get("PPGEN_TRACEBACK"):
-            raise
-        print(f"ppgen: {error}", file=sys.stderr)
-        return 1
+    with warnings.catch_warnings():  # which puts showwarning back
+        warnings.showwarning = lambda message, *_, **__: print(f"ppgen: {message}", file=sys.stderr)
+        try:
+            {"train": _train, "sample": _sample, "report": _report}[command](given[command])
+        except FAILURES as error:
+            if os.environ.get("PPGEN_TRACEBACK"):
+                raise
+            print(f"ppgen: {error}", file=sys.stderr)
+            return 1
     return 0
 
 
@@ -95,14 +95,15 @@ def _train(given: Namespace) -> None:
     system = given[name]
     if system.system != name:
         raise ValueError(f"the configuration is of a run of {system.system!r}: use `ppgen train {system.system}`")
-    config = {"loss": {}, **_plain(system)}  # a recipe may have no options
+    config = {"loss": {}, **_plain(system.as_dict())}  # a recipe may have no options
     for left_out in ("config", "out", "progress"):
         config.pop(left_out, None)
     if config["fit"]["steps"] is None and config["fit"]["epochs"] is None:
         config["fit"]["epochs"] = EPOCHS
     folder = system.out if system.out is not None else _free(Path("runs") / f"{name}-{_stem(system.source)}")
     run = train(config, out=folder, progress=system.progress)
-    print(f"{run.fit.chains[run.fit.best].stopped} in {run.fit.chains[run.fit.best].seconds:.0f} s")
+    chain = run.fit.chains[run.fit.best]
+    print(f"{chain.stopped} in {chain.seconds:.0f} s")
     for what, number in run.numbers.items():
         shown = f"{number[0]:.4g} +- {number[1]:.2g}" if isinstance(number, tuple) else f"{number:.4g}"
         print(f"{what}: {shown}")
@@ -130,16 +131,12 @@ def _report(given: Namespace) -> None:
     print(f"report: {Run.load(given.run).report().resolve()}")
 
 
-def _plain(given: Namespace) -> dict[str, Any]:
-    """Options as YAML holds them."""
-    return yaml.safe_load(yaml.safe_dump(_words(given.as_dict())))
-
-
-def _words(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """Options as YAML holds them: dicts, lists, numbers and words."""
     if isinstance(value, dict):
-        return {str(k): _words(v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_words(v) for v in value]
+        return [_plain(v) for v in value]
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 

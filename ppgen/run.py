@@ -31,7 +31,7 @@ from ppgen.fit import Moment, fit
 from ppgen.models import VAE
 from ppgen.report import report_of_run, write_report
 from ppgen.result import Fit
-from ppgen.systems import FORMS, SYSTEMS
+from ppgen.systems import FORM_OF_LIKELIHOOD, SYSTEMS
 
 __all__ = ["Run", "new_folder", "train"]
 
@@ -145,10 +145,9 @@ def _evaluate(run: Run) -> None:
             particles = run.config["particles"]
             evidence = run.model.log_evidence(*tensors, particles=particles).double()
             error = float(evidence.std() / math.sqrt(len(evidence)))
-            bits = -math.log(2) * math.prod(run.data.event_shape)
-            name = f"held-out log evidence, k = {particles}"
-            numbers[f"{name} (nats per datum)"] = (float(evidence.mean()), error)
-            numbers[f"{name} (bits per dimension, negative)"] = (float(evidence.mean() / bits), abs(error / bits))
+            bits = math.log(2) * math.prod(run.data.event_shape)
+            numbers[f"held-out log evidence, k = {particles} (nats per datum)"] = (float(evidence.mean()), error)
+            numbers[f"held-out bits per dimension, k = {particles}"] = (-float(evidence.mean()) / bits, error / bits)
     write_whole(run.folder / "numbers.json", json.dumps(numbers, indent=1))
     if run.config["draws"] and isinstance(run.model, VAE):
         shown = tuple(t[:SHOWN] for t in tensors)
@@ -164,7 +163,7 @@ def _rows(config: dict[str, Any], split: Split) -> tuple[torch.Tensor, ...]:
 def _data(config: dict[str, Any]) -> Data:
     options = dict(config["data"])
     if options.get("form", "auto") == "auto":
-        options["form"] = FORMS.get(config["model"].get("likelihood", "gaussian"), "continuous")
+        options["form"] = FORM_OF_LIKELIHOOD.get(config["model"].get("likelihood", "gaussian"), "continuous")
     return datasets.load(config["source"], **options)
 
 

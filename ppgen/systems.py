@@ -28,4 +28,4 @@ SYSTEMS = {
 }
 
 # the form of data that each likelihood scores
-FORMS = {"gaussian": "continuous", "bernoulli": "binary", "categorical": "integer"}
+FORM_OF_LIKELIHOOD = {"gaussian": "continuous", "bernoulli": "binary", "categorical": "integer"}

@@ -11,7 +11,7 @@ from ppgen.cli import main
 from ppgen.models import VAE
 from ppgen.report import Report
 from ppgen.run import Run
-from ppgen.systems import FORMS, SYSTEMS
+from ppgen.systems import FORM_OF_LIKELIHOOD, SYSTEMS
 
 QUICK = ["--fit.steps", "6", "--model.hidden", "[8]", "--draws", "0", "--particles", "4", "--data.size", "300"]
 
@@ -99,7 +99,7 @@ def test_labels_condition_a_model(tmp_path, capsys):
     assert "expected labels y" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("likelihood", FORMS)
+@pytest.mark.parametrize("likelihood", FORM_OF_LIKELIHOOD)
 def test_data_come_in_the_form_that_the_likelihood_scores(likelihood, tmp_path):
     assert main(["train", "vae", "digits", *QUICK, "--model.likelihood", likelihood, "--out", "run"]) == 0
     x = Run.load("run").data.x
