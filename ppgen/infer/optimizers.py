@@ -1,7 +1,8 @@
 """One torch optimiser over all parameters, from what a user of Pyro or of torch hands in."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
 from ppgen.infer.parameters import unused
+from ppgen.infer.pyro_optimizers import traceable_equivalent
+from ppgen.infer.rates import Rates
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
@@ -51,6 +54,9 @@ class Player:
         self.optimizer: Optimizer | None = None
         self.scheduler: Any = None
         self.leaves: dict[str, Tensor] = {}
+        self.last: list[tuple[Tensor, Tensor | None]] = []
+        self._rates: Rates | None = None
+        self._watched = False
 
     def meet(self, leaves: dict[str, Tensor]) -> None:
         """Takes in trainable leaves not seen before (programs may make or thaw parameters at any step)."""
@@ -103,8 +109,36 @@ class Player:
         self.optimizer.step()
         for leaf in leaves:
             leaf.grad = None
+        if self._watched:
+            self.last = list(zip(leaves, gradients, strict=True))
+
+    def advance(self) -> None:
+        """One step of the learning-rate schedule."""
         if self.scheduler is not None:
             self.scheduler.step()
+
+    @property
+    def rates(self) -> Rates:
+        """The learning rates as a recorded step reads them; made anew when parameters have joined."""
+        assert self.optimizer is not None
+        if self._rates is None or len(self._rates.groups) != len(self.optimizer.param_groups):
+            self._rates = Rates(self.optimizer)
+        return self._rates
+
+    @contextmanager
+    def recordable(self) -> Iterator[None]:
+        """Lets steps be recorded; `last` then keeps a step's leaves and gradients."""
+        self._watched = True
+        try:
+            with self.rates.recordable():
+                yield
+        finally:
+            self._watched = False
+
+    def moments(self) -> Iterator[tuple[str, Tensor]]:
+        """What the optimiser gathers of gradients, by kind."""
+        for state in self.optimizer.state.values() if self.optimizer is not None else ():
+            yield from ((kind, tensor) for kind, tensor in state.items() if isinstance(tensor, Tensor))
 
     @property
     def _each(self) -> bool:
@@ -113,15 +147,16 @@ class Player:
 
     def _build(self, leaves: dict[str, Tensor]) -> Optimizer:
         values, optim = list(leaves.values()), self.optim
+        make = traceable_equivalent(optim.pt_optim_constructor) if isinstance(optim, PyroOptim) else optim
         if not isinstance(optim, PyroOptim):
-            optimizer = optim(values)
+            optimizer = make(values)
         elif self._each:
             whole = optim.pt_optim_args_argc == 1
             arguments = [_ask(optim.pt_optim_args, name, whole=whole) for name in leaves]
             groups = [{"params": [leaf], **given} for leaf, given in zip(values, arguments, strict=True)]
-            optimizer = optim.pt_optim_constructor(groups)
+            optimizer = make(groups)
         else:
-            optimizer = optim.pt_optim_constructor(values, **optim.pt_optim_args)
+            optimizer = make(values, **optim.pt_optim_args)
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optim is to make a torch optimiser of a list of parameters, it made {optimizer!r}")
         return optimizer

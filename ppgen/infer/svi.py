@@ -8,8 +8,10 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ppgen.draws import Program
+from ppgen.infer.capture import Compile, Stepper
 from ppgen.infer.optimizers import OptimizerFactory, Player
 from ppgen.infer.parameters import Parameters, prepare, tell_apart
 
@@ -31,6 +33,9 @@ class SVI:
         loss_and_grads: as in Pyro: runs backward itself and returns the loss; then `loss` only evaluates.
         clip: bound on the norm of all gradients together.
         schedule: optimiser -> torch learning-rate schedule, advanced every step.
+        compile: whether the whole step is compiled, once for each shape of its arguments: True; False; or "auto", once
+            the steps still to come make it pay (see `ppgen.infer.capture`). Python in the programs then runs no more.
+        steps: how many steps there will be, which "auto" goes by; unknown if left out.
     """
 
     def __init__(
@@ -43,6 +48,8 @@ class SVI:
         *,
         clip: float | None = None,
         schedule: Callable | None = None,
+        compile: Compile = "auto",
+        steps: int | None = None,
     ):
         tell_apart(model, guide)
         self.model, self.guide, self.optim = model, guide, optim
@@ -54,6 +61,7 @@ class SVI:
             self._differentiable = getattr(loss, "differentiable_loss", None)
             if self._differentiable is None and loss_and_grads is None:
                 self._loss_and_grads = loss.loss_and_grads  # an ELBO that only runs backward itself
+        self.stepper = Stepper(self._take, [self.player], self._facts, compile=compile, steps=steps)
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One step down the loss on a batch; returns the loss before it, in the loss's own unit.
@@ -70,6 +78,14 @@ class SVI:
 
     def update(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As `step`, and returns the loss term by term, detached tensors that sum to it."""
+        values = self.stepper(args, kwargs)
+        self.player.advance()
+        return values
+
+    def _take(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        """One step, in tensors alone."""
+        # under new names: Pyro's transforms take a tensor that they have seen before for one with their results
+        args, kwargs = tree_map_only(Tensor, lambda x: x if x.requires_grad else x.detach(), (args, kwargs))
         values, leaves = self._losses(args, kwargs)
         self.player.meet(leaves)
         if self._loss_and_grads is not None:
@@ -80,6 +96,10 @@ class SVI:
         if hasattr(self.objective, "advance"):
             self.objective.advance()
         return {name: value.detach() for name, value in values.items()}
+
+    def _facts(self) -> tuple:
+        """What a compiled step holds on to that is no tensor."""
+        return self.model, self.guide, self.objective, getattr(self.objective, "total", None)
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss term by term, and the leaves it was computed with."""

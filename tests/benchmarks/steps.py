@@ -1,130 +1,208 @@
-"""Median time of a whole training step: ppgen's SVI, stock Pyro's SVI and hand-written torch, side by side in one run.
+"""Training steps timed: ppgen's SVI beside stock Pyro, hand-written torch, NumPyro and zuko, in one run.
 
-Programs: the VAE 784-400-20 of Kingma & Welling at batch 128 (Bernoulli, KL in closed form), and eight schools with a
-mean-field Gaussian guide. Peers alternate in short blocks, so that a slow moment of the machine meets all of them.
+    python tests/benchmarks/steps.py [--only vae] [--blocks 20] [--threads 1] [--device cpu] [--no-compile-times]
 
-    python tests/benchmarks/steps.py [--blocks 20]
+Four tables: the time of a whole step, loss read back; the seconds until a step is compiled, with an empty and with a
+full cache; the memory of steps; and what `fit` adds to bare steps. Programs are in `programs.py`, the peers' steps in
+`peers.py`. A peer that is not installed is left out with a line that says so.
 """
 
 import argparse
+import json
+import os
+import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import pyro
-import pyro.distributions as dist
+import peers
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoNormal
-from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from peers import OURS, OURS_EAGER, Peer
+from programs import PROGRAMS, Program
+from steps_apart import FIRST
 
 import ppgen
+from ppgen.fit import Moment
 
-Y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
-S = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
-
-
-def vae_steps() -> dict[str, Callable[[], object]]:
-    x = (torch.rand(128, 784) > 0.5).float()
-
-    def networks():
-        encoder = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40))
-        decoder = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784))
-        return encoder, decoder
-
-    def programs(name):  # Pyro's store goes by name: under one name the second would train the first's networks
-        encoder, decoder = networks()
-
-        def model(x):
-            pyro.module(f"{name} decoder", decoder)
-            with pyro.plate("data", x.shape[0]):
-                z = pyro.sample("z", dist.Normal(x.new_zeros(x.shape[0], 20), 1.0).to_event(1))
-                pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
-
-        def guide(x):
-            pyro.module(f"{name} encoder", encoder)
-            with pyro.plate("data", x.shape[0]):
-                loc, log_scale = encoder(x).chunk(2, -1)
-                pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-        return model, guide
-
-    ours = ppgen.SVI(*programs("ppgen"), torch.optim.Adam, ppgen.Reconstruction() + ppgen.Rate())
-    stock = pyro.infer.SVI(*programs("stock"), pyro.optim.Adam({"lr": 1e-3}), TraceMeanField_ELBO())
-    encoder, decoder = networks()
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()])
-
-    def hand():
-        optimizer.zero_grad()
-        loc, log_scale = encoder(x).chunk(2, -1)
-        z = loc + log_scale.exp() * torch.randn_like(loc)
-        kl = 0.5 * (loc**2 + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
-        loss = binary_cross_entropy_with_logits(decoder(z), x, reduction="sum") + kl
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return {"ppgen": lambda: ours.step(x), "stock Pyro": lambda: stock.step(x), "hand-written torch": hand}
+BLOCK = 20  # steps of one peer before the next one's turn
+TOLERANCE = 0.1  # how far first losses may lie apart: noise of eight schools, averaged over a block, is about 0.03
+FIT_BLOCK = 50
 
 
-def schools_steps() -> dict[str, Callable[[], object]]:
-    def model(y, s):
-        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-        with pyro.plate("data", 8):
-            theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-            pyro.sample("y", dist.Normal(mu + tau * theta, s), obs=y)
-
-    ours = ppgen.SVI(model, AutoNormal(model), torch.optim.Adam, ppgen.Evidence())
-    # another name, so that Pyro's store keeps the two guides apart
-    stock_guide = pyro.nn.PyroModule("stock")
-    stock_guide.guide = AutoNormal(model)
-    stock = pyro.infer.SVI(model, stock_guide.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
-    loc, raw = nn.Parameter(torch.zeros(10)), nn.Parameter(torch.full((10,), -2.0))
-    optimizer = torch.optim.Adam([loc, raw])
-
-    def hand():
-        optimizer.zero_grad()
-        q = torch.distributions.Normal(loc, softplus(raw))
-        z = q.rsample()
-        mu, tau, theta = z[0], z[1].exp(), z[2:]
-        log_p = torch.distributions.Normal(0.0, 5.0).log_prob(mu)
-        log_p = log_p + torch.distributions.HalfCauchy(5.0).log_prob(tau) + z[1]
-        log_p = log_p + torch.distributions.Normal(0.0, 1.0).log_prob(theta).sum()
-        log_p = log_p + torch.distributions.Normal(mu + tau * theta, S).log_prob(Y).sum()
-        loss = q.log_prob(z).sum() - log_p
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return {"ppgen": lambda: ours.step(Y, S), "stock Pyro": lambda: stock.step(Y, S), "hand-written torch": hand}
+def time_steps(key: str, program: Program, options: argparse.Namespace) -> None:
+    """The table of step times of one program."""
+    print(f"\nstep time: {program.title}")
+    ready: dict[str, Peer] = {}
+    for name in peers.names(key):
+        try:
+            ready[name] = peers.make(key, name, options.device)
+        except (ImportError, LookupError) as error:
+            print(f"  left out: {name} ({error})")
+    first = {name: warm_up(peer) for name, peer in ready.items()}
+    losses = {name: loss for name, (loss, _) in first.items()}
+    if max(losses.values()) > (1 + TOLERANCE) * min(losses.values()):
+        raise SystemExit(f"{program.title}: the peers do not train the same program, first losses {losses}")
+    times = medians(ready, options.blocks)
+    print(f"  {'':46}{'ms a step':>10}{'x ours':>8}{'aim':>6}{'first loss':>13}{f'first {FIRST} steps, s':>18}")
+    for name, peer in ready.items():
+        ratio = f"{times[name] / times[OURS]:.2f}" if OURS in times else "-"
+        aim = "-" if peer.aim is None else f"{peer.aim:g}"
+        loss, seconds = first[name]
+        print(f"  {name:46}{times[name]:#10.4g}{ratio:>8}{aim:>6}{loss:13.2f}{seconds:18.2f}")
 
 
-def medians(steps: dict[str, Callable[[], object]], blocks: int, block: int = 20) -> dict[str, float]:
-    """Median milliseconds a step, after a warm-up block of each."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(blocks + 1):
-        for name, step in steps.items():
-            for _ in range(block):
+def warm_up(peer: Peer) -> tuple[float, float]:
+    """Mean loss of the first block of steps in nats a datum, and the seconds of the very first steps."""
+    losses: list[float] = []
+    seconds, start = 0.0, time.perf_counter()
+    while len(losses) < BLOCK:
+        loss = peer.step()
+        losses += [loss] if isinstance(loss, float) else list(loss)
+        if not seconds and len(losses) >= FIRST:
+            seconds = time.perf_counter() - start
+    return statistics.fmean(losses[:BLOCK]) / peer.rows, seconds
+
+
+def medians(ready: dict[str, Peer], blocks: int) -> dict[str, float]:
+    """Median milliseconds a step, the peers in turn, a block each, so that a slow moment meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(blocks):
+        for name, peer in ready.items():
+            for _ in range(max(1, BLOCK // peer.steps)):
                 start = time.perf_counter()
-                step()
-                if number:
-                    times[name].append(time.perf_counter() - start)
+                peer.step()
+                times[name].append((time.perf_counter() - start) / peer.steps)
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+
+
+def time_compiling(key: str, program: Program, options: argparse.Namespace) -> None:
+    """Seconds until compiled, of ppgen and of torch.compile on the hand-written loss."""
+    print(f"\ncompile: {program.title}, seconds of the first {FIRST} steps")
+    print(f"  {'':46}{'cold':>8}{'warm':>8}")
+    for name in (OURS, f"{peers.HAND[key].name}, torch.compile of the loss"):
+        with TemporaryDirectory() as cache:
+            runs = [apart("seconds", key, name, cache, options) for _ in range(2)]
+        if all(runs):
+            print(f"  {name:46}{runs[0]['seconds']:8.2f}{runs[1]['seconds']:8.2f}")
+
+
+def measure_memory(key: str, program: Program, options: argparse.Namespace) -> None:
+    """Peaks of memory, compiled and eager; the compiled run finds its cache full, so that no compiler runs."""
+    print(f"\nmemory: {program.title}, MiB over 50 steps")
+    print(f"  {'':46}{'above the level before them':>28}{'process, start-up included':>28}")
+    peaks = {}
+    with TemporaryDirectory() as cache:
+        apart("seconds", key, OURS, cache, options)
+        for name in (OURS, OURS_EAGER):
+            if peak := apart("memory", key, name, cache, options):
+                peaks[name] = peak
+                print(f"  {name:46}{peak['steps']:28.2f}{peak['process']:28.2f}")
+    if len(peaks) == 2:
+        ratios = (peaks[OURS][what] / max(peaks[OURS_EAGER][what], 1e-9) for what in ("steps", "process"))
+        print(f"  {'compiled / eager':46}" + "".join(f"{ratio:28.2f}" for ratio in ratios))
+
+
+def apart(what: str, key: str, name: str, cache: str, options: argparse.Namespace) -> dict[str, float] | None:
+    """A measurement in a fresh process with its own inductor cache; None, and a line, where it fails."""
+    command = [sys.executable, str(Path(__file__).with_name("steps_apart.py")), what, key, name]
+    command += ["--device", options.device] + (["--threads", str(options.threads)] if options.threads else [])
+    # larger allocations are mapped one by one and given back when freed, so that resident means alive
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        print(f"  left out: {name} ({(done.stderr.strip().splitlines() or ['no message'])[-1]})")
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def time_fit(key: str, program: Program, options: argparse.Namespace) -> None:
+    """What `fit` adds to bare steps: its loop, batches, history and progress.
+
+    A callback takes a block of bare steps on ready batches after each block of fit's own, and fit's time is read
+    between the callbacks: set-up and compiling cancel, and a slow moment meets both.
+    """
+    print(f"\nfit: {program.title}")
+    try:
+        bare = peers.ours(key, options.device, compile=True)
+        extra = peers.compile_option(ppgen.fit, True)
+    except LookupError as error:
+        print(f"  left out: {error}")
+        return
+    torch.manual_seed(2)
+    (x,) = program.batch
+    data = (torch.rand(50 * program.rows, *x.shape[1:]) > 0.5).to(x)
+    ready = list(data.split(program.rows))
+    for batch in ready[:BLOCK]:
+        bare.step(batch)
+    times: dict[str, list[float]] = {"fit": [], "bare steps": []}
+    left = 0.0
+
+    def alternate(moment: Moment) -> None:
+        nonlocal left
+        if moment.step % FIT_BLOCK:
+            return
+        came = time.perf_counter()
+        for i in range(FIT_BLOCK):
+            bare.step(ready[i % len(ready)])
+        done = time.perf_counter()
+        if moment.step > FIT_BLOCK:  # the first block compiled
+            times["fit"].append((came - left) / FIT_BLOCK)
+            times["bare steps"].append((done - came) / FIT_BLOCK)
+        left = time.perf_counter()
+
+    ppgen.fit(
+        *program.pyro(f"{key} fit"),
+        data,
+        loss=program.loss(),
+        batch_size=program.rows,
+        steps=FIT_BLOCK * (options.blocks + 1),
+        callbacks=[alternate],
+        progress=False,
+        **extra,
+    )
+    ms = {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    for name, value in ms.items():
+        print(f"  {name:46}{value:#10.4g} ms a step")
+    print(f"  {'overhead':46}{100 * (ms['fit'] / ms['bare steps'] - 1):10.1f} %")
+
+
+def machine() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--blocks", type=int, default=20)
-    blocks = parser.parse_args().blocks
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; median ms a step, and ppgen's speed-up")
-    for program, make in {"VAE 784-400-20, batch 128": vae_steps, "eight schools, mean field": schools_steps}.items():
-        result = medians(make(), blocks)
-        print(program)
-        for name, value in result.items():
-            print(f"  {name:20s} {value:8.3f} ms   {value / result['ppgen']:5.2f} x")
+    parser.add_argument("--only", choices=PROGRAMS, help="one program")
+    parser.add_argument("--blocks", type=int, default=20, help="turns of each peer, of 20 steps")
+    parser.add_argument("--threads", type=int, help="torch's and NumPyro's threads")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--no-compile-times", action="store_true", help="leave out what needs fresh processes")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+        os.environ["NPROC"] = str(options.threads)  # the size of XLA's thread pool
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {machine()}", end="")
+    print(f", {torch.cuda.get_device_name()}" if options.device == "cuda" else "")
+    tables: list[Callable] = [time_steps] + ([] if options.no_compile_times else [time_compiling])
+    rows = [(table, key) for table in tables for key in ([options.only] if options.only else PROGRAMS)]
+    if options.only in (None, "vae"):
+        rows += [] if options.no_compile_times else [(measure_memory, "vae")]
+        rows += [(time_fit, "vae")]
+    for table, key in rows:
+        try:
+            program = PROGRAMS[key](options.device)
+        except ImportError as error:
+            print(f"\nleft out: {key} ({error})")
+            continue
+        table(key, program, options)
 
 
 if __name__ == "__main__":

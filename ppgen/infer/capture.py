@@ -1,0 +1,292 @@
+"""The compiled step: a step of any program, written down once for each shape of its arguments and compiled.
+
+A `Stepper` runs a step eagerly at first. When compiling pays, it records two steps in a row (`recording`); if they are
+one function of their inputs, random numbers move out of it (`drawing`), inductor compiles it (`inductor`), and the
+compiled function repeats the second step on the same draws. Only if the two agree is it taken; whatever goes wrong, the
+step stays eager, and one warning says why. Python then runs no more: what a program prints, counts or keeps in Python
+it does only while it is recorded.
+"""
+
+import logging
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from traceback import walk_tb
+from typing import Any, Literal
+
+import pyro
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from ppgen.infer.agreement import disagreement
+from ppgen.infer.drawing import draw_outside
+from ppgen.infer.optimizers import Player
+from ppgen.infer.recording import Recording, Untraceable, is_users, keep_random_state, statement, traceable
+
+__all__ = ["Compile", "Stepper"]
+
+Compile = bool | Literal["auto"]
+
+COST = 10.0  # seconds that a compile takes, about
+SAVED = 0.5  # of an eager step's time, by a compiled one: a cautious guess
+ATTEMPTS = 4  # recordings of one shape before two in a row agree
+CAPTURES = 8  # shapes compiled, at most
+KEPT = 64  # compiled functions that one process holds on to
+
+logger = logging.getLogger("ppgen")
+_library: OrderedDict[str, Callable] = OrderedDict()
+
+
+@dataclass
+class Capture:
+    """One compiled step.
+
+    Attributes:
+        run: the compiled function of all inputs.
+        inputs: the tensors from outside of the step, its arguments left out.
+        draws: what makes its random numbers.
+        names: of its outputs.
+        holds: whether the programs are still as they were when it was recorded.
+    """
+
+    run: Callable[[list[Tensor]], Any]
+    inputs: list[Tensor]
+    draws: list[Callable[[], Tensor]]
+    names: list[str]
+    holds: Callable[[], bool]
+
+    def __call__(self, arguments: list[Tensor]) -> dict[str, Tensor]:
+        outputs = self.run([*arguments, *self.inputs, *[draw() for draw in self.draws]])
+        return dict(zip(self.names, outputs, strict=True))
+
+
+@dataclass
+class Shape:
+    """What is known of the steps with arguments of one shape."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    recording: Recording | None = None
+    attempts: int = 0
+    capture: Capture | None = None
+    refused: bool = False
+
+
+class Stepper:
+    """Takes steps, eager or compiled.
+
+    Args:
+        step: a step as a function of (args, kwargs) that returns scalars by name; it reads and moves tensors only.
+        players: whose parameters it moves.
+        facts: what else, not a tensor, the step depends on; compared by ``==``.
+        compile: True: as soon as can be; False: never; "auto": once the steps still to come make it pay.
+        steps: how many steps there will be. If unknown, "auto" expects as many as there have been.
+
+    Attributes:
+        said: what it decided, in words; empty so far as it has not.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[tuple, dict], dict[str, Tensor]],
+        players: list[Player],
+        facts: Callable[[], Any],
+        *,
+        compile: Compile = "auto",
+        steps: int | None = None,
+    ):
+        if compile not in (True, False, "auto"):
+            raise ValueError(f'compile is True, False or "auto", got {compile!r}')
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps is at least 1, got {steps}")
+        self.step, self.players, self.facts, self.compile, self.steps = step, players, facts, compile, steps
+        self.said = ""
+        self.taken = self._made = 0
+        self._shapes: dict[Hashable, Shape] = {}
+
+    def __call__(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        self.taken += 1
+        if self.compile is False:
+            return self.step(args, kwargs)
+        arguments, key = _shape(args, kwargs)
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = self._shapes[key] = Shape(refused=key is None)
+        shape.steps += 1
+        if shape.capture is not None:
+            if shape.capture.holds():
+                for player in self.players:
+                    player.rates.refresh()
+                return shape.capture(arguments)
+            shape.capture, shape.recording, shape.attempts = None, None, 0
+        if self._pays(shape):
+            return self._record(shape, arguments, args, kwargs)
+        began = time.perf_counter()
+        values = self.step(args, kwargs)
+        shape.seconds += time.perf_counter() - began
+        return values
+
+    def _pays(self, shape: Shape) -> bool:
+        """Whether to compile this shape now."""
+        ready = shape.steps > 1 and all(player.optimizer is not None for player in self.players)
+        if shape.refused or not ready or self._made >= CAPTURES:
+            return False
+        if self.compile is True or shape.recording is not None:
+            return True
+        left = self.taken if self.steps is None else self.steps - self.taken
+        often = shape.steps / self.taken
+        return SAVED * left * often * shape.seconds / (shape.steps - 1) > COST
+
+    def _record(self, shape: Shape, arguments: list[Tensor], args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        """A step that is written down, and compiled if the one before was the same."""
+        first, shape.recording, shape.attempts = shape.recording, None, shape.attempts + 1
+        second = Recording(arguments)
+        rewind = keep_random_state(_device(arguments))
+        try:
+            numbers = [player.rates.numbers() for player in self.players]
+            with self._recordable(), second:
+                values = self.step(args, kwargs)
+            if [player.rates.numbers() for player in self.players] != numbers:
+                raise Untraceable("its optimiser counts in Python numbers")
+        except Exception as error:
+            second.undo()
+            rewind()
+            values = self.step(args, kwargs)  # raises by itself what is the program's own fault
+            self._refuse(shape, error)
+            return values
+        why = None if first is None else second.difference(first)
+        if first is not None and why is None:
+            return self._compile(shape, second, values, arguments, rewind)
+        if why is not None and shape.attempts >= ATTEMPTS:
+            self._refuse(shape, Untraceable(why))
+        else:
+            shape.recording = second
+        return values
+
+    def _compile(
+        self,
+        shape: Shape,
+        recording: Recording,
+        values: dict[str, Tensor],
+        arguments: list[Tensor],
+        rewind: Callable[[], None],
+    ) -> dict[str, Tensor]:
+        """Compiles the recorded step and repeats it: its values, or those of the eager one if the two differ."""
+        began = time.perf_counter()
+        reference, forward = recording.after(), keep_random_state(_device(arguments))
+        try:
+            run, draws = _compiled(recording, list(values.values()))
+            holds = _watch(recording, self.players, self.facts)
+            capture = Capture(run, recording.inputs[len(arguments) :], draws, list(values), holds)
+            recording.undo()
+            rewind()
+            repeated = capture(arguments)
+            if why := disagreement(recording, reference, values, repeated, self.players):
+                raise Untraceable(f"the compiled step differs from the eager one: {why}")
+        except Exception as error:
+            recording.write(reference)
+            forward()
+            self._refuse(shape, error)
+            return values
+        self._made += 1
+        shape.capture = capture
+        self._say(f"compiled at step {self.taken}, in {time.perf_counter() - began:.1f} s")
+        return repeated
+
+    @contextmanager
+    def _recordable(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(traceable())
+            for player in self.players:
+                stack.enter_context(player.recordable())
+            yield
+
+    def _refuse(self, shape: Shape, error: Exception) -> None:
+        """This shape stays eager; the first time, a warning says why."""
+        shape.refused = True
+        why = f"the step is not compiled, and runs eagerly: {_reason(error)}"
+        if not self.said.startswith("the step is not"):
+            warnings.warn(why, stacklevel=6)
+        self._say(why)
+
+    def _say(self, what: str) -> None:
+        self.said = what
+        logger.info(what)
+
+
+def _shape(args: tuple, kwargs: dict) -> tuple[list[Tensor], Hashable]:
+    """The tensors among a step's arguments, and all else that a compiled step holds on to; None if that is not known."""
+    leaves, form = (list(args), len(args)) if not kwargs else tree_flatten((args, kwargs))
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        leaves, form = tree_flatten((args, kwargs))
+    arguments = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    kinds = [
+        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+        for leaf in leaves
+    ]
+    key = (str(form), *kinds)
+    try:
+        hash(key)
+    except TypeError:  # a NumPy array, say, whose values may change
+        return arguments, None
+    return arguments, key
+
+
+def _device(arguments: list[Tensor]) -> torch.device:
+    return arguments[0].device if arguments else torch.device("cpu")
+
+
+def _compiled(recording: Recording, outputs: list[Tensor]) -> tuple[Callable, list[Callable[[], Tensor]]]:
+    """The compiled function of a recording, and what draws its random numbers; one seen before is not compiled again."""
+    from ppgen.infer.inductor import build  # late: it takes a second to import
+
+    names = [recording.node(output).name for output in outputs]
+    draws = draw_outside(recording)
+    signature = "\n".join([*recording.signature, *names, str(torch.get_num_threads())])
+    key = sha256(signature.encode()).hexdigest()
+    run = _library.pop(key, None) or build(recording, outputs, len(draws))
+    _library[key] = run
+    while len(_library) > KEPT:
+        _library.popitem(last=False)
+    return run, draws
+
+
+def _watch(recording: Recording, players: list[Player], facts: Callable[[], Any]) -> Callable[[], bool]:
+    """A check, cheap enough for every step, that what was not a tensor is still as it was when recorded."""
+    inputs = set(map(id, recording.inputs))
+    store = pyro.get_param_store()._params
+    named = [(name, value) for name, value in store.items() if id(value) in inputs]
+    leaves = [(leaf, leaf.requires_grad) for player in players for leaf in player.leaves.values()]
+    modules = [(module, module.training, _held(module)) for module in recording.modules.values()]
+    rates = [(player, player.rates, player.rates.settings()) for player in players]
+    known = facts()
+
+    def holds() -> bool:
+        return (
+            facts() == known
+            and all(leaf.requires_grad is flag for leaf, flag in leaves)
+            and all(store.get(name) is value for name, value in named)
+            and all(module.training is mode and _held(module) == held for module, mode, held in modules)
+            and all(player.rates is same and same.settings() == settings for player, same, settings in rates)
+        )
+
+    return holds
+
+
+def _held(module: torch.nn.Module) -> list[int]:
+    return [id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())]
+
+
+def _reason(error: Exception) -> str:
+    """Why, in one line, with the user's statement that it is about."""
+    text = str(error).strip().split("\n")[0].rstrip(".")
+    if not isinstance(error, Untraceable):
+        text = f"{type(error).__name__}: {text}"
+    frames = list(walk_tb(error.__traceback__))
+    where = next((statement(*frame) for frame in reversed(frames) if is_users(frame[0])), None)
+    return f"{text}, at {where}" if where else text

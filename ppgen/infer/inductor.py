@@ -1,0 +1,70 @@
+"""A traced step as machine code, by torch's inductor, called without the guards and wrappers of torch.compile."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._inductor import config
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+from torch._inductor.virtualized import V
+from torch._subclasses import FakeTensorMode
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from ppgen.infer.recording import Recording
+
+__all__ = ["build"]
+
+Call = Callable[[Sequence[Tensor]], list[Tensor]]
+
+OPTIONS = {
+    "fallback_random": True,  # random numbers left in the graph come from torch's generators, as in eager mode
+    "size_asserts": False,  # a capture is called with the shapes that it was made for
+    "alignment_asserts": False,
+}
+aten = torch.ops.aten
+SAME = (aten.detach.default, aten.alias.default)
+
+
+def build(recording: Recording, outputs: Sequence[Tensor], draws: int) -> Call:
+    """Compiles a recorded step: a function of its inputs and its random numbers, which moves what the step moves."""
+    recording.graph.output([recording.node(output) for output in outputs])
+    module = fx.GraphModule(recording.root, recording.graph)
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    with torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), config.patch(OPTIONS):
+        with fake:
+            examples = [_empty(*node.meta["like"]) for node in placeholders]
+            functional = make_fx(
+                functionalize(module, remove="mutations"),
+                decomposition_table=select_decomp_table(),
+                _allow_non_fake_inputs=True,
+            )(*examples)
+        _tidy(functional, draws)
+        joint_graph_passes(functional)
+        compiled = compile_fx_inner(functional, examples)
+    run = getattr(compiled, "current_callable", None) or compiled  # without the hooks of torch's profiling
+    return torch.no_grad()(run)
+
+
+def _empty(shape: tuple, stride: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+
+
+def _tidy(module: fx.GraphModule, draws: int) -> None:
+    """Takes out what changes nothing: aliases, and writing back into random numbers that nobody reads again."""
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    drawn = placeholders[len(placeholders) - draws :]
+    for node in list(module.graph.nodes):
+        if node.target is aten.copy_.default and node.args[0] in drawn:
+            node.replace_all_uses_with(node.args[1])
+            module.graph.erase_node(node)
+        elif node.target in SAME:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()

@@ -1,0 +1,159 @@
+"""Pyro's own optimisers with their step count in a tensor, so that a traced step can move it.
+
+Pyro counts steps in a Python number and multiplies ``group["lr"]`` as it goes; a trace would freeze both. These take
+the same arguments and make the same updates. Notation, elementwise throughout: θ a parameter, g its gradient, n the
+number of steps that the parameter has made with a gradient, this one included; moments start at 0. All state is made
+with the optimiser and only overwritten in place; gradients and ``param_groups`` are only read, and a rate among them
+may be a number or a tensor of no dimensions.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pyro.optim.adagrad_rmsprop import AdagradRMSProp as PyroAdagradRMSProp
+from pyro.optim.clipped_adam import ClippedAdam as PyroClippedAdam
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["EQUIVALENTS", "AdagradRMSProp", "ClippedAdam", "traceable_equivalent"]
+
+
+class _Counted(Optimizer):
+    """State "step", n in float64 on the parameter's device, and the moments that a subclass names."""
+
+    moments: tuple[str, ...]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            self.state[p]["step"] = torch.zeros((), dtype=torch.float64, device=p.device)
+            for name in self.moments:
+                self.state[p][name] = torch.zeros_like(p, requires_grad=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for p in group["params"]:  # load_state_dict leaves "step" on the device that it was saved from
+                self.state[p]["step"] = self.state[p]["step"].to(p.device)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step along the gradients; parameters without one stay and do not count it.
+
+        Args:
+            closure: computes the loss and its gradients anew; its result is returned.
+
+        Raises:
+            TypeError: for a sparse gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse:
+                    raise TypeError(
+                        f"{type(self).__name__} takes dense gradients, got a sparse one for a parameter of shape "
+                        f"{tuple(p.shape)}; make the layer, such as torch.nn.Embedding, with sparse=False"
+                    )
+                self.state[p]["step"].add_(1)
+                p.sub_(self._move(p, p.grad, group, **self.state[p]))
+        return loss
+
+    def _move(self, p: Tensor, g: Tensor, group: dict[str, Any], step: Tensor, **moments: Tensor) -> Tensor:
+        """What to subtract from a parameter, after moving its moments."""
+        raise NotImplementedError
+
+
+class ClippedAdam(_Counted):
+    """Adam with clipped gradients and a decaying rate, as ``pyro.optim.ClippedAdam``.
+
+    With c = clip_norm, w = weight_decay, (β₁, β₂) = betas::
+
+        g ← clamp(g, -c, c) + w θ
+        m ← β₁ m + (1 - β₁) g
+        v ← β₂ v + (1 - β₂) g²                  (g - m)² for g² if centered_variance
+        θ ← θ - lr lrdⁿ √(1 - β₂ⁿ) / (1 - β₁ⁿ) · m / (√v + eps)
+
+    `lr` is thus the rate before all decay, where Pyro's is the rate of the last step: a new value of ``group["lr"]``
+    also decays by lrdⁿ from the parameter's first step on.
+
+    Kingma and Ba, "Adam: a method for stochastic optimization" (2015), Algorithm 1 in the form of the end of section 2;
+    the centered variance is equation 2 of Rengaraj et al., "A two-step machine learning method for predicting the
+    formation energy of ternary compounds" (2023).
+    """
+
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        clip_norm: float = 10.0,
+        lrd: float = 1.0,
+        centered_variance: bool = False,
+    ):
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "clip_norm": clip_norm,
+            "lrd": lrd,
+            "centered_variance": centered_variance,
+        }
+        super().__init__(params, defaults)
+
+    def _move(self, p: Tensor, g: Tensor, group: dict[str, Any], step: Tensor, **moments: Tensor) -> Tensor:
+        m, v = moments["exp_avg"], moments["exp_avg_sq"]
+        beta1, beta2 = group["betas"]
+        g = g.clamp(-group["clip_norm"], group["clip_norm"])
+        if group["weight_decay"] != 0:
+            g = g.add(p, alpha=group["weight_decay"])
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        spread = g - m if group["centered_variance"] else g
+        v.mul_(beta2).addcmul_(spread, spread, value=1 - beta2)
+        rate = group["lr"] * group["lrd"] ** step * (1 - beta2**step).sqrt() / (1 - beta1**step)
+        return rate.to(p.dtype) * m / (v.sqrt() + group["eps"])
+
+
+class AdagradRMSProp(_Counted):
+    """The step sizes of automatic differentiation variational inference, as ``pyro.optim.AdagradRMSProp``.
+
+    ::
+
+        s ← g² at n = 1, t g² + (1 - t) s after
+        θ ← θ - eta n^(-1/2 + delta) · g / (1 + √s)
+
+    Kucukelbir et al., "Automatic differentiation variational inference" (2017), equations 10 and 11 with τ = 1.
+    """
+
+    moments = ("sum",)
+
+    def __init__(self, params: Iterable[Any], eta: float | Tensor = 1.0, delta: float = 1e-16, t: float = 0.1):
+        super().__init__(params, {"eta": eta, "delta": delta, "t": t})
+
+    def _move(self, p: Tensor, g: Tensor, group: dict[str, Any], step: Tensor, **moments: Tensor) -> Tensor:
+        s, t = moments["sum"], group["t"]
+        s.copy_(torch.where(step == 1, g * g, t * g * g + (1 - t) * s))
+        rate = group["eta"] * step ** (group["delta"] - 0.5)
+        return rate.to(p.dtype) * g / (1 + s.sqrt())
+
+
+EQUIVALENTS: dict[type, type] = {PyroClippedAdam: ClippedAdam, PyroAdagradRMSProp: AdagradRMSProp}
+
+
+def traceable_equivalent(constructor: Any) -> Any:
+    """The optimiser here that makes the updates of one of Pyro's; anything else comes back as it is.
+
+    Args:
+        constructor: as a Pyro optimiser holds it, ``PyroOptim.pt_optim_constructor``.
+    """
+    return EQUIVALENTS.get(constructor, constructor) if isinstance(constructor, type) else constructor

@@ -1,0 +1,67 @@
+"""An optimiser made ready to be recorded: its learning rates in tensors, so that a schedule moves a compiled step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["Rates"]
+
+FLAGS = {"capturable": True, "foreach": True, "fused": None, "differentiable": False}
+
+
+class Rates:
+    """The learning rates of an optimiser, which a recorded step reads from tensors.
+
+    Outside of `recordable` the optimiser is as its user made it, and schedules set its rates as ever.
+
+    Args:
+        optimizer: a torch optimiser that has taken a step.
+    """
+
+    def __init__(self, optimizer: Optimizer):
+        self.optimizer = optimizer
+        self.groups = [group for group in optimizer.param_groups if "lr" in group]
+        self.tensors = [
+            torch.tensor(float(group["lr"]), dtype=torch.float64, device=group["params"][0].device)
+            for group in self.groups
+        ]
+        self._known = [float(group["lr"]) for group in self.groups]
+        for parameter, state in optimizer.state.items():
+            if isinstance(step := state.get("step"), Tensor):
+                # beta ** step in float32 is off by 1e-5 while steps are few
+                state["step"] = step.to(parameter.device, torch.float64)
+
+    @contextmanager
+    def recordable(self) -> Iterator[None]:
+        """Puts tensors in place of the rates, and lets torch's optimisers count steps in tensors."""
+        self.refresh()
+        kept = [dict(group) for group in self.optimizer.param_groups]
+        try:
+            for group in self.optimizer.param_groups:
+                group.update({flag: value for flag, value in FLAGS.items() if flag in group})
+            for group, tensor in zip(self.groups, self.tensors, strict=True):
+                group["lr"] = tensor
+            yield
+        finally:
+            for group, old in zip(self.optimizer.param_groups, kept, strict=True):
+                group.update({key: old[key] for key in ("lr", *FLAGS) if key in old})
+
+    def refresh(self) -> None:
+        """Brings the tensors to the rates as they are now."""
+        for i, group in enumerate(self.groups):
+            if group["lr"] != self._known[i]:
+                self._known[i] = float(group["lr"])
+                self.tensors[i].fill_(self._known[i])
+
+    def settings(self) -> list[Any]:
+        """What the optimiser was told, rates left out: a recorded step keeps these numbers."""
+        return [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
+
+    def numbers(self) -> list[Any]:
+        """All that the optimiser holds in Python numbers; if a step changes them, it cannot be recorded."""
+        states = [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in self.optimizer.state.values()]
+        return [*self.settings(), *states, *(group["lr"] for group in self.groups)]

@@ -1,0 +1,228 @@
+"""The peers of the benchmarks: a training step of each program, written as each peer's own users would write it.
+
+Every hand-written program is a module whose forward returns the loss, so that one eager and two compiled steps serve
+all. Adam at 1e-3 everywhere.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pyro
+import torch
+from programs import LAYERS, PROGRAMS, Program, nsf_flow, vae_networks
+from torch import Tensor, nn
+from torch.distributions import HalfCauchy, Normal
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+import ppgen
+
+# zuko asserts that a tuple is not empty, which under dynamo's default breaks the graph at its very start
+torch._dynamo.config.rewrite_assert_with_torch_assert = False
+
+RATE = 1e-3
+OURS, OURS_EAGER = "ppgen (compiled)", "ppgen (eager)"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to train a program.
+
+    step: takes `steps` steps and returns their losses as floats.
+    rows: what makes its loss nats a datum.
+    aim: how many times longer than ppgen's compiled step it should take; None where nothing was promised.
+    """
+
+    name: str
+    step: Callable[[], float | Sequence[float]]
+    rows: int = 1
+    aim: float | None = None
+    steps: int = 1
+
+
+class HandSchools(nn.Module):
+    def __init__(self, device: str):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(10, device=device))
+        self.raw = nn.Parameter(torch.full((10,), 0.1, device=device).expm1().log())  # softplus(raw) = 0.1
+        self.register_buffer("zero", torch.tensor(0.0, device=device))
+        self.register_buffer("five", torch.tensor(5.0, device=device))
+
+    def forward(self, y: Tensor, s: Tensor) -> Tensor:
+        normal = partial(Normal, validate_args=False)
+        q = normal(self.loc, softplus(self.raw))
+        z = q.rsample()
+        mu, tau, theta = z[0], z[1].exp(), z[2:]
+        log_p = normal(self.zero, self.five).log_prob(mu)
+        log_p = log_p + HalfCauchy(self.five, validate_args=False).log_prob(tau) + z[1]
+        log_p = log_p + normal(self.zero, 1.0).log_prob(theta).sum()
+        log_p = log_p + normal(mu + tau * theta, s).log_prob(y).sum()
+        return q.log_prob(z).sum() - log_p
+
+
+class HandVAE(nn.Module):
+    def __init__(self, device: str):
+        super().__init__()
+        self.encoder, self.decoder = vae_networks(device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        loc, log_scale = self.encoder(x).chunk(2, -1)
+        z = loc + log_scale.exp() * torch.randn_like(loc)
+        kl = 0.5 * (loc**2 + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
+        return binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum") + kl
+
+
+class HandRealNVP(nn.Module):
+    def __init__(self, device: str):
+        super().__init__()
+        torch.manual_seed(0)
+        self.networks = nn.ModuleList(
+            nn.Sequential(nn.Linear(1, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+            for _ in range(LAYERS)
+        ).to(device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.split(1, -1)
+        log_scales = torch.zeros_like(first)
+        for network in reversed(self.networks):  # from data to noise
+            mean, log_scale = network(first).split(1, -1)
+            log_scale = log_scale.clamp(-5.0, 3.0)
+            first, second = (second - mean) * torch.exp(-log_scale), first
+            log_scales = log_scales + log_scale
+        log_base = Normal(0.0, 1.0, validate_args=False).log_prob(torch.cat([first, second], -1)).sum(-1)
+        return -(log_base - log_scales.squeeze(-1)).sum()
+
+
+class ZukoNSF(nn.Module):
+    def __init__(self, device: str):
+        super().__init__()
+        self.flow = nsf_flow(device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.flow().log_prob(x).mean()
+
+
+@dataclass(frozen=True)
+class Hand:
+    """A hand-written module and the ratios aimed at against its eager and its compiled step."""
+
+    module: Callable[[str], nn.Module]
+    name: str = "hand-written torch"
+    eager: float | None = None
+    compiled: float | None = None
+    mean: bool = False
+
+
+HAND = {
+    "schools": Hand(HandSchools),
+    "vae": Hand(HandVAE, compiled=1.15),
+    "realnvp": Hand(HandRealNVP, compiled=1.3),
+    "nsf": Hand(ZukoNSF, name="zuko", eager=4.0, compiled=1.5, mean=True),
+}
+STOCK = {"schools": 40.0, "vae": 1.8, "realnvp": 10.0}
+
+
+def eager(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
+    optimizer = torch.optim.Adam(loss.parameters(), lr=RATE)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        value = loss(*batch)
+        value.backward()
+        optimizer.step()
+        return value.item()
+
+    return step
+
+
+def compiled(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
+    """The loss compiled, its backward run by autograd, the optimiser fused."""
+    optimizer = torch.optim.Adam(loss.parameters(), lr=RATE, fused=True)
+    fast = torch.compile(loss)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        value = fast(*batch)
+        value.backward()
+        optimizer.step()
+        return value.item()
+
+    return step
+
+
+def compiled_gradients(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
+    """Loss and gradients compiled as one function, the optimiser fused."""
+    parameters = dict(loss.named_parameters())
+    optimizer = torch.optim.Adam(parameters.values(), lr=RATE, fused=True)
+
+    def functional(parameters: dict[str, Tensor], *batch: Tensor) -> Tensor:
+        return torch.func.functional_call(loss, parameters, batch)
+
+    fast = torch.compile(torch.func.grad_and_value(functional))
+
+    def step() -> float:
+        gradients, value = fast(parameters, *batch)
+        for name, gradient in gradients.items():
+            parameters[name].grad = gradient
+        optimizer.step()
+        return value.item()
+
+    return step
+
+
+def ours(key: str, device: str, *, compile: bool) -> ppgen.SVI:
+    """ppgen's SVI on a program."""
+    program = PROGRAMS[key](device)
+    model, guide = program.pyro(f"{key} ppgen {compile}")
+    optimizer = partial(torch.optim.Adam, lr=RATE)
+    return ppgen.SVI(model, guide, optimizer, program.loss(), **compile_option(ppgen.SVI, compile))
+
+
+def compile_option(function: Callable, compile: bool) -> dict[str, bool]:
+    """The option `compile`, where the installed ppgen knows it."""
+    known = "compile" in inspect.signature(function).parameters
+    if compile and not known:
+        raise LookupError(f"this ppgen's {function.__name__} does not compile")
+    return {"compile": compile} if known else {}
+
+
+def make(key: str, name: str, device: str) -> Peer:
+    """One peer of a program, by its name in `names`.
+
+    Raises:
+        ImportError, LookupError: if it cannot run here.
+    """
+    program: Program = PROGRAMS[key](device)
+    hand = HAND[key]
+    rows = 1 if hand.mean else program.rows
+    if name in (OURS, OURS_EAGER):
+        svi = ours(key, device, compile=name == OURS)
+        return Peer(name, lambda: svi.step(*program.batch))
+    if name == "stock Pyro":
+        model, guide = program.pyro(f"{key} stock")
+        stock = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": RATE}), program.elbo())
+        return Peer(name, lambda: stock.step(*program.batch), program.rows, STOCK[key])
+    if name.startswith("NumPyro"):
+        if device != "cpu":
+            raise LookupError("compared on CPU alone")
+        import peers_numpyro
+
+        return peers_numpyro.make(key, name, program)
+    steps = {
+        hand.name: (eager, hand.eager),
+        f"{hand.name}, torch.compile of the loss": (compiled, hand.compiled),
+        f"{hand.name}, torch.compile of its gradients": (compiled_gradients, hand.compiled),
+    }
+    step, aim = steps[name]
+    return Peer(name, step(hand.module(device), program.batch), rows, aim)
+
+
+def names(key: str) -> list[str]:
+    """The peers of a program, installed or not."""
+    found = [OURS, OURS_EAGER]
+    if key in STOCK:
+        found.append("stock Pyro")
+    hand = HAND[key].name
+    found += [hand, f"{hand}, torch.compile of the loss", f"{hand}, torch.compile of its gradients"]
+    return found + {"schools": ["NumPyro, jit", "NumPyro, scan"], "vae": ["NumPyro, jit"]}.get(key, [])

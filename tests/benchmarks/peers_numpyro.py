@@ -1,0 +1,74 @@
+"""NumPyro as a peer: the same programs, jitted a step at a time or scanned over many steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from numpyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.initialization import init_to_feasible
+from peers import RATE, Peer
+from programs import LATENT, Program, vae_networks
+
+SCANNED = 1000  # steps in one scan
+AIMS = {("schools", "NumPyro, scan"): 1.8, ("vae", "NumPyro, jit"): 1.1}
+
+
+def schools():
+    def model(y, s):
+        mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+        with numpyro.plate("data", 8):
+            theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+            numpyro.sample("y", dist.Normal(mu + tau * theta, s), obs=y)
+
+    return model, AutoNormal(model, init_loc_fn=init_to_feasible), Trace_ELBO()
+
+
+def vae():
+    weights = {}
+    for name, layers in zip(("encoder", "decoder"), vae_networks("cpu"), strict=True):
+        pairs = [(layers[i].weight.detach().numpy().T, layers[i].bias.detach().numpy()) for i in (0, 2)]
+        weights[name] = [(jnp.asarray(weight), jnp.asarray(bias)) for weight, bias in pairs]
+
+    def network(name, h):
+        for i, (weight, bias) in enumerate(weights[name]):
+            h = jax.nn.relu(h) if i else h
+            h = h @ numpyro.param(f"{name} weight {i}", weight) + numpyro.param(f"{name} bias {i}", bias)
+        return h
+
+    def model(x):
+        with numpyro.plate("data", x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(jnp.zeros((x.shape[0], LATENT)), 1.0).to_event(1))
+            numpyro.sample("x", dist.Bernoulli(logits=network("decoder", z)).to_event(1), obs=x)
+
+    def guide(x):
+        with numpyro.plate("data", x.shape[0]):
+            loc, log_scale = jnp.split(network("encoder", x), 2, -1)
+            numpyro.sample("z", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
+
+    return model, guide, TraceMeanField_ELBO()
+
+
+def make(key: str, name: str, program: Program) -> Peer:
+    """The peer called `name` of a program."""
+    model, guide, elbo = {"schools": schools, "vae": vae}[key]()
+    batch = tuple(jnp.asarray(part.numpy()) for part in program.batch)
+    svi = SVI(model, guide, numpyro.optim.Adam(RATE), elbo)
+    state = svi.init(jax.random.PRNGKey(0), *batch)
+    one = jax.jit(svi.update)
+    many = jax.jit(lambda state: jax.lax.scan(lambda s, _: svi.update(s, *batch), state, None, length=SCANNED))
+
+    def step() -> float:
+        nonlocal state
+        state, loss = one(state, *batch)
+        return float(loss)
+
+    def scan() -> np.ndarray:
+        nonlocal state
+        state, losses = many(state)
+        return np.asarray(losses)
+
+    scanned = name.endswith("scan")
+    return Peer(name, scan if scanned else step, program.rows, AIMS.get((key, name)), SCANNED if scanned else 1)
