@@ -103,7 +103,7 @@ def _train(given: Namespace) -> None:
     folder = system.out if system.out is not None else _free(Path("runs") / f"{name}-{_stem(system.source)}")
     run = train(config, out=folder, progress=system.progress)
     chain = run.fit.chains[run.fit.best]
-    print(f"{chain.stopped} in {chain.seconds:.0f} s")
+    print(f"{chain.stopped} in {chain.seconds:.0f} s; {chain.compiled or 'compiling would not have paid'}")
     for what, number in run.numbers.items():
         shown = f"{number[0]:.4g} +- {number[1]:.2g}" if isinstance(number, tuple) else f"{number:.4g}"
         print(f"{what}: {shown}")

@@ -1,5 +1,6 @@
 """`fit`: programs and data in, a `Fit` out. It runs SVI over mini-batches, watches, and keeps what was learned."""
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from ppgen.batches import Batches, as_tensors
 from ppgen.draws import Program
+from ppgen.infer.capture import Compile
 from ppgen.infer.optimizers import OptimizerFactory
 from ppgen.infer.parameters import Evaluation, State, owner, restore, snapshot
 from ppgen.infer.svi import SVI
@@ -70,6 +72,7 @@ def fit(
     ema: float | None = None,
     clip: float | None = None,
     schedule: Callable | None = None,
+    compile: Compile = "auto",
 ) -> Fit:
     """Fits a model and a guide to data, by SVI.
 
@@ -96,6 +99,8 @@ def fit(
             min(ema, (1 + step) / (10 + step))).
         clip: bound on the norm of all gradients together.
         schedule: optimiser -> torch learning-rate schedule, advanced every step.
+        compile: whether steps are compiled, once for each shape of a batch: True; False; or "auto", once the steps
+            still to come make it pay. Restarts share what is compiled. A progress bar says what was decided.
 
     Returns:
         A `Fit`. The live programs hold the weights of its best chain.
@@ -153,7 +158,9 @@ def fit(
                 loss.step.zero_()
                 loss.total = total
             try:
-                chains.append(run.chain(number, SVI(model, guide, optim, loss, clip=clip, schedule=schedule)))
+                to_come = total * (restarts - number)
+                svi = SVI(model, guide, optim, loss, clip=clip, schedule=schedule, compile=compile, steps=to_come)
+                chains.append(run.chain(number, svi))
             except FloatingPointError as error:
                 if not chains:
                     raise
@@ -232,6 +239,7 @@ class _Run:
             kept=watch.kept,
             seconds=time.perf_counter() - began,
             interrupted=interrupted,
+            compiled=svi.stepper.said,
         )
 
     def _train(self, number: int, svi: SVI, watch: Watch) -> str:
@@ -239,9 +247,13 @@ class _Run:
         every = max(1, self.total // CHECKS)
         validate_every = max(len(self.batches), every)
         label = "fit" if self.restarts == 1 else f"fit {number + 1}/{self.restarts}"
+        said = ""
         with tqdm(total=self.total, desc=label, unit="step", disable=None if self.progress else True) as bar:
             for step, (epoch, batch) in enumerate(self._stream(), start=1):
                 values = svi.update(*batch)
+                if svi.stepper.said != said and not bar.disable:
+                    said = svi.stepper.said
+                    bar.write(f"{label}: {said}", file=sys.stderr)
                 watch.saw(values)
                 moment = Moment(step, epoch, number, svi, values)
                 for callback in self.callbacks:

@@ -21,7 +21,7 @@ from ppgen.objective import Objective
 __all__ = ["Chain", "Fit"]
 
 FORMAT = 1
-KEPT_AS_FACTS = ("stopped", "kept", "seconds", "interrupted")  # of a chain; the rest are arrays
+KEPT_AS_FACTS = ("stopped", "kept", "seconds", "interrupted", "compiled")  # of a chain; the rest are arrays
 
 
 @dataclass
@@ -35,6 +35,7 @@ class Chain:
         stopped: why the run ended.
         kept: the step after which the weights were these, the last one unless an earlier one was gone back to.
         seconds: how long it took.
+        compiled: what was decided about compiling its step; empty if that would not have paid.
     """
 
     weights: dict[str, Tensor]
@@ -44,6 +45,7 @@ class Chain:
     kept: int
     seconds: float
     interrupted: bool = False
+    compiled: str = ""
 
     @property
     def final(self) -> float:

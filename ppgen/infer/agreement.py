@@ -56,7 +56,9 @@ def disagreement(
             together.setdefault(kinds.get(id(tensor), id(tensor)), []).append((tensor.detach(), eager))
     for kind, pairs in together.items():
         if not _close(*(torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*pairs, strict=True))):
-            what = f"the optimiser's {kind}" if isinstance(kind, str) else f"a buffer of shape {tuple(pairs[0][0].shape)}"
+            what = (
+                f"{kind} of the optimiser" if isinstance(kind, str) else f"a tensor of shape {tuple(pairs[0][0].shape)}"
+            )
             return f"{what} is another"
     return None
 

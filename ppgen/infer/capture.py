@@ -21,19 +21,20 @@ from typing import Any, Literal
 import pyro
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from ppgen.infer.agreement import disagreement
 from ppgen.infer.drawing import draw_outside
 from ppgen.infer.optimizers import Player
 from ppgen.infer.recording import Recording, Untraceable, is_users, keep_random_state, statement, traceable
+from ppgen.infer.replay import Replay
 
 __all__ = ["Compile", "Stepper"]
 
 Compile = bool | Literal["auto"]
 
-COST = 10.0  # seconds that a compile takes, about
-SAVED = 0.5  # of an eager step's time, by a compiled one: a cautious guess
+COST, COST_EACH = 2.0, 0.01  # seconds that a compile takes, about: in all, and for each operation
+SAVED = 0.6  # of an eager step's time, by a compiled one: a cautious guess
 ATTEMPTS = 4  # recordings of one shape before two in a row agree
 CAPTURES = 8  # shapes compiled, at most
 KEPT = 64  # compiled functions that one process holds on to
@@ -70,7 +71,9 @@ class Shape:
     """What is known of the steps with arguments of one shape."""
 
     steps: int = 0
+    timed: int = 0
     seconds: float = 0.0
+    operations: int = 0
     recording: Recording | None = None
     attempts: int = 0
     capture: Capture | None = None
@@ -112,8 +115,8 @@ class Stepper:
     def __call__(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
         self.taken += 1
         if self.compile is False:
-            return self.step(args, kwargs)
-        arguments, key = _shape(args, kwargs)
+            return self.step(*tree_map_only(Tensor, _anew, (args, kwargs)))
+        leaves, key = _shape(args, kwargs)
         shape = self._shapes.get(key)
         if shape is None:
             shape = self._shapes[key] = Shape(refused=key is None)
@@ -122,31 +125,32 @@ class Stepper:
             if shape.capture.holds():
                 for player in self.players:
                     player.rates.refresh()
-                return shape.capture(arguments)
+                return shape.capture(leaves)
             shape.capture, shape.recording, shape.attempts = None, None, 0
-        if self._pays(shape):
-            return self._record(shape, arguments, args, kwargs)
+        args, kwargs = tree_map_only(Tensor, _anew, (args, kwargs))
+        ready = shape.steps > 1 and all(player.optimizer is not None for player in self.players)
+        if ready and not shape.refused and self._made < CAPTURES and self._pays(shape):
+            return self._record(shape, args, kwargs)
         began = time.perf_counter()
         values = self.step(args, kwargs)
-        shape.seconds += time.perf_counter() - began
+        if ready:  # the first step makes parameters and more
+            shape.timed, shape.seconds = shape.timed + 1, shape.seconds + time.perf_counter() - began
         return values
 
     def _pays(self, shape: Shape) -> bool:
-        """Whether to compile this shape now."""
-        ready = shape.steps > 1 and all(player.optimizer is not None for player in self.players)
-        if shape.refused or not ready or self._made >= CAPTURES:
-            return False
-        if self.compile is True or shape.recording is not None:
-            return True
+        """Whether to compile this shape now; before a first recording, whether to look at it more closely."""
+        if self.compile is True or not shape.timed:
+            return self.compile is True
         left = self.taken if self.steps is None else self.steps - self.taken
         often = shape.steps / self.taken
-        return SAVED * left * often * shape.seconds / (shape.steps - 1) > COST
+        return SAVED * left * often * shape.seconds / shape.timed > COST + COST_EACH * shape.operations
 
-    def _record(self, shape: Shape, arguments: list[Tensor], args: tuple, kwargs: dict) -> dict[str, Tensor]:
+    def _record(self, shape: Shape, args: tuple, kwargs: dict) -> dict[str, Tensor]:
         """A step that is written down, and compiled if the one before was the same."""
+        arguments = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         first, shape.recording, shape.attempts = shape.recording, None, shape.attempts + 1
         second = Recording(arguments)
-        rewind = keep_random_state(_device(arguments))
+        rewind = keep_random_state(self._device)
         try:
             numbers = [player.rates.numbers() for player in self.players]
             with self._recordable(), second:
@@ -165,7 +169,7 @@ class Stepper:
         if why is not None and shape.attempts >= ATTEMPTS:
             self._refuse(shape, Untraceable(why))
         else:
-            shape.recording = second
+            shape.recording, shape.operations = second, len(second.signature)
         return values
 
     def _compile(
@@ -178,10 +182,14 @@ class Stepper:
     ) -> dict[str, Tensor]:
         """Compiles the recorded step and repeats it: its values, or those of the eager one if the two differ."""
         began = time.perf_counter()
-        reference, forward = recording.after(), keep_random_state(_device(arguments))
+        reference, forward = recording.after(), keep_random_state(self._device)
         try:
+            if recording.aliased:
+                raise Untraceable("two tensors share memory, and the step writes into it")
             run, draws = _compiled(recording, list(values.values()))
             holds = _watch(recording, self.players, self.facts)
+            if self._device.type == "cuda":
+                run = Replay(run, range(len(arguments), len(recording.inputs)))
             capture = Capture(run, recording.inputs[len(arguments) :], draws, list(values), holds)
             recording.undo()
             rewind()
@@ -197,6 +205,12 @@ class Stepper:
         shape.capture = capture
         self._say(f"compiled at step {self.taken}, in {time.perf_counter() - began:.1f} s")
         return repeated
+
+    @property
+    def _device(self) -> torch.device:
+        """The GPU that parameters are on, or else the CPU."""
+        leaves = (leaf for player in self.players for leaf in player.leaves.values())
+        return next((leaf.device for leaf in leaves if leaf.is_cuda), torch.device("cpu"))
 
     @contextmanager
     def _recordable(self) -> Iterator[None]:
@@ -220,16 +234,12 @@ class Stepper:
 
 
 def _shape(args: tuple, kwargs: dict) -> tuple[list[Tensor], Hashable]:
-    """The tensors among a step's arguments, and all else that a compiled step holds on to; None if that is not known."""
-    leaves, form = (list(args), len(args)) if not kwargs else tree_flatten((args, kwargs))
-    if not all(isinstance(leaf, Tensor) for leaf in leaves):
-        leaves, form = tree_flatten((args, kwargs))
+    """The tensors among a step's arguments, and what else a compiled step holds on to; None if that is not known."""
+    if not kwargs and all(isinstance(arg, Tensor) for arg in args):
+        return list(args), tuple([_kind(arg) for arg in args])
+    leaves, form = tree_flatten((args, kwargs))
     arguments = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    kinds = [
-        (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
-        for leaf in leaves
-    ]
-    key = (str(form), *kinds)
+    key = (str(form), *(_kind(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
     try:
         hash(key)
     except TypeError:  # a NumPy array, say, whose values may change
@@ -237,12 +247,17 @@ def _shape(args: tuple, kwargs: dict) -> tuple[list[Tensor], Hashable]:
     return arguments, key
 
 
-def _device(arguments: list[Tensor]) -> torch.device:
-    return arguments[0].device if arguments else torch.device("cpu")
+def _anew(tensor: Tensor) -> Tensor:
+    """A tensor as another object: Pyro's transforms take one that they have met for one whose results they hold."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach()
+
+
+def _kind(tensor: Tensor) -> tuple:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
 def _compiled(recording: Recording, outputs: list[Tensor]) -> tuple[Callable, list[Callable[[], Tensor]]]:
-    """The compiled function of a recording, and what draws its random numbers; one seen before is not compiled again."""
+    """The compiled function of a recording, and what draws its random numbers; the same again is not compiled again."""
     from ppgen.infer.inductor import build  # late: it takes a second to import
 
     names = [recording.node(output).name for output in outputs]
@@ -263,17 +278,27 @@ def _watch(recording: Recording, players: list[Player], facts: Callable[[], Any]
     named = [(name, value) for name, value in store.items() if id(value) in inputs]
     leaves = [(leaf, leaf.requires_grad) for player in players for leaf in player.leaves.values()]
     modules = [(module, module.training, _held(module)) for module in recording.modules.values()]
-    rates = [(player, player.rates, player.rates.settings()) for player in players]
+    rates = [(player, player.rates) for player in players]
+    settings = [setting for player in players for setting in player.rates.settings()]
     known = facts()
 
-    def holds() -> bool:
-        return (
-            facts() == known
-            and all(leaf.requires_grad is flag for leaf, flag in leaves)
-            and all(store.get(name) is value for name, value in named)
-            and all(module.training is mode and _held(module) == held for module, mode, held in modules)
-            and all(player.rates is same and same.settings() == settings for player, same, settings in rates)
-        )
+    def holds() -> bool:  # loops, which cost less than all(...) of a generator
+        for leaf, flag in leaves:
+            if leaf.requires_grad is not flag:
+                return False
+        for name, value in named:
+            if store.get(name) is not value:
+                return False
+        for module, mode, held in modules:
+            if module.training is not mode or _held(module) != held:
+                return False
+        for player, same in rates:
+            if player.rates is not same:
+                return False
+        for group, key, setting in settings:
+            if group.get(key) != setting:
+                return False
+        return facts() == known
 
     return holds
 

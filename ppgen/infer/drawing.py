@@ -1,4 +1,4 @@
-"""Random numbers drawn before a graph runs, in the order of the eager step: what is left is arithmetic, free to fuse."""
+"""Random numbers drawn before a graph runs, in the eager step's order: what is left is arithmetic, free to fuse."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,8 @@ def draw_outside(recording: Recording) -> list[Callable[[], Tensor]]:
     As many as come before the first from a law that is computed, such as Gamma(a) with a learned a: numbers must come
     off the generator in their old order.
     """
-    graph, draws = recording.graph, []
+    graph = recording.graph
+    draws: list[Callable[[], Tensor]] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
         if not isinstance(node.target, torch._ops.OpOverload) or Tag.nondeterministic_seeded not in node.target.tags:

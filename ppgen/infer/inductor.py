@@ -1,6 +1,8 @@
 """A traced step as machine code, by torch's inductor, called without the guards and wrappers of torch.compile."""
 
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, fx
@@ -19,7 +21,7 @@ from ppgen.infer.recording import Recording
 
 __all__ = ["build"]
 
-Call = Callable[[Sequence[Tensor]], list[Tensor]]
+Call = Callable[[list[Tensor]], list[Tensor]]
 
 OPTIONS = {
     "fallback_random": True,  # random numbers left in the graph come from torch's generators, as in eager mode
@@ -36,7 +38,11 @@ def build(recording: Recording, outputs: Sequence[Tensor], draws: int) -> Call:
     module = fx.GraphModule(recording.root, recording.graph)
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
-    with torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), config.patch(OPTIONS):
+    with ExitStack() as stack:
+        for context in (torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), config.patch(OPTIONS)):
+            stack.enter_context(context)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # torch's, about its own insides
         with fake:
             examples = [_empty(*node.meta["like"]) for node in placeholders]
             functional = make_fx(
@@ -48,7 +54,16 @@ def build(recording: Recording, outputs: Sequence[Tensor], draws: int) -> Call:
         joint_graph_passes(functional)
         compiled = compile_fx_inner(functional, examples)
     run = getattr(compiled, "current_callable", None) or compiled  # without the hooks of torch's profiling
-    return torch.no_grad()(run)
+
+    def call(tensors: list[Tensor]) -> list[Tensor]:
+        enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # as torch.no_grad(), at a fifth of its time
+        try:
+            return run(tensors)
+        finally:
+            torch._C._set_grad_enabled(enabled)
+
+    return call
 
 
 def _empty(shape: tuple, stride: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -57,11 +57,12 @@ class Rates:
                 self._known[i] = float(group["lr"])
                 self.tensors[i].fill_(self._known[i])
 
-    def settings(self) -> list[Any]:
-        """What the optimiser was told, rates left out: a recorded step keeps these numbers."""
-        return [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
+    def settings(self) -> list[tuple[dict, str, Any]]:
+        """What the optimiser was told, (group, key, value), rates left out: a recorded step keeps these numbers."""
+        groups = self.optimizer.param_groups
+        return [(g, k, v) for g in groups for k, v in g.items() if k not in ("params", "lr")]
 
     def numbers(self) -> list[Any]:
         """All that the optimiser holds in Python numbers; if a step changes them, it cannot be recorded."""
         states = [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in self.optimizer.state.values()]
-        return [*self.settings(), *states, *(group["lr"] for group in self.groups)]
+        return [*self.settings(), *states]

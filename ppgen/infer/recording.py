@@ -41,7 +41,8 @@ ALIKE = (  # these take no more from a tensor than its shape and type
     aten.new_full,
 )
 LIBRARIES = tuple(
-    str(Path(path)) for path in (torch.__path__[0], pyro.__path__[0], Path(__file__).parents[1], sysconfig.get_path("stdlib"))
+    str(Path(path))
+    for path in (torch.__path__[0], pyro.__path__[0], Path(__file__).parents[1], sysconfig.get_path("stdlib"))
 )
 
 
@@ -193,6 +194,11 @@ class Recording(TorchDispatchMode):
         with torch.no_grad():
             for (tensor, _), value in zip(self.before, values, strict=True):
                 tensor.copy_(value)
+
+    @property
+    def aliased(self) -> bool:
+        """Whether an input was overwritten that shares its memory with another: a graph takes inputs for separate."""
+        return any(len(sharing) > 1 and id(sharing[0]) in self._saved for sharing in self._sharing.values())
 
     def difference(self, other: "Recording") -> str | None:
         """How another run of the same step differs from this one; None if the two are one function of their inputs."""

@@ -8,7 +8,6 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from ppgen.draws import Program
 from ppgen.infer.capture import Compile, Stepper
@@ -84,10 +83,9 @@ class SVI:
 
     def _take(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
         """One step, in tensors alone."""
-        # under new names: Pyro's transforms take a tensor that they have seen before for one with their results
-        args, kwargs = tree_map_only(Tensor, lambda x: x if x.requires_grad else x.detach(), (args, kwargs))
         values, leaves = self._losses(args, kwargs)
         self.player.meet(leaves)
+        self._move_step()
         if self._loss_and_grads is not None:
             gradients = [leaf.grad for leaf in self.player.leaves.values()]
         else:
@@ -96,6 +94,12 @@ class SVI:
         if hasattr(self.objective, "advance"):
             self.objective.advance()
         return {name: value.detach() for name, value in values.items()}
+
+    def _move_step(self) -> None:
+        """Puts the count of steps where the parameters are: a CUDA graph reads nothing off the GPU."""
+        step, leaf = getattr(self.objective, "step", None), next(iter(self.player.leaves.values()), None)
+        if isinstance(step, Tensor) and leaf is not None and step.device != leaf.device:
+            step.data = step.data.to(leaf.device)
 
     def _facts(self) -> tuple:
         """What a compiled step holds on to that is no tensor."""
@@ -130,4 +134,4 @@ def _parts(loss: Any) -> dict[str, Tensor]:
 
 
 def _total(values: dict[str, Tensor]) -> float:
-    return float(sum(values.values()))
+    return sum(float(value) for value in values.values())

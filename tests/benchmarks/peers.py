@@ -4,7 +4,6 @@ Every hand-written program is a module whose forward returns the loss, so that o
 all. Adam at 1e-3 everywhere.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ import pyro
 import torch
 from programs import LAYERS, PROGRAMS, Program, nsf_flow, vae_networks
 from torch import Tensor, nn
-from torch.distributions import HalfCauchy, Normal
+from torch.distributions import Distribution, HalfCauchy, Normal
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import ppgen
@@ -108,17 +107,17 @@ class Hand:
     """A hand-written module and the ratios aimed at against its eager and its compiled step."""
 
     module: Callable[[str], nn.Module]
-    name: str = "hand-written torch"
+    name: str = "hand-written"
     eager: float | None = None
     compiled: float | None = None
-    mean: bool = False
+    zuko: bool = False
 
 
 HAND = {
     "schools": Hand(HandSchools),
     "vae": Hand(HandVAE, compiled=1.15),
     "realnvp": Hand(HandRealNVP, compiled=1.3),
-    "nsf": Hand(ZukoNSF, name="zuko", eager=4.0, compiled=1.5, mean=True),
+    "nsf": Hand(ZukoNSF, name="zuko", eager=4.0, compiled=1.5, zuko=True),
 }
 STOCK = {"schools": 40.0, "vae": 1.8, "realnvp": 10.0}
 
@@ -160,9 +159,10 @@ def compiled_gradients(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[
         return torch.func.functional_call(loss, parameters, batch)
 
     fast = torch.compile(torch.func.grad_and_value(functional))
+    values = {name: p.detach() for name, p in parameters.items()}  # else it would compile second derivatives too
 
     def step() -> float:
-        gradients, value = fast(parameters, *batch)
+        gradients, value = fast(values, *batch)
         for name, gradient in gradients.items():
             parameters[name].grad = gradient
         optimizer.step()
@@ -171,31 +171,39 @@ def compiled_gradients(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[
     return step
 
 
+def without_validation(step: Callable[[], float]) -> Callable[[], float]:
+    """The step as it is after importing zuko, which turns torch's validation off; Pyro's programs turn it on again."""
+
+    def run() -> float:
+        before = Distribution._validate_args
+        Distribution.set_default_validate_args(False)
+        try:
+            return step()
+        finally:
+            Distribution.set_default_validate_args(before)
+
+    return run
+
+
+STEPS = {", eager": eager, ", compiled loss": compiled, ", compiled gradients": compiled_gradients}
+
+
 def ours(key: str, device: str, *, compile: bool) -> ppgen.SVI:
     """ppgen's SVI on a program."""
     program = PROGRAMS[key](device)
     model, guide = program.pyro(f"{key} ppgen {compile}")
     optimizer = partial(torch.optim.Adam, lr=RATE)
-    return ppgen.SVI(model, guide, optimizer, program.loss(), **compile_option(ppgen.SVI, compile))
-
-
-def compile_option(function: Callable, compile: bool) -> dict[str, bool]:
-    """The option `compile`, where the installed ppgen knows it."""
-    known = "compile" in inspect.signature(function).parameters
-    if compile and not known:
-        raise LookupError(f"this ppgen's {function.__name__} does not compile")
-    return {"compile": compile} if known else {}
+    return ppgen.SVI(model, guide, optimizer, program.loss(), compile=compile)
 
 
 def make(key: str, name: str, device: str) -> Peer:
     """One peer of a program, by its name in `names`.
 
     Raises:
-        ImportError, LookupError: if it cannot run here.
+        ImportError: if it is not installed.
     """
     program: Program = PROGRAMS[key](device)
     hand = HAND[key]
-    rows = 1 if hand.mean else program.rows
     if name in (OURS, OURS_EAGER):
         svi = ours(key, device, compile=name == OURS)
         return Peer(name, lambda: svi.step(*program.batch))
@@ -204,25 +212,18 @@ def make(key: str, name: str, device: str) -> Peer:
         stock = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": RATE}), program.elbo())
         return Peer(name, lambda: stock.step(*program.batch), program.rows, STOCK[key])
     if name.startswith("NumPyro"):
-        if device != "cpu":
-            raise LookupError("compared on CPU alone")
         import peers_numpyro
 
         return peers_numpyro.make(key, name, program)
-    steps = {
-        hand.name: (eager, hand.eager),
-        f"{hand.name}, torch.compile of the loss": (compiled, hand.compiled),
-        f"{hand.name}, torch.compile of its gradients": (compiled_gradients, hand.compiled),
-    }
-    step, aim = steps[name]
-    return Peer(name, step(hand.module(device), program.batch), rows, aim)
+    make_step = STEPS[name.removeprefix(hand.name)]
+    aim = hand.eager if make_step is eager else hand.compiled
+    step = make_step(hand.module(device), program.batch)
+    return Peer(name, without_validation(step), 1, aim) if hand.zuko else Peer(name, step, program.rows, aim)
 
 
-def names(key: str) -> list[str]:
-    """The peers of a program, installed or not."""
-    found = [OURS, OURS_EAGER]
-    if key in STOCK:
-        found.append("stock Pyro")
-    hand = HAND[key].name
-    found += [hand, f"{hand}, torch.compile of the loss", f"{hand}, torch.compile of its gradients"]
-    return found + {"schools": ["NumPyro, jit", "NumPyro, scan"], "vae": ["NumPyro, jit"]}.get(key, [])
+def names(key: str, device: str) -> list[str]:
+    """The peers of a program, installed or not; NumPyro on CPU alone."""
+    found = [OURS, OURS_EAGER] + (["stock Pyro"] if key in STOCK else [])
+    found += [HAND[key].name + kind for kind in STEPS]
+    numpyro = {"schools": ["NumPyro, jit", "NumPyro, scan"], "vae": ["NumPyro, jit"]}
+    return found + (numpyro.get(key, []) if device == "cpu" else [])
