@@ -13,7 +13,8 @@ All four share one subsample of each plate, so their rows are the same data. Thi
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -187,6 +188,17 @@ def check_drawn(encoded: Trace, guided: Trace) -> None:
         )
 
 
+@contextmanager
+def validation(on: bool) -> Iterator[None]:
+    """As `pyro.validation_enabled`, and leaves torch's own default as it was, which zuko turns off."""
+    before = torch.distributions.Distribution._validate_args
+    try:
+        with pyro.validation_enabled(on):
+            yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
 class PlateSize(poutine.messenger.Messenger):
     """Notes the full size N of the plate "data" while programs run under it (1 if the plate never comes)."""
 
@@ -215,7 +227,7 @@ def particle_draws(
     outer = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
     together = Draws(outer(model), outer(guide), args, kwargs)
     try:
-        with pyro.validation_enabled():  # so that a wrong broadcast is an error and no wrong number
+        with validation(True):  # so that a wrong broadcast is an error and no wrong number
             together.importance  # noqa: B018
     except (RuntimeError, ValueError, IndexError):
         return [Draws(model, guide, args, kwargs) for _ in range(particles)]

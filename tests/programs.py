@@ -4,7 +4,8 @@ A row of `PROGRAMS` is built anew for each run, under the seed of the run.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyro
@@ -45,7 +46,7 @@ class Row(NamedTuple):
     build: Callable[[], Built]
     loss: Callable[[], Any]
     optim: Callable[[], Any]
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     rtol: float = 1e-4
 
 
@@ -321,7 +322,7 @@ PROGRAMS: dict[str, Row] = {
         lambda: pyro.optim.AdagradRMSProp({"eta": 0.05}),
     ),
     "auto_list": Row(automatic(list_of_guides), ppgen.Evidence, lambda: pyro.optim.Adam({"lr": 0.02})),
-    "normed": Row(normed, lambda: ppgen.Reconstruction() + 0.5 * ppgen.Rate(), adam),
+    "normed": Row(normed, lambda: ppgen.Reconstruction() + 0.5 * ppgen.Rate(), adam, {}, 1e-3),
     "handled": Row(
         handled,
         lambda: infer.Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),

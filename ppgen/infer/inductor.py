@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -10,12 +11,15 @@ from torch._guards import TracingContext, tracing
 from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
-from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+from torch._inductor.fx_passes.joint_graph import constant_fold_uniform_value
+from torch._inductor.fx_passes.post_grad import remove_noop_ops
+from torch._inductor.lowering import lowerings
 from torch._inductor.virtualized import V
 from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_leaves
 
 from ppgen.infer.recording import Recording
 
@@ -28,6 +32,7 @@ OPTIONS = {
     "size_asserts": False,  # a capture is called with the shapes that it was made for
     "alignment_asserts": False,
 }
+LARGE = 32  # elements
 aten = torch.ops.aten
 SAME = (aten.detach.default, aten.alias.default)
 
@@ -51,7 +56,10 @@ def build(recording: Recording, outputs: Sequence[Tensor], draws: int) -> Call:
                 _allow_non_fake_inputs=True,
             )(*examples)
         _tidy(functional, draws)
-        joint_graph_passes(functional)
+        remove_noop_ops(functional.graph)
+        constant_fold_uniform_value(functional)
+        _compute_once(functional)
+        lowerings.setdefault(torch.ops.ppgen.once.default, _keep)
         compiled = compile_fx_inner(functional, examples)
     run = getattr(compiled, "current_callable", None) or compiled  # without the hooks of torch's profiling
 
@@ -64,6 +72,40 @@ def build(recording: Recording, outputs: Sequence[Tensor], draws: int) -> Call:
             torch._C._set_grad_enabled(enabled)
 
     return call
+
+
+@torch.library.custom_op("ppgen::once", mutates_args=())
+def _once(x: Tensor) -> Tensor:
+    """A scalar that is computed once and then read, where inductor would compute it anew for every element."""
+    return x.clone()
+
+
+@_once.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _keep(x: Any) -> Any:
+    x.realize()
+    return x
+
+
+def _compute_once(module: fx.GraphModule) -> None:
+    """Marks the scalars that large tensors are computed with, such as Adam's 1 - beta ** step."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or not isinstance(val := node.meta.get("val"), Tensor) or val.dim():
+            continue
+        large = [user for user in node.users if _numel(user) >= LARGE]
+        if large and node.all_input_nodes:
+            with module.graph.inserting_after(node):
+                once = module.graph.call_function(torch.ops.ppgen.once.default, (node,))
+            once.meta = dict(node.meta)
+            node.replace_all_uses_with(once, delete_user_cb=lambda user, large=large: user in large)
+    module.recompile()
+
+
+def _numel(node: fx.Node) -> int:
+    return max((part.numel() for part in tree_leaves(node.meta.get("val")) if isinstance(part, Tensor)), default=0)
 
 
 def _empty(shape: tuple, stride: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:

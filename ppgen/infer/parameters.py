@@ -19,7 +19,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppgen.draws import Draws, Program
+from ppgen.draws import Draws, Program, validation
 
 Message = dict[str, Any]
 
@@ -160,7 +160,7 @@ class State:
     @classmethod
     def of(cls, model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None) -> "State":
         """Finds it by running the programs, which leaves random numbers and modes as they were."""
-        with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        with torch.random.fork_rng(), torch.no_grad(), validation(False):
             prepare(model, guide, args, kwargs)
             with Evaluation() as run, Parameters():
                 Draws(model, guide, args, kwargs).encoded  # noqa: B018  made for what it touches

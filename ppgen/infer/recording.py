@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ppgen.draws import validation
+
 __all__ = ["Recording", "Untraceable", "is_users", "keep_random_state", "statement", "traceable"]
 
 aten = torch.ops.aten
@@ -243,7 +245,7 @@ def traceable() -> Iterator[None]:
                 if module_name.startswith("pyro.") and name in vars(module):
                     stack.enter_context(patch.object(module, name, stand_in))
         stack.enter_context(patch.object(torch.compiler, "_is_compiling_flag", True))
-        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(validation(False))
         yield
 
 

@@ -41,6 +41,9 @@ class Peer:
 
 
 class HandSchools(nn.Module):
+    zero: Tensor
+    five: Tensor
+
     def __init__(self, device: str):
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(10, device=device))

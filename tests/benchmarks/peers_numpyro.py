@@ -29,8 +29,8 @@ def schools():
 def vae():
     weights = {}
     for name, layers in zip(("encoder", "decoder"), vae_networks("cpu"), strict=True):
-        pairs = [(layers[i].weight.detach().numpy().T, layers[i].bias.detach().numpy()) for i in (0, 2)]
-        weights[name] = [(jnp.asarray(weight), jnp.asarray(bias)) for weight, bias in pairs]
+        values = {part: value.numpy() for part, value in layers.state_dict().items()}
+        weights[name] = [(jnp.asarray(values[f"{i}.weight"].T), jnp.asarray(values[f"{i}.bias"])) for i in (0, 2)]
 
     def network(name, h):
         for i, (weight, bias) in enumerate(weights[name]):
@@ -65,10 +65,12 @@ def make(key: str, name: str, program: Program) -> Peer:
         state, loss = one(state, *batch)
         return float(loss)
 
-    def scan() -> np.ndarray:
+    def scan() -> list[float]:
         nonlocal state
         state, losses = many(state)
-        return np.asarray(losses)
+        return np.asarray(losses).tolist()
 
-    scanned = name.endswith("scan")
-    return Peer(name, scan if scanned else step, program.rows, AIMS.get((key, name)), SCANNED if scanned else 1)
+    aim = AIMS.get((key, name))
+    if name.endswith("scan"):
+        return Peer(name, scan, program.rows, aim, SCANNED)
+    return Peer(name, step, program.rows, aim)

@@ -85,8 +85,7 @@ def time_compiling(key: str, program: Program, options: argparse.Namespace) -> N
     for name in (OURS, f"{peers.HAND[key].name}, compiled loss"):
         with TemporaryDirectory() as cache:
             runs = [apart("seconds", key, name, cache, options) for _ in range(2)]
-        if all(runs):
-            print(f"  {name:34}{runs[0]['seconds']:8.2f}{runs[1]['seconds']:8.2f}")
+        print(f"  {name:34}" + "".join(f"{run['seconds']:8.2f}" for run in runs if run))
 
 
 def measure_memory(key: str, program: Program, options: argparse.Namespace) -> None:
