@@ -21,6 +21,7 @@ NOISE = 1e-4  # gradients below this share of the greatest one are taken for rou
 STEP = 0.05  # relative, of a parameter's move
 
 
+@torch.no_grad()
 def disagreement(
     recording: Recording,
     reference: list[Tensor],

@@ -37,6 +37,7 @@ COST, COST_EACH = 2.0, 0.01  # seconds that a compile takes, about: in all, and 
 SAVED = 0.6  # of an eager step's time, by a compiled one: a cautious guess
 ATTEMPTS = 4  # recordings of one shape before two in a row agree
 CAPTURES = 8  # shapes compiled, at most
+SHAPES = 256  # shapes remembered, compiled or not
 KEPT = 64  # compiled functions that one process holds on to
 
 logger = logging.getLogger("ppgen")
@@ -119,6 +120,8 @@ class Stepper:
         leaves, key = _shape(args, kwargs)
         shape = self._shapes.get(key)
         if shape is None:
+            if len(self._shapes) >= SHAPES:  # a number among the arguments changes with every step
+                self._shapes = {k: known for k, known in self._shapes.items() if known.capture is not None}
             shape = self._shapes[key] = Shape(refused=key is None)
         shape.steps += 1
         if shape.capture is not None:
@@ -151,17 +154,24 @@ class Stepper:
         first, shape.recording, shape.attempts = shape.recording, None, shape.attempts + 1
         second = Recording(arguments)
         rewind = keep_random_state(self._device)
+        known = [len(player.leaves) for player in self.players]
+        states = [player.rates.keep() for player in self.players]
         try:
             numbers = [player.rates.numbers() for player in self.players]
             with self._recordable(), second:
                 values = self.step(args, kwargs)
-            if [player.rates.numbers() for player in self.players] != numbers:
+            after = [player.rates.numbers() for player in self.players]
+            if any(now.get(k) != v for now, old in zip(after, numbers, strict=True) for k, v in old.items()):
                 raise Untraceable("its optimiser counts in Python numbers")
         except Exception as error:
             second.undo()
+            for back in states:
+                back()
             rewind()
             values = self.step(args, kwargs)  # raises by itself what is the program's own fault
-            self._refuse(shape, error)
+            joined = [len(player.leaves) for player in self.players] != known
+            if not joined or shape.attempts >= ATTEMPTS:  # parameters that join come without the optimiser's flags
+                self._refuse(shape, error)
             return values
         why = None if first is None else second.difference(first)
         if first is not None and why is None:
@@ -186,7 +196,9 @@ class Stepper:
         try:
             if recording.aliased:
                 raise Untraceable("two tensors share memory, and the step writes into it")
-            run, draws = _compiled(recording, list(values.values()))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, while it compiles
+                run, draws = _compiled(recording, list(values.values()))
             holds = _watch(recording, self.players, self.facts)
             if self._device.type == "cuda":
                 run = Replay(run, range(len(arguments), len(recording.inputs)))
@@ -203,7 +215,8 @@ class Stepper:
             return values
         self._made += 1
         shape.capture = capture
-        self._say(f"compiled at step {self.taken}, in {time.perf_counter() - began:.1f} s")
+        last = f"; that was the {CAPTURES}th shape or state, others run eagerly" if self._made == CAPTURES else ""
+        self._say(f"compiled at step {self.taken}, in {time.perf_counter() - began:.1f} s{last}")
         return repeated
 
     @property
@@ -239,7 +252,7 @@ def _shape(args: tuple, kwargs: dict) -> tuple[list[Tensor], Hashable]:
         return list(args), tuple([_kind(arg) for arg in args])
     leaves, form = tree_flatten((args, kwargs))
     arguments = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    key = (str(form), *(_kind(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+    key = (str(form), *(_kind(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves))
     try:
         hash(key)
     except TypeError:  # a NumPy array, say, whose values may change
@@ -274,20 +287,24 @@ def _compiled(recording: Recording, outputs: list[Tensor]) -> tuple[Callable, li
 def _watch(recording: Recording, players: list[Player], facts: Callable[[], Any]) -> Callable[[], bool]:
     """A check, cheap enough for every step, that what was not a tensor is still as it was when recorded."""
     inputs = set(map(id, recording.inputs))
-    store = pyro.get_param_store()._params
-    named = [(name, value) for name, value in store.items() if id(value) in inputs]
-    leaves = [(leaf, leaf.requires_grad) for player in players for leaf in player.leaves.values()]
-    modules = [(module, module.training, _held(module)) for module in recording.modules.values()]
+    store = pyro.get_param_store()  # its dictionary is another once it has been cleared
+    named = [(name, value) for name, value in store._params.items() if id(value) in inputs]
+    leaves = [tensor for tensor in recording.inputs if isinstance(tensor, torch.nn.Parameter)]
+    leaves += [leaf for player in players for leaf in player.leaves.values()]
+    flags = [(leaf, leaf.requires_grad) for leaf in {id(leaf): leaf for leaf in leaves}.values()]
+    parts = {id(part): part for module in recording.modules.values() for part in module.modules()}
+    parts = {key: part for key, part in parts.items() if key in recording.modules or inputs & set(_held(part))}
+    modules = [(module, module.training, _held(module)) for module in parts.values()]
     rates = [(player, player.rates) for player in players]
     settings = [setting for player in players for setting in player.rates.settings()]
     known = facts()
 
     def holds() -> bool:  # loops, which cost less than all(...) of a generator
-        for leaf, flag in leaves:
+        for leaf, flag in flags:
             if leaf.requires_grad is not flag:
                 return False
         for name, value in named:
-            if store.get(name) is not value:
+            if store._params.get(name) is not value:
                 return False
         for module, mode, held in modules:
             if module.training is not mode or _held(module) != held:
@@ -304,7 +321,7 @@ def _watch(recording: Recording, players: list[Player], facts: Callable[[], Any]
 
 
 def _held(module: torch.nn.Module) -> list[int]:
-    return [id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())]
+    return [id(part) for part in (*module._parameters.values(), *module._buffers.values(), *module._modules.values())]
 
 
 def _reason(error: Exception) -> str:

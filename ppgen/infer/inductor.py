@@ -1,6 +1,5 @@
 """A traced step as machine code, by torch's inductor, called without the guards and wrappers of torch.compile."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -46,8 +45,6 @@ def build(recording: Recording, outputs: Sequence[Tensor], draws: int) -> Call:
     with ExitStack() as stack:
         for context in (torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), config.patch(OPTIONS)):
             stack.enter_context(context)
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # torch's, about its own insides
         with fake:
             examples = [_empty(*node.meta["like"]) for node in placeholders]
             functional = make_fx(

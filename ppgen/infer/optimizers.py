@@ -121,7 +121,7 @@ class Player:
     def rates(self) -> Rates:
         """The learning rates as a recorded step reads them; made anew when parameters have joined."""
         assert self.optimizer is not None
-        if self._rates is None or len(self._rates.groups) != len(self.optimizer.param_groups):
+        if self._rates is None or self._rates.count != len(self.optimizer.param_groups):
             self._rates = Rates(self.optimizer)
         return self._rates
 

@@ -1,6 +1,6 @@
 """An optimiser made ready to be recorded: its learning rates in tensors, so that a schedule moves a compiled step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,21 +24,22 @@ class Rates:
 
     def __init__(self, optimizer: Optimizer):
         self.optimizer = optimizer
+        self.count = len(optimizer.param_groups)
         self.groups = [group for group in optimizer.param_groups if "lr" in group]
         self.tensors = [
             torch.tensor(float(group["lr"]), dtype=torch.float64, device=group["params"][0].device)
             for group in self.groups
         ]
         self._known = [float(group["lr"]) for group in self.groups]
-        for parameter, state in optimizer.state.items():
-            if isinstance(step := state.get("step"), Tensor):
-                # beta ** step in float32 is off by 1e-5 while steps are few
-                state["step"] = step.to(parameter.device, torch.float64)
 
     @contextmanager
     def recordable(self) -> Iterator[None]:
         """Puts tensors in place of the rates, and lets torch's optimisers count steps in tensors."""
         self.refresh()
+        for parameter, state in self.optimizer.state.items():
+            if isinstance(step := state.get("step"), Tensor):
+                # beta ** step in float32 is off by 1e-5 while steps are few
+                state["step"] = step.to(parameter.device, torch.float64)
         kept = [dict(group) for group in self.optimizer.param_groups]
         try:
             for group in self.optimizer.param_groups:
@@ -47,7 +48,7 @@ class Rates:
                 group["lr"] = tensor
             yield
         finally:
-            for group, old in zip(self.optimizer.param_groups, kept, strict=True):
+            for group, old in zip(self.optimizer.param_groups, kept, strict=False):  # others may have joined
                 group.update({key: old[key] for key in ("lr", *FLAGS) if key in old})
 
     def refresh(self) -> None:
@@ -62,7 +63,19 @@ class Rates:
         groups = self.optimizer.param_groups
         return [(g, k, v) for g in groups for k, v in g.items() if k not in ("params", "lr")]
 
-    def numbers(self) -> list[Any]:
+    def keep(self) -> Callable[[], None]:
+        """Takes note of the optimiser's state, tensors by reference; calling the result goes back to it."""
+        kept = {parameter: dict(state) for parameter, state in self.optimizer.state.items()}
+
+        def back() -> None:
+            self.optimizer.state.clear()
+            self.optimizer.state.update(kept)
+
+        return back
+
+    def numbers(self) -> dict[Any, Any]:
         """All that the optimiser holds in Python numbers; if a step changes them, it cannot be recorded."""
-        states = [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in self.optimizer.state.values()]
-        return [*self.settings(), *states]
+        held = [*self.optimizer.param_groups, *self.optimizer.state.values()]
+        return {
+            (id(d), k): v for d in held for k, v in d.items() if k not in ("params", "lr") and not isinstance(v, Tensor)
+        }

@@ -86,10 +86,12 @@ class Recording(TorchDispatchMode):
         self._nodes = WeakIdKeyDictionary()
         self._sharing: dict[int, list[Tensor]] = {}
         self._saved: set[int] = set()
+        self._met: dict[int, int] = {}
         self._last: fx.Node | None = None
         for argument in arguments:
             if argument not in self._nodes:
                 self._meet(argument)
+        self.given = len(self.inputs)
 
     def __enter__(self) -> "Recording":
         self._handle = nn.modules.module.register_module_forward_pre_hook(self._note)
@@ -116,7 +118,7 @@ class Recording(TorchDispatchMode):
                 return func(*args, **kwargs)
             raise Untraceable("Python reads a tensor's value (if, float() or .item()); torch.where chooses by value")
         by_mask = func is aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if by_mask or Tag.dynamic_output_shape in func.tags:
+        if by_mask or (Tag.dynamic_output_shape in func.tags and func is not aten.index.Tensor):
             what = "a boolean mask selects rows" if by_mask else f"{func.overloadpacket.__name__} does"
             raise Untraceable(f"a shape depends on values: {what}; torch.where and masks keep shapes fixed")
         for tensor in _written(func, args, kwargs):
@@ -146,6 +148,7 @@ class Recording(TorchDispatchMode):
         self._last.meta["like"] = _like(tensor)
         self.inputs.append(tensor)
         self._sharing.setdefault(_storage(tensor), []).append(tensor)
+        self._met[id(tensor)] = len(self.signature)
         self._sign(f"input {_like(tensor)}")
 
     def _constant(self, value: Tensor) -> Tensor:
@@ -197,6 +200,11 @@ class Recording(TorchDispatchMode):
             for (tensor, _), value in zip(self.before, values, strict=True):
                 tensor.copy_(value)
 
+    def _at(self, line: int) -> str:
+        """Where a line of the signature comes from, for a message."""
+        place = self.places[line]
+        return f", at {statement(*place)}" if place else ""
+
     @property
     def aliased(self) -> bool:
         """Whether an input was overwritten that shares its memory with another: a graph takes inputs for separate."""
@@ -204,10 +212,13 @@ class Recording(TorchDispatchMode):
 
     def difference(self, other: "Recording") -> str | None:
         """How another run of the same step differs from this one; None if the two are one function of their inputs."""
-        for mine, theirs, where in zip(self.signature, other.signature, self.places, strict=False):
-            if mine != theirs:
-                at = f", at {statement(*where)}" if where else ""
-                return f"it does not do the same in every step ({theirs}, then {mine}){at}"
+        for i, (now, then) in enumerate(zip(self.signature, other.signature, strict=False)):
+            if now != then:
+                return f"it does not do the same in every step ({then}, then {now}){self._at(i)}"
+        for tensor, earlier in zip(self.inputs[self.given :], other.inputs[other.given :], strict=False):
+            if tensor is not earlier:
+                at = self._at(self._met[id(tensor)])
+                return f"it reads another tensor of shape {tuple(tensor.shape)} in every step{at}"
         if len(self.signature) != len(other.signature):
             return f"it had {len(other.signature)} operations, then {len(self.signature)}"
         return None
@@ -240,13 +251,24 @@ def traceable() -> Iterator[None]:
     count steps in a tensor on the CPU only when they believe that torch.compile runs them.
     """
     with ExitStack() as stack:
-        for name, stand_in in (("torch_item", lambda x: x), ("warn_if_nan", lambda *_, **__: None)):
+        for name, stand_in in (("torch_item", _detached), ("warn_if_nan", lambda *_, **__: None)):
             for module_name, module in list(sys.modules.items()):
                 if module_name.startswith("pyro.") and name in vars(module):
                     stack.enter_context(patch.object(module, name, stand_in))
         stack.enter_context(patch.object(torch.compiler, "_is_compiling_flag", True))
+        stack.enter_context(patch.object(Tensor, "item", _item))
         stack.enter_context(validation(False))
         yield
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def _item(tensor: Tensor) -> Any:
+    if sys._getframe(1).f_code.co_filename.startswith(pyro.__path__[0]):  # a loss that Pyro reports
+        return tensor.detach()
+    return torch._C.TensorBase.item(tensor)
 
 
 def keep_random_state(device: torch.device) -> Callable[[], None]:

@@ -103,7 +103,7 @@ class SVI:
 
     def _facts(self) -> tuple:
         """What a compiled step holds on to that is no tensor."""
-        return self.model, self.guide, self.objective, getattr(self.objective, "total", None)
+        return self.model, self.guide, self.objective, getattr(self.objective, "total", None), self.player.clip
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss term by term, and the leaves it was computed with."""
