@@ -1,8 +1,10 @@
-"""A clean store and seed for every test, and small programs that many tests run.
+"""A clean store and seed for every test, small programs that many tests run, and a stand-in for inductor.
 
 A program is a `Pair`: model and guide, the arguments they take, and N, the full size of the plate "data".
 """
 
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +12,9 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+from ppgen.infer import capture
 
 
 class Pair(NamedTuple):
@@ -141,3 +145,38 @@ def nested() -> Pair:
             pyro.sample("z", dist.Normal(x.mean(0), scale))
 
     return Pair(model, guide, (torch.randn(3, 5),), 5)
+
+
+def interpret(recording: Any, outputs: Any, draws: int) -> Callable:
+    """What inductor builds, run by Python: the recorded operations one by one."""
+    recording.graph.output([recording.node(output) for output in outputs])
+    module = fx.GraphModule(recording.root, recording.graph)
+
+    def call(tensors: list[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return list(module(*tensors))
+
+    return call
+
+
+@pytest.fixture
+def inductor() -> Any:
+    """Our module of that name, which takes its time to import."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own
+        from ppgen.infer import inductor
+    return inductor
+
+
+@pytest.fixture
+def builds(monkeypatch, inductor) -> list:
+    """Spares the laws about when to compile the seconds that it takes; one entry for each compile."""
+    made: list = []
+
+    def build(*args: Any) -> Callable:
+        made.append(interpret(*args))
+        return made[-1]
+
+    monkeypatch.setattr(inductor, "build", build)
+    monkeypatch.setattr(capture, "_library", OrderedDict())
+    return made

@@ -1,6 +1,7 @@
 """fit: the same run from every kind of data and from the seed alone, watched, ended well, nothing lost."""
 
 import functools
+import io
 import math
 import random
 import sys
@@ -718,3 +719,51 @@ def test_float64_data_become_the_programs_own_type():
     module = VAE((3,), latent_dim=2, hidden=(4,)).double()
     result = fit((module.model, module.guide), X.double().numpy())
     assert result.example[0].dtype == torch.float64
+
+
+# The compiled step
+
+
+def close(got: Any, expected: Any) -> None:
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_compiled_fit_is_the_eager_one_in_every_chain_and_compiles_once(builds):
+    options: dict = {"batch_size": 8, "epochs": 10, "restarts": 3, "ema": 0.9, "validation": X[:6], "progress": False}
+    fits = {
+        compile: ppgen.fit(*networks(), X, loss=ppgen.recipes.vae(beta=ppgen.Ramp(1.0)), compile=compile, **options)
+        for compile in (False, True)
+    }
+    assert len(builds) == 2  # for a whole batch of 8 rows and the last of 4, in all chains
+    for eager, compiled in zip(fits[False].chains, fits[True].chains, strict=True):
+        assert compiled.compiled.startswith("compiled at step")
+        assert eager.compiled == ""
+        close(compiled.validation["loss"], eager.validation["loss"])
+        for name, values in eager.history.items():
+            close(compiled.history[name], values)
+        for name, weight in eager.weights.items():
+            close(compiled.weights[name], weight)
+
+
+def test_a_short_fit_is_not_compiled_by_itself(builds):
+    fit = ppgen.fit(*networks(), X, steps=20, progress=False)
+    assert (builds, fit.chains[0].compiled) == ([], "")
+
+
+def test_a_fit_saved_by_one_way_goes_on_in_the_other(builds, tmp_path):
+    for first, then in ((True, False), (False, True)):
+        programs = networks()
+        ppgen.fit(*programs, X, steps=10, compile=first, progress=False).save(tmp_path / "fit.safetensors")
+        on = ppgen.fit(*programs, X, steps=10, compile=then, seed=1, progress=False)
+        again = networks()
+        ppgen.Fit.load(tmp_path / "fit.safetensors", *again)
+        loaded = ppgen.fit(*again, X, steps=10, compile=first, seed=1, progress=False)
+        close(loaded.chains[0].history["loss"], on.chains[0].history["loss"])
+
+
+def test_the_bar_says_once_what_was_compiled(builds, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    ppgen.fit(*networks(), X, steps=30, compile=True)
+    assert screen.getvalue().count("compiled at step 3") == 1

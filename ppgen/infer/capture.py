@@ -289,9 +289,9 @@ def _watch(recording: Recording, players: list[Player], facts: Callable[[], Any]
     inputs = set(map(id, recording.inputs))
     store = pyro.get_param_store()  # its dictionary is another once it has been cleared
     named = [(name, value) for name, value in store._params.items() if id(value) in inputs]
-    leaves = [tensor for tensor in recording.inputs if isinstance(tensor, torch.nn.Parameter)]
-    leaves += [leaf for player in players for leaf in player.leaves.values()]
-    flags = [(leaf, leaf.requires_grad) for leaf in {id(leaf): leaf for leaf in leaves}.values()]
+    leaves: dict[int, Tensor] = {id(leaf): leaf for player in players for leaf in player.leaves.values()}
+    leaves |= {id(tensor): tensor for tensor in recording.inputs if isinstance(tensor, torch.nn.Parameter)}
+    flags = [(leaf, leaf.requires_grad) for leaf in leaves.values()]
     parts = {id(part): part for module in recording.modules.values() for part in module.modules()}
     parts = {key: part for key, part in parts.items() if key in recording.modules or inputs & set(_held(part))}
     modules = [(module, module.training, _held(module)) for module in parts.values()]
