@@ -149,7 +149,7 @@ def nested() -> Pair:
 
 def interpret(recording: Any, outputs: Any, draws: int) -> Callable:
     """What inductor builds, run by Python: the recorded operations one by one."""
-    recording.graph.output([recording.node(output) for output in outputs])
+    recording.graph.output(outputs)
     module = fx.GraphModule(recording.root, recording.graph)
 
     def call(tensors: list[Tensor]) -> list[Tensor]:

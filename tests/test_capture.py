@@ -23,7 +23,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 import ppgen
 from ppgen import recipes
-from ppgen.infer import capture
+from ppgen.infer import capture, rates
 from ppgen.infer.capture import Compile
 from ppgen.infer.parameters import State
 
@@ -96,6 +96,24 @@ def test_the_compiled_trajectory_is_the_eager_one(name):
 
 SMALL = Row(networks, recipes.vae, adam)
 PLAIN = Row(plain, lambda: regression, torch_optim(torch.optim.SGD, lr=0.01))
+
+
+FUSED = {
+    "adam": torch_optim(torch.optim.Adam, lr=0.01, weight_decay=0.1),
+    "adamw": torch_optim(torch.optim.AdamW, lr=0.01, amsgrad=True),
+    "sgd": torch_optim(torch.optim.SGD, lr=0.01, momentum=0.9),
+    "adagrad": torch_optim(torch.optim.Adagrad, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("optim", FUSED)
+def test_many_parameters_are_moved_by_one_kernel_after_the_graph(builds, monkeypatch, optim):
+    monkeypatch.setattr(rates, "MANY", 0)
+    row = Row(networks, recipes.vae, FUSED[optim], {"schedule": PROGRAMS["networks"].options["schedule"], "clip": 1.0})
+    compiled, eager = run(row, True), run(row, False)
+    (shape,) = compiled.svi.stepper._shapes.values()
+    assert len(shape.capture.tails) == 1
+    assert_same(compiled, eager, row.rtol)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -28,6 +28,7 @@ from ppgen.infer.drawing import draw_outside
 from ppgen.infer.optimizers import Player
 from ppgen.infer.recording import Recording, Untraceable, is_users, keep_random_state, statement, traceable
 from ppgen.infer.replay import Replay
+from ppgen.infer.tail import Tail, step_outside
 
 __all__ = ["Compile", "Stepper"]
 
@@ -52,6 +53,7 @@ class Capture:
         run: the compiled function of all inputs.
         inputs: the tensors from outside of the step, its arguments left out.
         draws: what makes its random numbers.
+        tails: what runs on its results, the optimiser's own kernels.
         names: of its outputs.
         holds: whether the programs are still as they were when it was recorded.
     """
@@ -59,12 +61,17 @@ class Capture:
     run: Callable[[list[Tensor]], Any]
     inputs: list[Tensor]
     draws: list[Callable[[], Tensor]]
+    tails: list[Tail]
     names: list[str]
     holds: Callable[[], bool]
 
     def __call__(self, arguments: list[Tensor]) -> dict[str, Tensor]:
-        outputs = self.run([*arguments, *self.inputs, *[draw() for draw in self.draws]])
-        return dict(zip(self.names, outputs, strict=True))
+        results = self.run([*arguments, *self.inputs, *[draw() for draw in self.draws]])
+        if self.tails:
+            with torch.no_grad():
+                for tail in self.tails:
+                    tail(results[len(self.names) :])
+        return dict(zip(self.names, results, strict=not self.tails))
 
 
 @dataclass
@@ -198,11 +205,11 @@ class Stepper:
                 raise Untraceable("two tensors share memory, and the step writes into it")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's own, while it compiles
-                run, draws = _compiled(recording, list(values.values()))
+                run, draws, tails = _compiled(recording, list(values.values()))
             holds = _watch(recording, self.players, self.facts)
             if self._device.type == "cuda":
                 run = Replay(run, range(len(arguments), len(recording.inputs)))
-            capture = Capture(run, recording.inputs[len(arguments) :], draws, list(values), holds)
+            capture = Capture(run, recording.inputs[len(arguments) :], draws, tails, list(values), holds)
             recording.undo()
             rewind()
             repeated = capture(arguments)
@@ -269,19 +276,21 @@ def _kind(tensor: Tensor) -> tuple:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
-def _compiled(recording: Recording, outputs: list[Tensor]) -> tuple[Callable, list[Callable[[], Tensor]]]:
-    """The compiled function of a recording, and what draws its random numbers; the same again is not compiled again."""
+def _compiled(recording: Recording, outputs: list[Tensor]) -> tuple[Callable, list[Callable[[], Tensor]], list[Tail]]:
+    """The compiled function of a recording, with what comes before it and after; one seen before is not built again."""
     from ppgen.infer.inductor import build  # late: it takes a second to import
 
-    names = [recording.node(output).name for output in outputs]
+    nodes = [recording.node(output) for output in outputs]
+    needed, tails = step_outside(recording)
+    nodes += needed
     draws = draw_outside(recording)
-    signature = "\n".join([*recording.signature, *names, str(torch.get_num_threads())])
+    signature = "\n".join([*recording.signature, *(node.name for node in nodes), str(torch.get_num_threads())])
     key = sha256(signature.encode()).hexdigest()
-    run = _library.pop(key, None) or build(recording, outputs, len(draws))
+    run = _library.pop(key, None) or build(recording, nodes, len(draws))
     _library[key] = run
     while len(_library) > KEPT:
         _library.popitem(last=False)
-    return run, draws
+    return run, draws, tails
 
 
 def _watch(recording: Recording, players: list[Player], facts: Callable[[], Any]) -> Callable[[], bool]:

@@ -1,6 +1,6 @@
 """A traced step as machine code, by torch's inductor, called without the guards and wrappers of torch.compile."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,19 +31,22 @@ OPTIONS = {
     "size_asserts": False,  # a capture is called with the shapes that it was made for
     "alignment_asserts": False,
 }
-LARGE = 32  # elements
+LARGE = 32  # elements from which on a scalar is worth computing once
+SERIAL = 32768  # elements of the largest tensor up to which a second thread costs more than it brings
 aten = torch.ops.aten
 SAME = (aten.detach.default, aten.alias.default)
 
 
-def build(recording: Recording, outputs: Sequence[Tensor], draws: int) -> Call:
+def build(recording: Recording, outputs: list[fx.Node], draws: int) -> Call:
     """Compiles a recorded step: a function of its inputs and its random numbers, which moves what the step moves."""
-    recording.graph.output([recording.node(output) for output in outputs])
+    recording.graph.output(outputs)
     module = fx.GraphModule(recording.root, recording.graph)
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
     with ExitStack() as stack:
-        for context in (torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), config.patch(OPTIONS)):
+        small = max(node.meta["like"][0].numel() for node in placeholders) <= SERIAL
+        options = OPTIONS | ({"cpp.threads": 1} if small else {})
+        for context in (torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), config.patch(options)):
             stack.enter_context(context)
         with fake:
             examples = [_empty(*node.meta["like"]) for node in placeholders]

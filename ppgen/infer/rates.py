@@ -11,6 +11,9 @@ from torch.optim import Optimizer
 __all__ = ["Rates"]
 
 FLAGS = {"capturable": True, "foreach": True, "fused": None, "differentiable": False}
+FUSED = {"capturable": False, "foreach": False, "fused": True, "differentiable": False}
+FUSIBLE = {(torch.float32, "cpu"), (torch.float64, "cpu")}  # on a GPU inductor itself makes one kernel of all
+MANY = 24  # parameters of a group from which on one kernel for all of them beats code for each
 
 
 class Rates:
@@ -43,7 +46,8 @@ class Rates:
         kept = [dict(group) for group in self.optimizer.param_groups]
         try:
             for group in self.optimizer.param_groups:
-                group.update({flag: value for flag, value in FLAGS.items() if flag in group})
+                flags = FUSED if _fusible(group) else FLAGS
+                group.update({flag: value for flag, value in flags.items() if flag in group})
             for group, tensor in zip(self.groups, self.tensors, strict=True):
                 group["lr"] = tensor
             yield
@@ -79,3 +83,9 @@ class Rates:
         return {
             (id(d), k): v for d in held for k, v in d.items() if k not in ("params", "lr") and not isinstance(v, Tensor)
         }
+
+
+def _fusible(group: dict[str, Any]) -> bool:
+    """Whether torch's fused kernel takes a group, and pays."""
+    kinds = {(parameter.dtype, parameter.device.type) for parameter in group["params"]}
+    return "fused" in group and len(group["params"]) > MANY and len(kinds) == 1 and kinds <= FUSIBLE
