@@ -78,7 +78,8 @@ class Watch:
         bad = [k for k, leaf in self.state.leaves.items() if leaf.requires_grad and not leaf.isfinite().all()]
         if bad:
             self._fail(f"parameters are no longer finite after step {self.steps}: {', '.join(bad[:3])}")
-        self._good_weights, self.good = snapshot(self.state.tensors), self.steps
+        restore(self._good_weights, self.state.tensors)  # in place: fresh memory costs more than the copy
+        self.good = self.steps
 
     def _fail(self, why: str) -> None:
         self._failed = True

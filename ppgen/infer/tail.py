@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ppgen.infer.recording import Recording
 
@@ -51,13 +50,14 @@ class _Result(int):
 
 def _tail(node: fx.Node, known: dict[fx.Node, Any]) -> Tail:
     func: Any = node.target
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-    fixed = [not any(isinstance(part, _Result) for part in tree_leaves(arg)) for arg in args]
+    mapped: Any = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+    args, kwargs = mapped
+    lists = [isinstance(arg, list | tuple) and any(isinstance(part, _Result) for part in arg) for arg in args]
 
     def run(results: Sequence[Tensor]) -> None:
         given = [
-            arg if same else tree_map_only(_Result, results.__getitem__, arg)
-            for arg, same in zip(args, fixed, strict=True)
+            [results[part] if isinstance(part, _Result) else part for part in arg] if of_results else arg
+            for arg, of_results in zip(args, lists, strict=True)
         ]
         func(*given, **kwargs)
 

@@ -28,7 +28,7 @@ from steps_apart import FIRST
 import ppgen
 from ppgen.fit import Moment
 
-BLOCK = 20  # steps of one peer before the next one's turn
+BLOCK, TURN = 20, 0.1  # one peer's steps before the next one's turn: so many at least, for so many seconds
 TOLERANCE = 0.1  # how far first losses may lie apart: noise of eight schools, averaged over a block, is about 0.01
 FIT_BLOCK = 50
 
@@ -71,10 +71,12 @@ def medians(ready: dict[str, Peer], blocks: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(blocks):
         for name, peer in ready.items():
-            for _ in range(max(1, BLOCK // peer.steps)):
+            taken, until = 0, time.perf_counter() + TURN
+            while taken < BLOCK or time.perf_counter() < until:
                 start = time.perf_counter()
                 peer.step()
                 times[name].append((time.perf_counter() - start) / peer.steps)
+                taken += peer.steps
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
