@@ -30,6 +30,7 @@ OPTIONS = {
     "fallback_random": True,  # random numbers left in the graph come from torch's generators, as in eager mode
     "size_asserts": False,  # a capture is called with the shapes that it was made for
     "alignment_asserts": False,
+    "cpp.vec_isa_ok": True,  # a compiler that lacks the processor's vectors fails, and the step stays eager
 }
 LARGE = 32  # elements from which on a scalar is worth computing once
 SERIAL = 32768  # elements of the largest tensor up to which a second thread costs more than it brings

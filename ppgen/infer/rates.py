@@ -13,7 +13,7 @@ __all__ = ["Rates"]
 FLAGS = {"capturable": True, "foreach": True, "fused": None, "differentiable": False}
 FUSED = {"capturable": False, "foreach": False, "fused": True, "differentiable": False}
 FUSIBLE = {(torch.float32, "cpu"), (torch.float64, "cpu")}  # on a GPU inductor itself makes one kernel of all
-MANY = 24  # parameters of a group from which on one kernel for all of them beats code for each
+MANY = 8  # parameters of a group from which on one kernel for all of them beats code for each
 
 
 class Rates:

@@ -30,7 +30,7 @@ from ppgen.fit import Moment
 
 BLOCK, TURN = 20, 0.1  # one peer's steps before the next one's turn: so many at least, for so many seconds
 TOLERANCE = 0.1  # how far first losses may lie apart: noise of eight schools, averaged over a block, is about 0.01
-FIT_BLOCK = 50
+FIT_BLOCK, FIT_STEPS = 50, 2000  # fit reads losses back a hundred times a run, whatever its length
 
 
 def time_steps(key: str, program: Program, options: argparse.Namespace) -> None:
@@ -154,7 +154,7 @@ def time_fit(key: str, program: Program, options: argparse.Namespace) -> None:
         data,
         loss=program.loss(),
         batch_size=program.rows,
-        steps=FIT_BLOCK * (max(options.blocks, 4) + 1),
+        steps=FIT_STEPS,
         callbacks=[alternate],
         progress=False,
         compile=True,
