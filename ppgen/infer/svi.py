@@ -34,6 +34,7 @@ class SVI:
         schedule: optimiser -> torch learning-rate schedule, advanced every step.
         compile: whether the whole step is compiled, once for each shape of its arguments: True; False; or "auto", once
             the steps still to come make it pay (see `ppgen.infer.capture`). Python in the programs then runs no more.
+            What was decided is logged to "ppgen", and kept in ``svi.stepper.said``.
         steps: how many steps there will be, which "auto" goes by; unknown if left out.
     """
 
