@@ -499,6 +499,7 @@ def test_the_numbers_are_those_of_the_best_chain():
         "steps": 60,
         "seconds": 1.5,
         "why it ended": "ran its 60 steps",
+        "the step": "eager: compiling would not have paid",
     }
     assert len(report.sections[1].items[-1].rows) == 2
 

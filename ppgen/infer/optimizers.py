@@ -101,6 +101,7 @@ class Player:
                 "pyro.param, and leave requires_grad set on what is to train"
             )
         leaves = list(self.leaves.values())
+        gradients = [_laid_out(gradient, leaf) for gradient, leaf in zip(gradients, leaves, strict=True)]
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         if self.clip is not None:
@@ -171,6 +172,15 @@ class Player:
                 clip_grad_norm_(leaf, bounds["clip_norm"])
             if leaf.grad is not None and "clip_value" in bounds:
                 clip_grad_value_(leaf, bounds["clip_value"])
+
+
+def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
+    """A gradient in the memory layout of its leaf, which torch's fused optimisers take for granted."""
+    if gradient is None or gradient.layout != torch.strided or gradient.stride() == leaf.stride():
+        return gradient
+    if gradient.is_contiguous() and leaf.is_contiguous():
+        return gradient
+    return torch.empty_like(leaf, requires_grad=False).copy_(gradient)
 
 
 def _ask(arguments: Callable[..., dict[str, Any]], name: str, *, whole: bool) -> dict[str, Any]:
