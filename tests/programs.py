@@ -1,6 +1,7 @@
-"""Small programs and their losses and optimisers, together as many of their features as a row can carry.
+"""Small programs, what trains them, and what the tests of training share.
 
-A row of `PROGRAMS` is built anew for each run, under the seed of the run.
+A row of `PROGRAMS` carries as many features of programs, losses and optimisers as it can, and is built anew for each
+run, under the seed of the run.
 """
 
 import functools
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from conftest import gaussian_pair
 from pyro import infer, poutine
@@ -31,6 +33,11 @@ from ppgen import models, recipes
 Built = tuple[Callable, Callable, tuple]
 constraints = dist.constraints
 SCHOOLS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+frozen_in_training = pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
+
+
+def bits(tensors: Any) -> list[bytes]:
+    return [tensor.detach().numpy().tobytes() for tensor in tensors]
 
 
 class Row(NamedTuple):
@@ -101,7 +108,7 @@ class Encoder(PyroModule):
             pyro.sample("z", dist.Normal(self.encode(x), self.spread).to_event(1))
 
 
-def modules() -> Built:
+def modules() -> tuple[Decoder, Encoder, tuple]:
     return Decoder(), Encoder(), (torch.randn(6, 3),)
 
 

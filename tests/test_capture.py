@@ -16,7 +16,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import interpret
-from programs import PROGRAMS, Encoder, Row, adam, networks, no_program, plain, regression, torch_optim
+from programs import (
+    PROGRAMS,
+    Encoder,
+    Row,
+    adam,
+    frozen_in_training,
+    networks,
+    no_program,
+    plain,
+    regression,
+    torch_optim,
+)
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch._inductor.exc import InvalidCxxCompiler
@@ -28,7 +39,6 @@ from ppgen.infer.capture import Compile
 from ppgen.infer.parameters import State
 
 STEPS = 50
-frozen_in_training = pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 
 
 class Run(NamedTuple):

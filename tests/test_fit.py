@@ -16,8 +16,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import gaussian_pair
-from pyro import infer, poutine
-from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoMultivariateNormal, AutoNormal
+from programs import bits, frozen_in_training, list_of_guides
+from pyro import infer
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -27,7 +28,6 @@ from ppgen.fit import Moment
 from ppgen.models import VAE
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(7)) + 1
-frozen_in_training = pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 
 
 def networks() -> tuple[Callable, Callable]:
@@ -41,13 +41,6 @@ def schools(x: Tensor) -> None:
     tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(mu, tau).expand([3]).to_event(1), obs=x)
-
-
-def list_of_guides(model: Callable) -> AutoGuideList:
-    guide = AutoGuideList(model)
-    guide.append(AutoNormal(poutine.block(model, hide=["tau"])))
-    guide.append(AutoDelta(poutine.block(model, expose=["tau"])))
-    return guide
 
 
 def hidden_guide() -> Callable:
@@ -96,10 +89,6 @@ def same(one: ppgen.Fit, other: ppgen.Fit) -> bool:
     return len(a) == len(b) and all(
         len(p) == len(q) and all(map(np.array_equal, p, q)) for p, q in zip(a, b, strict=True)
     )
-
-
-def bits(tensors: Any) -> list[bytes]:
-    return [tensor.detach().numpy().tobytes() for tensor in tensors]
 
 
 # Programs of one number w: the loss is (w - mean of x)^2, or whatever is asked, and moves nothing else.

@@ -10,30 +10,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import gaussian_pair
+from programs import SCHOOLS, bits, frozen_in_training, list_of_guides, modules, networks, no_program, schools
 from pyro import infer, poutine
-from pyro.infer.autoguide import (
-    AutoDelta,
-    AutoGuideList,
-    AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
-    AutoNormal,
-)
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 import ppgen
 
 POSITIVE = dist.constraints.positive
-SCHOOLS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-frozen_in_training = pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 
 
 # Programs: functions without arguments that make (model, guide, args).
-
-
-def networks():
-    pair = gaussian_pair()
-    return pair.model, pair.guide, pair.args
 
 
 def constrained():
@@ -53,49 +41,6 @@ def constrained():
             pyro.sample("z", dist.Normal(slope * x[rows], scale))
 
     return model, guide, (torch.randn(6),)
-
-
-class Decoder(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.decode = nn.Linear(2, 3)
-        self.offset = nn.Parameter(torch.zeros(3))
-        self.scale = PyroParam(torch.tensor(0.7), constraint=POSITIVE)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-            pyro.sample("x", dist.Normal(self.decode(z) + self.offset, self.scale).to_event(1), obs=x)
-
-
-class Encoder(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.encode = PyroModule[nn.Linear](3, 2)
-        self.spread = PyroParam(torch.tensor(0.6), constraint=POSITIVE)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.encode(x), self.spread).to_event(1))
-
-
-def modules():
-    return Decoder(), Encoder(), (torch.randn(6, 3),)
-
-
-def schools(y: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
-    with pyro.plate("data", len(y)):
-        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(mu + tau * theta, 10.0), obs=y)
-
-
-def list_of_guides(model: Callable) -> AutoGuideList:
-    guide = AutoGuideList(model)
-    guide.append(AutoNormal(poutine.block(model, hide=["tau"])))
-    guide.append(AutoDelta(poutine.block(model, expose=["tau"])))
-    return guide
 
 
 GUIDES: dict[str, Callable] = {
@@ -224,6 +169,21 @@ def test_a_torch_factory_is_pyros_optimiser(factory):
     assert_same(ours, trajectory(ppgen.SVI, networks, pyro.optim.Adam({"lr": 1e-3}), infer.Trace_ELBO()))
 
 
+def test_a_fused_optimiser_takes_gradients_of_another_memory_layout():
+    def model(x: Tensor) -> None:
+        pyro.sample("x", dist.Normal(pyro.param("w", lambda: torch.randn(2, 3)).T, 1.0).to_event(2), obs=x)
+
+    def run(*, fused: bool) -> tuple[Tensor, Tensor]:
+        optim = functools.partial(torch.optim.Adam, lr=0.1, fused=fused)
+        eager = functools.partial(ppgen.SVI, compile=False)
+        return trajectory(eager, lambda: (model, no_program, (torch.randn(3, 2),)), optim, infer.Trace_ELBO())
+
+    assert_same(run(fused=True), run(fused=False))
+    loss, w = infer.Trace_ELBO().differentiable_loss(model, no_program, torch.randn(3, 2)), pyro.param("w")
+    (gradient,) = torch.autograd.grad(loss, [w])
+    assert gradient.stride() != w.stride()  # or the test has lost its point
+
+
 def test_an_objective_drives_it_term_by_term_as_a_whole():
     pair = gaussian_pair()
     loss = ppgen.Reconstruction() + 0.5 * ppgen.Rate()
@@ -241,10 +201,6 @@ def test_an_objective_drives_it_term_by_term_as_a_whole():
 # A loss in closed form: 1/2 |w|^2, whose gradient is w.
 
 
-def no_model() -> None:
-    pass
-
-
 def bowl(*parameters: tuple[str, Any]) -> Callable:
     """Half the squared norm of all parameters, made by pyro.param."""
 
@@ -256,7 +212,7 @@ def bowl(*parameters: tuple[str, Any]) -> Callable:
 
 def descend(loss: Callable, optim: Any = None, **options: Any) -> ppgen.SVI:
     optim = functools.partial(torch.optim.SGD, lr=0.1) if optim is None else optim
-    return ppgen.SVI(no_model, no_model, optim, loss, **options)
+    return ppgen.SVI(no_program, no_program, optim, loss, **options)
 
 
 def test_a_plain_function_is_a_loss():
@@ -309,10 +265,6 @@ def test_clip_bounds_the_norm_of_all_gradients_together(clip, expected):
     moved = torch.cat([before - pyro.param(name).detach() for name, before in zip("ab", start, strict=True)]) / 1e-3
     assert float(moved.norm()) == pytest.approx(expected, rel=1e-3)
     assert moved / moved.norm() == pytest.approx(torch.cat(start) / 13.0, rel=1e-3)
-
-
-def bits(tensors: Any) -> list[bytes]:
-    return [tensor.detach().numpy().tobytes() for tensor in tensors]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

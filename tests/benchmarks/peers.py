@@ -125,9 +125,9 @@ HAND = {
 STOCK = {"schools": 40.0, "vae": 1.8, "realnvp": 10.0}
 
 
-def eager(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
-    optimizer = torch.optim.Adam(loss.parameters(), lr=RATE)
-
+def by_autograd(
+    loss: Callable[..., Tensor], optimizer: torch.optim.Optimizer, batch: tuple[Tensor, ...]
+) -> Callable[[], float]:
     def step() -> float:
         optimizer.zero_grad()
         value = loss(*batch)
@@ -138,19 +138,14 @@ def eager(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
     return step
 
 
+def eager(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
+    return by_autograd(loss, torch.optim.Adam(loss.parameters(), lr=RATE), batch)
+
+
 def compiled(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
     """The loss compiled, its backward run by autograd, the optimiser fused."""
     optimizer = torch.optim.Adam(loss.parameters(), lr=RATE, fused=True)
-    fast = torch.compile(loss)
-
-    def step() -> float:
-        optimizer.zero_grad()
-        value = fast(*batch)
-        value.backward()
-        optimizer.step()
-        return value.item()
-
-    return step
+    return by_autograd(torch.compile(loss), optimizer, batch)
 
 
 def compiled_gradients(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
