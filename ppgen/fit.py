@@ -1,5 +1,6 @@
 """`fit`: programs and data in, a `Fit` out. It runs SVI over mini-batches, watches, and keeps what was learned."""
 
+import math
 import sys
 import time
 import warnings
@@ -7,18 +8,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from ppgen.batches import Batches, as_tensors
 from ppgen.draws import Program
 from ppgen.infer.capture import Compile
+from ppgen.infer.critics import networks
 from ppgen.infer.optimizers import OptimizerFactory
 from ppgen.infer.parameters import Evaluation, State, owner, restore, snapshot
 from ppgen.infer.svi import SVI
@@ -30,11 +33,19 @@ from ppgen.watch import NotFinite, Watch
 __all__ = ["Moment", "fit"]
 
 CHECKS = 100  # a run reads its losses back about so many times
+# learning rates by progress, from 0 to 1
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+}
 
 
 @dataclass
 class Moment:
-    """What a callback sees after a step. ``moment.stop("why")`` ends the chain there."""
+    """What a callback sees after a step. ``moment.stop("why")`` ends the chain there.
+
+    `values` is the loss term by term; `signals`, of a game, the critics' losses and the norms of the gradients.
+    """
 
     step: int
     epoch: int
@@ -42,6 +53,10 @@ class Moment:
     svi: SVI
     values: dict[str, Tensor]
     reason: str | None = None
+
+    @property
+    def signals(self) -> dict[str, Tensor]:
+        return self.svi.signals
 
     @property
     def loss(self) -> float:
@@ -71,7 +86,7 @@ def fit(
     progress: bool = True,
     ema: float | None = None,
     clip: float | None = None,
-    schedule: Callable | None = None,
+    schedule: Literal["linear", "cosine"] | Callable | None = None,
     compile: Compile = "auto",
 ) -> Fit:
     """Fits a model and a guide to data, by SVI.
@@ -98,7 +113,8 @@ def fit(
         ema: decay of an exponential moving average of the weights, which then are the result (warmed up:
             min(ema, (1 + step) / (10 + step))).
         clip: bound on the norm of all gradients together.
-        schedule: optimiser -> torch learning-rate schedule, advanced every step.
+        schedule: of all learning rates, critics' too: "linear" or "cosine", down to zero over the run, or a function
+            optimiser -> torch learning-rate schedule, advanced every step.
         compile: whether steps are compiled, once for each shape of a batch: True; False; or "auto", once the steps
             still to come make it pay. Restarts share what is compiled. A progress bar says what was decided.
 
@@ -124,6 +140,8 @@ def fit(
         raise ValueError(f"fit: ema is a decay from 0 to below 1, such as 0.99, got {ema}")
     if patience is not None and validation is None:
         raise ValueError("fit: patience needs validation data; give validation=0.1, say")
+    if isinstance(schedule, str) and schedule not in DECAYS:
+        raise ValueError(f"fit: schedule is {' or '.join(map(repr, DECAYS))}, a function or None, got {schedule!r}")
     loss = Evidence() if loss is None else loss
     optim = partial(torch.optim.Adam, lr=1e-3) if optim is None else optim
 
@@ -139,6 +157,9 @@ def fit(
         held_out = None if held_out is None else tuple(part.to(device) for part in held_out)
     batches = Batches(tensors, size=batch_size, seed=seed)
     total = steps if steps is not None else (epochs or 0) * len(batches) or 1000
+    if isinstance(schedule, str):
+        decay = DECAYS[schedule]
+        schedule = partial(LambdaLR, lr_lambda=lambda step: decay(min(step / total, 1.0)))
     if device is not None:
         for module in owners:
             module.to(device)
@@ -146,7 +167,8 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # lazy autoguides and pyro.param's functions may draw their start
         example = next(batches.epoch(0))
-        state = State.of(model, guide, example)
+        critics = networks(loss, model, guide, example)
+        state = State.of(model, guide, example, critics=critics)
         start = snapshot(state.tensors)
         run = _Run(model, guide, loss, batches, held_out, total, patience, callbacks, ema, progress, restarts, state)
         chains: list[Chain] = []
@@ -239,7 +261,8 @@ class _Run:
             kept=watch.kept,
             seconds=time.perf_counter() - began,
             interrupted=interrupted,
-            compiled=svi.stepper.said,
+            compiled=svi.said,
+            signals={k: np.asarray(v) for k, v in watch.signals.items()},
         )
 
     def _train(self, number: int, svi: SVI, watch: Watch) -> str:
@@ -251,10 +274,10 @@ class _Run:
         with tqdm(total=self.total, desc=label, unit="step", disable=None if self.progress else True) as bar:
             for step, (epoch, batch) in enumerate(self._stream(), start=1):
                 values = svi.update(*batch)
-                if svi.stepper.said != said and not bar.disable:
-                    said = svi.stepper.said
+                if svi.said != said and not bar.disable:
+                    said = svi.said
                     bar.write(f"{label}: {said}", file=sys.stderr)
-                watch.saw(values)
+                watch.saw(values, svi.signals)
                 moment = Moment(step, epoch, number, svi, values)
                 for callback in self.callbacks:
                     callback(moment)

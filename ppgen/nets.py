@@ -10,8 +10,9 @@ that all of it can be traced.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ Row = TypeVar("Row")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.2),
     "relu": nn.ReLU,
     "silu": nn.SiLU,
     "softplus": nn.Softplus,
@@ -194,6 +196,50 @@ class ConvDecoder(Network):
         for between, double, (height, width) in zip(self.between, self.doublings, reversed(self.sides), strict=True):
             value = double(between(value))[..., :height, :width]
         return value
+
+
+class Critic(nn.Module):
+    """One number for each row of one or more sites: what a metric with a critic is given.
+
+    Called as ``critic(x)``, or ``critic(x, z)`` for joined sites, (n, *event_shape) each, it returns (n,). If the first
+    site is an image, it goes through convolutions, and the other sites enter as constant channels; otherwise all
+    sites, flattened, go through a dense network.
+
+    Args:
+        event_shapes: of the sites, in order.
+        hidden: the hidden widths, or the channels; None for (256, 256), or (32, 64) convolutional.
+
+    The other options are those of :class:`Dense`. Batch normalisation makes a row's number depend on other rows, which
+    a gradient penalty does not allow for.
+    """
+
+    def __init__(
+        self,
+        *event_shapes: Sequence[int],
+        hidden: Sequence[int] | None = None,
+        activation: str = "leaky_relu",
+        norm: str | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not event_shapes:
+            raise ValueError("expected the event shape of at least one site, got none")
+        first, *rest = event_shapes
+        self.image = len(first) == 3
+        options: dict[str, Any] = {"activation": activation, "norm": norm, "dropout": dropout}
+        if hidden is not None:
+            options["hidden"] = hidden
+        others = sum(math.prod(shape) for shape in rest)
+        self.network: Network
+        if self.image:
+            self.network = ConvEncoder(first, 1, context_dim=others, **options)
+        else:
+            self.network = Dense(math.prod(first) + others, 1, **options)
+
+    def forward(self, *sites: Tensor) -> Tensor:
+        flat = [site.unsqueeze(-1).flatten(1) for site in (sites[1:] if self.image else sites)]
+        joined = torch.cat(flat, 1) if flat else None
+        return (self.network(sites[0], joined) if self.image else self.network(joined)).squeeze(-1)
 
 
 def choose(table: Mapping[str, Row], name: str, *, option: str) -> Row:

@@ -14,6 +14,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from ppgen.draws import Draws, Program
+from ppgen.infer.critics import Critics
 from ppgen.schedules import Schedule
 
 __all__ = ["Objective", "Term"]
@@ -54,6 +55,18 @@ class Objective(ELBO):
         self.terms = terms
         self.step = torch.zeros((), dtype=torch.long)
         self.total: int | None = None
+        self._critics: Critics | None = None
+
+    @property
+    def critics(self) -> dict[str, tuple["Term", ...]]:
+        """The terms that have a critic, by the name of the critic's first term."""
+        names: dict[int, str] = {}
+        found: dict[str, tuple[Term, ...]] = {}
+        for name, weighted in self._named().items():
+            if weighted.term.critic is not None:
+                first = names.setdefault(id(weighted.term.critic), name)
+                found[first] = (*found.get(first, ()), weighted.term)
+        return found
 
     def values(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Each term's weighted value on one shared draw, by name: they sum to the loss, gradients attached."""
@@ -73,7 +86,14 @@ class Objective(ELBO):
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a float, its gradients left in the parameters, the step counted: what stock Pyro SVI calls."""
+        """The loss as a float, its gradients left in the parameters, the step counted: what stock Pyro SVI calls.
+
+        Critics take their steps first.
+        """
+        if self._critics is None:
+            self._critics = Critics(self)
+        for turn in range(self._critics.turns):
+            self._critics.move(turn, model, guide, args, kwargs)
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -152,6 +172,11 @@ class Term(Objective):
         Raises:
             LookupError, ValueError: if the programs cannot serve it; the message names the site.
         """
+
+    @property
+    def critic(self) -> Any:
+        """The metric with a critic that the term goes by, or None. A term that has one has `critic_loss(draws)`."""
+        return None
 
     def __str__(self) -> str:
         return self.name

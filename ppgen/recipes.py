@@ -1,17 +1,52 @@
 """Known methods, each one expression of the algebra, on any program with a data plate.
 
-`z` names the latent site whose aggregate law is matched. Terms are in nats per datum where they are log densities.
+`x` names the observed site, or several that belong together, and `z` the latent site whose law is matched. Terms are in
+nats per datum where they are log densities. Where there is a critic, `critic` is its network, or a function of the
+sites' event shapes that makes one; left out, it is a `ppgen.nets.Critic` with these `hidden` widths. Further options go
+to the metric (`ppgen.metrics.CriticMetric`): lr, betas, optim, steps, packing, smoothing, noise, penalty, saturating.
 """
 
-from pyro.infer import RenyiELBO
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from operator import and_
+from typing import Any
 
+from pyro.infer import RenyiELBO
+from torch import nn
+
+from ppgen import metrics as m
+from ppgen import nets
 from ppgen import views as v
 from ppgen.metrics import MMD, Metric
 from ppgen.objective import Objective
 from ppgen.schedules import Schedule
 from ppgen.terms import Evidence, Rate, Reconstruction, match
 
-__all__ = ["RECIPES", "ae", "info_vae", "iwae", "vae", "wae"]
+__all__ = [
+    "RECIPES",
+    "aae",
+    "ae",
+    "ali",
+    "f_gan",
+    "gan",
+    "hinge_gan",
+    "info_vae",
+    "iwae",
+    "lsgan",
+    "mmd_generator",
+    "r1_gan",
+    "r3_gan",
+    "sinkhorn_generator",
+    "vae",
+    "vae_gan",
+    "wae",
+    "wgan_clip",
+    "wgan_gp",
+]
+
+Sites = str | Sequence[str]
+Critic = nn.Module | Callable[..., nn.Module] | None
+Widths = Sequence[int] | None
 
 
 def ae() -> Objective:
@@ -49,4 +84,146 @@ def info_vae(*, alpha: float = 0.0, weight: float = 10.0, metric: Metric | None 
     return Reconstruction() + (1.0 - alpha) * Rate() + (alpha + weight - 1.0) * aggregate
 
 
-RECIPES = {"ae": ae, "vae": vae, "wae": wae, "iwae": iwae, "info_vae": info_vae}
+def gan(critic: Critic = None, *, hidden: Widths = None, x: Sites = "x", **options: Any) -> Objective:
+    """GAN (Goodfellow et al. 2014): the Jensen-Shannon divergence of data and draws, by a critic; not saturating."""
+    return _generate(x, m.JensenShannon(_network(critic, hidden), **options))
+
+
+def f_gan(
+    critic: Critic = None,
+    *,
+    divergence: str = "kl",
+    hidden: Widths = None,
+    x: Sites = "x",
+    **options: Any,
+) -> Objective:
+    """f-GAN (Nowozin et al. 2016): an f-divergence D_f(data, draws), a row of `ppgen.metrics.games.DIVERGENCES`."""
+    return _generate(x, m.FDivergence(_network(critic, hidden), divergence, **options))
+
+
+def lsgan(critic: Critic = None, *, hidden: Widths = None, x: Sites = "x", **options: Any) -> Objective:
+    """LSGAN (Mao et al. 2017): a critic by least squares."""
+    return _generate(x, m.LeastSquares(_network(critic, hidden), **options))
+
+
+def hinge_gan(critic: Critic = None, *, hidden: Widths = None, x: Sites = "x", **options: Any) -> Objective:
+    """The hinge loss under spectral normalisation (Lim & Ye 2017; Miyato et al. 2018)."""
+    return _generate(x, m.Hinge(_network(critic, hidden), penalty=m.SpectralNorm(), **options))
+
+
+def r1_gan(
+    critic: Critic = None, *, weight: float = 1.0, hidden: Widths = None, x: Sites = "x", **options: Any
+) -> Objective:
+    """GAN with R1, a zero-centred gradient penalty on data (Mescheder et al. 2018); 10 is theirs, for images."""
+    return _generate(x, m.JensenShannon(_network(critic, hidden), penalty=m.ZeroCentred(weight), **options))
+
+
+def r3_gan(
+    critic: Critic = None, *, weight: float = 1.0, hidden: Widths = None, x: Sites = "x", **options: Any
+) -> Objective:
+    """R3GAN (Huang et al. 2024, section 2.2): relativistic pairing, zero-centred penalties on data and on draws.
+
+    Its local convergence is proved; with averaged weights and a decaying rate it keeps all modes.
+    """
+    penalty = m.ZeroCentred(weight, at="both")
+    return _generate(x, m.Relativistic(_network(critic, hidden), penalty=penalty, **options))
+
+
+def wgan_clip(
+    critic: Critic = None,
+    *,
+    bound: float = 0.01,
+    steps: int = 5,
+    hidden: Widths = None,
+    x: Sites = "x",
+    **options: Any,
+) -> Objective:
+    """WGAN (Arjovsky et al. 2017): a critic whose weights are clipped; its value is W_1 up to an unknown factor."""
+    return _generate(x, m.Wasserstein1(_network(critic, hidden), penalty=m.Clip(bound), steps=steps, **options))
+
+
+def wgan_gp(
+    critic: Critic = None,
+    *,
+    weight: float = 10.0,
+    one_sided: bool = False,
+    steps: int = 5,
+    hidden: Widths = None,
+    x: Sites = "x",
+    **options: Any,
+) -> Objective:
+    """WGAN-GP (Gulrajani et al. 2017, equation 3): Wasserstein-1 by a critic whose slope is held at one."""
+    penalty = m.GradientPenalty(weight, one_sided=one_sided)
+    return _generate(x, m.Wasserstein1(_network(critic, hidden), penalty=penalty, steps=steps, **options))
+
+
+def aae(
+    critic: Critic = None,
+    *,
+    weight: float | Schedule = 10.0,
+    hidden: Widths = None,
+    z: str = "z",
+    **options: Any,
+) -> Objective:
+    """Adversarial autoencoder (Makhzani et al. 2016): reconstruction, and codes that a critic takes for the prior's."""
+    metric = m.JensenShannon(_network(critic, hidden), **options)
+    return Reconstruction() + weight * match(v.prior(z), v.posterior(z), metric)
+
+
+def ali(critic: Critic = None, *, hidden: Widths = None, x: Sites = "x", z: Sites = "z", **options: Any) -> Objective:
+    """ALI, BiGAN (Dumoulin et al. 2017; Donahue et al. 2017): data and codes against draws and latents.
+
+    It needs a guide that draws z with gradients. Where the two joint laws agree, so do all of their conditionals.
+    """
+    encoded = _joint(v.data, x) & _joint(v.posterior, z)
+    generated = _joint(v.generated, x) & _joint(v.prior, z)
+    return match(encoded, generated, m.JensenShannon(_network(critic, hidden), **options))
+
+
+def vae_gan(
+    critic: Critic = None,
+    *,
+    beta: float | Schedule = 1.0,
+    weight: float | Schedule = 10.0,
+    hidden: Widths = None,
+    x: str = "x",
+    **options: Any,
+) -> Objective:
+    """VAE and GAN on one decoder (after Larsen et al. 2016): the evidence, and a critic of the decoder's means.
+
+    Their reconstruction error is between features of the critic; here it is the decoder's own likelihood.
+    """
+    metric = m.JensenShannon(_network(critic, hidden), **options)
+    return Reconstruction() + beta * Rate() + weight * match(v.data(x), v.generated(x, of="mean"), metric)
+
+
+def mmd_generator(metric: Metric | None = None, *, x: Sites = "x") -> Objective:
+    """A generator matched to data by MMD, without a critic (Dziugaite et al. 2015; Li et al. 2015)."""
+    return _generate(x, MMD() if metric is None else metric)
+
+
+def sinkhorn_generator(*, epsilon: float = 0.05, x: Sites = "x") -> Objective:
+    """A generator matched to data by the Sinkhorn divergence (Genevay et al. 2018)."""
+    return _generate(x, m.Sinkhorn(epsilon=epsilon))
+
+
+def _generate(x: Sites, metric: Metric) -> Objective:
+    return match(_joint(v.data, x), _joint(v.generated, x), metric)
+
+
+def _joint(view: Callable[[str], v.View], sites: Sites) -> v.View:
+    return reduce(and_, map(view, (sites,) if isinstance(sites, str) else sites))
+
+
+def _network(critic: Critic, hidden: Widths) -> nn.Module | Callable[..., nn.Module]:
+    return critic if critic is not None else partial(nets.Critic, hidden=hidden)
+
+
+RECIPES: dict[str, Callable[..., Objective]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        *(ae, vae, wae, iwae, info_vae),
+        *(gan, f_gan, lsgan, hinge_gan, r1_gan, r3_gan, wgan_clip, wgan_gp),
+        *(aae, ali, vae_gan, mmd_generator, sinkhorn_generator),
+    )
+}

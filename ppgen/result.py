@@ -15,12 +15,14 @@ from torch import Tensor
 from ppgen.batches import as_tensors
 from ppgen.draws import Program
 from ppgen.infer.checkpoint import CheckpointError, read, write
-from ppgen.infer.parameters import Evaluation, Parameters, State, restore, snapshot, tell_apart
+from ppgen.infer.critics import networks
+from ppgen.infer.parameters import CRITIC, Evaluation, Parameters, State, restore, snapshot, tell_apart
 from ppgen.objective import Objective
 
 __all__ = ["Chain", "Fit"]
 
 FORMAT = 1
+ARRAYS = ("history", "validation", "signals")
 KEPT_AS_FACTS = ("stopped", "kept", "seconds", "interrupted", "compiled")  # of a chain; the rest are arrays
 
 
@@ -32,6 +34,7 @@ class Chain:
         weights: parameters and buffers by name.
         history: arrays (steps,): "loss", and each term by its name if there are several.
         validation: arrays "step" and "loss", the loss on held-out data; empty without such.
+        signals: of a game, arrays (steps,): each critic's loss and the norms of all players' gradients.
         stopped: why the run ended.
         kept: the step after which the weights were these, the last one unless an earlier one was gone back to.
         seconds: how long it took.
@@ -46,6 +49,7 @@ class Chain:
     seconds: float
     interrupted: bool = False
     compiled: str = ""
+    signals: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def final(self) -> float:
@@ -89,7 +93,8 @@ class Fit:
         """
         if not 0 <= chain < len(self.chains):
             raise IndexError(f"chain {chain}: there are chains 0 to {len(self.chains) - 1}")
-        restore(self._state().tensors, self.chains[chain].weights)
+        tensors = self._state().tensors
+        restore(tensors, self._weights(chain, tensors))
 
     @contextmanager
     def evaluating(self, chain: int | None = None) -> Iterator[None]:
@@ -98,7 +103,7 @@ class Fit:
         tensors = self._state().tensors if chain is not None else {}
         live = snapshot(tensors)
         if chain is not None:
-            restore(tensors, self.chains[chain].weights)
+            restore(tensors, self._weights(chain, tensors))
         try:
             with Evaluation(), Parameters():  # which keeps frozen parameters frozen
                 yield
@@ -133,7 +138,7 @@ class Fit:
         tensors: dict[str, Tensor] = {}
         for i, chain in enumerate(self.chains):
             tensors |= {f"{i}/weights/{k}": v for k, v in chain.weights.items()}
-            for kind in ("history", "validation"):
+            for kind in ARRAYS:
                 arrays = getattr(chain, kind)
                 tensors |= {f"{i}/{kind}/{k}": torch.as_tensor(np.asarray(v, dtype=float)) for k, v in arrays.items()}
         facts = {
@@ -171,7 +176,7 @@ class Fit:
         tensors, stored = read(path)
         if stored.get("format") != FORMAT:
             raise CheckpointError(f"{path}: format {stored.get('format')!r}; this version reads format {FORMAT}")
-        parts: list[dict] = [{"weights": {}, "history": {}, "validation": {}, **about} for about in stored["chains"]]
+        parts: list[dict] = [{"weights": {}, **{kind: {} for kind in ARRAYS}, **about} for about in stored["chains"]]
         for key, tensor in tensors.items():
             number, kind, name = key.split("/", 2)
             parts[int(number)][kind][name] = tensor if kind == "weights" else tensor.numpy()
@@ -184,10 +189,18 @@ class Fit:
             loss.step.fill_(step)
         return fit
 
+    def _weights(self, chain: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A chain's weights; those of critics are left out where there is no loss that has them."""
+        weights = self.chains[chain].weights
+        if any(name.startswith(CRITIC) for name in tensors):
+            return weights
+        return {name: tensor for name, tensor in weights.items() if not name.startswith(CRITIC)}
+
     def _state(self) -> State:
         """The programs' tensors, found on a batch of the shape that they were trained on."""
         try:
-            return State.of(self.model, self.guide, self.example)
+            critics = networks(self.loss, self.model, self.guide, self.example)
+            return State.of(self.model, self.guide, self.example, critics=critics)
         except (RuntimeError, TypeError) as error:
             batch = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in self.example)
             raise ValueError(f"the programs do not run on a batch like the one trained on, {batch}: {error}") from error

@@ -37,9 +37,9 @@ from ppgen.draws import (
     sample_sites,
     weigh,
 )
-from ppgen.metrics import Metric
+from ppgen.metrics import CriticMetric, Metric, Sample
 from ppgen.objective import Objective, Term
-from ppgen.views import View
+from ppgen.views import Rows, View
 
 __all__ = ["Evidence", "Match", "Rate", "Reconstruction", "match"]
 
@@ -186,12 +186,31 @@ class Match(Term):
         return f"{self.metric.name}({where})"
 
     def value(self, draws: Draws) -> Tensor:
+        x, y = self._rows(draws)
+        return self.metric(x.values, y.values, x.weights, y.weights)
+
+    @property
+    def critic(self) -> CriticMetric | None:
+        return self.metric if isinstance(self.metric, CriticMetric) else None
+
+    def critic_loss(self, draws: Draws) -> Tensor:
+        """The critic's loss on a draw; its gradient reaches the critic's weights alone."""
+        assert isinstance(self.metric, CriticMetric)
+        with torch.no_grad():
+            x, y = self._rows(draws)
+        with torch.enable_grad():
+            return self.metric.critic_loss(x.values, y.values, x.weights, y.weights)
+
+    def critic_sample(self, draws: Draws) -> Sample:
+        """A sample of the kind that the critic judges."""
+        return self._rows(draws)[0].values
+
+    def _rows(self, draws: Draws) -> tuple[Rows, Rows]:
         # a view of observations alone is read last, off a trace that the other has already made
         first, second = (self.b, self.a) if self.a.of_data else (self.a, self.b)
         rows = {first: first(draws)}
         rows[second] = second(draws)
-        x, y = rows[self.a], rows[self.b]
-        return self.metric(x.values, y.values, x.weights, y.weights)
+        return rows[self.a], rows[self.b]
 
     def __str__(self) -> str:
         return f"{self.metric.name}({self.a}, {self.b})"

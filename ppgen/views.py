@@ -6,21 +6,28 @@
     generated(x)      x ~ p(x | z),  z ~ p(z)
     reconstructed(x)  x' ~ p(x' | z),  z ~ q(z | x),  x ~ p_data
 
+``generated("x", of="mean")`` and ``reconstructed("x", of="mean")`` are the means E[x | z] in place of draws: of a law
+without `rsample`, such as Bernoulli, they pass gradients on.
+
 ``a & b`` joins sites into one joint sample whose rows belong together: ``data("x") & posterior("z")`` is q(x, z),
 ``generated("x") & prior("z")`` is p(x, z). ``view.given(d=1)`` keeps the rows where site d is 1, by weights.
 """
 
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from ppgen.draws import Draws, Site, data_frame, hides_gradient, latent_sites, observation
+from ppgen.moments import mean
 
 __all__ = ["Rows", "View", "data", "generated", "posterior", "prior", "reconstructed"]
+
+
+MEANS = ("generated", "reconstructed")  # the laws whose means can stand in for draws
 
 
 class Rows(NamedTuple):
@@ -32,15 +39,19 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """Samples at `sites`, pairs (law, site name), of the rows that `selection` keeps."""
+    """Samples at `sites`, pairs (law, site name), of the rows that `selection` keeps.
+
+    At the sites in `means`, the mean of the site's law given what precedes it stands in for the draw.
+    """
 
     sites: tuple[tuple[str, str], ...]
     selection: tuple[tuple[str, float], ...] = ()
+    means: frozenset[tuple[str, str]] = frozenset()
 
     def __and__(self, other: "View") -> "View":
         if not isinstance(other, View):
             return NotImplemented
-        return View(self.sites + other.sites, self.selection + other.selection)
+        return View(self.sites + other.sites, self.selection + other.selection, self.means | other.means)
 
     def given(self, **values: float) -> "View":
         """Keeps the rows where each named site equals the value, by weights of one and zero (shapes stay).
@@ -61,7 +72,8 @@ class View:
         return ", ".join(site for _, site in self.sites)
 
     def __str__(self) -> str:
-        joined = " & ".join(f"{law}({site})" for law, site in self.sites)
+        means = ("", ", of=mean")
+        joined = " & ".join(f"{law}({name}{means[(law, name) in self.means]})" for law, name in self.sites)
         given = ", ".join(f"{k}={v:g}" for k, v in self.selection)
         return f"{joined} | {given}" if given else joined
 
@@ -87,8 +99,10 @@ class View:
         """
         # observations last: they are then read off a trace that another site has already made
         found = {site: draws.find(*site) for site in sorted(self.sites, key=lambda site: site[0] == "data")}
-        for law, name in self.sites:
-            _check_gradient(law, name, found[law, name], draws)
+        for site in self.sites:
+            _check_gradient(*site, found[site], draws, of_mean=site in self.means)
+            if site in self.means:
+                found[site] = found[site] | {"value": mean(found[site]["fn"])}
         values = [_rows(*site, found[site]) for site in self.sites]
         weights = [_mask(*site, found[site]) for site in self.sites]
         weights += [_selected(draws, self._selecting, name, value) for name, value in self.selection]
@@ -111,14 +125,20 @@ def prior(site: str) -> View:
     return View((("prior", site),))
 
 
-def generated(site: str) -> View:
-    """A site of the model on its own, observations drawn: x ~ p(x | z), z ~ p(z)."""
-    return View((("generated", site),))
+def generated(site: str, *, of: Literal["draw", "mean"] = "draw") -> View:
+    """A site of the model on its own, observations drawn: x ~ p(x | z), or their means E[x | z], z ~ p(z)."""
+    return _drawn("generated", site, of)
 
 
-def reconstructed(site: str) -> View:
-    """Observations drawn anew at the guide's latents: x' ~ p(x' | z), z ~ q(z | x)."""
-    return View((("reconstructed", site),))
+def reconstructed(site: str, *, of: Literal["draw", "mean"] = "draw") -> View:
+    """Observations drawn anew at the guide's latents: x' ~ p(x' | z), or their means E[x' | z], z ~ q(z | x)."""
+    return _drawn("reconstructed", site, of)
+
+
+def _drawn(law: str, site: str, of: str) -> View:
+    if of not in ("draw", "mean"):
+        raise ValueError(f'{law}({site!r}): of is "draw" or "mean", got {of!r}')
+    return View(((law, site),), means=frozenset({(law, site)} if of == "mean" else ()))
 
 
 def _frame(law: str, name: str, site: Site) -> CondIndepStackFrame:
@@ -172,17 +192,18 @@ def _selected(draws: Draws, law: str, name: str, value: float) -> Tensor:
     return (rows.reshape(-1) == value).to(torch.get_default_dtype())
 
 
-def _check_gradient(law: str, name: str, site: Site, draws: Draws) -> None:
+def _check_gradient(law: str, name: str, site: Site, draws: Draws, *, of_mean: bool) -> None:
     """An error, not silence, where a view would pass no gradient on to parameters."""
-    sites = {name: site} if law != "data" else {}
+    sites = {name: site} if law != "data" and not of_mean else {}
     if law == "reconstructed":
         sites |= latent_sites(draws.guided)
     for key, drawn in sites.items():
         if hides_gradient(drawn):
+            by_mean = f'take its mean, {law}({name!r}, of="mean"); ' if key == name and law in MEANS else ""
             raise ValueError(
                 f"{law}({name!r}): site {key!r} ({_family(drawn['fn'])}) has no rsample, so no gradient would reach "
-                "its parameters; draw it from a law that has it (Normal, Delta, RelaxedBernoulliStraightThrough), or "
-                "score it by Evidence()"
+                f"its parameters; {by_mean}draw it from a law that has it (Normal, Delta, "
+                "RelaxedBernoulliStraightThrough), or score it by Evidence()"
             )
 
 

@@ -27,6 +27,7 @@ class Watch:
 
     Attributes:
         history: a number a step: "loss", and each term by its name if there are several.
+        signals: a number a step of what a game shows besides: its critics' losses, the players' gradients.
         validation: "step" and "loss" of each validation.
         steps: how many there were.
         good: the last step at which losses and weights were read back and finite.
@@ -36,6 +37,7 @@ class Watch:
     def __init__(self, state: State, *, ema: float | None = None, patience: int | None = None):
         self.state, self.ema, self.patience = state, ema, patience
         self.history: dict[str, list[float]] = {"loss": []}
+        self.signals: dict[str, list[float]] = {}
         self.validation: dict[str, list[float]] = {"step": [], "loss": []}
         self.good = self.kept = self.steps = 0
         self._good_weights = snapshot(state.tensors)
@@ -43,11 +45,11 @@ class Watch:
         self._best, self._best_loss = 0, np.inf
         self._best_weights: dict[str, Tensor] | None = None
         self._failed = False
-        self._pending: deque[dict[str, Tensor]] = deque()
+        self._pending: deque[tuple[dict[str, Tensor], dict[str, Tensor]]] = deque()
 
-    def saw(self, values: dict[str, Tensor]) -> None:
-        """Takes note of a step: its loss by term, still on the device, and the weights' average after it."""
-        self._pending.append(values)
+    def saw(self, values: dict[str, Tensor], signals: dict[str, Tensor]) -> None:
+        """Takes note of a step, its loss by term and a game's signals still on the device; averages the weights."""
+        self._pending.append((values, signals))
         self.steps += 1
         if self._average is None:
             return
@@ -66,12 +68,15 @@ class Watch:
             NotFinite: if one of them, or a weight now, is NaN or infinite.
         """
         while self._pending:
-            numbers = {name: float(value) for name, value in self._pending.popleft().items()}
+            values, signals = self._pending.popleft()
+            numbers = {name: float(value) for name, value in values.items()}
             loss = sum(numbers.values())
             if not np.isfinite(loss):
                 terms = ", ".join(f"{name} {number:g}" for name, number in numbers.items())
                 self._fail(f"the loss is {loss} at step {len(self.history['loss']) + 1} ({terms})")
             self.history["loss"].append(loss)
+            for name, signal in signals.items():
+                self.signals.setdefault(name, []).append(float(signal))
             if len(numbers) > 1:
                 for name, number in numbers.items():
                     self.history.setdefault(name, []).append(number)
@@ -109,9 +114,11 @@ class Watch:
         return f"no better validation loss in {since} checks"
 
     def summary(self, last: int) -> str:
-        """The mean loss of the last steps, and the last validation."""
-        text = f"loss {np.mean(self.history['loss'][-last:]):.4g}"
-        return f"{text}, validation {self.validation['loss'][-1]:.4g}" if self.validation["loss"] else text
+        """The mean loss of the last steps, each critic's, and the last validation."""
+        means = {"loss": self.history["loss"], **{k: v for k, v in self.signals.items() if k.startswith("critic ")}}
+        words = [f"{name} {np.mean(losses[-last:]):.4g}" for name, losses in means.items()]
+        words += [f"validation {loss:.4g}" for loss in self.validation["loss"][-1:]]
+        return ", ".join(words)
 
     def finish(self) -> None:
         """Leaves in the programs the weights that the chain ends with."""

@@ -1,7 +1,27 @@
-"""Diagnostics: the posterior in ArviZ, and whether it can be trusted."""
+"""Diagnostics: the posterior in ArviZ, whether it can be trusted, and how generated rows compare with data."""
 
 from ppgen.diagnostics.arviz import to_arviz
 from ppgen.diagnostics.importance import Importance, weigh_up
+from ppgen.diagnostics.modes import Coverage, Label, Missing, ModeCoverage, coverage, missing, mode_coverage
+from ppgen.diagnostics.two_sample import TwoSample, classifier_test, energy_test, ks_test, mmd_test
 from ppgen.diagnostics.versions import from_netcdf, to_netcdf
 
-__all__ = ["Importance", "from_netcdf", "to_arviz", "to_netcdf", "weigh_up"]
+__all__ = [
+    "Coverage",
+    "Importance",
+    "Label",
+    "Missing",
+    "ModeCoverage",
+    "TwoSample",
+    "classifier_test",
+    "coverage",
+    "energy_test",
+    "from_netcdf",
+    "ks_test",
+    "missing",
+    "mmd_test",
+    "mode_coverage",
+    "to_arviz",
+    "to_netcdf",
+    "weigh_up",
+]

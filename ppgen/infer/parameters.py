@@ -23,6 +23,8 @@ from ppgen.draws import Draws, Program, validation
 
 Message = dict[str, Any]
 
+CRITIC = "critic "  # how the names of critics' weights begin
+
 
 class Parameters(Messenger):
     """Collects the leaves of the programs that run inside: `leaves`, name to unconstrained tensor.
@@ -158,12 +160,23 @@ class State:
     modules: list[nn.Module]
 
     @classmethod
-    def of(cls, model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None) -> "State":
-        """Finds it by running the programs, which leaves random numbers and modes as they were."""
+    def of(
+        cls,
+        model: Program,
+        guide: Program,
+        args: tuple,
+        kwargs: Mapping | None = None,
+        critics: Mapping[str, nn.Module] | None = None,
+    ) -> "State":
+        """Finds it by running the programs, which leaves random numbers and modes as they were.
+
+        Critics, networks by name, belong to it too.
+        """
+        critics = critics or {}
         with torch.random.fork_rng(), torch.no_grad(), validation(False):
             prepare(model, guide, args, kwargs)
             with Evaluation() as run, Parameters():
-                Draws(model, guide, args, kwargs).encoded  # noqa: B018  made for what it touches
+                _touch(Draws(model, guide, args, kwargs))
             tops = [m for m in (*run.modules, owner(model), owner(guide)) if m is not None]
             modules = list(dict.fromkeys(part for top in tops for part in top.modules()))
             # once more with frozen networks thawed, which pyro.module would pass over: names must not depend on that
@@ -172,7 +185,7 @@ class State:
                 for parameter in frozen:
                     parameter.requires_grad_(parameter.is_floating_point())
                 with Evaluation(), Parameters() as used:
-                    Draws(model, guide, args, kwargs).encoded  # noqa: B018
+                    _touch(Draws(model, guide, args, kwargs))
             finally:
                 for parameter in frozen:
                     parameter.requires_grad_(False)
@@ -181,7 +194,12 @@ class State:
             for i, module in enumerate(modules)
             for name, buffer in module.named_buffers(recurse=False)
         }
-        return cls(used.leaves, buffers, modules)
+        leaves = used.leaves
+        for key, critic in critics.items():
+            leaves |= {f"{CRITIC}{key}.{name}": parameter for name, parameter in critic.named_parameters()}
+            buffers |= {f"{CRITIC}{key}.{name}": buffer for name, buffer in critic.named_buffers()}
+            modules += critic.modules()
+        return cls(leaves, buffers, modules)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -197,10 +215,11 @@ class State:
         trained = {id(leaf) for leaf in self.leaves.values() if leaf.requires_grad}
         renewed: set[int] = set()
         for module in self.modules:
-            reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+            kind = type(module)
+            reset = getattr(kind, "reset_parameters", None) or getattr(kind, "_reset_parameters", None)
             own = {id(p) for p in module.parameters()}
             if callable(reset) and (own & trained or not own):
-                reset()
+                reset(_Plain(module) if hasattr(module, "parametrizations") else module)
                 renewed |= own
         with torch.no_grad():
             for name, leaf in self.leaves.items():
@@ -208,6 +227,25 @@ class State:
                     leaf.copy_(start[name])
                 elif id(leaf) not in renewed:
                     leaf.add_(torch.empty_like(leaf).uniform_(-spread, spread))
+
+
+def _touch(draws: Draws) -> None:
+    """Runs both programs for what they touch."""
+    try:
+        draws.encoded  # noqa: B018
+    except LookupError:  # a guide that infers nothing, as an adversarial game's; a loss that needs it says so itself
+        draws.generated  # noqa: B018
+
+
+class _Plain:
+    """A layer as it would be without parametrisations, such as a spectral norm: their originals are its weights."""
+
+    def __init__(self, layer: nn.Module):
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        parametrised = getattr(self.layer, "parametrizations", {})
+        return parametrised[name].original if name in parametrised else getattr(self.layer, name)
 
 
 def owner(program: Callable) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from ppgen.draws import Program
 from ppgen.infer.capture import Compile, Stepper
+from ppgen.infer.critics import Critics, gradient_norm
 from ppgen.infer.optimizers import OptimizerFactory, Player
 from ppgen.infer.parameters import Parameters, prepare, tell_apart
 
 __all__ = ["SVI"]
+
+GRADIENT = "gradient of the programs"
 
 
 class SVI:
@@ -36,6 +40,12 @@ class SVI:
             the steps still to come make it pay (see `ppgen.infer.capture`). Python in the programs then runs no more.
             What was decided is logged to "ppgen", and kept in ``svi.stepper.said``.
         steps: how many steps there will be, which "auto" goes by; unknown if left out.
+
+    A loss with critics is a game (`ppgen.infer.critics`): they take their own steps, by their own optimisers, before
+    each step of the programs; `clip` is the programs' alone, `schedule` everybody's.
+
+    Attributes:
+        signals: of the last step of a game: each critic's loss, and the norms of the gradients of every player.
     """
 
     def __init__(
@@ -62,6 +72,24 @@ class SVI:
             if self._differentiable is None and loss_and_grads is None:
                 self._loss_and_grads = loss.loss_and_grads  # an ELBO that only runs backward itself
         self.stepper = Stepper(self._take, [self.player], self._facts, compile=compile, steps=steps)
+        self.critics = Critics(loss, schedule=schedule)
+        self.signals: dict[str, Tensor] = {}
+        self._turns: list[Stepper] = []  # of each turn, those of equal critics shared
+        steppers: dict[tuple[str, ...], Stepper] = {}
+        for names in map(self.critics.of_turn, range(self.critics.turns)):
+            if names not in steppers:
+                players = [self.critics.players[name] for name in names]
+                turns = sum(self.critics.of_turn(turn) == names for turn in range(self.critics.turns))
+                to_come = None if steps is None else steps * turns
+                take = partial(self._take_turn, len(self._turns))
+                steppers[names] = Stepper(take, players, self._facts, compile=compile, steps=to_come)
+            self._turns.append(steppers[names])
+
+    @property
+    def said(self) -> str:
+        """What was decided about compiling, in words; empty so far as nothing was."""
+        of_critics = [f"critics: {turn.said}" for turn in dict.fromkeys(self._turns) if turn.said]
+        return "; ".join([*([self.stepper.said] if self.stepper.said else []), *of_critics])
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One step down the loss on a batch; returns the loss before it, in the loss's own unit.
@@ -78,9 +106,19 @@ class SVI:
 
     def update(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As `step`, and returns the loss term by term, detached tensors that sum to it."""
+        signals: dict[str, Tensor] = {}
+        for turn in self._turns:
+            signals |= turn(args, kwargs)
         values = self.stepper(args, kwargs)
+        if self._turns:
+            self.signals = signals | {GRADIENT: values.pop(GRADIENT)}
         self.player.advance()
+        self.critics.advance()
         return values
+
+    def _take_turn(self, turn: int, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        """A step of the critics of one turn."""
+        return self.critics.move(turn, self.model, self.guide, args, kwargs)
 
     def _take(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
         """One step, in tensors alone."""
@@ -94,7 +132,8 @@ class SVI:
         self.player.update(gradients)
         if hasattr(self.objective, "advance"):
             self.objective.advance()
-        return {name: value.detach() for name, value in values.items()}
+        values = {name: value.detach() for name, value in values.items()}
+        return values | {GRADIENT: gradient_norm(gradients)} if self._turns else values
 
     def _move_step(self) -> None:
         """Puts the count of steps where the parameters are: a CUDA graph reads nothing off the GPU."""
@@ -104,7 +143,8 @@ class SVI:
 
     def _facts(self) -> tuple:
         """What a compiled step holds on to that is no tensor."""
-        return self.model, self.guide, self.objective, getattr(self.objective, "total", None), self.player.clip
+        known = self.model, self.guide, self.objective, getattr(self.objective, "total", None), self.player.clip
+        return (*known, self.critics.facts()) if self._turns else known
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The loss term by term, and the leaves it was computed with."""

@@ -12,24 +12,50 @@ pairs, ``E k(X, X') = sum_ij p_i p_j k(x_i, x_j)``, and is zero where the sample
     E k(X, X') = sum_{i != j} p_i p_j k(x_i, x_j) / (1 - sum_i p_i^2),
 
 and may be negative. At uniform weights they are ``MMD_b^2`` and ``MMD_u^2`` (Lemma 6) of Gretton et al.
-2012, "A kernel two-sample test". Time and memory grow as ``(n + m)^2``.
+2012, "A kernel two-sample test".
+
+Time grows as ``(n + m)^2``, and so does memory while no sample has more than ``BLOCK`` pairs. Beyond, pairs are taken
+in blocks, a few rows against all rows, and the backward pass computes a block again instead of keeping it, so that
+memory grows as ``n + m``.
 """
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ppgen.metrics.metric import Metric, squared_distances
+
+BLOCK = 2**22
+"""The most pairs whose distances are held at once: 16 MiB in single precision, of which ``k`` needs several."""
 
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "rbf": lambda u: torch.exp(-u / 2),
     "imq": lambda u: 2 / (2 + u),
 }
 """Kernels as functions of ``u = |x - y|^2 / s^2``, the squared distance in units of the squared bandwidth."""
+
+
+class Block(NamedTuple):
+    """Pairs of some rows ``a`` of one sample with all rows ``b`` of a sample, whose weights are ``r`` and ``s``.
+
+    ``start`` is the number of the first row of ``a`` in ``b``, or ``None`` where the two samples differ.
+    """
+
+    a: Tensor
+    b: Tensor
+    r: Tensor
+    s: Tensor
+    start: int | None
+
+    def distances(self) -> Tensor:
+        return squared_distances(self.a, self.b)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -49,22 +75,37 @@ class PairMetric(Metric):
                 f"{self.name}: the unbiased estimate needs at least two rows of each sample, got {n} of x "
                 f"and {m} of y; use a larger batch or unbiased=False"
             )
-        d2 = _blocks(squared_distances(x, x), squared_distances(x, y), squared_distances(y, y))
-        signed = _blocks(self._own_pairs(p), -torch.outer(p, q), self._own_pairs(q))
-        return (signed * self.similarity(d2, torch.cat((p, q)) / 2)).sum()
+        blocks = pair_blocks(x, y, p, q)
+        unit = self.unit(blocks)
+
+        def part(block: Block) -> Tensor:
+            return (self._weights(block) * self.similarity(block.distances() / unit)).sum()
+
+        recomputed = partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False)
+        return torch.stack([(part if len(blocks) == 3 else recomputed)(block) for block in blocks]).sum()
 
     @abstractmethod
-    def similarity(self, d2: Tensor, r: Tensor) -> Tensor:
-        """``k``, elementwise in the squared distances ``d2`` of the pooled rows, whose weights are ``r``."""
+    def similarity(self, d2: Tensor) -> Tensor:
+        """``k``, elementwise in the squared distances, which come divided by :meth:`unit`."""
 
-    def _own_pairs(self, p: Tensor) -> Tensor:
-        """Weights of a sample's pairs with itself, summing to one."""
-        every = torch.outer(p, p)
+    def unit(self, blocks: list[Block]) -> Tensor | float:
+        """The squared distance that counts as one, given all pairs."""
+        return 1.0
+
+    def _weights(self, block: Block) -> Tensor:
+        """Weights of the pairs; over all pairs of a sample with itself they sum to one."""
+        r, s, start = block.r, block.s, block.start
+        every = torch.outer(r, s)
+        if start is None:
+            return -2 * every
         if not self.unbiased:
             return every
-        distinct = every - torch.diag(p * p)
-        total = distinct.sum()
-        return torch.where(total > 0, distinct / torch.where(total > 0, total, 1.0), every)
+        distinct = 2 * (s[1:] * s.cumsum(0)[:-1]).sum()
+        rows = torch.arange(start, start + len(r), device=r.device)
+        itself = rows[:, None] == torch.arange(len(s), device=r.device)
+        return torch.where(
+            distinct > 0, torch.where(itself, 0.0, every) / torch.where(distinct > 0, distinct, 1.0), every
+        )
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -102,13 +143,12 @@ class MMD(PairMetric):
         if self.bandwidth != "median" and not _positive(self.bandwidth):
             raise ValueError(f"bandwidth: expected 'median' or a positive number, got {self.bandwidth!r}")
 
-    def similarity(self, d2: Tensor, r: Tensor) -> Tensor:
+    def unit(self, blocks: list[Block]) -> Tensor | float:
+        return median_squared_distance(blocks) if isinstance(self.bandwidth, str) else self.bandwidth**2
+
+    def similarity(self, d2: Tensor) -> Tensor:
         kernel = self.kernel if callable(self.kernel) else KERNELS[self.kernel]
-        if isinstance(self.bandwidth, str):
-            u = d2 / median_squared_distance(d2.detach(), r.detach())
-        else:
-            u = d2 / self.bandwidth**2
-        return torch.stack([kernel(u / a**2) for a in self.scales]).mean(0)
+        return torch.stack([kernel(d2 / a**2) for a in self.scales]).mean(0)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -129,32 +169,64 @@ class Energy(PairMetric):
         if not 0 < self.exponent < 2:
             raise ValueError(f"exponent: expected a number between 0 and 2, excluded, got {self.exponent}")
 
-    def similarity(self, d2: Tensor, r: Tensor) -> Tensor:
-        # Two wheres, so that no infinite slope at zero meets a zero and turns into NaN.
-        same = d2 == 0
-        return -torch.where(same, 0.0, torch.where(same, 1.0, d2) ** (self.exponent / 2))
+    def similarity(self, d2: Tensor) -> Tensor:
+        return -distance_power(d2, self.exponent)
 
 
-def median_squared_distance(d2: Tensor, r: Tensor) -> Tensor:
-    """Lower median of the positive entries of ``d2`` ``(N, N)`` under weights ``r_i r_j``; one if none is.
+def distance_power(d2: Tensor, exponent: float) -> Tensor:
+    """``|x - y|^b`` of squared distances; where they are zero and the gradient may not exist, zero stands for it."""
+    if exponent == 2:
+        return d2
+    # Two wheres, so that no infinite slope at zero meets a zero and turns into NaN.
+    same = d2 == 0
+    return torch.where(same, 0.0, torch.where(same, 1.0, d2) ** (exponent / 2))
 
-    A histogram finds the bin that holds the median and its largest entry is returned: exact where a bin holds
-    one value. Bins are equal in the logarithm, so that outliers cost no resolution.
+
+@torch.no_grad()
+def median_squared_distance(blocks: list[Block]) -> Tensor:
+    """Lower median of the positive squared distances under the products of weights; one if none is positive.
+
+    The blocks hold the pairs of a sample with itself twice, as ``(i, j)`` and ``(j, i)``, those of two samples
+    once. A histogram finds the bin that holds the median, whose largest distance is returned: exact where a bin
+    holds one value. Bins are equal in the logarithm, so that outliers cost no resolution.
     """
     bins = 4096
-    mass = torch.where(d2 > 0, torch.outer(r, r), 0.0).flatten()
-    # A pair without mass sits at one, where it has a logarithm and weighs nothing.
-    d2 = torch.where(mass > 0, d2.flatten(), 1.0)
-    low, high = d2.log().aminmax()
-    slot = ((d2.log() - low) * (bins / torch.where(high > low, high - low, 1.0))).long()
-    below = mass.new_zeros(bins + 1).scatter_add(0, slot, mass).cumsum(0)
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for block in blocks:
+            d2 = block.distances().flatten()
+            mass = torch.outer(block.r, block.s if block.start is not None else 2 * block.s).flatten()
+            mass = torch.where(d2 > 0, mass, 0.0)
+            # A pair without mass sits at one, where it has a logarithm and weighs nothing.
+            d2 = torch.where(mass > 0, d2, 1.0)
+            yield d2, d2.log(), mass
+
+    whole = list(pairs()) if len(blocks) == 3 else None
+
+    def slots() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for d2, log, mass in whole or pairs():
+            yield d2, ((log - low) * per_log).long(), mass
+
+    low, high = torch.stack([torch.stack(log.aminmax()) for _, log, _ in whole or pairs()]).aminmax(dim=0)
+    low, high = low[0], high[1]
+    per_log = bins / torch.where(high > low, high - low, 1.0)
+    histogram = low.new_zeros(bins + 1)
+    for _, slot, mass in slots():
+        histogram = histogram.scatter_add(0, slot, mass)
+    below = histogram.cumsum(0)
     # Just under one half, so that rounding cannot decide between the two middle distances of an even number.
     middle = (below < (0.5 - 1e-5) * below[-1]).sum()
-    return torch.where(slot <= middle, d2, 0.0).amax()
+    return torch.stack([torch.where(slot <= middle, d2, 0.0).amax() for d2, slot, _ in slots()]).amax()
 
 
-def _blocks(xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
-    return torch.cat((torch.cat((xx, xy), dim=1), torch.cat((xy.T, yy), dim=1)))
+def pair_blocks(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> list[Block]:
+    """All pairs: three blocks where ``BLOCK`` holds each, else as many as it takes."""
+    blocks = []
+    for a, b, r, s in ((x, x, p, p), (x, y, p, q), (y, y, q, q)):
+        size = max(1, BLOCK // len(b))
+        for i in range(0, len(a), size):
+            blocks.append(Block(a[i : i + size], b, r[i : i + size], s, i if a is b else None))
+    return blocks
 
 
 def _positive(value: object) -> bool:

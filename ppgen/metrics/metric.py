@@ -11,10 +11,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Sample: TypeAlias = Tensor | Sequence[Tensor]
 """Rows of one site ``(n, *event)``, or a tuple of such tensors with the same ``n`` for joined sites."""
@@ -40,7 +41,12 @@ class Metric(ABC):
     name: str = ""
 
     def __post_init__(self) -> None:
-        self.name = self.name or type(self).__name__
+        self.name = self.name or self.label
+
+    @property
+    def label(self) -> str:
+        """The name of a metric that was given none."""
+        return type(self).__name__
 
     def __call__(self, x: Sample, y: Sample, wx: Tensor | None = None, wy: Tensor | None = None) -> Tensor:
         x, y = rows(x, name="x"), rows(y, name="y")
@@ -59,7 +65,7 @@ class Metric(ABC):
 
     def __repr__(self) -> str:
         """The constructor call, with the options that differ from their defaults."""
-        default = {field.name: field.default for field in fields(self)} | {"name": type(self).__name__}
+        default = {field.name: field.default for field in fields(self)} | {"name": self.label}
         options = {name: getattr(self, name) for name in default}
         given = [f"{name}={_text(value)}" for name, value in options.items() if value != default[name]]
         return f"{type(self).__name__}({', '.join(given)})"
@@ -68,8 +74,16 @@ class Metric(ABC):
 def rows(sample: Sample, *, name: str = "sample") -> Tensor:
     """Events flattened to rows ``(n, d)``; the tensors of a tuple are flattened and concatenated.
 
+    Raises as :func:`sites_of` does.
+    """
+    return torch.cat([site.unsqueeze(-1).flatten(1) for site in sites_of(sample, name=name)], dim=1)
+
+
+def sites_of(sample: Sample, *, name: str = "sample") -> tuple[Tensor, ...]:
+    """The tensors of a sample, ``(n, *event)`` each, brought to one dtype.
+
     Raises ``ValueError``, naming the sample ``name``, where there is no row, where the tensors of a tuple
-    disagree in ``n``, or where the result is not floating point; ``TypeError`` where a site is not a tensor.
+    disagree in ``n``, or where that dtype is not floating point; ``TypeError`` where a site is not a tensor.
     """
     sites = [sample] if isinstance(sample, Tensor) else list(sample)
     if odd := {type(site).__name__ for site in sites if not isinstance(site, Tensor)}:
@@ -77,10 +91,10 @@ def rows(sample: Sample, *, name: str = "sample") -> Tensor:
     shapes = [tuple(site.shape) for site in sites]
     if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
         raise ValueError(f"{name}: expected rows (n, *event) with one n >= 1 at every site, got {shapes}")
-    flat = torch.cat([site.unsqueeze(-1).flatten(1) for site in sites], dim=1)
-    if not flat.is_floating_point():
-        raise ValueError(f"{name}: expected floating-point events, got {flat.dtype} {shapes}; use .float()")
-    return flat
+    dtype = reduce(torch.promote_types, (site.dtype for site in sites))
+    if not dtype.is_floating_point:
+        raise ValueError(f"{name}: expected floating-point events, got {dtype} {shapes}; use .float()")
+    return tuple(site.to(dtype) for site in sites)
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -119,4 +133,6 @@ def _weighted(x: Tensor, weights: Tensor | None, name: str) -> tuple[Tensor, Ten
 
 
 def _text(value: object) -> str:
+    if isinstance(value, nn.Module):
+        return type(value).__name__
     return getattr(value, "__name__", None) or repr(value)

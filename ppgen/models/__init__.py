@@ -1,6 +1,8 @@
 """Model and guide pairs ready to use."""
 
 from ppgen.models.autoencoder import VAE, Autoencoder
-from ppgen.models.likelihood import COVARIANCES, LIKELIHOODS, mean
+from ppgen.models.gan import ALI, Generator
+from ppgen.models.likelihood import COVARIANCES, LIKELIHOODS
+from ppgen.moments import mean
 
-__all__ = ["COVARIANCES", "LIKELIHOODS", "VAE", "Autoencoder", "mean"]
+__all__ = ["ALI", "COVARIANCES", "LIKELIHOODS", "VAE", "Autoencoder", "Generator", "mean"]

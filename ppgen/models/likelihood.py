@@ -241,29 +241,6 @@ def make_likelihood(
     return Gaussian(event_shape, **options) if kind is Gaussian else kind(event_shape)
 
 
-def mean(distribution: TorchDistribution) -> Tensor:
-    """E[x], for every distribution that a head makes; of a categorical, the average level.
-
-    torch gives a transformed or a categorical distribution no mean, hence this function.
-
-    Raises:
-        ValueError: the distribution transforms its base by more than a reshaping.
-    """
-    if isinstance(distribution, torch.distributions.Independent):
-        return mean(distribution.base_dist)
-    if isinstance(distribution, torch.distributions.TransformedDistribution):
-        value = mean(distribution.base_dist)
-        for transform in distribution.transforms:
-            if not isinstance(transform, ReshapeTransform):
-                raise ValueError(f"expected a distribution that only reshapes its base, got {transform}")
-            value = transform(value)
-        return value
-    if isinstance(distribution, torch.distributions.Categorical):
-        probs = distribution.probs
-        return probs @ torch.arange(probs.shape[-1], dtype=probs.dtype, device=probs.device)
-    return distribution.mean
-
-
 def _flat(head: Head, value: Tensor) -> Tensor:
     """The event's dimensions made one."""
     return value.flatten(-len(head.event_shape))
