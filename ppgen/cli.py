@@ -1,4 +1,4 @@
-"""The command line: ``ppgen train SYSTEM SOURCE``, ``ppgen sample RUN``, ``ppgen report RUN``.
+"""The command line: ``ppgen train SYSTEM SOURCE``, then ``ppgen sample RUN``, ``report RUN``, ``compare RUN RUN ...``.
 
 Options come from the signatures of what they reach: ``--model.latent_dim`` is an argument of the model's class,
 ``--loss.beta`` of the recipe, ``--data.size`` of `ppgen.data.load`, ``--fit.epochs`` of `ppgen.fit`.
@@ -16,14 +16,13 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from ppgen import __version__
 from ppgen.data import load
 from ppgen.fit import fit
-from ppgen.systems import SYSTEMS, System
+from ppgen.systems import NOT_ASKED_OF_RECIPES, SYSTEMS, System
 
 __all__ = ["main"]
 
 EPOCHS = 200  # of a run that names neither steps nor epochs
 # arguments of fit that a command line does not give
-NOT_ASKED: set[str | int] = {"model", "guide", "data", "loss", "optim", "callbacks", "schedule", "validation"}
-NOT_ASKED |= {"progress"}
+NOT_ASKED: set[str | int] = {"model", "guide", "data", "loss", "optim", "callbacks", "validation", "progress"}
 FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
 
 
@@ -34,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():  # which puts showwarning back
         warnings.showwarning = lambda message, *_, **__: print(f"ppgen: {message}", file=sys.stderr)
         try:
-            {"train": _train, "sample": _sample, "report": _report}[command](given[command])
+            {"train": _train, "sample": _sample, "report": _report, "compare": _compare}[command](given[command])
         except FAILURES as error:
             if os.environ.get("PPGEN_TRACEBACK"):
                 raise
@@ -66,6 +65,13 @@ def _parser() -> ArgumentParser:
     report = ArgumentParser(description="Write a run's report anew.")
     report.add_argument("run", type=Path, help="a run folder")
     commands.add_subcommand("report", report, help="write a run's report anew")
+
+    compare = ArgumentParser(description="Every run under every metric, whatever it was trained on.")
+    compare.add_argument("runs", type=Path, nargs="+", help="run folders, of the same data")
+    compare.add_argument("--n", type=int, default=1000, help="draws of each model")
+    compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument("--out", type=Path, default=Path("compare.html"), help="the page")
+    commands.add_subcommand("compare", compare, help="every run under every metric")
     return parser
 
 
@@ -75,16 +81,17 @@ def _train_parser(name: str, system: System) -> ArgumentParser:
     parser.add_argument("source", help="digits, fashion, moons, ..., openml:NAME, a file or a folder of images")
     parser.add_argument("--system", default=name, help="as the configuration file names it")
     parser.add_argument("--out", type=Path, default=None, help="the run folder; runs/SYSTEM-SOURCE if left out")
-    parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate")
+    parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate, of the programs")
+    parser.add_argument("--betas", type=tuple[float, float], default=(0.9, 0.999), help="Adam's memory of gradients")
     parser.add_argument("--conditional", type=bool, default=False, help="condition the model on the labels")
     parser.add_argument("--draws", type=int, default=200, help="draws a chain of the stored posterior; 0 for none")
     parser.add_argument("--particles", type=int, default=500, help="importance samples of the held-out log evidence")
     parser.add_argument("--progress", type=bool, default=True, help="a progress bar, on a terminal")
     parser.add_function_arguments(load, "data", skip={"source"})
     parser.add_class_arguments(system.model, "model", skip={"event_shape", "levels", "num_classes"})
-    parser.add_function_arguments(system.recipe, "loss", skip={"metric"})
+    parser.add_function_arguments(system.recipe, "loss", skip=NOT_ASKED_OF_RECIPES)
     parser.add_function_arguments(fit, "fit", skip=NOT_ASKED)
-    parser.set_defaults({"fit.batch_size": 128})
+    parser.set_defaults({"fit.batch_size": 128, **system.defaults})
     return parser
 
 
@@ -104,6 +111,8 @@ def _train(given: Namespace) -> None:
     run = train(config, out=folder, progress=system.progress)
     chain = run.fit.chains[run.fit.best]
     print(f"{chain.stopped} in {chain.seconds:.0f} s; {chain.compiled or 'compiling would not have paid'}")
+    for finding in run.fit.findings():
+        print(finding)
     for what, number in run.numbers.items():
         shown = f"{number[0]:.4g} +- {number[1]:.2g}" if isinstance(number, tuple) else f"{number:.4g}"
         print(f"{what}: {shown}")
@@ -129,6 +138,14 @@ def _report(given: Namespace) -> None:
     from ppgen.run import Run
 
     print(f"report: {Run.load(given.run).report().resolve()}")
+
+
+def _compare(given: Namespace) -> None:
+    from ppgen.compare import compare
+
+    page, table = compare(given.runs, n=given.n, seed=given.seed, out=given.out)
+    print(table)
+    print(f"report: {page.resolve()}")
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,7 @@ from ppgen.infer.optimizers import OptimizerFactory
 from ppgen.infer.parameters import Evaluation, State, owner, restore, snapshot
 from ppgen.infer.svi import SVI
 from ppgen.objective import Objective
+from ppgen.referee import findings
 from ppgen.result import Chain, Fit
 from ppgen.terms import Evidence
 from ppgen.watch import NotFinite, Watch
@@ -270,7 +271,8 @@ class _Run:
         every = max(1, self.total // CHECKS)
         validate_every = max(len(self.batches), every)
         label = "fit" if self.restarts == 1 else f"fit {number + 1}/{self.restarts}"
-        said = ""
+        said, spoken = "", set[str]()
+        ceilings = {name: metric.ceiling for name, metric in svi.critics.metrics.items()}
         with tqdm(total=self.total, desc=label, unit="step", disable=None if self.progress else True) as bar:
             for step, (epoch, batch) in enumerate(self._stream(), start=1):
                 values = svi.update(*batch)
@@ -284,7 +286,13 @@ class _Run:
                 done = step == self.total
                 if step == 1 or step % every == 0 or done:
                     watch.read_back()
-                    bar.set_postfix_str(watch.summary(every), refresh=False)
+                    seen = findings(watch.signals, ceilings)
+                    for finding in seen:
+                        if finding.sign not in spoken and not bar.disable:
+                            bar.write(f"{label}: at step {step}, {finding}", file=sys.stderr)
+                        spoken.add(finding.sign)
+                    signs = dict.fromkeys(finding.sign for finding in seen)
+                    bar.set_postfix_str(", ".join([watch.summary(every), *map(str.upper, signs)]), refresh=False)
                 bar.update()
                 if self.held_out is not None and (step % validate_every == 0 or done):
                     watch.validate(partial(self._evaluate, svi))

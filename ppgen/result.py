@@ -18,6 +18,7 @@ from ppgen.infer.checkpoint import CheckpointError, read, write
 from ppgen.infer.critics import networks
 from ppgen.infer.parameters import CRITIC, Evaluation, Parameters, State, restore, snapshot, tell_apart
 from ppgen.objective import Objective
+from ppgen.referee import Finding, findings
 
 __all__ = ["Chain", "Fit"]
 
@@ -84,6 +85,16 @@ class Fit:
     def history(self) -> dict[str, np.ndarray]:
         """The best chain's history."""
         return self.chains[self.best].history
+
+    def findings(self, chain: int | None = None) -> list[Finding]:
+        """What a game's losses and gradients show of it (see `ppgen.referee`): nothing of a loss without critics.
+
+        Args:
+            chain: the best if left out.
+        """
+        critics = getattr(self.loss, "critics", {})
+        ceilings = {name: term.critic.ceiling for name, (term, *_) in critics.items()}
+        return findings(self.chains[self.best if chain is None else chain].signals, ceilings)
 
     def use(self, chain: int) -> None:
         """Loads a chain's weights into the live programs.

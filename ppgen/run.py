@@ -1,7 +1,7 @@
 """A run folder: one training run on disk, from its configuration to its report.
 
 config.yaml          everything that was asked for; ``ppgen train --config`` takes it back
-metrics.jsonl        one line a step: chain, step, epoch, loss and its terms, written while training
+metrics.jsonl        one line a step: chain, step, epoch, loss and its terms, of a game its signals, while training
 weights.safetensors  the `Fit`
 posterior.nc         the posterior on held-out data, as ArviZ reads it
 numbers.json         held-out figures
@@ -28,14 +28,17 @@ from ppgen.data import Data, Split
 from ppgen.diagnostics import from_netcdf, to_netcdf
 from ppgen.files import write_whole
 from ppgen.fit import Moment, fit
+from ppgen.measures import measure
 from ppgen.models import VAE
 from ppgen.report import report_of_run, write_report
 from ppgen.result import Fit
-from ppgen.systems import FORM_OF_LIKELIHOOD, SYSTEMS
+from ppgen.systems import FORM_OF_LIKELIHOOD, NOT_ASKED_OF_RECIPES, SYSTEMS
 
 __all__ = ["Run", "new_folder", "train"]
 
 SHOWN = 64  # held-out rows whose posterior is stored
+MEASURED = 1000  # rows of a sample that draws are laid beside, at most
+LABELLED = 5000  # training rows with labels that classifiers learn from, at most
 
 
 @dataclass
@@ -99,6 +102,31 @@ class Run:
             x = self.model.sample(n, y, mean=mean)
         return self.data.scaler.inverse(x.numpy(force=True))
 
+    def draws(self, n: int, *, seed: int = 0) -> np.ndarray:
+        """n draws of x, in the units of the source; a conditional model gets labels of the training data at random."""
+        y = None
+        if self.config["conditional"]:
+            y = torch.as_tensor(np.random.default_rng(seed).choice(np.asarray(self.data.train.y), n))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            x = self.model.sample(n, y)
+        return self.data.scaler.inverse(x.numpy(force=True))
+
+    def measures(self, n: int = MEASURED, *, metrics: bool = True, seed: int = 0) -> dict[str, float]:
+        """`ppgen.measures.measure` of n draws beside held-out data, or beside training data if none were held out."""
+        return self.measure(self.draws(n, seed=seed), metrics=metrics, seed=seed)
+
+    def measure(self, rows: np.ndarray, *, metrics: bool = True, seed: int = 0) -> dict[str, float]:
+        """The same of given rows, in the units of the source."""
+        data, inverse = self.data, self.data.scaler.inverse
+        train = inverse(data.train.x[:LABELLED])
+        held_out = inverse(data.test.x[:MEASURED]) if len(data.test.x) else train[:MEASURED]
+        modes, y = datasets.modes(self.config["source"]), data.train.y
+        labelled = None
+        if y is not None and modes is None and len(np.unique(y[:LABELLED])) > 1:
+            labelled = train, y[:LABELLED]
+        return measure(rows, held_out, labelled=labelled, modes=modes, metrics=metrics, seed=seed)
+
 
 def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = True) -> Run:
     """Trains one of `SYSTEMS` on a data source and leaves a run folder behind.
@@ -119,7 +147,7 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
             model.guide,
             _rows(config, data.train),
             loss=_loss(config),
-            optim=partial(torch.optim.Adam, lr=config["lr"]),
+            optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
             validation=_rows(config, data.validation) if len(data.validation.x) else None,
             callbacks=[record],
             progress=progress,
@@ -148,6 +176,7 @@ def _evaluate(run: Run) -> None:
             bits = math.log(2) * math.prod(run.data.event_shape)
             numbers[f"held-out log evidence, k = {particles} (nats per datum)"] = (float(evidence.mean()), error)
             numbers[f"held-out bits per dimension, k = {particles}"] = (-float(evidence.mean()) / bits, error / bits)
+    numbers |= {f"generated: {name}": number for name, number in run.measures(metrics=False).items()}
     write_whole(run.folder / "numbers.json", json.dumps(numbers, indent=1))
     if run.config["draws"] and isinstance(run.model, VAE):
         shown = tuple(t[:SHOWN] for t in tensors)
@@ -182,9 +211,10 @@ def _model(config: dict[str, Any], data: Data) -> Any:
 
 def _loss(config: dict[str, Any]) -> Any:
     """The recipe's objective; a schedule stands in the configuration as class_path and init_args."""
-    recipe, parser = SYSTEMS[config["system"]].recipe, ArgumentParser()
-    parser.add_function_arguments(recipe, skip={"metric"})
-    return recipe(**parser.instantiate(parser.parse_object(config["loss"])).as_dict())
+    system, parser = SYSTEMS[config["system"]], ArgumentParser()
+    parser.add_function_arguments(system.recipe, skip=NOT_ASKED_OF_RECIPES)
+    sites = {"x": ("x", "y")} if system.sees_labels and config["conditional"] else {}
+    return system.recipe(**parser.instantiate(parser.parse_object(config["loss"])).as_dict(), **sites)
 
 
 def new_folder(path: str | os.PathLike) -> Path:
@@ -203,19 +233,20 @@ def new_folder(path: str | os.PathLike) -> Path:
 @contextmanager
 def _metrics(path: Path) -> Iterator[Any]:
     """A callback that writes a line a step, read back from the device a hundred steps at a time."""
-    waiting: list[tuple[int, int, int, dict]] = []
+    waiting: list[tuple[int, int, int, dict, dict]] = []
     with path.open("w") as file:
 
         def flush() -> None:
-            for chain, step, epoch, values in waiting:
+            for chain, step, epoch, values, signals in waiting:
                 terms = {name: float(value) for name, value in values.items()}
                 line = {"chain": chain, "step": step, "epoch": epoch, "loss": sum(terms.values()), **terms}
+                line |= {name: float(value) for name, value in signals.items()}
                 file.write(json.dumps(line) + "\n")
             waiting.clear()
             file.flush()
 
         def record(moment: Moment) -> None:
-            waiting.append((moment.chain, moment.step, moment.epoch, moment.values))
+            waiting.append((moment.chain, moment.step, moment.epoch, moment.values, moment.signals))
             if len(waiting) >= 100:
                 flush()
 

@@ -1,10 +1,11 @@
 """What ``ppgen train NAME`` trains: a model class and a recipe, one row each. A new system is a new row."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from ppgen import recipes
-from ppgen.models import VAE, Autoencoder
+from ppgen.models import ALI, VAE, Autoencoder, Generator
 from ppgen.objective import Objective
 
 __all__ = ["SYSTEMS", "System"]
@@ -12,12 +13,24 @@ __all__ = ["SYSTEMS", "System"]
 
 @dataclass(frozen=True)
 class System:
-    """`model` is built as ``model(event_shape, **options)`` and trained under ``recipe(**options)``."""
+    """`model` is built as ``model(event_shape, **options)`` and trained under ``recipe(**options)``.
+
+    `defaults` are those of the command line's options that differ from the others'.
+    """
 
     model: type
     recipe: Callable[..., Objective]
     about: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def sees_labels(self) -> bool:
+        """Whether the labels of a conditional model are a site, which the recipe then compares with x."""
+        return self.model in (Generator, ALI)
+
+
+# a game: short memory of gradients, averaged weights, rates that decay; there is no posterior to store
+GAME = {"lr": 2e-4, "betas": (0.5, 0.99), "fit.ema": 0.999, "fit.schedule": "cosine"}
 
 SYSTEMS = {
     "ae": System(Autoencoder, recipes.ae, "autoencoder: a code for each datum, and no law over codes"),
@@ -25,7 +38,24 @@ SYSTEMS = {
     "vae": System(VAE, recipes.vae, "variational autoencoder: a posterior for each datum, by the evidence bound"),
     "iwae": System(VAE, recipes.iwae, "importance weighted autoencoder: the bound of k draws"),
     "info_vae": System(VAE, recipes.info_vae, "InfoVAE: the evidence bound, and the codes matched as a whole"),
+    "aae": System(Autoencoder, recipes.aae, "adversarial autoencoder: codes matched to N(0, I) by a critic"),
+    "vae_gan": System(VAE, recipes.vae_gan, "VAE whose decoder a critic judges too"),
+    "gan": System(Generator, recipes.gan, "GAN: draws matched to data by a critic, Jensen-Shannon", GAME),
+    "f_gan": System(Generator, recipes.f_gan, "f-GAN: any f-divergence by a critic", GAME),
+    "lsgan": System(Generator, recipes.lsgan, "GAN whose critic learns by least squares", GAME),
+    "hinge_gan": System(Generator, recipes.hinge_gan, "GAN of the hinge loss, spectral norms", GAME),
+    "r1_gan": System(Generator, recipes.r1_gan, "GAN with a zero-centred penalty on data", GAME),
+    "r3_gan": System(Generator, recipes.r3_gan, "R3GAN: relativistic pairs, penalties on both sides", GAME),
+    "wgan": System(Generator, recipes.wgan_gp, "Wasserstein GAN with gradient penalty, as wgan_gp", GAME),
+    "wgan_gp": System(Generator, recipes.wgan_gp, "Wasserstein GAN with gradient penalty", GAME),
+    "wgan_clip": System(Generator, recipes.wgan_clip, "Wasserstein GAN with clipped weights", GAME),
+    "ali": System(ALI, recipes.ali, "ALI, BiGAN: pairs of data and codes matched by a critic", GAME),
+    "mmd_generator": System(Generator, recipes.mmd_generator, "draws matched to data by MMD"),
+    "sinkhorn_generator": System(Generator, recipes.sinkhorn_generator, "draws matched to data by optimal transport"),
 }
 
 # the form of data that each likelihood scores
 FORM_OF_LIKELIHOOD = {"gaussian": "continuous", "bernoulli": "binary", "categorical": "integer"}
+
+# arguments of recipes that no command line can give, or that the systems' own models settle
+NOT_ASKED_OF_RECIPES: set[str | int] = {"metric", "critic", "x", "name", "optim", "penalty"}

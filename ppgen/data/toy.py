@@ -107,3 +107,15 @@ def pinwheel(n: int, *, arms: int = 5, noise: float = 0.1, seed: int = 0) -> Sam
 TOY: dict[str, Callable[..., Sample]] = {
     f.__name__: f for f in (moons, rings, gaussians_ring, gaussians_grid, swiss_roll, checkerboard, pinwheel)
 }
+TOY["ring"], TOY["grid"] = gaussians_ring, gaussians_grid
+
+
+def modes(source: str) -> tuple[np.ndarray, float] | None:
+    """The means (K, 2) and the deviation of the toy laws that are mixtures of equal Gaussians; None for others."""
+    law = TOY.get(source)
+    if law is gaussians_ring:
+        return _circle(2 * np.pi * np.arange(8) / 8), 0.01
+    if law is gaussians_grid:
+        cell = np.stack(np.divmod(np.arange(25), 5), axis=-1)
+        return 2.0 * (cell - 2.0), 0.05
+    return None

@@ -1,12 +1,15 @@
 """Diagnostics: the posterior in ArviZ, whether it can be trusted, and how generated rows compare with data."""
 
 from ppgen.diagnostics.arviz import to_arviz
+from ppgen.diagnostics.estimate import estimate
 from ppgen.diagnostics.importance import Importance, weigh_up
+from ppgen.diagnostics.labels import Agreement, label_agreement
 from ppgen.diagnostics.modes import Coverage, Label, Missing, ModeCoverage, coverage, missing, mode_coverage
 from ppgen.diagnostics.two_sample import TwoSample, classifier_test, energy_test, ks_test, mmd_test
 from ppgen.diagnostics.versions import from_netcdf, to_netcdf
 
 __all__ = [
+    "Agreement",
     "Coverage",
     "Importance",
     "Label",
@@ -16,8 +19,10 @@ __all__ = [
     "classifier_test",
     "coverage",
     "energy_test",
+    "estimate",
     "from_netcdf",
     "ks_test",
+    "label_agreement",
     "missing",
     "mmd_test",
     "mode_coverage",

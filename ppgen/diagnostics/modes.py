@@ -27,7 +27,7 @@ ROUNDING = 1 + 1e-9  # of squared radii: a row at the very edge is in the ball, 
 
 @dataclass(frozen=True)
 class ModeCoverage:
-    """How many of the `total` modes were `captured`, and how well: see `mode_coverage`. Units: nats."""
+    """How many of the `total` modes were `captured`, and how well: see `mode_coverage`. `reverse_kl` is in nats."""
 
     captured: int
     total: int

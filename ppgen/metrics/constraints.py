@@ -151,5 +151,5 @@ def _between(x: Sites, y: Sites, p: Tensor, q: Tensor) -> tuple[Sites, Tensor]:
 def _slopes(scores: Scores, u: Sites) -> Tensor:
     """|grad v(u)|^2 of each row, over its sites together."""
     u = tuple(site.detach().requires_grad_() for site in u)
-    slopes = torch.autograd.grad(scores(u).sum(), u, create_graph=True)
-    return sum((slope.flatten(1).square().sum(1) for slope in slopes), u[0].new_zeros(len(u[0])))
+    slopes = torch.autograd.grad(scores(u).sum(), u, create_graph=True, materialize_grads=True)
+    return sum((slope.square().reshape(len(slope), -1).sum(1) for slope in slopes), u[0].new_zeros(len(u[0])))

@@ -103,7 +103,8 @@ class CriticMetric(Metric):
 
     def critic_loss(self, x: Sample, y: Sample, wx: Tensor | None = None, wy: Tensor | None = None) -> Tensor:
         """-V and the penalty, a scalar with gradients in the critic's weights alone."""
-        x, y, p, q, some = self._rows(_detached(x), _detached(y), wx, wy)
+        x, y, p, q, some = self._rows(x, y, wx, wy)
+        x, y = tuple(site.detach() for site in x), tuple(site.detach() for site in y)
         self._built(x)
         loss = -self.payoff(self._scores(x), self._scores(y), p, q, smoothing=self.smoothing)
         if self.penalty is not None:
@@ -164,6 +165,8 @@ class CriticMetric(Metric):
                 f"{[tuple(s.shape[1:]) for s in xs]} and {[tuple(s.shape[1:]) for s in ys]}; name as many sites on "
                 "both sides, in the same order"
             )
+        if xs[0].dtype != ys[0].dtype:
+            raise ValueError(f"{self.name}: x and y must have one dtype, got {xs[0].dtype} and {ys[0].dtype}")
         xs, p, some_x = _weighed(xs, wx, "wx")
         ys, q, some_y = _weighed(ys, wy, "wy")
         if self.noise:
@@ -212,6 +215,8 @@ class FDivergence(_TwoSided):
     divergence: str | Divergence = field(default="jensen_shannon", kw_only=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.divergence, str | Divergence):
+            raise TypeError(f"divergence: expected a name or a Divergence, got {self.divergence!r}")
         if isinstance(self.divergence, str) and self.divergence not in DIVERGENCES:
             raise ValueError(f"divergence: expected one of {', '.join(DIVERGENCES)}, got {self.divergence!r}")
         super().__post_init__()
@@ -316,10 +321,6 @@ def _still(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
         for module, mode in modes:
             module.training = mode
-
-
-def _detached(sample: Sample) -> Sample:
-    return sample.detach() if isinstance(sample, Tensor) else tuple(site.detach() for site in sample)
 
 
 def _weighed(sites: Sites, weights: Tensor | None, name: str) -> tuple[Sites, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The report of one run: numbers, training, samples, reconstructions, codes, posterior, configuration.
+"""The report of one run: numbers, training, samples, what is missing, reconstructions, codes, posterior, configuration.
 
 Nothing here knows a class of model. What a model can do is what it has a method for: `sample(n, y=None, mean=...)`,
 `reconstruct(x, y=None)`, `encode(x, y=None)` and `decode(z, y=None)`, the last two giving distributions. A model
@@ -18,7 +18,9 @@ from ppgen.data import Data, Split
 from ppgen.models import mean
 from ppgen.report import figures
 from ppgen.report.figures.images import GRID, PAIRS, span
+from ppgen.report.game import game
 from ppgen.report.page import Figure, Listing, Report, Section, Table
+from ppgen.report.reach import reach
 from ppgen.result import Fit
 
 __all__ = ["report_of_run"]
@@ -26,6 +28,7 @@ __all__ = ["report_of_run"]
 # How many rows of tables, lines in the plane and codes are drawn.
 ROWS, LINES, CODES = 2000, 300, 2000
 BATCH = 256  # rows encoded at a time
+REACHED, LEAST = 1000, 50  # data that draws are looked for around, and how many it takes for that to say something
 
 
 def report_of_run(
@@ -58,7 +61,9 @@ def report_of_run(
         sections = [
             _summary(fit, subject, numbers or {}, unit),
             _training(fit, unit),
+            game(fit),
             _samples(subject),
+            _reach(subject, seed),
             _reconstructions(subject),
             _codes(subject),
             _posterior(idata, fit.best),
@@ -157,6 +162,19 @@ def _samples(subject: _Subject) -> Section | None:
         caption = "Means E[x | z] at other codes z ~ p(z): what the model draws, without the noise of p(x | z)."
         items.append(Figure(figures.samples(means, **subject.look), caption, f"Generated data. {caption}"))
     return Section("Samples", "", items)
+
+
+def _reach(subject: _Subject, seed: int) -> Section | None:
+    if not hasattr(subject.model, "sample"):
+        return None
+    split = subject.held_out if len(subject.held_out.x) >= REACHED else subject.data.train
+    tensors = subject.tensors(split, REACHED)
+    if len(tensors[0]) < LEAST:
+        return None
+    labels = None if split.y is None else split.y[: len(tensors[0])]
+    draws = subject.source(subject.model.sample(len(tensors[0]), *tensors[1:]))
+    look, names = subject.look, subject.data.label_names
+    return reach(subject.source(tensors[0]), draws, labels, names=names, look=look, seed=seed)
 
 
 def _reconstructions(subject: _Subject) -> Section | None:

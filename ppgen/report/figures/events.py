@@ -23,6 +23,7 @@ def samples(
     data: np.ndarray | None = None,
     columns: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
+    labels: tuple[str, str] = ("data", "generated"),
 ) -> Figure:
     """Generated events x (n, *event_shape), with data (m, *event_shape) where there are such.
 
@@ -32,6 +33,7 @@ def samples(
     Args:
         columns: the names of a table's columns.
         limits: the values drawn black and white; the least and the greatest of the data, or of x without data.
+        labels: what data and x are called.
 
     Raises:
         ValueError: if the events are neither images nor rows, are none, or differ in shape from the data.
@@ -42,9 +44,9 @@ def samples(
         if data.shape[1:] != x.shape[1:]:
             raise ValueError(f"expected data of event shape {x.shape[1:]}, as x, got {data.shape[1:]}")
     if x.ndim == 4:
-        sets = {"generated": x} if data is None else {"data": data, "generated": x}
+        sets = {labels[1]: x} if data is None else {labels[0]: data, labels[1]: x}
         return images.grids(sets, limits or images.span(x if data is None else data))
-    return tables.overlay(x, data, _names(columns, x.shape[1]))
+    return tables.overlay(x, data, _names(columns, x.shape[1]), labels)
 
 
 @styled

@@ -29,22 +29,23 @@ DATA, MADE = "#a3abb5", PALETTE[0]
 BELOW = 3.0  # how much larger the points of data are, which generated ones cover
 
 
-def overlay(x: np.ndarray, data: np.ndarray | None, names: list[str]) -> Figure:
-    """Generated rows over data: a histogram of one column, a scatter of two, all pairs of more."""
-    sets = {"generated": (x[:, :LIMIT], MADE)}
+def overlay(x: np.ndarray, data: np.ndarray | None, names: list[str], labels: tuple[str, str]) -> Figure:
+    """Rows over data, called `labels`: a histogram of one column, a scatter of two, all pairs of more."""
+    below, above = labels
+    sets = {above: (x[:, :LIMIT], MADE)}
     if data is not None:
-        sets = {"data": (data[:, :LIMIT], DATA)} | sets
+        sets = {below: (data[:, :LIMIT], DATA)} | sets
     frames = [frame(column) for column in next(iter(sets.values()))[0].T]
     if len(frames) == 2:
         figure, axes = plane(frames, names)
         for name, (rows, colour) in sets.items():
-            scatter(axes, rows, colour, name, scale=BELOW if name == "data" else 1.0)
+            scatter(axes, rows, colour, name, scale=BELOW if name == below else 1.0)
         legend(figure, axes, markerscale=2)
     else:
-        figure = _pairs(sets, frames, names)
+        figure = _pairs(sets, frames, names, below)
     notes = [f"the first {LIMIT} of {len(names)} columns"] if len(names) > LIMIT else []
-    if beyond := outside(sets["generated"][0], frames):
-        notes.append(f"{percent(beyond)} of the generated rows lie outside the frame")
+    if beyond := outside(sets[above][0], frames):
+        notes.append(f"{percent(beyond)} of the rows {above} lie outside the frame")
     note(figure, "; ".join(notes))
     return figure
 
@@ -86,7 +87,7 @@ def _explained(true: np.ndarray, rebuilt: np.ndarray) -> str:
     return f"{1 - np.square(rebuilt - true).sum() / spread:.2f}" if spread > 0 else "undefined"
 
 
-def _pairs(sets: dict[str, tuple[np.ndarray, str]], frames: list[Interval], names: list[str]) -> Figure:
+def _pairs(sets: dict[str, tuple[np.ndarray, str]], frames: list[Interval], names: list[str], below: str) -> Figure:
     """Histograms on the diagonal, scatters below it."""
     count = len(frames)
     figure = canvas(3.0 if count == 1 else 1.0 + 0.85 * count)
@@ -100,7 +101,7 @@ def _pairs(sets: dict[str, tuple[np.ndarray, str]], frames: list[Interval], name
             if row == column:
                 _histogram(axes, rows[:, row], colour, name, frames[row])
             else:
-                scatter(axes, rows[:, [column, row]], colour, scale=(BELOW if name == "data" else 1.0) / count)
+                scatter(axes, rows[:, [column, row]], colour, scale=(BELOW if name == below else 1.0) / count)
                 axes.set_ylim(frames[row])
         axes.set_xlim(frames[column])
         axes.tick_params(labelsize=8 if count < 4 else 6.5, labelleft=column == 0)
