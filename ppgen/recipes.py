@@ -216,6 +216,8 @@ def _joint(view: Callable[[str], v.View], sites: Sites) -> v.View:
 
 
 def _network(critic: Critic, hidden: Widths) -> nn.Module | Callable[..., nn.Module]:
+    if critic is not None and hidden is not None:
+        raise ValueError(f"hidden={hidden} is of the critic that is made where none is given; give one of the two")
     return critic if critic is not None else partial(nets.Critic, hidden=hidden)
 
 

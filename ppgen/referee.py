@@ -6,7 +6,7 @@ With e the critic's edge, minus its loss (its value less the penalty), and c the
     critic collapsed  its gradient is below a thousandth of what it was, and e is about 0: it gives every row one number
     nothing to learn  the programs' gradient is below a thousandth of what it was, while the critic has an edge
     circles           e swings slowly, by more than half of its mean, and by far more than its noise explains
-    critic diverges   its gradient is over a hundred times what it was, and larger than ever before
+    critic diverges   its gradient is over a hundred times what it was, and above all of the first half's
 
 "Is" is the last tenth of the steps, "was" the median of those before. These are signs, not proofs: what they show
 happened, what comes of it the samples say.
@@ -92,13 +92,13 @@ def _of_critic(name: str, edge: Array, slope: Array, programs: Array, ceiling: f
     slope_now, slope_was = float(slope[-window:].mean()), float(np.median(slope[:-window]))
     if ceiling is not None and mean > 0.9 * ceiling:
         say("critic won", f"its edge is {mean:.3g} of at most {ceiling:.3g}")
-    if slope_now < 1e-3 * slope_was and abs(mean) < 0.02 * scale:
+    if slope_now < 1e-3 * slope_was and abs(mean) <= 0.02 * scale:
         say("critic collapsed", f"its gradient fell from {slope_was:.2g} to {slope_now:.2g}, its edge is {mean:.2g}")
     if len(programs) == len(edge) and mean > 0.1 * scale:
         theirs, once = float(programs[-window:].mean()), float(np.median(programs[:-window]))
         if theirs < 1e-3 * once:
             say("nothing to learn", f"their gradient fell from {once:.2g} to {theirs:.2g}", "programs")
-    if slope_now > max(100 * slope_was, float(slope[:-window].max())):
+    if slope_now > max(100 * slope_was, float(slope[: len(slope) // 2].max())):
         say("critic diverges", f"its gradient rose from {slope_was:.2g} to {slope_now:.2g}")
     low, high, circles = _swing(edge[-2 * window :])
     if circles and high - low > 0.05 * scale:

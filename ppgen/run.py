@@ -239,8 +239,9 @@ def _metrics(path: Path) -> Iterator[Any]:
         def flush() -> None:
             for chain, step, epoch, values, signals in waiting:
                 terms = {name: float(value) for name, value in values.items()}
-                line = {"chain": chain, "step": step, "epoch": epoch, "loss": sum(terms.values()), **terms}
-                line |= {name: float(value) for name, value in signals.items()}
+                line: dict[str, Any] = {"chain": chain, "step": step, "epoch": epoch, "loss": sum(terms.values()), **terms}
+                if signals:
+                    line["signals"] = {name: float(value) for name, value in signals.items()}
                 file.write(json.dumps(line) + "\n")
             waiting.clear()
             file.flush()

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from ppgen.cli import main
+from ppgen.measures import METRICS
 from ppgen.models import VAE
 from ppgen.report import Report
 from ppgen.run import Run
@@ -33,11 +34,13 @@ def test_every_system_trains_reports_and_samples(system, tmp_path, capsys):
     expected = {"config.yaml", "metrics.jsonl", "weights.safetensors", "numbers.json", "report.html"}
     expected |= {"posterior.nc"} if SYSTEMS[system].model is VAE else set()
     assert {path.name for path in folder.iterdir()} == expected
+    run = Run.load(folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for line in lines:
-        terms = [v for k, v in line.items() if k not in ("chain", "step", "epoch", "loss")]
+        terms = [v for k, v in line.items() if k not in ("chain", "step", "epoch", "loss", "signals")]
         assert line["loss"] == pytest.approx(sum(terms))
+        assert ("signals" in line) == bool(run.fit.loss.critics)
     assert main(["sample", str(folder), "--n", "5"]) == 0
     assert np.load(folder / "samples.npy").shape == (5, 2)
     assert (folder / "samples.png").read_bytes().startswith(b"\x89PNG")
@@ -160,3 +163,47 @@ def test_a_configuration_of_another_system_is_refused(tmp_path, capsys):
     (tmp_path / "ae.yaml").write_text("system: ae\n")
     assert main(["train", "vae", "moons", "--config", "ae.yaml", "--out", "other"]) == 1
     assert "ppgen train ae" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("system", ["gan", "ali"])
+def test_a_conditional_game_compares_labels_too(system, tmp_path):
+    assert main(["train", system, "moons", *QUICK, "--conditional", "true", "--out", "run"]) == 0
+    run = Run.load("run")
+    assert "data(y)" in str(run.fit.loss)
+    assert main(["sample", "run", "--label", "1", "--n", "3"]) == 0
+    assert run.draws(5).shape == (5, 2)
+
+
+def test_options_of_critics_come_from_the_metric(tmp_path):
+    options = ["--loss.steps", "2", "--loss.lr", "0.01", "--loss.hidden", "[8]", "--loss.weight", "3"]
+    assert main(["train", "wgan", "moons", *QUICK, *options, "--out", "run"]) == 0
+    metric = Run.load("run").fit.loss.terms[0].term.metric
+    assert (metric.steps, metric.lr, metric.penalty.weight) == (2, 0.01, 3.0)
+
+
+def test_a_game_averages_its_weights_unless_told_otherwise(tmp_path):
+    assert main(["train", "gan", "moons", *QUICK, "--out", "run"]) == 0
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["fit"]["ema"] == 0.999
+
+
+def test_runs_are_compared_under_every_metric(tmp_path, capsys, monkeypatch):
+    quick = {name: METRICS[name] for name in ("energy distance", "Jensen-Shannon, by a critic (nats)")}
+    monkeypatch.setattr("ppgen.measures.METRICS", quick)
+    for system in ("vae", "gan"):
+        assert main(["train", system, "ring", *QUICK, "--out", system]) == 0
+    capsys.readouterr()
+    assert main(["compare", "vae", "gan", "--n", "60"]) == 0
+    shown = capsys.readouterr().out
+    for words in (*quick, "training data", "modes captured", "classifier two-sample accuracy"):
+        assert words in shown
+    page = (tmp_path / "compare.html").read_text()
+    assert all(words in page for words in quick)
+    captured = next(line for line in shown.splitlines() if line.startswith("modes captured"))
+    assert captured.split()[-1] == "8"  # 60 rows of the law itself
+
+
+def test_runs_on_other_data_are_not_compared(capsys):
+    assert main(["train", "ae", "moons", *QUICK, "--out", "a"]) == 0
+    assert main(["train", "ae", "ring", *QUICK, "--out", "b"]) == 0
+    assert main(["compare", "a", "b"]) == 1
+    assert "compare runs on the same data" in capsys.readouterr().err

@@ -37,8 +37,18 @@ TOY_LAWS = {
 
 
 def test_every_toy_law_is_tested_and_exported():
-    assert TOY_LAWS.keys() == data.TOY.keys()
-    assert all(getattr(data, name) is law for name, law in data.TOY.items())
+    assert set(TOY_LAWS) | {"ring", "grid"} == set(data.TOY)  # short names of gaussians_ring and gaussians_grid
+    assert all(getattr(data, law.__name__) is law for law in data.TOY.values())
+
+
+@pytest.mark.parametrize("name", ["ring", "grid"])
+def test_modes_are_where_the_law_has_them(name):
+    centres, sigma = data.modes(name)
+    x, y = data.TOY[name](5000)
+    assert len(np.unique(y)) == len(centres)
+    np.testing.assert_allclose(x, centres[y], atol=5 * sigma)  # 10,000 coordinates: level 6e-3
+    np.testing.assert_allclose((x - centres[y]).std(), sigma, rtol=0.05)
+    assert data.modes("moons") is None
 
 
 @pytest.mark.parametrize("name", TOY_LAWS)

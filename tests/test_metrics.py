@@ -65,11 +65,11 @@ CASES = [
     Case(SlicedWasserstein()),
     Case(SlicedWasserstein(p=1, projections=20)),
     Case(SlicedWasserstein(p=3, projections=20, root=True)),
-    Case(MaxSlicedWasserstein(), adaptive=True, searched=True),
-    Case(MaxSlicedWasserstein(p=1, starts=4, steps=8, root=True), adaptive=True, searched=True),
-    Case(Sinkhorn(), adaptive=True, twice=False),
+    Case(MaxSlicedWasserstein(steps=10), adaptive=True, searched=True),
+    Case(MaxSlicedWasserstein(p=1, starts=4, steps=5, root=True), adaptive=True, searched=True),
+    Case(Sinkhorn(steps=5), adaptive=True, twice=False),
     Case(Sinkhorn(p=1, epsilon=0.2, steps=5, debias=False), adaptive=True, twice=False, zero=False),
-    Case(Sinkhorn(epsilon=9.0, unit=1.0, steps=25), twice=False),
+    Case(Sinkhorn(epsilon=20.0, unit=1.0, steps=12), twice=False),
     Case(Wasserstein(), twice=False, traced=False),
     Case(Wasserstein(p=1, root=True), twice=False, traced=False),
     Case(Frechet(), twice=False),
@@ -174,7 +174,7 @@ def test_unbiased_has_mean_zero_for_equal_laws(metric, generator):
 
 
 @zero
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 4e-6), (torch.float64, 1e-14)])
 def test_biased_is_zero_for_equal_samples(metric, dtype, tolerance, generator):
     x = normal(generator, 9, 3, dtype=dtype)
     assert metric(x, x.flip(0)).abs() < tolerance
@@ -322,8 +322,8 @@ def test_origin_does_not_matter_in_float32(metric, generator):
     if metric in SEARCHED:  # the maximum may be at a direction where two rows change places, and the gradient jumps
         here, there, exact = here[:1], there[:1], exact[:1]
     for actual, shifted, expected in zip(here, there, exact, strict=True):
-        close(actual, expected, 1e-5)
-        close(shifted, expected, 1e-5)
+        close(actual, expected, slack(metric, 1e-5))
+        close(shifted, expected, slack(metric, 1e-5))
 
 
 @traceable
@@ -477,12 +477,24 @@ def test_blocks_change_nothing(metric, monkeypatch, generator):
     assert len(kernel.pair_blocks(*inputs)) == 2 + 2 + 2
     for expected, actual in zip(at_once, derivatives(*inputs), strict=True):
         close(actual, expected)
+    alone = x.clone().requires_grad_()
+    close(*torch.autograd.grad(metric(alone, *inputs[1:]), alone), at_once[1])
 
 
-@pytest.mark.parametrize("metric", [MMD(), Energy()], ids=repr)
+def test_blocks_refuse_a_kernel_with_parameters(monkeypatch):
+    slope = torch.ones((), requires_grad=True)
+    learned = MMD(kernel=lambda u: torch.exp(-slope * u), bandwidth=1.0)
+    x, y = torch.zeros(6, 2), torch.ones(5, 2)
+    assert torch.autograd.grad(learned(x, y), slope)[0] != 0
+    monkeypatch.setattr(kernel, "BLOCK", 18)
+    with pytest.raises(ValueError, match=r"MMD: .*at most 18, got 6 rows of x and 5 of y"):
+        learned(x, y)
+
+
+@pytest.mark.parametrize("metric", [MMD(scales=(1.0,)), Energy()], ids=repr)
 def test_blocks_can_be_traced(metric, monkeypatch, generator):
     x, y = normal(generator, 6, 2), normal(generator, 5, 2) + 1
-    monkeypatch.setattr(kernel, "BLOCK", 18)
+    monkeypatch.setattr(kernel, "BLOCK", 29)
     traced = make_fx(lambda x, y: value_and_gradients(metric, x, y))(x, y)
     for actual, expected in zip(traced(2 * x, y), value_and_gradients(metric, 2 * x, y), strict=True):
         close(actual, expected)

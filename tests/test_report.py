@@ -21,7 +21,9 @@ from ppgen.data import Data, load
 from ppgen.models import VAE, Autoencoder
 from ppgen.report import Figure, Listing, Report, Section, Table, figures, report_of_run, write_report
 from ppgen.report.figures import images, style
+from ppgen.report.game import game
 from ppgen.report.page import cell
+from ppgen.report.reach import reach
 from ppgen.result import Chain, Fit
 
 RNG = np.random.default_rng(0)
@@ -472,14 +474,16 @@ def drawn(monkeypatch) -> dict[str, tuple[tuple, dict]]:
 def test_a_report_shows_what_the_model_can_do(drawn):
     data = load("moons", size=200)
     asked = {"numbers": {"log evidence (nats)": (-1.5, 0.1)}, "title": "t", "config": {"seed": 3, "name": "é"}}
-    sections = ["In short", "Training", "Samples", "Reconstructions", "Codes", "Posterior", "Configuration"]
+    sections = ["In short", "Training", "Samples", "What is missing", "Reconstructions", "Codes"]
+    sections += ["Posterior", "Configuration"]
     assert titles(report_of_run(a_fit(), Doubler(), data, idata=draws(), **asked)) == sections
     assert set(drawn) == set(figures.__all__)
-    for method, section in (("sample", "Samples"), ("reconstruct", "Reconstructions"), ("encode", "Codes")):
-        methods = {"sample", "reconstruct", "encode"} - {method}
+    shows = {"sample": ("Samples", "What is missing"), "reconstruct": ("Reconstructions",), "encode": ("Codes",)}
+    for method, without in shows.items():
+        methods = set(shows) - {method}
         model = SimpleNamespace(**{name: getattr(Doubler(), name) for name in methods})
         assert titles(report_of_run(a_fit(), model, data, idata=draws(), **asked)) == [
-            title for title in sections if title != section
+            title for title in sections if title not in without
         ]
     assert titles(report_of_run(a_fit(), object(), data, title="t")) == ["In short", "Training"]
 
@@ -572,7 +576,8 @@ def test_the_models_of_the_package_speak_the_protocol(drawn, source, form, build
     data = load(source, form=form, size=200)
     model = build(data.event_shape)
     report = report_of_run(train(model, data), model, data, title="t", config={"model": model.config})
-    assert titles(report) == ["In short", "Training", "Samples", "Reconstructions", "Codes", "Configuration"]
+    sections = ["In short", "Training", "Samples", "What is missing", "Reconstructions", "Codes", "Configuration"]
+    assert titles(report) == sections
     x, x_hat = drawn["reconstructions"][0]
     assert x.shape == x_hat.shape == (len(x), *data.event_shape)
     (z, y), _ = drawn["latent_plane"]
@@ -593,6 +598,43 @@ def test_a_trained_model_makes_a_page(tmp_path):
     html = path.read_text(encoding="utf-8")
     assert_self_contained(html)
     assert all(f"<h2>{title}</h2>" in html for title in titles(report))
-    assert len(Page(html).all("img")) == 9
+    assert len(Page(html).all("img")) == 10  # one of them of data that are not reached
     assert all(attributes["alt"] for attributes in Page(html).all("img"))
     assert path.stat().st_size < 3_000_000
+
+
+def a_game(**signals: np.ndarray) -> Fit:
+    """A fit whose chain kept these signals of a critic called D(x)."""
+    names = {"edge": "critic D(x)", "slope": "gradient of critic D(x)", "programs": "gradient of the programs"}
+    one = chain(400)
+    one.signals = {names[key]: values for key, values in signals.items()}
+    return a_fit(one)
+
+
+def test_a_game_is_reported_with_its_signs():
+    steady = np.full(400, 0.1)
+    still = a_game(edge=-steady, slope=steady, programs=steady)
+    collapsed = a_game(edge=0 * steady, slope=np.repeat([0.1, 1e-7], 200), programs=steady)
+    assert game(a_fit()) is None
+    assert [type(item) for item in game(still).items] == [Figure]
+    assert "Nothing was seen" in game(still).text
+    _, table = game(collapsed).items
+    assert table.rows[0][0] == "critic collapsed"
+    assert "learning rate" in table.rows[0][3]
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 4, 4)])
+def test_what_is_missing_is_shown_by_datum_and_by_label(shape):
+    """Three clusters, of which the draws leave out the last."""
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], 60)
+    data = 8.0 * y.reshape(-1, *[1] * len(shape)) + rng.standard_normal((180, *shape))
+    draws = data[rng.choice(120, 180)] + 0.1 * rng.standard_normal((180, *shape))
+    section = reach(data, draws, y, names=("a", "b", "c"), look={}, seed=0)
+    numbers, picture, labels = section.items
+    assert isinstance(picture, Figure)
+    assert dict(numbers.rows)["data unreached"] == "60 of 180"
+    assert {row[0]: row[-1] for row in labels.rows} == {"a": "", "b": "", "c": "never drawn"}
+    whole = reach(data, data + 0.1 * rng.standard_normal(data.shape), y, names=None, look={}, seed=0)
+    assert dict(whole.items[0].rows)["data unreached"] == "0 of 180"
+    assert len(whole.items) == 2

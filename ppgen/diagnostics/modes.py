@@ -208,13 +208,14 @@ def missing(
     so that for P = Q the chance that any datum is flagged is at most the level. Data are ranked by their share, and
     equal shares by the distance of the nearest generated row, farthest first.
 
-    The default k is the least for which a datum without generated neighbours would pass Bonferroni's correction,
+    The default k is the least for which a datum without generated neighbours would pass Bonferroni's correction with
+    room to spare,
 
-        n ((n - 1) / (N - 1))^k <= level,
+        n ((n - 1) / (N - 1))^k <= level / 4,
 
-    about log2(n / level) for n = m: 15 for a thousand data. A part of the data that is never generated is then flagged
-    if it has more than k rows and lies apart. A larger k finds parts that are only rarer than they should be. With few
-    generated rows the k that this takes grows, up to N - 1, where nothing can be found.
+    about log2(4 n / level) for n = m: 17 for a thousand data. A part of the data that is never generated is then
+    flagged if it has more than k rows and lies apart. A larger k finds parts that are only rarer than they should be.
+    With few generated rows the k that this takes grows, up to N - 1, where nothing can be found.
 
     Args:
         data, generated: (n, *event) and (m, *event).
@@ -238,7 +239,7 @@ def missing(
             f"permutations: a p-value of {level} takes at least {math.ceil(1 / level) - 1}, got {permutations}"
         )
     if k is None:
-        k = min(others, math.ceil(math.log(level / n) / math.log((n - 1) / others)))
+        k = min(others, math.ceil(math.log(level / (4 * n)) / math.log((n - 1) / others)))
     if not 1 <= k <= others:
         raise ValueError(f"k: expected 1 to {others}, below the number of pooled rows, got {k}")
     rng = np.random.default_rng(seed)

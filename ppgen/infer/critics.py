@@ -50,7 +50,7 @@ class Critics:
             metric, player, loss = self.metrics[name], self.players[name], sum(parts, torch.zeros(()))
             player.meet(dict(metric.network.named_parameters()))
             seen[f"critic {name}"] = loss.detach()
-            if not player.leaves:  # a critic whose weights are frozen
+            if not loss.requires_grad:  # a critic whose weights are frozen
                 continue
             gradients = player.gradients(loss)
             seen[f"gradient of critic {name}"] = gradient_norm(gradients)
@@ -77,10 +77,11 @@ def networks(objective: Any, model: Program, guide: Program, args: tuple) -> dic
     found: dict[str, nn.Module] = {}
     for name, (term, *_) in getattr(objective, "critics", {}).items():
         if term.critic.network is None:
-            with torch.random.fork_rng(), torch.no_grad(), Parameters(), Evaluation(), validation(False):
-                prepare(model, guide, args)
-                sample = term.critic_sample(Draws(model, guide, args))
-            term.critic.build(sample)
+            with torch.random.fork_rng():
+                with torch.no_grad(), Parameters(), Evaluation(), validation(False):
+                    prepare(model, guide, args)
+                    sample = term.critic_sample(Draws(model, guide, args))
+                term.critic.build(sample)
         found[name] = term.critic.network
     return found
 

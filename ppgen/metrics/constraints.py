@@ -46,6 +46,10 @@ class GradientPenalty(Constraint):
     `at`: where u lies: on the line between a row of x and one of y ("interpolates"), at rows of P ("data"), of Q
     ("generated"), or at "both". Lines join the rows in their order, as many as the smaller sample has.
 
+    It is soft: a Wasserstein critic between laws at a distance D gains from a slope above one, up to about
+    1 + D / (2 weight), and its value is too large by that factor. Where D is not small against the weight, raise it or
+    rescale the data.
+
     Raises ``ValueError`` for a weight that is not positive and for another place.
     """
 

@@ -264,8 +264,9 @@ class Hinge(_TwoSided):
 class Wasserstein1(_TwoSided):
     """W_1(P, Q) = sup over 1-Lipschitz v of E v(x) - E v(y) (Kantorovich and Rubinstein), in the units of the samples.
 
-    It is only that if ``penalty`` holds the critic's slope at 1, as GradientPenalty nearly does (Gulrajani et al.
-    2017); under SpectralNorm it is a lower bound, under Clip or ZeroCentred up to an unknown factor.
+    It is only that if ``penalty`` holds the critic's slope at 1. GradientPenalty(w) lets it rise to about 1 + W_1 / 2w
+    (Gulrajani et al. 2017), by which factor the value is then too large; under SpectralNorm it is a lower bound, under
+    Clip or ZeroCentred right up to an unknown factor.
 
     Raises ``ValueError`` without a penalty, since the value then grows without end.
     """

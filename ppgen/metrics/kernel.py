@@ -16,24 +16,22 @@ and may be negative. At uniform weights they are ``MMD_b^2`` and ``MMD_u^2`` (Le
 
 Time grows as ``(n + m)^2``, and so does memory while no sample has more than ``BLOCK`` pairs. Beyond, pairs are taken
 in blocks, a few rows against all rows, and the backward pass computes a block again instead of keeping it, so that
-memory grows as ``n + m``.
+memory grows as ``n + m``. A second derivative keeps them all, and a kernel with parameters of its own is refused.
 """
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ppgen.metrics.metric import Metric, squared_distances
 
 BLOCK = 2**22
-"""The most pairs whose distances are held at once: 16 MiB in single precision, of which ``k`` needs several."""
+"""The most pairs that are held at once: 16 MiB in single precision, of which ``k`` and its gradient need several."""
 
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "rbf": lambda u: torch.exp(-u / 2),
@@ -81,8 +79,14 @@ class PairMetric(Metric):
         def part(block: Block) -> Tensor:
             return (self._weights(block) * self.similarity(block.distances() / unit)).sum()
 
-        recomputed = partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False)
-        return torch.stack([(part if len(blocks) == 3 else recomputed)(block) for block in blocks]).sum()
+        if len(blocks) == 3:
+            return torch.stack([part(block) for block in blocks]).sum()
+        if self.similarity(x.new_ones(1)).requires_grad:
+            raise ValueError(
+                f"{self.name}: a kernel with parameters of its own takes all pairs at once, at most {BLOCK}, got {n} "
+                f"rows of x and {m} of y; use smaller batches"
+            )
+        return _Blockwise.apply(part, x, y, p, q)
 
     @abstractmethod
     def similarity(self, d2: Tensor) -> Tensor:
@@ -217,6 +221,41 @@ def median_squared_distance(blocks: list[Block]) -> Tensor:
     # Just under one half, so that rounding cannot decide between the two middle distances of an even number.
     middle = (below < (0.5 - 1e-5) * below[-1]).sum()
     return torch.stack([torch.where(slot <= middle, d2, 0.0).amax() for d2, slot, _ in slots()]).amax()
+
+
+class _Blockwise(torch.autograd.Function):
+    """The sum of a function over all blocks, none of which is kept: the backward pass computes each again.
+
+    Not by ``torch.utils.checkpoint``, which leaves a small object a block between the freed ones, where the next
+    block does not fit, so that the process grows as if all were kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, part: Callable[[Block], Tensor], *samples: Tensor) -> Tensor:
+        ctx.part = part
+        ctx.save_for_backward(*samples)
+        total = samples[0].new_zeros(())
+        for block in pair_blocks(*samples):
+            total = total + part(block)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        twice = torch.is_grad_enabled()  # a second derivative is asked for, which does keep the blocks
+        needed = ctx.needs_input_grad[1:]
+        samples = ctx.saved_tensors
+        if not twice:
+            samples = [part.detach().requires_grad_(need) for part, need in zip(samples, needed, strict=True)]
+        wanted = [part for part, need in zip(samples, needed, strict=True) if need]
+        gradients = [torch.zeros_like(part) for part in wanted]
+        with torch.enable_grad():
+            for block in pair_blocks(*samples):
+                if not any(part.requires_grad for part in block[:4]):
+                    continue
+                more = torch.autograd.grad(ctx.part(block), wanted, slope, create_graph=twice, materialize_grads=True)
+                gradients = [sum_ + term for sum_, term in zip(gradients, more, strict=True)]
+        found = iter(gradients)
+        return None, *(next(found) if need else None for need in needed)
 
 
 def pair_blocks(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> list[Block]:

@@ -119,9 +119,10 @@ def _summary(fit: Fit, subject: _Subject, numbers: Mapping[str, Any], unit: str)
         rows.append(("chain", f"{fit.best}, the best of {len(fit.chains)}"))
     rows += [("steps", len(chain.history["loss"])), ("seconds", chain.seconds), ("why it ended", chain.stopped)]
     rows += [("the step", chain.compiled or "eager: compiling would not have paid")]
+    does = "generate and reconstruct data" if hasattr(subject.model, "reconstruct") else "generate data"
     question = (
         f"How well does this {type(subject.model).__name__}, fitted to {len(subject.data.rows['train'])} rows of "
-        f"{subject.data.name}, generate and reconstruct data that it was not fitted to?"
+        f"{subject.data.name}, {does} that it was not fitted to?"
     )
     return Section("In short", question, [Table(("number", "value"), rows)])
 

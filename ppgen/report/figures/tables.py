@@ -45,7 +45,7 @@ def overlay(x: np.ndarray, data: np.ndarray | None, names: list[str], labels: tu
         figure = _pairs(sets, frames, names, below)
     notes = [f"the first {LIMIT} of {len(names)} columns"] if len(names) > LIMIT else []
     if beyond := outside(sets[above][0], frames):
-        notes.append(f"{percent(beyond)} of the rows {above} lie outside the frame")
+        notes.append(f"{percent(beyond)} of the {above} rows lie outside the frame")
     note(figure, "; ".join(notes))
     return figure
 

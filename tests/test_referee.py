@@ -1,0 +1,76 @@
+"""The watch on games: each sign is seen where it is planted, alone, and none where a game is healthy."""
+
+import numpy as np
+import pytest
+
+from ppgen.referee import LEAST, REMEDIES, findings
+
+STEPS = 2000
+RNG = np.random.default_rng(0)
+
+
+def signals(edge, slope=0.1, programs=0.1) -> dict[str, np.ndarray]:
+    """What a chain would have kept of one critic: noise of ten percent on the gradients."""
+    flicker = 1 + 0.1 * RNG.standard_normal((2, STEPS))
+    return {
+        "critic D(x)": -np.asarray(edge, dtype=float) * np.ones(STEPS),
+        "gradient of critic D(x)": np.asarray(slope) * flicker[0],
+        "gradient of the programs": np.asarray(programs) * flicker[1],
+    }
+
+
+def signs(given, ceiling: float | None = np.log(2)) -> list[str]:
+    return [finding.sign for finding in findings(given, {"D(x)": ceiling})]
+
+
+t = np.arange(STEPS) / STEPS
+noise = 0.01 * RNG.standard_normal(STEPS)
+late = np.where(t > 0.6, 1e-6, 1.0)
+PLANTED = {
+    "critic won": signals(0.68 + 0.1 * noise),
+    "critic collapsed": signals(1e-5 * noise, slope=0.1 * late),
+    "nothing to learn": signals(0.5 + noise, programs=0.1 * late),
+    "circles": signals(0.1 + 0.2 * np.sin(40 * t) + noise),
+    "critic diverges": signals(0.2 + noise, slope=np.where(t > 0.85, 100.0, 0.1)),
+}
+HEALTHY = {
+    "still": signals(0.05 + noise),
+    "at rest": signals(noise),
+    "learning": signals(0.6 * np.exp(-8 * t) + noise),
+    "rates that decay": signals(0.02 + noise, slope=0.1 * (1.05 - t), programs=0.1 * (1.05 - t)),
+    "a noisy critic": signals(0.05 + 10 * noise),
+}
+
+
+def test_every_sign_is_planted():
+    assert set(PLANTED) == set(REMEDIES)
+
+
+@pytest.mark.parametrize("sign", PLANTED)
+def test_a_planted_sign_is_seen_alone(sign):
+    assert signs(PLANTED[sign]) == [sign]
+
+
+@pytest.mark.parametrize("game", HEALTHY)
+def test_nothing_is_seen_of_a_healthy_game(game):
+    assert signs(HEALTHY[game]) == []
+
+
+@pytest.mark.parametrize("sign", [sign for sign in PLANTED if sign != "critic won"])
+def test_signs_are_seen_of_a_divergence_without_a_ceiling(sign):
+    assert signs(PLANTED[sign], ceiling=None) == [sign]
+
+
+def test_nothing_is_said_of_a_few_steps():
+    assert signs({name: values[: LEAST - 1] for name, values in PLANTED["critic won"].items()}) == []
+
+
+def test_a_finding_names_the_critic_what_was_seen_and_what_helps():
+    (finding,) = findings(PLANTED["critic won"], {"D(x)": np.log(2)})
+    assert finding.player == "critic D(x)"
+    assert "0.68 of at most 0.693" in str(finding)
+    assert "penalty" in finding.remedy
+
+
+def test_a_loss_without_critics_has_no_findings():
+    assert findings({}) == []
