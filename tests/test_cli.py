@@ -26,6 +26,16 @@ def _here(tmp_path, monkeypatch, request):
 
 
 @pytest.mark.figures
+@pytest.mark.parametrize("system", ["ae", "vae", "gan", "ali"])
+def test_every_kind_of_model_makes_its_page(system, tmp_path):
+    assert {SYSTEMS[name].model for name in ("ae", "vae", "gan", "ali")} == {row.model for row in SYSTEMS.values()}
+    assert main(["train", system, "moons", *QUICK, "--draws", "25"]) == 0
+    page = (tmp_path / "runs" / f"{system}-moons" / "report.html").read_text()
+    for title in ("In short", "Training", "Samples", "What is missing", "Configuration"):
+        assert f"<h2>{title}</h2>" in page
+    assert ("<h2>The game</h2>" in page) == (system in ("gan", "ali"))
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_trains_reports_and_samples(system, tmp_path, capsys):
     assert main(["train", system, "moons", *QUICK, "--draws", "25"]) == 0

@@ -545,6 +545,9 @@ def test_a_metric_reads_as_it_was_made():
         repr(FDivergence(nets.Critic, "kl", name="mine")) == "FDivergence(name='mine', critic=Critic, divergence='kl')"
     )
     assert repr(FDivergence(nets.Critic)) == "FDivergence(critic=Critic)"
+    other = FDivergence(nets.Critic, alpha_divergence(0.5))
+    assert repr(other) == "FDivergence(critic=Critic, divergence=alpha_divergence(0.5))"
+    assert other.name == "alpha_divergence(0.5)"
     assert (FDivergence(nets.Critic, "kl").name, JensenShannon(nets.Critic).name) == ("kl", "JensenShannon")
 
 

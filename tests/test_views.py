@@ -333,3 +333,96 @@ def test_a_relaxed_draw_carries_its_gradient():
 
     v.generated("x")(Draws(model, lambda: None)).values.sum().backward()
     assert (logits.grad != 0).all()
+
+
+# means in place of draws
+
+
+def decoded(law, *, size: int = 4) -> Draws:
+    """x ~ law(z), with a latent whose draws the guide takes from the data."""
+
+    def model():
+        with pyro.plate("data", size):
+            z = pyro.sample("z", Normal(0.0, 1.0).expand([2]).to_event(1))
+            pyro.sample("x", law(z), obs=law(torch.zeros(size, 2)).sample())
+
+    def guide():
+        with pyro.plate("data", size):
+            pyro.sample("z", Normal(torch.ones(size, 2), 0.1).to_event(1))
+
+    return Draws(model, guide)
+
+
+# Laws of x given z, and their means.
+LAWS = {
+    "normal": (lambda z: Normal(3 * z, 1.0).to_event(1), lambda z: 3 * z),
+    "bernoulli": (lambda z: dist.Bernoulli(logits=z).to_event(1), torch.sigmoid),
+    "delta": (lambda z: dist.Delta(-z, event_dim=1), lambda z: -z),
+    "categorical": (
+        lambda z: dist.Categorical(logits=torch.stack([z, 2 * z, -z], -1)).to_event(1),
+        lambda z: torch.stack([z, 2 * z, -z], -1).softmax(-1) @ torch.arange(3.0),
+    ),
+    "full covariance": (lambda z: dist.MultivariateNormal(z, torch.eye(2)), lambda z: z),
+    "shared": (lambda z: Normal(z[:1], 1.0).expand([len(z), 2]).to_event(1), lambda z: z[:1].expand(len(z), 2)),
+}
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_a_mean_is_that_of_the_law_at_its_own_latents(name):
+    law, mean = LAWS[name]
+    draws = decoded(law)
+    for view, z in ((v.generated, v.prior("z")), (v.reconstructed, v.posterior("z"))):
+        values, weights = view("x", of="mean")(draws)
+        torch.testing.assert_close(values, mean(z(draws).values))
+        assert weights is None
+        drawn = view("x")(draws).values  # of the same trace, and left as it was
+        assert drawn.shape == values.shape
+        assert torch.equal(drawn, values) == (name == "delta")
+
+
+def test_a_mean_lets_the_gradient_of_a_law_without_rsample_through():
+    logits = nn.Parameter(torch.zeros(4, 2))
+    v.generated("x", of="mean")(bernoulli(logits)).values.sum().backward()
+    assert torch.equal(logits.grad, torch.full((4, 2), 0.25))
+    with pytest.raises(ValueError, match=r'take its mean, generated\(\'x\', of="mean"\); draw it from a law that has'):
+        v.generated("x")(bernoulli(logits))
+
+
+def test_a_mean_at_latents_without_rsample_is_refused():
+    logits = nn.Parameter(torch.zeros(4))
+
+    def model():
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", Normal(z, 1.0), obs=torch.zeros(4))
+
+    def guide():
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Bernoulli(logits=logits))
+
+    with pytest.raises(ValueError, match=r"reconstructed\('x'\): site 'z' \(Bernoulli\) has no rsample"):
+        v.reconstructed("x", of="mean")(Draws(model, guide))
+
+
+def test_means_join_and_are_selected_as_draws_are(draws):
+    joint = (v.generated("x", of="mean") & v.prior("z")).given(d=1)
+    (x, z), weights = joint(draws)
+    assert torch.equal(x, -z)
+    assert torch.equal(weights, v.generated("d")(draws).values)
+    assert str(joint) == "generated(x, of=mean) & prior(z) | d=1"
+    assert str(v.data("x") & v.reconstructed("x", of="mean")) == "data(x) & reconstructed(x, of=mean)"
+    assert v.generated("x", of="mean") != v.generated("x")
+    assert v.generated("x", of="draw") == v.generated("x")
+
+
+def test_a_mean_has_the_rows_and_the_mask_of_its_site():
+    draws = masked(torch.tensor([True, False, True, True]))
+    values, weights = v.generated("x", of="mean")(draws)
+    assert values.shape == (4, 2)
+    assert weights.tolist() == [1, 0, 1, 1]
+
+
+def test_a_view_is_of_draws_or_of_means():
+    for view in (v.generated, v.reconstructed):
+        with pytest.raises(ValueError, match=rf"{view.__name__}\('x'\): of is \"draw\" or \"mean\", got 'mode'"):
+            view("x", of="mode")

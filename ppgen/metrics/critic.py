@@ -223,7 +223,7 @@ class FDivergence(_TwoSided):
 
     @property
     def label(self) -> str:
-        return self.divergence if isinstance(self.divergence, str) else super().label
+        return str(self.divergence)
 
     @property
     def game(self) -> Game:

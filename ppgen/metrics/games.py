@@ -42,15 +42,22 @@ class Game:
     pull: Map | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Divergence:
-    """A row of `DIVERGENCES`: f as above, its conjugate f*, the activation g, and ``f*(g(v))`` in a stable form."""
+    """A row of `DIVERGENCES`: f as above, its conjugate f*, the activation g, and ``f*(g(v))`` in a stable form.
+
+    `name` is for those that are no row of the table.
+    """
 
     f: Map
     activation: Map
     conjugate: Map
     composed: Map
     ceiling: float | None = None
+    name: str = "Divergence"
+
+    def __repr__(self) -> str:
+        return self.name
 
     @property
     def game(self) -> Game:
@@ -74,6 +81,7 @@ def alpha_divergence(alpha: float) -> Divergence:
         conjugate=lambda t: ((1 + (a - 1) * t) ** (a / (a - 1)) - 1) / a,
         composed=lambda v: torch.expm1(a * v) / a,
         ceiling=1 / (a * (1 - a)) if 0 < a < 1 else None,
+        name=f"alpha_divergence({alpha:g})",
     )
 
 

@@ -5,9 +5,9 @@ of ``y``, its row sums being ``p_i`` and its column sums ``q_j``,
 
     W_p^p(P, Q) = min_pi sum_ij pi_ij |x_i - y_j|^p.
 
-All metrics here return that power, in units of the data to the power ``p``; ``root=True`` takes the root ``1/p``,
-which is a distance in the units of the data. Where the value is zero the root has no gradient, and zero stands for
-it. All are biased estimates: positive for two finite samples of one law.
+All metrics here return that power, in units of the data to the power ``p``. ``root=True``, an option of all but
+:class:`Sinkhorn`, takes the root ``1/p``, which is a distance in the units of the data; where the value is zero the
+root has no gradient, and zero stands for it. All are biased estimates: positive for two finite samples of one law.
 
 Gradients hold the plan, or the direction, or the potentials fixed at the optimum, which is right to first order (the
 envelope theorem).
@@ -212,7 +212,7 @@ class Wasserstein(TransportMetric):
 
     def estimate(self, x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
         try:
-            import ot  # type: ignore[import]
+            import ot
         except ImportError as error:
             raise ImportError(f"{self.name}: exact transport is POT's; install it with: pip install pot") from error
         cost = self.costs(x, y)

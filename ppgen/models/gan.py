@@ -74,7 +74,7 @@ class ALI(_Implicit, Encoded):
     cannot tell them apart, G is the law of the data and q(z | x) the posterior (BiGAN: Donahue et al. 2017).
 
     The arguments are those of :class:`Generator`; with ``encoder_covariance="point"`` the code is deterministic, as in
-    BiGAN, otherwise it is Gaussian with that covariance, a row of ``COVARIANCES``.
+    BiGAN, otherwise it is Gaussian with that covariance, a row of ``COVARIANCES``; "low_rank" takes ``rank``.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class ALI(_Implicit, Encoded):
         hidden: Sequence[int] | None = None,
         network: str = "dense",
         encoder_covariance: str = "diagonal",
+        rank: int = 4,
         num_classes: int | None = None,
         norm: str | None = None,
         dropout: float = 0.0,
@@ -93,5 +94,5 @@ class ALI(_Implicit, Encoded):
         config: dict[str, Any] = arguments(locals())
         code: Head = Point((latent_dim,))
         if encoder_covariance != "point":
-            code = Gaussian((latent_dim,), covariance=encoder_covariance, floor=ENCODER_FLOOR)
+            code = Gaussian((latent_dim,), covariance=encoder_covariance, rank=rank, floor=ENCODER_FLOOR)
         super().__init__(code, Point(config["event_shape"]), config)
