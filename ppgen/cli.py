@@ -28,7 +28,8 @@ FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, or 1 with the reason on standard error."""
-    given = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    given = _parser(words).parse_args(words)
     command = given.command
     with warnings.catch_warnings():  # which puts showwarning back
         warnings.showwarning = lambda message, *_, **__: print(f"ppgen: {message}", file=sys.stderr)
@@ -42,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> ArgumentParser:
+def _parser(words: list[str]) -> ArgumentParser:
+    """The parser of these words; of all systems, only a named one's options are worked out, which takes a moment."""
     parser = ArgumentParser(prog="ppgen", description="Generative models as probabilistic programs.")
     parser.add_argument("--version", action="version", version=f"ppgen {__version__}")
     commands = parser.add_subcommands(dest="command")
@@ -51,7 +53,8 @@ def _parser() -> ArgumentParser:
     commands.add_subcommand("train", train, help="train a system on data")
     systems = train.add_subcommands(dest="system")
     for name, system in SYSTEMS.items():
-        systems.add_subcommand(name, _train_parser(name, system), help=system.about)
+        options = _train_parser(name, system) if name in words else ArgumentParser()
+        systems.add_subcommand(name, options, help=system.about)
 
     sample = ArgumentParser(description="Draw from a trained model; writes the draws, and a picture of them.")
     sample.add_argument("run", type=Path, help="a run folder")

@@ -31,6 +31,8 @@ METRICS: dict[str, Callable[[], m.Metric]] = {
     "Wasserstein-1, by a critic": partial(m.Wasserstein1, CRITIC, lr=1e-3, penalty=m.GradientPenalty(10.0)),
 }
 
+C2ST = "classifier two-sample accuracy (0.5: no telling)"
+
 Modes = tuple[np.ndarray, float]
 
 
@@ -48,7 +50,7 @@ def measure(
     Args:
         labelled: further data and their labels, to see of which label the draws are.
         modes: (K, features) centres and the standard deviation around them, of data that are such a mixture.
-        metrics: whether to take all `METRICS`; without, only fidelity and variety.
+        metrics: whether to take all `METRICS` and a classifier's test; without, only fidelity and variety.
         seed: of directions, folds and critics.
     """
     numbers: dict[str, float] = {}
@@ -59,8 +61,7 @@ def measure(
         there, here = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.float32)
         for name, make in METRICS.items():
             numbers[name] = estimate(make(), there, here, steps=500, seed=seed)
-    told = classifier_test(x, y, classifier="mlp", seed=seed)
-    numbers["classifier two-sample accuracy (0.5: no telling)"] = told.statistic
+        numbers[C2ST] = classifier_test(x, y, classifier="mlp", seed=seed).statistic
     numbers |= vars(coverage(x, y))
     if labelled is not None:
         agreement = label_agreement(*labelled, generated)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ppgen import metrics as m
 from ppgen.diagnostics import estimate, label_agreement
-from ppgen.measures import METRICS, measure
+from ppgen.measures import C2ST, METRICS, measure
 
 
 def critic(*shapes) -> nn.Module:

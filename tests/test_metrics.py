@@ -27,6 +27,7 @@ from ppgen.metrics import (
     SlicedWasserstein,
     Wasserstein,
     kernel,
+    pairs,
     rows,
 )
 from ppgen.metrics.metric import squared_distances
@@ -473,8 +474,8 @@ def test_blocks_change_nothing(metric, monkeypatch, generator):
 
     inputs = (x, y, wx, wy[:5])
     at_once = derivatives(*inputs)
-    monkeypatch.setattr(kernel, "BLOCK", 18)
-    assert len(kernel.pair_blocks(*inputs)) == 2 + 2 + 2
+    monkeypatch.setattr(pairs, "BLOCK", 18)
+    assert len(pairs.pair_blocks(*inputs)) == 2 + 2 + 2
     for expected, actual in zip(at_once, derivatives(*inputs), strict=True):
         close(actual, expected)
     alone = x.clone().requires_grad_()
@@ -486,15 +487,15 @@ def test_blocks_refuse_a_kernel_with_parameters(monkeypatch):
     learned = MMD(kernel=lambda u: torch.exp(-slope * u), bandwidth=1.0)
     x, y = torch.zeros(6, 2), torch.ones(5, 2)
     assert torch.autograd.grad(learned(x, y), slope)[0] != 0
-    monkeypatch.setattr(kernel, "BLOCK", 18)
-    with pytest.raises(ValueError, match=r"MMD: .*at most 18, got 6 rows of x and 5 of y"):
+    monkeypatch.setattr(pairs, "BLOCK", 18)
+    with pytest.raises(ValueError, match=r"MMD: .*got 6 rows of x and 5 of y"):
         learned(x, y)
 
 
 @pytest.mark.parametrize("metric", [MMD(scales=(1.0,)), Energy()], ids=repr)
 def test_blocks_can_be_traced(metric, monkeypatch, generator):
     x, y = normal(generator, 6, 2), normal(generator, 5, 2) + 1
-    monkeypatch.setattr(kernel, "BLOCK", 29)
+    monkeypatch.setattr(pairs, "BLOCK", 29)
     traced = make_fx(lambda x, y: value_and_gradients(metric, x, y))(x, y)
     for actual, expected in zip(traced(2 * x, y), value_and_gradients(metric, 2 * x, y), strict=True):
         close(actual, expected)
@@ -509,7 +510,7 @@ def test_blocks_keep_rows_for_the_backward_pass_and_no_pairs(metric, monkeypatch
             metric(x, y)
         return sum(sizes)
 
-    monkeypatch.setattr(kernel, "BLOCK", 40**2 - 1)
+    monkeypatch.setattr(pairs, "BLOCK", 40**2 - 1)
     assert kept(39) > 39**2
     assert kept(160) < 50 * 160
 
@@ -519,7 +520,7 @@ def test_blocks_keep_rows_for_the_backward_pass_and_no_pairs(metric, monkeypatch
 
 def median(z: Tensor, r: Tensor) -> Tensor:
     """Of a sample that is cut in two."""
-    return kernel.median_squared_distance(kernel.pair_blocks(z[:1], z[1:], r[:1], r[1:]))
+    return kernel.median_squared_distance(pairs.pair_blocks(z[:1], z[1:], r[:1], r[1:]))
 
 
 def median_by_hand(z: Tensor, r: Tensor) -> float:

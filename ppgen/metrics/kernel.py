@@ -14,46 +14,25 @@ pairs, ``E k(X, X') = sum_ij p_i p_j k(x_i, x_j)``, and is zero where the sample
 and may be negative. At uniform weights they are ``MMD_b^2`` and ``MMD_u^2`` (Lemma 6) of Gretton et al.
 2012, "A kernel two-sample test".
 
-Time grows as ``(n + m)^2``, and so does memory while no sample has more than ``BLOCK`` pairs. Beyond, pairs are taken
-in blocks, a few rows against all rows, and the backward pass computes a block again instead of keeping it, so that
-memory grows as ``n + m``. A second derivative keeps them all, and a kernel with parameters of its own is refused.
+Time grows as ``(n + m)^2``, memory only as ``n + m``: see :mod:`ppgen.metrics.pairs`.
 """
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ppgen.metrics.metric import Metric, squared_distances
-
-BLOCK = 2**22
-"""The most pairs that are held at once: 16 MiB in single precision, of which ``k`` and its gradient need several."""
+from ppgen.metrics.metric import Metric
+from ppgen.metrics.pairs import Block, at_once, pair_blocks, sum_over_pairs
 
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "rbf": lambda u: torch.exp(-u / 2),
     "imq": lambda u: 2 / (2 + u),
 }
 """Kernels as functions of ``u = |x - y|^2 / s^2``, the squared distance in units of the squared bandwidth."""
-
-
-class Block(NamedTuple):
-    """Pairs of some rows ``a`` of one sample with all rows ``b`` of a sample, whose weights are ``r`` and ``s``.
-
-    ``start`` is the number of the first row of ``a`` in ``b``, or ``None`` where the two samples differ.
-    """
-
-    a: Tensor
-    b: Tensor
-    r: Tensor
-    s: Tensor
-    start: int | None
-
-    def distances(self) -> Tensor:
-        return squared_distances(self.a, self.b)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -79,14 +58,12 @@ class PairMetric(Metric):
         def part(block: Block) -> Tensor:
             return (self._weights(block) * self.similarity(block.distances() / unit)).sum()
 
-        if len(blocks) == 3:
-            return torch.stack([part(block) for block in blocks]).sum()
-        if self.similarity(x.new_ones(1)).requires_grad:
+        if not at_once(blocks) and self.similarity(x.new_ones(1)).requires_grad:
             raise ValueError(
-                f"{self.name}: a kernel with parameters of its own takes all pairs at once, at most {BLOCK}, got {n} "
-                f"rows of x and {m} of y; use smaller batches"
+                f"{self.name}: a kernel with parameters of its own takes all pairs at once, got {n} "
+                f"rows of x and {m} of y, too many for that; use smaller batches"
             )
-        return _Blockwise.apply(part, x, y, p, q)
+        return sum_over_pairs(part, x, y, p, q)
 
     @abstractmethod
     def similarity(self, d2: Tensor) -> Tensor:
@@ -205,14 +182,16 @@ def median_squared_distance(blocks: list[Block]) -> Tensor:
             d2 = torch.where(mass > 0, d2, 1.0)
             yield d2, d2.log(), mass
 
-    whole = list(pairs()) if len(blocks) == 3 else None
+    whole = list(pairs()) if at_once(blocks) else None
 
     def slots() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for d2, log, mass in whole or pairs():
             yield d2, ((log - low) * per_log).long(), mass
 
-    low, high = torch.stack([torch.stack(log.aminmax()) for _, log, _ in whole or pairs()]).aminmax(dim=0)
-    low, high = low[0], high[1]
+    # Running extremes and sums: a list with an entry a block would lie between the blocks' memory.
+    low, high = blocks[0].a.new_tensor([math.inf, -math.inf])
+    for _, log, _ in whole or pairs():
+        low, high = torch.minimum(low, log.amin()), torch.maximum(high, log.amax())
     per_log = bins / torch.where(high > low, high - low, 1.0)
     histogram = low.new_zeros(bins + 1)
     for _, slot, mass in slots():
@@ -220,52 +199,10 @@ def median_squared_distance(blocks: list[Block]) -> Tensor:
     below = histogram.cumsum(0)
     # Just under one half, so that rounding cannot decide between the two middle distances of an even number.
     middle = (below < (0.5 - 1e-5) * below[-1]).sum()
-    return torch.stack([torch.where(slot <= middle, d2, 0.0).amax() for d2, slot, _ in slots()]).amax()
-
-
-class _Blockwise(torch.autograd.Function):
-    """The sum of a function over all blocks, none of which is kept: the backward pass computes each again.
-
-    Not by ``torch.utils.checkpoint``, which leaves a small object a block between the freed ones, where the next
-    block does not fit, so that the process grows as if all were kept.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, part: Callable[[Block], Tensor], *samples: Tensor) -> Tensor:
-        ctx.part = part
-        ctx.save_for_backward(*samples)
-        total = samples[0].new_zeros(())
-        for block in pair_blocks(*samples):
-            total = total + part(block)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        twice = torch.is_grad_enabled()  # a second derivative is asked for, which does keep the blocks
-        needed = ctx.needs_input_grad[1:]
-        samples = ctx.saved_tensors
-        if not twice:
-            samples = [part.detach().requires_grad_(need) for part, need in zip(samples, needed, strict=True)]
-        wanted = [part for part, need in zip(samples, needed, strict=True) if need]
-        gradients = [torch.zeros_like(part) for part in wanted]
-        with torch.enable_grad():
-            for block in pair_blocks(*samples):
-                if not any(part.requires_grad for part in block[:4]):
-                    continue
-                more = torch.autograd.grad(ctx.part(block), wanted, slope, create_graph=twice, materialize_grads=True)
-                gradients = [sum_ + term for sum_, term in zip(gradients, more, strict=True)]
-        found = iter(gradients)
-        return None, *(next(found) if need else None for need in needed)
-
-
-def pair_blocks(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> list[Block]:
-    """All pairs: three blocks where ``BLOCK`` holds each, else as many as it takes."""
-    blocks = []
-    for a, b, r, s in ((x, x, p, p), (x, y, p, q), (y, y, q, q)):
-        size = max(1, BLOCK // len(b))
-        for i in range(0, len(a), size):
-            blocks.append(Block(a[i : i + size], b, r[i : i + size], s, i if a is b else None))
-    return blocks
+    median = torch.zeros_like(low)
+    for d2, slot, _ in slots():
+        median = torch.maximum(median, torch.where(slot <= middle, d2, 0.0).amax())
+    return median
 
 
 def _positive(value: object) -> bool:
