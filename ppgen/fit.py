@@ -104,7 +104,8 @@ def fit(
             subsampling plate).
         validation: data held out, or a fraction of `data` to hold out: the loss there is taken about once an epoch,
             in eval mode.
-        patience: stop after so many validations without a new best, and go back to the best. Needs `validation`.
+        patience: stop after so many validations without a new best, and go back to the best. Needs `validation`, and a
+            loss that falls as the fit gets better, which that of a game need not do.
         callbacks: called with a `Moment` after every step.
         seed: of batches, starts and random draws; the caller's random state is left as it was.
         restarts: chains, each from a new start: networks draw their weights anew, other parameters move by
@@ -156,6 +157,8 @@ def fit(
     if device is not None:
         tensors = tuple(part.to(device) for part in tensors)
         held_out = None if held_out is None else tuple(part.to(device) for part in held_out)
+    if patience is not None and getattr(loss, "critics", None):
+        warnings.warn("patience goes by the loss, which in a game need not fall as draws get better", stacklevel=2)
     batches = Batches(tensors, size=batch_size, seed=seed)
     total = steps if steps is not None else (epochs or 0) * len(batches) or 1000
     if isinstance(schedule, str):
@@ -169,6 +172,9 @@ def fit(
         torch.manual_seed(seed)  # lazy autoguides and pyro.param's functions may draw their start
         example = next(batches.epoch(0))
         critics = networks(loss, model, guide, example)
+        if device is not None:
+            for critic in critics.values():
+                critic.to(device)
         state = State.of(model, guide, example, critics=critics)
         start = snapshot(state.tensors)
         run = _Run(model, guide, loss, batches, held_out, total, patience, callbacks, ema, progress, restarts, state)

@@ -239,7 +239,8 @@ def _metrics(path: Path) -> Iterator[Any]:
         def flush() -> None:
             for chain, step, epoch, values, signals in waiting:
                 terms = {name: float(value) for name, value in values.items()}
-                line: dict[str, Any] = {"chain": chain, "step": step, "epoch": epoch, "loss": sum(terms.values()), **terms}
+                line: dict[str, Any] = {"chain": chain, "step": step, "epoch": epoch}
+                line |= {"loss": sum(terms.values()), **terms}
                 if signals:
                     line["signals"] = {name: float(value) for name, value in signals.items()}
                 file.write(json.dumps(line) + "\n")

@@ -656,6 +656,16 @@ def test_the_penalty_between_rows_lies_on_their_lines():
     assert GradientPenalty(1.0).penalty(*ones).item() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_a_line_counts_by_the_weights_of_both_of_its_ends():
+    """Where both ends are one point, the line is that point."""
+    critic, rows = anything(lambda u: u.square().sum(1) / 2), torch.randn(6, 2).double()
+    p, q = torch.tensor([[0.1, 0.3, 0.0, 0.2, 0.2, 0.2], [0.3, 0.1, 0.5, 0.0, 0.05, 0.05]]).double()
+    value = GradientPenalty(1.0).penalty(lambda u: critic(*u), (rows,), (rows,), p, q)
+    close(value, (p * q) / (p * q).sum() @ (rows.norm(dim=1) - 1) ** 2)
+    none = GradientPenalty(1.0).penalty(lambda u: critic(*u), (rows,), (rows,), p.ceil() - p, 0 * q)
+    assert none == 0
+
+
 def test_a_penalty_takes_a_critic_that_looks_at_some_sites_alone():
     metric = JensenShannon(anything(lambda x, z: x.sum(1)), penalty=GradientPenalty(2.0))
     x = torch.randn(4, 9).double(), torch.randn(4, 2).double()

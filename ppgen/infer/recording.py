@@ -42,6 +42,8 @@ ALIKE = (  # these take no more from a tensor than its shape and type
     aten.new_ones,
     aten.new_full,
 )
+# arguments that an operation overwrites although its schema does not say so: batch norm's running moments
+UNSAID = {aten.native_batch_norm: (3, 4), aten.cudnn_batch_norm: (3, 4), aten.miopen_batch_norm: (3, 4)}
 LIBRARIES = tuple(
     str(Path(path))
     for path in (torch.__path__[0], pyro.__path__[0], Path(__file__).parents[1], sysconfig.get_path("stdlib"))
@@ -285,7 +287,9 @@ def keep_random_state(device: torch.device) -> Callable[[], None]:
 
 
 def _written(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
-    """The tensors that an operation overwrites, by its schema."""
+    """The tensors that an operation overwrites, by its schema or against it."""
+    if func.overloadpacket in UNSAID:
+        return [args[i] for i in UNSAID[func.overloadpacket] if args[i] is not None]
     if not func._schema.is_mutable:
         return []
     targets: list[Any] = []

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppgen.data import Data, Split
 from ppgen.models import mean
+from ppgen.models.likelihood import Point
 from ppgen.report import figures
 from ppgen.report.figures.images import GRID, PAIRS, span
 from ppgen.report.game import game
@@ -158,7 +159,7 @@ def _samples(subject: _Subject) -> Section | None:
     if subject.conditional:
         caption += " The model is given the labels of those rows."
     items = [Figure(figures.samples(draws, data=data, **subject.look), caption, f"Generated data. {caption}")]
-    if subject.images:
+    if subject.images and not isinstance(getattr(subject.model, "likelihood", None), Point):
         means = subject.source(subject.model.sample(count, *labels, mean=True))
         caption = "Means E[x | z] at other codes z ~ p(z): what the model draws, without the noise of p(x | z)."
         items.append(Figure(figures.samples(means, **subject.look), caption, f"Generated data. {caption}"))
