@@ -3,8 +3,8 @@
 `x` names the observed site, or several that belong together, and `z` the latent site whose law is matched. Terms are in
 nats per datum where they are log densities. Where there is a critic, `critic` is its network, or a function of the
 sites' event shapes that makes one; left out, it is a `ppgen.nets.Critic` with these `hidden` widths. Further options go
-to the metric (`ppgen.metrics.CriticMetric`): lr, betas, optim, steps, packing, smoothing, noise, saturating, and penalty
-where the recipe has none of its own.
+to the metric (`ppgen.metrics.CriticMetric`): lr, betas, optim, steps, packing, smoothing, noise, saturating, and
+penalty where the recipe has none of its own.
 """
 
 from collections.abc import Callable, Sequence

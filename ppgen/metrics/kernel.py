@@ -189,7 +189,7 @@ def median_squared_distance(blocks: list[Block]) -> Tensor:
             yield d2, ((log - low) * per_log).long(), mass
 
     # Running extremes and sums: a list with an entry a block would lie between the blocks' memory.
-    low, high = blocks[0].a.new_tensor([math.inf, -math.inf])
+    low, high = blocks[0].a.new_full((), math.inf), blocks[0].a.new_full((), -math.inf)
     for _, log, _ in whole or pairs():
         low, high = torch.minimum(low, log.amin()), torch.maximum(high, log.amax())
     per_log = bins / torch.where(high > low, high - low, 1.0)

@@ -122,4 +122,5 @@ def _smooth(u: Tensor, v: Tensor, p: Tensor, q: Tensor, temperature: float, poin
     levels = (torch.arange(points, device=r.device).to(r) + (math.sqrt(2) - 1)) / points
     at = torch.searchsorted(r[order].cumsum(1).detach(), levels.expand(len(z), -1).contiguous())
     t = z.gather(1, order.gather(1, at.clamp(max=len(r) - 1)))
-    return torch.sigmoid((t[:, :, None] - z[:, None]) / tau[:, :, None]) @ torch.cat((p, -q)), r.new_tensor(1 / points)
+    gap = torch.sigmoid((t[:, :, None] - z[:, None]) / tau[:, :, None]) @ torch.cat((p, -q))
+    return gap, r.new_full((), 1 / points)

@@ -165,7 +165,7 @@ class Sinkhorn(TransportMetric):
 
     def ladder(self, x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> list[Tensor]:
         """The values that ``eps`` takes, one an iteration."""
-        unit = p @ self.costs(x, y) @ q if isinstance(self.unit, str) else x.new_tensor(self.unit)
+        unit = p @ self.costs(x, y) @ q if isinstance(self.unit, str) else x.new_full((), self.unit)
         last = self.epsilon * torch.where(unit > 0, unit, 1.0)  # where nothing costs anything, any will do
         low, high = torch.cat((x, y)).aminmax(dim=0)
         first = torch.maximum((high - low).norm() ** self.p, last)
