@@ -3,6 +3,7 @@
 A program is a `Pair`: model and guide, the arguments they take, and N, the full size of the plate "data".
 """
 
+import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ppgen.infer import capture
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes, which would wait for each other's threads
+    torch.set_num_threads(1)
 
 
 class Pair(NamedTuple):
