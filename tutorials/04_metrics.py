@@ -153,14 +153,14 @@ figure
 # %% [markdown]
 # - **Divergences with a ceiling** (Jensen-Shannon: $\log 2$, squared Hellinger: 2, total variation: 1) see densities
 #   overlap or not overlap. Once they do not, further apart is no worse, and the slope dies like $e^{-s^2 / 8}$.
-# - **KL** does not saturate, but it is finite only where $q > 0$ wherever $p > 0$: a law on a line in the plane is at an
-#   infinite distance from the same line shifted by any amount.
+# - **KL** does not saturate, but it is finite only where $q > 0$ wherever $p > 0$: a law on a line in the plane is at
+#   an infinite distance from the same line shifted at all.
 # - **MMD** with a fixed bandwidth is as blind beyond some bandwidths. The median bandwidth grows with the distance and
 #   keeps a slope, which falls only like $1 / s$.
 # - **Energy distance and Wasserstein** measure how far mass has to go. Wasserstein-1 has slope one everywhere,
 #   Wasserstein-2² is a parabola. Between Gaussians of one shape the sliced, the entropic (Sinkhorn) and the moments'
 #   version (Fréchet) are all the same parabola; in $d$ dimensions the sliced one is a $d$-th of it.
-# - **Distribution functions** saturate as well. Smooth ones even turn back: their width is a share of the spread of both
+# - **Distribution functions** saturate too. Smooth ones even turn back: their width is a share of the spread of both
 #   samples, so it grows with the distance, and the far slope has the wrong sign. Good for judging, and for teaching
 #   only from near by.
 #
@@ -294,5 +294,5 @@ assert min(told["energy"], told["sliced Wasserstein-2²"]) > told["Wasserstein-2
 # | samples only, and no second network | MMD with the median bandwidth, energy distance, sliced Wasserstein |
 # | samples only, laws far apart or on thin sets | Wasserstein-1 by a critic (`recipes.wgan_gp`), Sinkhorn |
 # | samples only, and the sharpest eye | a critic under Jensen-Shannon with a penalty (`recipes.r1_gan`, `r3_gan`) |
-# | to judge, not to train | energy distance or MMD with a permutation test (`ppgen.diagnostics`), Kolmogorov on a line |
+# | to judge, not to train | energy distance or MMD with a permutation test (`ppgen.diagnostics`), Kolmogorov |
 # | images, to compare with others | Fréchet distance of features, at equal numbers of rows |
