@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from ppgen.report import figures, write_report
 from ppgen.report.figures.images import GRID, span
@@ -46,7 +47,11 @@ def compare(
     rows = first.data.train.x
     chosen = np.random.default_rng(seed).permutation(len(rows))[:n]
     drawn[DATA] = first.data.scaler.inverse(rows[chosen])
-    table = pd.DataFrame({name: first.measure(x, seed=seed) for name, x in drawn.items()})
+    measured = {}
+    for name in (bar := tqdm(drawn, desc="compare", unit="sample", disable=None)):
+        bar.set_postfix_str(name)
+        measured[name] = first.measure(drawn[name], seed=seed)
+    table = pd.DataFrame(measured)
     items = [Table(("measure", *table.columns), list(table.itertuples(name=None)))]
     sections = [Section("Every run under every metric", QUESTION, items)]
     look = {"limits": span(drawn[DATA][:GRID])} if drawn[DATA].ndim == 4 else {"columns": first.data.columns}
