@@ -7,7 +7,7 @@ with one row of high quality; reverse KL = KL(frequencies of modes among all row
 All games have the same generator, data and budget. They differ in the recipe, its rates and the critic: in r1_gan and
 r3_gan it sees, beside the data, the sines and cosines of random directions of the data (Rahimi & Recht 2007; Tancik et
 al. 2020), since under their penalty a plain dense network learns 25 narrow modes very slowly. In the others it is the
-plain one: the GAN falls to one or two modes with waves and does better without. The data are scaled to a standard
+plain one: with waves the GAN fell to four modes or fewer, and it does better without. The data are scaled to a standard
 deviation of one, as `ppgen.data.load` does, and the generated rows scaled back. Settings were chosen on seeds from 100
 on.
 
@@ -44,7 +44,7 @@ LATENT, HIDDEN = 2, (64, 64, 64)
 FREQUENCIES, SPREAD = 64, 5.0  # of the critic's waves: how many, and their standard deviation in radians a unit
 AVERAGE = 0.999
 
-# Lin et al. 2018, Table 1, mean (standard error): modes, high quality %, reverse KL on the ring, then on the grid
+# Lin et al. 2018, Table 1, means: modes, high quality %, reverse KL on the ring, then on the grid
 PUBLISHED = {
     "GAN": ("6.3", "98.2", ".45", "17.3", "94.8", ".70"),
     "ALI": ("6.6", "97.6", ".36", "24.1", "95.7", ".14"),
