@@ -2,13 +2,13 @@
 
 `x` names the observed site, or several that belong together, and `z` the latent site whose law is matched. Terms are in
 nats per datum where they are log densities. Where there is a critic, `critic` is its network, or a function of the
-sites' event shapes that makes one; left out, it is a `ppgen.nets.Critic` with these `hidden` widths. Further options go
-to the metric (`ppgen.metrics.CriticMetric`): lr, betas, optim, steps, packing, smoothing, noise, saturating, and
-penalty where the recipe has none of its own.
+sites' event shapes that makes one; left out, it is a `ppgen.nets.Critic`. Further options go to the metric
+(`ppgen.metrics.CriticMetric`): hidden and frequencies of that critic, lr, betas, optim, steps, packing, smoothing,
+noise, saturating, and penalty where the recipe has none of its own.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from operator import and_
 from typing import Any
 
@@ -16,7 +16,6 @@ from pyro.infer import RenyiELBO
 from torch import nn
 
 from ppgen import metrics as m
-from ppgen import nets
 from ppgen import views as v
 from ppgen.metrics import MMD, Metric
 from ppgen.objective import Objective
@@ -47,7 +46,6 @@ __all__ = [
 
 Sites = str | Sequence[str]
 Critic = nn.Module | Callable[..., nn.Module] | None
-Widths = Sequence[int] | None
 
 
 def ae() -> Objective:
@@ -85,49 +83,46 @@ def info_vae(*, alpha: float = 0.0, weight: float = 10.0, metric: Metric | None 
     return Reconstruction() + (1.0 - alpha) * Rate() + (alpha + weight - 1.0) * aggregate
 
 
-def gan(critic: Critic = None, *, hidden: Widths = None, x: Sites = "x", **options: Any) -> Objective:
+def gan(critic: Critic = None, *, x: Sites = "x", **options: Any) -> Objective:
     """GAN (Goodfellow et al. 2014): the Jensen-Shannon divergence of data and draws, by a critic; not saturating."""
-    return _generate(x, m.JensenShannon(_network(critic, hidden), **options))
+    return _generate(x, m.JensenShannon(critic, **options))
 
 
 def f_gan(
     critic: Critic = None,
     *,
     divergence: str = "kl",
-    hidden: Widths = None,
     x: Sites = "x",
     **options: Any,
 ) -> Objective:
     """f-GAN (Nowozin et al. 2016): an f-divergence D_f(data, draws), a row of `ppgen.metrics.games.DIVERGENCES`."""
-    return _generate(x, m.FDivergence(_network(critic, hidden), divergence, **options))
+    return _generate(x, m.FDivergence(critic, divergence, **options))
 
 
-def lsgan(critic: Critic = None, *, hidden: Widths = None, x: Sites = "x", **options: Any) -> Objective:
+def lsgan(critic: Critic = None, *, x: Sites = "x", **options: Any) -> Objective:
     """LSGAN (Mao et al. 2017): a critic by least squares."""
-    return _generate(x, m.LeastSquares(_network(critic, hidden), **options))
+    return _generate(x, m.LeastSquares(critic, **options))
 
 
-def hinge_gan(critic: Critic = None, *, hidden: Widths = None, x: Sites = "x", **options: Any) -> Objective:
+def hinge_gan(critic: Critic = None, *, x: Sites = "x", **options: Any) -> Objective:
     """The hinge loss under spectral normalisation (Lim & Ye 2017; Miyato et al. 2018)."""
-    return _generate(x, m.Hinge(_network(critic, hidden), penalty=m.SpectralNorm(), **options))
+    return _generate(x, m.Hinge(critic, penalty=m.SpectralNorm(), **options))
 
 
-def r1_gan(
-    critic: Critic = None, *, weight: float = 1.0, hidden: Widths = None, x: Sites = "x", **options: Any
-) -> Objective:
+def r1_gan(critic: Critic = None, *, weight: float = 1.0, x: Sites = "x", **options: Any) -> Objective:
     """GAN with R1, a zero-centred gradient penalty on data (Mescheder et al. 2018); 10 is theirs, for images."""
-    return _generate(x, m.JensenShannon(_network(critic, hidden), penalty=m.ZeroCentred(weight), **options))
+    return _generate(x, m.JensenShannon(critic, penalty=m.ZeroCentred(weight), **options))
 
 
-def r3_gan(
-    critic: Critic = None, *, weight: float = 1.0, hidden: Widths = None, x: Sites = "x", **options: Any
-) -> Objective:
+def r3_gan(critic: Critic = None, *, weight: float = 1.0, x: Sites = "x", **options: Any) -> Objective:
     """R3GAN (Huang et al. 2024, section 2.2): relativistic pairing, zero-centred penalties on data and on draws.
 
-    Its local convergence is proved; with averaged weights and a decaying rate it keeps all modes.
+    Its local convergence is proved. To keep all of many narrow modes it takes, besides averaged weights and a rate that
+    falls to zero, a critic that can see them: frequencies=64, weight=0.1, betas=(0, 0.99), both rates 4e-3
+    (docs/results.md, "Modes").
     """
     penalty = m.ZeroCentred(weight, at="both")
-    return _generate(x, m.Relativistic(_network(critic, hidden), penalty=penalty, **options))
+    return _generate(x, m.Relativistic(critic, penalty=penalty, **options))
 
 
 def wgan_clip(
@@ -135,12 +130,11 @@ def wgan_clip(
     *,
     bound: float = 0.01,
     steps: int = 5,
-    hidden: Widths = None,
     x: Sites = "x",
     **options: Any,
 ) -> Objective:
     """WGAN (Arjovsky et al. 2017): a critic whose weights are clipped; its value is W_1 up to an unknown factor."""
-    return _generate(x, m.Wasserstein1(_network(critic, hidden), penalty=m.Clip(bound), steps=steps, **options))
+    return _generate(x, m.Wasserstein1(critic, penalty=m.Clip(bound), steps=steps, **options))
 
 
 def wgan_gp(
@@ -149,36 +143,34 @@ def wgan_gp(
     weight: float = 10.0,
     one_sided: bool = False,
     steps: int = 5,
-    hidden: Widths = None,
     x: Sites = "x",
     **options: Any,
 ) -> Objective:
     """WGAN-GP (Gulrajani et al. 2017, equation 3): Wasserstein-1 by a critic whose slope is held at one."""
     penalty = m.GradientPenalty(weight, one_sided=one_sided)
-    return _generate(x, m.Wasserstein1(_network(critic, hidden), penalty=penalty, steps=steps, **options))
+    return _generate(x, m.Wasserstein1(critic, penalty=penalty, steps=steps, **options))
 
 
 def aae(
     critic: Critic = None,
     *,
     weight: float | Schedule = 10.0,
-    hidden: Widths = None,
     z: str = "z",
     **options: Any,
 ) -> Objective:
     """Adversarial autoencoder (Makhzani et al. 2016): reconstruction, and codes that a critic takes for the prior's."""
-    metric = m.JensenShannon(_network(critic, hidden), **options)
+    metric = m.JensenShannon(critic, **options)
     return Reconstruction() + weight * match(v.prior(z), v.posterior(z), metric)
 
 
-def ali(critic: Critic = None, *, hidden: Widths = None, x: Sites = "x", z: Sites = "z", **options: Any) -> Objective:
+def ali(critic: Critic = None, *, x: Sites = "x", z: Sites = "z", **options: Any) -> Objective:
     """ALI, BiGAN (Dumoulin et al. 2017; Donahue et al. 2017): data and codes against draws and latents.
 
     It needs a guide that draws z with gradients. Where the two joint laws agree, so do all of their conditionals.
     """
     encoded = _joint(v.data, x) & _joint(v.posterior, z)
     generated = _joint(v.generated, x) & _joint(v.prior, z)
-    return match(encoded, generated, m.JensenShannon(_network(critic, hidden), **options))
+    return match(encoded, generated, m.JensenShannon(critic, **options))
 
 
 def vae_gan(
@@ -186,7 +178,6 @@ def vae_gan(
     *,
     beta: float | Schedule = 1.0,
     weight: float | Schedule = 10.0,
-    hidden: Widths = None,
     x: str = "x",
     **options: Any,
 ) -> Objective:
@@ -194,7 +185,7 @@ def vae_gan(
 
     Their reconstruction error is between features of the critic; here it is the decoder's own likelihood.
     """
-    metric = m.JensenShannon(_network(critic, hidden), **options)
+    metric = m.JensenShannon(critic, **options)
     return Reconstruction() + beta * Rate() + weight * match(v.data(x), v.generated(x, of="mean"), metric)
 
 
@@ -214,12 +205,6 @@ def _generate(x: Sites, metric: Metric) -> Objective:
 
 def _joint(view: Callable[[str], v.View], sites: Sites) -> v.View:
     return reduce(and_, map(view, (sites,) if isinstance(sites, str) else sites))
-
-
-def _network(critic: Critic, hidden: Widths) -> nn.Module | Callable[..., nn.Module]:
-    if critic is not None and hidden is not None:
-        raise ValueError(f"hidden={hidden} is of the critic that is made where none is given; give one of the two")
-    return critic if critic is not None else partial(nets.Critic, hidden=hidden)
 
 
 RECIPES: dict[str, Callable[..., Objective]] = {

@@ -265,6 +265,38 @@ def test_the_library_critic_takes_any_sites(shapes):
     assert all((slope != 0).any() for slope in slopes)
 
 
+def test_frequencies_are_fixed_and_seen():
+    torch.manual_seed(0)
+    critic = nets.Critic((2,), (), hidden=(4,), frequencies=5, spread=3.0)
+    x, z = torch.randn(6, 2), torch.randn(6)
+    u = torch.cat([x, z[:, None]], 1)
+    angles = u @ critic.frequencies
+    assert critic.frequencies.shape == (3, 5)
+    seen = torch.cat([u, angles.sin(), angles.cos()], 1)
+    torch.testing.assert_close(critic(x, z), critic.network(seen)[:, 0])
+    assert not any("frequencies" in name for name, _ in critic.named_parameters())
+    again = nets.Critic((2,), (), hidden=(4,), frequencies=5)
+    again.load_state_dict(critic.state_dict())
+    assert torch.equal(again(x, z), critic(x, z))
+    many = nets.Critic((2,), frequencies=20_000, spread=3.0).frequencies
+    assert many.std().item() == pytest.approx(3.0, rel=0.02)  # 40,000 normal draws: five standard errors
+
+
+def test_frequencies_out_of_place_are_refused():
+    with pytest.raises(ValueError, match="frequencies=3 are of dense critics, the first site is an image"):
+        nets.Critic((1, 8, 8), frequencies=3)
+    with pytest.raises(ValueError, match="frequencies: expected a whole number from 0 on, got -1"):
+        nets.Critic((2,), frequencies=-1)
+
+
+def test_without_a_critic_a_metric_makes_one():
+    made = JensenShannon(hidden=(7,), frequencies=3).build(torch.zeros(2, 4))
+    assert [tuple(p.shape) for p in made.parameters()] == [(7, 10), (7,), (1, 7), (1,)]
+    assert JensenShannon().build(torch.zeros(2, 4)).frequencies is None
+    with pytest.raises(ValueError, match="frequencies=3 is of the critic that is made where none is given"):
+        JensenShannon(nets.Critic, frequencies=3)
+
+
 def test_the_builder_is_called_once_with_the_shapes_of_events():
     asked = []
 

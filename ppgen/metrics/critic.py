@@ -11,7 +11,7 @@ rows first, events in their own shape, and returns a number a row.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ppgen.metrics.constraints import Constraint, Sites
 from ppgen.metrics.games import DIVERGENCES, HINGE, LEAST_SQUARES, WASSERSTEIN, Divergence, Game
 from ppgen.metrics.metric import Metric, Sample, sites_of
+from ppgen.nets import Critic
 
 __all__ = ["CriticMetric", "FDivergence", "Hinge", "JensenShannon", "LeastSquares", "Relativistic", "Wasserstein1"]
 
@@ -35,7 +36,8 @@ class CriticMetric(Metric):
     """What all metrics with a critic share.
 
     - ``critic``: a module, called as ``critic(x)``, or ``critic(x, z)`` for joined sites, which returns (n,) or (n, 1);
-      or a function of the sites' event shapes that makes one, called on the first samples (`ppgen.nets.critic`).
+      or a function of the sites' event shapes that makes one, called on the first samples; None for a
+      `ppgen.nets.Critic` with these ``hidden`` widths and ``frequencies``.
     - ``lr``, ``betas``: of the critic's own Adam. Its memory of gradients is short, since a game turns and momentum
       carries it around (Radford et al. 2016; Gidel et al. 2019). Another rate than the programs' makes two time scales
       (Heusel et al. 2017).
@@ -53,7 +55,9 @@ class CriticMetric(Metric):
     packing, and for a critic whose output is not one number a row.
     """
 
-    critic: nn.Module | Builder = field(kw_only=False)
+    critic: nn.Module | Builder | None = field(default=None, kw_only=False)
+    hidden: Sequence[int] | None = None
+    frequencies: int = 0
     lr: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.99)
     optim: Any = None
@@ -66,6 +70,11 @@ class CriticMetric(Metric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.critic is None:
+            self.critic = partial(Critic, hidden=self.hidden, frequencies=self.frequencies)
+        elif self.hidden is not None or self.frequencies:
+            given = f"hidden={self.hidden}" if self.hidden is not None else f"frequencies={self.frequencies}"
+            raise ValueError(f"{given} is of the critic that is made where none is given; give one of the two")
         if not callable(self.critic):
             raise TypeError(f"critic: expected a module, or a function of event shapes that makes one: {self.critic!r}")
         for option in ("steps", "packing"):
@@ -134,6 +143,7 @@ class CriticMetric(Metric):
 
     def _built(self, x: Sites) -> nn.Module:
         if self.network is None:
+            assert self.critic is not None
             made = self.critic if isinstance(self.critic, nn.Module) else self.critic(*[s.shape[1:] for s in x])
             if not isinstance(made, nn.Module):
                 raise TypeError(f"{self.name}: the critic's function made no module but {made!r}")

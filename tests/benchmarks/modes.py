@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import ppgen
 from ppgen import data, models, nets, recipes
@@ -54,24 +54,8 @@ PUBLISHED = {
 PUBLISHED_BUDGET = "400,000 steps of batch 100, generator 4 x 400, critic 3 x 200 maxout, z in the plane"
 
 
-class Waves(nn.Module):
-    """A dense critic of u and of sin(F u), cos(F u), u the sites joined and F ~ N(0, SPREAD^2) fixed."""
-
-    frequencies: Tensor
-
-    def __init__(self, *event_shapes: tuple[int, ...]) -> None:
-        super().__init__()
-        width = sum(map(math.prod, event_shapes))
-        self.register_buffer("frequencies", SPREAD * torch.randn(width, FREQUENCIES))
-        self.critic = nets.Critic((width + 2 * FREQUENCIES,), hidden=HIDDEN, activation="relu")
-
-    def forward(self, *sites: Tensor) -> Tensor:
-        u = torch.cat(sites, 1)
-        angle = u @ self.frequencies
-        return self.critic(torch.cat([u, angle.sin(), angle.cos()], 1))
-
-
 PLAIN = partial(nets.Critic, hidden=HIDDEN, activation="relu")
+WAVES = partial(PLAIN, frequencies=FREQUENCIES, spread=SPREAD)
 
 
 @dataclass(frozen=True)
@@ -92,8 +76,8 @@ GAMES = {
     "pacgan_4": Row(recipes.gan, lr=1e-3, options={"packing": 4}),
     "ali": Row(recipes.ali, lr=1e-3, model=models.ALI),
     "wgan_gp": Row(recipes.wgan_gp, lr=1e-3, options={"weight": 0.1}),
-    "r1_gan": Row(recipes.r1_gan, lr=4e-3, options={"weight": 0.1}, betas=(0.0, 0.99), critic=Waves),
-    "r3_gan": Row(recipes.r3_gan, lr=4e-3, options={"weight": 0.1}, betas=(0.0, 0.99), critic=Waves),
+    "r1_gan": Row(recipes.r1_gan, lr=4e-3, options={"weight": 0.1}, betas=(0.0, 0.99), critic=WAVES),
+    "r3_gan": Row(recipes.r3_gan, lr=4e-3, options={"weight": 0.1}, betas=(0.0, 0.99), critic=WAVES),
 }
 
 
