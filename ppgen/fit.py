@@ -109,7 +109,8 @@ def fit(
         callbacks: called with a `Moment` after every step.
         seed: of batches, starts and random draws; the caller's random state is left as it was.
         restarts: chains, each from a new start: networks draw their weights anew, other parameters move by
-            U(-2, 2) in unconstrained space.
+            U(-2, 2) in unconstrained space. The best is that of the lowest loss, which in a game says little: compare
+            the chains' draws.
         device: where batches and module programs go; unchanged if left out.
         progress: a progress bar, on a terminal.
         ema: decay of an exponential moving average of the weights, which then are the result (warmed up:
@@ -157,8 +158,9 @@ def fit(
     if device is not None:
         tensors = tuple(part.to(device) for part in tensors)
         held_out = None if held_out is None else tuple(part.to(device) for part in held_out)
-    if patience is not None and getattr(loss, "critics", None):
-        warnings.warn("patience goes by the loss, which in a game need not fall as draws get better", stacklevel=2)
+    for option, given in (("patience", patience is not None), ("the best of restarts", restarts > 1)):
+        if given and getattr(loss, "critics", None):
+            warnings.warn(f"{option} goes by the loss, which in a game need not fall as draws get better", stacklevel=2)
     batches = Batches(tensors, size=batch_size, seed=seed)
     total = steps if steps is not None else (epochs or 0) * len(batches) or 1000
     if isinstance(schedule, str):

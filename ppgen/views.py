@@ -51,6 +51,11 @@ class View:
     def __and__(self, other: "View") -> "View":
         if not isinstance(other, View):
             return NotImplemented
+        if both := (self.means ^ other.means) & {*self.sites} & {*other.sites}:
+            law, name = min(both)
+            raise ValueError(
+                f'{law}({name!r}) & {law}({name!r}, of="mean"): a joint law has a site once, drawn or mean'
+            )
         return View(self.sites + other.sites, self.selection + other.selection, self.means | other.means)
 
     def given(self, **values: float) -> "View":

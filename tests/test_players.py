@@ -23,6 +23,9 @@ from ppgen.infer.critics import Critics, networks
 from ppgen.models import Generator
 from ppgen.recipes import RECIPES
 
+# chains are tested here, not which of them is best
+pytestmark = pytest.mark.filterwarnings("ignore:the best of restarts goes by the loss:UserWarning")
+
 SMALL = functools.partial(nets.Critic, hidden=(5,))
 OPTIONS: dict[str, Any] = {"hidden": (5,), "lr": 0.01}
 
@@ -552,6 +555,16 @@ def test_validation_and_breakdown_move_no_critic(game):
     parts = watched.breakdown(X)
     assert list(parts) == list(loss.critics)
     assert (bits(tensors), critic.training) == (before, mode)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"patience": 1, "validation": X[:8]}, "patience goes"), ({"restarts": 2}, "the best of restarts goes")],
+    ids=["patience", "restarts"],
+)
+def test_what_goes_by_the_loss_of_a_game_warns(options, named):
+    with pytest.warns(UserWarning, match=f"{named} by the loss, which in a game need not fall"):
+        fit("gan", steps=2, **options)
 
 
 def test_early_stopping_goes_back_to_the_best_critic_too():

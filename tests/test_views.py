@@ -415,6 +415,14 @@ def test_means_join_and_are_selected_as_draws_are(draws):
     assert v.generated("x", of="draw") == v.generated("x")
 
 
+def test_a_joint_law_has_a_site_once():
+    drawn, mean = v.generated("x"), v.generated("x", of="mean")
+    for first, second in ((drawn, mean), (mean, drawn & v.prior("z"))):
+        with pytest.raises(ValueError, match="a joint law has a site once, drawn or mean"):
+            first & second
+    assert str(mean & v.reconstructed("x")) == "generated(x, of=mean) & reconstructed(x)"
+
+
 def test_a_mean_has_the_rows_and_the_mask_of_its_site():
     draws = masked(torch.tensor([True, False, True, True]))
     values, weights = v.generated("x", of="mean")(draws)

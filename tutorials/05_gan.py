@@ -234,5 +234,5 @@ assert all(value < math.log(2) + 1e-6 for value in leisure.values())
 
 # %% [markdown]
 # So a GAN's losses do not tell how good it is. They tell how the game goes: whether one side has won, whether it turns,
-# whether it still moves. How good the draws are has to be asked of the draws, by a
-# metric that took no part.
+# whether it still moves. How good the draws are has to be asked of the draws, by a metric that took no part, and of the
+# data that they miss ([mode drop](07_mode_drop.md)).

@@ -91,7 +91,7 @@ class CriticMetric(Metric):
     @property
     def optimizer(self) -> Any:
         """What moves the critic: `optim`, or Adam."""
-        first, second = self.betas
+        first, second = map(float, self.betas)  # Adam takes no 0
         return self.optim if self.optim is not None else partial(torch.optim.Adam, lr=self.lr, betas=(first, second))
 
     @property
