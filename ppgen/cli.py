@@ -23,6 +23,8 @@ __all__ = ["main"]
 EPOCHS = 200  # of a run that names neither steps nor epochs
 # arguments of fit that a command line does not give
 NOT_ASKED: set[str | int] = {"model", "guide", "data", "loss", "optim", "callbacks", "validation", "progress"}
+# arguments of models that come from the data, or are networks
+NOT_ASKED_OF_MODELS: set[str | int] = {"event_shape", "levels", "num_classes", "features", "classifier", "critic"}
 FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
 
 
@@ -81,17 +83,23 @@ def _parser(words: list[str]) -> ArgumentParser:
 def _train_parser(name: str, system: System) -> ArgumentParser:
     parser = ArgumentParser(description=f"Train {system.about}.")
     parser.add_argument("--config", action=ActionConfigFile, help="a config.yaml; options after it override it")
-    parser.add_argument("source", help="digits, fashion, moons, ..., openml:NAME, a file or a folder of images")
+    what = "digits, fashion, moons, ..., openml:NAME, a file or a folder of images"
+    if system.of_domains:
+        parser.add_argument("--source", required=True, help=f"data with labels: {what}")
+        parser.add_argument("--target", required=True, help="data of the same kind, whose labels are not trained on")
+    else:
+        parser.add_argument("source", help=what)
     parser.add_argument("--system", default=name, help="as the configuration file names it")
     parser.add_argument("--out", type=Path, default=None, help="the run folder; runs/SYSTEM-SOURCE if left out")
     parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate, of the programs")
     parser.add_argument("--betas", type=tuple[float, float], default=(0.9, 0.999), help="Adam's memory of gradients")
-    parser.add_argument("--conditional", type=bool, default=False, help="condition the model on the labels")
+    if not system.of_domains:
+        parser.add_argument("--conditional", type=bool, default=False, help="condition the model on the labels")
     parser.add_argument("--draws", type=int, default=200, help="draws a chain of the stored posterior; 0 for none")
     parser.add_argument("--particles", type=int, default=500, help="importance samples of the held-out log evidence")
     parser.add_argument("--progress", type=bool, default=True, help="a progress bar, on a terminal")
     parser.add_function_arguments(load, "data", skip={"source"})
-    parser.add_class_arguments(system.model, "model", skip={"event_shape", "levels", "num_classes"})
+    parser.add_class_arguments(system.model, "model", skip=NOT_ASKED_OF_MODELS)
     parser.add_function_arguments(system.recipe, "loss", skip=NOT_ASKED_OF_RECIPES)
     parser.add_function_arguments(fit, "fit", skip=NOT_ASKED)
     parser.set_defaults({"fit.batch_size": 128, **system.defaults})
@@ -110,25 +118,42 @@ def _train(given: Namespace) -> None:
         config.pop(left_out, None)
     if config["fit"]["steps"] is None and config["fit"]["epochs"] is None:
         config["fit"]["epochs"] = EPOCHS
-    folder = system.out if system.out is not None else _free(Path("runs") / f"{name}-{_stem(system.source)}")
-    run = train(config, out=folder, progress=system.progress)
+    sources = [system.source, *([system.target] if SYSTEMS[name].of_domains else [])]
+    folder = system.out if system.out is not None else _free(Path("runs") / "-".join([name, *map(_stem, sources)]))
+    run = train(config, out=folder, progress=system.progress, kind=_kind(name))
     chain = run.fit.chains[run.fit.best]
     print(f"{chain.stopped} in {chain.seconds:.0f} s; {chain.compiled or 'compiling would not have paid'}")
     for finding in run.fit.findings():
         print(finding)
     for what, number in run.numbers.items():
-        shown = f"{number[0]:.4g} +- {number[1]:.2g}" if isinstance(number, tuple) else f"{number:.4g}"
+        shown = f"{number[0]:.4g} +- {number[1]:.2g}" if isinstance(number, tuple) else number
+        shown = f"{shown:.4g}" if isinstance(shown, float) else shown
         print(f"{what}: {shown}")
     print(f"report: {(run.folder / 'report.html').resolve()}")
 
 
+def _kind(name: str) -> Any:
+    """What the runs of a system are."""
+    from ppgen.adaptation import Adaptation
+    from ppgen.run import Run
+
+    return Adaptation if SYSTEMS[name].of_domains else Run
+
+
+def _open(folder: Path) -> Any:
+    """A run folder of whatever system."""
+    from ppgen.run import Run, read_config
+
+    config = read_config(folder)
+    return (_kind(config["system"]) if config.get("system") in SYSTEMS else Run).load(folder)
+
+
 def _sample(given: Namespace) -> None:
     from ppgen.report.figures import samples
-    from ppgen.run import Run
 
     if given.n < 1:
         raise ValueError(f"--n: expected at least 1, got {given.n}")
-    run = Run.load(given.run)
+    run = _open(given.run)
     drawn = run.sample(given.n, label=given.label, mean=given.mean, seed=given.seed)
     out = given.out if given.out is not None else given.run / "samples.npy"
     np.save(out, drawn)
@@ -138,9 +163,7 @@ def _sample(given: Namespace) -> None:
 
 
 def _report(given: Namespace) -> None:
-    from ppgen.run import Run
-
-    print(f"report: {Run.load(given.run).report().resolve()}")
+    print(f"report: {_open(given.run).report().resolve()}")
 
 
 def _compare(given: Namespace) -> None:

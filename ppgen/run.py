@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from ppgen import data as datasets
-from ppgen.data import Data, Split
 from ppgen.diagnostics import from_netcdf, to_netcdf
 from ppgen.files import write_whole
 from ppgen.fit import Moment, fit
@@ -34,7 +33,7 @@ from ppgen.report import report_of_run, write_report
 from ppgen.result import Fit
 from ppgen.systems import FORM_OF_LIKELIHOOD, NOT_ASKED_OF_RECIPES, SYSTEMS
 
-__all__ = ["Run", "new_folder", "train"]
+__all__ = ["Run", "new_folder", "read_config", "train"]
 
 SHOWN = 64  # held-out rows whose posterior is stored
 MEASURED = 1000  # rows of a sample that draws are laid beside, at most
@@ -47,9 +46,10 @@ class Run:
 
     folder: Path
     config: dict[str, Any]
-    data: Data
+    data: Any
     model: Any
     fit: Fit
+    of_domains: ClassVar[bool] = False
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Run":
@@ -60,14 +60,70 @@ class Run:
             ppgen.infer.checkpoint.CheckpointError: if the weights are damaged.
         """
         folder = Path(folder)
-        for name in ("config.yaml", "weights.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder}: not a run folder, it has no {name}; make one by `ppgen train`")
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        data = _data(config)
-        model = _model(config, data)
+        config = read_config(folder)
+        if config.get("system") in SYSTEMS and SYSTEMS[config["system"]].of_domains != cls.of_domains:
+            raise ValueError(f"{folder}: a run of {config['system']!r} draws no data")
+        data = cls.load_data(config)
+        model = cls.make_model(config, data)
         fitted = Fit.load(folder / "weights.safetensors", model.model, model.guide, loss=_loss(config))
         return cls(folder, config, data, model, fitted)
+
+    @classmethod
+    def load_data(cls, config: dict[str, Any]) -> Any:
+        """The data that the configuration names."""
+        options = dict(config["data"])
+        if options.get("form", "auto") == "auto":
+            options["form"] = FORM_OF_LIKELIHOOD.get(config["model"].get("likelihood", "gaussian"), "continuous")
+        return datasets.load(config["source"], **options)
+
+    @classmethod
+    def make_model(cls, config: dict[str, Any], data: Any) -> Any:
+        """The model that the configuration describes, for these data, under its seed."""
+        options = dict(config["model"])
+        if config["conditional"]:
+            if data.y is None:
+                raise ValueError(f"{config['source']}: --conditional needs labels, and these data have none")
+            options["num_classes"] = int(data.y.max()) + 1
+        if options.get("likelihood") == "categorical":
+            options["levels"] = data.levels
+        with torch.random.fork_rng():
+            torch.manual_seed(config["fit"]["seed"])
+            return SYSTEMS[config["system"]].model(data.event_shape, **options)
+
+    @classmethod
+    def rows(cls, config: dict[str, Any], data: Any, split: str) -> tuple[torch.Tensor, ...]:
+        """A split as the programs take it: with labels where the model is conditioned on them."""
+        rows = getattr(data, split)
+        return tuple(torch.as_tensor(part) for part in ((rows.x, rows.y) if config["conditional"] else (rows.x,)))
+
+    def evaluate(self) -> None:
+        """Held-out figures, and the posterior of the first held-out rows, into the folder."""
+        split = "test" if len(self.data.test.x) else "train"
+        tensors = tuple(part.to(self.fit.example[0].device) for part in self.rows(self.config, self.data, split))
+        numbers: dict[str, Any] = {"held-out rows": len(tensors[0])}
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config["fit"]["seed"])
+            terms = self.fit.breakdown(*tensors)
+            numbers |= {f"held-out {name}": value for name, value in terms.items()}
+            if isinstance(self.model, VAE):
+                particles = self.config["particles"]
+                evidence = self.model.log_evidence(*tensors, particles=particles).double()
+                error = float(evidence.std() / math.sqrt(len(evidence)))
+                bits = math.log(2) * math.prod(self.data.event_shape)
+                numbers[f"held-out log evidence, k = {particles} (nats per datum)"] = (float(evidence.mean()), error)
+                numbers[f"held-out bits per dimension, k = {particles}"] = (
+                    -float(evidence.mean()) / bits,
+                    error / bits,
+                )
+        numbers |= {f"generated: {name}": number for name, number in self.measures(metrics=False).items()}
+        self.keep(numbers)
+        if self.config["draws"] and isinstance(self.model, VAE):
+            shown = tuple(t[:SHOWN] for t in tensors)
+            to_netcdf(self.fit.to_arviz(*shown, draws=self.config["draws"]), self.folder / "posterior.nc")
+
+    def keep(self, numbers: dict[str, Any]) -> None:
+        """Writes `numbers`."""
+        write_whole(self.folder / "numbers.json", json.dumps(numbers, indent=1))
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -128,93 +184,58 @@ class Run:
         return measure(rows, held_out, labelled=labelled, modes=modes, metrics=metrics, seed=seed)
 
 
-def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = True) -> Run:
+def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = True, kind: type[Run] = Run) -> Run:
     """Trains one of `SYSTEMS` on a data source and leaves a run folder behind.
 
     Args:
         config: what ``config.yaml`` holds: "system" and "source"; "data", "model", "loss", "fit", each the keyword
             arguments of `ppgen.data.load`, the model's class, the recipe and `ppgen.fit`; "lr", "conditional",
             "draws" (of the stored posterior) and "particles" (of the held-out log evidence).
+        kind: what the system's runs are.
     """
-    data = _data(config)
-    model = _model(config, data)
-    model.check(*_rows(config, data.train))  # before there is a folder
+    data = kind.load_data(config)
+    model = kind.make_model(config, data)
+    rows, held_out = kind.rows(config, data, "train"), kind.rows(config, data, "validation")
+    model.check(*rows)  # before there is a folder
     folder = new_folder(out)
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     with _metrics(folder / "metrics.jsonl") as record:
         fitted = fit(
             model.model,
             model.guide,
-            _rows(config, data.train),
+            rows,
             loss=_loss(config),
             optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
-            validation=_rows(config, data.validation) if len(data.validation.x) else None,
+            validation=held_out if len(held_out[0]) else None,
             callbacks=[record],
             progress=progress,
             **config["fit"],
         )
     fitted.save(folder / "weights.safetensors")
-    run = Run(folder, config, data, model, fitted)
-    _evaluate(run)
+    run = kind(folder, config, data, model, fitted)
+    run.evaluate()
     run.report()
     return run
-
-
-def _evaluate(run: Run) -> None:
-    """Held-out figures, and the posterior of the first held-out rows."""
-    split = run.data.test if len(run.data.test.x) else run.data.train
-    tensors = tuple(part.to(run.fit.example[0].device) for part in _rows(run.config, split))
-    numbers: dict[str, Any] = {"held-out rows": len(tensors[0])}
-    with torch.random.fork_rng():
-        torch.manual_seed(run.config["fit"]["seed"])
-        terms = run.fit.breakdown(*tensors)
-        numbers |= {f"held-out {name}": value for name, value in terms.items()}
-        if isinstance(run.model, VAE):
-            particles = run.config["particles"]
-            evidence = run.model.log_evidence(*tensors, particles=particles).double()
-            error = float(evidence.std() / math.sqrt(len(evidence)))
-            bits = math.log(2) * math.prod(run.data.event_shape)
-            numbers[f"held-out log evidence, k = {particles} (nats per datum)"] = (float(evidence.mean()), error)
-            numbers[f"held-out bits per dimension, k = {particles}"] = (-float(evidence.mean()) / bits, error / bits)
-    numbers |= {f"generated: {name}": number for name, number in run.measures(metrics=False).items()}
-    write_whole(run.folder / "numbers.json", json.dumps(numbers, indent=1))
-    if run.config["draws"] and isinstance(run.model, VAE):
-        shown = tuple(t[:SHOWN] for t in tensors)
-        to_netcdf(run.fit.to_arviz(*shown, draws=run.config["draws"]), run.folder / "posterior.nc")
-
-
-def _rows(config: dict[str, Any], split: Split) -> tuple[torch.Tensor, ...]:
-    """A split as the programs take it: with labels where the model is conditioned on them."""
-    parts = (split.x, split.y) if config["conditional"] else (split.x,)
-    return tuple(torch.as_tensor(part) for part in parts)
-
-
-def _data(config: dict[str, Any]) -> Data:
-    options = dict(config["data"])
-    if options.get("form", "auto") == "auto":
-        options["form"] = FORM_OF_LIKELIHOOD.get(config["model"].get("likelihood", "gaussian"), "continuous")
-    return datasets.load(config["source"], **options)
-
-
-def _model(config: dict[str, Any], data: Data) -> Any:
-    options = dict(config["model"])
-    if config["conditional"]:
-        if data.y is None:
-            raise ValueError(f"{config['source']}: --conditional needs labels, and these data have none")
-        options["num_classes"] = int(data.y.max()) + 1
-    if options.get("likelihood") == "categorical":
-        options["levels"] = data.levels
-    with torch.random.fork_rng():
-        torch.manual_seed(config["fit"]["seed"])
-        return SYSTEMS[config["system"]].model(data.event_shape, **options)
 
 
 def _loss(config: dict[str, Any]) -> Any:
     """The recipe's objective; a schedule stands in the configuration as class_path and init_args."""
     system, parser = SYSTEMS[config["system"]], ArgumentParser()
     parser.add_function_arguments(system.recipe, skip=NOT_ASKED_OF_RECIPES)
-    sites = {"x": ("x", "y")} if system.sees_labels and config["conditional"] else {}
+    sites = system.sites(config)
     return system.recipe(**parser.instantiate(parser.parse_object(config["loss"])).as_dict(), **sites)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a run folder's configuration says.
+
+    Raises:
+        FileNotFoundError: if this is no run folder.
+    """
+    for name in ("config.yaml", "weights.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder}: not a run folder, it has no {name}; make one by `ppgen train`")
+    return yaml.safe_load((folder / "config.yaml").read_text())
 
 
 def new_folder(path: str | os.PathLike) -> Path:

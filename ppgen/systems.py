@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppgen import recipes
-from ppgen.models import ALI, VAE, Autoencoder, Generator
+from ppgen.models import ALI, DANN, VAE, Autoencoder, Generator
 from ppgen.objective import Objective
 
 __all__ = ["SYSTEMS", "System"]
@@ -24,13 +24,22 @@ class System:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def sees_labels(self) -> bool:
-        """Whether the labels of a conditional model are a site, which the recipe then compares with x."""
-        return self.model in (Generator, ALI)
+    def of_domains(self) -> bool:
+        """Whether the data are a source and a target."""
+        return self.model is DANN
+
+    def sites(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The sites that the recipe compares, as the options of the model settle them."""
+        if self.model in (Generator, ALI) and config["conditional"]:
+            return {"x": ("x", "y")}  # whose labels are a site
+        return {"h": "hy" if config["model"]["conditional"] else "h"} if self.recipe is recipes.dann else {}
 
 
 # a game: short memory of gradients, averaged weights, rates that decay; there is no posterior to store
 GAME = {"lr": 2e-4, "betas": (0.5, 0.99), "fit.ema": 0.999, "fit.schedule": "cosine"}
+
+# a game of features, whose rate decays (Ganin et al. 2016, 5.2.2)
+ADAPT = {"fit.schedule": "cosine"}
 
 SYSTEMS = {
     "ae": System(Autoencoder, recipes.ae, "autoencoder: a code for each datum, and no law over codes"),
@@ -54,8 +63,21 @@ SYSTEMS = {
     "sinkhorn_generator": System(Generator, recipes.sinkhorn_generator, "draws matched to data by optimal transport"),
 }
 
+SYSTEMS["dann"] = System(DANN, recipes.dann, "domain adaptation: labels of a source carried over to a target", ADAPT)
+
 # the form of data that each likelihood scores
 FORM_OF_LIKELIHOOD = {"gaussian": "continuous", "bernoulli": "binary", "categorical": "integer"}
 
 # arguments of recipes that no command line can give, or that the systems' own models settle
-NOT_ASKED_OF_RECIPES: set[str | int] = {"metric", "critic", "x", "name", "optim", "penalty"}
+NOT_ASKED_OF_RECIPES: set[str | int] = {
+    "metric",
+    "critic",
+    "x",
+    "name",
+    "optim",
+    "penalty",
+    "h",
+    "d",
+    "sources",
+    "target",
+}

@@ -1,5 +1,6 @@
 """Diagnostics: the posterior in ArviZ, whether it can be trusted, and how generated rows compare with data."""
 
+from ppgen.diagnostics.adaptation import AdaptationRisk, adaptation_risk
 from ppgen.diagnostics.arviz import to_arviz
 from ppgen.diagnostics.estimate import estimate
 from ppgen.diagnostics.importance import Importance, weigh_up
@@ -9,6 +10,7 @@ from ppgen.diagnostics.two_sample import TwoSample, classifier_test, energy_test
 from ppgen.diagnostics.versions import from_netcdf, to_netcdf
 
 __all__ = [
+    "AdaptationRisk",
     "Agreement",
     "Coverage",
     "Importance",
@@ -16,6 +18,7 @@ __all__ = [
     "Missing",
     "ModeCoverage",
     "TwoSample",
+    "adaptation_risk",
     "classifier_test",
     "coverage",
     "energy_test",

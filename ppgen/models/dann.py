@@ -48,8 +48,8 @@ class DANN(nn.Module):
         critic: a module (n, width) -> (n,) or (n, 1) makes d a random site, d ~ Bernoulli(sigmoid v(R(h))), where R is
             gradient reversal: identity forwards, minus identity backwards. Features and critic then learn in one step,
             by one optimiser (`ppgen.recipes.dann_reversal`). True for a `ppgen.nets.Critic`.
-        conditional: adds a site ``hy``, the outer product of h and of the class probabilities (n, width K), to be
-            matched in place of h, so that classes meet their own kind (CDAN, Long et al. 2018).
+        conditional: adds a site ``hy`` (n, width K), the outer product of h and of the class probabilities, which pass
+            no gradient on, to be matched in place of h, so that classes meet their own kind (CDAN, Long et al. 2018).
         bayesian: draws the linear classifier's weights, site ``w`` (width + 1, K), bias last, from N(0, 1); the guide's
             law of them is Gaussian and independent. Predictions are then averages over draws of w.
         norm, dropout, activation: of the network of features, as in :class:`ppgen.nets.Dense`.
@@ -116,7 +116,7 @@ class DANN(nn.Module):
             h = pyro.deterministic("h", self.features(x.to(self._dtype)), event_dim=1)
             logits = self._logits(h, weights)
             if self.conditional:
-                h = pyro.deterministic("hy", _outer(h, logits.softmax(-1)), event_dim=1)
+                h = pyro.deterministic("hy", _outer(h, logits.softmax(-1).detach()), event_dim=1)
             if d is not None:
                 self._domain(h, d)
             law = dist.Categorical(logits=logits)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from ppgen.data import Data, Split
@@ -20,8 +19,9 @@ from ppgen.models.likelihood import Point
 from ppgen.report import figures
 from ppgen.report.figures.images import GRID, PAIRS, span
 from ppgen.report.game import game
-from ppgen.report.page import Figure, Listing, Report, Section, Table
+from ppgen.report.page import Figure, Report, Section
 from ppgen.report.reach import reach
+from ppgen.report.sections import configuration, posterior, summary, training
 from ppgen.result import Fit
 
 __all__ = ["report_of_run"]
@@ -60,15 +60,15 @@ def report_of_run(
         torch.manual_seed(seed)
         subject = _Subject(model, data)
         sections = [
-            _summary(fit, subject, numbers or {}, unit),
-            _training(fit, unit),
+            summary(fit, _question(subject), numbers or {}, unit),
+            training(fit, unit),
             game(fit),
             _samples(subject),
             _reach(subject, seed),
             _reconstructions(subject),
             _codes(subject),
-            _posterior(idata, fit.best),
-            _configuration(config),
+            posterior(idata, fit.best),
+            configuration(config),
         ]
     return Report(title, subject.rows, [s for s in sections if s is not None])
 
@@ -112,40 +112,12 @@ class _Subject:
         return self.source(mean(self.model.decode(codes)))
 
 
-def _summary(fit: Fit, subject: _Subject, numbers: Mapping[str, Any], unit: str) -> Section:
-    chain = fit.chains[fit.best]
-    where = "on validation data" if len(chain.validation.get("loss", ())) else "of the last tenth of the steps"
-    rows = [(f"loss {where} ({unit})", chain.final), *numbers.items()]
-    if len(fit.chains) > 1:
-        rows.append(("chain", f"{fit.best}, the best of {len(fit.chains)}"))
-    rows += [("steps", len(chain.history["loss"])), ("seconds", chain.seconds), ("why it ended", chain.stopped)]
-    rows += [("the step", chain.compiled or "eager: compiling would not have paid")]
+def _question(subject: _Subject) -> str:
     does = "generate and reconstruct data" if hasattr(subject.model, "reconstruct") else "generate data"
-    question = (
+    return (
         f"How well does this {type(subject.model).__name__}, fitted to {len(subject.data.rows['train'])} rows of "
         f"{subject.data.name}, {does} that it was not fitted to?"
     )
-    return Section("In short", question, [Table(("number", "value"), rows)])
-
-
-def _training(fit: Fit, unit: str) -> Section | None:
-    chains = [chain for chain in fit.chains if len(chain.history["loss"])]
-    if not chains:
-        return None
-    curves = figures.loss_curves(chains, unit=unit)
-    caption = "The loss by step: thin each step, thick a moving average, points on validation data."
-    items: list[Any] = [
-        Figure(curves, caption, f"Line chart. {caption} It ends at {fit.chains[fit.best].final:.4g} {unit}.")
-    ]
-    terms = [name for name in fit.history if name != "loss"]
-    if terms:
-        caption = "The terms of the loss by step, weights included: they add up to it."
-        panels = figures.term_breakdown(fit.history, unit=unit)
-        items.append(Figure(panels, caption, f"Line charts of {', '.join(terms)}. {caption}"))
-    if len(fit.chains) > 1:
-        rows = [(i, c.final, len(c.history["loss"]), c.seconds, c.stopped) for i, c in enumerate(fit.chains)]
-        items.append(Table(("chain", f"loss ({unit})", "steps", "seconds", "why it ended"), rows))
-    return Section("Training", "", items)
 
 
 def _samples(subject: _Subject) -> Section | None:
@@ -212,30 +184,3 @@ def _codes(subject: _Subject) -> Section | None:
         "among them; where they leave gaps or gather elsewhere, its draws land on codes that no datum has."
     )
     return Section("Codes", text, items)
-
-
-def _posterior(idata: Any, chain: int) -> Section | None:
-    if idata is None:
-        return None
-    caption = (
-        "The posterior as the guide draws it, for the first row of the data that it was asked about. One chain is "
-        "shown with its mean and 94% interval, several by a density each."
-    )
-    items = [Figure(figures.posterior(idata), caption, f"Density plots. {caption}")]
-    statistics = idata.get("vi_stats", {})
-    if "pareto_k" in statistics:
-        k = statistics["pareto_k"]
-        k = k.isel(chain=chain) if "chain" in k.dims else k
-        caption = (
-            "Pareto k-hat, a number a datum: how heavy the tail of the importance weights p(x, z) / q(z | x) is. Up to "
-            "0.7, weighted draws of the guide stand in for the posterior; above, the guide misses too much of it."
-        )
-        items.append(Figure(figures.khat(k.values), caption, f"Histogram. {caption}"))
-    return Section("Posterior", "", items)
-
-
-def _configuration(config: Mapping[str, Any] | None) -> Section | None:
-    if config is None:
-        return None
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    return Section("Configuration", "", [Listing(text)])

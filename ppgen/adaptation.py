@@ -1,0 +1,100 @@
+"""A run of domain adaptation: one system, a source with labels and a target without."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from ppgen.data.domains import Domains, load_domains
+from ppgen.diagnostics import adaptation_risk, classifier_test, from_netcdf, to_netcdf
+from ppgen.report import write_report
+from ppgen.report.adaptation import report_of_adaptation
+from ppgen.run import SHOWN, Run
+from ppgen.systems import SYSTEMS
+
+__all__ = ["Adaptation"]
+
+JUDGED = 2000  # held-out rows of a domain that are looked at, at most
+DOMAIN_CLASSIFIER = "mlp"
+
+
+@dataclass
+class Adaptation(Run):
+    """As `ppgen.run.Run`, of a model with features: its data are `Domains`."""
+
+    data: Domains
+    of_domains: ClassVar[bool] = True
+
+    @classmethod
+    def load_data(cls, config: dict[str, Any]) -> Domains:
+        return load_domains(config["source"], config["target"], **config["data"])
+
+    @classmethod
+    def make_model(cls, config: dict[str, Any], data: Domains) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(config["fit"]["seed"])
+            return SYSTEMS[config["system"]].model(data.event_shape, data.num_classes, **config["model"])
+
+    @classmethod
+    def rows(cls, config: dict[str, Any], data: Domains, split: str) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.as_tensor(part) for part in data.rows(split))
+
+    def held_out(self, domain: str) -> tuple[torch.Tensor, np.ndarray | None]:
+        """Rows of "source" or "target" that were not trained on, and their labels."""
+        data = getattr(self.data, domain)
+        split = data.test if len(data.test.x) else data.train
+        x = torch.as_tensor(split.x[:JUDGED], device=self.fit.example[0].device)
+        return x, None if split.y is None else split.y[:JUDGED]
+
+    def evaluate(self) -> None:
+        (x, y), (there, theirs) = self.held_out("source"), self.held_out("target")
+        model, seed = self.model, self.config["fit"]["seed"]
+        h, g = model.features_of(x), model.features_of(there)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            wrong = model.predict(x).cpu().numpy() != y
+            predicted = model.predict(there).cpu().numpy()
+        risk = adaptation_risk(h, g, wrong, classifier=DOMAIN_CLASSIFIER, seed=seed)
+        numbers: dict[str, Any] = {"held-out rows": f"{len(x)} of the source, {len(there)} of the target"}
+        numbers["accuracy in the source"] = (1 - risk.source, risk.source_error)
+        if theirs is not None:
+            right = predicted == theirs
+            numbers["accuracy in the target, by its labels"] = (
+                float(right.mean()),
+                float(right.std() / len(right) ** 0.5),
+            )
+        before = classifier_test(x, there, classifier=DOMAIN_CLASSIFIER, seed=seed)
+        for name, test in (("rows", before), ("features", risk.distance)):
+            numbers[f"domains told apart by {name} (0.5: not at all)"] = test.statistic
+            numbers[f"p-value of domains told apart by {name}"] = test.p_value
+        numbers["without the target's labels: risk in the source + distance of features"] = risk.source + 2 * max(
+            risk.distance.statistic - 0.5, 0.0
+        )
+        numbers["without the target's labels: importance-weighted risk"] = (risk.weighted, risk.weighted_error)
+        numbers["rows of the source that carry the weights"] = risk.effective
+        self.keep(numbers)
+        if self.config["draws"] and model.bayesian:
+            shown = tuple(part[:SHOWN].to(x.device) for part in self.rows(self.config, self.data, "test"))
+            to_netcdf(self.fit.to_arviz(*shown, draws=self.config["draws"]), self.folder / "posterior.nc")
+
+    def draws(self, n: int, *, seed: int = 0) -> np.ndarray:
+        raise ValueError(f"{self.folder}: a run of {self.config['system']!r} draws no data")
+
+    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0) -> np.ndarray:
+        return self.draws(n, seed=seed)
+
+    def report(self) -> Path:
+        posterior = self.folder / "posterior.nc"
+        page = report_of_adaptation(
+            self.fit,
+            self.model,
+            {name: self.held_out(name) for name in ("source", "target")},
+            names=(self.data.source.name, self.data.target.name),
+            label_names=self.data.source.label_names,
+            idata=from_netcdf(posterior) if posterior.exists() else None,
+            numbers=self.numbers,
+            config=self.config,
+        )
+        return write_report(self.folder / "report.html", page)
