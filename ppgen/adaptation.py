@@ -1,5 +1,7 @@
 """A run of domain adaptation: one system, a source with labels and a target without."""
 
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +28,14 @@ class Adaptation(Run):
 
     data: Domains
     of_domains: ClassVar[bool] = True
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Adaptation":
+        with warnings.catch_warnings():  # what was said of the target's labels has been said
+            warnings.filterwarnings("ignore", ".*the target's labels are not trained on")
+            run = super().load(folder)
+        assert isinstance(run, Adaptation)
+        return run
 
     @classmethod
     def load_data(cls, config: dict[str, Any]) -> Domains:

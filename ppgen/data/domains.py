@@ -9,6 +9,7 @@ import numpy as np
 
 from .datum import Data
 from .loading import load
+from .tables import NoColumn
 
 __all__ = ["Domains", "Rows", "load_domains"]
 
@@ -56,7 +57,11 @@ def load_domains(source: str | Path, target: str | Path, *, seed: int = 0, **opt
         ValueError: for a source without labels, events that differ in shape or in columns, and labels of the target
             that the source does not have.
     """
-    first, second = load(source, seed=seed, **options), load(target, seed=seed + 1, **options)
+    first = load(source, seed=seed, **options)
+    try:
+        second = load(target, seed=seed + 1, **options)
+    except NoColumn:  # the source's labels alone have a column
+        second = load(target, seed=seed + 1, **{**options, "label": None})
     if first.y is None:
         raise ValueError(f"{source}: the source needs labels, and these data have none; name their column by label=")
     if first.event_shape != second.event_shape:

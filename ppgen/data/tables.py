@@ -21,6 +21,10 @@ from .raw import Raw
 MISSING = ["", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL", "None"]
 
 
+class NoColumn(ValueError):
+    """A table lacks the column that was named for labels."""
+
+
 def read_csv(path: Path, label: str | None) -> Raw:
     """The table of a CSV file in UTF-8 whose first line names the columns.
 
@@ -77,7 +81,7 @@ def from_frame(frame: pd.DataFrame, *, name: str, label: str | None, place: Call
     y, label_names = None, None
     if label is not None:
         if label not in frame.columns:
-            raise ValueError(f"{name} has no column {label!r} for labels, only {', '.join(map(repr, frame.columns))}")
+            raise NoColumn(f"{name} has no column {label!r} for labels, only {', '.join(map(repr, frame.columns))}")
         y, label_names = encode(frame[label], name=f"{name}, column {label!r}", place=place)
         frame = frame.drop(columns=label)
     if not len(frame.columns):
