@@ -124,7 +124,7 @@ def r3_gan(critic: Critic = None, *, weight: float = 1.0, x: Sites = "x", **opti
     """R3GAN (Huang et al. 2024, section 2.2): relativistic pairing, zero-centred penalties on data and on draws.
 
     Its local convergence is proved. To keep all of many narrow modes it takes, besides averaged weights and a rate that
-    falls to zero, a critic that can see them: frequencies=64, weight=0.1, betas=(0, 0.99), both rates 4e-3
+    falls to zero, a critic that can see them: frequencies=64, weight=0.1, betas=(0, 0.999), both rates 2e-3
     (docs/results.md, "Modes").
     """
     penalty = m.ZeroCentred(weight, at="both")

@@ -40,7 +40,7 @@ from ppgen.diagnostics import mode_coverage
 
 LAWS = {"ring": "gaussians_ring", "grid": "gaussians_grid"}
 BATCH, ROWS = 128, 2500
-SIZE = 781 * BATCH  # no smaller batch at the end of an epoch, after which some games lost their balance
+SIZE = 781 * BATCH
 LATENT, HIDDEN = 2, (64, 64, 64)
 FREQUENCIES, SPREAD = 64, 5.0  # of the critic's waves: how many, and their standard deviation in radians a unit
 AVERAGE = 0.999
@@ -77,8 +77,8 @@ GAMES = {
     "pacgan_4": Row(recipes.gan, lr=1e-3, options={"packing": 4}),
     "ali": Row(recipes.ali, lr=1e-3, model=models.ALI),
     "wgan_gp": Row(recipes.wgan_gp, lr=1e-3, options={"weight": 0.1}),
-    "r1_gan": Row(recipes.r1_gan, lr=4e-3, options={"weight": 0.1}, betas=(0.0, 0.999), critic=WAVES),
-    "r3_gan": Row(recipes.r3_gan, lr=4e-3, options={"weight": 0.1}, betas=(0.0, 0.999), critic=WAVES),
+    "r1_gan": Row(recipes.r1_gan, lr=2e-3, options={"weight": 0.1}, betas=(0.0, 0.999), critic=WAVES),
+    "r3_gan": Row(recipes.r3_gan, lr=2e-3, options={"weight": 0.1}, betas=(0.0, 0.999), critic=WAVES),
 }
 
 
