@@ -62,7 +62,9 @@ class Run:
         folder = Path(folder)
         config = read_config(folder)
         if config.get("system") in SYSTEMS and SYSTEMS[config["system"]].of_domains != cls.of_domains:
-            raise ValueError(f"{folder}: a run of {config['system']!r} draws no data")
+            raise ValueError(
+                f"{folder}: a run of {config['system']!r} {'draws no data' if cls is Run else 'has no domains'}"
+            )
         data = cls.load_data(config)
         model = cls.make_model(config, data)
         fitted = Fit.load(folder / "weights.safetensors", model.model, model.guide, loss=_loss(config))

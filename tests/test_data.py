@@ -18,6 +18,7 @@ from sklearn.utils import Bunch
 from ppgen import data
 from ppgen.data import forms
 from ppgen.data.splits import split_rows
+from ppgen.data.tables import NoColumn
 
 
 def same(got: Any, expected: Any) -> bool:
@@ -361,7 +362,7 @@ BAD_CSV = {
     "no header": ("1.5,2\n3,4\n", None, ValueError, "line 1: expected column names, got only numbers: 1.5, 2"),
     "no name": ("\n,a\n0,1\n", None, ValueError, "line 2: column 1 has no name"),
     "same name": ("a,a\n0,1\n", None, ValueError, "line 1: two columns are named 'a'"),
-    "no such label": ("a,b\n0,1\n", "c", ValueError, "no column 'c' for labels, only 'a', 'b'"),
+    "no such label": ("a,b\n0,1\n", "c", NoColumn, "no column 'c' for labels, only 'a', 'b'"),
     "only labels": ("c\nx\ny\n", "c", ValueError, "has no columns of numbers"),
     "missing label": ("a,c\n1,x\n2,\n", "c", ValueError, "column 'c', line 3: the label is missing .1 of 2 are"),
     "measured label": ("a,c\n1,1\n2,0.5\n", "c", ValueError, "line 3: expected a label, .* got 0.5;"),
