@@ -50,6 +50,27 @@ def test_labels_meet_by_name(tmp_path):
     assert pair.num_classes == 3
 
 
+@judged
+def test_sparse_tables_meet_in_the_columns_of_the_wider(tmp_path):
+    source, target = tmp_path / "source.svmlight", tmp_path / "target.svmlight"
+    source.write_text("".join(f"{'-1' if i % 2 else '1'} 0:{i} 2:0.5\n" for i in range(20)))
+    target.write_text("".join(f"{'1' if i % 2 else '-1'} 1:{i + 1} 4:2\n" for i in range(20)))
+    pair = load_domains(str(source), str(target), scale="none")
+    assert pair.event_shape == (5,)
+    assert pair.source.label_names == ("-1", "1")
+    np.testing.assert_array_equal(pair.source.x[:, 0], range(20))
+    np.testing.assert_array_equal(pair.source.y, [1, 0] * 10)
+    np.testing.assert_array_equal(pair.target.y, [0, 1] * 10)
+    np.testing.assert_array_equal(pair.target.x[3], [0, 4, 0, 0, 2])
+    with pytest.raises(ValueError, match="is not a readable svmlight file"):
+        data.load(source, features=2)
+    (tmp_path / "bad.svmlight").write_text("1 0:x\n")
+    with pytest.raises(ValueError, match=r"bad\.svmlight is not a readable svmlight file"):
+        data.load(tmp_path / "bad.svmlight")
+    with pytest.raises(ValueError, match="features=3 is of sparse tables"):
+        data.load(table(tmp_path / "plain.csv", None), features=3)
+
+
 def test_labels_of_the_target_are_told_of():
     with pytest.warns(UserWarning, match="rotated_moons: the target's labels are not trained on; they serve to judge"):
         load_domains("moons", "rotated_moons", size=50)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .datum import Data
 from .loading import load
+from .svmlight import SUFFIXES, read_svmlight
 from .tables import NoColumn
 
 __all__ = ["Domains", "Rows", "load_domains"]
@@ -49,7 +50,8 @@ class Domains:
 def load_domains(source: str | Path, target: str | Path, *, seed: int = 0, **options: Any) -> Domains:
     """Both by `load`, with the same options; the target goes through the map that scales the source.
 
-    The target is drawn and split under the seed after the source's, so that two toy laws do not share their draws.
+    Sparse tables get the columns of the wider one. The target is drawn and split under the seed after the source's, so
+    that two toy laws do not share their draws.
 
     Labels of the target are never trained on: a warning says so where there are any.
 
@@ -57,6 +59,9 @@ def load_domains(source: str | Path, target: str | Path, *, seed: int = 0, **opt
         ValueError: for a source without labels, events that differ in shape or in columns, and labels of the target
             that the source does not have.
     """
+    paths = [Path(name) for name in (source, target)]
+    if options.get("features") is None and all(path.suffix in SUFFIXES and path.is_file() for path in paths):
+        options = options | {"features": max(read_svmlight(path).x.shape[1] for path in paths)}
     first = load(source, seed=seed, **options)
     try:
         second = load(target, seed=seed + 1, **options)

@@ -28,13 +28,14 @@ def load(
     validation: float = 0.1,
     test: float = 0.2,
     size: int | None = None,
+    features: int | None = None,
     seed: int = 0,
 ) -> Data:
     """Load, check, shape, split and scale a data set; the same arguments give the same arrays.
 
     source: a toy law of `TOY`, "digits", "fashion", "mnist", "openml:NAME", or the path of a file (.csv,
-        .parquet, .npy, .npz, IDX) or of a folder of images. A name goes before a path; "./digits" is always a
-        path.
+        .parquet, .npy, .npz, .svmlight, IDX) or of a folder of images. A name goes before a path; "./digits" is
+        always a path.
     form: "continuous", "integer", "binary" or "unit", see `forms`; "auto" is continuous.
     scale: "standard" gives each column mean 0 and standard deviation 1 over the train rows, "none" leaves all
         as it is, "auto" is standard for continuous tables and none for the rest (toy laws, images, other
@@ -42,6 +43,7 @@ def load(
     label: the column of a table that holds labels.
     validation, test: the fractions held out, each class by its share; see `splits`.
     size: rows of a toy law to draw (5000 if not given), or rows to keep, at random, of anything else.
+    features: how many columns an svmlight file has, where its last ones may be empty.
     seed: of the draws, the rows kept, the split, and the noise of dequantisation.
 
     Raises ValueError for an unknown name (with the nearest known ones), malformed or missing values (naming
@@ -59,7 +61,7 @@ def load(
     if scale == "standard" and form in ("integer", "binary"):
         raise ValueError(f"scale='standard' would undo form={form!r}; choose scale='none' or another form")
 
-    raw = _find(source, label, size, seed)
+    raw = _find(source, label, size, seed, features)
     check(raw.x, name=str(source), columns=raw.columns)
     keep, split, noise = np.random.default_rng(seed).spawn(3)
     if size is not None and source not in TOY:
@@ -84,9 +86,9 @@ def load(
     return Data(name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels)
 
 
-def _find(source: str | Path, label: str | None, size: int | None, seed: int) -> Raw:
+def _find(source: str | Path, label: str | None, size: int | None, seed: int, features: int | None) -> Raw:
     if isinstance(source, Path):
-        return read(source, label)
+        return read(source, label, features)
     if not isinstance(source, str):
         raise TypeError(f"expected the name of a data set or a path, got {type(source).__name__}")
     if source.startswith("openml:"):
@@ -99,7 +101,7 @@ def _find(source: str | Path, label: str | None, size: int | None, seed: int) ->
     if source in NAMED:
         return NAMED[source]()
     if looks_like_file(source) or Path(source).exists():
-        return read(Path(source), label)
+        return read(Path(source), label, features)
     near = difflib.get_close_matches(source, [*TOY, *NAMED])
     raise ValueError(
         f"there is no data set {source!r}{', perhaps ' + ' or '.join(map(repr, near)) if near else ''}. "
