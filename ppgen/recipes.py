@@ -275,7 +275,7 @@ class CriticOptions:
 
 
 def _jensen_shannon(o: CriticOptions) -> Metric:
-    penalty = m.ZeroCentred(o.weight) if o.weight else None
+    penalty = m.ZeroCentred(o.weight, at="both") if o.weight else None  # of both domains, whichever comes first
     return m.JensenShannon(hidden=o.hidden, lr=o.lr, steps=o.steps or 1, penalty=penalty, saturating=True)
 
 

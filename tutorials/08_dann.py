@@ -47,7 +47,7 @@ critic = {"hidden": (16,), "lr": 0.02}
 by_hand = ppgen.Evidence() + ppgen.Ramp(1.0, shape="sigmoid") * ppgen.match(
     v.posterior("h").given(d=0),
     v.posterior("h").given(d=1),
-    m.JensenShannon(**critic, penalty=m.ZeroCentred(0.2), saturating=True),
+    m.JensenShannon(**critic, penalty=m.ZeroCentred(0.2, at="both"), saturating=True),
 )
 print(by_hand)
 print(recipes.dann(**critic, weight=0.2))

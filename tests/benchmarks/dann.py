@@ -53,12 +53,12 @@ class Pair:
 MOONS = Pair(
     "moons",
     "rotated_moons",
-    data={"size": 600, "validation": 0.0, "test": 0.5},
+    data={"size": 600, "validation": 0.0, "test": 0.5, "scale": "standard"},
     network={"latent_dim": 15, "hidden": (), "activation": "tanh"},
     lr=1e-2,
     steps=1500,
     batch=200,
-    critic={"hidden": (16,), "lr": 2e-2, "weight": 0.2},
+    critic={"hidden": (16,), "lr": 2e-2, "weight": 0.5},
 )
 DIGITS = Pair(
     "mnist8",
