@@ -4,7 +4,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from ppgen.diagnostics import adaptation_risk, classifier_test, from_netcdf, to_
 from ppgen.report import write_report
 from ppgen.report.adaptation import report_of_adaptation
 from ppgen.run import SHOWN, Run
-from ppgen.systems import SYSTEMS
 
 __all__ = ["Adaptation"]
 
@@ -30,22 +29,18 @@ class Adaptation(Run):
     of_domains: ClassVar[bool] = True
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "Adaptation":
+    def load(cls, folder: str | os.PathLike) -> Self:
         with warnings.catch_warnings():  # what was said of the target's labels has been said
             warnings.filterwarnings("ignore", ".*the target's labels are not trained on")
-            run = super().load(folder)
-        assert isinstance(run, Adaptation)
-        return run
+            return super().load(folder)
 
     @classmethod
     def load_data(cls, config: dict[str, Any]) -> Domains:
         return load_domains(config["source"], config["target"], **config["data"])
 
     @classmethod
-    def make_model(cls, config: dict[str, Any], data: Domains) -> Any:
-        with torch.random.fork_rng():
-            torch.manual_seed(config["fit"]["seed"])
-            return SYSTEMS[config["system"]].model(data.event_shape, data.num_classes, **config["model"])
+    def model_options(cls, config: dict[str, Any], data: Domains) -> dict[str, Any]:
+        return config["model"] | {"num_classes": data.num_classes}
 
     @classmethod
     def rows(cls, config: dict[str, Any], data: Domains, split: str) -> tuple[torch.Tensor, ...]:

@@ -126,10 +126,15 @@ def _train(given: Namespace) -> None:
     for finding in run.fit.findings():
         print(finding)
     for what, number in run.numbers.items():
-        shown = f"{number[0]:.4g} +- {number[1]:.2g}" if isinstance(number, tuple) else number
-        shown = f"{shown:.4g}" if isinstance(shown, float) else shown
-        print(f"{what}: {shown}")
+        print(f"{what}: {_shown(number)}")
     print(f"report: {(run.folder / 'report.html').resolve()}")
+
+
+def _shown(number: Any) -> str:
+    """A number, text, or a pair (value, standard error)."""
+    if isinstance(number, tuple):
+        return f"{number[0]:.4g} +- {number[1]:.2g}"
+    return f"{number:.4g}" if isinstance(number, float) else str(number)
 
 
 def _kind(name: str) -> Any:

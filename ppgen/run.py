@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Run:
     of_domains: ClassVar[bool] = False
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "Run":
+    def load(cls, folder: str | os.PathLike) -> Self:
         """Builds programs and data as the configuration says, and loads the weights.
 
         Raises:
@@ -81,6 +81,13 @@ class Run:
     @classmethod
     def make_model(cls, config: dict[str, Any], data: Any) -> Any:
         """The model that the configuration describes, for these data, under its seed."""
+        with torch.random.fork_rng():
+            torch.manual_seed(config["fit"]["seed"])
+            return SYSTEMS[config["system"]].model(data.event_shape, **cls.model_options(config, data))
+
+    @classmethod
+    def model_options(cls, config: dict[str, Any], data: Any) -> dict[str, Any]:
+        """The model's arguments, those that the data settle among them."""
         options = dict(config["model"])
         if config["conditional"]:
             if data.y is None:
@@ -88,9 +95,7 @@ class Run:
             options["num_classes"] = int(data.y.max()) + 1
         if options.get("likelihood") == "categorical":
             options["levels"] = data.levels
-        with torch.random.fork_rng():
-            torch.manual_seed(config["fit"]["seed"])
-            return SYSTEMS[config["system"]].model(data.event_shape, **options)
+        return options
 
     @classmethod
     def rows(cls, config: dict[str, Any], data: Any, split: str) -> tuple[torch.Tensor, ...]:

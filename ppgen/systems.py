@@ -61,9 +61,8 @@ SYSTEMS = {
     "ali": System(ALI, recipes.ali, "ALI, BiGAN: pairs of data and codes matched by a critic", GAME),
     "mmd_generator": System(Generator, recipes.mmd_generator, "draws matched to data by MMD"),
     "sinkhorn_generator": System(Generator, recipes.sinkhorn_generator, "draws matched to data by optimal transport"),
+    "dann": System(DANN, recipes.dann, "domain adaptation: labels of a source carried over to a target", ADAPT),
 }
-
-SYSTEMS["dann"] = System(DANN, recipes.dann, "domain adaptation: labels of a source carried over to a target", ADAPT)
 
 # the form of data that each likelihood scores
 FORM_OF_LIKELIHOOD = {"gaussian": "continuous", "bernoulli": "binary", "categorical": "integer"}

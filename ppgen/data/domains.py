@@ -9,7 +9,7 @@ import numpy as np
 
 from .datum import Data
 from .loading import load
-from .svmlight import SUFFIXES, read_svmlight
+from .svmlight import SUFFIXES, width
 from .tables import NoColumn
 
 __all__ = ["Domains", "Rows", "load_domains"]
@@ -61,7 +61,7 @@ def load_domains(source: str | Path, target: str | Path, *, seed: int = 0, **opt
     """
     paths = [Path(name) for name in (source, target)]
     if options.get("features") is None and all(path.suffix in SUFFIXES and path.is_file() for path in paths):
-        options = options | {"features": max(read_svmlight(path).x.shape[1] for path in paths)}
+        options = options | {"features": max(map(width, paths))}
     first = load(source, seed=seed, **options)
     try:
         second = load(target, seed=seed + 1, **options)

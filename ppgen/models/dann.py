@@ -22,7 +22,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppgen.models.generative import NETWORKS, arguments
+from ppgen.models.generative import NETWORKS, arguments, check_rows
 from ppgen.nets import ACTIVATIONS, Critic, choose, evaluation
 
 __all__ = ["DANN", "UNKNOWN"]
@@ -111,7 +111,7 @@ class DANN(nn.Module):
             d: (n,) domains; left out, they are no site.
         """
         pyro.module("dann", self)
-        weights = self._weights(self._prior()) if self.bayesian else None
+        weights = self._weights(dist.Normal(torch.zeros_like(self.loc), 1.0)) if self.bayesian else None
         with pyro.plate("data", x.shape[0], dim=-1):
             h = pyro.deterministic("h", self.features(x.to(self._dtype)), event_dim=1)
             logits = self._logits(h, weights)
@@ -128,7 +128,7 @@ class DANN(nn.Module):
     def guide(self, x: Tensor, y: Tensor | None = None, d: Tensor | None = None) -> None:
         """Draws the classifier's weights if they are Bayesian, and labels that are not given."""
         pyro.module("dann", self)
-        weights = self._weights(dist.Normal(self.loc, self.log_scale.exp())) if self.bayesian else None
+        weights = self._weights(self._posterior()) if self.bayesian else None
         if y is None:
             with pyro.plate("data", x.shape[0], dim=-1):
                 pyro.sample("y", dist.Categorical(logits=self._logits(self.features(x.to(self._dtype)), weights)))
@@ -141,11 +141,7 @@ class DANN(nn.Module):
             ValueError: for shapes that differ from (n, *event_shape), (n,), (n,), values that are not finite, labels
                 outside of -1 .. K - 1, no known label, no domain, or one domain only.
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"expected x to be a tensor, got {type(x).__name__}: use torch.as_tensor")
-        if x.dim() == 0 or tuple(x.shape[1:]) != self.event_shape or len(x) == 0:
-            expected = ", ".join(map(str, self.event_shape))
-            raise ValueError(f"expected x of shape (n, {expected}), got {tuple(x.shape)}")
+        check_rows(x, self.event_shape)
         if not torch.isfinite(x).all():
             raise ValueError("expected x to be finite, it holds NaN or infinity")
         if y is None or d is None:
@@ -176,15 +172,15 @@ class DANN(nn.Module):
         with evaluation(self):
             if not self.bayesian:
                 return self._logits(h, None).softmax(-1)
-            law = dist.Normal(self.loc, self.log_scale.exp())
+            law = self._posterior()
             return torch.stack([self._logits(h, law.sample()).softmax(-1) for _ in range(draws)]).mean(0)
 
     def predict(self, x: Tensor) -> Tensor:
         """The likeliest labels: (n,)."""
         return self.predict_proba(x).argmax(-1)
 
-    def _prior(self) -> dist.Normal:
-        return dist.Normal(torch.zeros_like(self.loc), 1.0)
+    def _posterior(self) -> dist.Normal:
+        return dist.Normal(self.loc, self.log_scale.exp())
 
     def _weights(self, law: dist.Normal) -> Tensor:
         return pyro.sample("w", law.to_event(2))

@@ -124,13 +124,7 @@ class Generative(nn.Module):
             ValueError: x is not (n, *event_shape) or lies outside the likelihood's support; y is missing, not
                 wanted, not (n,) integers, or outside 0 .. num_classes - 1.
         """
-        if not isinstance(x, Tensor):
-            raise TypeError(f"expected x to be a tensor, got {type(x).__name__}: use torch.as_tensor")
-        if x.dim() == 0 or tuple(x.shape[1:]) != self.event_shape or len(x) == 0:
-            raise ValueError(
-                f"expected x of shape (n, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}: "
-                "reshape the data, or build the model with their event_shape"
-            )
+        check_rows(x, self.event_shape)
         self.likelihood.check(x)
         self._check_labels(y, x.shape[:1])
 
@@ -183,6 +177,17 @@ def arguments(frame: dict[str, Any]) -> dict[str, Any]:
     if not config["event_shape"]:
         raise ValueError("expected an event_shape of at least one dimension, got ()")
     return config
+
+
+def check_rows(x: Tensor, event_shape: tuple[int, ...]) -> None:
+    """Raises TypeError unless x is a tensor, ValueError unless it is (n, *event_shape) with rows."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected x to be a tensor, got {type(x).__name__}: use torch.as_tensor")
+    if x.dim() == 0 or tuple(x.shape[1:]) != event_shape or len(x) == 0:
+        raise ValueError(
+            f"expected x of shape (n, {', '.join(map(str, event_shape))}), got {tuple(x.shape)}: "
+            "reshape the data, or build the model with their event_shape"
+        )
 
 
 def draw(distribution: TorchDistribution, mean: bool) -> Tensor:
