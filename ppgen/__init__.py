@@ -7,6 +7,7 @@ places, `metrics` the metrics, `recipes` the known methods; `SVI` and `fit` mini
 
 from ppgen import metrics, recipes, views
 from ppgen.fit import fit
+from ppgen.growth import Growth
 from ppgen.infer import SVI
 from ppgen.objective import Objective
 from ppgen.result import Fit
@@ -20,6 +21,7 @@ __all__ = [
     "Anneal",
     "Evidence",
     "Fit",
+    "Growth",
     "Objective",
     "Ramp",
     "Rate",

@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from ppgen.batches import Batches, as_tensors
 from ppgen.draws import Program
+from ppgen.growth import Grower, Growth
 from ppgen.infer.capture import Compile
 from ppgen.infer.critics import networks
 from ppgen.infer.optimizers import OptimizerFactory
@@ -45,7 +47,8 @@ DECAYS: dict[str, Callable[[float], float]] = {
 class Moment:
     """What a callback sees after a step. ``moment.stop("why")`` ends the chain there.
 
-    `values` is the loss term by term; `signals`, of a game, the critics' losses and the norms of the gradients.
+    `values` is the loss term by term; `signals`, of a game, the critics' losses and the norms of the gradients. Of a
+    growing run, `level` is where its networks stand, and `stage_done` says that this was the last step of a stage.
     """
 
     step: int
@@ -53,7 +56,23 @@ class Moment:
     chain: int
     svi: SVI
     values: dict[str, Tensor]
+    watch: Watch
+    grower: Grower | None = None
     reason: str | None = None
+
+    @property
+    def level(self) -> float | None:
+        return None if self.grower is None else self.grower.level
+
+    @property
+    def stage_done(self) -> bool:
+        return self.grower is not None and self.step in self.grower.ends
+
+    @contextmanager
+    def result(self) -> Iterator[None]:
+        """Inside, the programs are in eval mode and have the weights that the run would end with now."""
+        with torch.random.fork_rng(), torch.no_grad(), self.watch.averaged(), Evaluation():
+            yield
 
     @property
     def signals(self) -> dict[str, Tensor]:
@@ -89,6 +108,7 @@ def fit(
     clip: float | None = None,
     schedule: Literal["linear", "cosine"] | Callable | None = None,
     compile: Compile = "auto",
+    growth: Growth | None = None,
 ) -> Fit:
     """Fits a model and a guide to data, by SVI.
 
@@ -120,6 +140,9 @@ def fit(
             optimiser -> torch learning-rate schedule, advanced every step.
         compile: whether steps are compiled, once for each shape of a batch: True; False; or "auto", once the steps
             still to come make it pay. Restarts share what is compiled. A progress bar says what was decided.
+        growth: takes the growing networks (`ppgen.nets.Growing`) of programs and critics through their scales, in the
+            course of the run; weights and optimisers' states go along, and each stage is compiled for itself. Without
+            it they stay where they are, at their last scale unless they were taken elsewhere.
 
     Returns:
         A `Fit`. The live programs hold the weights of its best chain.
@@ -179,7 +202,10 @@ def fit(
                 critic.to(device)
         state = State.of(model, guide, example, critics=critics)
         start = snapshot(state.tensors)
-        run = _Run(model, guide, loss, batches, held_out, total, patience, callbacks, ema, progress, restarts, state)
+        grower = None if growth is None else Grower(growth, state.modules, total)
+        run = _Run(
+            model, guide, loss, batches, held_out, total, patience, callbacks, ema, progress, restarts, state, grower
+        )
         chains: list[Chain] = []
         for number in range(restarts):
             torch.manual_seed(seed + number)
@@ -236,6 +262,7 @@ class _Run:
     progress: bool
     restarts: int
     state: State
+    grower: Grower | None
 
     def chain(self, number: int, svi: SVI) -> Chain:
         """Trains one chain from the weights that the programs hold."""
@@ -255,6 +282,8 @@ class _Run:
             warnings.warn(f"{error}; the weights are those of step {watch.kept}", stacklevel=3)
         else:
             watch.finish()
+        if self.grower is not None:
+            self.grower.settle()
         known = set(map(id, self.state.leaves.values()))
         if late := [name for name, leaf in svi.player.leaves.items() if id(leaf) not in known]:
             warnings.warn(
@@ -283,12 +312,14 @@ class _Run:
         ceilings = {name: metric.ceiling for name, metric in svi.critics.metrics.items()}
         with tqdm(total=self.total, desc=label, unit="step", disable=None if self.progress else True) as bar:
             for step, (epoch, batch) in enumerate(self._stream(), start=1):
+                if self.grower is not None and (stage_steps := self.grower.before(step)):
+                    svi.renew(stage_steps)
                 values = svi.update(*batch)
                 if svi.said != said and not bar.disable:
                     said = svi.said
                     bar.write(f"{label}: {said}", file=sys.stderr)
                 watch.saw(values, svi.signals)
-                moment = Moment(step, epoch, number, svi, values)
+                moment = Moment(step, epoch, number, svi, values, watch, self.grower)
                 for callback in self.callbacks:
                     callback(moment)
                 done = step == self.total

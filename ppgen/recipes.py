@@ -10,7 +10,7 @@ noise, saturating, and penalty where the recipe has none of its own.
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add, and_
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 from ppgen import metrics as m
 from ppgen import views as v
 from ppgen.metrics import MMD, Metric
-from ppgen.nets import choose
+from ppgen.nets import GrowingCritic, choose
 from ppgen.objective import Objective
 from ppgen.schedules import Ramp, Schedule
 from ppgen.terms import Evidence, Rate, Reconstruction, match
@@ -40,6 +40,7 @@ __all__ = [
     "iwae",
     "lsgan",
     "mmd_generator",
+    "progan",
     "r1_gan",
     "r3_gan",
     "sinkhorn_generator",
@@ -155,6 +156,33 @@ def wgan_gp(
     """WGAN-GP (Gulrajani et al. 2017, equation 3): Wasserstein-1 by a critic whose slope is held at one."""
     penalty = m.GradientPenalty(weight, one_sided=one_sided)
     return _generate(x, m.Wasserstein1(critic, penalty=penalty, steps=steps, **options))
+
+
+def progan(
+    critic: Critic = None,
+    *,
+    multi_scale: bool = False,
+    deviation: bool = True,
+    hidden: Sequence[int] | None = None,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.0, 0.99),
+    weight: float = 10.0,
+    steps: int = 1,
+    x: Sites = "x",
+    **options: Any,
+) -> Objective:
+    """The game of progressively grown GANs (Karras et al. 2018): WGAN-GP with a `ppgen.nets.GrowingCritic`.
+
+    It grows with the generator (``network="growing"``) under ``ppgen.fit(growth=ppgen.Growth())``, and is an ordinary
+    critic without. Their drift term, 0.001 E v^2, is left out: it holds a constant that the value does not depend on.
+
+    Args:
+        multi_scale, deviation, hidden: as in `ppgen.nets.GrowingEncoder`.
+    """
+    if critic is None:
+        critic = partial(GrowingCritic, multi_scale=multi_scale, deviation=deviation, hidden=hidden)
+    penalty = m.GradientPenalty(weight)
+    return _generate(x, m.Wasserstein1(critic, penalty=penalty, steps=steps, lr=lr, betas=betas, **options))
 
 
 def aae(
@@ -298,7 +326,7 @@ RECIPES: dict[str, Callable[..., Objective]] = {
     recipe.__name__: recipe
     for recipe in (
         *(ae, vae, wae, iwae, info_vae),
-        *(gan, f_gan, lsgan, hinge_gan, r1_gan, r3_gan, wgan_clip, wgan_gp),
+        *(gan, f_gan, lsgan, hinge_gan, r1_gan, r3_gan, wgan_clip, wgan_gp, progan),
         *(aae, ali, vae_gan, mmd_generator, sinkhorn_generator),
         *(dann, dann_reversal),
     )

@@ -1,7 +1,8 @@
 """What is watched while a chain trains: its losses, and its weights: the last good, the best, their moving average."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -93,17 +94,25 @@ class Watch:
 
     def validate(self, evaluate: Callable[[], float]) -> None:
         """Takes the loss on held-out data, under the averaged weights where there are such."""
-        live = snapshot(self.state.tensors)
-        try:
-            if self._average is not None:
-                restore(self.state.tensors, self._average)
+        with self.averaged():
             loss = evaluate()
             if loss < self._best_loss:
                 self._best, self._best_loss, self._best_weights = self.steps, loss, snapshot(self.state.tensors)
-        finally:
-            restore(self.state.tensors, live)
         self.validation["step"].append(self.steps)
         self.validation["loss"].append(loss)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The moving average of the weights in the programs, where there is one; the live ones again afterwards."""
+        if self._average is None:
+            yield
+            return
+        live = snapshot(self.state.tensors)
+        restore(self.state.tensors, self._average)
+        try:
+            yield
+        finally:
+            restore(self.state.tensors, live)
 
     @property
     def verdict(self) -> str | None:

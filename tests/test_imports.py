@@ -18,6 +18,7 @@ ROOT = Path(ppgen.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "metrics": {"nets"},
     "schedules": set(),
+    "growth": {"nets"},
     "draws": set(),
     "moments": set(),
     "nets": set(),
@@ -35,13 +36,13 @@ ALLOWED: dict[str, set[str]] = {
     "watch": {"infer"},
     "referee": set(),
     "result": {"batches", "draws", "infer", "objective", "diagnostics", "referee"},
-    "fit": {"batches", "draws", "infer", "objective", "referee", "result", "terms", "watch"},
+    "fit": {"batches", "draws", "growth", "infer", "objective", "referee", "result", "terms", "watch"},
     "systems": {"recipes", "models", "objective"},
     "report": {"data", "diagnostics", "files", "models", "result"},
     "run": {"data", "diagnostics", "files", "fit", "measures", "models", "report", "result", "systems"},
     "adaptation": {"data", "diagnostics", "report", "run", "systems"},
     "compare": {"files", "measures", "models", "report", "run"},
-    "__init__": {"metrics", "schedules", "views", "objective", "terms", "recipes", "infer", "fit", "result"},
+    "__init__": {"growth", "metrics", "schedules", "views", "objective", "terms", "recipes", "infer", "fit", "result"},
     "cli": {"__init__", "adaptation", "compare", "data", "fit", "report", "run", "systems"},
 }
 

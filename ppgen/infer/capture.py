@@ -304,6 +304,7 @@ def _watch(recording: Recording, players: list[Player], facts: Callable[[], Any]
     parts = {id(part): part for module in recording.modules.values() for part in module.modules()}
     parts = {key: part for key, part in parts.items() if key in recording.modules or inputs & set(_held(part))}
     modules = [(module, module.training, _held(module)) for module in parts.values()]
+    shaped: list[tuple[Any, Any]] = [(m, m.structure) for m in recording.modules.values() if hasattr(m, "structure")]
     rates = [(player, player.rates) for player in players]
     settings = [setting for player in players for setting in player.rates.settings()]
     known = facts()
@@ -317,6 +318,9 @@ def _watch(recording: Recording, players: list[Player], facts: Callable[[], Any]
                 return False
         for module, mode, held in modules:
             if module.training is not mode or _held(module) != held:
+                return False
+        for module, structure in shaped:
+            if module.structure != structure:
                 return False
         for player, same in rates:
             if player.rates is not same:

@@ -71,18 +71,30 @@ class SVI:
             self._differentiable = getattr(loss, "differentiable_loss", None)
             if self._differentiable is None and loss_and_grads is None:
                 self._loss_and_grads = loss.loss_and_grads  # an ELBO that only runs backward itself
-        self.stepper = Stepper(self._take, [self.player], self._facts, compile=compile, steps=steps)
         self.critics = Critics(loss, schedule=schedule)
         self.signals: dict[str, Tensor] = {}
+        self._compile: Compile = compile
+        self.renew(steps)
+
+    def renew(self, steps: int | None = None) -> None:
+        """Forgets what is compiled; players and their optimisers stay. For when the programs' structure has changed.
+
+        Args:
+            steps: how many steps there will be, as for the constructor.
+        """
+
+        def stepper(take: Callable, players: list[Player], to_come: int | None) -> Stepper:
+            return Stepper(take, players, self._facts, compile=self._compile, steps=to_come)
+
+        self.stepper = stepper(self._take, [self.player], steps)
         self._turns: list[Stepper] = []  # of each turn, those of equal critics shared
         steppers: dict[tuple[str, ...], Stepper] = {}
         for names in map(self.critics.of_turn, range(self.critics.turns)):
             if names not in steppers:
                 players = [self.critics.players[name] for name in names]
                 turns = sum(self.critics.of_turn(turn) == names for turn in range(self.critics.turns))
-                to_come = None if steps is None else steps * turns
                 take = partial(self._take_turn, len(self._turns))
-                steppers[names] = Stepper(take, players, self._facts, compile=compile, steps=to_come)
+                steppers[names] = stepper(take, players, None if steps is None else steps * turns)
             self._turns.append(steppers[names])
 
     @property
@@ -129,11 +141,11 @@ class SVI:
             gradients = [leaf.grad for leaf in self.player.leaves.values()]
         else:
             gradients = self.player.gradients(sum(values.values(), torch.zeros(())))
-        self.player.update(gradients)
+        signals = {GRADIENT: gradient_norm(gradients)} if self._turns else {}
+        self.player.update(gradients)  # last of all, so that the optimiser's kernel can leave a compiled step
         if hasattr(self.objective, "advance"):
             self.objective.advance()
-        values = {name: value.detach() for name, value in values.items()}
-        return values | {GRADIENT: gradient_norm(gradients)} if self._turns else values
+        return {name: value.detach() for name, value in values.items()} | signals
 
     def _move_step(self) -> None:
         """Puts the count of steps where the parameters are: a CUDA graph reads nothing off the GPU."""

@@ -7,6 +7,8 @@ plate of particles for example. The other methods are for users: they run in eva
 leave the mode as it was.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -15,15 +17,28 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppgen.models.likelihood import Head
+from ppgen.models.likelihood import Bernoulli, Categorical, Head
 from ppgen.moments import mean as mean_of
-from ppgen.nets import ConvDecoder, ConvEncoder, Dense, Network, choose, evaluation
+from ppgen.nets import (
+    ConvDecoder,
+    ConvEncoder,
+    Dense,
+    Growing,
+    GrowingDecoder,
+    GrowingEncoder,
+    Network,
+    choose,
+    evaluation,
+)
 
 # The encoder's network and the decoder's.
-NETWORKS: dict[str, tuple[type[Network], type[Network]]] = {
+NETWORKS: dict[str, tuple[Callable[..., Network], Callable[..., Network]]] = {
     "dense": (Dense, Dense),
     "convolutional": (ConvEncoder, ConvDecoder),
+    "growing": (GrowingEncoder, GrowingDecoder),
+    "pyramid": (partial(GrowingEncoder, multi_scale=True), partial(GrowingDecoder, pyramid=True)),
 }
+GROWING = ("growing", "pyramid")  # rows whose networks grow
 
 
 class Coder(nn.Module):
@@ -55,6 +70,11 @@ class Generative(nn.Module):
         _, decoding = choose(NETWORKS, config["network"], option="network")
         hidden = config["hidden"]
         back = {} if hidden is None else {"hidden": hidden[::-1]}
+        if config["network"] in GROWING and isinstance(likelihood, Bernoulli | Categorical):
+            raise ValueError(
+                f"network={config['network']!r} sees means of blocks of pixels while it grows, which the likelihood "
+                f"{type(likelihood).__name__.lower()!r} does not score; take one of continuous data"
+            )
         channels, *rest = self.event_shape
         outputs = (likelihood.size * channels, *rest)
         self.decoder = Coder(decoding(self.latent_dim, outputs, **back, **network_options(config)), likelihood)
@@ -81,8 +101,13 @@ class Generative(nn.Module):
         with pyro.plate("data", x.shape[0], dim=-1):
             self._labelled(context)
             z = pyro.sample("z", self.prior(x.shape[0]))
-            observed = self.likelihood.observed(x, self._dtype)
+            observed = self._seen(self.likelihood.observed(x, self._dtype))
             return pyro.sample("x", self.decoder(z, context), obs=observed)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Data at the resolution that the decoder has reached: what it is a model of while it grows."""
+        network = self.decoder.network
+        return network.seen(x) if isinstance(network, Growing) else x
 
     def _labelled(self, context: Tensor | None) -> None:
         """What the model says of the labels, one-hot."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,15 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 NORMS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]] = {
     "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
     "layer": (nn.LayerNorm, lambda width: nn.GroupNorm(1, width)),
+    "pixel": (lambda width: PixelNorm(), lambda width: PixelNorm()),
 }
+
+
+class PixelNorm(nn.Module):
+    """h / sqrt(mean over channels of h^2), at every pixel (Karras et al. 2018, section 4.2); no parameters."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value * (value.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
 class Network(nn.Module):
@@ -94,13 +102,13 @@ class Dense(Network):
         dropout: float = 0.0,
         context_dim: int = 0,
     ) -> None:
-        super().__init__(_shape(in_dim), _shape(out_dim), context_dim)
+        super().__init__(shape_of(in_dim), shape_of(out_dim), context_dim)
         widths = [math.prod(self.in_shape) + context_dim, *hidden]
         layers: list[nn.Module] = []
         for width, following in pairwise(widths):
             layers += [
                 nn.Linear(width, following),
-                *_between(following, activation, norm, dropout, image=False),
+                *between(following, activation, norm, dropout, image=False),
             ]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape)))
 
@@ -135,13 +143,13 @@ class ConvEncoder(Network):
         dropout: float = 0.0,
         context_dim: int = 0,
     ) -> None:
-        super().__init__(_image(event_shape), _shape(out_dim), context_dim)
+        super().__init__(image_shape(event_shape), shape_of(out_dim), context_dim)
         channels, *sides = self.in_shape
         widths = [channels + context_dim, *_layers(hidden)]
         layers: list[nn.Module] = []
         for width, following in pairwise(widths):
             layers.append(nn.Conv2d(width, following, 3, stride=2, padding=1))
-            layers += _between(following, activation, norm, dropout, image=True)
+            layers += between(following, activation, norm, dropout, image=True)
         features = widths[-1] * math.prod(_halved(sides, len(hidden))[-1])
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, math.prod(self.out_shape)))
 
@@ -178,7 +186,7 @@ class ConvDecoder(Network):
         dropout: float = 0.0,
         context_dim: int = 0,
     ) -> None:
-        super().__init__(_shape(in_dim), _image(event_shape), context_dim)
+        super().__init__(shape_of(in_dim), image_shape(event_shape), context_dim)
         channels, *sides = self.out_shape
         widths = [*_layers(hidden), channels]
         *self.sides, smallest = _halved(sides, len(hidden))
@@ -186,7 +194,7 @@ class ConvDecoder(Network):
         self.smallest = (widths[0], *smallest)
         self.between, self.doublings = nn.ModuleList(), nn.ModuleList()
         for width, following in pairwise(widths):
-            self.between.append(nn.Sequential(*_between(width, activation, norm, dropout, image=True)))
+            self.between.append(nn.Sequential(*between(width, activation, norm, dropout, image=True)))
             self.doublings.append(nn.ConvTranspose2d(width, following, 4, stride=2, padding=1))
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
@@ -196,71 +204,6 @@ class ConvDecoder(Network):
         for between, double, (height, width) in zip(self.between, self.doublings, reversed(self.sides), strict=True):
             value = double(between(value))[..., :height, :width]
         return value
-
-
-class Critic(nn.Module):
-    """One number for each row of one or more sites: what a metric with a critic is given.
-
-    Called as ``critic(x)``, or ``critic(x, z)`` for joined sites, (n, *event_shape) each, it returns (n,). If the first
-    site is an image, it goes through convolutions, and the other sites enter as constant channels; otherwise all
-    sites, flattened, go through a dense network.
-
-    Args:
-        event_shapes: of the sites, in order.
-        hidden: the hidden widths, or the channels; None for (256, 256), or (32, 64) convolutional.
-        frequencies: of a dense critic: how many sines and cosines of random directions u of its input, sin(u' F) and
-            cos(u' F), it sees beside u (Tancik et al. 2020). A dense network learns wide shapes first; these let it
-            tell narrow modes apart. 0 for none.
-        spread: the standard deviation of F, fixed, in radians a unit of u.
-
-    The other options are those of :class:`Dense`. Batch normalisation makes a row's number depend on other rows, which
-    a gradient penalty does not allow for; data and draws are normalised apart. With frequencies, a bound on the layers'
-    slopes (spectral norms, clipping) is none on the critic's.
-    """
-
-    frequencies: Tensor | None
-
-    def __init__(
-        self,
-        *event_shapes: Sequence[int],
-        hidden: Sequence[int] | None = None,
-        activation: str = "leaky_relu",
-        norm: str | None = None,
-        dropout: float = 0.0,
-        frequencies: int = 0,
-        spread: float = 5.0,
-    ) -> None:
-        super().__init__()
-        if not event_shapes:
-            raise ValueError("expected the event shape of at least one site, got none")
-        if not (isinstance(frequencies, int) and frequencies >= 0):
-            raise ValueError(f"frequencies: expected a whole number from 0 on, got {frequencies!r}")
-        first, *rest = event_shapes
-        self.image = len(first) == 3
-        options: dict[str, Any] = {"activation": activation, "norm": norm, "dropout": dropout}
-        if hidden is not None:
-            options["hidden"] = hidden
-        others = sum(math.prod(shape) for shape in rest)
-        self.network: Network
-        if self.image:
-            if frequencies:
-                raise ValueError(f"frequencies={frequencies} are of dense critics, the first site is an image {first}")
-            self.register_buffer("frequencies", None)
-            self.network = ConvEncoder(first, 1, context_dim=others, **options)
-        else:
-            width = math.prod(first) + others
-            self.register_buffer("frequencies", spread * torch.randn(width, frequencies) if frequencies else None)
-            self.network = Dense(width + 2 * frequencies, 1, **options)
-
-    def forward(self, *sites: Tensor) -> Tensor:
-        if self.image:
-            others = [site.unsqueeze(-1).flatten(1) for site in sites[1:]]
-            return self.network(sites[0], torch.cat(others, 1) if others else None).squeeze(-1)
-        joined = torch.cat([site.unsqueeze(-1).flatten(1) for site in sites], 1)
-        if self.frequencies is not None:
-            angles = joined @ self.frequencies
-            joined = torch.cat([joined, angles.sin(), angles.cos()], 1)
-        return self.network(joined).squeeze(-1)
 
 
 def choose(table: Mapping[str, Row], name: str, *, option: str) -> Row:
@@ -287,7 +230,7 @@ def evaluation(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _between(width: int, activation: str, norm: str | None, dropout: float, *, image: bool) -> list[nn.Module]:
+def between(width: int, activation: str, norm: str | None, dropout: float, *, image: bool) -> list[nn.Module]:
     """What stands between two affine layers: normalisation, activation, dropout."""
     layers = [] if norm is None else [choose(NORMS, norm, option="norm")[image](width)]
     layers.append(choose(ACTIVATIONS, activation, option="activation")())
@@ -298,11 +241,11 @@ def _between(width: int, activation: str, norm: str | None, dropout: float, *, i
     return layers
 
 
-def _shape(dim: int | Sequence[int]) -> tuple[int, ...]:
+def shape_of(dim: int | Sequence[int]) -> tuple[int, ...]:
     return (dim,) if isinstance(dim, int) else tuple(dim)
 
 
-def _image(shape: Sequence[int]) -> tuple[int, ...]:
+def image_shape(shape: Sequence[int]) -> tuple[int, ...]:
     if len(shape) != 3:
         raise ValueError(
             f"expected an image's event shape (channels, height, width), got {tuple(shape)}; "

@@ -1,0 +1,22 @@
+"""Networks: plain ones, critics, and networks that grow."""
+
+from ppgen.nets.critics import Critic
+from ppgen.nets.growing import Growing, GrowingCritic, GrowingDecoder, GrowingEncoder, growing_parts
+from ppgen.nets.networks import ACTIVATIONS, NORMS, ConvDecoder, ConvEncoder, Dense, Network, choose, evaluation
+
+__all__ = [
+    "ACTIVATIONS",
+    "NORMS",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Critic",
+    "Dense",
+    "Growing",
+    "GrowingCritic",
+    "GrowingDecoder",
+    "GrowingEncoder",
+    "Network",
+    "choose",
+    "evaluation",
+    "growing_parts",
+]
