@@ -5,6 +5,7 @@ metrics.jsonl        one line a step: chain, step, epoch, loss and its terms, of
 weights.safetensors  the `Fit`
 posterior.nc         the posterior on held-out data, as ArviZ reads it
 numbers.json         held-out figures
+stages.safetensors   of a run that grew: what it drew when each stage ended
 report.html          the page to look at
 """
 
@@ -27,10 +28,12 @@ from ppgen import data as datasets
 from ppgen.diagnostics import from_netcdf, to_netcdf
 from ppgen.files import write_whole
 from ppgen.fit import Moment, fit
+from ppgen.growth import Growth
 from ppgen.measures import measure
 from ppgen.models import VAE
 from ppgen.report import report_of_run, write_report
 from ppgen.result import Fit
+from ppgen.stages import Stages, read_stages
 from ppgen.systems import FORM_OF_LIKELIHOOD, NOT_ASKED_OF_RECIPES, SYSTEMS
 
 __all__ = ["Run", "new_folder", "read_config", "train"]
@@ -150,6 +153,7 @@ class Run:
             numbers=self.numbers,
             title=f"{self.config['system']} on {self.data.name}",
             config=self.config,
+            stages=read_stages(self.folder, self.fit.best),
         )
         return write_report(self.folder / "report.html", page)
 
@@ -206,6 +210,8 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     model.check(*rows)  # before there is a folder
     folder = new_folder(out)
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    options = fit_options(config)
+    pictures = [] if options.get("growth") is None else [Stages(folder, model, *rows[1:])]
     with _metrics(folder / "metrics.jsonl") as record:
         fitted = fit(
             model.model,
@@ -214,15 +220,21 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
             loss=_loss(config),
             optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
             validation=held_out if len(held_out[0]) else None,
-            callbacks=[record],
+            callbacks=[record, *pictures],
             progress=progress,
-            **config["fit"],
+            **options,
         )
     fitted.save(folder / "weights.safetensors")
     run = kind(folder, config, data, model, fitted)
     run.evaluate()
     run.report()
     return run
+
+
+def fit_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration's arguments of `ppgen.fit`."""
+    growth = config["fit"].get("growth")
+    return config["fit"] | ({} if growth is None else {"growth": Growth(**growth)})
 
 
 def _loss(config: dict[str, Any]) -> Any:

@@ -38,6 +38,18 @@ class System:
 # a game: short memory of gradients, averaged weights, rates that decay; there is no posterior to store
 GAME = {"lr": 2e-4, "betas": (0.5, 0.99), "fit.ema": 0.999, "fit.schedule": "cosine"}
 
+# its images grow
+GROWING = GAME | {
+    "lr": 1e-3,
+    "betas": (0.0, 0.99),
+    "model.network": "growing",
+    "model.norm": "pixel",
+    "model.activation": "leaky_relu",
+    "model.latent_dim": 32,
+    "data.form": "unit",
+    "fit.growth": {"fade": 0.5, "stages": None},
+}
+
 # a game of features, whose rate decays (Ganin et al. 2016, 5.2.2)
 ADAPT = {"fit.schedule": "cosine"}
 
@@ -58,6 +70,7 @@ SYSTEMS = {
     "wgan": System(Generator, recipes.wgan_gp, "Wasserstein GAN with gradient penalty, as wgan_gp", GAME),
     "wgan_gp": System(Generator, recipes.wgan_gp, "Wasserstein GAN with gradient penalty", GAME),
     "wgan_clip": System(Generator, recipes.wgan_clip, "Wasserstein GAN with clipped weights", GAME),
+    "progan": System(Generator, recipes.progan, "progressive GAN: images that grow, WGAN-GP", GROWING),
     "ali": System(ALI, recipes.ali, "ALI, BiGAN: pairs of data and codes matched by a critic", GAME),
     "mmd_generator": System(Generator, recipes.mmd_generator, "draws matched to data by MMD"),
     "sinkhorn_generator": System(Generator, recipes.sinkhorn_generator, "draws matched to data by optimal transport"),

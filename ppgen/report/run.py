@@ -6,7 +6,7 @@ whose `num_classes` is not None is given labels y. x has shape (n, *event_shape)
 show it in the units of the source.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ def report_of_run(
     numbers: Mapping[str, Any] | None = None,
     title: str,
     config: Mapping[str, Any] | None = None,
+    stages: Sequence[np.ndarray] = (),
     unit: str = "nats per datum",
     seed: int = 0,
 ) -> Report:
@@ -53,6 +54,7 @@ def report_of_run(
         idata: the posterior on held-out data, as `Fit.to_arviz` gives it.
         numbers: further headline numbers by name, unit included: a number, text, or a pair (value, standard error).
         config: what was asked for, as plain values that YAML can hold.
+        stages: of a run that grew, what it drew at the same latents when each stage ended.
         unit: of the loss.
         seed: of the samples; the caller's random state is left as it was.
     """
@@ -64,6 +66,7 @@ def report_of_run(
             training(fit, unit),
             game(fit),
             _samples(subject),
+            _stages(subject, stages),
             _reach(subject, seed),
             _reconstructions(subject),
             _codes(subject),
@@ -136,6 +139,18 @@ def _samples(subject: _Subject) -> Section | None:
         caption = "Means E[x | z] at other codes z ~ p(z): what the model draws, without the noise of p(x | z)."
         items.append(Figure(figures.samples(means, **subject.look), caption, f"Generated data. {caption}"))
     return Section("Samples", "", items)
+
+
+def _stages(subject: _Subject, stages: Sequence[np.ndarray]) -> Section | None:
+    if not len(stages):
+        return None
+    sides = getattr(subject.model.decoder.network, "sides", ())
+    titles = [f"{height} x {width}" for height, width in sides] or [f"stage {k + 1}" for k in range(len(stages))]
+    rows = {title: subject.source(x) for title, x in zip(titles, stages, strict=False)}
+    caption = "Draws at the same latents when each stage of the growth ended, the latent of a column always the same."
+    items = [Figure(figures.sequences(rows, limits=subject.look["limits"]), caption, f"Images. {caption}")]
+    text = "What is laid out at a small scale should stay, and be worked out at the next ones."
+    return Section("Growth", text, items)
 
 
 def _reach(subject: _Subject, seed: int) -> Section | None:

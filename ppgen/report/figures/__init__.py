@@ -1,6 +1,6 @@
 """The figures of a report: pure functions from arrays to matplotlib figures, all in one look."""
 
-from ppgen.report.figures.events import reconstructions, samples
+from ppgen.report.figures.events import reconstructions, samples, sequences
 from ppgen.report.figures.latent import latent_plane, latent_walk
 from ppgen.report.figures.posterior import khat, posterior
 from ppgen.report.figures.training import loss_curves, term_breakdown
@@ -13,5 +13,6 @@ __all__ = [
     "posterior",
     "reconstructions",
     "samples",
+    "sequences",
     "term_breakdown",
 ]

@@ -5,7 +5,7 @@ such, or a row of a table (features,), of which the first 6 columns are drawn. O
 with their reconstructions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ppgen.report.figures import images, tables
 from ppgen.report.figures.style import styled
 
-__all__ = ["reconstructions", "samples"]
+__all__ = ["reconstructions", "samples", "sequences"]
 
 
 @styled
@@ -47,6 +47,23 @@ def samples(
         sets = {labels[1]: x} if data is None else {labels[0]: data, labels[1]: x}
         return images.grids(sets, limits or images.span(x if data is None else data))
     return tables.overlay(x, data, _names(columns, x.shape[1]), labels)
+
+
+@styled
+def sequences(rows: Mapping[str, np.ndarray], *, limits: tuple[float, float] | None = None) -> Figure:
+    """Images (n, channels, height, width) by title, a row each, one above the other: column i is always the same one.
+
+    Args:
+        limits: the values drawn black and white; the least and the greatest of all, if left out.
+
+    Raises:
+        ValueError: if they are no images, are none, or differ in shape.
+    """
+    found = {title: _events(title, x) for title, x in rows.items()}
+    shapes = {x.shape for x in found.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 4:
+        raise ValueError(f"expected rows of as many images of one size, got {sorted(shapes)}")
+    return images.sequences(found, limits or images.span(np.stack(list(found.values()))))
 
 
 @styled

@@ -3,6 +3,8 @@
 An image is (channels, height, width). Three channels are red, green and blue; others are averaged into grey.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,9 +40,19 @@ def pairs(x: np.ndarray, x_hat: np.ndarray, limits: tuple[float, float]) -> Figu
         for start in range(0, len(x), across)
         for half in (above, below)
     ]
+    return _stack(pictures, ("original", "reconstructed") * len(pictures))
+
+
+def sequences(rows: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
+    """Rows of images by their titles, one above the other."""
+    return _stack([tile(colour(x, limits), across=len(x)) for x in rows.values()], tuple(rows))
+
+
+def _stack(pictures: list[np.ndarray], names: Sequence[str]) -> Figure:
+    """Pictures of one width, one above the other, each with its name to the left."""
     figure = canvas(sum(p.shape[0] for p in pictures) / pictures[0].shape[1] * (WIDTH - 1.1) + 0.15 * len(pictures))
     grid = figure.subplots(len(pictures), 1, squeeze=False)[:, 0]
-    for axes, picture, name in zip(grid, pictures, ("original", "reconstructed") * len(pictures), strict=False):
+    for axes, picture, name in zip(grid, pictures, names, strict=False):
         show(axes, picture)
         axes.set_ylabel(name, rotation=0, ha="right", va="center", color=MUTED, fontsize=8)
     return figure
