@@ -12,7 +12,8 @@ import torch
 
 from ppgen import metrics as m
 from ppgen import nets
-from ppgen.diagnostics import classifier_test, coverage, estimate, label_agreement, mode_coverage
+from ppgen.diagnostics import classifier_test, coverage, estimate, label_agreement, mode_coverage, pyramid_distance
+from ppgen.diagnostics.pyramid import LEAST_SIDE
 
 __all__ = ["METRICS", "measure"]
 
@@ -50,7 +51,8 @@ def measure(
     Args:
         labelled: further data and their labels, to see of which label the draws are.
         modes: (K, features) centres and the standard deviation around them, of data that are such a mixture.
-        metrics: whether to take all `METRICS` and a classifier's test; without, only fidelity and variety.
+        metrics: whether to take all `METRICS` and a classifier's test; without, only fidelity, variety and, of images
+            of at least 8 x 8, `pyramid_distance` at each level.
         seed: of directions, folds and critics.
     """
     numbers: dict[str, float] = {}
@@ -63,6 +65,10 @@ def measure(
             numbers[name] = estimate(make(), there, here, steps=500, seed=seed)
         numbers[C2ST] = classifier_test(x, y, classifier="mlp", seed=seed).statistic
     numbers |= vars(coverage(x, y))
+    if data.ndim == 4 and min(data.shape[2:]) >= LEAST_SIDE:
+        pyramid = pyramid_distance(y, x, seed=seed)
+        numbers |= {f"patches at {level}, sliced Wasserstein-1": value for level, value in pyramid.levels.items()}
+        numbers["patches, mean over levels"] = pyramid.mean
     if labelled is not None:
         agreement = label_agreement(*labelled, generated)
         numbers["agreement of two classifiers"] = agreement.share

@@ -6,6 +6,7 @@ from ppgen.diagnostics.estimate import estimate
 from ppgen.diagnostics.importance import Importance, weigh_up
 from ppgen.diagnostics.labels import Agreement, label_agreement
 from ppgen.diagnostics.modes import Coverage, Label, Missing, ModeCoverage, coverage, missing, mode_coverage
+from ppgen.diagnostics.pyramid import PyramidDistance, laplacian_pyramid, pyramid_distance, pyramid_noise
 from ppgen.diagnostics.two_sample import TwoSample, classifier_test, energy_test, ks_test, mmd_test
 from ppgen.diagnostics.versions import from_netcdf, to_netcdf
 
@@ -17,6 +18,7 @@ __all__ = [
     "Label",
     "Missing",
     "ModeCoverage",
+    "PyramidDistance",
     "TwoSample",
     "adaptation_risk",
     "classifier_test",
@@ -26,9 +28,12 @@ __all__ = [
     "from_netcdf",
     "ks_test",
     "label_agreement",
+    "laplacian_pyramid",
     "missing",
     "mmd_test",
     "mode_coverage",
+    "pyramid_distance",
+    "pyramid_noise",
     "to_arviz",
     "to_netcdf",
     "weigh_up",

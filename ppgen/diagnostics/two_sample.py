@@ -174,25 +174,29 @@ def paired_rows(
 
     Raises TypeError and ValueError as `ks_test` says.
     """
-    flat = []
-    for sample, name in zip((x, y), names, strict=True):
-        if not isinstance(sample, np.ndarray | Tensor):
-            raise TypeError(f"{name}: expected a NumPy array or a torch tensor, got {type(sample).__name__}")
-        real = not sample.is_complex() if isinstance(sample, Tensor) else sample.dtype.kind in "biuf"
-        if not real:
-            raise TypeError(f"{name}: expected real numbers, got dtype {sample.dtype}")
-        values = sample.double().numpy(force=True) if isinstance(sample, Tensor) else sample
-        if values.ndim == 0 or len(values) < least or values.size == 0:
-            raise ValueError(f"{name}: expected (n, *event) with at least {least} rows, got shape {values.shape}")
-        flat.append(values.reshape(len(values), -1).astype(np.float64))
-        if bad := int((~np.isfinite(flat[-1])).any(axis=1).sum()):
-            raise ValueError(f"{name}: {bad} of {len(values)} rows hold values that are not finite; drop or fill them")
+    flat = [flat_rows(sample, name, least=least) for sample, name in zip((x, y), names, strict=True)]
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(
             f"{names[0]} and {names[1]}: expected events of one shape, got {tuple(x.shape[1:])} and "
             f"{tuple(y.shape[1:])}; reshape one of them"
         )
     return flat[0], flat[1]
+
+
+def flat_rows(sample: Rows, name: str, *, least: int) -> np.ndarray:
+    """One sample as `paired_rows` has it, called `name` in its errors."""
+    if not isinstance(sample, np.ndarray | Tensor):
+        raise TypeError(f"{name}: expected a NumPy array or a torch tensor, got {type(sample).__name__}")
+    real = not sample.is_complex() if isinstance(sample, Tensor) else sample.dtype.kind in "biuf"
+    if not real:
+        raise TypeError(f"{name}: expected real numbers, got dtype {sample.dtype}")
+    values = sample.double().numpy(force=True) if isinstance(sample, Tensor) else sample
+    if values.ndim == 0 or len(values) < least or values.size == 0:
+        raise ValueError(f"{name}: expected (n, *event) with at least {least} rows, got shape {values.shape}")
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    if bad := int((~np.isfinite(flat)).any(axis=1).sum()):
+        raise ValueError(f"{name}: {bad} of {len(values)} rows hold values that are not finite; drop or fill them")
+    return flat
 
 
 def deal(n: int, m: int, deals: int, rng: np.random.Generator) -> np.ndarray:
