@@ -18,8 +18,8 @@ SHOWN = 12  # latents
 class Stages:
     """A callback of `ppgen.fit`: at the last step of a stage it draws, by the weights that the run would end with.
 
-    The file ``stages.safetensors`` has an array (latents, channels, height, width) for each chain and stage, scaled as the
-    model sees data. It is written anew at each stage; what a run that goes on has of earlier stages stays.
+    The file ``stages.safetensors`` has an array (latents, channels, height, width) for each chain and stage, scaled as
+    the model sees data. It is written anew at each stage; what a run that goes on has of earlier stages stays.
 
     Args:
         model: has `prior` and `decode`.

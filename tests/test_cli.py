@@ -12,6 +12,7 @@ from ppgen.measures import METRICS
 from ppgen.models import VAE
 from ppgen.report import Report
 from ppgen.run import Run
+from ppgen.stages import read_stages
 from ppgen.systems import FORM_OF_LIKELIHOOD, SYSTEMS
 
 QUICK = ["--fit.steps", "6", "--model.hidden", "[8]", "--draws", "0", "--particles", "4", "--data.size", "300"]
@@ -24,6 +25,10 @@ def _here(tmp_path, monkeypatch, request):
     if not request.node.get_closest_marker("figures"):
         monkeypatch.setattr("ppgen.run.report_of_run", lambda *_, title, **__: Report(title))
 
+
+# what each system is tried on: moons, but for images that grow
+GROWN = ["--model.hidden", "[4, 6]", "--loss.hidden", "[4, 6]"]
+SOURCES = {"progan": ("digits", GROWN)}
 
 DRAWING = [name for name, system in SYSTEMS.items() if not system.of_domains]  # the others: see test_adaptation
 
@@ -39,13 +44,46 @@ def test_every_kind_of_model_makes_its_page(system, tmp_path):
     assert ("<h2>The game</h2>" in page) == (system in ("gan", "ali"))
 
 
+@pytest.mark.figures
+@pytest.mark.parametrize("conditional", ["false", "true"])
+def test_a_growing_run_shows_its_stages(conditional, tmp_path):
+    command = ["train", "progan", "digits", *QUICK, *GROWN, "--conditional", conditional, "--fit.growth.fade", "0.2"]
+    assert main(command) == 0
+    folder = tmp_path / "runs" / "progan-digits"
+    assert "<h2>Growth</h2>" in (folder / "report.html").read_text()
+    first, last = read_stages(folder, 0)
+    assert first.shape == last.shape == (12, 1, 8, 8)
+    assert (first[..., ::2, ::2].repeat(2, -1).repeat(2, -2) == first).all()
+    assert not (last[..., ::2, ::2].repeat(2, -1).repeat(2, -2) == last).all()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["fit"]["growth"] == {"fade": 0.2, "stages": None}
+    fixed = ["train", "progan", "digits", *QUICK, *GROWN, "--fit.growth", "null", "--out", "fixed"]
+    assert main(fixed) == 0
+    assert read_stages(tmp_path / "fixed", 0) == []
+    assert "<h2>Growth</h2>" not in (tmp_path / "fixed" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ("moons", ["--data.form", "continuous"], "expected an image's event shape"),
+        ("digits", ["--model.hidden", "[4, 4, 4, 4]"], "8 x 8 pixels have no 4 scales"),
+        ("digits", ["--fit.growth.stages", "[1, 2, 3]"], "3 stages (1.0, 2.0, 3.0), and the networks have 2 scales"),
+    ],
+)
+def test_what_cannot_grow_says_so(source, options, said, capsys):
+    assert main(["train", "progan", source, "--fit.steps", "6", *options]) == 1
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("system", DRAWING)
 def test_every_system_trains_reports_and_samples(system, tmp_path, capsys):
-    assert main(["train", system, "moons", *QUICK, "--draws", "25"]) == 0
-    folder = tmp_path / "runs" / f"{system}-moons"
+    source, options = SOURCES.get(system, ("moons", []))
+    assert main(["train", system, source, *QUICK, "--draws", "25", *options]) == 0
+    folder = tmp_path / "runs" / f"{system}-{source}"
     assert str(folder / "report.html") in capsys.readouterr().out
     expected = {"config.yaml", "metrics.jsonl", "weights.safetensors", "numbers.json", "report.html"}
     expected |= {"posterior.nc"} if SYSTEMS[system].model is VAE else set()
+    expected |= {"stages.safetensors"} if system == "progan" else set()
     assert {path.name for path in folder.iterdir()} == expected
     run = Run.load(folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -55,7 +93,7 @@ def test_every_system_trains_reports_and_samples(system, tmp_path, capsys):
         assert line["loss"] == pytest.approx(sum(terms))
         assert ("signals" in line) == bool(run.fit.loss.critics)
     assert main(["sample", str(folder), "--n", "5"]) == 0
-    assert np.load(folder / "samples.npy").shape == (5, 2)
+    assert np.load(folder / "samples.npy").shape == (5, *run.data.event_shape)
     assert (folder / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -569,12 +569,22 @@ def test_size_keeps_rows_with_their_labels(tmp_path):
         ("digits", {"size": 1798}, "size=1798 asks for more rows than digits has, 1797"),
         ("digits", {"label": "y"}, "label='y' names a column of a table, and 'digits' is none"),
         ("digits", {"form": "integer", "scale": "standard"}, "would undo form='integer'"),
+        ("moons", {"side": 32}, r"side=32 is of images, and moons has rows of shape \(2,\)"),
+        ("digits", {"side": 7}, "side=7 is less than the 8 x 8 pixels of digits"),
+        ("digits", {"side": 16}, "the 8 x 8 pixels of digits do not fill half of side=16"),
         ("moons", {"form": "binary"}, "moons: form='binary' expects every value to be 0 or 1"),
     ],
 )
 def test_load_refuses(source, options, message):
     with pytest.raises(ValueError, match=message):
         data.load(source, **options)
+
+
+def test_side_puts_images_in_the_middle():
+    plain, wide = data.load("digits", form="integer"), data.load("digits", form="integer", side=11)
+    assert same(wide.x[:, :, 1:9, 1:9], plain.x)
+    assert wide.event_shape == (1, 11, 11)
+    assert wide.x.sum() == plain.x.sum()
 
 
 @pytest.mark.parametrize("source", ["nothing.csv", "some/folder", "train-images-idx3-ubyte"])

@@ -53,6 +53,25 @@ def read_images(folder: Path) -> Raw:
     return Raw(x, y, None, tuple(classes) or None, 256)
 
 
+def padded(x: np.ndarray, side: int, *, name: str) -> np.ndarray:
+    """Images (n, channels, height, width) in the middle of side x side pixels of the lowest level, 0.
+
+    Raises ValueError for rows of a table, images that are larger than that, and ones that do not fill half of a side.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"side={side} is of images, and {name} has rows of shape {x.shape[1:]}; leave it out")
+    height, width = x.shape[2:]
+    if side < max(height, width):
+        raise ValueError(f"side={side} is less than the {height} x {width} pixels of {name}: images are never cut")
+    if side >= 2 * min(height, width):
+        raise ValueError(
+            f"the {height} x {width} pixels of {name} do not fill half of side={side}; take fewer pixels a side, or "
+            "larger images"
+        )
+    edges = [((side - size) // 2, side - size - (side - size) // 2) for size in (height, width)]
+    return np.pad(x, [(0, 0), (0, 0), *edges])
+
+
 def _images_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
 

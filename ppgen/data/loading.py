@@ -9,6 +9,7 @@ from .checks import check
 from .datum import Data
 from .files import KINDS, looks_like_file, read
 from .forms import FORMS
+from .images import padded
 from .named import NAMED, openml
 from .raw import Raw
 from .scaler import Scaler
@@ -29,6 +30,7 @@ def load(
     test: float = 0.2,
     size: int | None = None,
     features: int | None = None,
+    side: int | None = None,
     seed: int = 0,
 ) -> Data:
     """Load, check, shape, split and scale a data set; the same arguments give the same arrays.
@@ -44,6 +46,8 @@ def load(
     validation, test: the fractions held out, each class by its share; see `splits`.
     size: rows of a toy law to draw (5000 if not given), or rows to keep, at random, of anything else.
     features: how many columns an svmlight file has, where its last ones may be empty.
+    side: images are padded to so many pixels a side, evenly and with the lowest level: 28 x 28 to 32 x 32, whose
+        scales are powers of two.
     seed: of the draws, the rows kept, the split, and the noise of dequantisation.
 
     Raises ValueError for an unknown name (with the nearest known ones), malformed or missing values (naming
@@ -63,6 +67,8 @@ def load(
 
     raw = _find(source, label, size, seed, features)
     check(raw.x, name=str(source), columns=raw.columns)
+    if side is not None:
+        raw = raw._replace(x=padded(raw.x, side, name=str(source)))
     keep, split, noise = np.random.default_rng(seed).spawn(3)
     if size is not None and source not in TOY:
         raw = _subset(raw, size, str(source), keep)
