@@ -1,5 +1,7 @@
 """The command line: ``ppgen train SYSTEM SOURCE``, then ``ppgen sample RUN``, ``report RUN``, ``compare RUN RUN ...``.
 
+A run that was stopped goes on by ``ppgen resume RUN``.
+
 Options come from the signatures of what they reach: ``--model.latent_dim`` is an argument of the model's class,
 ``--loss.beta`` of the recipe, ``--data.size`` of `ppgen.data.load`, ``--fit.epochs`` of `ppgen.fit`.
 """
@@ -22,7 +24,9 @@ __all__ = ["main"]
 
 EPOCHS = 200  # of a run that names neither steps nor epochs
 # arguments of fit that a command line does not give
-NOT_ASKED: set[str | int] = {"model", "guide", "data", "loss", "optim", "callbacks", "validation", "progress"}
+NOT_ASKED: set[str | int] = {
+    *("model", "guide", "data", "loss", "optim", "callbacks", "validation", "progress", "checkpoint"),
+}
 # arguments of models that come from the data, or are networks
 NOT_ASKED_OF_MODELS: set[str | int] = {"event_shape", "levels", "num_classes", "features", "classifier", "critic"}
 FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
@@ -36,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     with warnings.catch_warnings():  # which puts showwarning back
         warnings.showwarning = lambda message, *_, **__: print(f"ppgen: {message}", file=sys.stderr)
         try:
-            {"train": _train, "sample": _sample, "report": _report, "compare": _compare}[command](given[command])
+            COMMANDS[command](given[command])
         except FAILURES as error:
             if os.environ.get("PPGEN_TRACEBACK"):
                 raise
@@ -57,6 +61,11 @@ def _parser(words: list[str]) -> ArgumentParser:
     for name, system in SYSTEMS.items():
         options = _train_parser(name, system) if name in words else ArgumentParser()
         systems.add_subcommand(name, options, help=system.about)
+
+    resume = ArgumentParser(description="Go on with a run that was stopped, from its checkpoint to its report.")
+    resume.add_argument("run", type=Path, help="a run folder")
+    resume.add_argument("--progress", type=bool, default=True, help="a progress bar, on a terminal")
+    commands.add_subcommand("resume", resume, help="go on with a run that was stopped")
 
     sample = ArgumentParser(description="Draw from a trained model; writes the draws, and a picture of them.")
     sample.add_argument("run", type=Path, help="a run folder")
@@ -120,9 +129,24 @@ def _train(given: Namespace) -> None:
         config["fit"]["epochs"] = EPOCHS
     sources = [system.source, *([system.target] if SYSTEMS[name].of_domains else [])]
     folder = system.out if system.out is not None else _free(Path("runs") / "-".join([name, *map(_stem, sources)]))
-    run = train(config, out=folder, progress=system.progress, kind=_kind(name))
+    _tell(train(config, out=folder, progress=system.progress, kind=_kind(name)))
+
+
+def _resume(given: Namespace) -> None:
+    from ppgen.run import read_config, resume
+
+    system = read_config(given.run, holds=())["system"]
+    _tell(resume(given.run, progress=given.progress, kind=_kind(system)))
+
+
+def _tell(run: Any) -> None:
+    """What came of a run, and where its report is."""
+    from ppgen.run import CHECKPOINT
+
     chain = run.fit.chains[run.fit.best]
     print(f"{chain.stopped} in {chain.seconds:.0f} s; {chain.compiled or 'compiling would not have paid'}")
+    if (run.folder / CHECKPOINT).exists():
+        print(f"go on with it: ppgen resume {run.folder}")
     for finding in run.fit.findings():
         print(finding)
     for what, number in run.numbers.items():
@@ -199,6 +223,8 @@ def _free(folder: Path) -> Path:
         candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
     return candidate
 
+
+COMMANDS = {"train": _train, "resume": _resume, "sample": _sample, "report": _report, "compare": _compare}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,8 +1,8 @@
 """`fit`: programs and data in, a `Fit` out. It runs SVI over mini-batches, watches, and keeps what was learned."""
 
 import math
+import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,12 +30,14 @@ from ppgen.infer.svi import SVI
 from ppgen.objective import Objective
 from ppgen.referee import findings
 from ppgen.result import Chain, Fit
+from ppgen.resume import Checkpoint, Interrupt
 from ppgen.terms import Evidence
 from ppgen.watch import NotFinite, Watch
 
 __all__ = ["Moment", "fit"]
 
 CHECKS = 100  # a run reads its losses back about so many times
+KEPT = 10  # at every so many of these, its checkpoint is written
 # learning rates by progress, from 0 to 1
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1 - progress,
@@ -104,6 +106,7 @@ def fit(
     restarts: int = 1,
     device: str | torch.device | None = None,
     progress: bool = True,
+    checkpoint: str | os.PathLike | None = None,
     ema: float | None = None,
     clip: float | None = None,
     schedule: Literal["linear", "cosine"] | Callable | None = None,
@@ -133,6 +136,7 @@ def fit(
             the chains' draws.
         device: where batches and module programs go; unchanged if left out.
         progress: a progress bar, on a terminal.
+        checkpoint: a file that holds the whole run while it trains, from which a run that was stopped goes on (below).
         ema: decay of an exponential moving average of the weights, which then are the result (warmed up:
             min(ema, (1 + step) / (10 + step))).
         clip: bound on the norm of all gradients together.
@@ -151,8 +155,19 @@ def fit(
         TypeError, ValueError, LookupError: for bad options or data, before the first step.
         FloatingPointError: if the loss is not finite at the first step. Later, the run stops there with a warning
             and the last good weights; a restart that begins so is left out, with a warning.
+        ppgen.infer.checkpoint.CheckpointError: if the checkpoint is damaged. ValueError: if it is of another run; the
+            message says in what they differ, and nothing is written over.
 
-    Ctrl-C ends the run cleanly with what was learned.
+    Ctrl-C ends the run cleanly after the step it is at, with what was learned; pressed twice, at once.
+
+    **Going on.** With ``checkpoint="run.safetensors"`` the file is written after the first step, about ten times a
+    chain, and when Ctrl-C or a callback's `stop` ends a chain. If it is there when `fit` begins, the run goes on from
+    it, and ends as if it had never been stopped: bit for bit if steps are not compiled, to rounding if they are. Give
+    all else as it was. A complete run removes the file. One whose last chain was stopped leaves it, by a callback too:
+    the same call then goes on; delete the file for a new run. What does not carry over: what callbacks hold (one with
+    a method ``flush`` is called there before each writing), what a loss holds beside its step and its critics, and
+    random numbers that are not torch's. Pyro's learning-rate schedulers are refused, since callbacks move them: take
+    `schedule`.
     """
     if steps is not None and epochs is not None:
         raise ValueError(f"fit: give steps or epochs, not both (got steps={steps}, epochs={epochs})")
@@ -186,6 +201,16 @@ def fit(
             warnings.warn(f"{option} goes by the loss, which in a game need not fall as draws get better", stacklevel=2)
     batches = Batches(tensors, size=batch_size, seed=seed)
     total = steps if steps is not None else (epochs or 0) * len(batches) or 1000
+    asked: dict[str, Any] = {"steps": total, "seed": seed, "restarts": restarts, "patience": patience, "ema": ema}
+    asked |= {
+        "clip": clip,
+        "batch_size": batches.size if batches.shuffled else None,
+        "schedule": "a function" if callable(schedule) else schedule,
+        "loss": str(loss) if isinstance(loss, Objective) else getattr(loss, "__qualname__", type(loss).__name__),
+        "data": [f"{part.dtype} {tuple(part.shape)} on {part.device.type}" for part in tensors],
+        "growth": None if growth is None else str(growth),
+        "validation": [f"{part.dtype} {tuple(part.shape)}" for part in held_out or ()],
+    }
     if isinstance(schedule, str):
         decay = DECAYS[schedule]
         schedule = partial(LambdaLR, lr_lambda=lambda step: decay(min(step / total, 1.0)))
@@ -201,21 +226,20 @@ def fit(
             for critic in critics.values():
                 critic.to(device)
         state = State.of(model, guide, example, critics=critics)
-        start = snapshot(state.tensors)
         grower = None if growth is None else Grower(growth, state.modules, total)
-        run = _Run(
-            model, guide, loss, batches, held_out, total, patience, callbacks, ema, progress, restarts, state, grower
-        )
-        chains: list[Chain] = []
-        for number in range(restarts):
+        file = Checkpoint(checkpoint, asked, state, tensors)
+        watched = (callbacks, ema, progress, restarts)
+        run = _Run(model, guide, loss, batches, held_out, total, patience, *watched, state, grower, file)
+        chains = file.chains
+        for number in range(file.number, restarts):
             torch.manual_seed(seed + number)
-            if number:
-                state.restart(start)
+            if number > file.number:
+                state.restart(file.start)
             if isinstance(loss, Objective):
                 loss.step.zero_()
                 loss.total = total
             try:
-                to_come = total * (restarts - number)
+                to_come = max(1, total * (restarts - number) - file.steps)
                 svi = SVI(model, guide, optim, loss, clip=clip, schedule=schedule, compile=compile, steps=to_come)
                 chains.append(run.chain(number, svi))
             except FloatingPointError as error:
@@ -224,6 +248,8 @@ def fit(
                 warnings.warn(f"restart {number + 1} of {restarts} is left out: {error}", stacklevel=2)
             if chains[-1].interrupted:
                 break
+    if not (chains[-1].interrupted or file.stopped):
+        file.remove()
     result = Fit(model, guide, loss, chains, example)
     restore(state.tensors, chains[result.best].weights)
     return result
@@ -263,17 +289,21 @@ class _Run:
     restarts: int
     state: State
     grower: Grower | None
+    file: Checkpoint
 
     def chain(self, number: int, svi: SVI) -> Chain:
         """Trains one chain from the weights that the programs hold."""
         watch = Watch(self.state, ema=self.ema, patience=self.patience)
-        interrupted, began = False, time.perf_counter()
+        self.file.begin(svi, watch)
+        interrupted = False
         try:
             try:
                 reason = self._train(number, svi, watch)
             except KeyboardInterrupt:
                 reason, interrupted = f"interrupted at step {watch.steps}", True
             watch.read_back()
+            if self.file.stopped:
+                self._keep(number, svi, watch)
         except NotFinite as error:
             watch.finish()
             if watch.good == 0:
@@ -297,7 +327,7 @@ class _Run:
             validation={k: np.asarray(v) for k, v in watch.validation.items()},
             stopped=reason,
             kept=watch.kept,
-            seconds=time.perf_counter() - began,
+            seconds=watch.seconds,
             interrupted=interrupted,
             compiled=svi.said,
             signals={k: np.asarray(v) for k, v in watch.signals.items()},
@@ -305,13 +335,18 @@ class _Run:
 
     def _train(self, number: int, svi: SVI, watch: Watch) -> str:
         """Takes the steps; returns why they ended."""
+        if watch.verdict:
+            return f"{watch.verdict}, at step {watch.steps}"
         every = max(1, self.total // CHECKS)
         validate_every = max(len(self.batches), every)
         label = "fit" if self.restarts == 1 else f"fit {number + 1}/{self.restarts}"
         said, spoken = "", set[str]()
         ceilings = {name: metric.ceiling for name, metric in svi.critics.metrics.items()}
-        with tqdm(total=self.total, desc=label, unit="step", disable=None if self.progress else True) as bar:
-            for step, (epoch, batch) in enumerate(self._stream(), start=1):
+        bar = tqdm(
+            total=self.total, initial=watch.steps, desc=label, unit="step", disable=None if self.progress else True
+        )
+        with bar, Interrupt() as interrupt:
+            for step, (epoch, batch) in enumerate(self._stream(watch.steps), start=watch.steps + 1):
                 if self.grower is not None and (stage_steps := self.grower.before(step)):
                     svi.renew(stage_steps)
                 values = svi.update(*batch)
@@ -320,8 +355,11 @@ class _Run:
                     bar.write(f"{label}: {said}", file=sys.stderr)
                 watch.saw(values, svi.signals)
                 moment = Moment(step, epoch, number, svi, values, watch, self.grower)
-                for callback in self.callbacks:
-                    callback(moment)
+                try:
+                    for callback in self.callbacks:
+                        callback(moment)
+                except KeyboardInterrupt:
+                    interrupt.asked = True
                 done = step == self.total
                 if step == 1 or step % every == 0 or done:
                     watch.read_back()
@@ -335,14 +373,28 @@ class _Run:
                 bar.update()
                 if self.held_out is not None and (step % validate_every == 0 or done):
                     watch.validate(partial(self._evaluate, svi))
+                self.file.stopped = interrupt.asked or moment.reason is not None
+                if not (self.file.stopped or done) and (step == 1 or step % (KEPT * every) == 0):
+                    self._keep(number, svi, watch)
+                if interrupt.asked:
+                    raise KeyboardInterrupt
                 if reason := moment.reason or watch.verdict:
                     return f"{reason}, at step {step}"
         return f"ran its {self.total} steps"
 
-    def _stream(self) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """Epoch and batch of each step."""
-        epochs = ((epoch, batch) for epoch in count() for batch in self.batches.epoch(epoch))
-        return islice(epochs, self.total)
+    def _keep(self, number: int, svi: SVI, watch: Watch) -> None:
+        """Writes the checkpoint, if there is to be one."""
+        if self.file.path is not None:
+            for callback in self.callbacks:
+                if callable(flush := getattr(callback, "flush", None)):
+                    flush()
+            self.file.write(self.file.path, number, svi, watch)
+
+    def _stream(self, taken: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """Epoch and batch of each step that is still to come."""
+        first, within = divmod(taken, len(self.batches))
+        epochs = ((epoch, batch) for epoch in count(first) for batch in self.batches.epoch(epoch))
+        return islice(epochs, within, within + self.total - taken)
 
     def _evaluate(self, svi: SVI) -> float:
         """The loss on held-out data, in eval mode."""

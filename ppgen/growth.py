@@ -86,15 +86,16 @@ class Grower:
             raise ValueError(f"growth: networks of {several} scales do not grow together; give all equally many")
         self.ends = growth.ends(total, scales.pop())
         self.level: float | None = None
+        self._stage: int | None = None
 
     def before(self, step: int) -> int | None:
-        """Goes to the level of a step; returns the steps of its stage if one begins."""
+        """Goes to the level of a step; returns how many steps its stage has from there, if it is another stage."""
         stage = next(stage for stage, end in enumerate(self.ends) if step <= end)
         self.level = self.growth.level(step, self.ends)
         for part in self.parts:
             part.grow(self.level, fading=True)
-        began = self.ends[stage - 1] if stage else 0
-        return self.ends[stage] - began if step == began + 1 else None
+        before, self._stage = self._stage, stage
+        return self.ends[stage] - step + 1 if stage != before else None
 
     def settle(self) -> None:
         """What has faded out is worked out no more."""

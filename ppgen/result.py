@@ -20,7 +20,7 @@ from ppgen.infer.parameters import CRITIC, Evaluation, Parameters, State, restor
 from ppgen.objective import Objective
 from ppgen.referee import Finding, findings
 
-__all__ = ["Chain", "Fit"]
+__all__ = ["Chain", "Fit", "chains_from", "chains_stored"]
 
 FORMAT = 1
 ARRAYS = ("history", "validation", "signals")
@@ -59,6 +59,26 @@ class Chain:
         losses = checked[-1:] if len(checked) else self.history["loss"][: self.kept]
         loss = float(np.mean(losses[-max(1, len(losses) // 10) :])) if len(losses) else math.inf
         return loss if math.isfinite(loss) else math.inf
+
+
+def chains_stored(chains: list[Chain]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Chains as tensors, and facts of each, for a file."""
+    tensors: dict[str, Tensor] = {}
+    for i, chain in enumerate(chains):
+        tensors |= {f"{i}/weights/{k}": v for k, v in chain.weights.items()}
+        for kind in ARRAYS:
+            arrays = getattr(chain, kind)
+            tensors |= {f"{i}/{kind}/{k}": torch.as_tensor(np.asarray(v, dtype=float)) for k, v in arrays.items()}
+    return tensors, [{key: getattr(chain, key) for key in KEPT_AS_FACTS} for chain in chains]
+
+
+def chains_from(tensors: dict[str, Tensor], facts: list[dict[str, Any]]) -> list[Chain]:
+    """The chains that `chains_stored` stored."""
+    parts: list[dict] = [{"weights": {}, **{kind: {} for kind in ARRAYS}, **about} for about in facts]
+    for key, tensor in tensors.items():
+        number, kind, name = key.split("/", 2)
+        parts[int(number)][kind][name] = tensor if kind == "weights" else tensor.numpy()
+    return [Chain(**part) for part in parts]
 
 
 @dataclass
@@ -146,17 +166,12 @@ class Fit:
 
     def save(self, path: str | PathLike) -> None:
         """Writes all chains to one safetensors file, whole or not at all."""
-        tensors: dict[str, Tensor] = {}
-        for i, chain in enumerate(self.chains):
-            tensors |= {f"{i}/weights/{k}": v for k, v in chain.weights.items()}
-            for kind in ARRAYS:
-                arrays = getattr(chain, kind)
-                tensors |= {f"{i}/{kind}/{k}": torch.as_tensor(np.asarray(v, dtype=float)) for k, v in arrays.items()}
+        tensors, chains = chains_stored(self.chains)
         facts = {
             "format": FORMAT,
             "loss": str(self.loss),
             "example": [(tuple(part.shape), str(part.dtype).removeprefix("torch.")) for part in self.example],
-            "chains": [{key: getattr(chain, key) for key in KEPT_AS_FACTS} for chain in self.chains],
+            "chains": chains,
             "schedule": [int(self.loss.step), self.loss.total] if isinstance(self.loss, Objective) else None,
             "facts": self.facts,
         }
@@ -187,13 +202,9 @@ class Fit:
         tensors, stored = read(path)
         if stored.get("format") != FORMAT:
             raise CheckpointError(f"{path}: format {stored.get('format')!r}; this version reads format {FORMAT}")
-        parts: list[dict] = [{"weights": {}, **{kind: {} for kind in ARRAYS}, **about} for about in stored["chains"]]
-        for key, tensor in tensors.items():
-            number, kind, name = key.split("/", 2)
-            parts[int(number)][kind][name] = tensor if kind == "weights" else tensor.numpy()
         shapes = [(shape, getattr(torch, dtype)) for shape, dtype in stored["example"]]
         example = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes)
-        fit = cls(model, guide, loss, [Chain(**part) for part in parts], example, stored["facts"])
+        fit = cls(model, guide, loss, chains_from(tensors, stored["chains"]), example, stored["facts"])
         fit.use(fit.best)
         if isinstance(loss, Objective) and stored["schedule"]:
             step, loss.total = stored["schedule"]

@@ -1,19 +1,18 @@
 """A run folder: one training run on disk, from its configuration to its report.
 
-config.yaml          everything that was asked for; ``ppgen train --config`` takes it back
-metrics.jsonl        one line a step: chain, step, epoch, loss and its terms, of a game its signals, while training
-weights.safetensors  the `Fit`
-posterior.nc         the posterior on held-out data, as ArviZ reads it
-numbers.json         held-out figures
-stages.safetensors   of a run that grew: what it drew when each stage ended
-report.html          the page to look at
+config.yaml             everything that was asked for; ``ppgen train --config`` takes it back
+metrics.jsonl           one line a step: chain, step, epoch, loss and its terms, of a game its signals, while training
+checkpoint.safetensors  the run in the middle, until it is complete; ``ppgen resume`` goes on from it
+weights.safetensors     the `Fit`
+posterior.nc            the posterior on held-out data, as ArviZ reads it
+numbers.json            held-out figures
+stages.safetensors      of a run that grew: what it drew when each stage ended
+report.html             the page to look at
 """
 
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,17 +26,20 @@ from jsonargparse import ArgumentParser
 from ppgen import data as datasets
 from ppgen.diagnostics import from_netcdf, to_netcdf
 from ppgen.files import write_whole
-from ppgen.fit import Moment, fit
+from ppgen.fit import fit
 from ppgen.growth import Growth
 from ppgen.measures import measure
 from ppgen.models import VAE
+from ppgen.record import Record
 from ppgen.report import report_of_run, write_report
 from ppgen.result import Fit
+from ppgen.resume import position
 from ppgen.stages import Stages, read_stages
 from ppgen.systems import FORM_OF_LIKELIHOOD, NOT_ASKED_OF_RECIPES, SYSTEMS
 
-__all__ = ["Run", "new_folder", "read_config", "train"]
+__all__ = ["Run", "new_folder", "read_config", "resume", "train"]
 
+CHECKPOINT, METRICS, WEIGHTS = "checkpoint.safetensors", "metrics.jsonl", "weights.safetensors"
 SHOWN = 64  # held-out rows whose posterior is stored
 MEASURED = 1000  # rows of a sample that draws are laid beside, at most
 LABELLED = 5000  # training rows with labels that classifiers learn from, at most
@@ -70,7 +72,7 @@ class Run:
             )
         data = cls.load_data(config)
         model = cls.make_model(config, data)
-        fitted = Fit.load(folder / "weights.safetensors", model.model, model.guide, loss=_loss(config))
+        fitted = Fit.load(folder / WEIGHTS, model.model, model.guide, loss=_loss(config))
         return cls(folder, config, data, model, fitted)
 
     @classmethod
@@ -206,13 +208,39 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     """
     data = kind.load_data(config)
     model = kind.make_model(config, data)
-    rows, held_out = kind.rows(config, data, "train"), kind.rows(config, data, "validation")
-    model.check(*rows)  # before there is a folder
+    model.check(*kind.rows(config, data, "train"))  # before there is a folder
     folder = new_folder(out)
     write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    return _train(kind, folder, config, data, model, Record(folder / METRICS), progress)
+
+
+def resume(folder: str | os.PathLike, *, progress: bool = True, kind: type[Run] = Run) -> Run:
+    """Goes on with a run that was stopped, from its checkpoint to its report, as `train` would have.
+
+    Raises:
+        FileNotFoundError: if this is no run folder, or nothing was stopped in it.
+        ppgen.infer.checkpoint.CheckpointError: if the checkpoint is damaged.
+        ValueError: if the data, or the installed programs, are no longer those of then.
+    """
+    folder = Path(folder)
+    config = read_config(folder, holds=())
+    if not (folder / CHECKPOINT).is_file():
+        complete = (folder / WEIGHTS).is_file()
+        why = "the run is complete" if complete else f"it has no {CHECKPOINT}; `ppgen train` the same --config anew"
+        raise FileNotFoundError(f"{folder}: nothing to resume: {why}")
+    record = Record(folder / METRICS, after=position(folder / CHECKPOINT))
+    data = kind.load_data(config)
+    return _train(kind, folder, config, data, kind.make_model(config, data), record, progress)
+
+
+def _train(
+    kind: type[Run], folder: Path, config: dict[str, Any], data: Any, model: Any, record: Record, progress: bool
+) -> Run:
+    """Trains, to the end or until it is stopped, and leaves weights, figures and report of what there is."""
+    rows, held_out = kind.rows(config, data, "train"), kind.rows(config, data, "validation")
     options = fit_options(config)
     pictures = [] if options.get("growth") is None else [Stages(folder, model, *rows[1:])]
-    with _metrics(folder / "metrics.jsonl") as record:
+    try:
         fitted = fit(
             model.model,
             model.guide,
@@ -222,9 +250,12 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
             validation=held_out if len(held_out[0]) else None,
             callbacks=[record, *pictures],
             progress=progress,
+            checkpoint=folder / CHECKPOINT,
             **options,
         )
-    fitted.save(folder / "weights.safetensors")
+    finally:
+        record.flush()
+    fitted.save(folder / WEIGHTS)
     run = kind(folder, config, data, model, fitted)
     run.evaluate()
     run.report()
@@ -245,15 +276,22 @@ def _loss(config: dict[str, Any]) -> Any:
     return system.recipe(**parser.instantiate(parser.parse_object(config["loss"])).as_dict(), **sites)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, *, holds: tuple[str, ...] = (WEIGHTS,)) -> dict[str, Any]:
     """What a run folder's configuration says.
+
+    Args:
+        holds: files that the folder is to hold besides.
 
     Raises:
         FileNotFoundError: if this is no run folder.
     """
-    for name in ("config.yaml", "weights.safetensors"):
+    for name in ("config.yaml", *holds):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder}: not a run folder, it has no {name}; make one by `ppgen train`")
+            stopped = (folder / CHECKPOINT).is_file()
+            what = f"go on with it by `ppgen resume {folder}`" if stopped else "make one by `ppgen train`"
+            raise FileNotFoundError(
+                f"{folder}: not a {'finished run' if stopped else 'run folder'}, it has no {name}; {what}"
+            )
     return yaml.safe_load((folder / "config.yaml").read_text())
 
 
@@ -268,31 +306,3 @@ def new_folder(path: str | os.PathLike) -> Path:
         raise FileExistsError(f"{folder} exists and is not empty; a run is never written over: give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextmanager
-def _metrics(path: Path) -> Iterator[Any]:
-    """A callback that writes a line a step, read back from the device a hundred steps at a time."""
-    waiting: list[tuple[int, int, int, dict, dict]] = []
-    with path.open("w") as file:
-
-        def flush() -> None:
-            for chain, step, epoch, values, signals in waiting:
-                terms = {name: float(value) for name, value in values.items()}
-                line: dict[str, Any] = {"chain": chain, "step": step, "epoch": epoch}
-                line |= {"loss": sum(terms.values()), **terms}
-                if signals:
-                    line["signals"] = {name: float(value) for name, value in signals.items()}
-                file.write(json.dumps(line) + "\n")
-            waiting.clear()
-            file.flush()
-
-        def record(moment: Moment) -> None:
-            waiting.append((moment.chain, moment.step, moment.epoch, moment.values, moment.signals))
-            if len(waiting) >= 100:
-                flush()
-
-        try:
-            yield record
-        finally:
-            flush()

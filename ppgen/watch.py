@@ -1,14 +1,17 @@
 """What is watched while a chain trains: its losses, and its weights: the last good, the best, their moving average."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ppgen.infer.checkpoint import under
 from ppgen.infer.parameters import State, restore, snapshot
 
 __all__ = ["NotFinite", "Watch"]
@@ -46,6 +49,7 @@ class Watch:
         self._best, self._best_loss = 0, np.inf
         self._best_weights: dict[str, Tensor] | None = None
         self._failed = False
+        self._began = time.perf_counter()
         self._pending: deque[tuple[dict[str, Tensor], dict[str, Tensor]]] = deque()
 
     def saw(self, values: dict[str, Tensor], signals: dict[str, Tensor]) -> None:
@@ -121,6 +125,41 @@ class Watch:
         if self.patience is None or since < self.patience:
             return None
         return f"no better validation loss in {since} checks"
+
+    @property
+    def seconds(self) -> float:
+        """How long the chain has trained."""
+        return time.perf_counter() - self._began
+
+    def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that it knows, losses read back, as tensors and facts for a file; `go_on` takes them.
+
+        Raises:
+            NotFinite: as `read_back`.
+        """
+        self.read_back()
+        tensors: dict[str, Tensor] = {}
+        for kind, numbers in (("history", self.history), ("signals", self.signals)):
+            tensors |= {f"{kind}/{name}": torch.tensor(v, dtype=torch.float64) for name, v in numbers.items()}
+        for kind, weights in (("average", self._average), ("best", self._best_weights)):
+            tensors |= {f"{kind}/{name}": tensor for name, tensor in (weights or {}).items()}
+        facts = {"steps": self.steps, "best": self._best, "best_loss": self._best_loss}
+        return tensors, facts | {"validation": self.validation, "seconds": self.seconds}
+
+    def go_on(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Takes back what `stored` gave; the programs hold the weights of then already."""
+        self.history = {name: numbers.tolist() for name, numbers in under(tensors, "history").items()}
+        self.signals = {name: numbers.tolist() for name, numbers in under(tensors, "signals").items()}
+        self.validation = facts["validation"]
+        self.steps = self.good = facts["steps"]
+        restore(self._good_weights, self.state.tensors)
+        if self._average is not None:
+            restore(self._average, under(tensors, "average"))
+        self._best, self._best_loss = facts["best"], facts["best_loss"]
+        if best := under(tensors, "best"):
+            self._best_weights = snapshot(self.state.tensors)
+            restore(self._best_weights, best)
+        self._began = time.perf_counter() - facts["seconds"]
 
     def summary(self, last: int) -> str:
         """The mean loss of the last steps, each critic's, and the last validation."""

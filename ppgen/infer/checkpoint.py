@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ppgen.files import write_whole
 
-__all__ = ["CheckpointError", "read", "write"]
+__all__ = ["CheckpointError", "read", "under", "write"]
+
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -49,6 +51,11 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if _digest(tensors, header["facts"]) != header["digest"]:
         raise CheckpointError(f"{path}: its content does not match its digest; it was altered or damaged")
     return tensors, json.loads(header["facts"])
+
+
+def under(entries: dict[str, T], name: str) -> dict[str, T]:
+    """The entries whose keys begin with ``name/``, by what follows."""
+    return {key.removeprefix(f"{name}/"): value for key, value in entries.items() if key.startswith(f"{name}/")}
 
 
 def _digest(tensors: dict[str, Tensor], facts: str) -> str:

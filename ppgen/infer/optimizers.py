@@ -1,7 +1,8 @@
 """One torch optimiser over all parameters, from what a user of Pyro or of torch hands in."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
+from ppgen.infer.checkpoint import under
 from ppgen.infer.parameters import unused
 from ppgen.infer.pyro_optimizers import traceable_equivalent
 from ppgen.infer.rates import Rates
@@ -57,6 +59,7 @@ class Player:
         self.last: list[tuple[Tensor, Tensor | None]] = []
         self._rates: Rates | None = None
         self._watched = False
+        self._advances = 0
 
     def meet(self, leaves: dict[str, Tensor]) -> None:
         """Takes in trainable leaves not seen before (programs may make or thaw parameters at any step)."""
@@ -117,6 +120,7 @@ class Player:
         """One step of the learning-rate schedule."""
         if self.scheduler is not None:
             self.scheduler.step()
+            self._advances += 1
 
     @property
     def rates(self) -> Rates:
@@ -140,6 +144,95 @@ class Player:
         """What the optimiser gathers of gradients, by kind."""
         for state in self.optimizer.state.values() if self.optimizer is not None else ():
             yield from ((kind, tensor) for kind, tensor in state.items() if isinstance(tensor, Tensor))
+
+    def stored(self, names: Mapping[int, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Leaves met and what the optimiser holds, as tensors and facts for a file; `go_on` takes them.
+
+        Args:
+            names: of leaves by their id, under which another process finds them.
+
+        Raises:
+            ValueError: if a leaf has no name. TypeError: if the optimiser holds what is no tensor, number or word.
+        """
+        if late := [name for name, leaf in self.leaves.items() if id(leaf) not in names]:
+            raise ValueError(
+                f"checkpoint: the programs did not show the parameters {', '.join(late)} on the first batch, so that a "
+                "run cannot go on with them; let the programs make all parameters on every batch, or give no checkpoint"
+            )
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, Any] = {}
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        for i, leaf in enumerate(self.leaves.values()):
+            assert self.optimizer is not None
+            for kind, value in self.optimizer.state.get(leaf, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{i}/{kind}"] = value.detach().clone()
+                else:
+                    numbers[f"{i}/{kind}"] = self._plain(kind, value)
+        options = [{k: self._plain(k, v) for k, v in group.items() if k != "params"} for group in groups]
+        return tensors, {
+            "leaves": {name: names[id(leaf)] for name, leaf in self.leaves.items()},
+            "optimiser": self._described,
+            "groups": options,
+            "numbers": numbers,
+            "on the CPU": [key for key, tensor in tensors.items() if tensor.device.type == "cpu"],
+            "advances": self._advances,
+        }
+
+    def go_on(self, leaves: Mapping[str, Tensor], tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Takes back what `stored` gave, before the first step.
+
+        Args:
+            leaves: by the names that `stored` was given.
+
+        Raises:
+            ValueError: if the optimiser is another one.
+        """
+        met = {name: leaves[known] for name, known in facts["leaves"].items()}
+        frozen = [leaf for leaf in met.values() if not leaf.requires_grad]  # since they were met
+        for leaf in frozen:
+            leaf.requires_grad_(True)
+        self.meet(met)
+        for leaf in frozen:
+            leaf.requires_grad_(False)
+        if self._described != facts["optimiser"]:
+            raise ValueError(f"checkpoint: its optimiser is {facts['optimiser']}, this run's is {self._described}")
+        if self.optimizer is None:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of a schedule that moves before its optimiser
+            for _ in range(facts["advances"]):  # schedules hold more than JSON does, and follow from the steps alone
+                self.advance()
+        for group, options in zip(self.optimizer.param_groups, facts["groups"], strict=True):
+            for key, value in options.items():
+                if isinstance(group.get(key), Tensor):
+                    group[key].fill_(value)
+                else:
+                    group[key] = tuple(value) if isinstance(value, list) else value
+        for i, leaf in enumerate(met.values()):
+            kinds, on_cpu = under(tensors, str(i)), facts["on the CPU"]
+            gathered: dict[str, Any] = {k: _like(leaf, v, f"{i}/{k}" in on_cpu) for k, v in kinds.items()}
+            self.optimizer.state[leaf] = gathered | under(facts["numbers"], str(i))
+
+    @property
+    def _described(self) -> str:
+        if self.optimizer is None:
+            return "none"
+        options = ", ".join(f"{key}={value}" for key, value in self.optimizer.defaults.items())
+        sizes = ", ".join(str(len(group["params"])) for group in self.optimizer.param_groups)
+        return f"{type(self.optimizer).__name__}({options}) of {sizes} parameters"
+
+    def _plain(self, key: str, value: Any) -> Any:
+        """A number or word, or a tuple of them, as JSON holds it."""
+        if isinstance(value, Tensor) and value.dim() == 0:
+            return value.item()
+        parts = value if isinstance(value, tuple) else (value,)
+        if not all(part is None or isinstance(part, bool | int | float | str) for part in parts):
+            raise TypeError(
+                f"checkpoint: {type(self.optimizer).__name__} holds {key!r}, a {type(value).__name__}, which a "
+                "checkpoint does not take; give another optim, or no checkpoint"
+            )
+        return value
 
     @property
     def _each(self) -> bool:
@@ -181,6 +274,14 @@ def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
     if gradient.is_contiguous() and leaf.is_contiguous():
         return gradient
     return torch.empty_like(leaf, requires_grad=False).copy_(gradient)
+
+
+def _like(leaf: Tensor, tensor: Tensor, on_cpu: bool) -> Tensor:
+    """A stored tensor where it was, and in the memory layout of its leaf if it has the leaf's shape."""
+    device = torch.device("cpu") if on_cpu else leaf.device
+    if tensor.shape != leaf.shape:
+        return tensor.to(device)
+    return torch.empty_like(leaf, dtype=tensor.dtype, device=device, requires_grad=False).copy_(tensor)
 
 
 def _ask(arguments: Callable[..., dict[str, Any]], name: str, *, whole: bool) -> dict[str, Any]:

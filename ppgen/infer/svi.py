@@ -103,6 +103,11 @@ class SVI:
         of_critics = [f"critics: {turn.said}" for turn in dict.fromkeys(self._turns) if turn.said]
         return "; ".join([*([self.stepper.said] if self.stepper.said else []), *of_critics])
 
+    @property
+    def players(self) -> list[Player]:
+        """Who moves parameters: the programs' player, and each critic's."""
+        return [self.player, *self.critics.players.values()]
+
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One step down the loss on a batch; returns the loss before it, in the loss's own unit.
 
