@@ -371,16 +371,16 @@ def test_a_run_that_is_stopped_in_a_fade_is_loaded_in_that_fade(tmp_path):
 def test_a_run_that_is_stopped_in_a_fade_goes_on_to_the_same_weights(stopped_at, tmp_path):
     """Before a scale joins, at its first step, in its fade and after it, bitwise."""
     options = {"ema": 0.9, "schedule": "cosine"}
-    whole, loss = game()
+    x = images()
     levels: list = []
-    train(whole, loss, images(), callbacks=[lambda moment: levels.append(moment.level)], **options)
+    whole, loss = game()
+    train(whole, loss, x, callbacks=[lambda moment: levels.append(moment.level)], **options)
     stop = lambda moment: moment.stop("enough") if moment.step == stopped_at else None  # noqa: E731
     path, later = tmp_path / "checkpoint.safetensors", []
     for callback in (stop, lambda moment: later.append(moment.level)):
         pyro.clear_param_store()
         model, loss = game()
-        torch.manual_seed(0)
-        train(model, loss, images(), callbacks=[callback], checkpoint=path, **options)
+        train(model, loss, x, callbacks=[callback], checkpoint=path, **options)
     assert later == levels[stopped_at:]
     assert not path.exists()
     for name, tensor in whole.state_dict().items():
