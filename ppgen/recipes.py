@@ -161,28 +161,42 @@ def wgan_gp(
 def progan(
     critic: Critic = None,
     *,
+    distance: str = "wasserstein",
+    weight: float | None = None,
     multi_scale: bool = False,
     deviation: bool = True,
     hidden: Sequence[int] | None = None,
     lr: float = 1e-3,
     betas: tuple[float, float] = (0.0, 0.99),
-    weight: float = 10.0,
-    steps: int = 1,
     x: Sites = "x",
     **options: Any,
 ) -> Objective:
-    """The game of progressively grown GANs (Karras et al. 2018): WGAN-GP with a `ppgen.nets.GrowingCritic`.
+    """The game of progressively grown GANs (Karras et al. 2018), with a `ppgen.nets.GrowingCritic`.
 
-    It grows with the generator (``network="growing"``) under ``ppgen.fit(growth=ppgen.Growth())``, and is an ordinary
-    critic without. Their drift term, 0.001 E v^2, is left out: it holds a constant that the value does not depend on.
+    It grows with the generator (``network="growing"``) under ``ppgen.fit(growth=ppgen.Growth())``; without a growth it is
+    a game like any other. Their drift term, 0.001 E v^2, is left out: it holds a constant that the value does not see.
 
     Args:
+        distance: "wasserstein", their WGAN-GP; or "jensen_shannon" under R1, as in StyleGAN (Karras et al. 2019), which
+            costs less a step.
+        weight: of the gradient penalty; left out, 10 of "wasserstein" and 1 of "jensen_shannon".
         multi_scale, deviation, hidden: as in `ppgen.nets.GrowingEncoder`.
+
+    Raises:
+        ValueError: for an unknown distance.
     """
+    recipe, usual = choose(GROWN, distance, option="distance")
     if critic is None:
         critic = partial(GrowingCritic, multi_scale=multi_scale, deviation=deviation, hidden=hidden)
-    penalty = m.GradientPenalty(weight)
-    return _generate(x, m.Wasserstein1(critic, penalty=penalty, steps=steps, lr=lr, betas=betas, **options))
+    options = {"steps": 1, "lr": lr, "betas": betas, **options}
+    return recipe(critic, weight=usual if weight is None else weight, x=x, **options)
+
+
+# by distance: the recipe, and the weight of its penalty
+GROWN: dict[str, tuple[Callable[..., Objective], float]] = {
+    "wasserstein": (wgan_gp, 10.0),
+    "jensen_shannon": (r1_gan, 1.0),
+}
 
 
 def aae(
