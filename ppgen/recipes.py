@@ -173,8 +173,8 @@ def progan(
 ) -> Objective:
     """The game of progressively grown GANs (Karras et al. 2018), with a `ppgen.nets.GrowingCritic`.
 
-    It grows with the generator (``network="growing"``) under ``ppgen.fit(growth=ppgen.Growth())``; without a growth it is
-    a game like any other. Their drift term, 0.001 E v^2, is left out: it holds a constant that the value does not see.
+    It grows with the generator (``network="growing"``) under ``ppgen.fit(growth=ppgen.Growth())``; without a growth it
+    is a game like any other. Their drift term, 0.001 E v^2, is left out: it holds a constant that no value shows.
 
     Args:
         distance: "wasserstein", their WGAN-GP; or "jensen_shannon" under R1, as in StyleGAN (Karras et al. 2019), which
