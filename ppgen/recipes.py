@@ -180,7 +180,8 @@ def progan(
         distance: "wasserstein", their WGAN-GP; or "jensen_shannon" under R1, as in StyleGAN (Karras et al. 2019), which
             costs less a step.
         weight: of the gradient penalty; left out, 10 of "wasserstein" and 1 of "jensen_shannon".
-        multi_scale, deviation, hidden: as in `ppgen.nets.GrowingEncoder`.
+        multi_scale, deviation, hidden: of the critic that is made where none is given, as in
+            `ppgen.nets.GrowingEncoder`.
 
     Raises:
         ValueError: for an unknown distance.
@@ -188,6 +189,8 @@ def progan(
     recipe, usual = choose(GROWN, distance, option="distance")
     if critic is None:
         critic = partial(GrowingCritic, multi_scale=multi_scale, deviation=deviation, hidden=hidden)
+    elif hidden is not None:
+        options["hidden"] = hidden  # which the metric refuses beside a critic
     options = {"steps": 1, "lr": lr, "betas": betas, **options}
     return recipe(critic, weight=usual if weight is None else weight, x=x, **options)
 

@@ -1,5 +1,8 @@
 """Recipes: each is the expression it says it is, and trains."""
 
+from functools import partial
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,7 +13,7 @@ from torch import nn
 
 import ppgen
 from ppgen import metrics as m
-from ppgen import recipes
+from ppgen import nets, recipes
 from ppgen import views as v
 from ppgen.draws import log_weights
 
@@ -40,10 +43,12 @@ ADAPTING = ("dann", "dann_reversal")  # of programs with labels and domains: see
 GAMES = {name: make for name, make in recipes.RECIPES.items() if name not in ADAPTING and make().critics}
 COMPARING = [*GAMES, "mmd_generator", "sinkhorn_generator"]
 """Recipes that bring samples of two laws together, some beside a likelihood."""
-SMALL = {"hidden": (16,), "lr": 0.02}
+SMALL: dict[str, Any] = {"hidden": (16,), "lr": 0.02}
 
 
 def make(name: str) -> ppgen.Objective:
+    if name == "progan":  # whose own critic is of images; it is tried on them in test_growing.py
+        return recipes.progan(partial(nets.Critic, hidden=SMALL["hidden"]), lr=SMALL["lr"])
     return recipes.RECIPES[name](**SMALL if name in GAMES else {})
 
 
@@ -101,6 +106,7 @@ EXPRESSIONS = {
     "r3_gan": "Relativistic(data(x), generated(x))",
     "wgan_clip": "Wasserstein1(data(x), generated(x))",
     "wgan_gp": "Wasserstein1(data(x), generated(x))",
+    "progan": "Wasserstein1(data(x), generated(x))",
     "aae": "Reconstruction + 10 * JensenShannon(prior(z), posterior(z))",
     "ali": "JensenShannon(data(x) & posterior(z), generated(x) & prior(z))",
     "vae_gan": "Reconstruction + Rate + 10 * JensenShannon(data(x), generated(x, of=mean))",
@@ -111,6 +117,7 @@ PENALTIES = {
     "r3_gan": m.ZeroCentred(1.0, at="both"),
     "wgan_clip": m.Clip(0.01),
     "wgan_gp": m.GradientPenalty(10.0),
+    "progan": m.GradientPenalty(10.0),
 }
 
 
@@ -153,6 +160,11 @@ def test_games_take_their_sites_and_options():
     assert str(recipes.mmd_generator(m.Energy(), x="y")) == "Energy(data(y), generated(y))"
     assert str(recipes.sinkhorn_generator()) == "Sinkhorn(data(x), generated(x))"
     assert recipes.wgan_gp(weight=3.0, one_sided=True, steps=2).terms[0].term.metric.penalty.one_sided
+    by_r1 = recipes.progan(distance="jensen_shannon", weight=2.0)
+    assert str(by_r1) == "JensenShannon(data(x), generated(x))"
+    assert by_r1.terms[0].term.metric.penalty == m.ZeroCentred(2.0)
+    with pytest.raises(ValueError, match="distance to be one of 'wasserstein', 'jensen_shannon'"):
+        recipes.progan(distance="mmd")
     assert str(recipes.vae_gan(beta=0.5, weight=1.0)).startswith("Reconstruction + 0.5 * Rate + JensenShannon(")
 
 
