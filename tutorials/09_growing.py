@@ -72,13 +72,13 @@ with torch.no_grad():
 # %% [markdown]
 # ## Growing
 #
-# Nothing else is new. The program is the generator of any game, $z \sim N(0, I)$, $x = G(z)$; the loss is that of WGAN-GP
-# with a critic that grows too; and a `Growth` says when. `fit` follows it: each stage is a third of the run, and the
+# Nothing else is new. The program is the generator of any game, $z \sim N(0, I)$, $x = G(z)$; the loss is a game whose
+# critic grows too, here Jensen-Shannon with a penalty on the critic's slope at data; and a `Growth` says when. `fit` follows it: each stage is a third of the run, and the
 # scale fades in during the first half of that. The callback draws from the same latents whenever a stage ends, by the
 # averaged weights, which are the ones that the run would leave.
 
 # %%
-STEPS, BATCH = 1500, 32
+STEPS, BATCH = 1200, 32
 adam = partial(torch.optim.Adam, lr=1e-3, betas=(0.0, 0.99))
 
 
@@ -93,12 +93,11 @@ def train(model, growth, steps, callbacks=()):
         model.model,
         model.guide,
         x,
-        loss=recipes.progan(hidden=(16, 32, 64)),
+        loss=recipes.progan(distance="jensen_shannon", hidden=(16, 32, 64)),
         optim=adam,
         steps=steps,
         batch_size=BATCH,
-        ema=0.99,
-        schedule="cosine",
+        ema=0.995,
         growth=growth,
         compile=False,
         callbacks=list(callbacks),
