@@ -2,8 +2,9 @@
 # # Can a generator learn small images first?
 #
 # A GAN of large images has much to get wrong at once: what is drawn, where its parts are, and every edge. Progressive
-# growing (Karras et al. 2018) takes these in turn. Generator and critic begin with images of a few pixels; whenever that
-# goes well, both get layers for twice as many pixels a side, which fade in, so that nothing that was learned is lost.
+# growing (Karras et al. 2018) takes these in turn. Generator and critic begin with images of a few pixels; whenever
+# that goes well, both get layers for twice as many pixels a side, which fade in, so that nothing that was learned is
+# lost.
 
 # %%
 import time
@@ -27,9 +28,9 @@ x = torch.as_tensor(digits.train.x)
 # %% [markdown]
 # ## Levels
 #
-# A growing network has scales, here of 2, 4 and 8 pixels a side, and a level, the one it stands at. Its images are of the
-# whole size at every level. At a whole level it sees what blocks of pixels have for a mean; between two levels, the next
-# scale has faded in by so much. That is how the data look to it, too:
+# A growing network has scales, here of 2, 4 and 8 pixels a side, and a level, the one it stands at. Its images are of
+# the whole size at every level. At a whole level it sees what blocks of pixels have for a mean; between two levels, the
+# next scale has faded in by so much. That is how the data look to it, too:
 
 # %%
 network = nets.GrowingDecoder(32, (1, 8, 8), hidden=(64, 32, 16), norm="pixel")
@@ -38,7 +39,7 @@ print("scales:", network.sides)
 
 def show(rows, titles, limits=(0.0, 1.0)):
     across = len(rows[0])
-    figure, axes = plt.subplots(len(rows), 1, figsize=(0.62 * across, 0.72 * len(rows)), layout="constrained")
+    _, axes = plt.subplots(len(rows), 1, figsize=(0.62 * across, 0.72 * len(rows)), layout="constrained")
     for ax, images, title in zip(axes, rows, titles, strict=True):
         strip = np.concatenate([np.pad(np.asarray(image)[0], 1, constant_values=limits[1]) for image in images], 1)
         ax.imshow(strip, cmap="gray", vmin=limits[0], vmax=limits[1])
@@ -55,9 +56,9 @@ for level in levels:
 show(seen, [f"level {level:g}" for level in levels])
 
 # %% [markdown]
-# The generator's images move in the same way from one scale to the next. At level $k + a$ they are
-# $(1 - a)\,\mathrm{up}(\mathrm{rgb}_k(h_k)) + a\,\mathrm{rgb}_{k+1}(h_{k+1})$, so that a scale joins without a jump: where
-# it begins, its images are those of the scale before, each pixel repeated.
+# The generator's images move in the same way from one scale to the next. At level $k + a$ they are $(1 -
+# a)\,\mathrm{up}(\mathrm{rgb}_k(h_k)) + a\,\mathrm{rgb}_{k+1}(h_{k+1})$, so that a scale joins without a jump: where it
+# begins, its images are those of the scale before, each pixel repeated.
 
 # %%
 z = torch.randn(10, 32)
@@ -73,9 +74,10 @@ with torch.no_grad():
 # ## Growing
 #
 # Nothing else is new. The program is the generator of any game, $z \sim N(0, I)$, $x = G(z)$; the loss is a game whose
-# critic grows too, here Jensen-Shannon with a penalty on the critic's slope at data; and a `Growth` says when. `fit` follows it: each stage is a third of the run, and the
-# scale fades in during the first half of that. The callback draws from the same latents whenever a stage ends, by the
-# averaged weights, which are the ones that the run would leave.
+# critic grows too, here Jensen-Shannon with a penalty on the critic's slope at data; and a `Growth` says when. `fit`
+# follows it: here the last of the three stages is as long as the other two, and a scale fades in during the first half
+# of its stage. The callback draws from the same latents whenever a stage ends, by the averaged weights, which are the
+# ones that the run would leave.
 
 # %%
 STEPS, BATCH = 1200, 32
@@ -106,6 +108,7 @@ def train(model, growth, steps, callbacks=()):
     return fitted, time.process_time() - began
 
 
+growth = ppgen.Growth(stages=(1, 1, 2))
 model = generator()
 stages, seconds, latents = [], [time.process_time()], torch.randn(12, 32)
 
@@ -117,10 +120,11 @@ def picture(moment):
         seconds.append(time.process_time())
 
 
-fitted, grown_in = train(model, ppgen.Growth(), STEPS, [picture])
+fitted, grown_in = train(model, growth, STEPS, [picture])
 show(stages, ["2 x 2", "4 x 4", "8 x 8"])
-for sides, spent in zip(network.sides, np.diff(seconds), strict=True):
-    print(f"{sides[0]} x {sides[1]}: {1e3 * spent / (STEPS / 3):.0f} ms a step")
+steps = np.diff([0, *growth.ends(STEPS, scales=3)])
+for sides, spent, count in zip(network.sides, np.diff(seconds), steps, strict=True):
+    print(f"{sides[0]} x {sides[1]}: {count} steps of {1e3 * spent / count:.0f} ms")
 
 # %% [markdown]
 # A column is one latent. What is laid out at a small scale stays where it is, and is worked out at the next. The early

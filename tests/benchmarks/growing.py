@@ -7,14 +7,13 @@ pyramid      fixed; so does the critic, and the generator's scales add up to the
 
 Same widths, game (Jensen-Shannon under R1, one step of the critic a step), rates and batches; steps are as many as the
 time allows, worked out from a few steps of each stage that are timed before. All run eagerly, since compiling takes a
-different share of each. Rates are constant, weights averaged. Time is that of the processor, on one thread, so that what else the machine does counts for
-nothing.
+different share of each. Rates are constant, weights averaged. Time is that of the processor, on one thread, so that
+what else the machine does counts for nothing.
 
 The measure is that of the paper, section 5: sliced Wasserstein-1 between patches of 7 x 7 pixels of each level of the
 Laplacian pyramids of draws and of held-out data, normalised by the data's own statistics, times 1000; as many draws as
 held-out images. Beside it, precision and recall in pixels, and that same distance between two halves of the data.
-Mean (standard error) over seeds. The settings are the recipe's
-own, at widths and a batch that two cores can bear.
+Mean (standard error) over seeds. The settings are the recipe's own, at widths and a batch that two cores can bear.
 
     python tests/benchmarks/growing.py [--data digits fashion] [--minutes 3] [--seeds 3] [--first 0]
         [--only growing fixed ...] [--jobs 2] [--out FILE]
