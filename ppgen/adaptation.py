@@ -10,7 +10,15 @@ import numpy as np
 import torch
 
 from ppgen.data.domains import Domains, load_domains
-from ppgen.diagnostics import adaptation_risk, classifier_test, from_netcdf, to_netcdf
+from ppgen.diagnostics import (
+    adaptation_risk,
+    classifier_test,
+    feature_spread,
+    features_collapsed,
+    from_netcdf,
+    to_netcdf,
+)
+from ppgen.referee import Finding
 from ppgen.report import write_report
 from ppgen.report.adaptation import report_of_adaptation
 from ppgen.run import SHOWN, Run
@@ -19,6 +27,7 @@ __all__ = ["Adaptation"]
 
 JUDGED = 2000  # held-out rows of a domain that are looked at, at most
 DOMAIN_CLASSIFIER = "mlp"
+SPREAD = "spread of features in the {}, of what it was before training"
 
 
 @dataclass
@@ -79,10 +88,19 @@ class Adaptation(Run):
         )
         numbers["without the target's labels: importance-weighted risk"] = (risk.weighted, risk.weighted_error)
         numbers["rows of the source that carry the weights"] = risk.effective
+        start = self.make_model(self.config, self.data).to(x.device)
+        for domain, rows, features in (("source", x, h), ("target", there, g)):
+            numbers[SPREAD.format(domain)] = feature_spread(features, start.features_of(rows))
         self.keep(numbers)
         if self.config["draws"] and model.bayesian:
             shown = tuple(part[:SHOWN].to(x.device) for part in self.rows(self.config, self.data, "test"))
             to_netcdf(self.fit.to_arviz(*shown, draws=self.config["draws"]), self.folder / "posterior.nc")
+
+    def findings(self) -> list[Finding]:
+        """What the game shows, and features that have collapsed, which it does not show."""
+        numbers = self.numbers
+        spreads = {d: numbers[key] for d in ("source", "target") if (key := SPREAD.format(d)) in numbers}
+        return self.fit.findings() + features_collapsed(spreads)
 
     def draws(self, n: int, *, seed: int = 0) -> np.ndarray:
         raise ValueError(f"{self.folder}: a run of {self.config['system']!r} draws no data")
@@ -98,6 +116,7 @@ class Adaptation(Run):
             {name: self.held_out(name) for name in ("source", "target")},
             names=(self.data.source.name, self.data.target.name),
             label_names=self.data.source.label_names,
+            findings=self.findings(),
             idata=from_netcdf(posterior) if posterior.exists() else None,
             numbers=self.numbers,
             config=self.config,

@@ -123,7 +123,7 @@ def _train(given: Namespace) -> None:
     run = train(config, out=folder, progress=system.progress, kind=_kind(name))
     chain = run.fit.chains[run.fit.best]
     print(f"{chain.stopped} in {chain.seconds:.0f} s; {chain.compiled or 'compiling would not have paid'}")
-    for finding in run.fit.findings():
+    for finding in run.findings():
         print(finding)
     for what, number in run.numbers.items():
         print(f"{what}: {_shown(number)}")

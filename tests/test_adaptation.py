@@ -11,7 +11,7 @@ from ppgen import data
 from ppgen.adaptation import Adaptation
 from ppgen.cli import main
 from ppgen.data.domains import load_domains
-from ppgen.diagnostics import adaptation_risk
+from ppgen.diagnostics import adaptation_risk, feature_spread, features_collapsed
 
 judged = pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")
 
@@ -114,6 +114,22 @@ def test_weights_find_the_risk_of_a_target_that_lies_elsewhere():
     assert risk.weighted == pytest.approx(truth, abs=4 * risk.weighted_error)
     assert risk.effective < 2000
     assert risk.distance.statistic > 0.6
+
+
+def test_features_that_collapse_are_seen_and_others_are_not():
+    h = np.random.default_rng(0).normal(size=(50, 3))
+    spreads = {
+        "as they were": feature_spread(h + 5, h),
+        "half as far": feature_spread(torch.as_tensor(h / 2), h),
+        "next to nothing": feature_spread(h / 1000, h),
+        "one": feature_spread(np.ones((50, 3)), h),
+        "one from the start": feature_spread(np.ones((50, 3)), np.zeros((50, 3))),
+        "from one to many": feature_spread(h, np.zeros((50, 3))),
+    }
+    assert list(spreads.values()) == pytest.approx([1, 0.5, 0.001, 0, 0, np.inf])
+    found = features_collapsed(spreads)
+    assert [finding.player for finding in found] == ["next to nothing", "one", "one from the start"]
+    assert "features collapsed (next to nothing): their spread is 0.001 of what it was" in str(found[0])
 
 
 def test_risks_refuse_what_is_no_share_of_errors():
