@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ppgen.data.domains import Domains, load_domains
+from ppgen.data.labels import UNKNOWN
 from ppgen.diagnostics import (
     adaptation_risk,
     classifier_test,
@@ -45,7 +46,13 @@ class Adaptation(Run):
 
     @classmethod
     def load_data(cls, config: dict[str, Any]) -> Domains:
-        return load_domains(config["source"], config["target"], **config["data"])
+        return load_domains(
+            config["source"],
+            config["target"],
+            source_test=config.get("source_test"),
+            target_test=config.get("target_test"),
+            **config["data"],
+        )
 
     @classmethod
     def model_options(cls, config: dict[str, Any], data: Domains) -> dict[str, Any]:
@@ -56,7 +63,7 @@ class Adaptation(Run):
         return tuple(torch.as_tensor(part) for part in data.rows(split))
 
     def held_out(self, domain: str) -> tuple[torch.Tensor, np.ndarray | None]:
-        """Rows of "source" or "target" that were not trained on, and their labels."""
+        """Rows of "source" or "target" that were not trained on, and their labels, `UNKNOWN` where there is none."""
         data = getattr(self.data, domain)
         split = data.test if len(data.test.x) else data.train
         x = torch.as_tensor(split.x[:JUDGED], device=self.fit.example[0].device)
@@ -64,6 +71,7 @@ class Adaptation(Run):
 
     def evaluate(self) -> None:
         (x, y), (there, theirs) = self.held_out("source"), self.held_out("target")
+        assert y is not None  # of the source
         model, seed = self.model, self.config["fit"]["seed"]
         h, g = model.features_of(x), model.features_of(there)
         with torch.random.fork_rng():
@@ -73,8 +81,8 @@ class Adaptation(Run):
         risk = adaptation_risk(h, g, wrong, classifier=DOMAIN_CLASSIFIER, seed=seed)
         numbers: dict[str, Any] = {"held-out rows": f"{len(x)} of the source, {len(there)} of the target"}
         numbers["accuracy in the source"] = (1 - risk.source, risk.source_error)
-        if theirs is not None:
-            right = predicted == theirs
+        if theirs is not None and (known := theirs != UNKNOWN).any():
+            right = predicted[known] == theirs[known]
             numbers["accuracy in the target, by its labels"] = (
                 float(right.mean()),
                 float(right.std() / len(right) ** 0.5),
@@ -93,7 +101,10 @@ class Adaptation(Run):
             numbers[SPREAD.format(domain)] = feature_spread(features, start.features_of(rows))
         self.keep(numbers)
         if self.config["draws"] and model.bayesian:
-            shown = tuple(part[:SHOWN].to(x.device) for part in self.rows(self.config, self.data, "test"))
+            x, there, y = x[: SHOWN // 2], there[: SHOWN // 2], y[: SHOWN // 2]
+            labels = torch.cat([torch.as_tensor(y), torch.full((len(there),), UNKNOWN)]).to(x.device)
+            domains = torch.arange(2).repeat_interleave(torch.tensor([len(x), len(there)])).to(x.device)
+            shown = torch.cat([x, there]), labels, domains
             to_netcdf(self.fit.to_arviz(*shown, draws=self.config["draws"]), self.folder / "posterior.nc")
 
     def findings(self) -> list[Finding]:

@@ -87,6 +87,9 @@ def _train_parser(name: str, system: System) -> ArgumentParser:
     if system.of_domains:
         parser.add_argument("--source", required=True, help=f"data with labels: {what}")
         parser.add_argument("--target", required=True, help="data of the same kind, whose labels are not trained on")
+        for domain in ("source", "target"):
+            what = f"data of the {domain} to judge by, in place of a share --data.test of it"
+            parser.add_argument(f"--{domain}_test", default=None, help=what)
     else:
         parser.add_argument("source", help=what)
     parser.add_argument("--system", default=name, help="as the configuration file names it")

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "terms": {"draws", "views", "metrics", "objective"},
     "recipes": {"nets", "objective", "terms", "views", "metrics", "schedules"},
     "infer": {"draws", "files"},
-    "models": {"draws", "moments", "nets"},
+    "models": {"data", "draws", "moments", "nets"},
     "diagnostics": {"draws", "infer", "metrics", "referee"},
     "measures": {"diagnostics", "metrics", "nets"},
     "watch": {"infer"},

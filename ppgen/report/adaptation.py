@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ppgen.models import DANN
+from ppgen.models import DANN, UNKNOWN
 from ppgen.referee import Finding
 from ppgen.report import figures
 from ppgen.report.game import game
@@ -76,7 +76,12 @@ def _features(
     caption = f"{len(domains)} held-out rows by domain."
     plane = figures.latent_plane(_centred(h), domains, label_names=names)
     items = [Figure(plane, caption, f"Scatter plot. {caption}")]
-    labelled = [(part, y[:EACH]) for part, (_, y) in zip(h, rows, strict=True) if y is not None]
+    labels = [None if y is None else y[:EACH] for _, y in rows]
+    labelled = [
+        (part[y != UNKNOWN], y[y != UNKNOWN])
+        for part, y in zip(h, labels, strict=True)
+        if y is not None and (y != UNKNOWN).any()
+    ]
     classes = sorted({str(label) for _, y in labelled for label in np.unique(y)})
     named = list(label_names) if label_names is not None else [str(k) for k in range(model.num_classes)]
     if len(classes) * len(labelled) <= 12:  # more combinations than can be told apart by colour
