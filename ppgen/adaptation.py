@@ -10,7 +10,16 @@ import numpy as np
 import torch
 
 from ppgen.data.domains import Domains, load_domains
-from ppgen.diagnostics import adaptation_risk, classifier_test, from_netcdf, to_netcdf
+from ppgen.data.labels import UNKNOWN
+from ppgen.diagnostics import (
+    adaptation_risk,
+    classifier_test,
+    feature_spread,
+    features_collapsed,
+    from_netcdf,
+    to_netcdf,
+)
+from ppgen.referee import Finding
 from ppgen.report import write_report
 from ppgen.report.adaptation import report_of_adaptation
 from ppgen.run import SHOWN, Run
@@ -19,6 +28,7 @@ __all__ = ["Adaptation"]
 
 JUDGED = 2000  # held-out rows of a domain that are looked at, at most
 DOMAIN_CLASSIFIER = "mlp"
+SPREAD = "spread of features in the {}, of what it was before training"
 
 
 @dataclass
@@ -36,7 +46,13 @@ class Adaptation(Run):
 
     @classmethod
     def load_data(cls, config: dict[str, Any]) -> Domains:
-        return load_domains(config["source"], config["target"], **config["data"])
+        return load_domains(
+            config["source"],
+            config["target"],
+            source_test=config.get("source_test"),
+            target_test=config.get("target_test"),
+            **config["data"],
+        )
 
     @classmethod
     def model_options(cls, config: dict[str, Any], data: Domains) -> dict[str, Any]:
@@ -47,7 +63,7 @@ class Adaptation(Run):
         return tuple(torch.as_tensor(part) for part in data.rows(split))
 
     def held_out(self, domain: str) -> tuple[torch.Tensor, np.ndarray | None]:
-        """Rows of "source" or "target" that were not trained on, and their labels."""
+        """Rows of "source" or "target" that were not trained on, and their labels, `UNKNOWN` where there is none."""
         data = getattr(self.data, domain)
         split = data.test if len(data.test.x) else data.train
         x = torch.as_tensor(split.x[:JUDGED], device=self.fit.example[0].device)
@@ -55,6 +71,7 @@ class Adaptation(Run):
 
     def evaluate(self) -> None:
         (x, y), (there, theirs) = self.held_out("source"), self.held_out("target")
+        assert y is not None  # of the source
         model, seed = self.model, self.config["fit"]["seed"]
         h, g = model.features_of(x), model.features_of(there)
         with torch.random.fork_rng():
@@ -64,8 +81,8 @@ class Adaptation(Run):
         risk = adaptation_risk(h, g, wrong, classifier=DOMAIN_CLASSIFIER, seed=seed)
         numbers: dict[str, Any] = {"held-out rows": f"{len(x)} of the source, {len(there)} of the target"}
         numbers["accuracy in the source"] = (1 - risk.source, risk.source_error)
-        if theirs is not None:
-            right = predicted == theirs
+        if theirs is not None and (known := theirs != UNKNOWN).any():
+            right = predicted[known] == theirs[known]
             numbers["accuracy in the target, by its labels"] = (
                 float(right.mean()),
                 float(right.std() / len(right) ** 0.5),
@@ -79,10 +96,22 @@ class Adaptation(Run):
         )
         numbers["without the target's labels: importance-weighted risk"] = (risk.weighted, risk.weighted_error)
         numbers["rows of the source that carry the weights"] = risk.effective
+        start = self.make_model(self.config, self.data).to(x.device)
+        for domain, rows, features in (("source", x, h), ("target", there, g)):
+            numbers[SPREAD.format(domain)] = feature_spread(features, start.features_of(rows))
         self.keep(numbers)
         if self.config["draws"] and model.bayesian:
-            shown = tuple(part[:SHOWN].to(x.device) for part in self.rows(self.config, self.data, "test"))
+            x, there, y = x[: SHOWN // 2], there[: SHOWN // 2], y[: SHOWN // 2]
+            labels = torch.cat([torch.as_tensor(y), torch.full((len(there),), UNKNOWN)]).to(x.device)
+            domains = torch.arange(2).repeat_interleave(torch.tensor([len(x), len(there)])).to(x.device)
+            shown = torch.cat([x, there]), labels, domains
             to_netcdf(self.fit.to_arviz(*shown, draws=self.config["draws"]), self.folder / "posterior.nc")
+
+    def findings(self) -> list[Finding]:
+        """What the game shows, and features that have collapsed, which it does not show."""
+        numbers = self.numbers
+        spreads = {d: numbers[key] for d in ("source", "target") if (key := SPREAD.format(d)) in numbers}
+        return self.fit.findings() + features_collapsed(spreads)
 
     def draws(self, n: int, *, seed: int = 0) -> np.ndarray:
         raise ValueError(f"{self.folder}: a run of {self.config['system']!r} draws no data")
@@ -98,6 +127,7 @@ class Adaptation(Run):
             {name: self.held_out(name) for name in ("source", "target")},
             names=(self.data.source.name, self.data.target.name),
             label_names=self.data.source.label_names,
+            findings=self.findings(),
             idata=from_netcdf(posterior) if posterior.exists() else None,
             numbers=self.numbers,
             config=self.config,

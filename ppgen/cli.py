@@ -96,6 +96,9 @@ def _train_parser(name: str, system: System) -> ArgumentParser:
     if system.of_domains:
         parser.add_argument("--source", required=True, help=f"data with labels: {what}")
         parser.add_argument("--target", required=True, help="data of the same kind, whose labels are not trained on")
+        for domain in ("source", "target"):
+            what = f"data of the {domain} to judge by, in place of a share --data.test of it"
+            parser.add_argument(f"--{domain}_test", default=None, help=what)
     else:
         parser.add_argument("source", help=what)
     parser.add_argument("--system", default=name, help="as the configuration file names it")
@@ -147,7 +150,7 @@ def _tell(run: Any) -> None:
     print(f"{chain.stopped} in {chain.seconds:.0f} s; {chain.compiled or 'compiling would not have paid'}")
     if (run.folder / CHECKPOINT).exists():
         print(f"go on with it: ppgen resume {run.folder}")
-    for finding in run.fit.findings():
+    for finding in run.findings():
         print(finding)
     for what, number in run.numbers.items():
         print(f"{what}: {_shown(number)}")

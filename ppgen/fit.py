@@ -29,7 +29,7 @@ from ppgen.infer.parameters import Evaluation, State, owner, restore, snapshot
 from ppgen.infer.svi import SVI
 from ppgen.objective import Objective
 from ppgen.referee import findings
-from ppgen.result import Chain, Fit
+from ppgen.result import Chain, Fit, rules
 from ppgen.resume import Checkpoint, Interrupt
 from ppgen.terms import Evidence
 from ppgen.watch import NotFinite, Watch
@@ -341,7 +341,7 @@ class _Run:
         validate_every = max(len(self.batches), every)
         label = "fit" if self.restarts == 1 else f"fit {number + 1}/{self.restarts}"
         said, spoken = "", set[str]()
-        ceilings = {name: metric.ceiling for name, metric in svi.critics.metrics.items()}
+        known = rules(self.loss)
         bar = tqdm(
             total=self.total, initial=watch.steps, desc=label, unit="step", disable=None if self.progress else True
         )
@@ -363,7 +363,7 @@ class _Run:
                 done = step == self.total
                 if step == 1 or step % every == 0 or done:
                     watch.read_back()
-                    seen = findings(watch.signals, ceilings)
+                    seen = findings(watch.signals, over=done, **known)
                     for finding in seen:
                         if finding.sign not in spoken and not bar.disable:
                             bar.write(f"{label}: at step {step}, {finding}", file=sys.stderr)

@@ -178,6 +178,11 @@ class Term(Objective):
         """The metric with a critic that the term goes by, or None. A term that has one has `critic_loss(draws)`."""
         return None
 
+    @property
+    def aligns(self) -> bool:
+        """Whether the critic is meant to fail: its two samples are one law in two selections of rows."""
+        return False
+
     def __str__(self) -> str:
         return self.name
 

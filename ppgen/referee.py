@@ -8,11 +8,19 @@ With e the critic's edge, minus its loss (its value less the penalty), and c the
     circles           e swings slowly, by more than half of its mean, and by far more than its noise explains
     critic diverges   its gradient is over a hundred times what it was, and above all of the first half's
 
-"Is" is the last tenth of the steps, "was" the median of those before. These are signs, not proofs: what they show
-happened, what comes of it the samples say.
+Where features of two domains are aligned, the critic is meant to fail, for the right reason: it could tell the domains
+apart once, and no longer can. There a critic that has won has another name and another remedy:
+
+    critic never fooled         e is above half of c, and as high as it ever was, when the run ends
+    critic at chance too early  e was never above a thousandth of c, nor beyond its noise: nothing was ever told apart,
+                                so that nothing was aligned
+    features collapsed          all rows get one feature; this no loss shows: `ppgen.diagnostics.features_collapsed`
+
+"Is" is the last tenth of the steps, "was" the median of those before; the peak of e is that of means of as many steps.
+These are signs, not proofs: what they show happened, what comes of it the samples say.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +29,7 @@ __all__ = ["Finding", "findings"]
 
 LEAST = 200  # steps, before which nothing is said
 SHARE = 10  # the window is one part in so many
+CHANCE = 1e-3  # of its ceiling, below which an edge is none; a penalised critic's is small when it is well
 BLOCKS = 10  # in which a slow swing is looked for
 
 Array = np.ndarray
@@ -45,6 +54,18 @@ REMEDIES = {
         "a penalty on the critic's slope (r1_gan, r3_gan, wgan_gp), noise on both samples, or a lower learning rate of "
         "the critic than of the programs"
     ),
+    "critic never fooled": (
+        "a larger alpha, or more steps, so that its ramp ends before the rates do; a lower rate of the critic or a "
+        "penalty on its slope (weight), so that the features find a way; wider features"
+    ),
+    "critic at chance too early": (
+        "a ramp of alpha from 0, so that there are features to align; a critic that learns faster, wider or with a "
+        "smaller penalty; or nothing, if the rows themselves cannot be told apart (classifier_test)"
+    ),
+    "features collapsed": (
+        "a smaller alpha or a longer ramp, so that labels are learned before features are aligned; a distance that "
+        "does not grow with the features' scale (jensen_shannon); norm='layer' in the network of features"
+    ),
     "critic collapsed": "a lower learning rate of the critic, a looser clip, or a gradient penalty in its place",
     "nothing to learn": (
         "a loss that does not saturate, a penalty on the critic's slope, or Wasserstein-1 (wgan_gp), whose slope does "
@@ -58,13 +79,21 @@ REMEDIES = {
 }
 
 
-def findings(signals: Mapping[str, Series], ceilings: Mapping[str, float | None] | None = None) -> list[Finding]:
+def findings(
+    signals: Mapping[str, Series],
+    ceilings: Mapping[str, float | None] | None = None,
+    *,
+    aligned: Collection[str] = (),
+    over: bool = True,
+) -> list[Finding]:
     """What a game's signals show, worst first; nothing while they are few.
 
     Args:
         signals: arrays (steps,) as `Chain.signals` has them: "critic NAME", "gradient of critic NAME" and "gradient of
             the programs".
         ceilings: by critic's name, the largest value that its divergence can have, None where it has none.
+        aligned: names of critics that are meant to fail.
+        over: whether the run has ended; a critic that is yet to be fooled is no sign before.
     """
     found: list[Finding] = []
     programs = np.asarray(signals.get("gradient of the programs", ()), dtype=float)
@@ -74,13 +103,40 @@ def findings(signals: Mapping[str, Series], ceilings: Mapping[str, float | None]
         name = key.removeprefix("critic ")
         edge = -np.asarray(losses, dtype=float)
         slope = np.asarray(signals.get(f"gradient of {key}", np.ones_like(edge)), dtype=float)
-        found += _of_critic(name, edge, slope, programs, (ceilings or {}).get(name))
+        ceiling = (ceilings or {}).get(name)
+        found += _of_critic(name, edge, slope, programs, ceiling, won=name not in aligned)
+        if name in aligned and ceiling is not None:
+            found += _of_aligned(name, edge, ceiling, over)
     order = list(REMEDIES)
     return sorted(found, key=lambda finding: order.index(finding.sign))
 
 
-def _of_critic(name: str, edge: Array, slope: Array, programs: Array, ceiling: float | None) -> list[Finding]:
-    window = max(LEAST // 2, len(edge) // SHARE)
+def _of_aligned(name: str, edge: Array, ceiling: float, over: bool) -> list[Finding]:
+    """Of a critic that is meant to fail."""
+    window = _window(edge)
+    parts = np.array_split(edge, len(edge) // window)
+    means, now = [float(part.mean()) for part in parts], float(edge[-window:].mean())
+    # of ten means of noise, one is four standard errors above zero once in three thousand times
+    noise = [4 * float(part.std()) / len(part) ** 0.5 for part in parts]
+    peak = max(means)
+    if not any(mean > max(CHANCE * ceiling, least) for mean, least in zip(means, noise, strict=True)):
+        sign, seen = "critic at chance too early", f"its edge was never above {peak:.2g}, of at most {ceiling:.3g}"
+    elif over and now > max(ceiling / 2, 0.9 * peak):
+        sign, seen = "critic never fooled", f"its edge is {now:.3g} of at most {ceiling:.3g}, and was {peak:.3g}"
+    else:
+        return []
+    return [Finding(sign, f"critic {name}", seen, REMEDIES[sign])]
+
+
+def _window(edge: Array) -> int:
+    """How many steps are called "now"."""
+    return max(LEAST // 2, len(edge) // SHARE)
+
+
+def _of_critic(
+    name: str, edge: Array, slope: Array, programs: Array, ceiling: float | None, *, won: bool
+) -> list[Finding]:
+    window = _window(edge)
     now, before = edge[-window:], edge[:-window]
     mean = float(now.mean())
     scale = ceiling if ceiling is not None else float(np.abs(before).max())
@@ -90,7 +146,7 @@ def _of_critic(name: str, edge: Array, slope: Array, programs: Array, ceiling: f
         found.append(Finding(sign, player, seen, REMEDIES[sign]))
 
     slope_now, slope_was = float(slope[-window:].mean()), float(np.median(slope[:-window]))
-    if ceiling is not None and mean > 0.9 * ceiling:
+    if won and ceiling is not None and mean > 0.9 * ceiling:
         say("critic won", f"its edge is {mean:.3g} of at most {ceiling:.3g}")
     if slope_now < 1e-3 * slope_was and abs(mean) <= 0.02 * scale:
         say("critic collapsed", f"its gradient fell from {slope_was:.2g} to {slope_now:.2g}, its edge is {mean:.2g}")

@@ -20,7 +20,7 @@ from ppgen.infer.parameters import CRITIC, Evaluation, Parameters, State, restor
 from ppgen.objective import Objective
 from ppgen.referee import Finding, findings
 
-__all__ = ["Chain", "Fit", "chains_from", "chains_stored"]
+__all__ = ["Chain", "Fit", "chains_from", "chains_stored", "rules"]
 
 FORMAT = 1
 ARRAYS = ("history", "validation", "signals")
@@ -81,6 +81,15 @@ def chains_from(tensors: dict[str, Tensor], facts: list[dict[str, Any]]) -> list
     return [Chain(**part) for part in parts]
 
 
+def rules(loss: Any) -> dict[str, Any]:
+    """What `findings` is to know of a loss's critics: their ceilings, and which of them are meant to fail."""
+    critics = getattr(loss, "critics", {})
+    return {
+        "ceilings": {name: term.critic.ceiling for name, (term, *_) in critics.items()},
+        "aligned": {name for name, (term, *_) in critics.items() if term.aligns},
+    }
+
+
 @dataclass
 class Fit:
     """A model and a guide with the weights that fit left, one set a chain.
@@ -112,9 +121,7 @@ class Fit:
         Args:
             chain: the best if left out.
         """
-        critics = getattr(self.loss, "critics", {})
-        ceilings = {name: term.critic.ceiling for name, (term, *_) in critics.items()}
-        return findings(self.chains[self.best if chain is None else chain].signals, ceilings)
+        return findings(self.chains[self.best if chain is None else chain].signals, **rules(self.loss))
 
     def use(self, chain: int) -> None:
         """Loads a chain's weights into the live programs.

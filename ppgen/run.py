@@ -31,6 +31,7 @@ from ppgen.growth import Growth
 from ppgen.measures import measure
 from ppgen.models import VAE
 from ppgen.record import Record
+from ppgen.referee import Finding
 from ppgen.report import report_of_run, write_report
 from ppgen.result import Fit
 from ppgen.resume import position
@@ -132,6 +133,10 @@ class Run:
         if self.config["draws"] and isinstance(self.model, VAE):
             shown = tuple(t[:SHOWN] for t in tensors)
             to_netcdf(self.fit.to_arviz(*shown, draws=self.config["draws"]), self.folder / "posterior.nc")
+
+    def findings(self) -> list[Finding]:
+        """What the run shows of its game, if it was one."""
+        return self.fit.findings()
 
     def keep(self, numbers: dict[str, Any]) -> None:
         """Writes `numbers`."""

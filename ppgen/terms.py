@@ -193,6 +193,10 @@ class Match(Term):
     def critic(self) -> CriticMetric | None:
         return self.metric if isinstance(self.metric, CriticMetric) else None
 
+    @property
+    def aligns(self) -> bool:
+        return self.a.sites == self.b.sites and self.a.selection != self.b.selection
+
     def critic_loss(self, draws: Draws) -> Tensor:
         """The critic's loss on a draw; its gradient reaches the critic's weights alone."""
         assert isinstance(self.metric, CriticMetric)

@@ -1,5 +1,6 @@
 """Domain adaptation: laws of the program, of the recipe under every metric, of gradient reversal; what is refused."""
 
+import copy
 import functools
 from typing import Any
 
@@ -12,9 +13,10 @@ from pyro import infer
 from torch import Tensor, nn
 
 import ppgen
+from ppgen import data, recipes
 from ppgen import metrics as m
-from ppgen import recipes
 from ppgen import views as v
+from ppgen.diagnostics import feature_spread, features_collapsed
 from ppgen.draws import Draws
 from ppgen.models import DANN, UNKNOWN
 
@@ -41,7 +43,7 @@ def gradients(loss: ppgen.Objective, dann: DANN, data: tuple = DATA) -> list[Ten
 
 
 def fit(dann: DANN, loss: Any, data: tuple = DATA, **options: Any) -> ppgen.Fit:
-    adam = functools.partial(torch.optim.Adam, lr=0.01)
+    adam = functools.partial(torch.optim.Adam, lr=options.pop("lr", 0.01))
     options = {"steps": 4, "batch_size": 8, "compile": False} | options
     return ppgen.fit(dann.model, dann.guide, data, loss=loss, optim=adam, **options)
 
@@ -219,6 +221,47 @@ def test_labels_that_are_not_given_are_drawn():
     assert not trace.nodes["y"]["is_observed"]
     assert "d" not in trace.nodes
     assert ppgen.Evidence().loss(dann.model, dann.guide, X) == pytest.approx(0.0, abs=1e-6)
+
+
+MOONS, MOVED = data.moons(100, seed=0), data.rotated_moons(100, degrees=35.0, seed=1)
+FLAT = torch.as_tensor(MOONS[0]), torch.as_tensor(MOVED[0])
+# a run's loss, its rate and its steps, how far the target is moved, and the signs that are seen of it
+RUNS: dict[str, tuple[Any, float, int, float, list[str]]] = {
+    "a good run": (recipes.dann(hidden=(8,), lr=0.02, weight=0.1), 0.01, 200, 0.0, []),
+    "next to no alignment": (recipes.dann(hidden=(8,), lr=0.02, alpha=1e-4), 0.01, 200, 3.0, ["critic never fooled"]),
+    "a critic that learns nothing": (
+        recipes.dann(hidden=(8,), lr=1e-7),
+        0.01,
+        200,
+        0.0,
+        ["critic at chance too early"],
+    ),
+    "alignment alone": (recipes.dann(alpha=1e3), 0.1, 100, 0.0, ["features collapsed"]),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_signs_of_adaptation_are_seen_where_they_are_provoked(case):
+    loss, rate, steps, shift, signs = RUNS[case]
+    torch.manual_seed(0)
+    dann = DANN((2,), 2, latent_dim=8, hidden=(8,), activation="tanh")
+    domains = FLAT[0], FLAT[1] + shift
+    start = [dann.features_of(x) for x in domains]
+    y = torch.as_tensor(MOONS[1])
+    rows = torch.cat(domains), torch.cat([y, torch.full_like(y, UNKNOWN)]), torch.arange(2).repeat_interleave(100)
+    result = fit(dann, copy.deepcopy(loss), rows, steps=steps, batch_size=None, lr=rate)
+    spreads = {name: feature_spread(dann.features_of(x), h) for name, x, h in zip("ab", domains, start, strict=True)}
+    found = result.findings() + features_collapsed(spreads)
+    assert sorted({finding.sign for finding in found}) == signs
+
+
+def test_a_critic_is_meant_to_fail_where_two_selections_of_one_law_are_compared():
+    h, metric = v.posterior("h"), m.JensenShannon()
+    assert ppgen.match(h.given(d=0), h.given(d=1), metric).aligns
+    assert not ppgen.match(v.data("x"), v.generated("x"), metric).aligns
+    assert not ppgen.match(v.data("x").given(d=0), v.generated("x").given(d=1), metric).aligns
+    assert not ppgen.match(h, h, metric).aligns
+    assert not ppgen.Evidence().aligns
 
 
 BAD: dict[str, tuple[Any, Any, Any, type[Exception], str]] = {

@@ -6,6 +6,7 @@ import pytest
 from ppgen.referee import LEAST, REMEDIES, findings
 
 STEPS = 2000
+ELSEWHERE = {"features collapsed"}  # seen by `ppgen.diagnostics.features_collapsed`
 RNG = np.random.default_rng(0)
 
 
@@ -43,7 +44,7 @@ HEALTHY = {
 
 
 def test_every_sign_is_planted():
-    assert set(PLANTED) == set(REMEDIES)
+    assert {*PLANTED, *ALIGNED} | ELSEWHERE == set(REMEDIES)
 
 
 @pytest.mark.parametrize("sign", PLANTED)
@@ -59,6 +60,44 @@ def test_nothing_is_seen_of_a_healthy_game(game):
 @pytest.mark.parametrize("sign", [sign for sign in PLANTED if sign != "critic won"])
 def test_signs_are_seen_of_a_divergence_without_a_ceiling(sign):
     assert signs(PLANTED[sign], ceiling=None) == [sign]
+
+
+ALIGNED = {
+    "critic never fooled": signals(0.68 * (1 - np.exp(-20 * t)) + noise),
+    "critic at chance too early": signals(noise),
+}
+FOOLED = {
+    "fooled": signals(0.4 * (1 - np.exp(-50 * t)) * (1 - t) + noise),
+    "nearly won, then fooled": signals(0.68 * (1 - np.exp(-50 * t)) * (t < 0.5) + noise),
+    "half fooled": signals(0.5 - 0.1 * t + noise),
+    "at rest in the end": signals(0.1 * (t < 0.2) + noise),
+    "small under a penalty": signals(0.01 * (1 - t) + 0.1 * noise),
+}
+
+
+def of_aligned(given, **options) -> list[str]:
+    return [finding.sign for finding in findings(given, {"D(x)": np.log(2)}, aligned={"D(x)"}, **options)]
+
+
+@pytest.mark.parametrize("sign", ALIGNED)
+def test_a_planted_sign_is_seen_alone_of_a_critic_that_is_meant_to_fail(sign):
+    assert of_aligned(ALIGNED[sign]) == [sign]
+    assert sign not in signs(ALIGNED[sign])
+
+
+@pytest.mark.parametrize("game", FOOLED)
+def test_nothing_is_seen_of_a_critic_that_was_fooled(game):
+    assert of_aligned(FOOLED[game]) == []
+
+
+def test_a_critic_is_yet_to_be_fooled_while_the_run_goes_on():
+    assert of_aligned(ALIGNED["critic never fooled"], over=False) == []
+    assert of_aligned(ALIGNED["critic at chance too early"], over=False) == ["critic at chance too early"]
+
+
+@pytest.mark.parametrize("sign", ["circles", "critic collapsed", "critic diverges", "nothing to learn"])
+def test_the_other_signs_are_seen_of_aligned_critics_too(sign):
+    assert sign in of_aligned(PLANTED[sign])
 
 
 def test_nothing_is_said_of_a_few_steps():

@@ -1,22 +1,24 @@
 """Two data sets of one kind: a source with labels, and a target whose labels, if any, are for judging alone."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .datum import Data
-from .loading import load
-from .svmlight import SUFFIXES, width
+from .labels import UNKNOWN
+from .loading import Preparation, find
+from .raw import Raw
+from .svmlight import SUFFIXES, widened
 from .tables import NoColumn
 
 __all__ = ["Domains", "Rows", "load_domains"]
 
 
 class Rows(NamedTuple):
-    """Rows of both domains: x (n, *event_shape), labels y (n,), -1 in the target, and domains d (n,), 0 and 1."""
+    """Rows of both domains: x (n, *event_shape), labels y (n,), `UNKNOWN` in the target, domains d (n,), 0 and 1."""
 
     x: np.ndarray
     y: np.ndarray
@@ -25,7 +27,10 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Domains:
-    """A source and a target in the source's units and labels. `target.y` is None, or (n,) for judging."""
+    """A source and a target in the source's units and labels.
+
+    `target.y` is None, or (n,) to judge by, `UNKNOWN` where a row has no label.
+    """
 
     source: Data
     target: Data
@@ -42,58 +47,120 @@ class Domains:
     def rows(self, split: str) -> Rows:
         """The rows of a split, "train", "validation" or "test", of source and target one after the other."""
         source, target = getattr(self.source, split), getattr(self.target, split)
-        unknown = np.full(len(target.x), -1)
+        unknown = np.full(len(target.x), UNKNOWN)
         domains = np.repeat([0, 1], [len(source.x), len(target.x)])
         return Rows(np.concatenate([source.x, target.x]), np.concatenate([source.y, unknown]), domains)
 
 
-def load_domains(source: str | Path, target: str | Path, *, seed: int = 0, **options: Any) -> Domains:
-    """Both by `load`, with the same options; the target goes through the map that scales the source.
+def load_domains(
+    source: str | Path,
+    target: str | Path,
+    *,
+    source_test: str | Path | None = None,
+    target_test: str | Path | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Domains:
+    """Both as `load` has them, with the same options; the target goes through the map that scales the source.
 
-    Sparse tables get the columns of the wider one. The target is drawn and split under the seed after the source's, so
-    that two toy laws do not share their draws.
+    Labels meet by name, or by number where the source has numbers, from 0 on. The target may have labels: those of rows
+    that are trained on are left unread, which a warning says. -1 in its place is a label that is unknown, unless the
+    source has a class of that name. Sparse tables get the columns of the widest. The target is drawn and split under
+    the seed after the source's, so that two toy laws do not share their draws.
 
-    Labels of the target are never trained on: a warning says so where there are any.
+    Args:
+        source_test, target_test: data of a domain that are its test split, in place of the share `test` of the others;
+            all rows of them, whatever `size` is.
+        options: of `load`.
 
     Raises:
-        ValueError: for a source without labels, events that differ in shape or in columns, and labels of the target
-            that the source does not have.
+        ValueError: for a source with rows without labels, or labels below 0; events that differ in shape or in columns;
+            and labels that the source does not have.
     """
-    paths = [Path(name) for name in (source, target)]
-    if options.get("features") is None and all(path.suffix in SUFFIXES and path.is_file() for path in paths):
-        options = options | {"features": max(map(width, paths))}
-    first = load(source, seed=seed, **options)
-    try:
-        second = load(target, seed=seed + 1, **options)
-    except NoColumn:  # the source's labels alone have a column
-        second = load(target, seed=seed + 1, **{**options, "label": None})
-    if first.y is None:
-        raise ValueError(f"{source}: the source needs labels, and these data have none; name their column by label=")
-    if first.event_shape != second.event_shape:
-        raise ValueError(
-            f"source and target must have rows of one shape, got {first.event_shape} of {source} and "
-            f"{second.event_shape} of {target}"
-        )
-    if first.columns != second.columns:
-        raise ValueError(f"source and target must have the same columns, got {first.columns} and {second.columns}")
-    moved = first.scaler.transform(second.scaler.inverse(second.x)) if first.form == "continuous" else second.x
-    second = replace(
-        second, x=moved, scaler=first.scaler, y=_labels_of(first, second, target), label_names=first.label_names
-    )
-    if second.y is not None:
+    finding = {name: options.pop(name) for name in ("label", "size", "features", "side") if name in options}
+    prepare = Preparation(**options)
+    given = {"source": source, "target": target, "source_test": source_test, "target_test": target_test}
+    files = {part: name for part, name in given.items() if name is not None}
+    raws: dict[str, Raw] = {}
+    for number, (part, name) in enumerate(files.items()):
+        wanted = finding if part in ("source", "target") else finding | {"size": None}
+        try:
+            raws[part] = find(name, seed=seed + number, **wanted)
+        except NoColumn:  # of labels, which the source must have
+            if part not in ("target", "target_test"):
+                raise
+            raws[part] = find(name, seed=seed + number, **wanted | {"label": None})
+    if all(Path(name).suffix.lower() in SUFFIXES for name in files.values()):
+        raws = dict(zip(raws, widened(list(raws.values())), strict=True))
+    _check_kind(raws, files)
+    classes = _classes(raws["source"], source)
+    names = raws["source"].label_names
+    raws = {part: _numbered(raw, classes, files[part], part)._replace(label_names=names) for part, raw in raws.items()}
+    if raws["target"].y is not None:
         warnings.warn(f"{target}: the target's labels are not trained on; they serve to judge the result", stacklevel=2)
-    return Domains(first, second)
+    made: list[Data] = []
+    for number, domain in enumerate(("source", "target")):
+        raw, test = raws[domain], raws.get(f"{domain}_test")
+        scaler = made[0].scaler if made else None
+        held_out = 0 if test is None else len(test.x)
+        raw = raw if test is None else _joined(raw, test)
+        made.append(prepare(raw, files[domain], seed=seed + number, held_out=held_out, scaler=scaler))
+    return Domains(*made)
 
 
-def _labels_of(source: Data, target: Data, name: str | Path) -> np.ndarray | None:
-    """The target's labels in the source's numbers."""
-    if target.y is None:
-        return None
-    assert source.y is not None
-    theirs = target.label_names or tuple(map(str, range(int(target.y.max()) + 1)))
-    ours = source.label_names or tuple(map(str, range(int(source.y.max()) + 1)))
-    if unknown := [theirs[k] for k in np.unique(target.y) if theirs[k] not in ours]:
+def _check_kind(raws: dict[str, Raw], files: dict[str, str | Path]) -> None:
+    """Refuses data whose rows are not like the source's."""
+    ours, source = raws["source"], files["source"]
+    for part, raw in raws.items():
+        where = f"{part.replace('_', ' ')} must have"
+        if raw.x.shape[1:] != ours.x.shape[1:]:
+            raise ValueError(
+                f"source and {where} rows of one shape, got {ours.x.shape[1:]} of {source} and "
+                f"{raw.x.shape[1:]} of {files[part]}"
+            )
+        if raw.columns != ours.columns:
+            raise ValueError(f"source and {where} the same columns, got {ours.columns} and {raw.columns}")
+        main = raws[part.removesuffix("_test")]
+        if raw.levels != main.levels:
+            raise ValueError(f"{files[part]}: expected {main.levels} grey levels as in the rest, got {raw.levels}")
+
+
+def _classes(raw: Raw, name: str | Path) -> tuple[str, ...]:
+    """The names of the source's labels, in the order of their numbers."""
+    if raw.y is None:
+        raise ValueError(f"{name}: the source needs labels, and these data have none; name their column by label=")
+    if bad := int((raw.y < 0).sum()):
         raise ValueError(
-            f"{name}: labels that the source does not have: {', '.join(unknown)}; it has {', '.join(ours)}"
+            f"{name}: {bad} of {len(raw.y)} labels of the source are below 0, the least is {raw.y.min()}; number "
+            "classes from 0 on or give them names, and leave rows without a label out"
         )
-    return np.array([ours.index(label) if label in ours else -1 for label in theirs], np.int64)[target.y]
+    return raw.label_names or tuple(map(str, range(int(raw.y.max()) + 1)))
+
+
+def _numbered(raw: Raw, classes: tuple[str, ...], name: str | Path, part: str) -> Raw:
+    """The rows with labels in the source's numbers; without, where all of them are unknown."""
+    if raw.y is None:
+        if part == "source_test":
+            raise ValueError(f"{name}: rows of the source need labels, and these have none")
+        return raw
+    values, where = np.unique(raw.y, return_inverse=True)
+    found = [raw.label_names[k] if raw.label_names else str(k) for k in values]
+    known = {label: number for number, label in enumerate(classes)}
+    if part.startswith("target"):
+        known.setdefault(str(UNKNOWN), UNKNOWN)
+    if strangers := [label for label in found if label not in known]:
+        count = int(np.isin(where, [found.index(label) for label in strangers]).sum())
+        raise ValueError(
+            f"{name}: {count} of {len(raw.y)} rows have labels that the source does not have: {', '.join(strangers)}; "
+            f"it has {', '.join(classes)}"
+        )
+    numbers = np.array([known[label] for label in found], np.int64)
+    return raw._replace(y=numbers[where] if (numbers != UNKNOWN).any() else None)
+
+
+def _joined(raw: Raw, test: Raw) -> Raw:
+    """Rows of one domain, the held-out ones last; labels are unknown where one part alone has any."""
+    y = None
+    if raw.y is not None or test.y is not None:
+        y = np.concatenate([np.full(len(part.x), UNKNOWN) if part.y is None else part.y for part in (raw, test)])
+    return raw._replace(x=np.concatenate([raw.x, test.x]), y=y)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+UNKNOWN = -1  # the label of rows whose label is not known
+
 
 def row_number(row: int) -> str:
     """How a row is named where the source has no lines."""

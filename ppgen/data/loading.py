@@ -1,6 +1,7 @@
 """From the name of a data set or a path to `Data`: find it, check it, form it, split it, scale it."""
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -55,41 +56,83 @@ def load(
     FileNotFoundError for a missing file; TypeError for data that are not real numbers, and for a source that
     is neither name nor path.
     """
-    if form != "auto" and form not in FORMS:
-        raise ValueError(f"expected form to be one of {', '.join(['auto', *FORMS])}, got {form!r}")
-    if scale != "auto" and scale not in SCALES:
-        raise ValueError(f"expected scale to be one of {', '.join(['auto', *SCALES])}, got {scale!r}")
+    prepare = Preparation(form=form, scale=scale, validation=validation, test=test)
+    return prepare(find(source, label=label, size=size, features=features, side=side, seed=seed), source, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How rows become `Data`: form, split and scale, as `load` has them."""
+
+    form: str = "auto"
+    scale: str = "auto"
+    validation: float = 0.1
+    test: float = 0.2
+
+    def __post_init__(self) -> None:
+        form, scale = self.form, self.scale
+        if form != "auto" and form not in FORMS:
+            raise ValueError(f"expected form to be one of {', '.join(['auto', *FORMS])}, got {form!r}")
+        if scale != "auto" and scale not in SCALES:
+            raise ValueError(f"expected scale to be one of {', '.join(['auto', *SCALES])}, got {scale!r}")
+        if scale == "standard" and form in ("integer", "binary"):
+            raise ValueError(f"scale='standard' would undo form={form!r}; choose scale='none' or another form")
+
+    def __call__(
+        self, raw: Raw, source: str | Path, *, seed: int, held_out: int = 0, scaler: Scaler | None = None
+    ) -> Data:
+        """What `load` makes of `raw`, found at `source`.
+
+        held_out: so many rows, the last ones, are the test split, and none of the others.
+        scaler: of other data, in whose units these are to be; fitted to the train rows if left out.
+        """
+        form = "continuous" if self.form == "auto" else self.form
+        _, split, noise = np.random.default_rng(seed).spawn(3)
+        try:
+            x = FORMS[form](raw.x, raw.levels, noise)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        n = len(x) - held_out
+        test = 0.0 if held_out else self.test
+        rows = split_rows(n, None if raw.y is None else raw.y[:n], validation=self.validation, test=test, rng=split)
+        if held_out:
+            rows["test"] = np.arange(n, len(x))
+        scale = self.scale
+        if scale == "auto":
+            scale = "standard" if x.ndim == 2 and form == "continuous" and source not in TOY else "none"
+        if scaler is None and scale == "standard":
+            scaler = Scaler.fit(x[rows["train"]], columns=raw.columns)
+        if scaler is not None and form != "integer":
+            x = scaler.transform(x)
+        if form != "integer":
+            with np.errstate(over="ignore"):
+                x = x.astype(np.float32)
+            check(x, name=f"{source} in float32", columns=raw.columns)
+        scaler = Scaler.identity(x.shape[1:]) if scaler is None else scaler
+        levels = 2 if form == "binary" else raw.levels
+        name = Path(source).name or str(source)
+        return Data(name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels)
+
+
+def find(
+    source: str | Path,
+    *,
+    label: str | None = None,
+    size: int | None = None,
+    features: int | None = None,
+    side: int | None = None,
+    seed: int = 0,
+) -> Raw:
+    """The rows of `load` as they are there, checked: the `size` of them that are drawn or kept."""
     if size is not None and size < 1:
         raise ValueError(f"expected size to be at least one row, got {size}")
-    form = "continuous" if form == "auto" else form
-    if scale == "standard" and form in ("integer", "binary"):
-        raise ValueError(f"scale='standard' would undo form={form!r}; choose scale='none' or another form")
-
     raw = _find(source, label, size, seed, features)
     check(raw.x, name=str(source), columns=raw.columns)
     if side is not None:
         raw = raw._replace(x=padded(raw.x, side, name=str(source)))
-    keep, split, noise = np.random.default_rng(seed).spawn(3)
     if size is not None and source not in TOY:
-        raw = _subset(raw, size, str(source), keep)
-    try:
-        x = FORMS[form](raw.x, raw.levels, noise)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    rows = split_rows(len(x), raw.y, validation=validation, test=test, rng=split)
-    if scale == "auto":
-        scale = "standard" if x.ndim == 2 and form == "continuous" and source not in TOY else "none"
-    scaler = Scaler.identity(x.shape[1:])
-    if scale == "standard":
-        scaler = Scaler.fit(x[rows["train"]], columns=raw.columns)
-        x = scaler.transform(x)
-    if form != "integer":
-        with np.errstate(over="ignore"):
-            x = x.astype(np.float32)
-        check(x, name=f"{source} in float32", columns=raw.columns)
-    levels = 2 if form == "binary" else raw.levels
-    name = Path(source).name or str(source)
-    return Data(name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels)
+        raw = _subset(raw, size, str(source), np.random.default_rng(seed).spawn(3)[0])
+    return raw
 
 
 def _find(source: str | Path, label: str | None, size: int | None, seed: int, features: int | None) -> Raw:

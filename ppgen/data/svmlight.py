@@ -1,7 +1,7 @@
 """Sparse tables in svmlight's format, a line ``label index:value index:value ...`` a row, into dense ones."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,21 +19,17 @@ def read_svmlight(path: Path, features: int | None = None) -> Raw:
     Raises:
         ValueError: for a file that scikit-learn cannot read, or an index beyond the columns.
     """
-    x, y = _sparse(path, features)
+    from sklearn.datasets import load_svmlight_file  # late: it takes its time to import
+
+    try:
+        x, y = load_svmlight_file(str(path), n_features=features, zero_based=True)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable svmlight file: {error}") from error
     values, codes = np.unique(y, return_inverse=True)
     return Raw(np.asarray(x.todense()), codes.astype(np.int64), label_names=tuple(f"{value:g}" for value in values))
 
 
-def width(path: Path) -> int:
-    """The largest index of a file and one more. Raises as `read_svmlight`."""
-    return _sparse(path, None)[0].shape[1]
-
-
-def _sparse(path: Path, features: int | None) -> Any:
-    """A sparse matrix and the labels' numbers."""
-    from sklearn.datasets import load_svmlight_file  # late: it takes its time to import
-
-    try:
-        return load_svmlight_file(str(path), n_features=features, zero_based=True)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a readable svmlight file: {error}") from error
+def widened(raws: Sequence[Raw]) -> list[Raw]:
+    """Tables with the columns of the widest, zero where a table has none: what their files leave out is zero too."""
+    columns = max(raw.x.shape[1] for raw in raws)
+    return [raw._replace(x=np.pad(raw.x, ((0, 0), (0, columns - raw.x.shape[1])))) for raw in raws]

@@ -1,6 +1,6 @@
 """Diagnostics: the posterior in ArviZ, whether it can be trusted, and how generated rows compare with data."""
 
-from ppgen.diagnostics.adaptation import AdaptationRisk, adaptation_risk
+from ppgen.diagnostics.adaptation import AdaptationRisk, adaptation_risk, feature_spread, features_collapsed
 from ppgen.diagnostics.arviz import to_arviz
 from ppgen.diagnostics.estimate import estimate
 from ppgen.diagnostics.importance import Importance, weigh_up
@@ -25,6 +25,8 @@ __all__ = [
     "coverage",
     "energy_test",
     "estimate",
+    "feature_spread",
+    "features_collapsed",
     "from_netcdf",
     "ks_test",
     "label_agreement",

@@ -9,17 +9,23 @@ The risk in the target, R_1 = E_1 [error], is what counts and cannot be measured
     weighted risk        E_0 [w error], w = p_1(h) / p_0(h), the target's risk if labels depend on h in the same way in
                          both domains (Sugiyama et al. 2007), which alignment does not ensure; its error bars are wide
                          where few source rows carry the weight
+    spread               sqrt(tr Cov h / tr Cov h_0) of a domain's features, h_0 those of the network before training.
+                         Features that are one for all rows are told apart by no critic, and by no classifier
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from ppgen.diagnostics.two_sample import Rows, TwoSample, classifier_test, paired_rows
+from ppgen.referee import REMEDIES, Finding
 
-__all__ = ["AdaptationRisk", "adaptation_risk"]
+__all__ = ["AdaptationRisk", "adaptation_risk", "feature_spread", "features_collapsed"]
 
+COLLAPSED = 1e-2  # the spread of features below which all rows get one
 LEAST = 1e-3  # probability of a domain, below which the ratio of densities is cut off
 
 
@@ -78,3 +84,31 @@ def adaptation_risk(
         weighted_error=float((weighted - weights * weighted.mean()).std(ddof=1) / root),
         effective=float(weights.sum() ** 2 / (weights**2).sum()),
     )
+
+
+def feature_spread(features: Rows, start: Rows) -> float:
+    """How far the features of one domain's rows lie apart, in units of the same rows' before training.
+
+    Args:
+        features, start: (n, *event) and (m, *event), of the trained network and of the network as it began.
+
+    Returns:
+        sqrt(tr Cov / tr Cov), which is 1 for a network that has not moved; 0 where neither network's features differ.
+
+    Raises:
+        TypeError, ValueError: as `classifier_test`.
+    """
+    now, then = (rows.var(axis=0).sum() for rows in paired_rows(features, start, names=("features", "start")))
+    return math.sqrt(now / then) if then > 0 else (math.inf if now > 0 else 0.0)
+
+
+def features_collapsed(spreads: Mapping[str, float]) -> list[Finding]:
+    """A sign for every domain whose `feature_spread` is below a hundredth.
+
+    A critic that tells nothing apart then shows no alignment: it has nothing to look at.
+    """
+    return [
+        Finding(sign := "features collapsed", domain, f"their spread is {spread:.2g} of what it was", REMEDIES[sign])
+        for domain, spread in spreads.items()
+        if spread < COLLAPSED
+    ]

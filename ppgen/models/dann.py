@@ -22,12 +22,11 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppgen.data.labels import UNKNOWN
 from ppgen.models.generative import NETWORKS, arguments, check_rows
 from ppgen.nets import ACTIVATIONS, Critic, choose, evaluation
 
 __all__ = ["DANN", "UNKNOWN"]
-
-UNKNOWN = -1  # the label of rows whose label is not known
 
 
 class DANN(nn.Module):

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ppgen.models import DANN
+from ppgen.models import DANN, UNKNOWN
+from ppgen.referee import Finding
 from ppgen.report import figures
 from ppgen.report.game import game
 from ppgen.report.page import Figure, Report, Section
@@ -18,6 +19,11 @@ __all__ = ["report_of_adaptation"]
 LabelledRows = tuple[Tensor, np.ndarray | None]
 EACH = 1000  # points drawn of each domain
 
+GAME = (
+    "The features of both domains are to become alike, for the right reason. A critic, where there is one, is meant to "
+    "fail: it could tell the domains apart once and no longer can. One that was at chance from the start aligned "
+    "nothing, and features that are one for all rows leave nothing to tell apart, nor to label by."
+)
 FEATURES = (
     "The features of both domains in the plane of their two principal axes. Where the domains lie apart, what the "
     "classifier has learned of the source need not hold of the target. Where they lie together, it may: only if the "
@@ -32,6 +38,7 @@ def report_of_adaptation(
     *,
     names: tuple[str, str],
     label_names: Sequence[str] | None = None,
+    findings: Sequence[Finding] | None = None,
     idata: Any = None,
     numbers: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -43,6 +50,7 @@ def report_of_adaptation(
         held_out: rows of "source" and of "target", and their labels or None.
         names: of source and target.
         label_names: of the labels.
+        findings: what was seen of the run; the fit's own if left out.
         idata, numbers, config: as `report_of_run` takes them.
     """
     source, target = names
@@ -50,7 +58,7 @@ def report_of_adaptation(
     sections = [
         summary(fit, question, numbers or {}, "nats per datum"),
         training(fit, "nats per datum"),
-        game(fit),
+        game(fit, text=GAME, found=findings),
         _features(model, held_out, names, label_names),
         posterior(idata, fit.best),
         configuration(config),
@@ -68,7 +76,12 @@ def _features(
     caption = f"{len(domains)} held-out rows by domain."
     plane = figures.latent_plane(_centred(h), domains, label_names=names)
     items = [Figure(plane, caption, f"Scatter plot. {caption}")]
-    labelled = [(part, y[:EACH]) for part, (_, y) in zip(h, rows, strict=True) if y is not None]
+    labels = [None if y is None else y[:EACH] for _, y in rows]
+    labelled = [
+        (part[y != UNKNOWN], y[y != UNKNOWN])
+        for part, y in zip(h, labels, strict=True)
+        if y is not None and (y != UNKNOWN).any()
+    ]
     classes = sorted({str(label) for _, y in labelled for label in np.unique(y)})
     named = list(label_names) if label_names is not None else [str(k) for k in range(model.num_classes)]
     if len(classes) * len(labelled) <= 12:  # more combinations than can be told apart by colour

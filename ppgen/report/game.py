@@ -1,5 +1,8 @@
 """The section of a report on a game: how the critics fared, and what that is a sign of."""
 
+from collections.abc import Sequence
+
+from ppgen.referee import Finding
 from ppgen.report import figures
 from ppgen.report.page import Figure, Section, Table
 from ppgen.result import Fit
@@ -14,16 +17,24 @@ TEXT = (
 )
 
 
-def game(fit: Fit) -> Section | None:
-    """The losses and gradients of all players by step, and what they show; None for a loss without critics."""
+def game(fit: Fit, *, text: str = TEXT, found: Sequence[Finding] | None = None) -> Section | None:
+    """The losses and gradients of all players by step, and what they show; None for a loss without critics.
+
+    Args:
+        text: what there is to know of the game.
+        found: what was seen of it; the fit's own findings if left out. Any are shown, without critics too.
+    """
     chain = fit.chains[fit.best]
-    if not chain.signals:
+    found = fit.findings() if found is None else found
+    if not chain.signals and not found:
         return None
     caption = "Each critic's loss (minus its value, plus its penalty), and the norms of the players' gradients."
-    panels = figures.term_breakdown(chain.signals, unit="each in its own unit")
-    found = fit.findings()
     rows = [(finding.sign, finding.player, finding.seen, finding.remedy) for finding in found]
-    verdict = "What was seen" if rows else "Nothing was seen of a critic that won or collapsed, nor of circles."
-    items = [Figure(panels, caption, f"Line charts. {caption}")]
-    table = [Table(("sign", "of", "seen", "what helps"), rows, verdict)] if rows else []
-    return Section("The game", TEXT if rows else f"{TEXT}\n\n{verdict}", [*items, *table])
+    verdict = "What was seen" if rows else "Nothing was seen of a game gone wrong."
+    items: list[Figure | Table] = []
+    if chain.signals:
+        panels = figures.term_breakdown(chain.signals, unit="each in its own unit")
+        items.append(Figure(panels, caption, f"Line charts. {caption}"))
+    if rows:
+        items.append(Table(("sign", "of", "seen", "what helps"), rows, verdict))
+    return Section("The game", text if rows else f"{text}\n\n{verdict}", items)
