@@ -39,6 +39,7 @@ __all__ = [
     "info_vae",
     "iwae",
     "lsgan",
+    "maximum_likelihood",
     "mmd_generator",
     "progan",
     "r1_gan",
@@ -88,6 +89,11 @@ def info_vae(*, alpha: float = 0.0, weight: float = 10.0, metric: Metric | None 
     """
     aggregate = match(v.posterior(z), v.prior(z), MMD() if metric is None else metric)
     return Reconstruction() + (1.0 - alpha) * Rate() + (alpha + weight - 1.0) * aggregate
+
+
+def maximum_likelihood() -> Objective:
+    """-E log p(x) of a model without latents, such as a flow: the forward KL up to the data's entropy."""
+    return Evidence()
 
 
 def gan(critic: Critic = None, *, x: Sites = "x", **options: Any) -> Objective:
@@ -342,7 +348,7 @@ ALIGNMENTS: dict[str, Callable[[CriticOptions], Metric]] = {
 RECIPES: dict[str, Callable[..., Objective]] = {
     recipe.__name__: recipe
     for recipe in (
-        *(ae, vae, wae, iwae, info_vae),
+        *(ae, vae, wae, iwae, info_vae, maximum_likelihood),
         *(gan, f_gan, lsgan, hinge_gan, r1_gan, r3_gan, wgan_clip, wgan_gp, progan),
         *(aae, ali, vae_gan, mmd_generator, sinkhorn_generator),
         *(dann, dann_reversal),

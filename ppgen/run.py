@@ -128,6 +128,10 @@ class Run:
                     -float(evidence.mean()) / bits,
                     error / bits,
                 )
+            elif hasattr(self.model, "log_prob"):
+                exact = self.model.log_prob(*tensors).double()
+                error = float(exact.std() / math.sqrt(len(exact)))
+                numbers["held-out log-likelihood (nats per datum)"] = (float(exact.mean()), error)
         numbers |= {f"generated: {name}": number for name, number in self.measures(metrics=False).items()}
         self.keep(numbers)
         if self.config["draws"] and isinstance(self.model, VAE):

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppgen import recipes
-from ppgen.models import ALI, DANN, VAE, Autoencoder, Generator
+from ppgen.flows import FLOWS
+from ppgen.models import ALI, DANN, VAE, Autoencoder, FlowModel, Generator
 from ppgen.objective import Objective
 
 __all__ = ["SYSTEMS", "System"]
@@ -75,6 +76,12 @@ SYSTEMS = {
     "ali": System(ALI, recipes.ali, "ALI, BiGAN: pairs of data and codes matched by a critic", GAME),
     "mmd_generator": System(Generator, recipes.mmd_generator, "draws matched to data by MMD"),
     "sinkhorn_generator": System(Generator, recipes.sinkhorn_generator, "draws matched to data by optimal transport"),
+    **{
+        name: System(
+            FlowModel, recipes.maximum_likelihood, f"a flow, {name}, by maximum likelihood", {"model.flow": name}
+        )
+        for name in FLOWS
+    },
     "dann": System(DANN, recipes.dann, "domain adaptation: labels of a source carried over to a target", ADAPT),
 }
 

@@ -134,7 +134,8 @@ def _samples(subject: _Subject) -> Section | None:
     if subject.conditional:
         caption += " The model is given the labels of those rows."
     items = [Figure(figures.samples(draws, data=data, **subject.look), caption, f"Generated data. {caption}")]
-    if subject.images and not isinstance(getattr(subject.model, "likelihood", None), Point):
+    noisy = hasattr(subject.model, "decode") and not isinstance(getattr(subject.model, "likelihood", None), Point)
+    if subject.images and noisy:
         means = subject.source(subject.model.sample(count, *labels, mean=True))
         caption = "Means E[x | z] at other codes z ~ p(z): what the model draws, without the noise of p(x | z)."
         items.append(Figure(figures.samples(means, **subject.look), caption, f"Generated data. {caption}"))
