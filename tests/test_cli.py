@@ -34,9 +34,11 @@ DRAWING = [name for name, system in SYSTEMS.items() if not system.of_domains]  #
 
 
 @pytest.mark.figures
-@pytest.mark.parametrize("system", ["ae", "vae", "gan", "ali"])
+@pytest.mark.parametrize("system", ["ae", "vae", "gan", "ali", "maf"])
 def test_every_kind_of_model_makes_its_page(system, tmp_path):
-    assert {SYSTEMS[name].model for name in ("ae", "vae", "gan", "ali")} == {SYSTEMS[name].model for name in DRAWING}
+    assert {SYSTEMS[name].model for name in ("ae", "vae", "gan", "ali", "maf")} == {
+        SYSTEMS[name].model for name in DRAWING
+    }
     assert main(["train", system, "moons", *QUICK, "--draws", "25"]) == 0
     page = (tmp_path / "runs" / f"{system}-moons" / "report.html").read_text()
     for title in ("In short", "Training", "Samples", "What is missing", "Configuration"):
