@@ -33,8 +33,11 @@ SOURCES = {"progan": ("digits", GROWN)}
 DRAWING = [name for name, system in SYSTEMS.items() if not system.of_domains]  # the others: see test_adaptation
 
 
+KINDS = ("ae", "vae", "gan", "ali", "maf")  # a system of each model
+
+
 @pytest.mark.figures
-@pytest.mark.parametrize("system", ["ae", "vae", "gan", "ali", "maf"])
+@pytest.mark.parametrize("system", KINDS)
 def test_every_kind_of_model_makes_its_page(system, tmp_path):
     assert {SYSTEMS[name].model for name in ("ae", "vae", "gan", "ali", "maf")} == {
         SYSTEMS[name].model for name in DRAWING
