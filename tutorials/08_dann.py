@@ -60,9 +60,9 @@ assert str(by_hand) == str(recipes.dann(**critic, weight=0.2))
 # $\alpha$ rising from 0 by Ganin's ramp, since features that have learned nothing yet should not be matched. Four ways,
 # from the same weights: the source alone, which is $\alpha = 0$; the match; the same match of $h \otimes p(y | h)$, so
 # that every class meets its own kind (CDAN, Long et al. 2018); and gradient reversal, where critic and features share
-# one step of one optimiser. There is no place for the critic's penalty there, so its slope is bounded by spectral
-# norms; and its rate is five times that of the features, by arguments for each parameter, as Pyro's optimisers take
-# them. With neither, reversal is no better on these moons than the source alone.
+# one step of one optimiser. There is no place for the critic's penalty in that step, so its slope is bounded by
+# spectral norms, without which reversal does no better on these moons than the source alone. A rate of its own the
+# critic can have, by arguments for each parameter, as Pyro's optimisers take them.
 
 # %%
 torch.manual_seed(0)
