@@ -311,6 +311,7 @@ def dann_reversal(*, alpha: float | Schedule | None = None, y: str = "y", d: str
 
     Features and critic move in one step by one optimiser, of which the critic's should not mind that its gradient is
     scaled by alpha; Adam does not. With as many rows of source as of target the features' gradient is that of `dann`.
+    A penalty has no place in this step: give the model a critic whose slope spectral norms bound (`SpectralNorm`).
     """
     return Reconstruction(y) + Rate() + (Ramp(1.0, shape="sigmoid") if alpha is None else alpha) * Reconstruction(d)
 
