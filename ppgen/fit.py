@@ -181,6 +181,8 @@ def fit(
         raise ValueError(f"fit: ema is a decay from 0 to below 1, such as 0.99, got {ema}")
     if patience is not None and validation is None:
         raise ValueError("fit: patience needs validation data; give validation=0.1, say")
+    if patience is not None and growth is not None:
+        raise ValueError("fit: patience compares losses, and those of a growing run are of different resolutions")
     if isinstance(schedule, str) and schedule not in DECAYS:
         raise ValueError(f"fit: schedule is {' or '.join(map(repr, DECAYS))}, a function or None, got {schedule!r}")
     loss = Evidence() if loss is None else loss

@@ -440,7 +440,9 @@ def test_what_cannot_grow_is_told():
     x = images()
     with pytest.raises(ValueError, match="no network of the programs or their critics grows"):
         train(Generator((1, 8, 8), latent_dim=2), recipes.r1_gan(), x)
-    model, _ = game()
+    model, loss = game()
+    with pytest.raises(ValueError, match="patience compares losses"):
+        train(model, loss, x, validation=0.2, patience=2)
     with pytest.raises(ValueError, match="2 and 3 scales do not grow together"):
         train(model, recipes.progan(hidden=(4, 4, 4)), x)
     with pytest.raises(ValueError, match="8 x 8 pixels have no 4 scales"):
