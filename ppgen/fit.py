@@ -2,22 +2,16 @@
 
 import math
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count, islice
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from ppgen.batches import Batches, as_tensors
 from ppgen.draws import Program
@@ -25,68 +19,21 @@ from ppgen.growth import Grower, Growth
 from ppgen.infer.capture import Compile
 from ppgen.infer.critics import networks
 from ppgen.infer.optimizers import OptimizerFactory
-from ppgen.infer.parameters import Evaluation, State, owner, restore, snapshot
+from ppgen.infer.parameters import State, owner, restore
 from ppgen.infer.svi import SVI
 from ppgen.objective import Objective
-from ppgen.referee import findings
-from ppgen.result import Chain, Fit, rules
-from ppgen.resume import Checkpoint, Interrupt
+from ppgen.result import Fit
+from ppgen.resume import Checkpoint
 from ppgen.terms import Evidence
-from ppgen.watch import NotFinite, Watch
+from ppgen.training import Moment, Training
 
 __all__ = ["Moment", "fit"]
 
-CHECKS = 100  # a run reads its losses back about so many times
-KEPT = 10  # at every so many of these, its checkpoint is written
 # learning rates by progress, from 0 to 1
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1 - progress,
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
 }
-
-
-@dataclass
-class Moment:
-    """What a callback sees after a step. ``moment.stop("why")`` ends the chain there.
-
-    `values` is the loss term by term; `signals`, of a game, the critics' losses and the norms of the gradients. Of a
-    growing run, `level` is where its networks stand, and `stage_done` says that this was the last step of a stage.
-    """
-
-    step: int
-    epoch: int
-    chain: int
-    svi: SVI
-    values: dict[str, Tensor]
-    watch: Watch
-    grower: Grower | None = None
-    reason: str | None = None
-
-    @property
-    def level(self) -> float | None:
-        return None if self.grower is None else self.grower.level
-
-    @property
-    def stage_done(self) -> bool:
-        return self.grower is not None and self.step in self.grower.ends
-
-    @contextmanager
-    def result(self) -> Iterator[None]:
-        """Inside, the programs are in eval mode and have the weights that the run would end with now."""
-        with torch.random.fork_rng(), torch.no_grad(), self.watch.averaged(), Evaluation():
-            yield
-
-    @property
-    def signals(self) -> dict[str, Tensor]:
-        return self.svi.signals
-
-    @property
-    def loss(self) -> float:
-        """The step's loss, read back from the device."""
-        return float(sum(self.values.values()))
-
-    def stop(self, reason: str) -> None:
-        self.reason = reason
 
 
 def fit(
@@ -231,7 +178,7 @@ def fit(
         grower = None if growth is None else Grower(growth, state.modules, total)
         file = Checkpoint(checkpoint, asked, state, tensors)
         watched = (callbacks, ema, progress, restarts)
-        run = _Run(model, guide, loss, batches, held_out, total, patience, *watched, state, grower, file)
+        run = Training(loss, batches, held_out, total, patience, *watched, state, grower, file)
         chains = file.chains
         for number in range(file.number, restarts):
             torch.manual_seed(seed + number)
@@ -272,135 +219,3 @@ def _split(data: Any, validation: Any, seed: int, dtype: torch.dtype | None):
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(tensors[0].device)
     return tuple(t[order[held:]] for t in tensors), tuple(t[order[:held]] for t in tensors)
-
-
-@dataclass
-class _Run:
-    """One setting of `fit`, run once a chain."""
-
-    model: Program
-    guide: Program
-    loss: Any
-    batches: Batches
-    held_out: tuple[Tensor, ...] | None
-    total: int
-    patience: int | None
-    callbacks: Sequence[Callable[[Moment], None]]
-    ema: float | None
-    progress: bool
-    restarts: int
-    state: State
-    grower: Grower | None
-    file: Checkpoint
-
-    def chain(self, number: int, svi: SVI) -> Chain:
-        """Trains one chain from the weights that the programs hold."""
-        watch = Watch(self.state, ema=self.ema, patience=self.patience)
-        self.file.begin(svi, watch)
-        interrupted = False
-        try:
-            try:
-                reason = self._train(number, svi, watch)
-            except KeyboardInterrupt:
-                reason, interrupted = f"interrupted at step {watch.steps}", True
-            watch.read_back()
-            if self.file.stopped:
-                self._keep(number, svi, watch)
-        except NotFinite as error:
-            watch.finish()
-            if watch.good == 0:
-                raise FloatingPointError(f"{error}; nothing was learned, the weights are as they were") from None
-            reason = str(error)
-            warnings.warn(f"{error}; the weights are those of step {watch.kept}", stacklevel=3)
-        else:
-            watch.finish()
-        if self.grower is not None:
-            self.grower.settle()
-        known = set(map(id, self.state.leaves.values()))
-        if late := [name for name, leaf in svi.player.leaves.items() if id(leaf) not in known]:
-            warnings.warn(
-                f"parameters appeared after the first batch: {', '.join(late)}; they trained, but are neither kept nor "
-                "saved: let the programs make all parameters on every batch",
-                stacklevel=3,
-            )
-        return Chain(
-            weights=snapshot(self.state.tensors),
-            history={k: np.asarray(v) for k, v in watch.history.items()},
-            validation={k: np.asarray(v) for k, v in watch.validation.items()},
-            stopped=reason,
-            kept=watch.kept,
-            seconds=watch.seconds,
-            interrupted=interrupted,
-            compiled=svi.said,
-            signals={k: np.asarray(v) for k, v in watch.signals.items()},
-        )
-
-    def _train(self, number: int, svi: SVI, watch: Watch) -> str:
-        """Takes the steps; returns why they ended."""
-        if watch.verdict:
-            return f"{watch.verdict}, at step {watch.steps}"
-        every = max(1, self.total // CHECKS)
-        validate_every = max(len(self.batches), every)
-        label = "fit" if self.restarts == 1 else f"fit {number + 1}/{self.restarts}"
-        said, spoken = "", set[str]()
-        known = rules(self.loss)
-        bar = tqdm(
-            total=self.total, initial=watch.steps, desc=label, unit="step", disable=None if self.progress else True
-        )
-        with bar, Interrupt() as interrupt:
-            for step, (epoch, batch) in enumerate(self._stream(watch.steps), start=watch.steps + 1):
-                if self.grower is not None and (stage_steps := self.grower.before(step)):
-                    svi.renew(stage_steps)
-                values = svi.update(*batch)
-                if svi.said != said and not bar.disable:
-                    said = svi.said
-                    bar.write(f"{label}: {said}", file=sys.stderr)
-                watch.saw(values, svi.signals)
-                moment = Moment(step, epoch, number, svi, values, watch, self.grower)
-                try:
-                    for callback in self.callbacks:
-                        callback(moment)
-                except KeyboardInterrupt:
-                    interrupt.asked = True
-                done = step == self.total
-                if step == 1 or step % every == 0 or done:
-                    watch.read_back()
-                    seen = findings(watch.signals, over=done, **known)
-                    for finding in seen:
-                        if finding.sign not in spoken and not bar.disable:
-                            bar.write(f"{label}: at step {step}, {finding}", file=sys.stderr)
-                        spoken.add(finding.sign)
-                    signs = dict.fromkeys(finding.sign for finding in seen)
-                    bar.set_postfix_str(", ".join([watch.summary(every), *map(str.upper, signs)]), refresh=False)
-                bar.update()
-                if self.held_out is not None and (step % validate_every == 0 or done):
-                    watch.validate(partial(self._evaluate, svi))
-                self.file.stopped = interrupt.asked or moment.reason is not None
-                if not (self.file.stopped or done) and (step == 1 or step % (KEPT * every) == 0):
-                    self._keep(number, svi, watch)
-                if interrupt.asked:
-                    raise KeyboardInterrupt
-                if reason := moment.reason or watch.verdict:
-                    return f"{reason}, at step {step}"
-        return f"ran its {self.total} steps"
-
-    def _keep(self, number: int, svi: SVI, watch: Watch) -> None:
-        """Writes the checkpoint, if there is to be one."""
-        if self.file.path is not None:
-            for callback in self.callbacks:
-                if callable(flush := getattr(callback, "flush", None)):
-                    flush()
-            self.file.write(self.file.path, number, svi, watch)
-
-    def _stream(self, taken: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """Epoch and batch of each step that is still to come."""
-        first, within = divmod(taken, len(self.batches))
-        epochs = ((epoch, batch) for epoch in count(first) for batch in self.batches.epoch(epoch))
-        return islice(epochs, within, within + self.total - taken)
-
-    def _evaluate(self, svi: SVI) -> float:
-        """The loss on held-out data, in eval mode."""
-        assert self.held_out is not None
-        with torch.random.fork_rng(), Evaluation():
-            torch.manual_seed(0)  # the same draws every time, so that validations compare
-            return svi.evaluate_loss(*self.held_out)
