@@ -39,9 +39,11 @@ class System:
 # a game: short memory of gradients, averaged weights, rates that decay; there is no posterior to store
 GAME = {"lr": 2e-4, "betas": (0.5, 0.99), "fit.ema": 0.999, "fit.schedule": "cosine"}
 
-# its images grow, and the last scale is not to learn the least; so rates are constant
+# its images grow, and the last scale is not to learn the least, so rates are constant; batches are small, as there
 GROWING = GAME | {
     "fit.schedule": None,
+    "fit.batch_size": 32,
+    "fit.steps": 4000,
     "lr": 1e-3,
     "betas": (0.0, 0.99),
     "model.network": "growing",

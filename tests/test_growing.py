@@ -5,6 +5,7 @@ import math
 from functools import partial
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
@@ -426,14 +427,45 @@ def test_a_growing_generator_is_conditional_if_asked():
 
 
 class Sketch(Growing):
-    """Somebody's own growing network: one value for all pixels, then two."""
+    """Somebody's own growing network: an affine map for each scale."""
 
     def __init__(self) -> None:
-        super().__init__((1, 2, 2), (1,), (1, 2, 2), scales=1, context_dim=0)
-        self.layer = nn.Linear(1, 4)
+        super().__init__((1, 8, 8), (2,), (1, 8, 8), scales=2, context_dim=0)
+        self.layers = nn.ModuleList(nn.Linear(2, height * width) for height, width in self.sides)
+
+    def image(self, z, scale):
+        height, width = self.sides[scale]
+        small = self.layers[scale](z).reshape(-1, 1, height, width)
+        return F.interpolate(small, (8, 8))
 
     def run(self, value, context):
-        return self.layer(value).reshape(-1, 1, 2, 2)
+        new = self.image(value, self.stage)
+        return self.mix(self.image(value, self.stage - 1), new) if self.fading else new
+
+
+def test_a_users_own_networks_and_programs_grow():
+    sketch, levels = Sketch(), []
+
+    def model(x):
+        pyro.module("sketch", sketch)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Delta(sketch(z), event_dim=3), obs=sketch.seen(x))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def note(moment):
+        levels.append((moment.level, sketch.structure))
+
+    options = {"steps": 8, "batch_size": 10, "progress": False, "compile": False, "growth": ppgen.Growth()}
+    critic = GrowingCritic((1, 8, 8), hidden=(4, 6))
+    before = copy.deepcopy(sketch.state_dict())
+    ppgen.fit(model, guide, images(), loss=recipes.r1_gan(critic), callbacks=[note], **options)
+    assert [level for level, _ in levels] == [0, 0, 0, 0, 0.5, 1, 1, 1]
+    assert [structure for _, structure in levels] == [(0, False)] * 4 + [(1, True)] * 4
+    assert all(not torch.equal(sketch.state_dict()[name], before[name]) for name in before if "layers" in name)
 
 
 def test_what_cannot_grow_is_told():
@@ -454,7 +486,6 @@ def test_what_cannot_grow_is_told():
         decoder.grow(1.5)
     with pytest.raises(ValueError, match="between two scales"):
         decoder.grow(0.5, fading=False)
-    assert Sketch()(torch.zeros(3, 1)).shape == (3, 1, 2, 2)
     with pytest.raises(ValueError, match="categorical"):
         VAE((1, 8, 8), network="growing", likelihood="categorical", levels=3)
 
