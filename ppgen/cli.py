@@ -128,8 +128,11 @@ def _train(given: Namespace) -> None:
     config = {"loss": {}, **_plain(system.as_dict())}  # a recipe may have no options
     for left_out in ("config", "out", "progress"):
         config.pop(left_out, None)
-    if config["fit"]["steps"] is None and config["fit"]["epochs"] is None:
-        config["fit"]["epochs"] = EPOCHS
+    length = config["fit"]
+    if length["epochs"] is not None and length["steps"] == SYSTEMS[name].defaults.get("fit.steps"):
+        length["steps"] = None  # the system's own number, which nobody asked for
+    if length["steps"] is None and length["epochs"] is None:
+        length["epochs"] = EPOCHS
     sources = [system.source, *([system.target] if SYSTEMS[name].of_domains else [])]
     folder = system.out if system.out is not None else _free(Path("runs") / "-".join([name, *map(_stem, sources)]))
     _tell(train(config, out=folder, progress=system.progress, kind=_kind(name)))

@@ -67,6 +67,13 @@ def test_a_growing_run_shows_its_stages(conditional, tmp_path):
     assert "<h2>Growth</h2>" not in (tmp_path / "fixed" / "report.html").read_text()
 
 
+def test_epochs_stand_in_for_a_systems_own_steps(tmp_path):
+    small = ["--data.size", "40", "--fit.batch_size", "16", *GROWN]
+    assert main(["train", "progan", "digits", *small, "--fit.epochs", "1"]) == 0
+    assert yaml.safe_load((tmp_path / "runs" / "progan-digits" / "config.yaml").read_text())["fit"]["steps"] is None
+    assert len(Run.load(tmp_path / "runs" / "progan-digits").fit.history["loss"]) == 2
+
+
 @pytest.mark.parametrize(
     ("source", "options", "said"),
     [
