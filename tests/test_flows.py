@@ -19,7 +19,7 @@ from ppgen.nets import evaluation
 COUPLINGS = ("nice", "realnvp", "nsf")
 # how near an inverse comes: flows drawn by bisection or by an adaptive solver stop at a tolerance
 NEAR = {"naf": 3e-5, "sum_of_squares": 3e-5, "bernstein": 3e-5, "continuous": 2e-3}
-TRIANGULAR = {"maf", "nsf_autoregressive", "naf", "sum_of_squares", "bernstein"}  # of one layer, in order
+TRIANGULAR = ("maf", "nsf_autoregressive", "naf", "sum_of_squares", "bernstein")  # of one layer, in order
 ROWS = 4
 
 every_flow = pytest.mark.parametrize("name", FLOWS)
