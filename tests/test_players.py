@@ -48,7 +48,7 @@ def with_several() -> ppgen.Objective:
 GAMES: dict[str, Callable[[], ppgen.Objective]] = {
     name: functools.partial(make, **OPTIONS)
     for name, make in RECIPES.items()
-    if make().critics and name != "dann"  # which is of programs with domains: see test_dann
+    if make().critics and name not in ("dann", "progan")  # of domains and of images: see test_dann, test_growing
 }
 GAMES["several"] = with_several
 # plain descent where the gradient of some bias is rounding alone, of which Adam would make a whole step
