@@ -1,6 +1,7 @@
 """A schedule of resolution: which scale a run is at when, and what takes its networks there."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,8 +91,8 @@ class Grower:
 
     def before(self, step: int) -> int | None:
         """Goes to the level of a step; returns how many steps its stage has from there, if it is another stage."""
-        stage = next(stage for stage, end in enumerate(self.ends) if step <= end)
         self.level = self.growth.level(step, self.ends)
+        stage = math.ceil(self.level)  # a stage's first step has faded in by something
         for part in self.parts:
             part.grow(self.level, fading=True)
         before, self._stage = self._stage, stage

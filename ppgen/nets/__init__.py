@@ -1,7 +1,7 @@
 """Networks: plain ones, critics, and networks that grow."""
 
-from ppgen.nets.critics import Critic
-from ppgen.nets.growing import Growing, GrowingCritic, GrowingDecoder, GrowingEncoder, growing_parts
+from ppgen.nets.critics import Critic, GrowingCritic
+from ppgen.nets.growing import Growing, GrowingDecoder, GrowingEncoder, growing_parts
 from ppgen.nets.networks import ACTIVATIONS, NORMS, ConvDecoder, ConvEncoder, Dense, Network, choose, evaluation
 
 __all__ = [

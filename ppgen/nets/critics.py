@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppgen.nets.growing import GrowingEncoder
 from ppgen.nets.networks import ConvEncoder, Dense, Network
 
-__all__ = ["Critic"]
+__all__ = ["Critic", "GrowingCritic"]
 
 
 class Critic(nn.Module):
@@ -68,10 +69,54 @@ class Critic(nn.Module):
 
     def forward(self, *sites: Tensor) -> Tensor:
         if self.image:
-            others = [site.unsqueeze(-1).flatten(1) for site in sites[1:]]
-            return self.network(sites[0], torch.cat(others, 1) if others else None).squeeze(-1)
+            return _of_images(self.network, sites)
         joined = torch.cat([site.unsqueeze(-1).flatten(1) for site in sites], 1)
         if self.frequencies is not None:
             angles = joined @ self.frequencies
             joined = torch.cat([joined, angles.sin(), angles.cos()], 1)
         return self.network(joined).squeeze(-1)
+
+
+class GrowingCritic(nn.Module):
+    """One number for each row of images, and of further sites: a :class:`GrowingEncoder` as a metric's critic.
+
+    Args:
+        event_shapes: of the sites in order, the images first; the others enter as constant channels.
+
+    The other options are those of :class:`GrowingEncoder`.
+    """
+
+    def __init__(
+        self,
+        *event_shapes: Sequence[int],
+        hidden: Sequence[int] | None = None,
+        activation: str = "leaky_relu",
+        norm: str | None = None,
+        dropout: float = 0.0,
+        multi_scale: bool = False,
+        deviation: bool = True,
+    ) -> None:
+        super().__init__()
+        if not event_shapes:
+            raise ValueError("expected the event shape of at least one site, got none")
+        images, *others = event_shapes
+        self.network = GrowingEncoder(
+            images,
+            1,
+            hidden=hidden,
+            activation=activation,
+            norm=norm,
+            dropout=dropout,
+            context_dim=sum(math.prod(shape) for shape in others),
+            multi_scale=multi_scale,
+            deviation=deviation,
+        )
+
+    def forward(self, *sites: Tensor) -> Tensor:
+        return _of_images(self.network, sites)
+
+
+def _of_images(network: Network, sites: tuple[Tensor, ...]) -> Tensor:
+    """(n,): a number for each image, the other sites, flattened, being its context."""
+    others = [site.unsqueeze(-1).flatten(1) for site in sites[1:]]
+    return network(sites[0], torch.cat(others, 1) if others else None).squeeze(-1)

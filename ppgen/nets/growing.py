@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ppgen.nets.networks import Network, between, image_shape, shape_of
 
-__all__ = ["Growing", "GrowingCritic", "GrowingDecoder", "GrowingEncoder", "growing_parts"]
+__all__ = ["Growing", "GrowingDecoder", "GrowingEncoder", "growing_parts"]
 
 SMALLEST = 4  # pixels a side of the first scale, at least, unless the widths ask for more scales
 WIDEST = 128  # channels of the first scale, at most, unless the widths say otherwise
@@ -323,46 +323,6 @@ class GrowingEncoder(Growing):
 
     def _entering(self, x: Tensor, scale: int) -> Tensor:
         return self.from_rgb[scale](self._pooled(x, scale))
-
-
-class GrowingCritic(nn.Module):
-    """One number for each row of images, and of further sites: a :class:`GrowingEncoder` as a metric's critic.
-
-    Args:
-        event_shapes: of the sites in order, the images first; the others enter as constant channels.
-
-    The other options are those of :class:`GrowingEncoder`.
-    """
-
-    def __init__(
-        self,
-        *event_shapes: Sequence[int],
-        hidden: Sequence[int] | None = None,
-        activation: str = "leaky_relu",
-        norm: str | None = None,
-        dropout: float = 0.0,
-        multi_scale: bool = False,
-        deviation: bool = True,
-    ) -> None:
-        super().__init__()
-        if not event_shapes:
-            raise ValueError("expected the event shape of at least one site, got none")
-        images, *others = event_shapes
-        self.network = GrowingEncoder(
-            images,
-            1,
-            hidden=hidden,
-            activation=activation,
-            norm=norm,
-            dropout=dropout,
-            context_dim=sum(math.prod(shape) for shape in others),
-            multi_scale=multi_scale,
-            deviation=deviation,
-        )
-
-    def forward(self, *sites: Tensor) -> Tensor:
-        others = [site.unsqueeze(-1).flatten(1) for site in sites[1:]]
-        return self.network(sites[0], torch.cat(others, 1) if others else None).squeeze(-1)
 
 
 def growing_parts(modules: Iterable[nn.Module]) -> list[Growing]:
