@@ -15,6 +15,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
+from ppgen.flows.layers import ActNorm
+
 __all__ = ["Flow", "FlowDistribution"]
 
 
@@ -27,6 +29,7 @@ class Flow(nn.Module):
         event_shape: of an event.
         context_dim: the width of a context, 0 for none.
         base: the law of z, of event shape `event_shape`; N(0, I) if left out.
+        support: where each number of an event lies.
 
     In a program, register it by ``pyro.module("flow", flow)``. ``pyro.sample("x", flow(), obs=x)`` in a plate is
     maximum likelihood under `ppgen.Evidence`, the forward KL; in a guide it is a posterior, the reverse KL.
@@ -41,8 +44,10 @@ class Flow(nn.Module):
         *,
         context_dim: int = 0,
         base: TorchDistribution | None = None,
+        support: constraints.Constraint = constraints.real,
     ) -> None:
         super().__init__()
+        self.support = support
         self.maps, self.event_shape, self.context_dim = maps, torch.Size(event_shape), context_dim
         if base is not None and base.event_shape != self.event_shape:
             raise ValueError(f"expected a base of event shape {tuple(self.event_shape)}, got {tuple(base.event_shape)}")
@@ -55,6 +60,22 @@ class Flow(nn.Module):
         if self._base is not None:
             return self._base
         return dist.Normal(self.zero, 1.0).expand(self.event_shape).to_event(len(self.event_shape))
+
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Lets the `ActNorm` layers that were not measured yet take their start from a batch x; others stay.
+
+        `ppgen.fit` does so by a model's method ``initialise``. Elsewhere, call it before training: it looks at data, which
+        no step of training should.
+        """
+        norms = [part for part in self.modules() if isinstance(part, ActNorm) and not part.measured]
+        for norm in norms:
+            norm.measuring = True
+        try:
+            with torch.no_grad():
+                self(context).inverse(x)
+        finally:
+            for norm in norms:
+                norm.measuring = False
 
     def forward(self, context: Tensor | None = None) -> "FlowDistribution":
         """The law, of batch shape (*batch,) for a context (*batch, context_dim).
@@ -80,7 +101,7 @@ class FlowDistribution(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, len(self.event_shape))
+        return constraints.independent(self.flow.support, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "FlowDistribution":
         batch_shape = torch.Size(batch_shape)
