@@ -64,8 +64,8 @@ class Flow(nn.Module):
     def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
         """Lets the `ActNorm` layers that were not measured yet take their start from a batch x; others stay.
 
-        `ppgen.fit` does so by a model's method ``initialise``. Elsewhere, call it before training: it looks at data, which
-        no step of training should.
+        `ppgen.fit` does so by a model's method ``initialise``. Elsewhere, call it before training; no step does it, so
+        that steps are all the same.
         """
         norms = [part for part in self.modules() if isinstance(part, ActNorm) and not part.measured]
         for norm in norms:
