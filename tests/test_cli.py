@@ -26,9 +26,9 @@ def _here(tmp_path, monkeypatch, request):
         monkeypatch.setattr("ppgen.run.report_of_run", lambda *_, title, **__: Report(title))
 
 
-# what each system is tried on: moons, but for images that grow
+# what each system is tried on: moons, but for systems of images
 GROWN = ["--model.hidden", "[4, 6]", "--loss.hidden", "[4, 6]"]
-SOURCES = {"progan": ("digits", GROWN)}
+SOURCES = {"progan": ("digits", GROWN), "glow": ("digits", [])}
 
 DRAWING = [name for name, system in SYSTEMS.items() if not system.of_domains]  # the others: see test_adaptation
 
