@@ -68,6 +68,8 @@ class Flow(nn.Module):
         that steps are all the same.
         """
         norms = [part for part in self.modules() if isinstance(part, ActNorm) and not part.measured]
+        if not norms:
+            return
         for norm in norms:
             norm.measuring = True
         try:

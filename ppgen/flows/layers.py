@@ -73,25 +73,21 @@ class Composed(Layer):
 
     def __init__(self, *layers: Layer) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers: Any = nn.ModuleList(layers)
 
     def forth(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._through([layer.forth for layer in self._layers], x, context)
+        total = x.new_zeros(())
+        for layer in self.layers:
+            x, log_det = layer.forth(x, context)
+            total = total + log_det
+        return x, total
 
     def back(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._through([layer.back for layer in reversed(self._layers)], y, context)
-
-    @property
-    def _layers(self) -> list[Any]:
-        return list(self.layers)
-
-    @staticmethod
-    def _through(ways: list[Any], value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        total = value.new_zeros(value.shape[:-3])
-        for way in ways:
-            value, log_det = way(value, context)
+        total = y.new_zeros(())
+        for layer in reversed(self.layers):
+            y, log_det = layer.back(y, context)
             total = total + log_det
-        return value, total
+        return y, total
 
 
 class ActNorm(Layer):
