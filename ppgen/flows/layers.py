@@ -215,7 +215,8 @@ class Coupling(Layer):
 
     def _affine(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         shift, raw = self.network(self.mask * x, context).chunk(2, -3)
-        return (1 - self.mask) * shift, (1 - self.mask) * BOUND * (raw / BOUND).tanh()
+        moved = 1 - self.mask
+        return moved * shift, moved * BOUND * (raw / BOUND).tanh()
 
 
 class Squeezed(Layer):
