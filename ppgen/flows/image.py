@@ -61,7 +61,7 @@ def glow(
         """All that happens at this scale, and at those below."""
         parts: list[Layer] = []
         for layer in range(layers):
-            parts.append(ActNorm(shape, everywhere=number == 0 and layer == 0))
+            parts.append(ActNorm(shape[0]))
             if shape[0] > 1:
                 parts.append(Mixing(shape[0]))
             odd = layer % 2 == 1

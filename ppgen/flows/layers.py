@@ -91,21 +91,16 @@ class Composed(Layer):
 
 
 class ActNorm(Layer):
-    """y = exp(s) (x - m), a number each of a channel, or of an element of the event (Kingma and Dhariwal 2018, 3.1).
+    """y = exp(s) (x - m), with a number m and s for each channel (Kingma and Dhariwal 2018, section 3.1).
 
     The identity until `Flow.initialise` measures a batch: then its outputs there have mean 0 and variance 1.
-
-    Args:
-        event_shape: (channels, height, width).
-        everywhere: whether m and s have a number for each element rather than for each channel.
     """
 
     measured: Tensor
 
-    def __init__(self, event_shape: tuple[int, ...], *, everywhere: bool = False) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        shape = event_shape if everywhere else (event_shape[0], 1, 1)
-        self.mean, self.log_scale = nn.Parameter(torch.empty(shape)), nn.Parameter(torch.empty(shape))
+        self.mean, self.log_scale = (nn.Parameter(torch.empty(channels, 1, 1)) for _ in range(2))
         self.register_buffer("measured", torch.tensor(False))
         self.measuring = False  # `Flow.initialise` says when
         self.reset_parameters()
@@ -120,12 +115,10 @@ class ActNorm(Layer):
     def measure(self, x: Tensor) -> None:
         """Takes mean and scale of a batch; a constant keeps its scale."""
         with torch.no_grad():
-            over = [i for i in range(-x.dim(), 0) if i < -3 or self.mean.shape[i] == 1]
-            mean = x.mean(over, keepdim=True)
-            deviation = (x - mean).square().mean(over, keepdim=True).sqrt()
-            self.mean.copy_(mean.reshape(self.mean.shape))
-            deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
-            self.log_scale.copy_(-deviation.log().reshape(self.mean.shape))
+            rows = x.movedim(-3, 0).flatten(1)
+            deviation = rows.std(1, correction=0)
+            self.mean.copy_(rows.mean(1)[:, None, None])
+            self.log_scale.copy_(-deviation.where(deviation > 0, 1.0).log()[:, None, None])
             self.measured.fill_(True)
 
     def forth(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -137,7 +130,7 @@ class ActNorm(Layer):
         return y * (-self.log_scale).exp() + self.mean, -self._log_det(y)
 
     def _log_det(self, x: Tensor) -> Tensor:
-        return self.log_scale.expand(x.shape[-3:]).sum().expand(x.shape[:-3])
+        return (x.shape[-2] * x.shape[-1] * self.log_scale.sum()).expand(x.shape[:-3])
 
 
 class Mixing(Layer):
