@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "draws": set(),
     "moments": set(),
     "nets": set(),
-    "flows": set(),
+    "flows": {"nets"},
     "data": set(),
     "files": set(),
     "batches": {"data"},

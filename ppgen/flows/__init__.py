@@ -3,6 +3,7 @@
 from ppgen.flows.build import (
     FLOWS,
     bernstein,
+    circular,
     continuous,
     iaf,
     lu_linear,
@@ -11,8 +12,12 @@ from ppgen.flows.build import (
     nice,
     nsf,
     nsf_autoregressive,
+    planar,
+    radial,
     realnvp,
+    residual,
     sum_of_squares,
+    sylvester,
 )
 from ppgen.flows.flow import Flow, FlowDistribution
 
@@ -21,6 +26,7 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "bernstein",
+    "circular",
     "continuous",
     "iaf",
     "lu_linear",
@@ -29,6 +35,10 @@ __all__ = [
     "nice",
     "nsf",
     "nsf_autoregressive",
+    "planar",
+    "radial",
     "realnvp",
+    "residual",
     "sum_of_squares",
+    "sylvester",
 ]

@@ -7,15 +7,17 @@ distributions, which can be sampled, scored, conditioned and replayed in any pro
 tensor that is fed twice is worked out twice.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
-__all__ = ["Flow", "FlowDistribution"]
+__all__ = ["Base", "Flow", "FlowDistribution"]
+
+Base: TypeAlias = TorchDistribution | Callable[[Tensor], TorchDistribution] | None
 
 
 class Flow(nn.Module):
@@ -26,7 +28,9 @@ class Flow(nn.Module):
             events to events of the base.
         event_shape: of an event.
         context_dim: the width of a context, 0 for none.
-        base: the law of z, of event shape `event_shape`; N(0, I) if left out.
+        base: the law of z, of event shape `event_shape`, or a function that makes it; such a function is given a zero
+            of the flow's device and type, which a law itself would not follow to. N(0, I) if left out.
+        support: of x; all of R^dim if left out.
 
     In a program, register it by ``pyro.module("flow", flow)``. ``pyro.sample("x", flow(), obs=x)`` in a plate is
     maximum likelihood under `ppgen.Evidence`, the forward KL; in a guide it is a posterior, the reverse KL.
@@ -40,20 +44,25 @@ class Flow(nn.Module):
         event_shape: Sequence[int],
         *,
         context_dim: int = 0,
-        base: TorchDistribution | None = None,
+        base: Base = None,
+        support: constraints.Constraint | None = None,
     ) -> None:
         super().__init__()
         self.maps, self.event_shape, self.context_dim = maps, torch.Size(event_shape), context_dim
-        if base is not None and base.event_shape != self.event_shape:
-            raise ValueError(f"expected a base of event shape {tuple(self.event_shape)}, got {tuple(base.event_shape)}")
         self._base = base
+        self.support = constraints.independent(constraints.real, len(event_shape)) if support is None else support
         self.register_buffer("zero", torch.zeros(()))  # says where the flow is, and in what type
+        shape = self.base.event_shape
+        if shape != self.event_shape:
+            raise ValueError(f"expected a base of event shape {tuple(self.event_shape)}, got {tuple(shape)}")
 
     @property
     def base(self) -> TorchDistribution:
         """The law of z."""
-        if self._base is not None:
+        if isinstance(self._base, torch.distributions.Distribution):
             return self._base
+        if self._base is not None:
+            return self._base(self.zero)
         return dist.Normal(self.zero, 1.0).expand(self.event_shape).to_event(len(self.event_shape))
 
     def forward(self, context: Tensor | None = None) -> "FlowDistribution":
@@ -80,7 +89,7 @@ class FlowDistribution(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, len(self.event_shape))
+        return self.flow.support
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "FlowDistribution":
         batch_shape = torch.Size(batch_shape)
@@ -108,6 +117,16 @@ class FlowDistribution(TorchDistribution):
     def inverse(self, x: Tensor) -> Tensor:
         """z = T^-1(x)."""
         return self._map(self._broad(x))
+
+    def kinetic_energy(self, x: Tensor) -> Tensor:
+        """Of a flow in continuous time, the integral of |dx / dt|^2 / dim along the path from x to z.
+
+        Raises:
+            TypeError: for any other flow.
+        """
+        if not hasattr(self._map, "energy"):
+            raise TypeError("kinetic_energy: only the paths of a flow in continuous time have one; take `continuous`")
+        return self._map.energy(self._broad(x))
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z = T^-1(x), and log |det dz / dx|, in nats."""
