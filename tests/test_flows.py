@@ -204,7 +204,8 @@ def test_a_flow_starts_as_its_base(name, context_dim):
 )
 def test_the_gradient_of_an_inverse_by_roots_is_that_of_differences(name, reach, near):
     flow, z = make(name, 3, layers=2), torch.randn(3)
-    parameters = [p for p in flow.parameters() if p.numel() > 1]
+    # weights of monotone networks enter by their absolute value, whose kinks differences do not mind
+    parameters = [p for p in flow.parameters() if p.numel() > 1 and (name not in FREE or p.dim() == 1)]
     directions = [torch.randn_like(p) for p in parameters]
     # the way that has no formula: from base to data, but of maps of low rank from data to base
     back = name in ("planar", "radial", "sylvester")
@@ -298,7 +299,7 @@ def test_residual_maps_are_contractions_however_large_their_weights():
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
 def test_a_fixed_solver_has_its_order(solver, order):
     flow = make("continuous", 2, solver=solver)
-    (part,) = flow.maps.transforms
+    part = flow.maps
     x = torch.randn(50, 2)
     with torch.no_grad():
         part.steps = 256 if solver == "euler" else 64
@@ -350,7 +351,7 @@ def test_hutchinsons_trace_is_right_in_the_mean():
 
 def test_the_kinetic_energy_of_a_path():
     flow = make("continuous", 2)
-    (part,) = flow.maps.transforms
+    part = flow.maps
     with torch.no_grad():
         for parameter in part.network.layers[-1].parameters():
             parameter.zero_()
@@ -462,13 +463,16 @@ def test_a_conditional_model_takes_labels():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["realnvp", "nsf", "residual", "continuous", "planar"])
+@pytest.mark.parametrize("name", ["realnvp", "nsf", "continuous", "planar"])
 def test_a_compiled_step_is_the_eager_one(name):
     x, losses = torch.randn(64, 2), {}
     for compile in (False, True):
         torch.manual_seed(0)
         pyro.clear_param_store()
-        model = FlowModel((2,), flow=name, hidden=(8,))
+        layers = None if name == "continuous" else 2
+        model = FlowModel((2,), flow=name, hidden=(8,), layers=layers)
+        if name == "continuous":
+            model.flow.maps.steps = 1
         svi = ppgen.SVI(model.model, model.guide, partial(torch.optim.Adam, lr=1e-2), ppgen.Evidence(), compile=compile)
         losses[compile] = [svi.step(x) for _ in range(8)]
         if compile:

@@ -223,7 +223,8 @@ def continuous(
         raise ValueError(f"adjoint: {solver!r} takes fixed steps, through which gradients pass; take 'dopri5'")
     network = Smooth(dim, hidden=hidden, extra=1 + context_dim)
     made = Continuous(network, solver=solver, steps=steps, tolerance=tolerance, adjoint=adjoint, exact=exact)
-    return _made([made], dim, context_dim, base)
+    _silence(network.layers[-1])
+    return Flow(made, (dim,), context_dim=context_dim, base=base)
 
 
 def circular(dim: int, *, layers: int = 4, hidden: Widths = (64, 64), context_dim: int = 0, base: Base = None) -> Flow:
