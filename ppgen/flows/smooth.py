@@ -62,8 +62,8 @@ class Smooth(nn.Module):
 def _norm(matrix: Tensor) -> Tensor:
     """A bound of the spectral norm: the Schatten norm of order 64, (sum of the 64th powers of singular values)^(1/64).
 
-    It is too high by a factor of n^(1/64) at most. Unlike a few power iterations it is a bound always, and it has nothing
-    to remember.
+    It is too high by a factor of n^(1/64) at most. Unlike a few power iterations it is a bound always, and it has
+    nothing to remember.
     """
     gram = matrix @ matrix.mT if len(matrix) < matrix.shape[1] else matrix.mT @ matrix
     tiny = torch.finfo(matrix.dtype).tiny
