@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppgen import recipes
-from ppgen.flows import FLOWS
+from ppgen.flows import FLOWS, IMAGE_FLOWS
 from ppgen.models import ALI, DANN, VAE, Autoencoder, FlowModel, Generator
 from ppgen.objective import Objective
 
@@ -28,6 +28,12 @@ class System:
     def of_domains(self) -> bool:
         """Whether the data are a source and a target."""
         return self.model is DANN
+
+    def form(self, options: Mapping[str, Any]) -> str:
+        """The form of data that the model scores, built with these options."""
+        if self.model is FlowModel:
+            return "levels"
+        return FORM_OF_LIKELIHOOD.get(options.get("likelihood", "gaussian"), "continuous")
 
     def sites(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The sites that the recipe compares, as the options of the model settle them."""
@@ -82,7 +88,7 @@ SYSTEMS = {
         name: System(
             FlowModel, recipes.maximum_likelihood, f"a flow, {name}, by maximum likelihood", {"model.flow": name}
         )
-        for name in FLOWS
+        for name in (*FLOWS, *IMAGE_FLOWS)
     },
     "dann": System(DANN, recipes.dann, "domain adaptation: labels of a source carried over to a target", ADAPT),
 }

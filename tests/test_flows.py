@@ -497,7 +497,7 @@ def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match=r"base of event shape \(2,\), got \(3,\)"):
         flows.maf(2, base=dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pytest.raises(ValueError, match="flow to be one of"):
-        FlowModel((2,), flow="glow")
+        FlowModel((2,), flow="glov")
     with pytest.raises(ValueError, match="flow='lu_linear' has no such option"):
         FlowModel((2,), flow="lu_linear", layers=3)
     model = FlowModel((3,), flow="maf")
@@ -509,5 +509,5 @@ def test_what_is_wrong_is_said():
         model.check(torch.randn(5, 3), torch.zeros(5, dtype=torch.long))
     with pytest.raises(ValueError, match="no means"):
         model.sample(3, mean=True)
-    with evaluation(model), pytest.raises(ValueError, match="labels y of 2 classes"):
+    with evaluation(model), pytest.raises(ValueError, match="labels y: the model was built with num_classes=2"):
         FlowModel((3,), flow="maf", num_classes=2).sample(3)

@@ -61,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "systems",
     },
     "adaptation": {"data", "diagnostics", "referee", "report", "run", "systems"},
-    "compare": {"files", "measures", "models", "report", "run"},
+    "compare": {"data", "files", "measures", "models", "report", "run"},
     "__init__": {"growth", "metrics", "schedules", "views", "objective", "terms", "recipes", "infer", "fit", "result"},
     "cli": {"__init__", "adaptation", "compare", "data", "fit", "report", "run", "systems"},
 }

@@ -1,5 +1,6 @@
 """Normalizing flows as Pyro distributions, scored and drawn in both directions."""
 
+from ppgen.flows.bounded import bounded
 from ppgen.flows.build import (
     FLOWS,
     bernstein,
@@ -20,14 +21,18 @@ from ppgen.flows.build import (
     sylvester,
 )
 from ppgen.flows.flow import Flow, FlowDistribution
+from ppgen.flows.image import IMAGE_FLOWS, glow
 
 __all__ = [
     "FLOWS",
+    "IMAGE_FLOWS",
     "Flow",
     "FlowDistribution",
     "bernstein",
+    "bounded",
     "circular",
     "continuous",
+    "glow",
     "iaf",
     "lu_linear",
     "maf",

@@ -236,8 +236,8 @@ def circular(dim: int, *, layers: int = 4, hidden: Widths = (64, 64), context_di
     def uniform(zero: Tensor) -> TorchDistribution:
         return dist.Uniform((zero - math.pi).expand(dim), zero + math.pi, validate_args=False).to_event(1)
 
-    angles = constraints.independent(constraints.interval(-math.pi, math.pi), 1)
-    return _made(maps, dim, context_dim, uniform if base is None else base, support=angles)
+    circle = constraints.interval(-math.pi, math.pi)
+    return _made(maps, dim, context_dim, uniform if base is None else base, support=circle)
 
 
 FLOWS: dict[str, Callable[..., Flow]] = {
@@ -318,7 +318,7 @@ def _made(
     dim: int,
     context_dim: int,
     base: Base,
-    support: constraints.Constraint | None = None,
+    support: constraints.Constraint = constraints.real,
 ) -> Flow:
     """The composition of maps, from x to z, each of them the identity to start with."""
     for part in (part for made in maps for part in made.modules()):

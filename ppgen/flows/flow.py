@@ -15,6 +15,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
+from ppgen.flows.layers import ActNorm
+
 __all__ = ["Base", "Flow", "FlowDistribution"]
 
 Base: TypeAlias = TorchDistribution | Callable[[Tensor], TorchDistribution] | None
@@ -30,7 +32,7 @@ class Flow(nn.Module):
         context_dim: the width of a context, 0 for none.
         base: the law of z, of event shape `event_shape`, or a function that makes it; such a function is given a zero
             of the flow's device and type, which a law itself would not follow to. N(0, I) if left out.
-        support: of x; all of R^dim if left out.
+        support: where each number of an event lies.
 
     In a program, register it by ``pyro.module("flow", flow)``. ``pyro.sample("x", flow(), obs=x)`` in a plate is
     maximum likelihood under `ppgen.Evidence`, the forward KL; in a guide it is a posterior, the reverse KL.
@@ -45,12 +47,12 @@ class Flow(nn.Module):
         *,
         context_dim: int = 0,
         base: Base = None,
-        support: constraints.Constraint | None = None,
+        support: constraints.Constraint = constraints.real,
     ) -> None:
         super().__init__()
+        self.support = support
         self.maps, self.event_shape, self.context_dim = maps, torch.Size(event_shape), context_dim
         self._base = base
-        self.support = constraints.independent(constraints.real, len(event_shape)) if support is None else support
         self.register_buffer("zero", torch.zeros(()))  # says where the flow is, and in what type
         shape = self.base.event_shape
         if shape != self.event_shape:
@@ -64,6 +66,24 @@ class Flow(nn.Module):
         if self._base is not None:
             return self._base(self.zero)
         return dist.Normal(self.zero, 1.0).expand(self.event_shape).to_event(len(self.event_shape))
+
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Lets the `ActNorm` layers that were not measured yet take their start from a batch x; others stay.
+
+        `ppgen.fit` does so by a model's method ``initialise``. Elsewhere, call it before training; no step does it, so
+        that steps are all the same.
+        """
+        norms = [part for part in self.modules() if isinstance(part, ActNorm) and not part.measured]
+        if not norms:
+            return
+        for norm in norms:
+            norm.measuring = True
+        try:
+            with torch.no_grad():
+                self(context).inverse(x)
+        finally:
+            for norm in norms:
+                norm.measuring = False
 
     def forward(self, context: Tensor | None = None) -> "FlowDistribution":
         """The law, of batch shape (*batch,) for a context (*batch, context_dim).
@@ -89,7 +109,7 @@ class FlowDistribution(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return self.flow.support
+        return constraints.independent(self.flow.support, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "FlowDistribution":
         batch_shape = torch.Size(batch_shape)
