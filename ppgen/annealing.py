@@ -59,7 +59,7 @@ class AnnealedEvidence(Evidence):
             with _Values() as values, _Weighed(t, latents=self.base is not None):
                 draws.model(*args, **kwargs)
             if self.base is not None:
-                with _Weighed(1 - t), _At(values.latents) as at:
+                with _Weighed(1 - t), _At(values) as at:
                     self.base(*args, **kwargs)
                 at.check()
 
@@ -82,23 +82,24 @@ class _Weighed(Messenger):
 
 
 class _Values(Messenger):
-    """Notes the values of latents, and of plates' subsamples."""
+    """Notes the values of latents, and those of plates' subsamples."""
 
     def __enter__(self) -> "_Values":
         self.latents: dict[str, Tensor] = {}
+        self.subsamples: dict[str, Tensor] = {}
         return super().__enter__()
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if not msg["is_observed"]:
-            self.latents[msg["name"]] = msg["value"]
+            (self.subsamples if is_subsample(msg) else self.latents)[msg["name"]] = msg["value"]
 
 
 class _At(Messenger):
-    """Observes a program's latents at given values, under names of their own."""
+    """Observes a program's latents at the values of another's, under names of their own."""
 
-    def __init__(self, values: dict[str, Tensor]):
+    def __init__(self, values: _Values):
         super().__init__()
-        self.values, self.left = values, dict(values)
+        self.values, self.left = values.latents | values.subsamples, set(values.latents)
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         name = msg["name"]
@@ -107,7 +108,7 @@ class _At(Messenger):
         if name not in self.values:
             known = nearest(name, self.values)
             raise LookupError(f"AnnealedEvidence: the base draws {name!r}, which is no latent of the model; {known}")
-        self.left.pop(name, None)
+        self.left.discard(name)
         msg.update(name=f"base of {name}", value=self.values[name], is_observed=not is_subsample(msg), done=True)
 
     def check(self) -> None:

@@ -7,6 +7,7 @@ sites' event shapes that makes one; left out, it is a `ppgen.nets.Critic`. Furth
 noise, saturating, and penalty where the recipe has none of its own.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -100,7 +101,12 @@ def maximum_likelihood() -> Objective:
 
 
 def reverse_kl(
-    base: Program | None = None, *, particles: int = 256, path_derivative: bool = True, anneal: float = 0.0
+    base: Program | None = None,
+    *,
+    particles: int = 256,
+    path_derivative: bool = True,
+    anneal: float = 0.0,
+    max_plate_nesting: float = math.inf,
 ) -> Objective:
     """KL(q, p) of a guide q of reparameterised draws from the posterior or the energy of a model, up to log Z.
 
@@ -109,8 +115,10 @@ def reverse_kl(
         particles: draws of the guide a step.
         path_derivative: whether gradients go by the draws alone, see `ppgen.Evidence`.
         anneal: the share of the run that the way from the base takes; 0 for none.
+        max_plate_nesting: as of Pyro's ELBOs, which guess it if left out.
     """
-    elbo = Trace_ELBO(num_particles=particles, vectorize_particles=particles > 1)
+    vectorised: dict[str, Any] = {"vectorize_particles": particles > 1, "max_plate_nesting": max_plate_nesting}
+    elbo = Trace_ELBO(num_particles=particles, **vectorised)
     if anneal == 0:
         return Evidence(elbo=elbo, path_derivative=path_derivative)
     schedule = Anneal(1.0, cycles=1, rise=anneal)

@@ -38,7 +38,7 @@ class System:
     def sites(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The sites that the recipe compares, as the options of the model settle them."""
         if self.of_energy:
-            return {"base": ENERGIES[config["energy"]].base}
+            return {"base": ENERGIES[config["energy"]].base, "max_plate_nesting": 0}
         if self.model in (Generator, ALI) and config["conditional"]:
             return {"x": ("x", "y")}  # whose labels are a site
         return {"h": "hy" if config["model"]["conditional"] else "h"} if self.recipe is recipes.dann else {}
@@ -115,6 +115,7 @@ NOT_ASKED_OF_RECIPES: set[str | int] = {
     "metric",
     "critic",
     "base",
+    "max_plate_nesting",
     "x",
     "name",
     "optim",

@@ -201,8 +201,8 @@ class AutoFlow(AutoContinuous):
         if len(self._prototype_frames) != 1 or not all(len(stack) == 1 for stack in plates.values()):
             where = ", ".join(f"{name!r} in {stack or 'none'}" for name, stack in plates.items())
             raise ValueError(
-                f"AutoFlow: amortised, it is a guide of latents that all lie in one plate, that of the rows; here "
-                f"{where}: give each group a guide of its own, by poutine.block and AutoGuideList, or leave out amortised"
+                f"AutoFlow: amortised, it is a guide of latents that lie in one plate, that of the rows; here {where}. "
+                "Give each group a guide of its own, by poutine.block and AutoGuideList, or leave out amortised"
             )
         (frame,) = self._prototype_frames.values()
         values = [
