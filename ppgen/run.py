@@ -56,6 +56,7 @@ class Run:
     model: Any
     fit: Fit
     of_domains: ClassVar[bool] = False
+    of_energy: ClassVar[bool] = False
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Self:
@@ -67,10 +68,10 @@ class Run:
         """
         folder = Path(folder)
         config = read_config(folder)
-        if config.get("system") in SYSTEMS and SYSTEMS[config["system"]].of_domains != cls.of_domains:
-            raise ValueError(
-                f"{folder}: a run of {config['system']!r} {'draws no data' if cls is Run else 'has no domains'}"
-            )
+        system = SYSTEMS.get(config.get("system", ""))
+        if system is not None and (system.of_domains, system.of_energy) != (cls.of_domains, cls.of_energy):
+            why = "is of an energy" if system.of_energy else "draws no data" if system.of_domains else "is of data"
+            raise ValueError(f"{folder}: a run of {config['system']!r} {why}")
         data = cls.load_data(config)
         model = cls.make_model(config, data)
         fitted = Fit.load(folder / WEIGHTS, model.model, model.guide, loss=_loss(config))
@@ -254,10 +255,10 @@ def _train(
         fitted = fit(
             model.model,
             model.guide,
-            rows,
+            rows or None,
             loss=_loss(config),
             optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
-            validation=held_out if len(held_out[0]) else None,
+            validation=held_out if held_out and len(held_out[0]) else None,
             callbacks=[record, *pictures],
             progress=progress,
             checkpoint=folder / CHECKPOINT,
