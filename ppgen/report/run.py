@@ -109,9 +109,16 @@ class _Subject:
         """x in the units of the source."""
         return self.data.scaler.inverse(x.numpy(force=True) if isinstance(x, Tensor) else x)
 
+    def prior(self, n: int) -> Any:
+        """The law of n codes, if it is a flow; None for N(0, I)."""
+        law = self.model.prior(n) if hasattr(self.model, "prior") else None
+        return law if hasattr(law, "transform") else None
+
     def decode(self, z: np.ndarray) -> np.ndarray:
-        """The means of the decoder at codes z, in the units of the source."""
+        """The means of the decoder at what the prior makes of z ~ N(0, I), in the units of the source."""
         codes = torch.as_tensor(z, dtype=torch.get_default_dtype(), device=self.device)
+        prior = self.prior(len(codes))
+        codes = codes if prior is None else prior.transform(codes)
         return self.source(mean(self.model.decode(codes)))
 
 
@@ -186,17 +193,23 @@ def _codes(subject: _Subject) -> Section | None:
     batches = zip(*(part.split(BATCH) for part in tensors), strict=True)
     z = torch.cat([subject.model.encode(*batch).sample() for batch in batches]).numpy(force=True)
     y = None if subject.held_out.y is None else subject.held_out.y[:CODES]
-    plane = figures.latent_plane(z, y, label_names=subject.data.label_names, prior=True)
+    prior = subject.prior(CODES)
+    shown = True if prior is None else prior.sample().numpy(force=True)
+    plane = figures.latent_plane(z, y, label_names=subject.data.label_names, prior=shown)
     by_label = "" if y is None else ", by label"
     caption = f"A draw z ~ q(z | x) for each of {len(z)} rows of the {subject.split} data{by_label}."
     items = [Figure(plane, caption, f"Scatter plot. {caption}")]
     drawable = subject.images or subject.data.event_shape == (2,)
     if z.shape[1] == 2 and drawable and hasattr(subject.model, "decode") and not subject.conditional:
         caption = "What the decoder makes of the latent plane: its means at evenly spaced quantiles of the prior."
-        walk = figures.latent_walk(subject.decode, n=16 if subject.images else 32, **subject.look)
+        if prior is not None:
+            caption += " The prior is a flow: the quantiles are those of its base, u, carried to z."
+        name = "z" if prior is None else "u"
+        walk = figures.latent_walk(subject.decode, n=16 if subject.images else 32, name=name, **subject.look)
         items.append(Figure(walk, caption, caption))
+    law = "the prior N(0, I)" if prior is None else "its prior, a flow"
     text = (
-        "The model draws codes from the prior N(0, I). Where the codes of data spread as it does, its draws land "
-        "among them; where they leave gaps or gather elsewhere, its draws land on codes that no datum has."
+        f"The model draws codes from {law}. Where the codes of data spread as it does, its draws land among them; "
+        "where they leave gaps or gather elsewhere, its draws land on codes that no datum has."
     )
     return Section("Codes", text, items)
