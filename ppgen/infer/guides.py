@@ -30,7 +30,7 @@ from torch.distributions import biject_to
 
 from ppgen.draws import Program, nearest
 from ppgen.flows import FLOWS, Flow, FlowDistribution
-from ppgen.flows.zuko import nn as networks
+from ppgen.flows.zuko import networks
 from ppgen.nets import Dense
 
 __all__ = ["AutoFlow"]
