@@ -1,8 +1,8 @@
 """Held-out log-likelihood, in nats per datum, and time a step: our spline flow beside zuko's, nflows' and normflows'.
 
 All are three autoregressions of rational quadratic splines, 8 bins on [-5, 5], networks of two hidden layers of 64, an
-order that is turned round between them, under Adam at one rate for as many steps on the same batches. Tables are 10-fold
-cross-validated, toy laws drawn anew for each fold, 2000 rows to learn from and 2000 to judge by; columns are brought to
+order that is turned round between them, under Adam at one rate for as many steps on the same batches. Tables are
+cross-validated in tenths, toy laws drawn anew for each fold, 2000 rows to learn from and 2000 to judge by; columns are brought to
 mean 0 and deviation 1 by the rows learned from. What is held out is scored at the end of the run, whatever it learned:
 no weights are picked. Mean (standard error) over folds; milliseconds a step are medians, ours compiled or not.
 
