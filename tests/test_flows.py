@@ -454,6 +454,24 @@ def test_a_model_of_data_learns_by_the_forward_kl(name):
     assert model.sample(5).shape == (5, 2)
 
 
+def test_a_continuous_model_pays_for_kinetic_energy_while_it_trains():
+    x = torch.randn(64, 2) * 2 + 3
+    energies = {}
+    for kinetic in (0.0, 1.0):
+        torch.manual_seed(0)
+        model = FlowModel((2,), flow="continuous", hidden=(16,), kinetic=kinetic, options={"steps": 4})
+        loss = ppgen.Evidence()
+        trained = loss.loss(model.model, model.guide, x)
+        with evaluation(model):
+            plain = loss.loss(model.model, model.guide, x)
+            first = float(model.flow().kinetic_energy(x).mean())
+        assert trained - plain == pytest.approx(kinetic * first)
+        options = {"optim": partial(torch.optim.Adam, lr=0.02), "steps": 80, "progress": False, "compile": False}
+        ppgen.fit(model.model, model.guide, x, **options)
+        energies[kinetic] = float(model.flow().kinetic_energy(x).mean())
+    assert 0 < energies[1.0] < energies[0.0]
+
+
 def test_a_conditional_model_takes_labels():
     model = FlowModel((1, 2, 2), flow="maf", num_classes=3)
     x, y = torch.randn(6, 1, 2, 2), torch.arange(6) % 3
@@ -498,6 +516,16 @@ def test_what_is_wrong_is_said():
         flows.maf(2, base=dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pytest.raises(ValueError, match="flow to be one of"):
         FlowModel((2,), flow="glov")
+    with pytest.raises(ValueError, match="0 of any flow but 'continuous', got 0"):
+        FlowModel((2,), flow="maf", kinetic=0.1)
+    with pytest.raises(ValueError, match="adjoint: 'rk4' takes fixed steps"):
+        flows.continuous(2, adjoint=True)
+    with pytest.raises(ValueError, match="solver to be one of"):
+        flows.continuous(2, solver="rk5")
+    with pytest.raises(ValueError, match=r"rank: expected 1 \.\. 2"):
+        flows.sylvester(2, rank=3)
+    with pytest.raises(ValueError, match="lipschitz: expected a number between 0 and 1"):
+        flows.residual(2, lipschitz=1.0)
     with pytest.raises(ValueError, match="flow='lu_linear' has no such option"):
         FlowModel((2,), flow="lu_linear", layers=3)
     model = FlowModel((3,), flow="maf")
