@@ -144,9 +144,12 @@ class FlowDistribution(TorchDistribution):
         Raises:
             TypeError: for any other flow.
         """
-        if not hasattr(self._map, "energy"):
-            raise TypeError("kinetic_energy: only the paths of a flow in continuous time have one; take `continuous`")
-        return self._map.energy(self._broad(x))
+        x, whole = self._broad(x), self._map
+        for part in getattr(whole, "transforms", [whole]):
+            if hasattr(part, "energy"):
+                return part.energy(x)
+            x = part(x)
+        raise TypeError("kinetic_energy: only the paths of a flow in continuous time have one; take `continuous`")
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z = T^-1(x), and log |det dz / dx|, in nats."""
