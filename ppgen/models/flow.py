@@ -8,7 +8,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppgen.flows import FLOWS
+from ppgen.flows import FLOWS, FlowDistribution
 from ppgen.models.generative import check_rows
 from ppgen.nets import choose, evaluation
 
@@ -92,6 +92,15 @@ class FlowModel(nn.Module):
         """log p(x_i), or log p(x_i | y_i), in nats: (n,)."""
         with evaluation(self):
             return self.flow(self._context(y)).log_prob(x.flatten(1).to(self.flow.zero.dtype))
+
+    def law(self, y: Tensor | None = None) -> FlowDistribution:
+        """p(x), or p(x | y) for labels y of any shape: a law of events in the flow's own shape."""
+        return self.flow(self._context(y))
+
+    def pull_back(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z_i = T^-1(x_i), in the flow's own shape, and log |det dz_i / dx_i| (n,), in nats."""
+        with evaluation(self):
+            return self.law(y).inverse_and_log_det(x.flatten(1).to(self.flow.zero.dtype))
 
     def _context(self, y: Tensor | None) -> Tensor | None:
         if y is None and self.num_classes is None:
