@@ -24,7 +24,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from ppgen import data as datasets
-from ppgen.diagnostics import from_netcdf, to_netcdf
+from ppgen.diagnostics import from_netcdf, pulled_back, to_netcdf
 from ppgen.files import write_whole
 from ppgen.fit import fit
 from ppgen.growth import Growth
@@ -43,6 +43,7 @@ __all__ = ["Run", "new_folder", "read_config", "resume", "train"]
 CHECKPOINT, METRICS, WEIGHTS = "checkpoint.safetensors", "metrics.jsonl", "weights.safetensors"
 SHOWN = 64  # held-out rows whose posterior is stored
 MEASURED = 1000  # rows of a sample that draws are laid beside, at most
+PULLED_BACK = 100  # numbers of a row that a flow pulls back, at most, to be held against its base
 LABELLED = 5000  # training rows with labels that classifiers learn from, at most
 
 
@@ -134,11 +135,27 @@ class Run:
                 numbers["held-out log-likelihood (nats per datum)"] = (float(exact.mean()), error)
                 if len(self.data.event_shape) == 3 or self.data.form == "integer":
                     numbers["held-out bits per dimension"] = (-float(exact.mean()) / bits, error / bits)
+            if hasattr(self.model, "pull_back"):
+                numbers |= self._pulled_back(*tensors)
         numbers |= {f"generated: {name}": number for name, number in self.measures(metrics=False).items()}
         self.keep(numbers)
         if self.config["draws"] and isinstance(self.model, VAE):
             shown = tuple(t[:SHOWN] for t in tensors)
             to_netcdf(self.fit.to_arviz(*shown, draws=self.config["draws"]), self.folder / "posterior.nc")
+
+    def _pulled_back(self, *tensors: torch.Tensor) -> dict[str, Any]:
+        """How held-out rows that a flow pulls back compare with its base, where that is cheap to say."""
+        z, _ = self.model.pull_back(*(part[:MEASURED] for part in tensors))
+        flat = z.flatten(1)
+        if flat.shape[1] > PULLED_BACK or len(flat) < flat.shape[1] + 2 or not flat.isfinite().all():
+            return {}
+        found = pulled_back(z, self.model.flow.base, seed=self.config["fit"]["seed"])
+        kl: Any = (found.kl, found.error) if math.isfinite(found.kl) else "infinite: rows coincide"
+        return {
+            "held-out KL to the model, by neighbours in z (nats)": kl,
+            f"p-value of {found.coordinates.name} of z": found.coordinates.p_value,
+            f"p-value of {found.sliced.name} of z": found.sliced.p_value,
+        }
 
     def findings(self) -> list[Finding]:
         """What the run shows of its game, if it was one."""

@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppgen.flows import FLOWS, IMAGE_FLOWS, bounded
+from ppgen.flows import FLOWS, IMAGE_FLOWS, FlowDistribution, bounded
 from ppgen.models.generative import check_labels, check_rows, one_hot
 from ppgen.models.likelihood import require, require_levels
 from ppgen.nets import choose, evaluation
@@ -171,6 +171,15 @@ class FlowModel(nn.Module):
         """x as the flow scores it: in its shape and type, and without gaps between levels."""
         x = x.reshape(len(x), *self.flow.event_shape).to(self.flow.zero.dtype)
         return x if self.levels is None else x + torch.rand_like(x)
+
+    def law(self, y: Tensor | None = None) -> FlowDistribution:
+        """p(x), or p(x | y) for labels y of any shape: a law of events in the flow's own shape."""
+        return self.flow(self._context(y))
+
+    def pull_back(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z_i = T^-1(x_i), in the flow's own shape, and log |det dz_i / dx_i| (n,), in nats."""
+        with evaluation(self):
+            return self.law(y).inverse_and_log_det(self._scored(x))
 
     def _context(self, y: Tensor | None) -> Tensor | None:
         return one_hot(y, self.num_classes, self.flow.zero.dtype)

@@ -1,7 +1,8 @@
 """The report of one run: numbers, training, samples, what is missing, reconstructions, codes, posterior, configuration.
 
 Nothing here knows a class of model. What a model can do is what it has a method for: `sample(n, y=None, mean=...)`,
-`reconstruct(x, y=None)`, `encode(x, y=None)` and `decode(z, y=None)`, the last two giving distributions. A model
+`reconstruct(x, y=None)`, `encode(x, y=None)`, `decode(z, y=None)` and `prior(n)`, the last three giving distributions,
+and a flow's `law(y=None)`, `log_prob(x, y=None)` and `pull_back(x, y=None)`. A model
 whose `num_classes` is not None is given labels y. x has shape (n, *event_shape), scaled as the model sees it; figures
 show it in the units of the source.
 """
@@ -18,6 +19,7 @@ from ppgen.models import mean
 from ppgen.models.likelihood import Point
 from ppgen.report import figures
 from ppgen.report.figures.images import GRID, PAIRS, span
+from ppgen.report.flow import flow
 from ppgen.report.game import game
 from ppgen.report.page import Figure, Report, Section
 from ppgen.report.reach import reach
@@ -67,6 +69,7 @@ def report_of_run(
             game(fit),
             _samples(subject),
             _stages(subject, stages),
+            _flow(subject),
             _reach(subject, seed),
             _reconstructions(subject),
             _codes(subject),
@@ -172,6 +175,13 @@ def _reach(subject: _Subject, seed: int) -> Section | None:
     draws = subject.source(subject.model.sample(len(tensors[0]), *tensors[1:]))
     look, names = subject.look, subject.data.label_names
     return reach(subject.source(tensors[0]), draws, labels, names=names, look=look, seed=seed)
+
+
+def _flow(subject: _Subject) -> Section | None:
+    if not hasattr(subject.model, "pull_back"):
+        return None
+    train, held_out = (subject.tensors(split, ROWS) for split in (subject.data.train, subject.held_out))
+    return flow(subject.model, subject.data, train, held_out, split=subject.split)
 
 
 def _reconstructions(subject: _Subject) -> Section | None:

@@ -3,8 +3,8 @@
 All are three autoregressions of rational quadratic splines, 8 bins on [-5, 5], networks of two hidden layers of 64, an
 order that is turned round between them, under Adam at one rate for as many steps on the same batches. Tables are
 cross-validated in tenths, toy laws drawn anew for each fold, 2000 rows to learn from and 2000 to judge by; columns are
-brought to mean 0 and deviation 1 by the rows learned from. What is held out is scored at the end of the run, whatever it
-learned: no weights are picked. Mean (standard error) over folds; milliseconds a step are medians, ours compiled or not.
+brought to mean 0 and deviation 1 by the rows learned from. What is held out is scored at the end of the run, and no
+weights are picked. Mean (standard error) over folds; milliseconds a step are medians, ours compiled or not.
 
     pip install nflows normflows
     python tests/benchmarks/flows.py [--data moons ...] [--folds 10] [--steps 1000] [--only ppgen zuko ...]
