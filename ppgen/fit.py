@@ -64,9 +64,9 @@ def fit(
 
     Args:
         model, guide: Pyro programs, called with a batch of each part of `data`: ``model(x)`` or ``model(x, y)``.
-        data: a tensor, array, frame, a tuple of those, or a torch Dataset (see `ppgen.batches.as_tensors`). A model
-            that is a module, or a method of one, and has a method ``check`` sees all of it first, and one with a method
-            ``initialise`` a batch before each chain.
+        data: a tensor, array, frame, a tuple of those, a torch Dataset (see `ppgen.batches.as_tensors`), or None for
+            programs that take none. A model that is a module, or a method of one, and has a method ``check`` sees all
+            of it first, and one with a method ``initialise`` a batch before each chain.
         loss: a ppgen objective, a Pyro ELBO or a function (model, guide, *batch) -> scalar; `Evidence()` if left out.
         optim: a Pyro optimiser or a function parameters -> torch optimiser; Adam at 1e-3 if left out. As in Pyro,
             one of its schedulers advances when ``optim.step()`` is called, here by a callback.
@@ -212,6 +212,8 @@ def _split(data: Any, validation: Any, seed: int, dtype: torch.dtype | None):
     tensors = as_tensors(data, dtype=dtype)
     if validation is None:
         return tensors, None
+    if not tensors:
+        raise ValueError("validation: programs that take no data have none to hold out")
     if not isinstance(validation, int | float):
         return tensors, as_tensors(validation, dtype=dtype, name="validation")
     n, held = len(tensors[0]), round(validation * len(tensors[0]))

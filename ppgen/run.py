@@ -24,7 +24,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from ppgen import data as datasets
-from ppgen.diagnostics import from_netcdf, to_netcdf
+from ppgen.diagnostics import from_netcdf, pulled_back, to_netcdf
 from ppgen.files import write_whole
 from ppgen.fit import fit
 from ppgen.growth import Growth
@@ -43,6 +43,7 @@ __all__ = ["Run", "new_folder", "read_config", "resume", "train"]
 CHECKPOINT, METRICS, WEIGHTS = "checkpoint.safetensors", "metrics.jsonl", "weights.safetensors"
 SHOWN = 64  # held-out rows whose posterior is stored
 MEASURED = 1000  # rows of a sample that draws are laid beside, at most
+PULLED_BACK = 100  # numbers of a row that a flow pulls back, at most, to be held against its base
 LABELLED = 5000  # training rows with labels that classifiers learn from, at most
 
 
@@ -56,6 +57,7 @@ class Run:
     model: Any
     fit: Fit
     of_domains: ClassVar[bool] = False
+    of_energy: ClassVar[bool] = False
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Self:
@@ -67,10 +69,10 @@ class Run:
         """
         folder = Path(folder)
         config = read_config(folder)
-        if config.get("system") in SYSTEMS and SYSTEMS[config["system"]].of_domains != cls.of_domains:
-            raise ValueError(
-                f"{folder}: a run of {config['system']!r} {'draws no data' if cls is Run else 'has no domains'}"
-            )
+        system = SYSTEMS.get(config.get("system", ""))
+        if system is not None and (system.of_domains, system.of_energy) != (cls.of_domains, cls.of_energy):
+            why = "is of an energy" if system.of_energy else "draws no data" if system.of_domains else "is of data"
+            raise ValueError(f"{folder}: a run of {config['system']!r} {why}")
         data = cls.load_data(config)
         model = cls.make_model(config, data)
         fitted = Fit.load(folder / WEIGHTS, model.model, model.guide, loss=_loss(config))
@@ -133,11 +135,27 @@ class Run:
                 numbers["held-out log-likelihood (nats per datum)"] = (float(exact.mean()), error)
                 if len(self.data.event_shape) == 3 or self.data.form == "integer":
                     numbers["held-out bits per dimension"] = (-float(exact.mean()) / bits, error / bits)
+            if hasattr(self.model, "pull_back"):
+                numbers |= self._pulled_back(*tensors)
         numbers |= {f"generated: {name}": number for name, number in self.measures(metrics=False).items()}
         self.keep(numbers)
         if self.config["draws"] and isinstance(self.model, VAE):
             shown = tuple(t[:SHOWN] for t in tensors)
             to_netcdf(self.fit.to_arviz(*shown, draws=self.config["draws"]), self.folder / "posterior.nc")
+
+    def _pulled_back(self, *tensors: torch.Tensor) -> dict[str, Any]:
+        """How held-out rows that a flow pulls back compare with its base, where that is cheap to say."""
+        z, _ = self.model.pull_back(*(part[:MEASURED] for part in tensors))
+        flat = z.flatten(1)
+        if flat.shape[1] > PULLED_BACK or len(flat) < flat.shape[1] + 2 or not flat.isfinite().all():
+            return {}
+        found = pulled_back(z, self.model.flow.base, seed=self.config["fit"]["seed"])
+        kl: Any = (found.kl, found.error) if math.isfinite(found.kl) else "infinite: rows coincide"
+        return {
+            "held-out KL to the model, by neighbours in z (nats)": kl,
+            f"p-value of {found.coordinates.name} of z": found.coordinates.p_value,
+            f"p-value of {found.sliced.name} of z": found.sliced.p_value,
+        }
 
     def findings(self) -> list[Finding]:
         """What the run shows of its game, if it was one."""
@@ -254,10 +272,10 @@ def _train(
         fitted = fit(
             model.model,
             model.guide,
-            rows,
+            rows or None,
             loss=_loss(config),
             optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
-            validation=held_out if len(held_out[0]) else None,
+            validation=held_out if held_out and len(held_out[0]) else None,
             callbacks=[record, *pictures],
             progress=progress,
             checkpoint=folder / CHECKPOINT,

@@ -386,7 +386,7 @@ def test_one_particle_bounds_the_log_probability():
     x = every_datum(3, 2)
     single = scores(model, x, 4000)
     assert single.unique().numel() == single.numel()  # new noise each time
-    assert (single.mean(0) < single.exp().mean(0).log() - 0.01).all()
+    assert (single.mean(0) < single.exp().mean(0).log() - 1e-3).all()
     torch.manual_seed(2)
     two = model.log_prob(x, particles=2)
     torch.manual_seed(2)

@@ -30,6 +30,8 @@ RNG = np.random.default_rng(0)
 IMAGES = {"grey": RNG.random((20, 1, 6, 5)), "colour": RNG.random((20, 3, 6, 5))}
 WIDE = RNG.normal(size=(600, 8))
 LABELS = np.arange(600) % 3
+AXIS = np.linspace(-3, 3, 30)
+LATTICE = np.stack(np.meshgrid(AXIS[::3], AXIS), axis=-1).reshape(10, 30, 2)
 
 
 def chain(steps: int = 60, *, seed: int = 0, validated: bool = True, terms: bool = True) -> Chain:
@@ -68,6 +70,10 @@ CASES = {
         "a term that came late": (lambda f: f({"loss": np.ones(9), "a": np.r_[[np.nan] * 5, 1, 2, 3, 4]}), 1),
         "a term that is not finite": (lambda f: f({"loss": np.ones(3), "a": np.full(3, np.nan)}), 1),
     },
+    "densities": {
+        "two": (lambda f: f(np.linspace(-1, 1, 9), {"a": np.eye(9), "b": np.ones((9, 9))}), 3),
+        "one, not everywhere": (lambda f: f(np.arange(2.0), {"a": np.array([[1.0, np.nan], [2.0, 0.0]])}), 2),
+    },
     "sequences": {
         "stages": (lambda f: f({"4 x 4": IMAGES["grey"][:5], "8 x 8": IMAGES["grey"][5:10]}), 2),
         "one row": (lambda f: f({"colour": IMAGES["colour"]}, limits=(0.0, 2.0)), 1),
@@ -95,7 +101,29 @@ CASES = {
         "eight columns": (lambda f: f(WIDE, WIDE), 6),
         "not finite": (lambda f: f(WIDE[:, :2], np.full((600, 2), np.inf)), 1),
     },
+    "density": {
+        "one column": (lambda f: f(np.exp(-(AXIS**2)), [AXIS], WIDE[:, :1], None), 1),
+        "two columns": (lambda f: f(np.ones((5, 30)), [AXIS, AXIS[:5]], WIDE[:, :2], ["a", "b"]), 2),
+    },
+    "warped_grid": {
+        "points": (lambda f: f({"the base": LATTICE, "data": np.exp(LATTICE)}, [WIDE[:, :2]] * 2), 2),
+        "no points": (lambda f: f({"the base": LATTICE}), 1),
+        "a line that goes far": (lambda f: f({"data": np.where(LATTICE > 1.9, np.inf, LATTICE)}), 1),
+        "a point": (lambda f: f({"data": 0 * LATTICE}), 1),
+    },
+    "log_densities": {
+        "two sets": (lambda f: f({"train": WIDE[:, 0], "test": WIDE[:90, 1]}, WIDE[:, 2]), 2),
+        "far below": (lambda f: f({"train": np.r_[WIDE[:, 0], -1e9, -np.inf]}, np.r_[WIDE[:, 2], np.nan]), 2),
+        "one value": (lambda f: f({"test": np.ones(4)}, np.zeros(4)), 2),
+    },
+    "pulled_back": {
+        "one coordinate": (lambda f: f(WIDE[:, :1]), 2),
+        "many coordinates": (lambda f: f(RNG.normal(size=(50, 70))), 2),
+        "far out": (lambda f: f(1e4 * WIDE), 2),
+    },
     "latent_plane": {
+        "another prior": (lambda f: f(WIDE, LABELS, prior=2 * WIDE[:50]), 1),
+        "another prior of one dimension": (lambda f: f(WIDE[:, :1], prior=2 * WIDE[:50, :1]), 1),
         "one dimension": (lambda f: f(WIDE[:, :1], LABELS, prior=True), 1),
         "two dimensions": (lambda f: f(WIDE[:, :2], LABELS, label_names=["a", "b", "c"], prior=True), 1),
         "more": (lambda f: f(WIDE, LABELS), 1),
@@ -146,6 +174,7 @@ def test_a_figure_draws_without_a_warning_and_leaves_no_trace(name, draw, axes):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: figures.densities(np.arange(3.0), {"a": np.ones((2, 3))}), r"of shape \(3, 3\).* got \[\(2, 3\)\]"),
         (lambda: figures.loss_curves([]), "at least one step"),
         (lambda: figures.loss_curves([chain(), chain(0)]), r"chains of \[60, 0\] steps"),
         (lambda: figures.term_breakdown({}), "at least one step"),
@@ -158,6 +187,11 @@ def test_a_figure_draws_without_a_warning_and_leaves_no_trace(name, draw, axes):
         (lambda: figures.latent_plane(WIDE, LABELS[:5]), r"labels y of shape \(600,\), a label a code, got \(5,\)"),
         (lambda: figures.latent_plane(np.full((3, 2), np.nan)), "finite codes"),
         (lambda: figures.latent_walk(lambda z: np.ones((len(z), 3))), r"got \(256, 3\)"),
+        (lambda: figures.latent_plane(WIDE, prior=WIDE[:, :2]), r"draws of the prior of shape \(m, 8\)"),
+        (lambda: figures.density(np.ones((4, 4)), [AXIS], WIDE[:, :1], None), r"values of shape \(30,\)"),
+        (lambda: figures.warped_grid({"data": AXIS}), r"got \(30,\)"),
+        (lambda: figures.log_densities({"test": np.full(3, np.nan)}, AXIS), "got none"),
+        (lambda: figures.pulled_back(np.full((3, 2), np.nan)), r"finite rows z of shape \(n, d\)"),
         (lambda: figures.khat(np.empty(0)), "got none"),
         (lambda: figures.posterior({"posterior": xr.Dataset()}), "got none"),
     ],
@@ -481,7 +515,9 @@ def test_a_report_shows_what_the_model_can_do(drawn):
     sections = ["In short", "Training", "Samples", "What is missing", "Reconstructions", "Codes"]
     sections += ["Posterior", "Configuration"]
     assert titles(report_of_run(a_fit(), Doubler(), data, idata=draws(), **asked)) == sections
-    assert set(drawn) == set(figures.__all__) - {"sequences"}  # of a run that grew: see test_cli
+    # of a run that grew: see test_cli; of flows: see test_flow_report
+    others = {"sequences", "density", "warped_grid", "log_densities", "pulled_back"}
+    assert set(drawn) == set(figures.__all__) - others
     shows = {"sample": ("Samples", "What is missing"), "reconstruct": ("Reconstructions",), "encode": ("Codes",)}
     for method, without in shows.items():
         methods = set(shows) - {method}

@@ -6,6 +6,7 @@ from ppgen.diagnostics.estimate import estimate
 from ppgen.diagnostics.importance import Importance, weigh_up
 from ppgen.diagnostics.labels import Agreement, label_agreement
 from ppgen.diagnostics.modes import Coverage, Label, Missing, ModeCoverage, coverage, missing, mode_coverage
+from ppgen.diagnostics.pulled_back import PulledBack, pulled_back
 from ppgen.diagnostics.pyramid import PyramidDistance, laplacian_pyramid, pyramid_distance, pyramid_noise
 from ppgen.diagnostics.two_sample import TwoSample, classifier_test, energy_test, ks_test, mmd_test
 from ppgen.diagnostics.versions import from_netcdf, to_netcdf
@@ -18,6 +19,7 @@ __all__ = [
     "Label",
     "Missing",
     "ModeCoverage",
+    "PulledBack",
     "PyramidDistance",
     "TwoSample",
     "adaptation_risk",
@@ -34,6 +36,7 @@ __all__ = [
     "missing",
     "mmd_test",
     "mode_coverage",
+    "pulled_back",
     "pyramid_distance",
     "pyramid_noise",
     "to_arviz",

@@ -60,7 +60,7 @@ def ks_test(x: Rows, y: Rows, *, projections: int = 100, permutations: int = 499
         ValueError: for fewer than two rows, events that differ in shape, values that are not finite, or counts below 1.
     """
     x, y = paired_rows(x, y)
-    _at_least(1, projections=projections, permutations=permutations)
+    at_least(1, projections=projections, permutations=permutations)
     if x.shape[1] == 1:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "ks_2samp: Exact calculation", RuntimeWarning)  # goes on asymptotically
@@ -72,7 +72,7 @@ def ks_test(x: Rows, y: Rows, *, projections: int = 100, permutations: int = 499
     dealt = deal(len(x), len(y), permutations, rng)
     projected = _standardised(np.concatenate([x, y])) @ directions
     gaps = np.mean([_gaps(column, dealt) for column in projected.T], axis=0)
-    return _judged("sliced Kolmogorov-Smirnov", gaps)
+    return judged("sliced Kolmogorov-Smirnov", gaps)
 
 
 def mmd_test(
@@ -143,7 +143,7 @@ def classifier_test(x: Rows, y: Rows, *, classifier: Any = "logistic", folds: in
         ValueError: as `ks_test`, for an unknown classifier, or fewer rows of a sample than folds.
     """
     x, y = paired_rows(x, y)
-    _at_least(2, folds=folds)
+    at_least(2, folds=folds)
     if min(len(x), len(y)) < folds:
         raise ValueError(
             f"classifier_test: expected a row of each sample in each of {folds} folds, got {len(x)} and {len(y)} rows; "
@@ -221,7 +221,7 @@ def _pair_test(metric: PairMetric, x: Rows, y: Rows, permutations: int, seed: in
     pairs follow from the matrix product K a: those within x from a.Ka, the others from the row sums of K.
     """
     x, y = paired_rows(x, y)
-    _at_least(1, permutations=permutations)
+    at_least(1, permutations=permutations)
     rng, n, m = np.random.default_rng(seed), len(x), len(y)
     pooled = torch.as_tensor(np.concatenate([x, y]))
     some = pooled[rng.permutation(n + m)[:ENOUGH]]
@@ -237,7 +237,7 @@ def _pair_test(metric: PairMetric, x: Rows, y: Rows, permutations: int, seed: in
         total += float(k.sum())
     across = from_x - within
     statistics = within / (n * (n - 1)) + (total - from_x - across) / (m * (m - 1)) - 2 * across / (n * m)
-    return _judged(metric.name, statistics.numpy())
+    return judged(metric.name, statistics.numpy())
 
 
 def _gaps(values: np.ndarray, dealt: np.ndarray) -> np.ndarray:
@@ -253,7 +253,7 @@ def _gaps(values: np.ndarray, dealt: np.ndarray) -> np.ndarray:
     return np.abs(gaps, out=gaps).max(axis=0) / (n * m)
 
 
-def _judged(name: str, statistics: np.ndarray) -> TwoSample:
+def judged(name: str, statistics: np.ndarray) -> TwoSample:
     """The result of a test whose deals, the true one first, have these statistics (1 + B,)."""
     statistic, null = float(statistics[0]), statistics[1:]
     slack = 1e-9 * np.abs(statistics).max()  # ties that rounding hides count as ties
@@ -305,7 +305,7 @@ def _standardised(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(axis=0)) / np.where(np.ptp(x, axis=0) > 0, x.std(axis=0), 1.0)
 
 
-def _at_least(least: int, **counts: int) -> None:
+def at_least(least: int, **counts: int) -> None:
     for name, count in counts.items():
         if not isinstance(count, int | np.integer) or count < least:
             raise ValueError(f"{name}: expected a whole number of at least {least}, got {count}")

@@ -4,6 +4,7 @@ from ppgen.flows.bounded import bounded
 from ppgen.flows.build import (
     FLOWS,
     bernstein,
+    circular,
     continuous,
     iaf,
     lu_linear,
@@ -12,8 +13,12 @@ from ppgen.flows.build import (
     nice,
     nsf,
     nsf_autoregressive,
+    planar,
+    radial,
     realnvp,
+    residual,
     sum_of_squares,
+    sylvester,
 )
 from ppgen.flows.flow import Flow, FlowDistribution
 from ppgen.flows.image import IMAGE_FLOWS, glow
@@ -25,6 +30,7 @@ __all__ = [
     "FlowDistribution",
     "bernstein",
     "bounded",
+    "circular",
     "continuous",
     "glow",
     "iaf",
@@ -34,6 +40,10 @@ __all__ = [
     "nice",
     "nsf",
     "nsf_autoregressive",
+    "planar",
+    "radial",
     "realnvp",
+    "residual",
     "sum_of_squares",
+    "sylvester",
 ]

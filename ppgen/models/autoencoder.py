@@ -1,4 +1,4 @@
-"""Autoencoders: p(z) = N(0, I), a decoder p(x | z) and an encoder q(z | x), as a Pyro model and a Pyro guide."""
+"""Autoencoders: p(z), a decoder p(x | z) and an encoder q(z | x), as a Pyro model and a Pyro guide."""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppgen.draws import log_weights
 from ppgen.models.generative import NETWORKS, Coder, Generative, arguments, draw, network_options
+from ppgen.models.latent_flow import BentGaussian, FlowCode, make_flow
 from ppgen.models.likelihood import Gaussian, Head, Point, make_likelihood
 from ppgen.nets import choose, evaluation
 
@@ -45,9 +46,12 @@ class Encoded(Generative):
     def reconstruct(self, x: Tensor, y: Tensor | None = None, *, mean: bool = True) -> Tensor:
         """(n, *event_shape): E[x | E[z | x]], or with ``mean=False`` x' ~ p(x | z) at z ~ q(z | x).
 
-        Raises as ``check`` does.
+        A flow posterior has no mean that is known; the image of its base's stands in. Raises as ``check`` does.
         """
-        return draw(self.decode(draw(self.encode(x, y), mean), y), mean)
+        code = self.encode(x, y)
+        with evaluation(self):
+            z = code.centre if mean and isinstance(code, BentGaussian) else draw(code, mean)
+        return draw(self.decode(z, y), mean)
 
     def _posterior(self, x: Tensor, y: Tensor | None) -> TorchDistribution:
         return self.encoder(self.likelihood.features(x, self._dtype), self._context(y))
@@ -104,10 +108,17 @@ class Autoencoder(Encoded):
 
 class VAE(Encoded):
     """A variational autoencoder: q(z | x) = N(mu(x), Sigma(x)) (Kingma and Welling, Auto-encoding variational
-    Bayes, 2014).
+    Bayes, 2014), or a flow of it; p(z) = N(0, I), or a flow of that.
+
+    Both flows start as the Gaussians. A posterior draws z, whose density comes with the draw, and the prior scores it:
+    "iaf" makes a cheap posterior and "maf" a cheap prior. With a flow the KL has no closed form; draws estimate it.
 
     Args:
         encoder_covariance: Sigma's form, a row of ``COVARIANCES``; "low_rank" takes ``rank``.
+        prior: of z, "gaussian" or a row of `ppgen.flows.FLOWS`; the same for all labels.
+        posterior: "gaussian", or a row of `ppgen.flows.FLOWS`, of which the encoder gives the context.
+        flow_layers: how many maps either flow is made of; None for its own number.
+        flow_hidden: the widths of either flow's networks.
 
     The other arguments and the errors are those of :class:`Autoencoder`.
     """
@@ -126,14 +137,39 @@ class VAE(Encoded):
         floor: float = 1e-2,
         levels: int | None = None,
         encoder_covariance: str = "diagonal",
+        prior: str = "gaussian",
+        posterior: str = "gaussian",
+        flow_layers: int | None = None,
+        flow_hidden: Sequence[int] = (64, 64),
         num_classes: int | None = None,
         norm: str | None = None,
         dropout: float = 0.0,
         activation: str = "silu",
     ) -> None:
         config = arguments(locals())
-        code = Gaussian((latent_dim,), covariance=encoder_covariance, rank=rank, floor=ENCODER_FLOOR)
+        flows: dict[str, Any] = {"layers": flow_layers, "hidden": flow_hidden}
+        code: Head
+        if posterior == "gaussian":
+            code = Gaussian((latent_dim,), covariance=encoder_covariance, rank=rank, floor=ENCODER_FLOOR)
+        elif encoder_covariance == "diagonal":
+            code = FlowCode((latent_dim,), flow=posterior, floor=ENCODER_FLOOR, **flows)
+        else:
+            raise ValueError(
+                f"posterior={posterior!r} bends a diagonal Gaussian and makes its correlations itself: leave "
+                f"encoder_covariance at 'diagonal', got {encoder_covariance!r}"
+            )
         super().__init__(code, _likelihood(config), config)
+        self.latent_flow = None if prior == "gaussian" else make_flow(prior, latent_dim, option="prior", **flows)
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """z_i ~ p(z), x_i ~ p(x | z_i, y_i), over the plate "data" of x's rows; arguments as in `Generative.model`."""
+        if self.latent_flow is not None:
+            pyro.module("prior", self.latent_flow)
+        return super().model(x, y)
+
+    def prior(self, n: int) -> TorchDistribution:
+        """p(z): batch shape (n,), event shape (latent_dim,)."""
+        return super().prior(n) if self.latent_flow is None else self.latent_flow().expand((n,))
 
     def log_evidence(
         self, x: Tensor, y: Tensor | None = None, *, particles: int = 100, chunk: int | None = None

@@ -1,4 +1,4 @@
-"""What every model with a decoder shares: p(z) = N(0, I) and p(x | z) as a Pyro program, and the uses of the two.
+"""What every model with a decoder shares: p(z), N(0, I) as a rule, and p(x | z) as a Pyro program, and their uses.
 
 A row x of data has shape (*event_shape) and its code z shape (latent_dim,); where there are labels, networks are
 conditioned on the row's label y. ``model`` and ``guide`` are the two programs that an objective takes; neither looks at
@@ -173,8 +173,9 @@ def arguments(frame: dict[str, Any]) -> dict[str, Any]:
     """A constructor's arguments from its locals, sequences made tuples; the sizes are checked here."""
     config = {key: value for key, value in frame.items() if key not in ("self", "__class__")}
     config["event_shape"] = tuple(config["event_shape"])
-    if config["hidden"] is not None:
-        config["hidden"] = tuple(config["hidden"])
+    for widths in ("hidden", "flow_hidden"):
+        if config.get(widths) is not None:
+            config[widths] = tuple(config[widths])
     sizes = {"latent_dim": config["latent_dim"], "num_classes": config["num_classes"]}
     sizes |= {f"event_shape[{i}]": size for i, size in enumerate(config["event_shape"])}
     for name, size in sizes.items():

@@ -1,7 +1,8 @@
 """The report of one run: numbers, training, samples, what is missing, reconstructions, codes, posterior, configuration.
 
 Nothing here knows a class of model. What a model can do is what it has a method for: `sample(n, y=None, mean=...)`,
-`reconstruct(x, y=None)`, `encode(x, y=None)` and `decode(z, y=None)`, the last two giving distributions. A model
+`reconstruct(x, y=None)`, `encode(x, y=None)`, `decode(z, y=None)` and `prior(n)`, the last three giving distributions,
+and a flow's `law(y=None)`, `log_prob(x, y=None)` and `pull_back(x, y=None)`. A model
 whose `num_classes` is not None is given labels y. x has shape (n, *event_shape), scaled as the model sees it; figures
 show it in the units of the source.
 """
@@ -18,6 +19,7 @@ from ppgen.models import mean
 from ppgen.models.likelihood import Point
 from ppgen.report import figures
 from ppgen.report.figures.images import GRID, PAIRS, span
+from ppgen.report.flow import flow
 from ppgen.report.game import game
 from ppgen.report.page import Figure, Report, Section
 from ppgen.report.reach import reach
@@ -67,6 +69,7 @@ def report_of_run(
             game(fit),
             _samples(subject),
             _stages(subject, stages),
+            _flow(subject),
             _reach(subject, seed),
             _reconstructions(subject),
             _codes(subject),
@@ -109,9 +112,16 @@ class _Subject:
         """x in the units of the source."""
         return self.data.scaler.inverse(x.numpy(force=True) if isinstance(x, Tensor) else x)
 
+    def prior(self, n: int) -> Any:
+        """The law of n codes, if it is a flow; None for N(0, I)."""
+        law = self.model.prior(n) if hasattr(self.model, "prior") else None
+        return law if hasattr(law, "transform") else None
+
     def decode(self, z: np.ndarray) -> np.ndarray:
-        """The means of the decoder at codes z, in the units of the source."""
+        """The means of the decoder at what the prior makes of z ~ N(0, I), in the units of the source."""
         codes = torch.as_tensor(z, dtype=torch.get_default_dtype(), device=self.device)
+        prior = self.prior(len(codes))
+        codes = codes if prior is None else prior.transform(codes)
         return self.source(mean(self.model.decode(codes)))
 
 
@@ -167,6 +177,13 @@ def _reach(subject: _Subject, seed: int) -> Section | None:
     return reach(subject.source(tensors[0]), draws, labels, names=names, look=look, seed=seed)
 
 
+def _flow(subject: _Subject) -> Section | None:
+    if not hasattr(subject.model, "pull_back"):
+        return None
+    train, held_out = (subject.tensors(split, ROWS) for split in (subject.data.train, subject.held_out))
+    return flow(subject.model, subject.data, train, held_out, split=subject.split)
+
+
 def _reconstructions(subject: _Subject) -> Section | None:
     if not hasattr(subject.model, "reconstruct"):
         return None
@@ -186,17 +203,23 @@ def _codes(subject: _Subject) -> Section | None:
     batches = zip(*(part.split(BATCH) for part in tensors), strict=True)
     z = torch.cat([subject.model.encode(*batch).sample() for batch in batches]).numpy(force=True)
     y = None if subject.held_out.y is None else subject.held_out.y[:CODES]
-    plane = figures.latent_plane(z, y, label_names=subject.data.label_names, prior=True)
+    prior = subject.prior(CODES)
+    shown = True if prior is None else prior.sample().numpy(force=True)
+    plane = figures.latent_plane(z, y, label_names=subject.data.label_names, prior=shown)
     by_label = "" if y is None else ", by label"
     caption = f"A draw z ~ q(z | x) for each of {len(z)} rows of the {subject.split} data{by_label}."
     items = [Figure(plane, caption, f"Scatter plot. {caption}")]
     drawable = subject.images or subject.data.event_shape == (2,)
     if z.shape[1] == 2 and drawable and hasattr(subject.model, "decode") and not subject.conditional:
         caption = "What the decoder makes of the latent plane: its means at evenly spaced quantiles of the prior."
-        walk = figures.latent_walk(subject.decode, n=16 if subject.images else 32, **subject.look)
+        if prior is not None:
+            caption += " The prior is a flow: the quantiles are those of its base, u, carried to z."
+        name = "z" if prior is None else "u"
+        walk = figures.latent_walk(subject.decode, n=16 if subject.images else 32, name=name, **subject.look)
         items.append(Figure(walk, caption, caption))
+    law = "the prior N(0, I)" if prior is None else "its prior, a flow"
     text = (
-        "The model draws codes from the prior N(0, I). Where the codes of data spread as it does, its draws land "
-        "among them; where they leave gaps or gather elsewhere, its draws land on codes that no datum has."
+        f"The model draws codes from {law}. Where the codes of data spread as it does, its draws land among them; "
+        "where they leave gaps or gather elsewhere, its draws land on codes that no datum has."
     )
     return Section("Codes", text, items)

@@ -1,6 +1,6 @@
 """Codes: where the data lie in the latent space, and what lies between them.
 
-z has shape (n, latent_dim); the prior that it is compared with is N(0, I).
+z has shape (n, latent_dim); the prior that it is compared with is N(0, I), or given by draws.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,6 +37,7 @@ from ppgen.report.figures.style import (
 
 __all__ = ["latent_plane", "latent_walk"]
 
+PRIOR = "#d3d7dc"
 NAMED = len(PALETTE)  # with more labels than this, a colour bar takes the legend's place
 
 
@@ -46,16 +47,18 @@ def latent_plane(
     y: np.ndarray | None = None,
     *,
     label_names: Sequence[str] | None = None,
-    prior: bool = False,
+    prior: bool | np.ndarray = False,
 ) -> Figure:
     """Codes z (n, latent_dim) in the plane, coloured by their labels y (n,), integers that index `label_names`.
 
     More than two dimensions are turned, about the origin, to the two principal axes of the codes; one dimension
     makes a histogram a label. With `prior`, N(0, I) for comparison: the circles that are 1, 2 and 3 standard
-    deviations from the origin (its law in any plane through the origin is the same), or its density.
+    deviations from the origin (its law in any plane through the origin is the same), or its density. Draws
+    (m, latent_dim) of another prior are shown as points below the codes, or as a histogram.
 
     Raises:
-        ValueError: if z is not (n, latent_dim), holds no finite code, or y is not (n,).
+        ValueError: if z is not (n, latent_dim), holds no finite code, y is not (n,), or draws of the prior have
+            another width.
     """
     z = np.asarray(z, dtype=float)
     if z.ndim != 2 or 0 in z.shape:
@@ -63,6 +66,10 @@ def latent_plane(
     y = np.zeros(len(z), dtype=int) if y is None else np.asarray(y)
     if y.shape != z.shape[:1]:
         raise ValueError(f"expected labels y of shape {z.shape[:1]}, a label a code, got {y.shape}")
+    if not isinstance(prior, bool):
+        prior = np.asarray(prior, dtype=float)
+        if prior.ndim != 2 or prior.shape[1] != z.shape[1]:
+            raise ValueError(f"expected draws of the prior of shape (m, {z.shape[1]}), as z, got {prior.shape}")
     finite = np.isfinite(z).all(axis=1)
     z, y = z[finite], y[finite]
     if not len(z):
@@ -72,29 +79,37 @@ def latent_plane(
     return _line(z[:, 0], index, names, prior) if z.shape[1] == 1 else _plane(z, index, names, prior)
 
 
-def _line(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool) -> Figure:
+def _line(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool | np.ndarray) -> Figure:
     figure = canvas(3.2)
     axes = figure.add_subplot(xlabel="z[0]", ylabel="density")
     edges = np.linspace(*frame(z), 41).tolist()
     parts = [z[index == i] for i in range(len(names))]
     axes.hist(parts, edges, stacked=True, density=True, color=[*colours(len(names))(range(len(names)))], label=names)
-    if prior:
+    if not isinstance(prior, bool):
+        axes.hist(prior[:, 0], edges, density=True, histtype="step", color=INK, linewidth=1.2, label="the prior")
+    elif prior:
         grid = np.linspace(min(-3.5, edges[0]), max(3.5, edges[-1]), 200)
         axes.plot(grid, norm.pdf(grid), color=INK, linewidth=1.2, label="N(0, 1)")
-    if 1 < len(names) <= NAMED or prior:
+    if 1 < len(names) <= NAMED or prior is not False:
         axes.legend()
     return figure
 
 
-def _plane(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool) -> Figure:
-    points, labels = (z, ["z[0]", "z[1]"]) if z.shape[1] == 2 else _principal(z)
+def _plane(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool | np.ndarray) -> Figure:
+    axes_of, labels = (np.eye(2), ["z[0]", "z[1]"]) if z.shape[1] == 2 else _principal(z)
+    points = z @ axes_of
     figure = canvas(4.4)
     axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1], **EQUAL)
     palette = colours(len(names))
-    scatter(axes, points, palette(index))
     handles = []
     frames = [frame(column) for column in points.T]
-    if prior:
+    if not isinstance(prior, bool):
+        drawn = prior @ axes_of
+        frames = [frame(np.concatenate(both)) for both in zip(points.T, drawn.T, strict=True)]
+        scatter(axes, drawn, PRIOR, scale=3.0)
+        handles.append(_dot(PRIOR, "draws of the prior"))
+    scatter(axes, points, palette(index))
+    if prior is True:
         frames = [(min(low, -3.2), max(high, 3.2)) for low, high in frames]
         for radius in (1, 2, 3):
             axes.add_patch(Circle((0, 0), radius, fill=False, color=INK, **DASHED))
@@ -122,11 +137,11 @@ def _dot(colour: Any, name: str) -> Line2D:
 
 
 def _principal(z: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """The codes turned to the two axes of greatest variance, not centred, and the axes' names."""
+    """The two axes (latent_dim, 2) along which codes vary most, and their names."""
     variances, axes = np.linalg.eigh(np.cov(z, rowvar=False, bias=True))
     shares = variances[:-3:-1] / max(variances.sum(), np.finfo(float).tiny)
     labels = [f"principal axis {i + 1} of {z.shape[1]}, {share:.0%} of the variance" for i, share in enumerate(shares)]
-    return z @ axes[:, :-3:-1], labels
+    return axes[:, :-3:-1], labels
 
 
 @styled
@@ -134,6 +149,7 @@ def latent_walk(
     decode: Callable[[np.ndarray], np.ndarray],
     *,
     n: int = 16,
+    name: str = "z",
     columns: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
@@ -144,6 +160,7 @@ def latent_walk(
 
     Args:
         decode: codes (m, 2) to means (m, *event_shape).
+        name: what the codes are called.
         columns, limits: those of `samples`.
 
     Raises:
@@ -157,12 +174,13 @@ def latent_walk(
         figure = canvas(0.2 + (WIDTH - 0.5) * means.shape[2] / means.shape[3])
         axes = figure.add_subplot()
         images.show(axes, images.tile(images.colour(means, limits or images.span(means)), across=n))
-        axes.set(xlabel=f"z[0], {extent}", ylabel=f"z[1], {extent}")
+        axes.set(xlabel=f"{name}[0], {extent}", ylabel=f"{name}[1], {extent}")
     elif means.shape[1:] == (2,):
         figure, axes = plane([frame(column) for column in means.T], columns or ("x[0]", "x[1]"))
         grid = means.reshape(n, n, 2)
-        for lines, colour, name in ((grid, PALETTE[0], "z[0] runs"), (grid.swapaxes(0, 1), PALETTE[1], "z[1] runs")):
-            axes.add_collection(LineCollection(list(lines), colors=colour, linewidths=0.8, label=f"{name} {extent}"))
+        for i, lines in enumerate((grid, grid.swapaxes(0, 1))):
+            label = f"{name}[{i}] runs {extent}"
+            axes.add_collection(LineCollection(list(lines), colors=PALETTE[i], linewidths=0.8, label=label))
         legend(figure, axes)
     else:
         raise ValueError(f"expected decoded means of images or of rows of 2 columns, got {means.shape}")
