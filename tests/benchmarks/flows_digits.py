@@ -9,7 +9,7 @@ down a cosine, for as many steps, and end with the weights of their best loss on
 hundred times; held out are 20%, another split by each seed. Bits are -E_u log2 p(k + u) / 64, by one draw u a datum,
 which bounds those of P(k) from above. Mean (standard error) over seeds.
 
-    python tests/benchmarks/flows_digits.py [--seeds 3] [--first 0] [--only glow ...] [--steps 1000] [--jobs 1]
+    python tests/benchmarks/flows_digits.py [--seeds 3] [--first 0] [--only glow ...] [--steps 600] [--jobs 1]
 """
 
 import argparse
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     seeds, records = range(options.first, options.first + options.seeds), []
