@@ -1,5 +1,5 @@
 # %% [markdown]
-# # A flow as the guide of somebody's Pyro program
+# # How much of a posterior does a guide have? A flow as the guide of somebody's Pyro program
 #
 # A guide can only find posteriors of its own shape. This tutorial takes a program whose posterior is curved and in two
 # pieces, gives it three of Pyro's and ppgen's guides, and asks of each how much of the posterior it has, where a grid
@@ -96,8 +96,8 @@ shown = {name: judge(name, learn(guide)) for name, guide in guides.items()}
 # $$E_q[\log q - t \log p - (1 - t) \log \mathrm{base}]$$
 #
 # with $t$ from 0 to 1. By default the base is the program's own prior, so that $t$ weighs the likelihood; another is a
-# Pyro program of the same latents (`ppgen.AnnealedEvidence`). Here the way takes the first 80% of the steps, slowly at first: once the likelihood has a say, the
-# two branches part.
+# Pyro program of the same latents (`ppgen.AnnealedEvidence`). Here the way takes the first 80% of the steps, slowly at
+# first: as soon as the likelihood has a say, the two branches part.
 
 # %%
 annealed = learn(flow(), anneal=0.8)
