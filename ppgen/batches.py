@@ -21,15 +21,13 @@ def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data
 
     Args:
         data: a tensor, NumPy array, pandas frame or series, a tuple or list of those, or a torch Dataset, whose items
-            are collated (it is held in memory); None for programs that take no arguments.
+            are collated (it is held in memory).
         dtype: of floating data; torch's default if left out. Integers stay integers.
 
     Raises:
         TypeError, ValueError: for another kind, for NaN or infinite values (with counts, rows and columns), no rows,
             or parts of different length.
     """
-    if data is None:
-        return ()
     dtype = dtype or torch.get_default_dtype()
     if isinstance(data, Dataset):
         if not hasattr(data, "__len__") or len(data) == 0:

@@ -209,7 +209,7 @@ def fit(
 
 def _split(data: Any, validation: Any, seed: int, dtype: torch.dtype | None):
     """Training and held-out tensors."""
-    tensors = as_tensors(data, dtype=dtype)
+    tensors = () if data is None else as_tensors(data, dtype=dtype)
     if validation is None:
         return tensors, None
     if not tensors:

@@ -106,6 +106,7 @@ def reverse_kl(
     particles: int = 256,
     path_derivative: bool = True,
     anneal: float = 0.0,
+    shape: str = "cubic",
     max_plate_nesting: float = math.inf,
 ) -> Objective:
     """KL(q, p) of a guide q of reparameterised draws from the posterior or the energy of a model, up to log Z.
@@ -115,13 +116,15 @@ def reverse_kl(
         particles: draws of the guide a step.
         path_derivative: whether gradients go by the draws alone, see `ppgen.Evidence`.
         anneal: the share of the run that the way from the base takes; 0 for none.
+        shape: of the way, as of `ppgen.Anneal`. Modes part early on it, and how mass is shared between them is settled
+            then, so a cubic is slow at first.
         max_plate_nesting: as of Pyro's ELBOs, which guess it if left out.
     """
     vectorised: dict[str, Any] = {"vectorize_particles": particles > 1, "max_plate_nesting": max_plate_nesting}
     elbo = Trace_ELBO(num_particles=particles, **vectorised)
     if anneal == 0:
         return Evidence(elbo=elbo, path_derivative=path_derivative)
-    schedule = Anneal(1.0, cycles=1, rise=anneal)
+    schedule = Anneal(1.0, cycles=1, rise=anneal, shape=shape)
     return AnnealedEvidence(base, schedule=schedule, elbo=elbo, path_derivative=path_derivative)
 
 

@@ -71,11 +71,12 @@ GROWING = GAME | {
 # a flow against an energy: draws take the place of data
 REVERSE = {
     "fit.batch_size": None,
-    "fit.steps": 2000,
+    "fit.steps": 4000,
     "fit.schedule": "cosine",
-    "lr": 5e-3,
+    "lr": 2e-3,
+    "model.layers": 3,
     "model.init_scale": 1.0,
-    "loss.anneal": 0.5,
+    "loss.anneal": 0.3,
     "particles": 50_000,
 }
 

@@ -310,3 +310,26 @@ def test_a_draw_of_an_energy_has_its_site(tmp_path):
     )
     assert fit.to_arviz(draws=50, predictive=False).vi_stats.pareto_k.shape == (1,)
     assert list(fit.breakdown()) == ["Evidence"]
+
+
+def test_a_fit_without_data_goes_on_where_it_was_stopped(tmp_path):
+    energy = ENERGIES["u2"]
+
+    def fitted(**options):
+        pyro.set_rng_seed(0)
+        guide = AutoFlow(energy.model, layers=1, hidden=(8,))
+        loss = recipes.reverse_kl(energy.base, particles=8, anneal=0.5, max_plate_nesting=0)
+        return ppgen.fit(energy.model, guide, None, loss=loss, steps=12, compile=False, **options).chains[0]
+
+    whole, file = fitted(), tmp_path / "run.safetensors"
+    fitted(checkpoint=file, callbacks=[lambda moment: moment.stop("enough") if moment.step == 5 else None])
+    resumed = fitted(checkpoint=file)
+    assert len(resumed.history["loss"]) == 12
+    assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in whole.weights.items())
+
+
+@pytest.mark.parametrize(("option", "said"), [("validation", "none to hold out"), ("batch_size", "have no batches")])
+def test_what_programs_without_data_cannot_have(option, said):
+    energy = ENERGIES["u1"]
+    with pytest.raises(ValueError, match=said):
+        ppgen.fit(energy.model, AutoFlow(energy.model), None, **{option: {"validation": 0.1, "batch_size": 4}[option]})

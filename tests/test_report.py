@@ -515,8 +515,8 @@ def test_a_report_shows_what_the_model_can_do(drawn):
     sections = ["In short", "Training", "Samples", "What is missing", "Reconstructions", "Codes"]
     sections += ["Posterior", "Configuration"]
     assert titles(report_of_run(a_fit(), Doubler(), data, idata=draws(), **asked)) == sections
-    # of a run that grew: see test_cli; of flows: see test_flow_report
-    others = {"sequences", "density", "warped_grid", "log_densities", "pulled_back"}
+    # of a run that grew: see test_cli; of flows: see test_flow_report; of an energy: see test_energies
+    others = {"sequences", "densities", "density", "warped_grid", "log_densities", "pulled_back"}
     assert set(drawn) == set(figures.__all__) - others
     shows = {"sample": ("Samples", "What is missing"), "reconstruct": ("Reconstructions",), "encode": ("Codes",)}
     for method, without in shows.items():

@@ -144,13 +144,13 @@ class AutoFlow(AutoContinuous):
         (name,) = self._prototype_frames
         plate = self._create_plates(*args, **kwargs)[name]
         with plate as index:
-            if len(rows[0]) == plate.size:
-                rows = tuple(part[index] for part in rows)
-            elif len(rows[0]) != len(index):
+            if len(rows[0]) not in (plate.size, len(index)):
                 raise ValueError(
                     f"AutoFlow: expected {plate.size} rows of {self._rows_of[0]!r}, as many as the plate {name!r} has, "
                     f"or {len(index)}, as it draws, got {len(rows[0])}"
                 )
+            if len(rows[0]) != len(index):
+                rows = tuple(part[index] for part in rows)
             u = pyro.sample(f"_{self._pyro_name}_latent", self._law(rows, plate.dim), infer={"is_auxiliary": True})
             return {name: pyro.sample(name, point) for name, point in self._points(u)}
 
@@ -287,7 +287,7 @@ def _side_by_side(rows: Sequence[Tensor]) -> Tensor:
 
 
 class _Frames(Messenger):
-    """Notes the plates around latents."""
+    """Notes the plates around sites."""
 
     def __enter__(self) -> "_Frames":
         self.frames: dict[str, CondIndepStackFrame] = {}
