@@ -79,9 +79,7 @@ SYSTEMS = {
     "mmd_generator": System(Generator, recipes.mmd_generator, "draws matched to data by MMD"),
     "sinkhorn_generator": System(Generator, recipes.sinkhorn_generator, "draws matched to data by optimal transport"),
     **{
-        name: System(
-            FlowModel, recipes.maximum_likelihood, f"a flow, {name}, by maximum likelihood", {"model.flow": name}
-        )
+        name: System(FlowModel, recipes.flow_kl, f"a flow, {name}, by maximum likelihood", {"model.flow": name})
         for name in FLOWS
     },
     "dann": System(DANN, recipes.dann, "domain adaptation: labels of a source carried over to a target", ADAPT),
