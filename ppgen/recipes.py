@@ -37,6 +37,7 @@ __all__ = [
     "dann",
     "dann_reversal",
     "f_gan",
+    "flow_kl",
     "gan",
     "hinge_gan",
     "info_vae",
@@ -98,6 +99,34 @@ def info_vae(*, alpha: float = 0.0, weight: float = 10.0, metric: Metric | None 
 def maximum_likelihood() -> Objective:
     """-E log p(x) of a model without latents, such as a flow: the forward KL up to the data's entropy."""
     return Evidence()
+
+
+def flow_kl(
+    critic: Critic = None,
+    *,
+    forward: float | Schedule = 1.0,
+    reverse: float | Schedule = 0.0,
+    saturating: bool = True,
+    x: Sites = "x",
+    **options: Any,
+) -> Objective:
+    """forward KL(data, model) + reverse KL(model, data), for a model with a density and draws, such as a flow.
+
+    The first is -E log p(x), up to the data's entropy, and covers all that the data do. The second is taken from draws
+    alone, by a critic (Nowozin et al. 2016), and punishes draws where there are no data; alone it may settle in one of
+    several modes. Its gradient is that of the divergence itself, ``saturating``, which for this one keeps its slope.
+
+    Raises:
+        ValueError: if both weights are zero.
+    """
+    terms: list[Any] = []
+    if not isinstance(forward, int | float) or forward:
+        terms.append(forward * Evidence())
+    if not isinstance(reverse, int | float) or reverse:
+        terms.append(reverse * _generate(x, m.FDivergence(critic, "reverse_kl", saturating=saturating, **options)))
+    if not terms:
+        raise ValueError("flow_kl: expected a forward or a reverse weight that is not zero, got none")
+    return reduce(add, terms)
 
 
 def reverse_kl(
@@ -381,7 +410,7 @@ ALIGNMENTS: dict[str, Callable[[CriticOptions], Metric]] = {
 RECIPES: dict[str, Callable[..., Objective]] = {
     recipe.__name__: recipe
     for recipe in (
-        *(ae, vae, wae, iwae, info_vae, maximum_likelihood, reverse_kl),
+        *(ae, vae, wae, iwae, info_vae, maximum_likelihood, flow_kl, reverse_kl),
         *(gan, f_gan, lsgan, hinge_gan, r1_gan, r3_gan, wgan_clip, wgan_gp, progan),
         *(aae, ali, vae_gan, mmd_generator, sinkhorn_generator),
         *(dann, dann_reversal),

@@ -105,9 +105,7 @@ SYSTEMS = {
     "mmd_generator": System(Generator, recipes.mmd_generator, "draws matched to data by MMD"),
     "sinkhorn_generator": System(Generator, recipes.sinkhorn_generator, "draws matched to data by optimal transport"),
     **{
-        name: System(
-            FlowModel, recipes.maximum_likelihood, f"a flow, {name}, by maximum likelihood", {"model.flow": name}
-        )
+        name: System(FlowModel, recipes.flow_kl, f"a flow, {name}, by maximum likelihood", {"model.flow": name})
         for name in (*FLOWS, *IMAGE_FLOWS)
     },
     "flow": System(AutoFlow, recipes.reverse_kl, "a flow, by the reverse KL from an energy on the plane", REVERSE),

@@ -1,14 +1,17 @@
-"""Held-out log evidence on dequantised digits: a VAE with a Gaussian decoder beside factor analysis of the same size.
+"""Held-out log evidence on dequantised digits: VAEs with a Gaussian decoder beside factor analysis of the same size.
 
 Factor analysis has an exact likelihood; the VAE's is the importance weighted bound with k = 500, which is below its
 own log evidence in expectation. Same splits, same latent size, nats per image, over several seeds of data and weights.
 
-    python tests/benchmarks/evidence.py [--seeds 3] [--epochs 200]
+    python tests/benchmarks/evidence.py [--seeds 3] [--epochs 200] [--flows]
+
+With --flows, the variants are flows as prior and as posterior in place of covariances of the decoder.
 """
 
 import argparse
 import math
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +24,24 @@ from ppgen.models import VAE
 LATENT = 8
 
 
-def one(seed: int, epochs: int, covariance: str) -> tuple[float, float, float]:
+COVARIANCES: dict[str, dict[str, Any]] = {
+    f"{name} covariance": {"covariance": name} for name in ("diagonal", "low_rank")
+}
+FLOWS: dict[str, dict[str, Any]] = {
+    "Gaussians": {},
+    "prior realnvp": {"prior": "realnvp"},
+    "prior maf": {"prior": "maf"},
+    "posterior iaf": {"posterior": "iaf"},
+    "posterior nsf": {"posterior": "nsf"},
+    "prior realnvp, posterior iaf": {"prior": "realnvp", "posterior": "iaf"},
+}
+
+
+def one(seed: int, epochs: int, options: dict[str, Any]) -> tuple[float, float, float]:
     """Mean held-out log evidence of the VAE and of factor analysis, and the VAE's seconds."""
     digits = data.load("digits", seed=seed)
     torch.manual_seed(seed)
-    vae = VAE(digits.event_shape, latent_dim=LATENT, covariance=covariance)
+    vae = VAE(digits.event_shape, latent_dim=LATENT, **options)
     start = time.perf_counter()
     ppgen.fit(
         vae.model,
@@ -51,14 +67,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--flows", action="store_true")
     options = parser.parse_args()
     print(f"held-out log evidence, dequantised digits, {LATENT} latents, {options.seeds} seeds: mean (standard error)")
-    for covariance in ("diagonal", "low_rank"):
-        rows = np.array([one(seed, options.epochs, covariance) for seed in range(options.seeds)])
+    for name, variant in (FLOWS if options.flows else COVARIANCES).items():
+        rows = np.array([one(seed, options.epochs, variant) for seed in range(options.seeds)])
         error = rows.std(0, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else np.full(3, np.nan)
         vae, factors, seconds = rows.mean(0)
-        print(f"  VAE, {covariance} covariance   {vae:8.2f} ({error[0]:.2f}) nats   {seconds:.0f} s")
-    print(f"  factor analysis            {factors:8.2f} ({error[1]:.2f}) nats")
+        print(f"  VAE, {name:<30} {vae:8.2f} ({error[0]:.2f}) nats   {seconds:.0f} s", flush=True)
+    print(f"  factor analysis {'':<19} {factors:8.2f} ({error[1]:.2f}) nats")
 
 
 if __name__ == "__main__":
