@@ -6,9 +6,10 @@ places, `metrics` the metrics, `recipes` the known methods; `SVI` and `fit` mini
 """
 
 from ppgen import metrics, recipes, views
+from ppgen.annealing import AnnealedEvidence
 from ppgen.fit import fit
 from ppgen.growth import Growth
-from ppgen.infer import SVI
+from ppgen.infer import SVI, AutoFlow
 from ppgen.objective import Objective
 from ppgen.result import Fit
 from ppgen.schedules import Anneal, Ramp
@@ -19,6 +20,8 @@ __version__ = "0.1.0"
 __all__ = [
     "SVI",
     "Anneal",
+    "AnnealedEvidence",
+    "AutoFlow",
     "Evidence",
     "Fit",
     "Growth",

@@ -71,16 +71,21 @@ def _from_pandas(part: pd.DataFrame | pd.Series, label: str) -> np.ndarray:
 class Batches:
     """Mini-batches of row-aligned tensors, shuffled anew each epoch by a generator of (seed, epoch).
 
-    Without a batch size the whole data set is the one batch, in its own order. A remainder of a single row is left
-    out of its epoch, since neither batch norm nor an unbiased metric can do with one row; the next shuffle brings
-    it back.
+    Without a batch size the whole data set is the one batch, in its own order; of no tensors there is one, empty. A
+    remainder of a single row is left out of its epoch, since neither batch norm nor an unbiased metric can do with one
+    row; the next shuffle brings it back.
 
     Raises:
-        ValueError: for a batch size below 1. One beyond the number of rows is clamped, with a warning.
+        ValueError: for a batch size below 1, or of no tensors. One beyond the number of rows is clamped, with a
+            warning.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...], *, size: int | None = None, seed: int = 0):
-        self.tensors, self.seed, self.rows = tensors, seed, len(tensors[0])
+        self.tensors, self.seed, self.rows = tensors, seed, len(tensors[0]) if tensors else 1
+        if size is not None and not tensors:
+            raise ValueError(
+                f"batch_size={size}: programs without data have no batches; an ELBO's particles are theirs"
+            )
         if size is not None and size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {size}")
         if size is not None and size > self.rows:

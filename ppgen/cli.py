@@ -18,6 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from ppgen import __version__
 from ppgen.data import load
 from ppgen.fit import fit
+from ppgen.models import ENERGIES
 from ppgen.systems import NOT_ASKED_OF_RECIPES, SYSTEMS, System
 
 __all__ = ["main"]
@@ -28,7 +29,10 @@ NOT_ASKED: set[str | int] = {
     *("model", "guide", "data", "loss", "optim", "callbacks", "validation", "progress", "checkpoint"),
 }
 # arguments of models that come from the data, or are networks
-NOT_ASKED_OF_MODELS: set[str | int] = {"event_shape", "levels", "num_classes", "features", "classifier", "critic"}
+NOT_ASKED_OF_MODELS: set[str | int] = {
+    *("event_shape", "levels", "num_classes", "features", "classifier", "critic"),
+    *("model", "amortised", "encoder", "init_loc_fn"),
+}
 FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
 
 
@@ -93,7 +97,9 @@ def _train_parser(name: str, system: System) -> ArgumentParser:
     parser = ArgumentParser(description=f"Train {system.about}.")
     parser.add_argument("--config", action=ActionConfigFile, help="a config.yaml; options after it override it")
     what = "digits, fashion, moons, ..., openml:NAME, a file or a folder of images"
-    if system.of_domains:
+    if system.of_energy:
+        parser.add_argument("--energy", required=True, help=f"the energy: {', '.join(ENERGIES)}")
+    elif system.of_domains:
         parser.add_argument("--source", required=True, help=f"data with labels: {what}")
         parser.add_argument("--target", required=True, help="data of the same kind, whose labels are not trained on")
         for domain in ("source", "target"):
@@ -105,12 +111,14 @@ def _train_parser(name: str, system: System) -> ArgumentParser:
     parser.add_argument("--out", type=Path, default=None, help="the run folder; runs/SYSTEM-SOURCE if left out")
     parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate, of the programs")
     parser.add_argument("--betas", type=tuple[float, float], default=(0.9, 0.999), help="Adam's memory of gradients")
-    if not system.of_domains:
+    if not (system.of_domains or system.of_energy):
         parser.add_argument("--conditional", type=bool, default=False, help="condition the model on the labels")
-    parser.add_argument("--draws", type=int, default=200, help="draws a chain of the stored posterior; 0 for none")
-    parser.add_argument("--particles", type=int, default=500, help="importance samples of the held-out log evidence")
+    if not system.of_energy:
+        parser.add_argument("--draws", type=int, default=200, help="draws a chain of the stored posterior; 0 for none")
+    parser.add_argument("--particles", type=int, default=500, help="importance samples of the log evidence")
     parser.add_argument("--progress", type=bool, default=True, help="a progress bar, on a terminal")
-    parser.add_function_arguments(load, "data", skip={"source"})
+    if not system.of_energy:
+        parser.add_function_arguments(load, "data", skip={"source"})
     parser.add_class_arguments(system.model, "model", skip=NOT_ASKED_OF_MODELS)
     parser.add_function_arguments(system.recipe, "loss", skip=NOT_ASKED_OF_RECIPES)
     parser.add_function_arguments(fit, "fit", skip=NOT_ASKED)
@@ -133,7 +141,8 @@ def _train(given: Namespace) -> None:
         length["steps"] = None  # the system's own number, which nobody asked for
     if length["steps"] is None and length["epochs"] is None:
         length["epochs"] = EPOCHS
-    sources = [system.source, *([system.target] if SYSTEMS[name].of_domains else [])]
+    kind = SYSTEMS[name]
+    sources = [system.energy] if kind.of_energy else [system.source, *([system.target] if kind.of_domains else [])]
     folder = system.out if system.out is not None else _free(Path("runs") / "-".join([name, *map(_stem, sources)]))
     _tell(train(config, out=folder, progress=system.progress, kind=_kind(name)))
 
@@ -170,9 +179,11 @@ def _shown(number: Any) -> str:
 def _kind(name: str) -> Any:
     """What the runs of a system are."""
     from ppgen.adaptation import Adaptation
+    from ppgen.energies import EnergyRun
     from ppgen.run import Run
 
-    return Adaptation if SYSTEMS[name].of_domains else Run
+    system = SYSTEMS[name]
+    return EnergyRun if system.of_energy else Adaptation if system.of_domains else Run
 
 
 def _open(folder: Path) -> Any:

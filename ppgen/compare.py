@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from ppgen.data import Data
 from ppgen.report import figures, write_report
 from ppgen.report.figures.images import GRID, span
 from ppgen.report.page import Figure, Report, Section, Table
@@ -43,7 +44,7 @@ def compare(
                 f"compare: {run.folder} is on {run.data.name} {run.data.event_shape}, {first.folder} on "
                 f"{first.data.name} {first.data.event_shape}; compare runs on the same data"
             )
-    drawn = {name: run.draws(n, seed=seed) for name, run in runs.items()}
+    drawn = {name: _alike(run.draws(n, seed=seed), run.data, first.data) for name, run in runs.items()}
     rows = first.data.train.x
     chosen = np.random.default_rng(seed).permutation(len(rows))[:n]
     drawn[DATA] = first.data.scaler.inverse(rows[chosen])
@@ -61,6 +62,14 @@ def compare(
         sections.append(Section(name, str(runs[name].fit.loss), [Figure(picture, caption, caption)]))
     page = write_report(out, Report(f"Runs on {first.data.name}", ", ".join(runs), sections))
     return page, table.to_string(float_format=lambda value: f"{value:.4g}")
+
+
+def _alike(rows: np.ndarray, data: Data, other: Data) -> np.ndarray:
+    """Draws in the units of another run's data: of levels and of numbers from 0 to 1, one is made the other."""
+    levels = data.levels if data.form == "integer" else other.levels
+    if (data.form == "integer") == (other.form == "integer") or levels is None:
+        return rows
+    return (rows + 0.5) / levels if data.form == "integer" else np.clip(np.floor(rows * levels), 0, levels - 1)
 
 
 QUESTION = (

@@ -40,18 +40,29 @@ class Draws:
 
     Args:
         model, guide: Pyro programs, called as ``model(*args, **kwargs)``.
+        clock: the number of the step and the length of the run, None where not known, as schedules take them.
     """
 
-    def __init__(self, model: Program, guide: Program, args: tuple = (), kwargs: Mapping | None = None):
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple = (),
+        kwargs: Mapping | None = None,
+        *,
+        clock: tuple[Tensor, int | None] | None = None,
+    ):
         self.model, self.guide, self.args, self.kwargs = model, guide, args, dict(kwargs or {})
+        self.clock = (torch.zeros((), dtype=torch.long), None) if clock is None else clock
         self._subsample = Trace()
 
-    def _run(self, program: Program, *replayed: Trace) -> Trace:
+    def run(self, program: Program, *replayed: Trace) -> Trace:
+        """A trace of a program at the values of others, on this draw's subsample."""
         for trace in (self._subsample, *replayed):
             program = poutine.replay(program, trace=trace)
         trace = poutine.trace(program).get_trace(*self.args, **self.kwargs)
         for name, site in trace.nodes.items():
-            if _is_subsample(site) and name not in self._subsample:
+            if is_subsample(site) and name not in self._subsample:
                 self._subsample.add_node(name, **site)
         return trace
 
@@ -59,11 +70,11 @@ class Draws:
     def _pair(self) -> tuple[Trace, Trace]:
         messenger = poutine.unwrap(self.guide)
         if isinstance(messenger, poutine.messenger.Messenger):  # Pyro's GuideMessenger runs both at once
-            self._run(self.guide)
+            self.run(self.guide)
             encoded, guided = messenger.get_traces()
         else:
-            guided = self._run(self.guide)
-            encoded = self._run(self.model, guided)
+            guided = self.run(self.guide)
+            encoded = self.run(self.model, guided)
         _check_sites(encoded, guided)
         return encoded, guided
 
@@ -77,11 +88,11 @@ class Draws:
 
     @cached_property
     def generated(self) -> Trace:
-        return self._run(_Unobserved()(self.model))
+        return self.run(_Unobserved()(self.model))
 
     @cached_property
     def reconstructed(self) -> Trace:
-        return self._run(_Unobserved()(self.model), self.guided)
+        return self.run(_Unobserved()(self.model), self.guided)
 
     @cached_property
     def importance(self) -> tuple[Trace, Trace]:
@@ -143,7 +154,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def sample_sites(trace: Trace) -> dict[str, Site]:
     """The random sites of a trace by name, plates' subsamples left out."""
-    return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not _is_subsample(s)}
+    return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not is_subsample(s)}
 
 
 def latent_sites(trace: Trace) -> dict[str, Site]:
@@ -289,7 +300,7 @@ def _particles_by_rows(log_prob: Tensor, site: Site, local: bool) -> Tensor:
     return log_prob.reshape(outer[0].size if outer else 1, rows[0].size if rows else 1)
 
 
-def _is_subsample(site: Site) -> bool:
+def is_subsample(site: Site) -> bool:
     return site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample"
 
 

@@ -64,8 +64,9 @@ def fit(
 
     Args:
         model, guide: Pyro programs, called with a batch of each part of `data`: ``model(x)`` or ``model(x, y)``.
-        data: a tensor, array, frame, a tuple of those, or a torch Dataset (see `ppgen.batches.as_tensors`). A model
-            that is a module, or a method of one, and has a method ``check`` sees all of it first.
+        data: a tensor, array, frame, a tuple of those, a torch Dataset (see `ppgen.batches.as_tensors`), or None for
+            programs that take none. A model that is a module, or a method of one, and has a method ``check`` sees all
+            of it first, and one with a method ``initialise`` a batch before each chain.
         loss: a ppgen objective, a Pyro ELBO or a function (model, guide, *batch) -> scalar; `Evidence()` if left out.
         optim: a Pyro optimiser or a function parameters -> torch optimiser; Adam at 1e-3 if left out. As in Pyro,
             one of its schedulers advances when ``optim.step()`` is called, here by a callback.
@@ -184,6 +185,8 @@ def fit(
             torch.manual_seed(seed + number)
             if number > file.number:
                 state.restart(file.start)
+            if callable(initialise := getattr(owners[0] if owners else None, "initialise", None)):
+                initialise(*example)
             if isinstance(loss, Objective):
                 loss.step.zero_()
                 loss.total = total
@@ -206,9 +209,11 @@ def fit(
 
 def _split(data: Any, validation: Any, seed: int, dtype: torch.dtype | None):
     """Training and held-out tensors."""
-    tensors = as_tensors(data, dtype=dtype)
+    tensors = () if data is None else as_tensors(data, dtype=dtype)
     if validation is None:
         return tensors, None
+    if not tensors:
+        raise ValueError("validation: programs that take no data have none to hold out")
     if not isinstance(validation, int | float):
         return tensors, as_tensors(validation, dtype=dtype, name="validation")
     n, held = len(tensors[0]), round(validation * len(tensors[0]))

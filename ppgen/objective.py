@@ -70,7 +70,7 @@ class Objective(ELBO):
 
     def values(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Each term's weighted value on one shared draw, by name: they sum to the loss, gradients attached."""
-        draws = Draws(model, guide, args, kwargs)
+        draws = Draws(model, guide, args, kwargs, clock=(self.step, self.total))
         values: dict[str, Tensor] = {}
         for name, weighted in self._named().items():
             values[name] = weighted.weight(self.step, self.total) * weighted.term.value(draws)

@@ -7,6 +7,7 @@ sites' event shapes that makes one; left out, it is a `ppgen.nets.Critic`. Furth
 noise, saturating, and penalty where the recipe has none of its own.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,15 +15,17 @@ from functools import partial, reduce
 from operator import add, and_
 from typing import Any
 
-from pyro.infer import RenyiELBO
+from pyro.infer import RenyiELBO, Trace_ELBO
 from torch import nn
 
 from ppgen import metrics as m
 from ppgen import views as v
+from ppgen.annealing import AnnealedEvidence
+from ppgen.draws import Program
 from ppgen.metrics import MMD, Metric
 from ppgen.nets import GrowingCritic, choose
 from ppgen.objective import Objective
-from ppgen.schedules import Ramp, Schedule
+from ppgen.schedules import Anneal, Ramp, Schedule
 from ppgen.terms import Evidence, Rate, Reconstruction, match
 
 __all__ = [
@@ -45,6 +48,7 @@ __all__ = [
     "progan",
     "r1_gan",
     "r3_gan",
+    "reverse_kl",
     "sinkhorn_generator",
     "vae",
     "vae_gan",
@@ -123,6 +127,34 @@ def flow_kl(
     if not terms:
         raise ValueError("flow_kl: expected a forward or a reverse weight that is not zero, got none")
     return reduce(add, terms)
+
+
+def reverse_kl(
+    base: Program | None = None,
+    *,
+    particles: int = 256,
+    path_derivative: bool = True,
+    anneal: float = 0.0,
+    shape: str = "cubic",
+    max_plate_nesting: float = math.inf,
+) -> Objective:
+    """KL(q, p) of a guide q of reparameterised draws from the posterior or the energy of a model, up to log Z.
+
+    Args:
+        base: what is annealed from, see `ppgen.AnnealedEvidence`.
+        particles: draws of the guide a step.
+        path_derivative: whether gradients go by the draws alone, see `ppgen.Evidence`.
+        anneal: the share of the run that the way from the base takes; 0 for none.
+        shape: of the way, as of `ppgen.Anneal`. Modes part early on it, and how mass is shared between them is settled
+            then, so a cubic is slow at first.
+        max_plate_nesting: as of Pyro's ELBOs, which guess it if left out.
+    """
+    vectorised: dict[str, Any] = {"vectorize_particles": particles > 1, "max_plate_nesting": max_plate_nesting}
+    elbo = Trace_ELBO(num_particles=particles, **vectorised)
+    if anneal == 0:
+        return Evidence(elbo=elbo, path_derivative=path_derivative)
+    schedule = Anneal(1.0, cycles=1, rise=anneal, shape=shape)
+    return AnnealedEvidence(base, schedule=schedule, elbo=elbo, path_derivative=path_derivative)
 
 
 def gan(critic: Critic = None, *, x: Sites = "x", **options: Any) -> Objective:
@@ -378,7 +410,7 @@ ALIGNMENTS: dict[str, Callable[[CriticOptions], Metric]] = {
 RECIPES: dict[str, Callable[..., Objective]] = {
     recipe.__name__: recipe
     for recipe in (
-        *(ae, vae, wae, iwae, info_vae, maximum_likelihood, flow_kl),
+        *(ae, vae, wae, iwae, info_vae, maximum_likelihood, flow_kl, reverse_kl),
         *(gan, f_gan, lsgan, hinge_gan, r1_gan, r3_gan, wgan_clip, wgan_gp, progan),
         *(aae, ali, vae_gan, mmd_generator, sinkhorn_generator),
         *(dann, dann_reversal),

@@ -167,6 +167,8 @@ class Fit:
 
     def _tensors(self, data: tuple) -> tuple[Tensor, ...]:
         """Data as the programs take them: where they were trained, and floating parts in the type of then."""
+        if not data:
+            return ()
         floats = [part.dtype for part in self.example if part.is_floating_point()]
         parts = as_tensors(data, dtype=floats[0] if floats else None)
         return tuple(part.to(self.example[0].device) for part in parts)

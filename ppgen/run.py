@@ -29,14 +29,14 @@ from ppgen.files import write_whole
 from ppgen.fit import fit
 from ppgen.growth import Growth
 from ppgen.measures import measure
-from ppgen.models import VAE
+from ppgen.models import VAE, FlowModel
 from ppgen.record import Record
 from ppgen.referee import Finding
 from ppgen.report import report_of_run, write_report
 from ppgen.result import Fit
 from ppgen.resume import position
 from ppgen.stages import Stages, read_stages
-from ppgen.systems import FORM_OF_LIKELIHOOD, NOT_ASKED_OF_RECIPES, SYSTEMS
+from ppgen.systems import NOT_ASKED_OF_RECIPES, SYSTEMS
 
 __all__ = ["Run", "new_folder", "read_config", "resume", "train"]
 
@@ -57,6 +57,7 @@ class Run:
     model: Any
     fit: Fit
     of_domains: ClassVar[bool] = False
+    of_energy: ClassVar[bool] = False
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Self:
@@ -68,10 +69,10 @@ class Run:
         """
         folder = Path(folder)
         config = read_config(folder)
-        if config.get("system") in SYSTEMS and SYSTEMS[config["system"]].of_domains != cls.of_domains:
-            raise ValueError(
-                f"{folder}: a run of {config['system']!r} {'draws no data' if cls is Run else 'has no domains'}"
-            )
+        system = SYSTEMS.get(config.get("system", ""))
+        if system is not None and (system.of_domains, system.of_energy) != (cls.of_domains, cls.of_energy):
+            why = "is of an energy" if system.of_energy else "draws no data" if system.of_domains else "is of data"
+            raise ValueError(f"{folder}: a run of {config['system']!r} {why}")
         data = cls.load_data(config)
         model = cls.make_model(config, data)
         fitted = Fit.load(folder / WEIGHTS, model.model, model.guide, loss=_loss(config))
@@ -82,7 +83,7 @@ class Run:
         """The data that the configuration names."""
         options = dict(config["data"])
         if options.get("form", "auto") == "auto":
-            options["form"] = FORM_OF_LIKELIHOOD.get(config["model"].get("likelihood", "gaussian"), "continuous")
+            options["form"] = SYSTEMS[config["system"]].form(config["model"])
         return datasets.load(config["source"], **options)
 
     @classmethod
@@ -95,12 +96,12 @@ class Run:
     @classmethod
     def model_options(cls, config: dict[str, Any], data: Any) -> dict[str, Any]:
         """The model's arguments, those that the data settle among them."""
-        options = dict(config["model"])
+        options, of_flow = dict(config["model"]), SYSTEMS[config["system"]].model is FlowModel
         if config["conditional"]:
             if data.y is None:
                 raise ValueError(f"{config['source']}: --conditional needs labels, and these data have none")
             options["num_classes"] = int(data.y.max()) + 1
-        if options.get("likelihood") == "categorical":
+        if options.get("likelihood") == "categorical" or (of_flow and data.form == "integer"):
             options["levels"] = data.levels
         return options
 
@@ -117,13 +118,12 @@ class Run:
         numbers: dict[str, Any] = {"held-out rows": len(tensors[0])}
         with torch.random.fork_rng():
             torch.manual_seed(self.config["fit"]["seed"])
-            terms = self.fit.breakdown(*tensors)
+            terms, bits = self.fit.breakdown(*tensors), math.log(2) * math.prod(self.data.event_shape)
             numbers |= {f"held-out {name}": value for name, value in terms.items()}
             if isinstance(self.model, VAE):
                 particles = self.config["particles"]
                 evidence = self.model.log_evidence(*tensors, particles=particles).double()
                 error = float(evidence.std() / math.sqrt(len(evidence)))
-                bits = math.log(2) * math.prod(self.data.event_shape)
                 numbers[f"held-out log evidence, k = {particles} (nats per datum)"] = (float(evidence.mean()), error)
                 numbers[f"held-out bits per dimension, k = {particles}"] = (
                     -float(evidence.mean()) / bits,
@@ -133,6 +133,8 @@ class Run:
                 exact = self.model.log_prob(*tensors).double()
                 error = float(exact.std() / math.sqrt(len(exact)))
                 numbers["held-out log-likelihood (nats per datum)"] = (float(exact.mean()), error)
+                if len(self.data.event_shape) == 3 or self.data.form == "integer":
+                    numbers["held-out bits per dimension"] = (-float(exact.mean()) / bits, error / bits)
             if hasattr(self.model, "pull_back"):
                 numbers |= self._pulled_back(*tensors)
         numbers |= {f"generated: {name}": number for name, number in self.measures(metrics=False).items()}
@@ -270,10 +272,10 @@ def _train(
         fitted = fit(
             model.model,
             model.guide,
-            rows,
+            rows or None,
             loss=_loss(config),
             optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
-            validation=held_out if len(held_out[0]) else None,
+            validation=held_out if held_out and len(held_out[0]) else None,
             callbacks=[record, *pictures],
             progress=progress,
             checkpoint=folder / CHECKPOINT,

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppgen import recipes
-from ppgen.flows import FLOWS
-from ppgen.models import ALI, DANN, VAE, Autoencoder, FlowModel, Generator
+from ppgen.flows import FLOWS, IMAGE_FLOWS
+from ppgen.infer import AutoFlow
+from ppgen.models import ALI, DANN, ENERGIES, VAE, Autoencoder, FlowModel, Generator
 from ppgen.objective import Objective
 
 __all__ = ["SYSTEMS", "System"]
@@ -29,8 +30,21 @@ class System:
         """Whether the data are a source and a target."""
         return self.model is DANN
 
+    @property
+    def of_energy(self) -> bool:
+        """Whether there are no data, but an energy, whose guide the model is."""
+        return self.model is AutoFlow
+
+    def form(self, options: Mapping[str, Any]) -> str:
+        """The form of data that the model scores, built with these options."""
+        if self.model is FlowModel:
+            return "levels"
+        return FORM_OF_LIKELIHOOD.get(options.get("likelihood", "gaussian"), "continuous")
+
     def sites(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The sites that the recipe compares, as the options of the model settle them."""
+        if self.of_energy:
+            return {"base": ENERGIES[config["energy"]].base, "max_plate_nesting": 0}
         if self.model in (Generator, ALI) and config["conditional"]:
             return {"x": ("x", "y")}  # whose labels are a site
         return {"h": "hy" if config["model"]["conditional"] else "h"} if self.recipe is recipes.dann else {}
@@ -52,6 +66,18 @@ GROWING = GAME | {
     "model.latent_dim": 32,
     "data.form": "unit",
     "fit.growth": {"fade": 0.5, "stages": None},
+}
+
+# a flow against an energy: draws take the place of data
+REVERSE = {
+    "fit.batch_size": None,
+    "fit.steps": 4000,
+    "fit.schedule": "cosine",
+    "lr": 2e-3,
+    "model.layers": 3,
+    "model.init_scale": 1.0,
+    "loss.anneal": 0.3,
+    "particles": 50_000,
 }
 
 # a game of features, whose rate decays (Ganin et al. 2016, 5.2.2)
@@ -80,8 +106,9 @@ SYSTEMS = {
     "sinkhorn_generator": System(Generator, recipes.sinkhorn_generator, "draws matched to data by optimal transport"),
     **{
         name: System(FlowModel, recipes.flow_kl, f"a flow, {name}, by maximum likelihood", {"model.flow": name})
-        for name in FLOWS
+        for name in (*FLOWS, *IMAGE_FLOWS)
     },
+    "flow": System(AutoFlow, recipes.reverse_kl, "a flow, by the reverse KL from an energy on the plane", REVERSE),
     "dann": System(DANN, recipes.dann, "domain adaptation: labels of a source carried over to a target", ADAPT),
 }
 
@@ -92,6 +119,8 @@ FORM_OF_LIKELIHOOD = {"gaussian": "continuous", "bernoulli": "binary", "categori
 NOT_ASKED_OF_RECIPES: set[str | int] = {
     "metric",
     "critic",
+    "base",
+    "max_plate_nesting",
     "x",
     "name",
     "optim",

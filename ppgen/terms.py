@@ -39,6 +39,7 @@ from ppgen.draws import (
 )
 from ppgen.metrics import CriticMetric, Metric, Sample
 from ppgen.objective import Objective, Term
+from ppgen.paths import log_density_by_path
 from ppgen.views import Rows, View
 
 __all__ = ["Evidence", "Match", "Rate", "Reconstruction", "match"]
@@ -52,13 +53,17 @@ class Evidence(Term):
             `TraceEnum_ELBO` (discrete latents summed out) or `RenyiELBO` (alpha = 0: the importance weighted bound
             of Burda et al. 2016; alpha in general: Li & Turner 2016). Times N it is that ELBO's own loss. The Renyi
             bound is taken per datum, without a subsample's scale N / B, if every site lies in the plate "data".
+        path_derivative: whether log q moves with the guide's draws alone, and not with its parameters at a draw (see
+            `ppgen.paths`): the same gradient on average, and exactly zero where q is the posterior. It runs the guide
+            twice a step, which moves batch norm's moments twice. Of `Trace_ELBO` alone: the others' gradients would be
+            wrong on average (Tucker et al. 2019 on importance weighted bounds), or have no draw.
 
     Raises:
-        TypeError: for another loss, which has no differentiable value.
+        TypeError: for another loss, which has no differentiable value, or no path derivative.
         LookupError: if the guide misses or adds a latent, or leaves one to an enumeration that the ELBO does not do.
     """
 
-    def __init__(self, *, elbo: ELBO | None = None):
+    def __init__(self, *, elbo: ELBO | None = None, path_derivative: bool = False):
         super().__init__()
         elbo = Trace_ELBO() if elbo is None else elbo
         known = isinstance(elbo, RenyiELBO) or hasattr(elbo, "differentiable_loss")
@@ -67,17 +72,22 @@ class Evidence(Term):
                 f"Evidence: {type(elbo).__name__} is no Pyro ELBO with a differentiable value to add to other terms; "
                 "take Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO or RenyiELBO"
             )
-        self.elbo = copy.copy(elbo)
+        if path_derivative and type(elbo) is not Trace_ELBO:
+            raise TypeError(f"Evidence: path_derivative goes with Trace_ELBO, and not with {type(elbo).__name__}")
+        self.elbo, self.path_derivative = copy.copy(elbo), path_derivative
         if isinstance(elbo, Trace_ELBO | RenyiELBO):
-            self.elbo._get_trace = self._get_trace  # each particle by `Draws`, with its checks
+            self.elbo._get_trace = Draws  # each particle with its checks
 
     def value(self, draws: Draws) -> Tensor:
         if not isinstance(self.elbo, Trace_ELBO | RenyiELBO):
             return self._by_itself(draws)
         if self.elbo.num_particles == 1:
-            pairs = [draws.importance]
+            particles = [draws]
         else:
-            pairs = list(self.elbo._get_traces(draws.model, draws.guide, draws.args, draws.kwargs))
+            particles = list(self.elbo._get_traces(draws.model, draws.guide, draws.args, draws.kwargs))
+        pairs = [particle.importance for particle in particles]
+        if self.path_derivative and torch.is_grad_enabled():
+            return self._by_path(particles)
         if isinstance(self.elbo, RenyiELBO):
             return self._renyi(pairs)
         if isinstance(self.elbo, TraceMeanField_ELBO) and not all(_same_order(*pair) for pair in pairs):
@@ -90,6 +100,14 @@ class Evidence(Term):
         elbo._get_traces = lambda *_: pairs
         loss = elbo.differentiable_loss(draws.model, draws.guide, *draws.args, **draws.kwargs)
         return loss / plate_size(pairs[0][0].nodes.values())
+
+    def _by_path(self, particles: list[Draws]) -> Tensor:
+        loss = torch.zeros(())
+        for particle in particles:
+            encoded, _ = particle.importance
+            log_p = sum(site["log_prob_sum"] for site in sample_sites(encoded).values())
+            loss = loss + log_density_by_path(particle) - log_p
+        return loss / self.elbo.num_particles / particles[0].num_data
 
     def _by_itself(self, draws: Draws) -> Tensor:
         """An ELBO that runs the programs in a way of its own, enumerating."""
@@ -110,7 +128,9 @@ class Evidence(Term):
         return -bounds.mean() if is_local(*pairs[0]) else -bounds.sum() / plate_size(pairs[0][0].nodes.values())
 
     def __str__(self) -> str:
-        return "Evidence" if type(self.elbo) is Trace_ELBO else f"Evidence({type(self.elbo).__name__})"
+        if self.path_derivative:
+            return f"{self.name}(path derivative)"
+        return self.name if type(self.elbo) is Trace_ELBO else f"{self.name}({type(self.elbo).__name__})"
 
 
 class Reconstruction(Term):

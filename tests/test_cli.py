@@ -7,7 +7,9 @@ import pytest
 import torch
 import yaml
 
+from ppgen import data as datasets
 from ppgen.cli import main
+from ppgen.compare import _alike
 from ppgen.measures import METRICS
 from ppgen.models import VAE
 from ppgen.report import Report
@@ -26,11 +28,13 @@ def _here(tmp_path, monkeypatch, request):
         monkeypatch.setattr("ppgen.run.report_of_run", lambda *_, title, **__: Report(title))
 
 
-# what each system is tried on: moons, but for images that grow
+# what each system is tried on: moons, but for systems of images
 GROWN = ["--model.hidden", "[4, 6]", "--loss.hidden", "[4, 6]"]
-SOURCES = {"progan": ("digits", GROWN)}
+SOURCES = {"progan": ("digits", GROWN), "glow": ("digits", [])}
 
-DRAWING = [name for name, system in SYSTEMS.items() if not system.of_domains]  # the others: see test_adaptation
+DRAWING = [
+    name for name, system in SYSTEMS.items() if not (system.of_domains or system.of_energy)
+]  # see test_adaptation, test_energies
 
 
 KINDS = ("ae", "vae", "gan", "ali", "maf")  # a system of each model
@@ -270,3 +274,17 @@ def test_runs_on_other_data_are_not_compared(capsys):
     assert main(["train", "ae", "ring", *QUICK, "--out", "b"]) == 0
     assert main(["compare", "a", "b"]) == 1
     assert "compare runs on the same data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["continuous", "unit", "binary"])
+def test_levels_and_numbers_from_zero_to_one_are_compared_in_one_unit(form):
+    integer, other = (datasets.load("digits", form=form, size=50) for form in ("integer", form))
+    back = _alike(other.x, other, integer)
+    assert back.min() == 0
+    assert back.max() == 16
+    if form != "binary":
+        assert np.array_equal(back, integer.x)
+    there = _alike(integer.x, integer, other)
+    assert 0 < there.min() < there.max() < 1
+    assert np.array_equal(_alike(there, other, integer), integer.x)
+    assert _alike(other.x, other, other) is other.x

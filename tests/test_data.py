@@ -563,7 +563,7 @@ def test_size_keeps_rows_with_their_labels(tmp_path):
     [
         ("mooons", {}, r"no data set 'mooons', perhaps 'moons'\..*moons, rings.*openml:NAME, a file \.csv"),
         ("qqqq", {}, r"no data set 'qqqq'\. Expected"),
-        ("moons", {"form": "text"}, "form to be one of auto, continuous, integer, binary, unit, got 'text'"),
+        ("moons", {"form": "text"}, "form to be one of auto, levels, continuous, integer, binary, unit, got 'text'"),
         ("moons", {"scale": "minmax"}, "scale to be one of auto, none, standard, got 'minmax'"),
         ("moons", {"size": 0}, "size to be at least one row, got 0"),
         ("digits", {"size": 1798}, "size=1798 asks for more rows than digits has, 1797"),

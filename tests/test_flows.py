@@ -18,7 +18,8 @@ from ppgen.nets import evaluation
 
 COUPLINGS = ("nice", "realnvp", "nsf")
 # how near an inverse comes: flows drawn by bisection or by an adaptive solver stop at a tolerance
-NEAR = {"naf": 3e-5, "sum_of_squares": 3e-5, "bernstein": 3e-5, "continuous": 2e-3}
+NEAR = {"naf": 3e-5, "sum_of_squares": 3e-5, "bernstein": 3e-5, "continuous": 1e-5}
+FREE = ("naf", "sum_of_squares", "bernstein")  # of the identity start
 TRIANGULAR = ("maf", "nsf_autoregressive", "naf", "sum_of_squares", "bernstein")  # of one layer, in order
 ROWS = 4
 
@@ -40,8 +41,9 @@ def _double():
 
 def make(name: str, dim: int, context_dim: int = 0, **options) -> Flow:
     """A flow that is not at its start: its parameters are moved."""
-    small = {} if name == "lu_linear" else {"hidden": (8, 8)}
-    flow = FLOWS[name](dim, context_dim=context_dim, **{**small, **options})
+    small = {"lu_linear": {}, "planar": {"layers": 4}, "radial": {"layers": 4}, "sylvester": {"layers": 3}}
+    small |= {"residual": {"hidden": (8, 8), "layers": 3}}
+    flow = FLOWS[name](dim, context_dim=context_dim, **small.get(name, {"hidden": (8, 8)}) | options)
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -181,24 +183,50 @@ def test_draws_pass_gradients_to_every_parameter(name):
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", ["naf", "sum_of_squares", "bernstein"])
-def test_the_gradient_of_an_inverse_by_bisection_is_that_of_differences(name):
-    flow, z = make(name, 2, layers=1), torch.randn(2)
-    (parameter, *_) = [p for p in flow.parameters() if p.dim() == 1]
-    direction = torch.randn_like(parameter)
-
-    def drawn() -> torch.Tensor:
-        return flow().transform(z).sum()
-
-    (gradient,) = torch.autograd.grad(drawn(), parameter)
-    ends = []
-    for sign in (1, -1):
+@pytest.mark.parametrize("name", [name for name in FLOWS if name not in FREE])
+@with_context
+def test_a_flow_starts_as_its_base(name, context_dim):
+    for dim in (*widths(name),)[:3]:
+        q = law(FLOWS[name](dim, context_dim=context_dim))
+        x = torch.randn(ROWS, dim)
         with torch.no_grad():
-            parameter.add_(sign * 1e-2 * direction)
-            ends.append(drawn())
-            parameter.sub_(sign * 1e-2 * direction)
-    slope = (ends[0] - ends[1]) / 2e-2
-    torch.testing.assert_close((gradient * direction).sum(), slope, atol=2e-3, rtol=2e-2)
+            torch.testing.assert_close(q.log_prob(x), q.flow.base.log_prob(x))
+            torch.testing.assert_close(q.transform(x), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "reach", "near"),
+    [
+        # the step of differences, wide for inverses by bisection, and how near these then are
+        *((name, 1e-2, 2e-2) for name in ("naf", "sum_of_squares", "bernstein")),
+        *((name, 1e-6, 1e-7) for name in ("planar", "radial", "sylvester", "residual")),
+    ],
+)
+def test_the_gradient_of_an_inverse_by_roots_is_that_of_differences(name, reach, near):
+    flow, z = make(name, 3, layers=2), torch.randn(3)
+    # weights of monotone networks enter by their absolute value, whose kinks differences do not mind
+    parameters = [p for p in flow.parameters() if p.numel() > 1 and (name not in FREE or p.dim() == 1)]
+    directions = [torch.randn_like(p) for p in parameters]
+    # the way that has no formula: from base to data, but of maps of low rank from data to base
+    back = name in ("planar", "radial", "sylvester")
+    weights = torch.randn(3)
+
+    def found() -> torch.Tensor:
+        return (flow().inverse(z) if back else flow().transform(z)) @ weights
+
+    gradients = torch.autograd.grad(found(), parameters, allow_unused=True)
+    slope = sum(
+        float((gradient * direction).sum())
+        for gradient, direction in zip(gradients, directions, strict=True)
+        if gradient is not None
+    )
+    ends = []
+    with torch.no_grad():
+        for sign in (1, -2):  # there and, past the start, to the other side
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.add_(sign * reach * direction)
+            ends.append(float(found()))
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * reach), rel=near, abs=near)
 
 
 @every_flow
@@ -220,6 +248,149 @@ def test_importing_the_flows_leaves_torchs_validation_on():
     assert torch.distributions.Distribution._validate_args
     with pytest.raises(ValueError, match="scale"):
         torch.distributions.Normal(0.0, -1.0)
+
+
+# One family each
+
+
+def test_maps_of_low_rank_hold_where_they_are_nearly_folded():
+    """At slopes just above -1, where a planar and a Sylvester map are nearly no bijection any more."""
+    for name, parameter in (("planar", "u"), ("sylvester", "outer"), ("radial", "pull")):
+        flow = make(name, 3, layers=2)
+        with torch.no_grad():
+            for part in flow.maps.transforms:
+                value = part.given.constants[parameter]
+                value.copy_(-20 * part.given.constants["w"] if name == "planar" else torch.full_like(value, -30.0))
+            z = torch.randn(200, 3)
+            x = flow().transform(z)
+            torch.testing.assert_close(flow().transform(flow().inverse(x)), x, atol=1e-7, rtol=1e-7)
+
+
+def test_a_sylvester_map_of_one_direction_is_planar():
+    sylvester, planar = flows.sylvester(3, layers=1, rank=1), flows.planar(3, layers=1)
+    given, other = (flow.maps.transforms[0].given.constants for flow in (sylvester, planar))
+    with torch.no_grad():
+        given["outer"].fill_(0.7)
+        given["inner"].fill_(0.3)
+        made = sylvester.maps.transforms[0](None).inv
+        other["u"].copy_(made.q[:, 0] * made.r[0, 0])
+        other["w"].copy_(made.q[:, 0] * made.s[0, 0])
+        # the planar map moves its u along w until w . u is what `outer` stands for here
+        along = made.r[0, 0] * made.s[0, 0]
+        raw = torch.log(torch.expm1(along + 1)) - math.log(math.e - 1)
+        other["u"].mul_(raw / along)
+        x = torch.randn(5, 3)
+        torch.testing.assert_close(planar().log_prob(x), sylvester().log_prob(x))
+
+
+def test_residual_maps_are_contractions_however_large_their_weights():
+    flow = make("residual", 3, context_dim=2, lipschitz=0.9)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.mul_(50.0)
+        context, x = torch.randn(1, 2), 3 * torch.randn(400, 3)
+        for part in flow.maps.transforms:
+            moved = part(context)._slopes(x)[1] - torch.eye(3)
+            assert torch.linalg.matrix_norm(moved, 2).max() <= 0.9 + 1e-9
+        q = flow(context.expand(400, 2))
+        torch.testing.assert_close(q.inverse(q.transform(x)), x, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_a_fixed_solver_has_its_order(solver, order):
+    flow = make("continuous", 2, solver=solver)
+    part = flow.maps
+    x = torch.randn(50, 2)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.mul_(2.0)
+        exact = make_alike(flow, solver="dopri5", tolerance=1e-10)().log_prob(x)
+        errors = []
+        for steps in (4, 8):
+            part.steps = steps
+            errors.append(float((flow().log_prob(x) - exact).abs().mean()))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
+
+
+def make_alike(flow: Flow, **options) -> Flow:
+    """A continuous flow of the same weights, solved in another way."""
+    other = flows.continuous(2, hidden=(8, 8), context_dim=flow.context_dim, **options)
+    other.load_state_dict(flow.state_dict())
+    return other
+
+
+def test_gradients_by_the_adjoint_equation_are_those_through_the_solver():
+    flow = make("continuous", 2, context_dim=2)
+    x, gradients = torch.randn(ROWS, 2), []
+    for options in (
+        {},
+        {"solver": "dopri5", "tolerance": 1e-9},
+        {"solver": "dopri5", "tolerance": 1e-9, "adjoint": True},
+    ):
+        made = make_alike(flow, **options)
+        torch.manual_seed(3)
+        context = torch.randn(ROWS, 2, requires_grad=True)
+        loss = made(context).log_prob(x).sum() + made(context).transform(x).sum()
+        gradients.append(torch.autograd.grad(loss, [*made.parameters(), context]))
+    for through, adjoint, fixed in zip(gradients[1], gradients[2], gradients[0], strict=True):
+        torch.testing.assert_close(adjoint, through, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(fixed, through, atol=1e-4, rtol=1e-3)
+
+
+def test_hutchinsons_trace_is_right_in_the_mean():
+    """To four standard errors, a level of about 6e-5."""
+    flow = make("continuous", 4)
+    rough = flows.continuous(4, hidden=(8, 8), exact=False)
+    rough.load_state_dict(flow.state_dict())
+    x = torch.randn(1, 4)
+    with torch.no_grad():
+        exact = float(flow().log_prob(x))
+        values = rough().log_prob(x.expand(4000, 4))
+    assert abs(float(values.mean()) - exact) < 4 * float(values.std()) / math.sqrt(len(values))
+    assert float(values.std()) > 0
+
+
+def test_the_kinetic_energy_of_a_path():
+    flow = make("continuous", 2)
+    part = flow.maps
+    with torch.no_grad():
+        for parameter in part.network.layers[-1].parameters():
+            parameter.zero_()
+        part.network.layers[-1].bias.copy_(torch.tensor([3.0, 4.0]))  # dx/dt = (3, 4)
+        torch.testing.assert_close(flow().kinetic_energy(torch.zeros(5, 2)), torch.full((5,), 12.5))
+    with pytest.raises(TypeError, match="only the paths of a flow in continuous time"):
+        flows.maf(2)().kinetic_energy(torch.zeros(5, 2))
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@with_context
+def test_flows_of_angles(dim, context_dim):
+    flow = flows.circular(dim, layers=3, hidden=(8, 8), context_dim=context_dim)
+    x = math.pi * (2 * torch.rand(ROWS, dim) - 1)
+    with torch.no_grad():
+        torch.testing.assert_close(law(flow).log_prob(x), torch.full((ROWS,), -dim * math.log(2 * math.pi)))
+        for parameter in flow.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    q = law(flow)
+    with torch.no_grad():
+        z, log_det = q.inverse_and_log_det(x)
+        assert (z.abs() <= math.pi).all()
+        torch.testing.assert_close(q.transform(z), x, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(q.log_prob(x), log_det - dim * math.log(2 * math.pi))
+        torch.testing.assert_close(q.log_prob(x + 2 * math.pi), q.log_prob(x))
+        # the density closes: it is one number on both sides of the cut, in every angle
+        ends = x.clone()
+        for i in range(dim):
+            ends[:, i] = -math.pi + 1e-9
+            left = q.log_prob(ends)
+            ends[:, i] = math.pi - 1e-9
+            torch.testing.assert_close(q.log_prob(ends), left, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian(flow, q, x)).logabsdet, log_det, atol=1e-9, rtol=1e-9)
+    assert q.support.check(q.sample((100,))).all()
+    if dim == 1:
+        circle = torch.linspace(-math.pi, math.pi, 4001)[:-1, None, None].expand(-1, ROWS, 1)
+        mean = q.log_prob(circle).exp().mean(0) * 2 * math.pi
+        torch.testing.assert_close(mean, torch.ones(ROWS), atol=1e-4, rtol=0)
 
 
 # In programs
@@ -283,6 +454,25 @@ def test_a_model_of_data_learns_by_the_forward_kl(name):
     assert model.sample(5).shape == (5, 2)
 
 
+def test_a_continuous_model_pays_for_kinetic_energy_while_it_trains():
+    x = torch.randn(64, 2) * 2 + 3
+    energies = {}
+    for kinetic in (0.0, 1.0):
+        torch.manual_seed(0)
+        model = FlowModel((2,), flow="continuous", hidden=(16,), kinetic=kinetic, options={"steps": 4})
+        loss = ppgen.Evidence()
+        trained = loss.loss(model.model, model.guide, x)
+        with evaluation(model):
+            plain = loss.loss(model.model, model.guide, x)
+            first = float(model.flow().kinetic_energy(x).mean().detach())
+        assert trained - plain == pytest.approx(kinetic * first)
+        options = {"optim": partial(torch.optim.Adam, lr=0.02), "steps": 80, "progress": False, "compile": False}
+        ppgen.fit(model.model, model.guide, x, **options)
+        with torch.no_grad():
+            energies[kinetic] = float(model.flow().kinetic_energy(x).mean())
+    assert 0 < energies[1.0] < energies[0.0]
+
+
 def test_a_conditional_model_takes_labels():
     model = FlowModel((1, 2, 2), flow="maf", num_classes=3)
     x, y = torch.randn(6, 1, 2, 2), torch.arange(6) % 3
@@ -293,13 +483,16 @@ def test_a_conditional_model_takes_labels():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["realnvp", "nsf"])
+@pytest.mark.parametrize("name", ["realnvp", "nsf", "continuous", "planar"])
 def test_a_compiled_step_is_the_eager_one(name):
     x, losses = torch.randn(64, 2), {}
     for compile in (False, True):
         torch.manual_seed(0)
         pyro.clear_param_store()
-        model = FlowModel((2,), flow=name, hidden=(8,))
+        layers = None if name == "continuous" else 2
+        model = FlowModel((2,), flow=name, hidden=(8,), layers=layers)
+        if name == "continuous":
+            model.flow.maps.steps = 1
         svi = ppgen.SVI(model.model, model.guide, partial(torch.optim.Adam, lr=1e-2), ppgen.Evidence(), compile=compile)
         losses[compile] = [svi.step(x) for _ in range(8)]
         if compile:
@@ -323,7 +516,17 @@ def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match=r"base of event shape \(2,\), got \(3,\)"):
         flows.maf(2, base=dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pytest.raises(ValueError, match="flow to be one of"):
-        FlowModel((2,), flow="glow")
+        FlowModel((2,), flow="glov")
+    with pytest.raises(ValueError, match="0 of any flow but 'continuous', got 0"):
+        FlowModel((2,), flow="maf", kinetic=0.1)
+    with pytest.raises(ValueError, match="adjoint: 'rk4' takes fixed steps"):
+        flows.continuous(2, adjoint=True)
+    with pytest.raises(ValueError, match="solver to be one of"):
+        flows.continuous(2, solver="rk5")
+    with pytest.raises(ValueError, match=r"rank: expected 1 \.\. 2"):
+        flows.sylvester(2, rank=3)
+    with pytest.raises(ValueError, match="lipschitz: expected a number between 0 and 1"):
+        flows.residual(2, lipschitz=1.0)
     with pytest.raises(ValueError, match="flow='lu_linear' has no such option"):
         FlowModel((2,), flow="lu_linear", layers=3)
     model = FlowModel((3,), flow="maf")
@@ -335,5 +538,5 @@ def test_what_is_wrong_is_said():
         model.check(torch.randn(5, 3), torch.zeros(5, dtype=torch.long))
     with pytest.raises(ValueError, match="no means"):
         model.sample(3, mean=True)
-    with evaluation(model), pytest.raises(ValueError, match="labels y of 2 classes"):
+    with evaluation(model), pytest.raises(ValueError, match="labels y: the model was built with num_classes=2"):
         FlowModel((3,), flow="maf", num_classes=2).sample(3)

@@ -40,7 +40,7 @@ CASES = [
     for network in NETWORKS
 ]
 every_case = pytest.mark.parametrize(("cls", "row", "network"), CASES)
-every_network = pytest.mark.parametrize("network", [nets.Dense, nets.ConvEncoder, nets.ConvDecoder])
+every_network = pytest.mark.parametrize("network", [nets.Dense, nets.ConvEncoder, nets.ConvDecoder, nets.ConvMap])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -585,8 +585,18 @@ def test_the_mean_of_a_transformed_distribution_is_refused():
 
 
 def small(network, **options):
-    shapes = {nets.Dense: (5, (2, 3)), nets.ConvEncoder: ((2, 5, 4), 3), nets.ConvDecoder: (3, (2, 5, 4))}
-    return network(*shapes[network], hidden=(4, 6), **options)
+    image = (2, 5, 4)
+    shapes = {
+        nets.Dense: (5, (2, 3)),
+        nets.ConvEncoder: (image, 3),
+        nets.ConvDecoder: (3, image),
+        nets.ConvMap: (image, 3),
+    }
+    net = network(*shapes[network], hidden=(4, 6), **options)
+    if network is nets.ConvMap:
+        assert not net.layers[-1].weight.any()
+        torch.nn.init.normal_(net.layers[-1].weight)  # away from zero, where it starts
+    return net
 
 
 @every_network

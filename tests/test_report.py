@@ -70,6 +70,10 @@ CASES = {
         "a term that came late": (lambda f: f({"loss": np.ones(9), "a": np.r_[[np.nan] * 5, 1, 2, 3, 4]}), 1),
         "a term that is not finite": (lambda f: f({"loss": np.ones(3), "a": np.full(3, np.nan)}), 1),
     },
+    "densities": {
+        "two": (lambda f: f(np.linspace(-1, 1, 9), {"a": np.eye(9), "b": np.ones((9, 9))}), 3),
+        "one, not everywhere": (lambda f: f(np.arange(2.0), {"a": np.array([[1.0, np.nan], [2.0, 0.0]])}), 2),
+    },
     "sequences": {
         "stages": (lambda f: f({"4 x 4": IMAGES["grey"][:5], "8 x 8": IMAGES["grey"][5:10]}), 2),
         "one row": (lambda f: f({"colour": IMAGES["colour"]}, limits=(0.0, 2.0)), 1),
@@ -170,6 +174,7 @@ def test_a_figure_draws_without_a_warning_and_leaves_no_trace(name, draw, axes):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: figures.densities(np.arange(3.0), {"a": np.ones((2, 3))}), r"of shape \(3, 3\).* got \[\(2, 3\)\]"),
         (lambda: figures.loss_curves([]), "at least one step"),
         (lambda: figures.loss_curves([chain(), chain(0)]), r"chains of \[60, 0\] steps"),
         (lambda: figures.term_breakdown({}), "at least one step"),
@@ -510,8 +515,8 @@ def test_a_report_shows_what_the_model_can_do(drawn):
     sections = ["In short", "Training", "Samples", "What is missing", "Reconstructions", "Codes"]
     sections += ["Posterior", "Configuration"]
     assert titles(report_of_run(a_fit(), Doubler(), data, idata=draws(), **asked)) == sections
-    # of a run that grew: see test_cli; of flows: see test_flow_report
-    others = {"sequences", "density", "warped_grid", "log_densities", "pulled_back"}
+    # of a run that grew: see test_cli; of flows: see test_flow_report; of an energy: see test_energies
+    others = {"sequences", "densities", "density", "warped_grid", "log_densities", "pulled_back"}
     assert set(drawn) == set(figures.__all__) - others
     shows = {"sample": ("Samples", "What is missing"), "reconstruct": ("Reconstructions",), "encode": ("Codes",)}
     for method, without in shows.items():

@@ -13,6 +13,8 @@ ALL = [
     Ramp(1.0, steps=40),
     Ramp(0.1, start=0.9, steps=40),
     Ramp(1.0, start=-2.0, steps=40, shape="sigmoid"),
+    Ramp(1.0, steps=40, shape="cubic"),
+    Anneal(1.0, steps=40, cycles=1, rise=0.7, shape="cubic"),
     Anneal(1.0, steps=40),
     Anneal(-1.0, start=3.0, steps=40, cycles=2, rise=1.0),
 ]
@@ -79,7 +81,7 @@ def test_closed_forms():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Ramp(1.0, shape="cosine"), "'linear', 'sigmoid', got 'cosine'"),
+        (lambda: Ramp(1.0, shape="cosine"), "'linear', 'sigmoid', 'cubic', got 'cosine'"),
         (lambda: Ramp(1.0, steps=0), "steps is a whole number from 1 on, got 0"),
         (lambda: Anneal(1.0, steps=2.5), "steps is a whole number from 1 on, got 2.5"),
         (lambda: Anneal(1.0, cycles=0), "cycles=0"),

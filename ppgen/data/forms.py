@@ -2,7 +2,8 @@
 
 k in {0, .., L - 1} is a grey level, L the number of levels. Images of 8 bits have L = 256; tables and toy
 laws have no levels (L is None). Each form maps (x, L, generator) to an array of the same shape, and raises
-ValueError for data that it cannot take, counting the values that stand in the way. `FORMS` names them.
+ValueError for data that it cannot take, counting the values that stand in the way. `FORMS` names them; "auto" and
+"levels" stand for one of them (`settle`).
 """
 
 from collections.abc import Callable
@@ -48,6 +49,11 @@ def unit(x: np.ndarray, levels: int | None, rng: Generator) -> np.ndarray:
     return x.astype(np.float32)
 
 
+def settle(form: str, levels: int | None) -> str:
+    """The row of `FORMS` that a form stands for: "levels" is integer where data are made of levels, else continuous."""
+    return {"auto": "continuous", "levels": "continuous" if levels is None else "integer"}.get(form, form)
+
+
 def _require(ok: np.ndarray, what: str, form: str) -> None:
     if not ok.all():
         raise ValueError(f"form={form!r} expects every value to be {what}; {tally(~ok)}, are not")
@@ -56,3 +62,4 @@ def _require(ok: np.ndarray, what: str, form: str) -> None:
 FORMS: dict[str, Callable[[np.ndarray, int | None, Generator], np.ndarray]] = {
     f.__name__: f for f in (continuous, integer, binary, unit)
 }
+UNSETTLED = ("auto", "levels")

@@ -9,7 +9,7 @@ import numpy as np
 from .checks import check
 from .datum import Data
 from .files import KINDS, looks_like_file, read
-from .forms import FORMS
+from .forms import FORMS, UNSETTLED, settle
 from .images import padded
 from .named import NAMED, openml
 from .raw import Raw
@@ -39,7 +39,8 @@ def load(
     source: a toy law of `TOY`, "digits", "fashion", "mnist", "openml:NAME", or the path of a file (.csv,
         .parquet, .npy, .npz, .svmlight, IDX) or of a folder of images. A name goes before a path; "./digits" is
         always a path.
-    form: "continuous", "integer", "binary" or "unit", see `forms`; "auto" is continuous.
+    form: "continuous", "integer", "binary" or "unit", see `forms`; "auto" is continuous, "levels" integer for data that
+        are made of levels, images say, and continuous for others.
     scale: "standard" gives each column mean 0 and standard deviation 1 over the train rows, "none" leaves all
         as it is, "auto" is standard for continuous tables and none for the rest (toy laws, images, other
         forms).
@@ -71,11 +72,14 @@ class Preparation:
 
     def __post_init__(self) -> None:
         form, scale = self.form, self.scale
-        if form != "auto" and form not in FORMS:
-            raise ValueError(f"expected form to be one of {', '.join(['auto', *FORMS])}, got {form!r}")
+        if form not in (*UNSETTLED, *FORMS):
+            raise ValueError(f"expected form to be one of {', '.join([*UNSETTLED, *FORMS])}, got {form!r}")
         if scale != "auto" and scale not in SCALES:
             raise ValueError(f"expected scale to be one of {', '.join(['auto', *SCALES])}, got {scale!r}")
-        if scale == "standard" and form in ("integer", "binary"):
+        self._check_scale(form)
+
+    def _check_scale(self, form: str) -> None:
+        if self.scale == "standard" and form in ("integer", "binary"):
             raise ValueError(f"scale='standard' would undo form={form!r}; choose scale='none' or another form")
 
     def __call__(
@@ -86,7 +90,8 @@ class Preparation:
         held_out: so many rows, the last ones, are the test split, and none of the others.
         scaler: of other data, in whose units these are to be; fitted to the train rows if left out.
         """
-        form = "continuous" if self.form == "auto" else self.form
+        form = settle(self.form, raw.levels)
+        self._check_scale(form)
         _, split, noise = np.random.default_rng(seed).spawn(3)
         try:
             x = FORMS[form](raw.x, raw.levels, noise)

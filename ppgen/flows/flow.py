@@ -7,15 +7,19 @@ distributions, which can be sampled, scored, conditioned and replayed in any pro
 tensor that is fed twice is worked out twice.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
-__all__ = ["Flow", "FlowDistribution"]
+from ppgen.flows.layers import ActNorm
+
+__all__ = ["Base", "Flow", "FlowDistribution"]
+
+Base: TypeAlias = TorchDistribution | Callable[[Tensor], TorchDistribution] | None
 
 
 class Flow(nn.Module):
@@ -26,7 +30,9 @@ class Flow(nn.Module):
             events to events of the base.
         event_shape: of an event.
         context_dim: the width of a context, 0 for none.
-        base: the law of z, of event shape `event_shape`; N(0, I) if left out.
+        base: the law of z, of event shape `event_shape`, or a function that makes it; such a function is given a zero
+            of the flow's device and type, which a law itself would not follow to. N(0, I) if left out.
+        support: where each number of an event lies.
 
     In a program, register it by ``pyro.module("flow", flow)``. ``pyro.sample("x", flow(), obs=x)`` in a plate is
     maximum likelihood under `ppgen.Evidence`, the forward KL; in a guide it is a posterior, the reverse KL.
@@ -40,21 +46,44 @@ class Flow(nn.Module):
         event_shape: Sequence[int],
         *,
         context_dim: int = 0,
-        base: TorchDistribution | None = None,
+        base: Base = None,
+        support: constraints.Constraint = constraints.real,
     ) -> None:
         super().__init__()
+        self.support = support
         self.maps, self.event_shape, self.context_dim = maps, torch.Size(event_shape), context_dim
-        if base is not None and base.event_shape != self.event_shape:
-            raise ValueError(f"expected a base of event shape {tuple(self.event_shape)}, got {tuple(base.event_shape)}")
         self._base = base
         self.register_buffer("zero", torch.zeros(()))  # says where the flow is, and in what type
+        shape = self.base.event_shape
+        if shape != self.event_shape:
+            raise ValueError(f"expected a base of event shape {tuple(self.event_shape)}, got {tuple(shape)}")
 
     @property
     def base(self) -> TorchDistribution:
         """The law of z."""
-        if self._base is not None:
+        if isinstance(self._base, torch.distributions.Distribution):
             return self._base
+        if self._base is not None:
+            return self._base(self.zero)
         return dist.Normal(self.zero, 1.0).expand(self.event_shape).to_event(len(self.event_shape))
+
+    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Lets the `ActNorm` layers that were not measured yet take their start from a batch x; others stay.
+
+        `ppgen.fit` does so by a model's method ``initialise``. Elsewhere, call it before training; no step does it, so
+        that steps are all the same.
+        """
+        norms = [part for part in self.modules() if isinstance(part, ActNorm) and not part.measured]
+        if not norms:
+            return
+        for norm in norms:
+            norm.measuring = True
+        try:
+            with torch.no_grad():
+                self(context).inverse(x)
+        finally:
+            for norm in norms:
+                norm.measuring = False
 
     def forward(self, context: Tensor | None = None) -> "FlowDistribution":
         """The law, of batch shape (*batch,) for a context (*batch, context_dim).
@@ -80,7 +109,7 @@ class FlowDistribution(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.independent(constraints.real, len(self.event_shape))
+        return constraints.independent(self.flow.support, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "FlowDistribution":
         batch_shape = torch.Size(batch_shape)
@@ -108,6 +137,19 @@ class FlowDistribution(TorchDistribution):
     def inverse(self, x: Tensor) -> Tensor:
         """z = T^-1(x)."""
         return self._map(self._broad(x))
+
+    def kinetic_energy(self, x: Tensor) -> Tensor:
+        """Of a flow in continuous time, the integral of |dx / dt|^2 / dim along the path from x to z.
+
+        Raises:
+            TypeError: for any other flow.
+        """
+        x, whole = self._broad(x), self._map
+        for part in getattr(whole, "transforms", [whole]):
+            if hasattr(part, "energy"):
+                return part.energy(x)
+            x = part(x)
+        raise TypeError("kinetic_energy: only the paths of a flow in continuous time have one; take `continuous`")
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z = T^-1(x), and log |det dz / dx|, in nats."""

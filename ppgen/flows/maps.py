@@ -1,4 +1,4 @@
-"""Bijections that zuko does not have in the form needed here: couplings that can be traced, and a diagonal scale."""
+"""Bijections that zuko does not have in the form needed here: couplings that can be traced, and linear maps."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -6,12 +6,12 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import Transform
 
-from ppgen.flows.zuko import lazy, transforms
-from ppgen.flows.zuko import nn as networks
+from ppgen.flows.given import Given
+from ppgen.flows.zuko import lazy, networks, transforms
 
-__all__ = ["Coupling", "Scale"]
+__all__ = ["Coupling", "Linear", "Scale"]
 
 
 class Fixed(transforms.CouplingTransform):
@@ -70,23 +70,18 @@ class Coupling(lazy.LazyTransform):
         return transforms.DependentTransform(self.univariate(*parts), 1)
 
 
-class _Scaled(Transform):
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
+class Linear(lazy.LazyTransform):
+    """y = L U x + b, L lower and U unit upper triangular: log |det| = sum_i log |l_ii|; b may depend on the context."""
 
-    def __init__(self, log_scale: Tensor) -> None:
+    def __init__(self, dim: int, *, context_dim: int = 0) -> None:
         super().__init__()
-        self.log_scale = log_scale
+        self.factors = nn.Parameter(torch.eye(dim))
+        self.shift = Given({"b": torch.zeros(dim)}, context_dim=context_dim)
 
-    def _call(self, x: Tensor) -> Tensor:
-        return x * self.log_scale.exp()
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return y * (-self.log_scale).exp()
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.log_scale.sum().expand(x.shape[:-1])
+    def forward(self, c: Tensor | None = None) -> Transform:
+        linear = transforms.LULinearTransform(self.factors)
+        shift = transforms.DependentTransform(transforms.AdditiveTransform(self.shift(c)["b"]), 1)
+        return transforms.ComposedTransform(linear, shift)
 
 
 class Scale(lazy.LazyTransform):
@@ -97,4 +92,5 @@ class Scale(lazy.LazyTransform):
         self.log_scale = nn.Parameter(torch.zeros(dim))
 
     def forward(self, c: Tensor | None = None) -> Transform:
-        return _Scaled(self.log_scale)
+        scale = transforms.AffineTransform(0.0, self.log_scale.exp())
+        return transforms.DependentTransform(scale, 1)

@@ -4,8 +4,10 @@ from torch.distributions import Distribution
 
 _before = Distribution._validate_args
 
-from zuko import flows, lazy, nn, transforms  # noqa: E402
+from zuko import flows, lazy, transforms  # noqa: E402
+from zuko import nn as networks  # noqa: E402
+from zuko.flows import gaussianization  # noqa: E402
 
 Distribution.set_default_validate_args(_before)
 
-__all__ = ["flows", "lazy", "nn", "transforms"]
+__all__ = ["flows", "gaussianization", "lazy", "networks", "transforms"]

@@ -2,6 +2,7 @@
 
 from ppgen.models.autoencoder import VAE, Autoencoder
 from ppgen.models.dann import DANN, UNKNOWN
+from ppgen.models.energy import ENERGIES, Energy
 from ppgen.models.flow import FlowModel
 from ppgen.models.gan import ALI, Generator
 from ppgen.models.likelihood import COVARIANCES, LIKELIHOODS
@@ -11,10 +12,12 @@ __all__ = [
     "ALI",
     "COVARIANCES",
     "DANN",
+    "ENERGIES",
     "LIKELIHOODS",
     "UNKNOWN",
     "VAE",
     "Autoencoder",
+    "Energy",
     "FlowModel",
     "Generator",
     "mean",

@@ -1,15 +1,23 @@
-"""A flow as a model of data: p(x) itself, without latents, by the exact likelihood."""
+"""A flow as a model of data: p(x) itself, without latents, by the exact likelihood.
+
+Data on a grid of levels k in {0, .., K - 1}^D have probabilities rather than densities, and a density would grow on the
+grid without end. So noise fills the gaps: a flow p on (0, K)^D is trained on k + u, u ~ U[0, 1)^D drawn anew each time,
+and is a law of levels by P(k) = P(floor x = k), for which
+
+    log P(k) = log E_u p(k + u) >= E_u log p(k + u)                                  Theis et al. 2016, section 3.1
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-from ppgen.flows import FLOWS, FlowDistribution
-from ppgen.models.generative import check_rows
+from ppgen.flows import FLOWS, IMAGE_FLOWS, FlowDistribution, bounded
+from ppgen.models.generative import check_labels, check_rows, one_hot
+from ppgen.models.likelihood import require, require_levels
 from ppgen.nets import choose, evaluation
 
 __all__ = ["FlowModel"]
@@ -19,11 +27,19 @@ class FlowModel(nn.Module):
     """x_i ~ flow, or flow given the label y_i. Its guide is empty: under `ppgen.Evidence` it learns by the forward KL.
 
     Args:
-        event_shape: of a row; events of more than one dimension are flattened.
-        flow: a row of `ppgen.flows.FLOWS`.
+        event_shape: of a row. A flow of `ppgen.flows.FLOWS` has it flattened, one of `IMAGE_FLOWS` as it is.
+        flow: a row of `ppgen.flows.FLOWS` or of `IMAGE_FLOWS`.
         layers: how many maps it is made of; None for its own number.
-        hidden: the widths of its networks.
+        hidden: the widths of its networks (channels, of a flow of images).
+        scales: of a flow of images; None for its own number.
+        levels: K, of data that are integers 0 .. K - 1: noise is added in training and in scoring (above).
+        bounds: of continuous data, the interval (low, high) that they lie in; None for all real numbers.
+        alpha: how near the ends of their range data with `levels` or `bounds` come, before their logarithmic odds are
+            taken; see `ppgen.flows.bounded`.
         num_classes: the number of labels when the model is conditioned on them, None when it is not.
+        kinetic: of a flow in continuous time, the weight of its paths' kinetic energy, a factor of the model while it
+            trains (Finlay et al. 2020): the straighter they are, the fewer steps a solver needs.
+        options: further ones of the flow, such as ``{"solver": "dopri5"}`` of "continuous".
 
     Raises:
         ValueError: an option is out of range, unknown, or not one of this flow.
@@ -36,24 +52,50 @@ class FlowModel(nn.Module):
         flow: str = "maf",
         layers: int | None = None,
         hidden: Sequence[int] = (64, 64),
+        scales: int | None = None,
+        levels: int | None = None,
+        bounds: tuple[float, float] | None = None,
+        alpha: float = 0.05,
         num_classes: int | None = None,
+        kinetic: float = 0.0,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape, self.num_classes = tuple(event_shape), num_classes
-        make = choose(FLOWS, flow, option="flow")
-        options: dict[str, Any] = {} if flow == "lu_linear" else {"hidden": tuple(hidden)}
-        if layers is not None:
-            options["layers"] = layers
+        self.event_shape, self.num_classes, self.levels = tuple(event_shape), num_classes, levels
+        if kinetic < 0 or (kinetic and flow != "continuous"):
+            raise ValueError(f"expected kinetic of at least 0, and 0 of any flow but 'continuous', got {kinetic}")
+        self.kinetic = kinetic
+        make = choose(FLOWS | IMAGE_FLOWS, flow, option="flow")
+        given: dict[str, Any] = {} if flow == "lu_linear" else {"hidden": tuple(hidden)}
+        given |= {key: value for key, value in (("layers", layers), ("scales", scales)) if value is not None}
+        given |= dict(options or {})
+        shape: Any = self.event_shape if flow in IMAGE_FLOWS else math.prod(self.event_shape)
         try:
-            self.flow = make(math.prod(self.event_shape), context_dim=num_classes or 0, **options)
+            self.flow = make(shape, context_dim=num_classes or 0, **given)
         except TypeError as error:
             raise ValueError(f"flow={flow!r} has no such option: {error}") from error
+        if levels is not None:
+            if bounds is not None:
+                raise ValueError(f"expected levels or bounds, got both, {levels} and {bounds}")
+            if levels < 2 or not alpha > 0:
+                raise ValueError(f"expected levels of at least 2 and alpha above 0, got {levels} and {alpha}")
+            bounds = 0, levels
+        self.bounds = bounds
+        if bounds is not None:
+            self.flow = bounded(self.flow, *bounds, alpha=alpha)
+
+    def initialise(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Lets the flow's norms take their start from a batch, see `ppgen.flows.Flow.initialise`."""
+        self.flow.initialise(self._scored(x), self._context(y))
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """x_i ~ flow(y_i), over the plate "data" of x's rows (n, *event_shape)."""
         pyro.module("flow", self.flow)
+        law, scored = self.flow(self._context(y)), self._scored(x)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", self.flow(self._context(y)), obs=x.flatten(1).to(self.flow.zero.dtype))
+            pyro.sample("x", law, obs=scored)
+            if self.kinetic and self.training:
+                pyro.factor("kinetic", -self.kinetic * law.kinetic_energy(scored))
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """Nothing is inferred."""
@@ -63,10 +105,15 @@ class FlowModel(nn.Module):
 
         Raises:
             TypeError: x is no tensor.
-            ValueError: x is not (n, *event_shape), a feature of it has one value alone, or y is missing or not wanted.
+            ValueError: x is not (n, *event_shape), or outside the support; of a continuous model, x is made of
+                integers, or a feature has one value alone; y is missing, not wanted, not (n,) integers, or outside
+                0 .. num_classes - 1.
         """
-        check_rows(x, self.event_shape)
-        self._context(y)
+        self._check_values(x, y)
+        if self.levels is not None:
+            return
+        if not x.is_floating_point():
+            raise ValueError(f"a density has no bound on integers, got {x.dtype}; build the model with their levels")
         flat = x.flatten(1)
         constant = (flat == flat[:1]).all(0).nonzero().flatten().tolist() if len(x) > 1 else []
         if constant:
@@ -77,21 +124,53 @@ class FlowModel(nn.Module):
             )
 
     def sample(self, n: int, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
-        """n draws (n, *event_shape); a flow has no noise of its own, so there are no means.
+        """n draws (n, *event_shape), integers where there are levels; a flow has no noise of its own, so no means.
 
         Raises:
-            ValueError: for means, and labels that are missing or not wanted.
+            ValueError: for means, and labels that `check` refuses.
         """
         if mean:
             raise ValueError("a flow's draws have no means: it has no noise beside its base")
+        check_labels(y, torch.Size([n]), self.num_classes)
+        with evaluation(self):
+            x = self.flow(self._context(y)).sample((n,) if y is None else ()).reshape(n, *self.event_shape)
+        # what little lies beyond the ends belongs to the last levels
+        return x if self.levels is None else x.floor().clamp(0, self.levels - 1).long()
+
+    def log_prob(self, x: Tensor, y: Tensor | None = None, *, particles: int = 1) -> Tensor:
+        """log p(x_i), or log p(x_i | y_i), in nats: (n,).
+
+        Of levels, log (1 / m) sum_j p(x_i + u_j) with m draws u_j, `particles`: in the mean a lower bound of
+        log P(x_i), which rises to it with m. Divided by -D log 2 it is bits per dimension.
+
+        Raises:
+            ValueError: for particles below 1, and values, shapes and labels that `check` refuses.
+        """
+        self._check_values(x, y)
+        if particles < 1:
+            raise ValueError(f"expected particles of at least 1, got {particles}")
         with evaluation(self):
             law = self.flow(self._context(y))
-            return law.sample((n,) if y is None else ()).reshape(n, *self.event_shape)
+            if self.levels is None:
+                return law.log_prob(self._scored(x))
+            draws = torch.stack([law.log_prob(self._scored(x)) for _ in range(particles)])
+            return draws.logsumexp(0) - math.log(particles)
 
-    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """log p(x_i), or log p(x_i | y_i), in nats: (n,)."""
-        with evaluation(self):
-            return self.flow(self._context(y)).log_prob(x.flatten(1).to(self.flow.zero.dtype))
+    def _check_values(self, x: Tensor, y: Tensor | None) -> None:
+        """Shapes, support and labels."""
+        check_rows(x, self.event_shape)
+        check_labels(y, x.shape[:1], self.num_classes)
+        if self.levels is not None:
+            require_levels(x, self.levels, f"the support of a model of levels={self.levels}")
+        elif self.bounds is not None:
+            low, high = float(self.flow.support.lower_bound), float(self.flow.support.upper_bound)
+            expected = f"above {low:g} and below {high:g}, the support of a flow of bounds {self.bounds}"
+            require(x, (x > low) & (x < high), expected, "scale the data, or change bounds")
+
+    def _scored(self, x: Tensor) -> Tensor:
+        """x as the flow scores it: in its shape and type, and without gaps between levels."""
+        x = x.reshape(len(x), *self.flow.event_shape).to(self.flow.zero.dtype)
+        return x if self.levels is None else x + torch.rand_like(x)
 
     def law(self, y: Tensor | None = None) -> FlowDistribution:
         """p(x), or p(x | y) for labels y of any shape: a law of events in the flow's own shape."""
@@ -100,12 +179,7 @@ class FlowModel(nn.Module):
     def pull_back(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z_i = T^-1(x_i), in the flow's own shape, and log |det dz_i / dx_i| (n,), in nats."""
         with evaluation(self):
-            return self.law(y).inverse_and_log_det(x.flatten(1).to(self.flow.zero.dtype))
+            return self.law(y).inverse_and_log_det(self._scored(x))
 
     def _context(self, y: Tensor | None) -> Tensor | None:
-        if y is None and self.num_classes is None:
-            return None
-        if y is None or self.num_classes is None:
-            wanted = "no labels y" if y is not None else f"labels y of {self.num_classes} classes"
-            raise ValueError(f"expected {wanted}, as the model was built")
-        return (y.unsqueeze(-1) == torch.arange(self.num_classes, device=y.device)).to(self.flow.zero.dtype)
+        return one_hot(y, self.num_classes, self.flow.zero.dtype)

@@ -154,29 +154,10 @@ class Generative(nn.Module):
         self._check_labels(y, x.shape[:1])
 
     def _check_labels(self, y: Tensor | None, shape: torch.Size) -> None:
-        self._context(y)
-        if y is None:
-            return
-        if y.shape != shape or y.is_floating_point() or y.dtype == torch.bool:
-            raise ValueError(f"expected integer labels y of shape {tuple(shape)}, got {y.dtype} {tuple(y.shape)}")
-        outside = int(((y < 0) | (y >= self.num_classes)).sum())
-        if outside:
-            raise ValueError(
-                f"expected labels y in 0 .. {self.num_classes - 1}, as num_classes={self.num_classes} says; "
-                f"{outside} of {y.numel()} are not (min {y.min().item()}, max {y.max().item()})"
-            )
+        check_labels(y, shape, self.num_classes)
 
     def _context(self, y: Tensor | None) -> Tensor | None:
-        """The labels one-hot, without a look at their values."""
-        if (y is None) != (self.num_classes is None):
-            raise ValueError(
-                "expected no labels y: the model was built without num_classes"
-                if self.num_classes is None
-                else f"expected labels y: the model was built with num_classes={self.num_classes}"
-            )
-        if y is None:
-            return None
-        return (y.unsqueeze(-1) == torch.arange(self.num_classes, device=y.device)).to(self._dtype)
+        return one_hot(y, self.num_classes, self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -213,6 +194,42 @@ def check_rows(x: Tensor, event_shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"expected x of shape (n, {', '.join(map(str, event_shape))}), got {tuple(x.shape)}: "
             "reshape the data, or build the model with their event_shape"
+        )
+
+
+def check_labels(y: Tensor | None, shape: torch.Size, num_classes: int | None) -> None:
+    """Raises ValueError unless y is there if wanted, of that shape, and of integers 0 .. num_classes - 1."""
+    _check_given(y, num_classes)
+    if y is None or num_classes is None:
+        return
+    if y.shape != shape or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f"expected integer labels y of shape {tuple(shape)}, got {y.dtype} {tuple(y.shape)}")
+    outside = int(((y < 0) | (y >= num_classes)).sum())
+    if outside:
+        raise ValueError(
+            f"expected labels y in 0 .. {num_classes - 1}, as num_classes={num_classes} says; "
+            f"{outside} of {y.numel()} are not (min {y.min().item()}, max {y.max().item()})"
+        )
+
+
+def one_hot(y: Tensor | None, num_classes: int | None, dtype: torch.dtype) -> Tensor | None:
+    """The labels one-hot, (*shape, num_classes), without a look at their values; None for a model without labels.
+
+    Raises:
+        ValueError: y is missing or not wanted.
+    """
+    _check_given(y, num_classes)
+    if y is None or num_classes is None:
+        return None
+    return (y.unsqueeze(-1) == torch.arange(num_classes, device=y.device)).to(dtype)
+
+
+def _check_given(y: Tensor | None, num_classes: int | None) -> None:
+    if (y is None) != (num_classes is None):
+        raise ValueError(
+            "expected no labels y: the model was built without num_classes"
+            if num_classes is None
+            else f"expected labels y: the model was built with num_classes={num_classes}"
         )
 
 

@@ -64,7 +64,7 @@ class Bernoulli(Head):
         return dist.Bernoulli(logits=raw.squeeze(-1 - rank)).to_event(rank)
 
     def check(self, x: Tensor) -> None:
-        _require(
+        require(
             x,
             (x == 0) | (x == 1),
             "0 or 1, the support of likelihood='bernoulli'",
@@ -96,12 +96,7 @@ class Categorical(Head):
         return x.long()
 
     def check(self, x: Tensor) -> None:
-        _require(
-            x,
-            (x >= 0) & (x < self.levels) & (x == x.long()),
-            f"integers 0 .. {self.levels - 1}, the support of likelihood='categorical'",
-            "recode the data, or change levels",
-        )
+        require_levels(x, self.levels, "the support of likelihood='categorical'")
 
 
 class Gaussian(Head):
@@ -168,7 +163,7 @@ class Gaussian(Head):
                 f"expected floating point data for likelihood='gaussian', got {x.dtype}, where a density "
                 "has no upper bound: dequantise the data (load them with form='continuous')"
             )
-        _require(x, x.isfinite(), "finite numbers", "drop or impute the rest")
+        require(x, x.isfinite(), "finite numbers", "drop or impute the rest")
 
 
 class Covariance(NamedTuple):
@@ -253,7 +248,14 @@ def _reshaped(base: TorchDistribution, event_shape: tuple[int, ...]) -> TorchDis
     return dist.TransformedDistribution(base, ReshapeTransform(base.event_shape, torch.Size(event_shape)))
 
 
-def _require(x: Tensor, allowed: Tensor, expected: str, mend: str) -> None:
+def require_levels(x: Tensor, levels: int, what: str) -> None:
+    """Raises ValueError unless all values are integers 0 .. levels - 1."""
+    inside = (x >= 0) & (x < levels) & (x == x.long())
+    require(x, inside, f"integers 0 .. {levels - 1}, {what}", "recode the data, or change levels")
+
+
+def require(x: Tensor, allowed: Tensor, expected: str, mend: str) -> None:
+    """Raises ValueError, with how many are not and the range of all, unless all values are allowed."""
     outside = int((~allowed).sum())
     if outside:
         raise ValueError(

@@ -2,13 +2,24 @@
 
 from ppgen.nets.critics import Critic, GrowingCritic
 from ppgen.nets.growing import Growing, GrowingDecoder, GrowingEncoder, growing_parts
-from ppgen.nets.networks import ACTIVATIONS, NORMS, ConvDecoder, ConvEncoder, Dense, Network, choose, evaluation
+from ppgen.nets.networks import (
+    ACTIVATIONS,
+    NORMS,
+    ConvDecoder,
+    ConvEncoder,
+    ConvMap,
+    Dense,
+    Network,
+    choose,
+    evaluation,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "NORMS",
     "ConvDecoder",
     "ConvEncoder",
+    "ConvMap",
     "Critic",
     "Dense",
     "Growing",

@@ -154,10 +154,51 @@ class ConvEncoder(Network):
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, math.prod(self.out_shape)))
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
-        if context is not None:
-            constant = context[..., None, None].expand(*context.shape, *value.shape[-2:])
-            value = torch.cat([value, constant], 1)
-        return self.layers(value)
+        return self.layers(_with_channels(value, context))
+
+
+class ConvMap(Network):
+    """Images to images of the same sides: a 3 x 3 convolution, 1 x 1 convolutions, and a 3 x 3 one that starts at zero.
+
+    Args:
+        event_shape: (channels, height, width) of the images.
+        out_channels: of the output.
+        hidden: the channels in between, at least one number.
+
+    A context and the other options are as in :class:`ConvEncoder`.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        out_channels: int,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "silu",
+        norm: str | None = None,
+        dropout: float = 0.0,
+        context_dim: int = 0,
+    ) -> None:
+        channels, *sides = image_shape(event_shape)
+        super().__init__((channels, *sides), (out_channels, *sides), context_dim)
+        width, *rest = _layers(hidden)
+        layers: list[nn.Module] = [nn.Conv2d(channels + context_dim, width, 3, padding=1)]
+        for following in rest:
+            layers += [*between(width, activation, norm, dropout, image=True), nn.Conv2d(width, following, 1)]
+            width = following
+        layers += between(width, activation, norm, dropout, image=True)
+        self.layers = nn.Sequential(*layers, ZeroConv2d(width, out_channels, 3, padding=1))
+
+    def run(self, value: Tensor, context: Tensor | None) -> Tensor:
+        return self.layers(_with_channels(value, context))
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A convolution whose weights start at zero, however often it starts."""
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 class ConvDecoder(Network):
@@ -252,6 +293,13 @@ def image_shape(shape: Sequence[int]) -> tuple[int, ...]:
             "events of another rank need a dense network"
         )
     return tuple(shape)
+
+
+def _with_channels(value: Tensor, context: Tensor | None) -> Tensor:
+    """Images with a context as constant channels."""
+    if context is None:
+        return value
+    return torch.cat([value, context[..., None, None].expand(*context.shape, *value.shape[-2:])], 1)
 
 
 def _layers(hidden: Sequence[int]) -> Sequence[int]:

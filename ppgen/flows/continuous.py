@@ -1,0 +1,172 @@
+"""Flows in continuous time: dx/dt = f(t, x), from data at t = 0 to the base at t = 1 (Chen et al. 2018).
+
+    d log |det dx(t) / dx(0)| / dt = tr df/dx
+
+solved together with x. The trace is exact, or Hutchinson's estimate v' J v with random signs v, one a solution
+(Grathwohl et al. 2019). A fixed number of Runge-Kutta steps is an ordinary function, which a compiled step takes;
+solvers that choose their steps are torchdiffeq's.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform, constraints
+
+from ppgen.flows.smooth import Smooth
+from ppgen.flows.zuko import lazy
+
+__all__ = ["SOLVERS", "Continuous"]
+
+State: TypeAlias = tuple[Tensor, ...]
+Motion: TypeAlias = Callable[[Tensor, State], State]
+
+# by name the nodes and weights of explicit Runge-Kutta steps: each stage's time and weights of the stages before it,
+# then those of the whole step
+FIXED: dict[str, tuple[Sequence[tuple[float, Sequence[float]]], Sequence[float]]] = {
+    "euler": ([(0.0, [])], [1.0]),
+    "midpoint": ([(0.0, []), (0.5, [0.5])], [0.0, 1.0]),
+    "rk4": ([(0.0, []), (0.5, [0.5]), (0.5, [0.0, 0.5]), (1.0, [0.0, 0.0, 1.0])], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+}
+ADAPTIVE = ("adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2")
+SOLVERS = (*FIXED, *ADAPTIVE)
+
+
+class Continuous(lazy.LazyTransform):
+    """A context to the map from x(0) to x(1).
+
+    Args:
+        network: f, of x, and of t and the context as further inputs.
+        solver: one of `SOLVERS`.
+        steps: of a solver of fixed steps.
+        tolerance: absolute and relative, of a solver that chooses its steps.
+        adjoint: whether gradients come from a second equation, solved backwards, in memory that does not grow with the
+            steps (Chen et al. 2018, appendix B); of a solver that chooses its steps.
+        exact: whether the trace is exact, `dim` directions through f in place of one.
+    """
+
+    def __init__(
+        self,
+        network: Smooth,
+        *,
+        solver: str = "rk4",
+        steps: int = 10,
+        tolerance: float = 1e-5,
+        adjoint: bool = False,
+        exact: bool = True,
+    ) -> None:
+        super().__init__()
+        self.network, self.exact = network, exact
+        self.solver, self.steps, self.tolerance, self.adjoint = solver, steps, tolerance, adjoint
+
+    def forward(self, c: Tensor | None = None) -> Transform:
+        return _Solution(self, c)
+
+    def solve(self, motion: Motion, state: State, *, back: bool, learned: Sequence[Tensor]) -> State:
+        """The state at t = 1 from that at t = 0, or the other way.
+
+        Args:
+            motion: d state / dt, of t and the state.
+            learned: what `motion` is made of, for the adjoint equation.
+        """
+        if self.solver in FIXED:
+            return _steps(motion, state, *FIXED[self.solver], ends=(1, 0) if back else (0, 1), count=self.steps)
+        from torchdiffeq import odeint, odeint_adjoint  # late: it takes SciPy along
+
+        times = state[0].new_tensor([1.0, 0.0] if back else [0.0, 1.0])
+        options = {"method": self.solver, "rtol": self.tolerance, "atol": self.tolerance}
+        if self.adjoint:
+            path = odeint_adjoint(motion, state, times, **options, adjoint_params=tuple(learned))
+        else:
+            path = odeint(motion, state, times, **options)
+        return tuple(values[-1] for values in path)
+
+
+class _Solution(Transform):
+    """From x(0) to x(1), or back."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, flow: Continuous, context: Tensor | None, *, back: bool = False) -> None:
+        super().__init__()
+        self.flow, self.context, self.back = flow, context, back
+
+    @property
+    def inv(self) -> Transform:
+        return _Solution(self.flow, self.context, back=not self.back)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._solve(self._velocity, (x,), self.back)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._solve(self._velocity, (y,), not self.back)[0]
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[1]
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dim = x.shape[-1]
+        if self.flow.exact:
+            along = torch.eye(dim, dtype=x.dtype, device=x.device).expand(*x.shape, dim)
+        else:
+            along = torch.where(torch.rand_like(x) < 0.5, -1.0, 1.0).to(x.dtype).unsqueeze(-1)
+
+        def motion(t: Tensor, state: State) -> State:
+            velocity, moved = self.flow.network(state[0], self._extra(t), along)
+            return velocity, (moved * along).sum((-2, -1))
+
+        y, ladj = self._solve(motion, (x, x.new_zeros(x.shape[:-1])), self.back)
+        return y, ladj
+
+    def energy(self, x: Tensor) -> Tensor:
+        """The integral of |f|^2 / dim along the path from x."""
+
+        def motion(t: Tensor, state: State) -> State:
+            (velocity,) = self._velocity(t, state)
+            return velocity, velocity.square().mean(-1)
+
+        return self._solve(motion, (x, x.new_zeros(x.shape[:-1])), self.back)[1].abs()
+
+    def _solve(self, motion: Motion, state: State, back: bool) -> State:
+        contexts = () if self.context is None else (self.context,)
+        return self.flow.solve(motion, state, back=back, learned=(*self.flow.network.parameters(), *contexts))
+
+    def _velocity(self, t: Tensor, state: State) -> State:
+        return (self.flow.network(state[0], self._extra(t))[0],)
+
+    def _extra(self, t: Tensor) -> Tensor:
+        """What f has beside x: the time, and the context."""
+        if self.context is None:
+            return t.reshape(1)
+        return torch.cat([t.expand(*self.context.shape[:-1], 1), self.context], -1)
+
+
+def _steps(
+    motion: Motion,
+    state: State,
+    stages: Sequence[tuple[float, Sequence[float]]],
+    weights: Sequence[float],
+    *,
+    ends: tuple[float, float],
+    count: int,
+) -> State:
+    """Runge-Kutta steps of one size."""
+    h = (ends[1] - ends[0]) / count
+    for step in range(count):
+        slopes: list[State] = []
+        for node, parts in stages:
+            time = state[0].new_full((), ends[0] + (step + node) * h)
+            slopes.append(motion(time, _moved(state, h, parts, slopes)))
+        state = _moved(state, h, weights, slopes)
+    return state
+
+
+def _moved(state: State, h: float, weights: Sequence[float], slopes: Sequence[State]) -> State:
+    """The state, moved along each slope by h times its weight."""
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            state = tuple(value + h * weight * change for value, change in zip(state, slope, strict=True))
+    return state

@@ -1,0 +1,32 @@
+"""Densities on the plane."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ppgen.report.figures.style import EQUAL, panels, styled
+
+__all__ = ["densities"]
+
+
+@styled
+def densities(
+    side: np.ndarray, values: Mapping[str, np.ndarray], *, columns: Sequence[str] = ("x[0]", "x[1]")
+) -> Figure:
+    """Densities by name, (m, m) on a grid of (m,) coordinates, as heat maps of one scale; the first index is of x[0].
+
+    Raises:
+        ValueError: if there are none, or their shape is another.
+    """
+    shapes = [np.shape(density) for density in values.values()]
+    if not shapes or any(shape != (len(side), len(side)) for shape in shapes):
+        raise ValueError(f"expected densities of shape {(len(side), len(side))}, at least one, got {shapes}")
+    figure, axes = panels(len(values), across=2, height=3.2)
+    top = max(float(np.nanmax(density)) for density in values.values())
+    for axis, (name, density) in zip(axes, values.items(), strict=True):
+        picture = axis.pcolormesh(side, side, np.transpose(density), vmin=0, vmax=top, cmap="viridis", rasterized=True)
+        axis.set(title=name, xlabel=columns[0], ylabel=columns[1], **EQUAL)
+        axis.grid(False)
+    figure.colorbar(picture, ax=axes, label="density", shrink=0.8)
+    return figure
