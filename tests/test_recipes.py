@@ -284,16 +284,15 @@ def test_the_reverse_term_has_the_gradient_of_reverse_kl():
         assert float(a) == pytest.approx(float(b), rel=0.03)
 
 
-def test_a_flow_trains_on_both_directions():
-    """Draws start to the right of data that lie left, and come to their mean within a third."""
+@pytest.mark.parametrize("weights", [{"reverse": 1.0}, {"forward": 0.0, "reverse": 1.0}])
+def test_a_flow_trains_on_both_directions(weights):
+    """From N(0, I) its draws come to data of another mean and scale: their energy distance falls to a third or less."""
     torch.manual_seed(0)
     x = 0.5 * torch.randn(256, 2) - 1.0
     model = FlowModel((2,), flow="maf", layers=1, hidden=(8,))
-    for weights in ({"reverse": 1.0}, {"forward": 0.0, "reverse": 1.0}):
-        loss = recipes.flow_kl(hidden=(16,), lr=5e-3, betas=(0.0, 0.99), **weights)
-        before = {name: value.clone() for name, value in model.state_dict().items() if "bias" in name}
-        options = {"optim": partial(torch.optim.Adam, lr=1e-2), "steps": 160, "compile": False, "progress": False}
-        fit = ppgen.fit(model.model, model.guide, x, loss=loss, **options)
-        assert any((before[name] != model.state_dict()[name]).any() for name in before)
-        assert fit.chains[0].signals
-        assert (model.sample(2000).mean(0) + 1.0).abs().max() < 1 / 3
+    first = m.Energy()(model.sample(1000), x)
+    loss = recipes.flow_kl(hidden=(16,), lr=5e-3, betas=(0.0, 0.99), steps=2, **weights)
+    options = {"optim": partial(torch.optim.Adam, lr=1e-2), "steps": 100, "compile": False, "progress": False}
+    fit = ppgen.fit(model.model, model.guide, x, loss=loss, ema=0.95, **options)
+    assert fit.chains[0].signals
+    assert m.Energy()(model.sample(1000), x) < first / 3

@@ -3,7 +3,7 @@
     prior        z = T(u),                          u ~ N(0, I)
     posterior    z = mu(x) + sigma(x) T(u; h(x)),   u ~ N(0, I)
 
-T is any row of `ppgen.flows.FLOWS`, which starts as the identity where its kind can; mu, sigma and h, as wide as z, are
+T is any row of `ppgen.flows.FLOWS`, most of which start as the identity; mu, sigma and h, as wide as z, are
 read from the encoder. In the posterior the flow works on z less its mean and over its scale, so that bins of splines
 stand where draws fall, and the start is the encoder's Gaussian (Rezende & Mohamed 2015; Kingma et al. 2016).
 """
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppgen.flows import FLOWS, Flow, FlowDistribution
 from ppgen.models.likelihood import Gaussian, Head
@@ -87,7 +87,7 @@ class FlowCode(Head):
 def make_flow(
     flow: str, dim: int, *, option: str, layers: int | None, hidden: Sequence[int], context_dim: int = 0
 ) -> Flow:
-    """A row of `FLOWS` that starts at the identity where its last layers at zero make it that.
+    """A row of `FLOWS`.
 
     Args:
         option: what the flow is for, as errors name it.
@@ -102,21 +102,6 @@ def make_flow(
     if layers is not None:
         options["layers"] = layers
     try:
-        made = make(dim, context_dim=context_dim, **options)
+        return make(dim, context_dim=context_dim, **options)
     except TypeError as error:
         raise ValueError(f"{option}={flow!r} has no such option: {error}") from error
-    _flatten(made)
-    return made
-
-
-@torch.no_grad()
-def _flatten(flow: Flow) -> None:
-    """Zeroes the last layers of a flow's networks, if that makes it the identity; else leaves it as it is."""
-    before = {name: value.clone() for name, value in flow.state_dict().items()}
-    for part in flow.modules():
-        for parameter in part[-1].parameters() if isinstance(part, nn.Sequential) else ():
-            nn.init.zeros_(parameter)
-    z = torch.linspace(-2.0, 2.0, 5)[:, None].expand(-1, *flow.event_shape)
-    context = torch.ones(5, flow.context_dim) if flow.context_dim else None
-    if not torch.allclose(flow(context).inverse(z), z, atol=1e-4):
-        flow.load_state_dict(before)
