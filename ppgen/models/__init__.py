@@ -2,6 +2,7 @@
 
 from ppgen.models.autoencoder import VAE, Autoencoder
 from ppgen.models.dann import DANN, UNKNOWN
+from ppgen.models.diffusion import Diffusion
 from ppgen.models.energy import ENERGIES, Energy
 from ppgen.models.flow import FlowModel
 from ppgen.models.gan import ALI, Generator
@@ -17,6 +18,7 @@ __all__ = [
     "UNKNOWN",
     "VAE",
     "Autoencoder",
+    "Diffusion",
     "Energy",
     "FlowModel",
     "Generator",

@@ -1,5 +1,6 @@
-"""Networks: plain ones, critics, and networks that grow."""
+"""Networks: plain ones, conditioned ones for denoisers, critics, and networks that grow."""
 
+from ppgen.nets.conditioned import ResidualDense, UNet
 from ppgen.nets.critics import Critic, GrowingCritic
 from ppgen.nets.growing import Growing, GrowingDecoder, GrowingEncoder, growing_parts
 from ppgen.nets.networks import (
@@ -27,6 +28,8 @@ __all__ = [
     "GrowingDecoder",
     "GrowingEncoder",
     "Network",
+    "ResidualDense",
+    "UNet",
     "choose",
     "evaluation",
     "growing_parts",

@@ -201,6 +201,14 @@ class ZeroConv2d(nn.Conv2d):
             nn.init.zeros_(parameter)
 
 
+class ZeroLinear(nn.Linear):
+    """An affine map whose weights start at zero, however often it starts."""
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
 class ConvDecoder(Network):
     """Vectors to images, the mirror of :class:`ConvEncoder`: one affine map, then transposed convolutions.
 

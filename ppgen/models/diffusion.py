@@ -1,0 +1,298 @@
+"""Diffusion as a hierarchical pair: a guide that adds noise to data, and a model that takes it off again.
+
+With rates a_i, s_i at times i / T of a schedule (see `ppgen.diffusion.schedule`) and v the data, scaled,
+
+    guide    q(z_T | x) = N(a_T v, s_T^2 I),    q(z_{i-1} | z_i, x) = N(b z_i + c v, g^2 I)        fixed
+    model    p(z_T) = N(0, (s_T^2 + a_T^2 d^2) I),
+             p(z_{i-1} | z_i) = N(b z_i + c E[v | z_i], (g^2 + c^2 V_i) I),    p(x | z_0)
+
+b, c, g being those of the bridge q(z_{i-1} | z_i, x). The model's step is the guide's, averaged over a Gaussian at the
+denoiser's E[v | z_i] with variance V_i: zero, that of data N(0, d^2 I), or a learned one. Two of these are Ho et al.'s
+variances, beta~ and beta (2020, section 3.2). Given z_0 the data are levels with probabilities in proportion to
+N(z_0; a_0 v, s_0^2), or numbers N(z_0 / a_0, (s_0 / a_0)^2) (Kingma et al. 2021, equation 8).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from ppgen.diffusion import Denoiser, Rates, bridge, make_schedule
+from ppgen.diffusion.schedule import Schedule
+from ppgen.models.generative import check_labels, check_rows, one_hot
+from ppgen.models.likelihood import require, require_levels
+from ppgen.nets import ResidualDense, UNet, choose, evaluation
+
+__all__ = ["Diffusion"]
+
+# by name: whether V is that of data N(0, d^2 I), and whether it is learned
+VARIANCES = {"small": (False, False), "large": (True, False), "learned": (False, True)}
+
+
+class Diffusion(nn.Module):
+    """A chain z_T, .., z_0, x of T + 1 latents a datum, each over the plate "data" of x's rows.
+
+    `model` and `guide` are the whole chain, for `ppgen.Evidence`; `ppgen.StepwiseEvidence` trains on one step of it at
+    a time.
+
+    Args:
+        event_shape: (features,) of a table or (channels, height, width) of images.
+        network: "dense", "unet", or a module as `ppgen.diffusion.Denoiser` takes it; None for "unet" of images and
+            "dense" of the rest.
+        hidden: widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for its own.
+        schedule: a row of `ppgen.diffusion.SCHEDULES`, "learned", or a `Schedule`.
+        steps: T; None for continuous time, a chain of infinitely many steps, which has a bound and draws but no sites.
+        predicts: what the network predicts, a row of `ppgen.diffusion.PREDICTS`.
+        variance: V above: "small", "large", or "learned".
+        data_scale: d, the deviation of a number of the data.
+        levels: K, of data that are integers 0 .. K - 1, which are spread over [-1, 1].
+        num_classes: the number of labels when the model is conditioned on them.
+        context_dim: the width of contexts (n, context_dim) that take the place of labels.
+        label_dropout: how often a label, or a context, is left out in training by single steps, so that draws can be
+            guided.
+        options: further ones of the network, such as ``{"attention": True}``, and of the schedule, "least" and "most".
+
+    Raises:
+        ValueError: an option is out of range or unknown, or the schedule's end is not noise.
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        *,
+        network: str | nn.Module | None = None,
+        hidden: Sequence[int] | None = None,
+        schedule: str | Schedule = "cosine",
+        steps: int | None = 100,
+        predicts: str = "edm",
+        variance: str = "large",
+        data_scale: float = 1.0,
+        levels: int | None = None,
+        num_classes: int | None = None,
+        context_dim: int = 0,
+        label_dropout: float = 0.1,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.event_shape, self.levels, self.num_classes = tuple(event_shape), levels, num_classes
+        if steps is not None and steps < 1:
+            raise ValueError(f"expected steps of at least 1, or None for continuous time, got {steps}")
+        if levels is not None and levels < 2:
+            raise ValueError(f"expected levels of at least 2, got {levels}")
+        if num_classes is not None and context_dim:
+            raise ValueError(f"expected num_classes or context_dim, got both, {num_classes} and {context_dim}")
+        if not 0 <= label_dropout < 1:
+            raise ValueError(f"expected label_dropout in [0, 1), got {label_dropout}")
+        self.steps, self.data_scale, self.context_dim = steps, data_scale, context_dim
+        self.wide, learned = choose(VARIANCES, variance, option="variance")
+        options = dict(options or {})
+        ends = {key: options.pop(key) for key in ("least", "most") if key in options}
+        self.schedule = make_schedule(schedule, **ends)
+        self.schedule.check_end()
+        if predicts in ("noise", "score") and math.isinf(self.schedule.most):
+            raise ValueError(
+                f"predicts={predicts!r} divides by the signal, of which schedule={schedule!r} leaves none at its end; "
+                "take predicts='velocity' or 'edm'"
+            )
+        self.conditional = num_classes is not None or context_dim > 0
+        self.label_dropout = label_dropout if self.conditional else 0.0
+        self.denoiser = Denoiser(
+            _network(network, self.event_shape, hidden, learned, (num_classes or 0) + context_dim, options),
+            self.event_shape,
+            predicts=predicts,
+            data_scale=data_scale,
+            learned_scale=learned,
+        )
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        """z_T, then z_{i-1} given z_i down to z_0, then x."""
+        self._register()
+        times, context = self._times(x), self._context(y)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample(f"z_{self.steps}", self._last(times[-1], len(x)))
+            for i in range(len(times) - 1, 0, -1):
+                z = pyro.sample(f"z_{i - 1}", self._step(z, times[i - 1], times[i], context))
+            pyro.sample("x", self.observation(z), obs=x if self.levels is not None else self._scaled(x))
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """z_T given x, then z_{i-1} given z_i and x: the data with less and less noise."""
+        if self._learns_schedule:
+            pyro.module("schedule", self.schedule)
+        times, v, rank = self._times(x), self._scaled(x), len(self.event_shape)
+        with pyro.plate("data", len(x), dim=-1):
+            last = times[-1]
+            z = pyro.sample(f"z_{self.steps}", dist.Normal(last.signal * v, last.noise).to_event(rank))
+            for i in range(len(times) - 1, 0, -1):
+                from_z, from_x, scale = bridge(times[i - 1], times[i])
+                z = pyro.sample(f"z_{i - 1}", dist.Normal(from_z * z + from_x * v, scale).to_event(rank))
+
+    def observation(self, z: Tensor) -> TorchDistribution:
+        """p(x | z_0)."""
+        first, rank = self.schedule(z.new_zeros(())), len(self.event_shape)
+        mean, scale = z / first.signal, first.noise / first.signal
+        if self.levels is None:
+            return dist.Normal(mean, scale).to_event(rank)
+        grid = torch.linspace(-1, 1, self.levels, dtype=z.dtype, device=z.device)
+        return dist.Categorical(logits=-((mean.unsqueeze(-1) - grid) / scale).square() / 2).to_event(rank)
+
+    def check(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Whether the data are what this model expects; looks at every value, so call it once a data set.
+
+        Raises:
+            TypeError: x is no tensor.
+            ValueError: x is not (n, *event_shape), not finite, of integers without levels or of other levels; y is
+                missing, not wanted, or no label.
+        """
+        check_rows(x, self.event_shape)
+        if self.levels is not None:
+            require_levels(x, self.levels, f"the support of a model of levels={self.levels}")
+        elif not x.is_floating_point():
+            raise ValueError(f"a density has no bound on integers, got {x.dtype}; build the model with their levels")
+        else:
+            require(x, x.isfinite(), "finite numbers", "drop or impute the rest")
+        self._check_labels(y, x.shape[:1])
+
+    # what StepwiseEvidence asks of a chain
+
+    def ends(self, x: Tensor) -> Tensor:
+        """What the chain's two ends contribute to -log p(x), in nats: (n,).
+
+        KL(q(z_T | x), p(z_T)), in closed form, and -log p(x | z_0) at a draw of z_0.
+        """
+        v, rank = self._scaled(x), len(self.event_shape)
+        first, last = (self.schedule(v.new_full((), t)) for t in (0.0, 1.0))
+        q = dist.Normal(last.signal * v, last.noise).to_event(rank)
+        z = first.signal * v + first.noise * torch.randn_like(v)
+        scored = x if self.levels is not None else v
+        return torch.distributions.kl_divergence(q, self._last(last, len(v))) - self.observation(z).log_prob(scored)
+
+    def rate(self, u: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """What the steps contribute, by one step for each row, the one at u (n,) in [0, 1): (n,), in nats.
+
+        T KL(q(z_{i-1} | z_i, x), p(z_{i-1} | z_i)) with i - 1 = floor(u T), or in continuous time
+
+            -1/2 SNR'(u) |v - E[v | z_u]|^2                                          Kingma et al. 2021, equation 17
+
+        Its mean over u is the sum over all steps.
+        """
+        self._register()
+        v, context = self._scaled(x), self._dropped(self._context(y))
+        if self.steps is None:
+            rates = self.schedule(u)
+            error = self._error(rates, v, context)
+            return -0.5 * self.schedule.slope(u) * rates.log_snr.exp() * error
+        i = (u * self.steps).floor().clamp(max=self.steps - 1)
+        r, t = self.schedule(i / self.steps), self.schedule((i + 1) / self.steps)
+        wide = t.over(v)
+        z = wide.signal * v + wide.noise * torch.randn_like(v)
+        from_z, from_x, scale = (part.reshape(wide.signal.shape) for part in bridge(r, t))
+        q = dist.Normal(from_z * z + from_x * v, scale).to_event(len(self.event_shape))
+        return self.steps * torch.distributions.kl_divergence(q, self._step(z, r, t, context))
+
+    def error(self, rates: Rates, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """|v - E[v | z]|^2 at a draw of z for each row, at rates (n,): (n,)."""
+        self._register()
+        return self._error(rates, self._scaled(x), self._dropped(self._context(y)))
+
+    def _error(self, rates: Rates, v: Tensor, context: Tensor | None) -> Tensor:
+        a, s, _ = rates.over(v)
+        mean = self.denoiser(a * v + s * torch.randn_like(v), rates, context)
+        return (v - mean).square().flatten(1).sum(1)
+
+    def _step(self, z: Tensor, r: Rates, t: Rates, context: Tensor | None) -> TorchDistribution:
+        """p(z_r | z_t)."""
+        mean, std = self.denoiser.moments(z, t, context)
+        wide = t.over(z) if t.signal.dim() else t
+        from_z, from_x, scale = (part.reshape(wide.signal.shape) for part in bridge(r, t))
+        if self.wide:
+            std = self.data_scale * wide.noise / (wide.noise.square() + (wide.signal * self.data_scale).square()).sqrt()
+        if std is not None:
+            scale = (scale.square() + (from_x * std).square()).sqrt()
+        return dist.Normal(from_z * z + from_x * mean, scale).to_event(len(self.event_shape))
+
+    def _last(self, rates: Rates, n: int) -> TorchDistribution:
+        """p(z_T)."""
+        scale = (rates.noise.square() + (rates.signal * self.data_scale).square()).sqrt()
+        return (
+            dist.Normal(torch.zeros_like(scale), scale).expand([n, *self.event_shape]).to_event(len(self.event_shape))
+        )
+
+    def _times(self, x: Tensor) -> list[Rates]:
+        if self.steps is None:
+            raise ValueError(
+                "a chain in continuous time (steps=None) has no sites: train it by StepwiseEvidence, or give it steps"
+            )
+        rates = self.schedule(torch.linspace(0, 1, self.steps + 1, dtype=self._dtype, device=x.device))
+        return [Rates(*parts) for parts in zip(*(rate.unbind() for rate in rates), strict=True)]
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """v: the data as the chain has them."""
+        v = x.to(self._dtype)
+        return v if self.levels is None else 2 * v / (self.levels - 1) - 1
+
+    def _unscaled(self, v: Tensor) -> Tensor:
+        """The data that v stands for."""
+        return v if self.levels is None else ((v + 1) / 2 * (self.levels - 1)).round().clamp(0, self.levels - 1).long()
+
+    def _register(self) -> None:
+        pyro.module("denoiser", self.denoiser)
+        if self._learns_schedule:
+            pyro.module("schedule", self.schedule)
+
+    def _check_labels(self, y: Tensor | None, shape: torch.Size) -> None:
+        if self.context_dim:
+            if y is None or tuple(y.shape) != (*shape, self.context_dim):
+                got = "none" if y is None else tuple(y.shape)
+                raise ValueError(f"expected contexts y of shape {(*shape, self.context_dim)}, got {got}")
+        else:
+            check_labels(y, shape, self.num_classes)
+
+    def _context(self, y: Tensor | None) -> Tensor | None:
+        if self.context_dim and y is not None:
+            return y.to(self._dtype)
+        return one_hot(y, self.num_classes, self._dtype)
+
+    def _dropped(self, context: Tensor | None) -> Tensor | None:
+        """The context, in training left out of some rows: zeros stand for none."""
+        if context is None or not self.training or not self.label_dropout:
+            return context
+        return context * (torch.rand_like(context[:, :1]) >= self.label_dropout)
+
+    @property
+    def _learns_schedule(self) -> bool:
+        return any(True for _ in self.schedule.parameters())
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.denoiser.parameters()).dtype
+
+
+def _network(
+    network: str | nn.Module | None,
+    event_shape: tuple[int, ...],
+    hidden: Sequence[int] | None,
+    twice: bool,
+    context_dim: int,
+    options: dict[str, Any],
+) -> nn.Module:
+    """The network of a denoiser."""
+    if isinstance(network, nn.Module):
+        if hidden is not None or options:
+            raise ValueError(f"hidden and options are those of a network by name, got a module and {hidden}, {options}")
+        return network
+    images = len(event_shape) == 3
+    name = ("unet" if images else "dense") if network is None else network
+    make = choose({"dense": ResidualDense, "unet": UNet}, name, option="network")
+    first, *rest = event_shape
+    out: Any = (2 * first if twice else first, *rest) if make is ResidualDense else (2 * first if twice else first)
+    given = options | ({} if hidden is None else {"hidden": tuple(hidden)})
+    width = Denoiser.level_dim + context_dim
+    try:
+        return make(event_shape, out, context_dim=width, **given)
+    except TypeError as error:
+        raise ValueError(f"network={name!r} has no such option: {error}") from error
