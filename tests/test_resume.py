@@ -342,6 +342,15 @@ def pressed(times: int) -> Row:
     return Row(build)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a process in the background is started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_lets_the_step_end(tmp_path):
     path = tmp_path / "run"
     stopped = fit(pressed(1), checkpoint=path)
@@ -350,6 +359,7 @@ def test_ctrl_c_lets_the_step_end(tmp_path):
     same(fit(pressed(0), checkpoint=path), fit(pressed(0)))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_twice_ends_the_step_too_and_leaves_the_last_checkpoint(tmp_path):
     path = tmp_path / "run"
     stopped = fit(pressed(2), checkpoint=path)

@@ -100,9 +100,9 @@ class LearnedSchedule(Schedule):
     its estimate less noisy, if it is trained to.
     """
 
-    def __init__(self, name: str = "learned", *, least: float | None = None, most: float | None = None) -> None:
+    def __init__(self, *, least: float | None = None, most: float | None = None) -> None:
         nn.Module.__init__(self)
-        self.name = name
+        self.name = "learned"
         self.least, self.most = 1e-3 if least is None else least, 20.0 if most is None else most
         if not 0 < self.least < self.most:
             raise ValueError(f"expected 0 < least < most, got least={self.least} and most={self.most}")
@@ -137,7 +137,7 @@ def _exploding(noise: Tensor) -> Rates:
 
 
 def _linear(t: Tensor, least: float, most: float) -> Rates:
-    """log a^2 = -b t - (B - b) t^2 / 2 on an interval that begins where s / a is `least` and ends where it is `most`."""
+    """log a^2 = -b u - (B - b) u^2 / 2 for u between where s / a is `least` and where it is `most`."""
     slow, fast = 0.1, 20.0
 
     def time(ratio: float) -> float:  # where b t + (B - b) t^2 / 2 = log(1 + ratio^2)
@@ -183,7 +183,7 @@ SCHEDULES: dict[str, Row] = {
 }
 
 
-def make_schedule(schedule: str | Schedule, **options: float) -> Schedule:
+def make_schedule(schedule: str | Schedule, *, least: float | None = None, most: float | None = None) -> Schedule:
     """The schedule of that name, "learned" or a row of `SCHEDULES`, or the one given.
 
     Raises:
@@ -191,7 +191,9 @@ def make_schedule(schedule: str | Schedule, **options: float) -> Schedule:
     """
     if isinstance(schedule, Schedule):
         return schedule
-    return LearnedSchedule(**options) if schedule == "learned" else Schedule(schedule, **options)
+    if schedule == "learned":
+        return LearnedSchedule(least=least, most=most)
+    return Schedule(schedule, least=least, most=most)
 
 
 def at_noise(ratio: Tensor) -> Rates:

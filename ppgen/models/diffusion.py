@@ -26,7 +26,7 @@ from ppgen.diffusion import Denoiser, Rates, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
 from ppgen.models.generative import check_labels, check_rows, one_hot
 from ppgen.models.likelihood import require, require_levels
-from ppgen.nets import ResidualDense, UNet, choose, evaluation
+from ppgen.nets import ResidualDense, UNet, choose
 
 __all__ = ["Diffusion"]
 

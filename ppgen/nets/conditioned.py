@@ -44,7 +44,8 @@ class ResidualDense(Network):
         if len(set(hidden)) != 1:
             raise ValueError(f"expected widths of residual blocks that are all the same, got {tuple(hidden)}")
         width = hidden[0]
-        self.embed = _embedding(context_dim, width)
+        if context_dim:
+            self.embed = _embedding(context_dim, width)
         self.first = nn.Linear(math.prod(self.in_shape), width)
         self.blocks = nn.ModuleList(_DenseBlock(width, dropout, conditioned=context_dim > 0) for _ in hidden)
         self.last = nn.Linear(width, math.prod(self.out_shape))
@@ -86,7 +87,8 @@ class UNet(Network):
         if not hidden:
             raise ValueError("expected the channels of at least one scale, got none")
         width = 2 * hidden[0]
-        self.embed = _embedding(context_dim, width)
+        if context_dim:
+            self.embed = _embedding(context_dim, width)
         self.first = nn.Conv2d(channels, hidden[0], 3, padding=1)
         conditioned = width if context_dim else 0
 
@@ -166,9 +168,7 @@ class _Attention(nn.Module):
         return h + self.last(attended.mT.unflatten(2, h.shape[2:]))
 
 
-def _embedding(context_dim: int, width: int) -> nn.Module | None:
-    if context_dim == 0:
-        return None
+def _embedding(context_dim: int, width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(context_dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
 
