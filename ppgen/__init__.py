@@ -13,6 +13,7 @@ from ppgen.infer import SVI, AutoFlow
 from ppgen.objective import Objective
 from ppgen.result import Fit
 from ppgen.schedules import Anneal, Ramp
+from ppgen.stepwise import StepwiseEvidence
 from ppgen.terms import Evidence, Rate, Reconstruction, match
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Ramp",
     "Rate",
     "Reconstruction",
+    "StepwiseEvidence",
     "fit",
     "match",
     "metrics",

@@ -116,7 +116,7 @@ class Adaptation(Run):
     def draws(self, n: int, *, seed: int = 0) -> np.ndarray:
         raise ValueError(f"{self.folder}: a run of {self.config['system']!r} draws no data")
 
-    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0) -> np.ndarray:
+    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
         return self.draws(n, seed=seed)
 
     def report(self) -> Path:

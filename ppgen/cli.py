@@ -30,7 +30,7 @@ NOT_ASKED: set[str | int] = {
 }
 # arguments of models that come from the data, or are networks
 NOT_ASKED_OF_MODELS: set[str | int] = {
-    *("event_shape", "levels", "num_classes", "features", "classifier", "critic"),
+    *("event_shape", "levels", "num_classes", "context_dim", "features", "classifier", "critic"),
     *("model", "amortised", "encoder", "init_loc_fn"),
 }
 FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
@@ -76,6 +76,11 @@ def _parser(words: list[str]) -> ArgumentParser:
     sample.add_argument("--n", type=int, default=64, help="how many")
     sample.add_argument("--label", type=int, default=None, help="the label to draw, for a conditional model")
     sample.add_argument("--mean", type=bool, default=False, help="means of p(x | z) in place of draws")
+    sample.add_argument("--sampler", default=None, help="of a diffusion: ddim, heun, dpm++2m, ancestral, ...")
+    sample.add_argument("--steps", type=int, default=None, help="of its sampler")
+    sample.add_argument(
+        "--guidance", type=float, default=None, help="how much its draws are to heed the label; 1: as is"
+    )
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", type=Path, default=None, help="an .npy file; RUN/samples.npy if left out")
     commands.add_subcommand("sample", sample, help="draw from a trained model")
@@ -200,7 +205,8 @@ def _sample(given: Namespace) -> None:
     if given.n < 1:
         raise ValueError(f"--n: expected at least 1, got {given.n}")
     run = _open(given.run)
-    drawn = run.sample(given.n, label=given.label, mean=given.mean, seed=given.seed)
+    how = {key: given[key] for key in ("sampler", "steps", "guidance") if given[key] is not None}
+    drawn = run.sample(given.n, label=given.label, mean=given.mean, seed=given.seed, **how)
     out = given.out if given.out is not None else given.run / "samples.npy"
     np.save(out, drawn)
     written = out if out.suffix == ".npy" else out.with_name(out.name + ".npy")

@@ -90,14 +90,14 @@ class EnergyRun(Run):
             torch.manual_seed(seed)
             return self.model.guide()["x"].numpy(force=True)
 
-    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0) -> np.ndarray:
+    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
         """As `draws`.
 
         Raises:
-            ValueError: for a label or means, which a flow against an energy has not.
+            ValueError: for a label, means or a sampler, which a flow against an energy has not.
         """
-        if label is not None or mean:
-            raise ValueError(f"{self.folder}: a flow against an energy has no labels and no means of draws")
+        if label is not None or mean or how:
+            raise ValueError(f"{self.folder}: a flow against an energy has no labels, means of draws or samplers")
         return self.draws(n, seed=seed)
 
     def report(self) -> Path:

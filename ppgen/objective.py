@@ -107,10 +107,10 @@ class Objective(ELBO):
 
     @property
     def is_evidence(self) -> bool:
-        """Whether the loss is a negative evidence bound: `Evidence()`, or `Reconstruction() + Rate()`, unweighted."""
+        """Whether the loss is a negative evidence bound, unweighted: `Evidence()`, of one step, or in two parts."""
         names = sorted(w.term.name for w in self.terms)
         plain = all(factor == 1 for w in self.terms for factor in w.factors)
-        return plain and names in (["Evidence"], ["Rate", "Reconstruction"])
+        return plain and names in (["Evidence"], ["StepwiseEvidence"], ["Rate", "Reconstruction"])
 
     def advance(self) -> None:
         """Counts one step, in place, for the schedules."""

@@ -26,6 +26,7 @@ from ppgen.metrics import MMD, Metric
 from ppgen.nets import GrowingCritic, choose
 from ppgen.objective import Objective
 from ppgen.schedules import Anneal, Ramp, Schedule
+from ppgen.stepwise import StepwiseEvidence
 from ppgen.terms import Evidence, Rate, Reconstruction, match
 
 __all__ = [
@@ -155,6 +156,31 @@ def reverse_kl(
         return Evidence(elbo=elbo, path_derivative=path_derivative)
     schedule = Anneal(1.0, cycles=1, rise=anneal, shape=shape)
     return AnnealedEvidence(base, schedule=schedule, elbo=elbo, path_derivative=path_derivative)
+
+
+def ddpm(*, weighting: str = "simple", times: str = "stratified") -> Objective:
+    """DDPM (Ho et al. 2020, equation 14): the squared error of the noise, by one random step for each datum.
+
+    Args:
+        weighting: or another row of `ppgen.stepwise.WEIGHTINGS`, such as "min_snr" (Hang et al. 2023).
+        times: a row of `ppgen.stepwise.TIMES`.
+    """
+    return StepwiseEvidence(weighting, times=times)
+
+
+def edm(*, mean: float = -1.2, deviation: float = 1.2, times: str = "stratified") -> Objective:
+    """EDM (Karras et al. 2022, table 1): log-normal noise levels, each weighed for an error of the network of size one.
+
+    Args:
+        mean, deviation: of log (noise / (signal d)), d the data's deviation.
+        times: a row of `ppgen.stepwise.TIMES`.
+    """
+    return StepwiseEvidence("edm", lognormal=(mean, deviation), times=times)
+
+
+def vdm(*, times: str = "stratified") -> Objective:
+    """Variational diffusion (Kingma et al. 2021): the chain's negative evidence, by one random step for each datum."""
+    return StepwiseEvidence(times=times)
 
 
 def gan(critic: Critic = None, *, x: Sites = "x", **options: Any) -> Objective:
@@ -411,6 +437,7 @@ RECIPES: dict[str, Callable[..., Objective]] = {
     recipe.__name__: recipe
     for recipe in (
         *(ae, vae, wae, iwae, info_vae, maximum_likelihood, flow_kl, reverse_kl),
+        *(ddpm, edm, vdm),
         *(gan, f_gan, lsgan, hinge_gan, r1_gan, r3_gan, wgan_clip, wgan_gp, progan),
         *(aae, ali, vae_gan, mmd_generator, sinkhorn_generator),
         *(dann, dann_reversal),

@@ -29,7 +29,7 @@ from ppgen.files import write_whole
 from ppgen.fit import fit
 from ppgen.growth import Growth
 from ppgen.measures import measure
-from ppgen.models import VAE, FlowModel
+from ppgen.models import VAE, Diffusion, FlowModel
 from ppgen.record import Record
 from ppgen.referee import Finding
 from ppgen.report import report_of_run, write_report
@@ -96,12 +96,12 @@ class Run:
     @classmethod
     def model_options(cls, config: dict[str, Any], data: Any) -> dict[str, Any]:
         """The model's arguments, those that the data settle among them."""
-        options, of_flow = dict(config["model"]), SYSTEMS[config["system"]].model is FlowModel
+        options, of_levels = dict(config["model"]), SYSTEMS[config["system"]].model in (FlowModel, Diffusion)
         if config["conditional"]:
             if data.y is None:
                 raise ValueError(f"{config['source']}: --conditional needs labels, and these data have none")
             options["num_classes"] = int(data.y.max()) + 1
-        if options.get("likelihood") == "categorical" or (of_flow and data.form == "integer"):
+        if options.get("likelihood") == "categorical" or (of_levels and data.form == "integer"):
             options["levels"] = data.levels
         return options
 
@@ -187,16 +187,23 @@ class Run:
         )
         return write_report(self.folder / "report.html", page)
 
-    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0) -> np.ndarray:
+    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
         """n draws of x from the model, in the units of the data's source: (n, *event_shape).
 
+        Args:
+            how: further options of the model's own ``sample``, such as the sampler of a diffusion.
+
         Raises:
-            ValueError: if a label is given to a model without labels, or none to one with.
+            ValueError: if a label is given to a model without labels, or none to one with; for how, of a model that
+                does not draw in steps.
         """
+        if how and not hasattr(self.model, "denoiser"):
+            asked, system = ", ".join(how), self.config["system"]
+            raise ValueError(f"{self.folder}: {asked}: only a diffusion draws in steps, and this is {system!r}")
         y = None if label is None else torch.full((n,), label)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            x = self.model.sample(n, y, mean=mean)
+            x = self.model.sample(n, y, mean=mean, **how)
         return self.data.scaler.inverse(x.numpy(force=True))
 
     def draws(self, n: int, *, seed: int = 0) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 from ppgen import recipes
 from ppgen.flows import FLOWS, IMAGE_FLOWS
 from ppgen.infer import AutoFlow
-from ppgen.models import ALI, DANN, ENERGIES, VAE, Autoencoder, FlowModel, Generator
+from ppgen.models import ALI, DANN, ENERGIES, VAE, Autoencoder, Diffusion, FlowModel, Generator
 from ppgen.objective import Objective
 
 __all__ = ["SYSTEMS", "System"]
@@ -37,7 +37,7 @@ class System:
 
     def form(self, options: Mapping[str, Any]) -> str:
         """The form of data that the model scores, built with these options."""
-        if self.model is FlowModel:
+        if self.model in (FlowModel, Diffusion):
             return "levels"
         return FORM_OF_LIKELIHOOD.get(options.get("likelihood", "gaussian"), "continuous")
 
@@ -83,6 +83,9 @@ REVERSE = {
 # a game of features, whose rate decays (Ganin et al. 2016, 5.2.2)
 ADAPT = {"fit.schedule": "cosine"}
 
+# weights are averaged, since single steps are noisy, and rates decay
+DIFFUSION = {"fit.ema": 0.999, "fit.schedule": "cosine", "particles": 10}
+
 SYSTEMS = {
     "ae": System(Autoencoder, recipes.ae, "autoencoder: a code for each datum, and no law over codes"),
     "wae": System(Autoencoder, recipes.wae, "generative autoencoder: codes matched to N(0, I) as a whole, by MMD"),
@@ -108,6 +111,18 @@ SYSTEMS = {
         name: System(FlowModel, recipes.flow_kl, f"a flow, {name}, by maximum likelihood", {"model.flow": name})
         for name in (*FLOWS, *IMAGE_FLOWS)
     },
+    "ddpm": System(
+        *(Diffusion, recipes.ddpm, "diffusion whose network tells the noise, by one step of the chain at a time"),
+        DIFFUSION | {"model.schedule": "linear", "model.predicts": "noise"},
+    ),
+    "edm": System(
+        *(Diffusion, recipes.edm, "diffusion of log-normal noise levels, its network preconditioned"),
+        DIFFUSION | {"model.schedule": "karras"},
+    ),
+    "vdm": System(
+        *(Diffusion, recipes.vdm, "diffusion by its evidence bound, with a learned variance"),
+        DIFFUSION | {"model.variance": "learned"},
+    ),
     "flow": System(AutoFlow, recipes.reverse_kl, "a flow, by the reverse KL from an energy on the plane", REVERSE),
     "dann": System(DANN, recipes.dann, "domain adaptation: labels of a source carried over to a target", ADAPT),
 }

@@ -59,6 +59,11 @@ def ramp(z: np.ndarray) -> np.ndarray:
 
 # For every exported figure, calls of it by what they show, and how many axes each draws.
 CASES = {
+    "clouds": {
+        "stages": (lambda f: f({"a": np.eye(3), "b": np.ones((2, 3))}, data=np.zeros((4, 3))), 2),
+        "one column": (lambda f: f({"a": np.arange(9.0)[:, None]}, columns=["x"]), 1),
+    },
+    "errors_by_noise": {"two": (lambda f: f(np.arange(3.0), {"a": np.ones(3), "b": np.array([1, 0, np.nan])}), 1)},
     "loss_curves": {
         "one chain": (lambda f: f([chain()]), 1),
         "several chains": (lambda f: f([chain(seed=i) for i in range(9)], unit="bits"), 1),
@@ -516,7 +521,16 @@ def test_a_report_shows_what_the_model_can_do(drawn):
     sections += ["Posterior", "Configuration"]
     assert titles(report_of_run(a_fit(), Doubler(), data, idata=draws(), **asked)) == sections
     # of a run that grew: see test_cli; of flows: see test_flow_report; of an energy: see test_energies
-    others = {"sequences", "densities", "density", "warped_grid", "log_densities", "pulled_back"}
+    others = {
+        "clouds",
+        "errors_by_noise",
+        "sequences",
+        "densities",
+        "density",
+        "warped_grid",
+        "log_densities",
+        "pulled_back",
+    }
     assert set(drawn) == set(figures.__all__) - others
     shows = {"sample": ("Samples", "What is missing"), "reconstruct": ("Reconstructions",), "encode": ("Codes",)}
     for method, without in shows.items():

@@ -67,7 +67,10 @@ class Schedule(nn.Module):
 
     def slope(self, t: Tensor) -> Tensor:
         """d log SNR / dt, in nats, below zero."""
-        return torch.func.jvp(lambda time: self(time).log_snr, (t,), (torch.ones_like(t),))[1]
+        with torch.enable_grad():
+            times = t.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self(times).log_snr.sum(), times, create_graph=True)
+        return slope
 
     def grid(self, steps: int, like: Tensor) -> Rates:
         """The rates at `steps` times from t = 1 down to t = 0, evenly spaced; of one step, those at t = 1."""

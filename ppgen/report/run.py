@@ -2,9 +2,10 @@
 
 Nothing here knows a class of model. What a model can do is what it has a method for: `sample(n, y=None, mean=...)`,
 `reconstruct(x, y=None)`, `encode(x, y=None)`, `decode(z, y=None)` and `prior(n)`, the last three giving distributions,
-and a flow's `law(y=None)`, `log_prob(x, y=None)` and `pull_back(x, y=None)`. A model
-whose `num_classes` is not None is given labels y. x has shape (n, *event_shape), scaled as the model sees it; figures
-show it in the units of the source.
+and a flow's `law(y=None)`, `log_prob(x, y=None)` and `pull_back(x, y=None)`. A model with a `denoiser` draws by
+`sample(n, y=None, steps=, return_path=)`, and may tell its `error(rates, x, y=None)`. A model whose `num_classes` is
+not None is given labels y. x has shape (n, *event_shape), scaled as the model sees it; figures show it in the units of
+the source.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from ppgen.data import Data, Split
 from ppgen.models import mean
 from ppgen.models.likelihood import Point
 from ppgen.report import figures
+from ppgen.report.diffusion import diffusion
 from ppgen.report.figures.images import GRID, PAIRS, span
 from ppgen.report.flow import flow
 from ppgen.report.game import game
@@ -30,6 +32,7 @@ __all__ = ["report_of_run"]
 
 # How many rows of tables, lines in the plane and codes are drawn.
 ROWS, LINES, CODES = 2000, 300, 2000
+MEASURED = 500  # rows that the draws and the errors of a diffusion are laid beside
 BATCH = 256  # rows encoded at a time
 REACHED, LEAST = 1000, 50  # data that draws are looked for around, and how many it takes for that to say something
 
@@ -70,6 +73,7 @@ def report_of_run(
             _samples(subject),
             _stages(subject, stages),
             _flow(subject),
+            _diffusion(subject),
             _reach(subject, seed),
             _reconstructions(subject),
             _codes(subject),
@@ -182,6 +186,13 @@ def _flow(subject: _Subject) -> Section | None:
         return None
     train, held_out = (subject.tensors(split, ROWS) for split in (subject.data.train, subject.held_out))
     return flow(subject.model, subject.data, train, held_out, split=subject.split)
+
+
+def _diffusion(subject: _Subject) -> Section | None:
+    if not hasattr(subject.model, "denoiser"):
+        return None
+    train, held_out = (subject.tensors(split, MEASURED) for split in (subject.data.train, subject.held_out))
+    return diffusion(subject.model, subject.data, train, held_out, split=subject.split)
 
 
 def _reconstructions(subject: _Subject) -> Section | None:

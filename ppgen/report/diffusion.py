@@ -1,0 +1,91 @@
+"""The section of a report on a diffusion or a flow matching model: the way from noise to data, and how long it is."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.data import Data
+from ppgen.metrics import SlicedWasserstein
+from ppgen.report import figures
+from ppgen.report.figures.images import span
+from ppgen.report.page import Figure, Section, Table
+
+__all__ = ["diffusion"]
+
+STAGES = 6  # of a path that are shown
+SHOWN = 12  # images in a row
+STEPS = (1, 2, 5, 18, 50)
+LEVELS = 20  # noise levels at which the error is measured
+TEXT = (
+    "The model draws noise, and takes it off in steps: at each noise level a network guesses the data beneath, "
+    "E[x | z], and the sampler moves a part of the way there. What the network errs is shown by noise level; what the "
+    "sampler errs falls with the number of its steps."
+)
+
+
+def diffusion(
+    model: Any, data: Data, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...], *, split: str
+) -> Section:
+    """What there is to see of a model with a denoiser, such as `ppgen.models.Diffusion`.
+
+    Args:
+        train, held_out: rows and, of a conditional model, their labels.
+        split: what the second are called.
+    """
+    images = len(data.event_shape) == 3
+    count = SHOWN if images else len(train[0])
+    labels = [part[:count] for part in train[1:]]
+
+    def source(x: Tensor) -> np.ndarray:
+        return data.scaler.inverse(x.numpy(force=True))
+
+    def picture(stages: dict[str, np.ndarray], behind: np.ndarray | None) -> Any:
+        if images:
+            return figures.sequences(stages, limits=span(source(train[0])))
+        return figures.clouds(stages, data=behind, columns=data.columns)
+
+    path = model.sample(count, *labels, return_path=True)
+    chosen = np.linspace(0, len(path) - 1, min(STAGES, len(path))).round().astype(int)
+    stages = {("noise" if k == 0 else "draws" if k == len(path) - 1 else f"step {k}"): source(path[k]) for k in chosen}
+    caption = f"{count} draws on their way from noise to data, in {len(path) - 1} steps."
+    items: list[Any] = [Figure(picture(stages, None), caption, f"Generated data. {caption}")]
+
+    drawn, rows, seed = {}, [], torch.seed()
+    told = torch.as_tensor(data.scaler.transform(source(held_out[0]))).flatten(1).double()
+    for steps in STEPS:
+        torch.manual_seed(seed)  # the same noise for all
+        draws = model.sample(len(held_out[0]), *held_out[1:], steps=steps)
+        distance = SlicedWasserstein(root=True)(draws.flatten(1).double().cpu(), told.cpu())
+        rows.append((steps, float(distance)))
+        drawn[f"{steps} step{'s' if steps > 1 else ''}"] = source(draws[:count])
+    caption = "Draws from the same noise, in one step and in more."
+    items.append(Figure(picture(drawn, source(train[0])), caption, f"Generated data. {caption}"))
+    items.append(
+        Table(("steps", f"sliced Wasserstein-2 distance to the {split} data, on the scale of the model"), rows)
+    )
+    if hasattr(model, "error"):
+        items.append(_errors(model, train, held_out, split))
+    return Section("From noise to data", TEXT, items)
+
+
+def _errors(model: Any, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...], split: str) -> Figure:
+    """The denoiser's error by noise level."""
+    dtype = next(model.parameters()).dtype
+    times = torch.linspace(0.01, 0.99, LEVELS, dtype=dtype, device=train[0].device)
+    lines: dict[str, list[float]] = {"train": [], split: []}
+    model.eval()
+    with torch.no_grad():
+        for time in times:
+            for name, rows in (("train", train), (split, held_out)):
+                rates = model.schedule(time.expand(len(rows[0])))
+                lines[name].append(float(model.error(rates, *rows).mean()) / rows[0][0].numel())
+        log_snr = model.schedule(times).log_snr.numpy(force=True)
+    caption = (
+        f"The squared error of the denoiser's guess, a number of x, on {len(train[0])} rows of the training data and "
+        f"{len(held_out[0])} of the {split} data: from no noise on the left to nothing else on the right, where it is "
+        "the variance of the data. Lines that part show what was learned by heart."
+    )
+    curves = {name: np.array(line) for name, line in lines.items()}
+    return Figure(figures.errors_by_noise(log_snr, curves), caption, f"Line chart. {caption}")
