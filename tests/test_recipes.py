@@ -16,7 +16,7 @@ from ppgen import metrics as m
 from ppgen import nets, recipes
 from ppgen import views as v
 from ppgen.draws import log_weights
-from ppgen.models import FlowModel
+from ppgen.models import Diffusion, FlowModel
 
 
 def values(loss, pair) -> tuple[float, dict[str, torch.Tensor]]:
@@ -42,6 +42,7 @@ def test_the_registry_holds_every_recipe():
 
 ADAPTING = ("dann", "dann_reversal")  # of programs with labels and domains: see test_dann
 GAMES = {name: make for name, make in recipes.RECIPES.items() if name not in ADAPTING and make().critics}
+BY_STEPS = ("ddpm", "edm", "vdm")  # of chains
 COMPARING = [*GAMES, "mmd_generator", "sinkhorn_generator"]
 """Recipes that bring samples of two laws together, some beside a likelihood."""
 SMALL: dict[str, Any] = {"hidden": (16,), "lr": 0.02}
@@ -64,7 +65,7 @@ def mean_loss(loss: ppgen.Objective, pair: Pair, x: torch.Tensor) -> float:
     return sum(loss.loss(pair.model, pair.guide, x) for _ in range(10)) / 10
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name not in (*COMPARING, *ADAPTING)])
+@pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name not in (*COMPARING, *ADAPTING, *BY_STEPS)])
 def test_each_of_densities_trains_under_stock_svi(name):
     pair, loss = gaussian_pair(rows=16), make(name)
     assert isinstance(loss, ppgen.Objective)
@@ -73,6 +74,16 @@ def test_each_of_densities_trains_under_stock_svi(name):
     train(loss, pair, x, steps=30)
     assert mean_loss(loss, pair, x) < first - 0.1
     assert len(loss.breakdown(pair.model, pair.guide, x)) == len(loss.terms)
+
+
+@pytest.mark.parametrize("name", BY_STEPS)
+def test_each_of_chains_trains_under_stock_svi(name):
+    pyro.set_rng_seed(0)
+    model, x = Diffusion((2,), hidden=(16,), steps=10, predicts="edm"), 0.3 * torch.randn(64, 2)
+    loss = recipes.RECIPES[name]()
+    before = sum(loss.loss(model.model, model.guide, x) for _ in range(20))
+    train(loss, Pair(model.model, model.guide, (x,)), x, steps=40)
+    assert sum(loss.loss(model.model, model.guide, x) for _ in range(20)) < before
 
 
 DRAWS = ppgen.match(v.data("x"), v.generated("x"), m.Energy())
