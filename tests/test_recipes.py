@@ -82,7 +82,7 @@ def test_each_of_chains_trains_under_stock_svi(name):
     model, x = Diffusion((2,), hidden=(16,), steps=10, predicts="edm"), 0.3 * torch.randn(64, 2)
     loss = recipes.RECIPES[name]()
     before = sum(loss.loss(model.model, model.guide, x) for _ in range(20))
-    train(loss, Pair(model.model, model.guide, (x,)), x, steps=40)
+    train(loss, Pair(model.model, model.guide, (x,), len(x)), x, steps=40)
     assert sum(loss.loss(model.model, model.guide, x) for _ in range(20)) < before
 
 

@@ -7,7 +7,7 @@ The settings are those of ``ppgen train flow``; they were chosen on seed 0, and 
 before. A run's seconds are without the compiling of its step, which the first seed of an energy pays.
 
     python tests/benchmarks/energies.py [--seeds 3] [--first 1] [--only u1 u3] [--steps 4000] [--draws 100000]
-        [--path_derivative 0] [--anneal 0.3]
+        [--layers 3] [--path_derivative 0] [--anneal 0.3]
 """
 
 import argparse
@@ -32,7 +32,7 @@ DEFAULTS = SYSTEMS["flow"].defaults
 def one(energy: Energy, seed: int, options: argparse.Namespace) -> tuple[float, ...]:
     """KL, its standard error, effective share, error of log Z, seconds of the steps and of compiling."""
     pyro.set_rng_seed(seed)
-    guide = ppgen.AutoFlow(energy.model, layers=DEFAULTS["model.layers"], init_scale=DEFAULTS["model.init_scale"])
+    guide = ppgen.AutoFlow(energy.model, layers=options.layers, init_scale=DEFAULTS["model.init_scale"])
     loss = recipes.reverse_kl(
         energy.base, anneal=options.anneal, path_derivative=bool(options.path_derivative), max_plate_nesting=0
     )
@@ -65,12 +65,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ENERGIES), default=list(ENERGIES))
     parser.add_argument("--steps", type=int, default=DEFAULTS["fit.steps"])
     parser.add_argument("--anneal", type=float, default=DEFAULTS["loss.anneal"])
+    parser.add_argument("--layers", type=int, default=DEFAULTS["model.layers"])
     parser.add_argument("--path_derivative", type=int, default=1)
     parser.add_argument("--draws", type=int, default=100_000)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"nsf_autoregressive, {DEFAULTS['model.layers']} layers of 2 x 64; {options.steps} steps of 256 "
+        f"nsf_autoregressive, {options.layers} layers of 2 x 64; {options.steps} steps of 256 "
         f"draws, Adam {DEFAULTS['lr']:g} to 0; annealed for {options.anneal:.0%} of them; "
         f"{'with' if options.path_derivative else 'without'} path derivatives; {options.draws} draws to judge by\n"
     )
