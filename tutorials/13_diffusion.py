@@ -1,0 +1,182 @@
+# %% [markdown]
+# # What does a diffusion know about its data, and at which step does it learn it?
+#
+# A diffusion is a hierarchical VAE with a guide that is given rather than learned: it adds noise, step by step. So it
+# has an evidence bound like any other, and the bound is a sum over steps. This tutorial writes the pair, takes its bound
+# apart, trains it on one random step at a time, and then asks how many steps are worth having.
+
+# %%
+import time
+from functools import partial
+
+import matplotlib.pyplot as plt
+import pyro.poutine as poutine
+import torch
+
+import ppgen
+from ppgen import data
+from ppgen.models import Diffusion
+
+torch.set_num_threads(1)  # programs as small as these gain nothing from more
+moons = data.load("moons", size=4000)
+x = torch.as_tensor(moons.train.x, dtype=torch.float32)
+held_out = torch.as_tensor(moons.test.x, dtype=torch.float32)
+
+# %% [markdown]
+# ## The pair
+#
+# The guide has no parameters. With rates $a_i$ of signal, falling, and $s_i$ of noise, rising,
+#
+# $$q(z_T \mid x) = N(a_T x, s_T^2 I), \qquad q(z_{i-1} \mid z_i, x) = N(b_i z_i + c_i x,\ g_i^2 I),$$
+#
+# where $b_i, c_i, g_i$ are such that every $z_i$ by itself is $N(a_i x, s_i^2 I)$. The model goes the same way without
+# knowing $x$: it begins at noise, and puts a network's guess $E[x \mid z_i]$ where the guide has $x$,
+#
+# $$p(z_T) = N(0, I), \qquad p(z_{i-1} \mid z_i) = N(b_i z_i + c_i E[x \mid z_i],\ \ldots), \qquad p(x \mid z_0).$$
+#
+# Both are ordinary Pyro programs, which any handler of Pyro can run.
+
+# %%
+torch.manual_seed(0)
+steps = 8
+ends = {"least": 0.05, "most": 20.0}  # noise over signal, first and last: eight steps cannot span more
+make = partial(Diffusion, (2,), variance="learned", hidden=(64, 64), options=ends)
+chain = make(steps=steps)
+trace = poutine.trace(chain.guide).get_trace(x)
+for name in trace.stochastic_nodes:
+    if name.startswith("z_"):
+        z = trace.nodes[name]["value"]
+        print(f"{name}: {tuple(z.shape)}, correlation with x {float(torch.corrcoef(torch.stack([z[:, 0], x[:, 0]]))[0, 1]):.2f}")
+
+# %%
+figure, axes = plt.subplots(1, 5, figsize=(11, 2.4), layout="constrained")
+for axis, i in zip(axes, (0, 2, 4, 6, 8), strict=True):
+    z = trace.nodes[f"z_{i}"]["value"]
+    axis.scatter(z[:600, 0], z[:600, 1], s=2)
+    axis.set(title=f"$z_{i}$", aspect="equal", xlim=(-4, 4), ylim=(-4, 4))
+plt.show()
+
+# %% [markdown]
+# ## The bound, whole and by one step
+#
+# $$-\log p(x) \le \mathrm{KL}(q(z_T \mid x), p(z_T))
+# + \sum_{i=1}^{T} E\, \mathrm{KL}\big(q(z_{i-1} \mid z_i, x), p(z_{i-1} \mid z_i)\big) - E \log p(x \mid z_0)$$
+#
+# `ppgen.Evidence()` runs the two programs and adds it all up, $T$ runs of the network a step of training. But $z_i$ can
+# be drawn without the steps before it. So one step, chosen at random and weighed by $T$, has the same mean:
+# `ppgen.StepwiseEvidence()`. Its number is noisier, and its price is that of one run.
+
+# %%
+whole, single = ppgen.Evidence(), ppgen.StepwiseEvidence()
+
+
+def estimates(loss, model, rows, repeats):
+    """Mean and standard error of a loss over repeats, and the time of one."""
+    model.eval()
+    start = time.perf_counter()
+    values = torch.tensor([loss.loss(model.model, model.guide, rows) for _ in range(repeats)])
+    seconds = (time.perf_counter() - start) / repeats
+    return float(values.mean()), float(values.std()) / repeats**0.5, seconds
+
+
+for name, loss, repeats in (("whole", whole, 50), ("one step", single, 400)):
+    mean, error, seconds = estimates(loss, chain, x[:512], repeats)
+    print(f"{name:9}: {mean:.3f} +- {error:.3f} nats a datum, {1000 * seconds:.1f} ms")
+
+# %% [markdown]
+# ## Trained
+#
+# The steps that a batch of rows gets are spread evenly over the chain (`times="stratified"`), which takes out most of
+# the noise.
+
+
+# %%
+def train(model, rows, loss, *, steps=2000):
+    """The model, trained and with its averaged weights in place."""
+    torch.manual_seed(0)
+    ppgen.fit(
+        *(model.model, model.guide, rows),
+        loss=loss,
+        optim=partial(torch.optim.Adam, lr=3e-3),
+        steps=steps,
+        batch_size=256,
+        ema=0.995,
+        schedule="cosine",
+        progress=False,
+    )
+    return model.eval()
+
+
+chain = train(chain, x, single)
+mean, error, _ = estimates(whole, chain, held_out, 50)
+print(f"eight steps: {mean:.3f} +- {error:.3f} nats a held-out datum")
+
+# %% [markdown]
+# ## Step by step
+#
+# What each step costs: how much the guide knows of $z_{i-1}$, told $x$, that the model does not. At the noisy end there
+# is little to know; at the other the guess of $x$ is nearly right. What the data are is settled in between.
+
+# %%
+with torch.no_grad():
+    rows = held_out.repeat(20, 1)
+    costs = {}
+    for i in range(1, steps + 1):
+        u = torch.full((len(rows),), (i - 0.5) / steps)
+        costs[i] = float(chain.rate(u, rows).mean()) / steps
+    last = float(chain.ends(rows).mean())
+for i, cost in costs.items():
+    print(f"z_{i} to z_{i - 1}: {cost:.3f} nats")
+print(f"both ends: {last:.3f}; sum {last + sum(costs.values()):.3f}")
+
+# %% [markdown]
+# The ends can be below zero: a density has no units of its own, and the last decoder is narrow.
+#
+# ## How many steps?
+#
+# The same noise, in more and smaller steps. Each reverse step is Gaussian, and the smaller it is, the nearer the truth
+# is to a Gaussian: the bound rises to that of continuous time (`steps=None`), where the chain is not a program of sites
+# any more, but the ordinary differential equation of its probability flow, with an exact density.
+
+# %%
+torch.manual_seed(0)
+for count in (2, 4, 8, 32):
+    model = train(make(steps=count), x, single, steps=1200)
+    mean, error, _ = estimates(single, model, held_out, 200)
+    print(f"{count:3} steps: {-mean:.3f} +- {error:.3f} nats")
+continuous = train(make(steps=None), x, single)
+mean, error, _ = estimates(single, continuous, held_out, 400)
+density = continuous.log_prob(held_out)
+print(f"continuous: {-mean:.3f} +- {error:.3f} nats; its flow's exact log density {float(density.mean()):.3f}")
+
+# %% [markdown]
+# ## Draws
+#
+# To draw is to run the model. But one trained denoiser serves every way back: the chain of any length, the
+# deterministic ones of Song et al. (DDIM), Heun's method on the flow. The way there is straight enough that few steps do.
+
+# %%
+torch.manual_seed(0)
+path = continuous.sample(600, sampler="heun", steps=12, return_path=True)
+figure, axes = plt.subplots(1, 5, figsize=(11, 2.4), layout="constrained")
+for axis, k in zip(axes, (0, 4, 7, 10, len(path) - 1), strict=True):
+    axis.scatter(path[k][:, 0], path[k][:, 1], s=2, color="C1")
+    axis.set(title=f"after {k} steps", aspect="equal")
+plt.show()
+
+# %%
+from ppgen.metrics import SlicedWasserstein
+
+distance = SlicedWasserstein(root=True)
+for sampler in ("ancestral", "ddim", "heun", "dpm++2m"):
+    distances = []
+    for count in (3, 10, 30):
+        torch.manual_seed(1)
+        distances.append(float(distance(continuous.sample(2000, sampler=sampler, steps=count), x[:2000])))
+    print(f"{sampler:10} in 3, 10, 30 steps: {', '.join(f'{d:.3f}' for d in distances)}")
+torch.manual_seed(1)
+print(f"{'data':10} beside data: {float(distance(x[: len(x) // 2], x[len(x) // 2 :])):.3f}")
+
+# %% [markdown]
+# Ask of a diffusion its bound, and it is a VAE with many layers; ask for draws, and it is a differential equation with a
+# choice of solvers. From the command line: `ppgen train vdm moons`, then `ppgen sample runs/vdm-moons --sampler heun`.
