@@ -1,16 +1,31 @@
 """Diffusion: noise levels, denoisers, and ways from noise back to data."""
 
+from ppgen.diffusion.coupling import COUPLINGS, couple
 from ppgen.diffusion.denoiser import PREDICTS, Denoiser
-from ppgen.diffusion.schedule import SCHEDULES, LearnedSchedule, Rates, Schedule, at_noise, bridge, make_schedule
+from ppgen.diffusion.schedule import (
+    SCHEDULES,
+    LearnedSchedule,
+    Rates,
+    Schedule,
+    at_noise,
+    bridge,
+    make_schedule,
+    straight,
+)
+from ppgen.diffusion.times import TIMES
 
 __all__ = [
+    "COUPLINGS",
     "PREDICTS",
     "SCHEDULES",
+    "TIMES",
     "Denoiser",
     "LearnedSchedule",
     "Rates",
     "Schedule",
     "at_noise",
     "bridge",
+    "couple",
     "make_schedule",
+    "straight",
 ]
