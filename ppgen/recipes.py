@@ -166,7 +166,7 @@ def ddpm(*, weighting: str = "simple", times: str = "stratified") -> Objective:
 
     Args:
         weighting: or another row of `ppgen.stepwise.WEIGHTINGS`, such as "min_snr" (Hang et al. 2023).
-        times: a row of `ppgen.stepwise.TIMES`.
+        times: a row of `ppgen.diffusion.TIMES`.
     """
     return StepwiseEvidence(weighting, times=times)
 
@@ -176,7 +176,7 @@ def edm(*, mean: float = -1.2, deviation: float = 1.2, times: str = "stratified"
 
     Args:
         mean, deviation: of log (noise / (signal d)), d the data's deviation.
-        times: a row of `ppgen.stepwise.TIMES`.
+        times: a row of `ppgen.diffusion.TIMES`.
     """
     return StepwiseEvidence("edm", lognormal=(mean, deviation), times=times)
 

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.diffusion import at_noise
+from ppgen.diffusion import TIMES, at_noise
 from ppgen.draws import Draws
 from ppgen.objective import Term
 
-__all__ = ["TIMES", "WEIGHTINGS", "StepwiseEvidence"]
+__all__ = ["WEIGHTINGS", "StepwiseEvidence"]
 
 
 class Weighting(NamedTuple):
@@ -43,30 +43,12 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
-def _stratified(x: Tensor) -> Tensor:
-    rows = torch.arange(len(x), dtype=x.dtype, device=x.device)
-    return (rows / len(x) + torch.rand_like(x[:1])) % 1
-
-
-def _antithetic(x: Tensor) -> Tensor:
-    half = torch.rand_like(x[: (len(x) + 1) // 2])
-    return torch.cat([half, 1 - half])[: len(x)]
-
-
-# laws of uniform times (n,): independent; u and 1 - u in pairs; one in each of n equal parts (Kingma et al. 2021, I.1)
-TIMES: dict[str, Callable[[Tensor], Tensor]] = {
-    "independent": torch.rand_like,
-    "antithetic": _antithetic,
-    "stratified": _stratified,
-}
-
-
 class StepwiseEvidence(Term):
     """The negative evidence of a chain by one random step for each datum, in nats per datum, or a reweighted loss.
 
     Args:
         weighting: a row of `WEIGHTINGS`; None for the evidence itself.
-        times: a row of `TIMES`: how the uniform numbers that choose the steps are drawn.
+        times: a row of `ppgen.diffusion.TIMES`: how the uniform numbers that choose the steps are drawn.
         lognormal: mean and deviation of the normal law of log (noise / (signal d)), for the weighting "edm".
 
     Raises:

@@ -10,11 +10,21 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import ppgen
-from ppgen.diffusion import PREDICTS, SCHEDULES, Denoiser, LearnedSchedule, Rates, Schedule, bridge, make_schedule
+from ppgen.diffusion import (
+    PREDICTS,
+    SCHEDULES,
+    TIMES,
+    Denoiser,
+    LearnedSchedule,
+    Rates,
+    Schedule,
+    bridge,
+    make_schedule,
+)
 from ppgen.draws import Draws, sample_sites
 from ppgen.models import Diffusion
 from ppgen.models.diffusion import VARIANCES
-from ppgen.stepwise import TIMES, WEIGHTINGS
+from ppgen.stepwise import WEIGHTINGS
 
 NAMES = [*SCHEDULES, "learned"]
 FINITE = [name for name in NAMES if name != "straight"]

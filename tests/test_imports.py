@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "nets": set(),
     "ode": set(),
     "flows": {"nets", "ode"},
-    "diffusion": {"nets", "ode"},
+    "diffusion": {"metrics", "nets", "ode"},
     "stepwise": {"diffusion", "draws", "objective"},
     "data": set(),
     "files": set(),

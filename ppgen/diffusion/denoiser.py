@@ -111,20 +111,38 @@ class Denoiser(nn.Module):
         Raises:
             ValueError: the network's output has another shape.
         """
+        raw, wide = self.raw(z, rates, context), self._wide(z, rates)
+        if not self.learned_scale:
+            return Moments(self._mean(raw, z, wide), None)
+        raw, log_factor = raw.chunk(2, z.dim() - len(self.event_shape))
+        scale = self.data_scale * wide.noise / self._size(wide)
+        return Moments(self._mean(raw, z, wide), scale * log_factor.clamp(-5, 5).exp())
+
+    def raw(self, z: Tensor, rates: Rates, context: Tensor | None = None) -> Tensor:
+        """What the network predicts, of `raw_shape` for each row of z.
+
+        Raises:
+            ValueError: the network's output has another shape.
+        """
         batch = z.shape[: z.dim() - len(self.event_shape)]
-        a, s, _ = wide = Rates(*(rate.expand(batch) for rate in rates)).over(z)
-        r = (s.square() + (a * self.data_scale).square()).sqrt()
-        raw = self.network(z / r, self.context(rates.log_snr.expand(batch), context))
+        size = self._size(self._wide(z, rates))
+        raw = self.network(z / size, self.context(rates.log_snr.expand(batch), context))
         expected = batch + self.raw_shape
         if raw.shape != expected:
             raise ValueError(
                 f"expected the network to return {tuple(expected)} for z {tuple(z.shape)}, got {tuple(raw.shape)}: "
                 "its output is an event like its input" + (", twice" if self.learned_scale else "")
             )
-        if not self.learned_scale:
-            return Moments(self._mean(raw, z, wide), None)
-        raw, log_factor = raw.chunk(2, len(batch))
-        return Moments(self._mean(raw, z, wide), (self.data_scale * s / r) * log_factor.clamp(-5, 5).exp())
+        return raw
+
+    def _wide(self, z: Tensor, rates: Rates) -> Rates:
+        """Rates that go with rows z."""
+        batch = z.shape[: z.dim() - len(self.event_shape)]
+        return Rates(*(rate.expand(batch) for rate in rates)).over(z)
+
+    def _size(self, rates: Rates) -> Tensor:
+        """r."""
+        return (rates.noise.square() + (rates.signal * self.data_scale).square()).sqrt()
 
     @property
     def raw_shape(self) -> tuple[int, ...]:

@@ -21,7 +21,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from ppgen.diffusion.sampler import Denoise, straight
+from ppgen.diffusion.sampler import Denoise
+from ppgen.diffusion.schedule import straight
 from ppgen.nets import choose
 from ppgen.ode import SOLVERS, State, solve
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ppgen.diffusion.schedule import Rates, bridge
+from ppgen.diffusion.schedule import Rates, bridge, straight
 from ppgen.nets import choose
 from ppgen.ode import State, solve
 
@@ -222,11 +222,6 @@ def _adaptive(denoise: Denoise, count: int, *, tolerance: float = 1e-4) -> Step:
         return after * solve(motion, (z / before,), ends, solver="dopri5", steps=0, tolerance=tolerance)[0]
 
     return step
-
-
-def straight(u: Tensor) -> Rates:
-    """The rates of the straight path (1 - u) v + u e."""
-    return Rates(1 - u, u, 2 * ((1 - u).log() - u.log()))
 
 
 # "ancestral": Ho et al. 2020, takes `variance` and `data_scale`; "ddim": Song et al. 2021, `eta`; "euler", "heun": of

@@ -5,6 +5,7 @@ from ppgen.models.dann import DANN, UNKNOWN
 from ppgen.models.diffusion import Diffusion
 from ppgen.models.energy import ENERGIES, Energy
 from ppgen.models.flow import FlowModel
+from ppgen.models.flow_matching import FlowMatching
 from ppgen.models.gan import ALI, Generator
 from ppgen.models.likelihood import COVARIANCES, LIKELIHOODS
 from ppgen.moments import mean
@@ -20,6 +21,7 @@ __all__ = [
     "Autoencoder",
     "Diffusion",
     "Energy",
+    "FlowMatching",
     "FlowModel",
     "Generator",
     "mean",

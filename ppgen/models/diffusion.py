@@ -22,11 +22,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppgen.diffusion import Denoiser, Rates, bridge, make_schedule
+from ppgen.diffusion import Rates, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
-from ppgen.models.generative import check_labels, check_rows, one_hot
-from ppgen.models.likelihood import require, require_levels
-from ppgen.nets import ResidualDense, UNet, choose
+from ppgen.models.denoising import Denoising
+from ppgen.nets import choose
 
 __all__ = ["Diffusion"]
 
@@ -34,7 +33,7 @@ __all__ = ["Diffusion"]
 VARIANCES = {"small": (False, False), "large": (True, False), "learned": (False, True)}
 
 
-class Diffusion(nn.Module):
+class Diffusion(Denoising):
     """A chain z_T, .., z_0, x of T + 1 latents a datum, each over the plate "data" of x's rows.
 
     `model` and `guide` are the whole chain, for `ppgen.Evidence`; `ppgen.StepwiseEvidence` trains on one step of it at
@@ -78,20 +77,25 @@ class Diffusion(nn.Module):
         label_dropout: float = 0.1,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.event_shape, self.levels, self.num_classes = tuple(event_shape), levels, num_classes
         if steps is not None and steps < 1:
             raise ValueError(f"expected steps of at least 1, or None for continuous time, got {steps}")
-        if levels is not None and levels < 2:
-            raise ValueError(f"expected levels of at least 2, got {levels}")
-        if num_classes is not None and context_dim:
-            raise ValueError(f"expected num_classes or context_dim, got both, {num_classes} and {context_dim}")
-        if not 0 <= label_dropout < 1:
-            raise ValueError(f"expected label_dropout in [0, 1), got {label_dropout}")
-        self.steps, self.data_scale, self.context_dim = steps, data_scale, context_dim
-        self.wide, learned = choose(VARIANCES, variance, option="variance")
+        wide, learned = choose(VARIANCES, variance, option="variance")
         options = dict(options or {})
         ends = {key: options.pop(key) for key in ("least", "most") if key in options}
+        super().__init__(
+            event_shape,
+            network=network,
+            hidden=hidden,
+            predicts=predicts,
+            data_scale=data_scale,
+            learned_scale=learned,
+            levels=levels,
+            num_classes=num_classes,
+            context_dim=context_dim,
+            label_dropout=label_dropout,
+            options=options,
+        )
+        self.steps, self.wide = steps, wide
         self.schedule = make_schedule(schedule, **ends)
         self.schedule.check_end()
         if predicts in ("noise", "score") and math.isinf(self.schedule.most):
@@ -99,15 +103,6 @@ class Diffusion(nn.Module):
                 f"predicts={predicts!r} divides by the signal, of which schedule={schedule!r} leaves none at its end; "
                 "take predicts='velocity' or 'edm'"
             )
-        self.conditional = num_classes is not None or context_dim > 0
-        self.label_dropout = label_dropout if self.conditional else 0.0
-        self.denoiser = Denoiser(
-            _network(network, self.event_shape, hidden, learned, (num_classes or 0) + context_dim, options),
-            self.event_shape,
-            predicts=predicts,
-            data_scale=data_scale,
-            learned_scale=learned,
-        )
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """z_T, then z_{i-1} given z_i down to z_0, then x."""
@@ -139,23 +134,6 @@ class Diffusion(nn.Module):
             return dist.Normal(mean, scale).to_event(rank)
         grid = torch.linspace(-1, 1, self.levels, dtype=z.dtype, device=z.device)
         return dist.Categorical(logits=-((mean.unsqueeze(-1) - grid) / scale).square() / 2).to_event(rank)
-
-    def check(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Whether the data are what this model expects; looks at every value, so call it once a data set.
-
-        Raises:
-            TypeError: x is no tensor.
-            ValueError: x is not (n, *event_shape), not finite, of integers without levels or of other levels; y is
-                missing, not wanted, or no label.
-        """
-        check_rows(x, self.event_shape)
-        if self.levels is not None:
-            require_levels(x, self.levels, f"the support of a model of levels={self.levels}")
-        elif not x.is_floating_point():
-            raise ValueError(f"a density has no bound on integers, got {x.dtype}; build the model with their levels")
-        else:
-            require(x, x.isfinite(), "finite numbers", "drop or impute the rest")
-        self._check_labels(y, x.shape[:1])
 
     # what StepwiseEvidence asks of a chain
 
@@ -244,55 +222,6 @@ class Diffusion(nn.Module):
         if self._learns_schedule:
             pyro.module("schedule", self.schedule)
 
-    def _check_labels(self, y: Tensor | None, shape: torch.Size) -> None:
-        if self.context_dim:
-            if y is None or tuple(y.shape) != (*shape, self.context_dim):
-                got = "none" if y is None else tuple(y.shape)
-                raise ValueError(f"expected contexts y of shape {(*shape, self.context_dim)}, got {got}")
-        else:
-            check_labels(y, shape, self.num_classes)
-
-    def _context(self, y: Tensor | None) -> Tensor | None:
-        if self.context_dim and y is not None:
-            return y.to(self._dtype)
-        return one_hot(y, self.num_classes, self._dtype)
-
-    def _dropped(self, context: Tensor | None) -> Tensor | None:
-        """The context, in training left out of some rows: zeros stand for none."""
-        if context is None or not self.training or not self.label_dropout:
-            return context
-        return context * (torch.rand_like(context[:, :1]) >= self.label_dropout)
-
     @property
     def _learns_schedule(self) -> bool:
         return any(True for _ in self.schedule.parameters())
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.denoiser.parameters()).dtype
-
-
-def _network(
-    network: str | nn.Module | None,
-    event_shape: tuple[int, ...],
-    hidden: Sequence[int] | None,
-    twice: bool,
-    context_dim: int,
-    options: dict[str, Any],
-) -> nn.Module:
-    """The network of a denoiser."""
-    if isinstance(network, nn.Module):
-        if hidden is not None or options:
-            raise ValueError(f"hidden and options are those of a network by name, got a module and {hidden}, {options}")
-        return network
-    images = len(event_shape) == 3
-    name = ("unet" if images else "dense") if network is None else network
-    make = choose({"dense": ResidualDense, "unet": UNet}, name, option="network")
-    first, *rest = event_shape
-    out: Any = (2 * first if twice else first, *rest) if make is ResidualDense else (2 * first if twice else first)
-    given = options | ({} if hidden is None else {"hidden": tuple(hidden)})
-    width = Denoiser.level_dim + context_dim
-    try:
-        return make(event_shape, out, context_dim=width, **given)
-    except TypeError as error:
-        raise ValueError(f"network={name!r} has no such option: {error}") from error
