@@ -31,7 +31,7 @@ NOT_ASKED: set[str | int] = {
 # arguments of models that come from the data, or are networks
 NOT_ASKED_OF_MODELS: set[str | int] = {
     *("event_shape", "levels", "num_classes", "context_dim", "features", "classifier", "critic"),
-    *("model", "amortised", "encoder", "init_loc_fn"),
+    *("model", "amortised", "encoder", "init_loc_fn", "base"),
 }
 FAILURES = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
 

@@ -41,6 +41,7 @@ __all__ = [
     "edm",
     "f_gan",
     "flow_kl",
+    "flow_matching",
     "gan",
     "hinge_gan",
     "info_vae",
@@ -184,6 +185,14 @@ def edm(*, mean: float = -1.2, deviation: float = 1.2, times: str = "stratified"
 def vdm(*, times: str = "stratified") -> Objective:
     """Variational diffusion (Kingma et al. 2021): the chain's negative evidence, by one random step for each datum."""
     return StepwiseEvidence(times=times)
+
+
+def flow_matching() -> Objective:
+    """Conditional flow matching (Lipman et al. 2023): E |F(z_u, u) - dz/du|^2 / 2, of `ppgen.models.FlowMatching`.
+
+    It is the evidence of a program that observes velocities, whose pairs and paths are the model's.
+    """
+    return Evidence()
 
 
 def gan(critic: Critic = None, *, x: Sites = "x", **options: Any) -> Objective:
@@ -440,7 +449,7 @@ RECIPES: dict[str, Callable[..., Objective]] = {
     recipe.__name__: recipe
     for recipe in (
         *(ae, vae, wae, iwae, info_vae, maximum_likelihood, flow_kl, reverse_kl),
-        *(ddpm, edm, vdm),
+        *(ddpm, edm, vdm, flow_matching),
         *(gan, f_gan, lsgan, hinge_gan, r1_gan, r3_gan, wgan_clip, wgan_gp, progan),
         *(aae, ali, vae_gan, mmd_generator, sinkhorn_generator),
         *(dann, dann_reversal),

@@ -7,7 +7,7 @@ from typing import Any
 from ppgen import recipes
 from ppgen.flows import FLOWS, IMAGE_FLOWS
 from ppgen.infer import AutoFlow
-from ppgen.models import ALI, DANN, ENERGIES, VAE, Autoencoder, Diffusion, FlowModel, Generator
+from ppgen.models import ALI, DANN, ENERGIES, VAE, Autoencoder, Diffusion, FlowMatching, FlowModel, Generator
 from ppgen.objective import Objective
 
 __all__ = ["SYSTEMS", "System"]
@@ -37,7 +37,7 @@ class System:
 
     def form(self, options: Mapping[str, Any]) -> str:
         """The form of data that the model scores, built with these options."""
-        if self.model in (FlowModel, Diffusion):
+        if self.model in (FlowModel, Diffusion, FlowMatching):
             return "levels"
         return FORM_OF_LIKELIHOOD.get(options.get("likelihood", "gaussian"), "continuous")
 
@@ -122,6 +122,14 @@ SYSTEMS = {
     "vdm": System(
         *(Diffusion, recipes.vdm, "diffusion by its evidence bound, with a learned variance"),
         DIFFUSION | {"model.variance": "learned"},
+    ),
+    "fm": System(
+        *(FlowMatching, recipes.flow_matching, "flow matching: velocities from noise to data, pairs at random"),
+        DIFFUSION | {"model.coupling": "independent"},
+    ),
+    "ot_fm": System(
+        *(FlowMatching, recipes.flow_matching, "flow matching whose pairs are those of optimal transport"),
+        DIFFUSION | {"model.coupling": "exact"},
     ),
     "flow": System(AutoFlow, recipes.reverse_kl, "a flow, by the reverse KL from an energy on the plane", REVERSE),
     "dann": System(DANN, recipes.dann, "domain adaptation: labels of a source carried over to a target", ADAPT),
