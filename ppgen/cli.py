@@ -6,6 +6,7 @@ Options come from the signatures of what they reach: ``--model.latent_dim`` is a
 ``--loss.beta`` of the recipe, ``--data.size`` of `ppgen.data.load`, ``--fit.epochs`` of `ppgen.fit`.
 """
 
+import inspect
 import os
 import sys
 import warnings
@@ -124,11 +125,19 @@ def _train_parser(name: str, system: System) -> ArgumentParser:
     parser.add_argument("--progress", type=bool, default=True, help="a progress bar, on a terminal")
     if not system.of_energy:
         parser.add_function_arguments(load, "data", skip={"source"})
-    parser.add_class_arguments(system.model, "model", skip=NOT_ASKED_OF_MODELS)
+    parser.add_class_arguments(system.model, "model", skip=NOT_ASKED_OF_MODELS | set(by_name := _by_name(system.model)))
+    for option, default in by_name.items():
+        parser.add_argument(f"--model.{option}", type=str | None, default=default, help="one of them by name")
     parser.add_function_arguments(system.recipe, "loss", skip=NOT_ASKED_OF_RECIPES)
     parser.add_function_arguments(fit, "fit", skip=NOT_ASKED)
     parser.set_defaults({"fit.batch_size": 128, **system.defaults})
     return parser
+
+
+def _by_name(model: type) -> dict[str, str | None]:
+    """The arguments that take modules and names of such, of which a command line gives names, and their defaults."""
+    parameters = inspect.signature(model).parameters
+    return {name: parameters[name].default for name in ("network", "schedule") if name in parameters}
 
 
 def _train(given: Namespace) -> None:

@@ -96,7 +96,10 @@ class Run:
     @classmethod
     def model_options(cls, config: dict[str, Any], data: Any) -> dict[str, Any]:
         """The model's arguments, those that the data settle among them."""
-        options, of_levels = dict(config["model"]), SYSTEMS[config["system"]].model in (FlowModel, Diffusion, FlowMatching)
+        options, of_levels = (
+            dict(config["model"]),
+            SYSTEMS[config["system"]].model in (FlowModel, Diffusion, FlowMatching),
+        )
         if config["conditional"]:
             if data.y is None:
                 raise ValueError(f"{config['source']}: --conditional needs labels, and these data have none")
