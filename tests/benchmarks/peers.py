@@ -4,13 +4,14 @@ Every hand-written program is a module whose forward returns the loss, so that o
 all. Adam at 1e-3 everywhere.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import pyro
 import torch
-from programs import LAYERS, PROGRAMS, Program, nsf_flow, vae_networks
+from programs import FEATURES, LAYERS, PROGRAMS, Program, ddpm_network, nsf_flow, vae_networks
 from torch import Tensor, nn
 from torch.distributions import Distribution, HalfCauchy, Normal
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
@@ -105,6 +106,24 @@ class ZukoNSF(nn.Module):
         return -self.flow().log_prob(x).mean()
 
 
+class HandDDPM(nn.Module):
+    frequencies: Tensor
+
+    def __init__(self, device: str):
+        super().__init__()
+        self.network = ddpm_network(device)
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(FEATURES // 2, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = torch.rand(len(x), 1, device=x.device)
+        angle = 0.005 + t * (math.pi / 2 - 0.015)  # of the cosine schedule
+        noise = torch.randn_like(x)
+        z = angle.cos() * x + angle.sin() * noise
+        phase = t * self.frequencies
+        predicted = self.network(torch.cat([z, phase.sin(), phase.cos()], -1))
+        return 0.5 * (noise - predicted).square().sum()
+
+
 @dataclass(frozen=True)
 class Hand:
     """A hand-written module and the ratios aimed at against its eager and its compiled step."""
@@ -121,6 +140,7 @@ HAND = {
     "vae": Hand(HandVAE, compiled=1.15),
     "realnvp": Hand(HandRealNVP, compiled=1.3),
     "nsf": Hand(ZukoNSF, name="zuko", eager=4.0, compiled=1.5, zuko=True),
+    "ddpm": Hand(HandDDPM, eager=2.0, compiled=1.1),
 }
 STOCK = {"schools": 40.0, "vae": 1.8, "realnvp": 10.0}
 

@@ -6,6 +6,7 @@ Networks come from one seed, so that every peer starts from the same weights.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyro
@@ -17,6 +18,7 @@ from pyro.infer.autoguide import AutoNormal, init_to_feasible
 from torch import Tensor, nn
 
 import ppgen
+from ppgen.models import Diffusion
 
 LATENT, HIDDEN, PIXELS, LAYERS = 20, 400, 784, 8
 
@@ -178,4 +180,43 @@ def nsf(device: str) -> Program:
     return Program("NSF, 5 spline layers, batch 256", (x,), programs, ppgen.Evidence, Trace_ELBO, x.shape[0])
 
 
-PROGRAMS: dict[str, Callable[[str], Program]] = {"schools": schools, "vae": vae, "realnvp": realnvp, "nsf": nsf}
+FEATURES = 14  # of a noise level
+
+
+def ddpm_network(device: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    widths = [2 + FEATURES, 128, 128, 128]
+    hidden = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.SiLU())]
+    return nn.Sequential(*hidden, nn.Linear(128, 2)).to(device)
+
+
+class Joined(nn.Module):
+    """A network of z and of the features of its noise level."""
+
+    def __init__(self, layers: nn.Module):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, z: Tensor, context: Tensor) -> Tensor:
+        return self.layers(torch.cat([z, context], -1))
+
+
+def ddpm(device: str) -> Program:
+    """DDPM (Ho et al. 2020) on points: the squared error of the noise at one random level for each."""
+    x = rings(device)
+
+    def programs(name):
+        network = Joined(ddpm_network(device))
+        chain = Diffusion((2,), network=network, predicts="noise", steps=10).to(device)
+        return chain.model, chain.guide
+
+    return Program("DDPM, 3 x 128 network, batch 256", (x,), programs, ppgen.recipes.ddpm, Trace_ELBO, x.shape[0])
+
+
+PROGRAMS: dict[str, Callable[[str], Program]] = {
+    "schools": schools,
+    "vae": vae,
+    "realnvp": realnvp,
+    "nsf": nsf,
+    "ddpm": ddpm,
+}
