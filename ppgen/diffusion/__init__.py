@@ -3,7 +3,16 @@
 from ppgen.diffusion.denoiser import PREDICTS, Denoiser
 from ppgen.diffusion.law import PathLaw
 from ppgen.diffusion.sampler import SAMPLERS, Denoise, draw
-from ppgen.diffusion.schedule import SCHEDULES, LearnedSchedule, Rates, Schedule, at_noise, bridge, make_schedule
+from ppgen.diffusion.schedule import (
+    SCHEDULES,
+    LearnedSchedule,
+    Rates,
+    Schedule,
+    at_noise,
+    bridge,
+    make_schedule,
+    straight,
+)
 
 __all__ = [
     "PREDICTS",
@@ -19,4 +28,5 @@ __all__ = [
     "bridge",
     "draw",
     "make_schedule",
+    "straight",
 ]
