@@ -2,6 +2,8 @@
 
 from ppgen.diffusion.coupling import COUPLINGS, couple
 from ppgen.diffusion.denoiser import PREDICTS, Denoiser
+from ppgen.diffusion.law import PathLaw
+from ppgen.diffusion.sampler import SAMPLERS, Denoise, draw
 from ppgen.diffusion.schedule import (
     SCHEDULES,
     LearnedSchedule,
@@ -17,15 +19,19 @@ from ppgen.diffusion.times import TIMES
 __all__ = [
     "COUPLINGS",
     "PREDICTS",
+    "SAMPLERS",
     "SCHEDULES",
     "TIMES",
+    "Denoise",
     "Denoiser",
     "LearnedSchedule",
+    "PathLaw",
     "Rates",
     "Schedule",
     "at_noise",
     "bridge",
     "couple",
+    "draw",
     "make_schedule",
     "straight",
 ]
