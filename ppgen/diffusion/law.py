@@ -47,7 +47,7 @@ class PathLaw(TorchDistribution):
             is right in the mean, and each density is one draw.
 
     Raises:
-        ValueError: an option is out of range or unknown.
+        ValueError: an option is out of range or unknown, or `start` is a law of numbers rather than of events.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -65,6 +65,8 @@ class PathLaw(TorchDistribution):
         tolerance: float = 1e-5,
         probes: int | None = None,
     ) -> None:
+        if not start.event_shape:
+            raise ValueError("expected a start with events, such as Normal(0, 1).expand([2]).to_event(1), got numbers")
         if not 0 < least < most <= 1:
             raise ValueError(f"expected 0 < least < most <= 1, got least={least} and most={most}")
         choose(dict.fromkeys(SOLVERS), solver, option="solver")
@@ -73,7 +75,7 @@ class PathLaw(TorchDistribution):
         if probes is not None and probes < 1:
             raise ValueError(f"expected probes of at least 1, or None for the exact trace, got {probes}")
         self.denoise, self.start, self.least, self.most, self.probes = denoise, start, least, most, probes
-        self.options = {"solver": solver, "steps": steps, "tolerance": tolerance}
+        self.options: dict[str, Any] = {"solver": solver, "steps": steps, "tolerance": tolerance}
         super().__init__(start.batch_shape, start.event_shape, validate_args=False)
 
     @property
@@ -123,7 +125,7 @@ class PathLaw(TorchDistribution):
             return (velocity, spread) if track else (velocity.detach(), spread.detach())
 
         ends = self._ends[::-1] if back else self._ends
-        w, spread = solve(motion, (w, w.new_zeros(w.shape[: dims[0]] if dims else w.shape)), ends, **self.options)
+        w, spread = solve(motion, (w, w.new_zeros(w.shape[: dims[0]])), ends, **self.options)
         return w, spread
 
     def _directions(self, w: Tensor) -> list[Tensor]:

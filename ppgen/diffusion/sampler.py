@@ -1,15 +1,16 @@
 """Samplers: from noise to data, by the posterior mean E[v | z] at falling levels of noise.
 
-At z = a v + s e write E for the mean of v given z and N = (z - a E) / s for that of e. Data and noise that stay as they
-are while the rates change move along the probability-flow ODE (Song et al. 2021), whose laws are those of the path. On
-the straight path, where z / (a + s) is plotted against u = s / (a + s), its slope is N - E, and that is finite where
-there is no signal; against s / a it is N. One step of Euler's is the same in either: z' = a' E + s' N, with E and N held
-fast, which is DDIM's. The other samplers are better guesses of what E and N will be, or add fresh noise. A last step,
-from the last level to the data, is E itself in all of them: n levels are n steps, and one level is one guess.
+At z = a v + s e write E for the mean of v given z and N = (z - a E) / s for that of e. The probability-flow ODE moves z
+as the rates change, with E and N for data and noise, and keeps the laws of the path (Song et al. 2021). In z / (a + s)
+as a function of u = s / (a + s), the straight path, its slope is N - E, which is finite where there is no signal; in
+z / a as one of s / a it is N. A step of Euler's is the same in either: z' = a' E + s' N, and that is DDIM's. The other
+samplers guess better what E and N will be, or add fresh noise. The last step, from the last level to the data, is E in
+all of them: n levels are n steps, and of one level the draw is the mean of all data.
 """
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -61,7 +62,7 @@ def draw(
         raise ValueError(f"sampler={sampler!r} has no such option: {error}") from error
     path = [z]
     with tqdm(total=len(nodes), desc=sampler, unit="level", disable=None if progress else True) as bar:
-        for t, r in zip(nodes, nodes[1:], strict=False):
+        for t, r in pairwise(nodes):
             z = step(z, t, r)
             path = [*path, z] if return_path else path
             bar.update()
@@ -116,7 +117,7 @@ def _ancestral(
     variance: str | Callable[[Tensor, Rates], Tensor] = "small",
     data_scale: float = 1.0,
 ) -> Step:
-    """z' ~ q(z' | z, v) averaged over v ~ N(E, V I) (Ho et al. 2020): V = 0, that of data N(0, d^2 I), or what is given.
+    """z' ~ q(z' | z, v) averaged over v ~ N(E, V I) (Ho et al. 2020), V = 0, that of data N(0, d^2 I), or a given one.
 
     Args:
         variance: "small", "large", or a function of z and rates that gives the deviation V^(1/2), like z.
@@ -208,7 +209,7 @@ def _edm(
 
 
 def _adaptive(denoise: Denoise, count: int, *, tolerance: float = 1e-4) -> Step:
-    """The ODE in u, to a tolerance, absolute and relative, in z / (a + s); by dopri5, from the first level to the last."""
+    """The ODE in u, by dopri5, to a tolerance (absolute, relative) of z / (a + s), from the first level to the last."""
     if not tolerance > 0:
         raise ValueError(f"expected tolerance > 0, got {tolerance}")
 

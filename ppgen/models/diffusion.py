@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from ppgen.diffusion import Rates, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
-from ppgen.models.denoising import Denoising
-from ppgen.nets import choose
+from ppgen.models.drawing import Drawing
+from ppgen.nets import choose, evaluation
 
 __all__ = ["Diffusion"]
 
@@ -33,7 +33,7 @@ __all__ = ["Diffusion"]
 VARIANCES = {"small": (False, False), "large": (True, False), "learned": (False, True)}
 
 
-class Diffusion(Denoising):
+class Diffusion(Drawing):
     """A chain z_T, .., z_0, x of T + 1 latents a datum, each over the plate "data" of x's rows.
 
     `model` and `guide` are the whole chain, for `ppgen.Evidence`; `ppgen.StepwiseEvidence` trains on one step of it at
@@ -105,26 +105,46 @@ class Diffusion(Denoising):
             )
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        """z_T, then z_{i-1} given z_i down to z_0, then x."""
+        """z_T, then z_{i-1} given z_i down to z_0, then x.
+
+        In continuous time x itself has the law of the probability-flow ODE, see `law`; of levels z_0 has, then x.
+        """
         self._register()
-        times, context = self._times(x), self._context(y)
+        if self.steps is None:
+            return self._marginal(x, y)
+        times, context = self._times(x, self.steps), self._context(y)
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample(f"z_{self.steps}", self._last(times[-1], len(x)))
+            z = pyro.sample(f"z_{self.steps}", self._last(times[-1], x.shape[:1]))
             for i in range(len(times) - 1, 0, -1):
                 z = pyro.sample(f"z_{i - 1}", self._step(z, times[i - 1], times[i], context))
             pyro.sample("x", self.observation(z), obs=x if self.levels is not None else self._scaled(x))
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """z_T given x, then z_{i-1} given z_i and x: the data with less and less noise."""
+        """z_T given x, then z_{i-1} given z_i and x, the data with less and less noise; of `_marginal`, z_0 alone."""
         if self._learns_schedule:
             pyro.module("schedule", self.schedule)
-        times, v, rank = self._times(x), self._scaled(x), len(self.event_shape)
+        v, rank = self._scaled(x), len(self.event_shape)
+        if self.steps is None:
+            if self.levels is not None:
+                with pyro.plate("data", len(x), dim=-1):
+                    pyro.sample("z_0", self._noised(v))
+            return
+        times = self._times(x, self.steps)
         with pyro.plate("data", len(x), dim=-1):
             last = times[-1]
             z = pyro.sample(f"z_{self.steps}", dist.Normal(last.signal * v, last.noise).to_event(rank))
             for i in range(len(times) - 1, 0, -1):
                 from_z, from_x, scale = bridge(times[i - 1], times[i])
                 z = pyro.sample(f"z_{i - 1}", dist.Normal(from_z * z + from_x * v, scale).to_event(rank))
+
+    def _marginal(self, x: Tensor, y: Tensor | None) -> None:
+        """The program in continuous time; its z_0 is that of the chain over a_0."""
+        law = self.law(y)
+        with pyro.plate("data", len(x), dim=-1):
+            if self.levels is None:
+                pyro.sample("x", law, obs=self._scaled(x))
+            else:
+                pyro.sample("x", self.observation(self._end(0).signal * pyro.sample("z_0", law)), obs=x)
 
     def observation(self, z: Tensor) -> TorchDistribution:
         """p(x | z_0)."""
@@ -134,6 +154,25 @@ class Diffusion(Denoising):
             return dist.Normal(mean, scale).to_event(rank)
         grid = torch.linspace(-1, 1, self.levels, dtype=z.dtype, device=z.device)
         return dist.Categorical(logits=-((mean.unsqueeze(-1) - grid) / scale).square() / 2).to_event(rank)
+
+    def bound(self, x: Tensor, y: Tensor | None = None, *, particles: int = 1) -> Tensor:
+        """A lower bound of log p(x_i), or log p(x_i | y_i), by the chain, estimated without bias, in nats: (n,).
+
+        The mean over m draws, `particles`, of what `ends` and `rate` have, with opposite sign, and of one step in each
+        of m equal parts of the chain.
+
+        Raises:
+            ValueError: for particles below 1, and values, shapes and labels that `check` refuses.
+        """
+        self.check(x, y)
+        if particles < 1:
+            raise ValueError(f"expected particles of at least 1, got {particles}")
+        total = torch.zeros(len(x), dtype=self._dtype, device=x.device)
+        with evaluation(self):
+            for j in range(particles):
+                u = (j + torch.rand_like(total)) / particles
+                total -= self.ends(x) + self.rate(u, x, y)
+        return total / particles
 
     # what StepwiseEvidence asks of a chain
 
@@ -147,7 +186,9 @@ class Diffusion(Denoising):
         q = dist.Normal(last.signal * v, last.noise).to_event(rank)
         z = first.signal * v + first.noise * torch.randn_like(v)
         scored = x if self.levels is not None else v
-        return torch.distributions.kl_divergence(q, self._last(last, len(v))) - self.observation(z).log_prob(scored)
+        return torch.distributions.kl_divergence(q, self._last(last, v.shape[:1])) - self.observation(z).log_prob(
+            scored
+        )
 
     def rate(self, u: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         """What the steps contribute, by one step for each row, the one at u (n,) in [0, 1): (n,), in nats.
@@ -193,19 +234,21 @@ class Diffusion(Denoising):
             scale = (scale.square() + (from_x * std).square()).sqrt()
         return dist.Normal(from_z * z + from_x * mean, scale).to_event(len(self.event_shape))
 
-    def _last(self, rates: Rates, n: int) -> TorchDistribution:
+    def _last(self, rates: Rates, batch: torch.Size) -> TorchDistribution:
         """p(z_T)."""
         scale = (rates.noise.square() + (rates.signal * self.data_scale).square()).sqrt()
-        return (
-            dist.Normal(torch.zeros_like(scale), scale).expand([n, *self.event_shape]).to_event(len(self.event_shape))
-        )
+        law = dist.Normal(torch.zeros_like(scale), scale).expand(batch + self.event_shape)
+        return law.to_event(len(self.event_shape))
 
-    def _times(self, x: Tensor) -> list[Rates]:
-        if self.steps is None:
-            raise ValueError(
-                "a chain in continuous time (steps=None) has no sites: train it by StepwiseEvidence, or give it steps"
-            )
-        rates = self.schedule(torch.linspace(0, 1, self.steps + 1, dtype=self._dtype, device=x.device))
+    def _options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
+        if sampler != "ancestral":
+            return options
+        if not self.denoiser.learned_scale:
+            return {"variance": "large" if self.wide else "small", "data_scale": self.data_scale} | options
+        return {"variance": lambda z, rates: self.denoiser.moments(z, rates, context).scale} | options
+
+    def _times(self, x: Tensor, steps: int) -> list[Rates]:
+        rates = self.schedule(torch.linspace(0, 1, steps + 1, dtype=self._dtype, device=x.device))
         return [Rates(*parts) for parts in zip(*(rate.unbind() for rate in rates), strict=True)]
 
     def _scaled(self, x: Tensor) -> Tensor:

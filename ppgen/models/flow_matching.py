@@ -18,6 +18,7 @@ Brownian motion of deviation s has Brownian bridges between the pairs of an entr
 so that the equation has the bridge's law at each u.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,16 +28,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppgen.diffusion import COUPLINGS, TIMES, couple, straight
-from ppgen.models.denoising import Denoising
+from ppgen.diffusion import COUPLINGS, TIMES, PathLaw, Rates, couple, make_schedule, straight
+from ppgen.models.drawing import Drawing
 from ppgen.nets import choose
 
 __all__ = ["FlowMatching"]
 
-LEAST = 1e-3  # a bridge's times keep this far from both ends, where its velocity has no bound
+LEAST = 1e-3  # the law ends at noise of this much, and a bridge's times keep so far from its ends, where F has no bound
 
 
-class FlowMatching(Denoising):
+class FlowMatching(Drawing):
     """A flow from a base to data, learned from pairs; its guide is empty.
 
     Under `ppgen.Evidence` or `ppgen.Reconstruction` the loss is E |F(z_u, u) - dz/du|^2 / 2 + D / 2 log 2 pi, by one u
@@ -109,27 +110,37 @@ class FlowMatching(Denoising):
         example = torch.zeros(2, *self.event_shape)
         couple(example, example, **self.coupling)  # refuses options that do not go together
         self.bridge, self.times = bridge, choose(TIMES, times, option="times")
+        self.schedule = make_schedule("straight", least=LEAST)
         self.base = base if isinstance(base, Distribution) else None
         self.register_buffer("rows", self._checked(base), persistent=False)
 
-    def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        """velocity_i ~ N(F(z_u, u, y_i), I), observed, over the plate "data" of x's rows."""
+    def model(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> None:
+        """velocity_i ~ N(F(z_u, u, y_i), I), observed, over the plate "data" of x's rows.
+
+        Args:
+            e: rows of the base that go with x, like x, if they are coupled already: by `couple` in larger batches, or
+                as starts and ends of another flow's paths, which straightens them (Liu et al. 2023).
+        """
         pyro.module("denoiser", self.denoiser)
-        u, z, velocity = self.pairs(x, y)
+        u, z, velocity = self.path(x, y, e)
         predicted = self.denoiser.raw(z, straight(u), self._dropped(self._context(y)))
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("velocity", dist.Normal(predicted, 1.0).to_event(len(self.event_shape)), obs=velocity)
 
-    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+    def guide(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> None:
         """Nothing is inferred."""
 
+    def check(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> None:
+        """As `ppgen.models.Diffusion` does; ValueError too for rows e that are not like x."""
+        super().check(x, y)
+        if e is not None and (e.shape != x.shape or not bool(e.isfinite().all())):
+            raise ValueError(f"expected finite rows e of shape {tuple(x.shape)}, like x, got {tuple(e.shape)}")
+
     @torch.no_grad()
-    def pairs(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Times u (n,), points z_u on the paths from rows of the base to x, and velocities there, (n, *event_shape)."""
+    def path(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws of times u (n,), and z_u and its velocity there (n, *event_shape); arguments as `model` has them."""
         v = self._scaled(x)
-        e, u = self._draw(len(v)), self.times(v.flatten(1)[:, 0])
-        labels = None if y is None else y[torch.randperm(len(y), device=y.device)]
-        e = e.index_select(0, couple(e, v, **self.coupling, labels_z=labels, labels_x=y))
+        e, u = self._coupled(v, y) if e is None else e.to(v), self.times(v.flatten(1)[:, 0])
         if self.bridge:
             u = LEAST + (1 - 2 * LEAST) * u
         a, s, _ = straight(u).over(v)
@@ -139,6 +150,11 @@ class FlowMatching(Denoising):
             z, velocity = z + noise, velocity + (a - s) / (2 * a * s) * noise
         return u, z, velocity
 
+    def _coupled(self, v: Tensor, y: Tensor | None) -> Tensor:
+        """Rows of the base that go with v."""
+        e, labels = self._draw(len(v)), None if y is None else y[torch.randperm(len(y), device=y.device)]
+        return e.index_select(0, couple(e, v, **self.coupling, labels_z=labels, labels_x=y))
+
     def _draw(self, n: int) -> Tensor:
         """n rows of the base."""
         parameter = next(self.denoiser.parameters())
@@ -147,6 +163,40 @@ class FlowMatching(Denoising):
         if self.base is not None:
             return self.base.sample(torch.Size([n])).to(parameter)
         return torch.randn(n, *self.event_shape, dtype=parameter.dtype, device=parameter.device)
+
+    def _last(self, rates: Rates, batch: torch.Size) -> Distribution:
+        """The base."""
+        if self.rows is not None:
+            raise ValueError("a base of rows has no density: build the model with a Pyro law for its base")
+        law = self.base
+        if law is None:
+            law = dist.Normal(torch.zeros_like(rates.noise), 1.0).expand(self.event_shape).to_event()
+        return law.expand(batch)
+
+    def _start(self, levels: Rates, n: int) -> Tensor:
+        return self._draw(n)
+
+    def _grid(self, steps: int) -> Rates:
+        """Even from u = 1 to 1 / steps, since the last step is one of Euler's to u = 0."""
+        like = next(self.denoiser.parameters())
+        return straight(torch.linspace(1, 1 / steps, steps, dtype=like.dtype, device=like.device))
+
+    def _options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
+        """Refuses samplers that add noise where that of a path is not Gaussian and independent of the data."""
+        added = {"ancestral": 1.0, "ddim": options.get("eta", 0.0), "edm": options.get("churn", 40.0)}
+        diffusion = self.rows is None and self.base is None and not self.bridge
+        if added.get(sampler) and not (diffusion and self.coupling["coupling"] == "independent"):
+            raise ValueError(
+                f"sampler={sampler!r} adds Gaussian noise, which keeps the law of a path from N(0, I) alone, with "
+                "coupling='independent' and no bridge: take 'euler', 'heun', 'dpm++2m' or 'adaptive', 'ddim' with "
+                "eta=0, or 'edm' with churn=0"
+            )
+        return options
+
+    def _log_weight(self, law: PathLaw, x: Tensor) -> Tensor:
+        """The density of levels with noise, as one of levels: (n,)."""
+        width = 2 / (self.levels or 1)
+        return law.log_prob(self._scaled(x)) + math.prod(self.event_shape) * math.log(width)
 
     def _scaled(self, x: Tensor) -> Tensor:
         """v: the data as the flow has them, without gaps between levels."""
