@@ -30,6 +30,7 @@ class Denoising(nn.Module):
         predicts: str,
         data_scale: float,
         learned_scale: bool = False,
+        of_share: bool = False,
         levels: int | None,
         num_classes: int | None,
         context_dim: int,
@@ -54,6 +55,7 @@ class Denoising(nn.Module):
             predicts=predicts,
             data_scale=data_scale,
             learned_scale=learned_scale,
+            of_share=of_share,
         )
 
     def check(self, x: Tensor, y: Tensor | None = None) -> None:

@@ -93,6 +93,7 @@ class FlowMatching(Drawing):
             network=network,
             hidden=hidden,
             predicts="velocity",
+            of_share=True,
             data_scale=data_scale,
             levels=levels,
             num_classes=num_classes,
