@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ppgen.diffusion import Denoiser, Rates, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
-from ppgen.models.drawing import Drawing
+from ppgen.models.drawing import NOISES, Drawing
 from ppgen.models.generative import check_labels, check_rows, one_hot
 from ppgen.models.likelihood import require, require_levels
 from ppgen.nets import ResidualDense, UNet, choose, evaluation
@@ -113,7 +113,8 @@ class Diffusion(Drawing):
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """z_T, then z_{i-1} given z_i down to z_0, then x.
 
-        In continuous time x itself has the law of the probability-flow ODE, see `law`; of levels z_0 has, then x.
+        In continuous time there is x alone, of the law of the probability-flow ODE (see `law`), levels with uniform
+        noise.
         """
         self._register()
         if self.steps is None:
@@ -126,16 +127,12 @@ class Diffusion(Drawing):
             pyro.sample("x", self.observation(z), obs=x if self.levels is not None else self._scaled(x))
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """z_T given x, then z_{i-1} given z_i and x, the data with less and less noise; of `_marginal`, z_0 alone."""
+        """z_T given x, then z_{i-1} given z_i and x: the data with less and less noise; in continuous time, nothing."""
+        if self.steps is None:
+            return
         if self._learns_schedule:
             pyro.module("schedule", self.schedule)
-        v, rank = self._scaled(x), len(self.event_shape)
-        if self.steps is None:
-            if self.levels is not None:
-                with pyro.plate("data", len(x), dim=-1):
-                    pyro.sample("z_0", self._noised(v))
-            return
-        times = self._times(x, self.steps)
+        times, v, rank = self._times(x, self.steps), self._scaled(x), len(self.event_shape)
         with pyro.plate("data", len(x), dim=-1):
             last = times[-1]
             z = pyro.sample(f"z_{self.steps}", dist.Normal(last.signal * v, last.noise).to_event(rank))
@@ -144,13 +141,13 @@ class Diffusion(Drawing):
                 z = pyro.sample(f"z_{i - 1}", dist.Normal(from_z * z + from_x * v, scale).to_event(rank))
 
     def _marginal(self, x: Tensor, y: Tensor | None) -> None:
-        """The program in continuous time; its z_0 is that of the chain over a_0."""
+        """The program in continuous time; of levels its density is a bound of log P."""
         law = self.law(y)
+        z, term = (self._scaled(x), None) if self.levels is None else NOISES["uniform"](self, x)
         with pyro.plate("data", len(x), dim=-1):
-            if self.levels is None:
-                pyro.sample("x", law, obs=self._scaled(x))
-            else:
-                pyro.sample("x", self.observation(self._end(0).signal * pyro.sample("z_0", law)), obs=x)
+            pyro.sample("x", law, obs=z)
+            if term is not None:
+                pyro.factor("levels", term)
 
     def observation(self, z: Tensor) -> TorchDistribution:
         """p(x | z_0)."""

@@ -1,27 +1,42 @@
 """What every model by a denoiser can do: draws by any sampler, and the law of the probability-flow ODE, with density.
 
-Data are scored as v, of which z = a v + s e: as they are, or levels 0 .. K - 1 spread over [-1, 1]. The ODE's law is
-that of z_0 / a_0, data with the little noise that the schedule starts with. Levels have probabilities given z_0 (see
-`observation`), so with q(z_0 | x) = N(a_0 v, s_0^2)
-
-    log P(x) >= E_q [log p(z_0) + log P(x | z_0) - log q(z_0 | x)].
-
-That is how the denoiser saw levels in training. Uniform noise of the width of a level would be scored where p, a peak
-of deviation s_0 / a_0 at each level, is next to zero.
+Data are scored as v, of which z = a v + s e: as they are, or levels 0 .. K - 1 spread over [-1, 1]. The ODE's law p is
+that of z_0 / a_0, data with the little noise, of deviation s_0 / a_0, that the schedule starts with. Levels have
+probabilities by noise that fills the gaps between them, see `NOISES`, which bounds log P(x).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ppgen.diffusion import Denoise, Denoiser, PathLaw, Rates, Schedule, draw, straight
-from ppgen.nets import evaluation
+from ppgen.nets import choose, evaluation
 
 __all__ = ["Drawing"]
+
+
+def _uniform(model: "Drawing", x: Tensor) -> tuple[Tensor, Tensor]:
+    width = 2 / (model.levels - 1)
+    v = model._scaled(x)
+    z = v + width * (torch.rand_like(v) - 0.5)
+    return z, z.new_full(x.shape[:1], math.log(width) * math.prod(model.event_shape))
+
+
+def _normal(model: "Drawing", x: Tensor) -> tuple[Tensor, Tensor]:
+    first, v = model._end(0), model._scaled(x)
+    q = dist.Normal(v, first.noise / first.signal).to_event(len(model.event_shape))
+    z = q.sample()
+    return z, model.observation(first.signal * z).log_prob(x) - q.log_prob(z)
+
+
+# by name a draw z of v with noise, and a term c(x, z) for which log P(x) >= E [log p(z) + c]: "uniform", over the width
+# of a level (Theis et al. 2016, section 3.1); "normal", q(z_0 | x) and P(x | z_0) as the chain has them (see
+# `Diffusion.observation`), for a p that has learned its peak at each level, as it does where levels are few
+NOISES: dict[str, Callable[["Drawing", Tensor], tuple[Tensor, Tensor]]] = {"uniform": _uniform, "normal": _normal}
 
 
 class Drawing(nn.Module):
@@ -104,13 +119,16 @@ class Drawing(nn.Module):
         start = self._last(straight(most), batch)
         return PathLaw(self._denoise(context), start, least=float(least), most=float(most), **options)
 
-    def log_prob(self, x: Tensor, y: Tensor | None = None, *, particles: int = 1, **options: Any) -> Tensor:
+    def log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, particles: int = 1, noise: str = "uniform", **options: Any
+    ) -> Tensor:
         """log p(x_i), or log p(x_i | y_i), of the law, in nats: (n,).
 
-        Of levels, log (1 / m) sum_j p(z_j) P(x_i | z_j) / q(z_j | x_i) with m draws z_j, `particles`: in the mean a
-        lower bound of log P(x_i), which rises to it with m. Divided by -D log 2 it is bits per dimension.
+        Of levels, log (1 / m) sum_j p(z_j) exp(c(x_i, z_j)) with m draws z_j, `particles`: in the mean a lower bound of
+        log P(x_i), which rises with m. Divided by -D log 2 it is bits per dimension.
 
         Args:
+            noise: of levels, a row of `NOISES`.
             options: of `ppgen.diffusion.PathLaw`; of images, take ``probes=1``.
 
         Raises:
@@ -119,15 +137,15 @@ class Drawing(nn.Module):
         self.check(x, y)
         if particles < 1:
             raise ValueError(f"expected particles of at least 1, got {particles}")
+        fill = choose(NOISES, noise, option="noise")
         with evaluation(self):
-            law, v = self.law(y, **options), self._scaled(x)
+            law = self.law(y, **options)
             if self.levels is None:
-                return law.log_prob(v)
-            q, signal = self._noised(v), self._end(0).signal
-            weights = [
-                law.log_prob(z) + self.observation(signal * z).log_prob(x) - q.log_prob(z)
-                for z in q.sample(torch.Size([particles]))
-            ]
+                return law.log_prob(self._scaled(x))
+            weights = []
+            for _ in range(particles):
+                z, term = fill(self, x)
+                weights.append(law.log_prob(z) + term)
             return torch.stack(weights).logsumexp(0) - math.log(particles)
 
     def _denoise(self, context: Tensor | None, guidance: float = 1.0) -> Denoise:
@@ -146,11 +164,6 @@ class Drawing(nn.Module):
             return bare + guidance * (self.denoiser(z, rates, context) - bare)
 
         return guided
-
-    def _noised(self, v: Tensor) -> TorchDistribution:
-        """q(z_0 / a_0 | x)."""
-        first = self._end(0)
-        return dist.Normal(v, first.noise / first.signal).to_event(len(self.event_shape))
 
     def _end(self, t: float) -> Rates:
         """The rates where the schedule begins, at 0, or ends, at 1; constants."""
