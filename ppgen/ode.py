@@ -5,7 +5,7 @@ step takes; solvers that choose their steps are torchdiffeq's.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -50,7 +50,8 @@ def solve(
     from torchdiffeq import odeint, odeint_adjoint  # late: it takes SciPy along
 
     times = state[0].new_tensor(ends)
-    options = {"method": solver, "rtol": tolerance, "atol": tolerance}
+    options: dict[str, Any] = {"method": solver, "rtol": tolerance, "atol": tolerance}
+    options["options"] = {"step_t": times[1:]}  # no step goes beyond the end, where f may have no value
     if adjoint is not None:
         path = odeint_adjoint(motion, state, times, **options, adjoint_params=tuple(adjoint))
     else:

@@ -44,18 +44,30 @@ PREDICTS: dict[str, Mix] = {
 
 
 class LevelFeatures(nn.Module):
-    """log SNR to a vector: itself between -1 and 1, the angle of noise to signal, and waves of doubling frequency."""
+    """A noise level to a vector: log SNR between -1 and 1, the share s / (a + s) of noise, and waves.
+
+    Args:
+        of_share: whether the waves are harmonics of the share, and it stands for log SNR, so that all is smooth up to
+            both ends of the straight path, where log SNR is infinite; else waves of log SNR, of doubling frequency.
+    """
 
     dim = 14
     reach = 20.0
 
+    def __init__(self, *, of_share: bool = False) -> None:
+        super().__init__()
+        self.of_share = of_share
+
     def forward(self, log_snr: Tensor) -> Tensor:
-        """(*batch,) to (*batch, dim); levels beyond +-`reach` are taken for it."""
-        level = (log_snr / self.reach).clamp(-1, 1)
-        waves = torch.arange((self.dim - 2) // 2, dtype=level.dtype, device=level.device)
-        phase = level[..., None] * (math.pi * 2**waves)
-        angle = (-log_snr / 2).sigmoid()
-        return torch.cat([level[..., None], angle[..., None], phase.sin(), phase.cos()], -1)
+        """(*batch,) to (*batch, dim); waves of log SNR take levels beyond +-`reach` for it."""
+        share = (-log_snr / 2).sigmoid()
+        count = torch.arange((self.dim - 2) // 2, dtype=share.dtype, device=share.device)
+        if self.of_share:
+            level, phase = 2 * share - 1, share[..., None] * (math.pi * (1 + count))
+        else:
+            level = (log_snr / self.reach).clamp(-1, 1)
+            phase = level[..., None] * (math.pi * 2**count)
+        return torch.cat([level[..., None], share[..., None], phase.sin(), phase.cos()], -1)
 
 
 class Moments(NamedTuple):
@@ -77,6 +89,7 @@ class Denoiser(nn.Module):
         predicts: a row of `PREDICTS`.
         data_scale: d, the deviation of a number of the data.
         learned_scale: whether the deviation of x given z is learned too (see `Moments`).
+        of_share: which features of the noise level the network has, see `LevelFeatures`.
 
     Raises:
         ValueError: there is no such row, or a scale is not positive.
@@ -92,6 +105,7 @@ class Denoiser(nn.Module):
         predicts: str = "edm",
         data_scale: float = 1.0,
         learned_scale: bool = False,
+        of_share: bool = False,
     ) -> None:
         super().__init__()
         if not data_scale > 0:
@@ -99,7 +113,7 @@ class Denoiser(nn.Module):
         self.mix = choose(PREDICTS, predicts, option="predicts")
         self.network, self.event_shape, self.predicts = network, tuple(event_shape), predicts
         self.data_scale, self.learned_scale = data_scale, learned_scale
-        self.levels = LevelFeatures()
+        self.levels = LevelFeatures(of_share=of_share)
 
     def forward(self, z: Tensor, rates: Rates, context: Tensor | None = None) -> Tensor:
         """E[x | z] (*batch, *event) for z (*batch, *event), rates of shape () or (*batch,), and a context."""

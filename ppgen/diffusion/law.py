@@ -28,7 +28,7 @@ from ppgen.ode import SOLVERS, State, solve
 
 __all__ = ["PathLaw"]
 
-RHO = 3.0
+RHO = 2.0
 
 
 class PathLaw(TorchDistribution):

@@ -30,6 +30,7 @@ class Denoising(nn.Module):
         predicts: str,
         data_scale: float,
         learned_scale: bool = False,
+        of_share: bool = False,
         levels: int | None,
         num_classes: int | None,
         context_dim: int,
@@ -43,7 +44,8 @@ class Denoising(nn.Module):
             raise ValueError(f"expected num_classes or context_dim, got both, {num_classes} and {context_dim}")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"expected label_dropout in [0, 1), got {label_dropout}")
-        self.event_shape, self.levels, self.data_scale = tuple(event_shape), levels, data_scale
+        self.event_shape, self.data_scale = tuple(event_shape), data_scale
+        self.levels: Any = levels  # K, or None
         self.num_classes, self.context_dim = num_classes, context_dim
         self.conditional = num_classes is not None or context_dim > 0
         self.label_dropout = label_dropout if self.conditional else 0.0
@@ -54,6 +56,7 @@ class Denoising(nn.Module):
             predicts=predicts,
             data_scale=data_scale,
             learned_scale=learned_scale,
+            of_share=of_share,
         )
 
     def check(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -91,6 +94,15 @@ class Denoising(nn.Module):
         if context is None or not self.training or not self.label_dropout:
             return context
         return context * (torch.rand_like(context[:, :1]) >= self.label_dropout)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        """v: the data as the chain has them."""
+        v = x.to(self._dtype)
+        return v if self.levels is None else 2 * v / (self.levels - 1) - 1
+
+    def _unscaled(self, v: Tensor) -> Tensor:
+        """The data that v stands for."""
+        return v if self.levels is None else ((v + 1) / 2 * (self.levels - 1)).round().clamp(0, self.levels - 1).long()
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ppgen.diffusion import Rates, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
-from ppgen.models.drawing import Drawing
+from ppgen.models.drawing import NOISES, Drawing
 from ppgen.nets import choose, evaluation
 
 __all__ = ["Diffusion"]
@@ -107,7 +107,8 @@ class Diffusion(Drawing):
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """z_T, then z_{i-1} given z_i down to z_0, then x.
 
-        In continuous time x itself has the law of the probability-flow ODE, see `law`; of levels z_0 has, then x.
+        In continuous time there is x alone, of the law of the probability-flow ODE (see `law`), levels with uniform
+        noise.
         """
         self._register()
         if self.steps is None:
@@ -120,16 +121,12 @@ class Diffusion(Drawing):
             pyro.sample("x", self.observation(z), obs=x if self.levels is not None else self._scaled(x))
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """z_T given x, then z_{i-1} given z_i and x, the data with less and less noise; of `_marginal`, z_0 alone."""
+        """z_T given x, then z_{i-1} given z_i and x: the data with less and less noise; in continuous time, nothing."""
+        if self.steps is None:
+            return
         if self._learns_schedule:
             pyro.module("schedule", self.schedule)
-        v, rank = self._scaled(x), len(self.event_shape)
-        if self.steps is None:
-            if self.levels is not None:
-                with pyro.plate("data", len(x), dim=-1):
-                    pyro.sample("z_0", self._noised(v))
-            return
-        times = self._times(x, self.steps)
+        times, v, rank = self._times(x, self.steps), self._scaled(x), len(self.event_shape)
         with pyro.plate("data", len(x), dim=-1):
             last = times[-1]
             z = pyro.sample(f"z_{self.steps}", dist.Normal(last.signal * v, last.noise).to_event(rank))
@@ -138,13 +135,13 @@ class Diffusion(Drawing):
                 z = pyro.sample(f"z_{i - 1}", dist.Normal(from_z * z + from_x * v, scale).to_event(rank))
 
     def _marginal(self, x: Tensor, y: Tensor | None) -> None:
-        """The program in continuous time; its z_0 is that of the chain over a_0."""
+        """The program in continuous time; of levels its density is a bound of log P."""
         law = self.law(y)
+        z, term = (self._scaled(x), None) if self.levels is None else NOISES["uniform"](self, x)
         with pyro.plate("data", len(x), dim=-1):
-            if self.levels is None:
-                pyro.sample("x", law, obs=self._scaled(x))
-            else:
-                pyro.sample("x", self.observation(self._end(0).signal * pyro.sample("z_0", law)), obs=x)
+            pyro.sample("x", law, obs=z)
+            if term is not None:
+                pyro.factor("levels", term)
 
     def observation(self, z: Tensor) -> TorchDistribution:
         """p(x | z_0)."""
@@ -250,15 +247,6 @@ class Diffusion(Drawing):
     def _times(self, x: Tensor, steps: int) -> list[Rates]:
         rates = self.schedule(torch.linspace(0, 1, steps + 1, dtype=self._dtype, device=x.device))
         return [Rates(*parts) for parts in zip(*(rate.unbind() for rate in rates), strict=True)]
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        """v: the data as the chain has them."""
-        v = x.to(self._dtype)
-        return v if self.levels is None else 2 * v / (self.levels - 1) - 1
-
-    def _unscaled(self, v: Tensor) -> Tensor:
-        """The data that v stands for."""
-        return v if self.levels is None else ((v + 1) / 2 * (self.levels - 1)).round().clamp(0, self.levels - 1).long()
 
     def _register(self) -> None:
         pyro.module("denoiser", self.denoiser)

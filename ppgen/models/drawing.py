@@ -1,38 +1,52 @@
 """What every model by a denoiser can do: draws by any sampler, and the law of the probability-flow ODE, with density.
 
-Data are scored as v, of which z = a v + s e: as they are, or levels 0 .. K - 1 spread over [-1, 1]. The ODE's law is
-that of z_0 / a_0, data with the little noise that the schedule starts with. Levels have probabilities given z_0 (see
-`observation`), so with q(z_0 | x) = N(a_0 v, s_0^2)
-
-    log P(x) >= E_q [log p(z_0) + log P(x | z_0) - log q(z_0 | x)].
-
-That is how the denoiser saw levels in training. Uniform noise of the width of a level would be scored where p, a peak
-of deviation s_0 / a_0 at each level, is next to zero.
+Data are scored as v, of which z = a v + s e: as they are, or levels 0 .. K - 1 spread over [-1, 1]. The ODE's law p is
+that of z_0 / a_0, data with the little noise, of deviation s_0 / a_0, that the schedule starts with. Levels have
+probabilities by noise that fills the gaps between them, see `NOISES`, which bounds log P(x).
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppgen.diffusion import Denoise, PathLaw, Rates, Schedule, draw, straight
 from ppgen.models.denoising import Denoising
-from ppgen.nets import evaluation
+from ppgen.nets import choose, evaluation
 
 __all__ = ["Drawing"]
+
+
+def _uniform(model: "Drawing", x: Tensor) -> tuple[Tensor, Tensor]:
+    width = 2 / (model.levels - 1)
+    v = model._scaled(x)
+    z = v + width * (torch.rand_like(v) - 0.5)
+    return z, z.new_full(x.shape[:1], math.log(width) * math.prod(model.event_shape))
+
+
+def _normal(model: "Drawing", x: Tensor) -> tuple[Tensor, Tensor]:
+    first, v = model._end(0), model._scaled(x)
+    q = dist.Normal(v, first.noise / first.signal).to_event(len(model.event_shape))
+    z = q.sample()
+    return z, model.observation(first.signal * z).log_prob(x) - q.log_prob(z)
+
+
+# by name a draw z of v with noise, and a term c(x, z) for which log P(x) >= E [log p(z) + c]: "uniform", over the width
+# of a level (Theis et al. 2016, section 3.1); "normal", q(z_0 | x) and P(x | z_0) as the chain has them (see
+# `Diffusion.observation`), for a p that has learned its peak at each level, as it does where levels are few
+NOISES: dict[str, Callable[["Drawing", Tensor], tuple[Tensor, Tensor]]] = {"uniform": _uniform, "normal": _normal}
 
 
 class Drawing(Denoising):
     """Draws and densities of a model that has the attributes below, as `ppgen.models.Diffusion` does."""
 
+    noises: ClassVar[dict[str, Any]] = NOISES
     schedule: Schedule
     observation: Any  # z_0 to p(x | z_0)
     _last: Any  # rates and a batch shape to the law of z there, where little is left of the data
-    _scaled: Any  # x to v
-    _unscaled: Any  # and back
 
     def sample(
         self,
@@ -52,7 +66,7 @@ class Drawing(Denoising):
         Args:
             y: labels (n,), or contexts (n, context_dim), of a conditional model.
             sampler: a row of `ppgen.diffusion.SAMPLERS`.
-            steps: how many levels of noise, even in the schedule's time, the draws pass.
+            steps: how many levels of noise, even in the schedule's time, the draws pass; "adaptive" takes its own.
             guidance: w of E + w (E_y - E), E the mean without labels (Ho & Salimans 2022); 1 for E_y.
             progress: whether a bar is shown, in a terminal.
             return_path: whether the states z at all levels are returned too, in a list that ends with the draws.
@@ -68,7 +82,7 @@ class Drawing(Denoising):
             raise ValueError(f"expected n and steps of at least 1, got {n} and {steps}")
         self._check_labels(y, torch.Size([n]))
         with evaluation(self):
-            context, levels = self._context(y), self._grid(steps)
+            context, levels = self._context(y), self._grid(steps, sampler)
             path = draw(
                 self._denoise(context, guidance),
                 self._start(levels, n),
@@ -95,13 +109,16 @@ class Drawing(Denoising):
         start = self._last(straight(most), batch)
         return PathLaw(self._denoise(context), start, least=float(least), most=float(most), **options)
 
-    def log_prob(self, x: Tensor, y: Tensor | None = None, *, particles: int = 1, **options: Any) -> Tensor:
+    def log_prob(
+        self, x: Tensor, y: Tensor | None = None, *, particles: int = 1, noise: str = "uniform", **options: Any
+    ) -> Tensor:
         """log p(x_i), or log p(x_i | y_i), of the law, in nats: (n,).
 
-        Of levels, log (1 / m) sum_j p(z_j) P(x_i | z_j) / q(z_j | x_i) with m draws z_j, `particles`: in the mean a
-        lower bound of log P(x_i), which rises to it with m. Divided by -D log 2 it is bits per dimension.
+        Of levels, log (1 / m) sum_j p(z_j) exp(c(x_i, z_j)) with m draws z_j, `particles`: in the mean a lower bound of
+        log P(x_i), which rises with m. Divided by -D log 2 it is bits per dimension.
 
         Args:
+            noise: of levels, a row of `noises`.
             options: of `ppgen.diffusion.PathLaw`; of images, take ``probes=1``.
 
         Raises:
@@ -110,11 +127,16 @@ class Drawing(Denoising):
         self.check(x, y)
         if particles < 1:
             raise ValueError(f"expected particles of at least 1, got {particles}")
+        fill = choose(self.noises, noise, option="noise")
         with evaluation(self):
             law = self.law(y, **options)
             if self.levels is None:
                 return law.log_prob(self._scaled(x))
-            return torch.stack([self._log_weight(law, x) for _ in range(particles)]).logsumexp(0) - math.log(particles)
+            weights = []
+            for _ in range(particles):
+                z, term = fill(self, x)
+                weights.append(law.log_prob(z) + term)
+            return torch.stack(weights).logsumexp(0) - math.log(particles)
 
     def _denoise(self, context: Tensor | None, guidance: float = 1.0) -> Denoise:
         """E[v | z] at a context, guided by the weight."""
@@ -133,13 +155,7 @@ class Drawing(Denoising):
 
         return guided
 
-    def _log_weight(self, law: PathLaw, x: Tensor) -> Tensor:
-        """log p(z) P(x_i | z) / q(z | x_i) of levels, at a draw z: (n,)."""
-        q = self._noised(self._scaled(x))
-        z = q.sample()
-        return law.log_prob(z) + self.observation(self._end(0).signal * z).log_prob(x) - q.log_prob(z)
-
-    def _grid(self, steps: int) -> Rates:
+    def _grid(self, steps: int, sampler: str) -> Rates:
         """The levels that draws pass."""
         return self.schedule.grid(steps, next(self.denoiser.parameters()))
 
@@ -150,11 +166,6 @@ class Drawing(Denoising):
     def _options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
         """A sampler's options, with what this model has to say of them."""
         return options
-
-    def _noised(self, v: Tensor) -> TorchDistribution:
-        """q(z_0 / a_0 | x)."""
-        first = self._end(0)
-        return dist.Normal(v, first.noise / first.signal).to_event(len(self.event_shape))
 
     def _end(self, t: float) -> Rates:
         """The rates where the schedule begins, at 0, or ends, at 1; constants."""

@@ -18,9 +18,8 @@ Brownian motion of deviation s has Brownian bridges between the pairs of an entr
 so that the equation has the bridge's law at each u.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -28,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppgen.diffusion import COUPLINGS, TIMES, PathLaw, Rates, couple, make_schedule, straight
-from ppgen.models.drawing import Drawing
+from ppgen.diffusion import COUPLINGS, TIMES, Rates, couple, make_schedule, straight
+from ppgen.models.drawing import NOISES, Drawing
 from ppgen.nets import choose
 
 __all__ = ["FlowMatching"]
@@ -55,8 +54,8 @@ class FlowMatching(Drawing):
             "dense" of the rest.
         hidden: widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for its own.
         data_scale: the deviation of a number of the data, by which the network's input is scaled.
-        levels: K, of data that are integers 0 .. K - 1. They are spread over [-1, 1], where the base is too, and noise
-            fills the gaps (see `ppgen.models.flow`).
+        levels: K, of data that are integers 0 .. K - 1, which are spread over [-1, 1], with noise in the gaps; a base
+            lies there too.
         num_classes: the number of labels when the model is conditioned on them.
         context_dim: the width of contexts (n, context_dim) that take the place of labels.
         label_dropout: how often a label, or a context, is left out in training, so that draws can be guided.
@@ -67,6 +66,7 @@ class FlowMatching(Drawing):
         ValueError: an option is out of range or unknown, or the base has another shape.
     """
 
+    noises: ClassVar[dict[str, Any]] = {"uniform": NOISES["uniform"]}
     rows: Tensor | None
 
     def __init__(
@@ -93,6 +93,7 @@ class FlowMatching(Drawing):
             network=network,
             hidden=hidden,
             predicts="velocity",
+            of_share=True,
             data_scale=data_scale,
             levels=levels,
             num_classes=num_classes,
@@ -139,7 +140,7 @@ class FlowMatching(Drawing):
     @torch.no_grad()
     def path(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Draws of times u (n,), and z_u and its velocity there (n, *event_shape); arguments as `model` has them."""
-        v = self._scaled(x)
+        v = self._scaled(x) if self.levels is None else NOISES["uniform"](self, x)[0]
         e, u = self._coupled(v, y) if e is None else e.to(v), self.times(v.flatten(1)[:, 0])
         if self.bridge:
             u = LEAST + (1 - 2 * LEAST) * u
@@ -176,10 +177,11 @@ class FlowMatching(Drawing):
     def _start(self, levels: Rates, n: int) -> Tensor:
         return self._draw(n)
 
-    def _grid(self, steps: int) -> Rates:
-        """Even from u = 1 to 1 / steps, since the last step is one of Euler's to u = 0."""
+    def _grid(self, steps: int, sampler: str) -> Rates:
+        """Even from u = 1 to 1 / steps, since the last step is one of Euler's to u = 0; that of "adaptive" is small."""
+        last, count = (LEAST, max(steps, 2)) if sampler == "adaptive" else (1 / steps, steps)
         like = next(self.denoiser.parameters())
-        return straight(torch.linspace(1, 1 / steps, steps, dtype=like.dtype, device=like.device))
+        return straight(torch.linspace(1, last, count, dtype=like.dtype, device=like.device))
 
     def _options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
         """Refuses samplers that add noise where that of a path is not Gaussian and independent of the data."""
@@ -192,20 +194,6 @@ class FlowMatching(Drawing):
                 "eta=0, or 'edm' with churn=0"
             )
         return options
-
-    def _log_weight(self, law: PathLaw, x: Tensor) -> Tensor:
-        """The density of levels with noise, as one of levels: (n,)."""
-        width = 2 / (self.levels or 1)
-        return law.log_prob(self._scaled(x)) + math.prod(self.event_shape) * math.log(width)
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        """v: the data as the flow has them, without gaps between levels."""
-        v = x.to(self._dtype)
-        return v if self.levels is None else 2 * (v + torch.rand_like(v)) / self.levels - 1
-
-    def _unscaled(self, v: Tensor) -> Tensor:
-        """The data that v stands for; what little lies beyond the ends belongs to the last levels."""
-        return v if self.levels is None else ((v + 1) / 2 * self.levels).floor().clamp(0, self.levels - 1).long()
 
     def _checked(self, base: Distribution | Tensor | None) -> Tensor | None:
         """The rows of a base that is made of rows."""
