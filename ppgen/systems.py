@@ -71,7 +71,7 @@ GROWING = GAME | {
 # a flow against an energy: draws take the place of data
 REVERSE = {
     "fit.batch_size": None,
-    "fit.steps": 4000,
+    "fit.steps": 8000,
     "fit.schedule": "cosine",
     "lr": 2e-3,
     "model.layers": 3,
