@@ -37,13 +37,13 @@ DRAWING = [
 ]  # see test_adaptation, test_energies
 
 
-KINDS = ("ae", "vae", "gan", "ali", "maf")  # a system of each model
+KINDS = ("ae", "vae", "gan", "ali", "maf", "edm", "ot_fm")  # a system of each model
 
 
 @pytest.mark.figures
 @pytest.mark.parametrize("system", KINDS)
 def test_every_kind_of_model_makes_its_page(system, tmp_path):
-    assert {SYSTEMS[name].model for name in ("ae", "vae", "gan", "ali", "maf")} == {
+    assert {SYSTEMS[name].model for name in KINDS} == {
         SYSTEMS[name].model for name in DRAWING
     }
     assert main(["train", system, "moons", *QUICK, "--draws", "25"]) == 0
