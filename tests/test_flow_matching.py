@@ -178,6 +178,14 @@ def test_densities_by_the_closed_form_are_the_datas(together):
     torch.testing.assert_close(found, law(M, D).log_prob(x), rtol=0, atol=5e-3)
 
 
+def test_the_law_from_a_mixture_draws_and_scores():
+    modes = dist.Normal(torch.tensor([[-2.0], [2.0]]), 0.5).to_event(1)
+    base = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), modes)
+    law = FlowMatching((1,), base=base, hidden=(8, 8)).law()
+    assert not law.has_rsample
+    assert law.log_prob(law.sample((5,))).isfinite().all()
+
+
 def test_levels_have_the_probabilities_of_their_cells():
     """Levels 0 .. 16 on [-1, 1], cells of width 1/8, over which p changes by a fifth: 60 points of each."""
     model = FlowMatching((1,), base=law(0.0, B), network=Exact(), coupling="independent", levels=17)
