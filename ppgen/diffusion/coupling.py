@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 
 from ppgen.metrics.metric import squared_distances
-from ppgen.metrics.transport import sinkhorn_potentials
 from ppgen.nets import choose
 
 __all__ = ["COUPLINGS", "couple"]
 
-FALL, STEPS = 12, 40  # iterations of Sinkhorn's: while epsilon falls to the one asked for, and at that one
+FALL, STEPS, LAST = 12, 5, 50  # times that epsilon falls to the one asked for, iterations at each and at that
 
 
 def _exact(cost: Tensor, epsilon: float | None, uniform: Tensor) -> Tensor:
@@ -40,13 +39,30 @@ def _exact(cost: Tensor, epsilon: float | None, uniform: Tensor) -> Tensor:
 
 
 def _sinkhorn(cost: Tensor, epsilon: float | None, uniform: Tensor) -> Tensor:
-    last = cost.mean() / 20 if epsilon is None else cost.new_full((), epsilon)
-    first = torch.maximum(cost.max(), last)
-    ladder = [first * (last / first) ** (k / FALL) for k in range(FALL)] + [last] * STEPS
-    log_weights = torch.full_like(uniform, len(cost)).log().neg()
-    f, _ = sinkhorn_potentials(cost, log_weights, log_weights, ladder)
-    below = ((f[:, None] - cost) / last).softmax(0).cumsum(0)  # p(i or less | j)
+    plan = entropic_plan(cost, cost.mean() / 20 if epsilon is None else cost.new_full((), epsilon))
+    below = (plan / plan.sum(0)).cumsum(0)  # p(i or less | j)
     return (below < uniform).sum(0).clamp(max=len(cost) - 1)
+
+
+def entropic_plan(cost: Tensor, epsilon: Tensor) -> Tensor:
+    """The plan (n, n) of "sinkhorn", with sums of one in place of 1 / n, by scaling of rows and columns.
+
+    Sums of columns are exact and those of rows as good as the iterations have come, fewer the smaller epsilon is. The
+    scaling is kept in the exponents and taken up anew at each epsilon, so that nothing is too large or small
+    (Schmitzer 2019).
+    """
+    cost, last = cost.double(), epsilon.double()
+    first = torch.maximum(cost.max(), last)
+    f, g = torch.zeros_like(cost[0]), torch.zeros_like(cost[0])
+    for k in range(FALL + 1):
+        eps = first * (last / first) ** (k / FALL)
+        kernel = ((f[:, None] + g - cost) / eps).exp()
+        v = torch.ones_like(g)
+        for _ in range(STEPS if k < FALL else LAST):
+            u = 1 / (kernel @ v)
+            v = 1 / (u @ kernel)
+        f, g = f + eps * u.log(), g + eps * v.log()
+    return u[:, None] * kernel * v
 
 
 # cost (n, n), epsilon, uniform numbers (n,) to draw by -> the row i for each j; None where that is j

@@ -51,7 +51,6 @@ class PathLaw(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
-    has_rsample = True
 
     def __init__(
         self,
@@ -75,6 +74,7 @@ class PathLaw(TorchDistribution):
         if probes is not None and probes < 1:
             raise ValueError(f"expected probes of at least 1, or None for the exact trace, got {probes}")
         self.denoise, self.start, self.least, self.most, self.probes = denoise, start, least, most, probes
+        self.has_rsample = start.has_rsample
         self.options: dict[str, Any] = {"solver": solver, "steps": steps, "tolerance": tolerance}
         super().__init__(start.batch_shape, start.event_shape, validate_args=False)
 
@@ -87,7 +87,7 @@ class PathLaw(TorchDistribution):
         return PathLaw(self.denoise, start, least=self.least, most=self.most, probes=self.probes, **self.options)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        w = self.start.rsample(torch.Size(sample_shape))
+        w = self._started(sample_shape)
 
         def motion(tau: Tensor, state: State) -> State:
             return (self._velocity(tau, state[0])[0],)
@@ -96,9 +96,14 @@ class PathLaw(TorchDistribution):
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """A draw and its log density, on one way."""
-        w = self.start.rsample(torch.Size(sample_shape))
+        w = self._started(sample_shape)
         end, spread = self._carried(w, back=True)
         return end / (1 - self.least), self.start.log_prob(w) - spread + self._log_scale
+
+    def _started(self, sample_shape: Sequence[int]) -> Tensor:
+        """Draws at the noisy end; a law of one that has no `rsample`, a mixture say, has none itself."""
+        draw = self.start.rsample if self.has_rsample else self.start.sample
+        return draw(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         rank = value.dim() - len(self.event_shape)

@@ -179,9 +179,11 @@ class Sinkhorn(TransportMetric):
         ``sum_j pi_ij grad |x_i - y_j|^p``, and so for ``g`` in ``y``; together they are the whole of it.
         """
         with torch.no_grad():
-            log_p, log_q = p.log(), q.log()
-            f, g = sinkhorn_potentials(self.costs(x, y), log_p, log_q, ladder)
-        eps = ladder[-1]
+            cost, log_p, log_q = self.costs(x, y), p.log(), q.log()
+            f, g = _soft_min(ladder[0], cost, log_q), _soft_min(ladder[0], cost.T, log_p)
+            for eps in ladder:
+                towards = _soft_min(eps, cost, log_q + g / eps), _soft_min(eps, cost.T, log_p + f / eps)
+                f, g = (f + towards[0]) / 2, (g + towards[1]) / 2
         x_costs, y_costs = self.costs(x, y.detach()), self.costs(y, x.detach())
         return _soft_min(eps, x_costs, log_q + g / eps), _soft_min(eps, y_costs, log_p + f / eps)
 
@@ -220,15 +222,6 @@ class Wasserstein(TransportMetric):
         f, g = (torch.as_tensor(log[side]).to(x) for side in "uv")
         value = (torch.as_tensor(plan).to(x) * cost).sum() + (p - p.detach()) @ f + (q - q.detach()) @ g
         return _root(value, self.p) if self.root else value
-
-
-def sinkhorn_potentials(cost: Tensor, log_p: Tensor, log_q: Tensor, ladder: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """``f`` ``(n,)`` and ``g`` ``(m,)`` of the plan ``p_i q_j exp((f_i + g_j - cost_ij) / eps)``, eps the last."""
-    f, g = _soft_min(ladder[0], cost, log_q), _soft_min(ladder[0], cost.T, log_p)
-    for eps in ladder:
-        towards = _soft_min(eps, cost, log_q + g / eps), _soft_min(eps, cost.T, log_p + f / eps)
-        f, g = (f + towards[0]) / 2, (g + towards[1]) / 2
-    return f, g
 
 
 def line_costs(u: Tensor, v: Tensor, p: Tensor, q: Tensor, exponent: float) -> Tensor:

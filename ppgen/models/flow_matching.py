@@ -33,7 +33,8 @@ from ppgen.nets import choose
 
 __all__ = ["FlowMatching"]
 
-LEAST = 1e-3  # the law ends at noise of this much, and a bridge's times keep so far from its ends, where F has no bound
+END = 1e-4  # the u at which densities and adaptive draws end: data with noise of so much
+MARGIN = 1e-3  # how far a bridge's times keep from both ends, where its velocity has no bound
 
 
 class FlowMatching(Drawing):
@@ -111,7 +112,7 @@ class FlowMatching(Drawing):
         example = torch.zeros(2, *self.event_shape)
         couple(example, example, **self.coupling)  # refuses options that do not go together
         self.bridge, self.times = bridge, choose(TIMES, times, option="times")
-        self.schedule = make_schedule("straight", least=LEAST)
+        self.schedule = make_schedule("straight", least=END)
         self.base = base if isinstance(base, Distribution) else None
         self.register_buffer("rows", self._checked(base), persistent=False)
 
@@ -143,7 +144,7 @@ class FlowMatching(Drawing):
         v = self._scaled(x) if self.levels is None else NOISES["uniform"](self, x)[0]
         e, u = self._coupled(v, y) if e is None else e.to(v), self.times(v.flatten(1)[:, 0])
         if self.bridge:
-            u = LEAST + (1 - 2 * LEAST) * u
+            u = MARGIN + (1 - 2 * MARGIN) * u
         a, s, _ = straight(u).over(v)
         z, velocity = a * v + s * e, e - v
         if self.bridge:
@@ -179,7 +180,7 @@ class FlowMatching(Drawing):
 
     def _grid(self, steps: int, sampler: str) -> Rates:
         """Even from u = 1 to 1 / steps, since the last step is one of Euler's to u = 0; that of "adaptive" is small."""
-        last, count = (LEAST, max(steps, 2)) if sampler == "adaptive" else (1 / steps, steps)
+        last, count = (END, max(steps, 2)) if sampler == "adaptive" else (1 / steps, steps)
         like = next(self.denoiser.parameters())
         return straight(torch.linspace(1, last, count, dtype=like.dtype, device=like.device))
 
