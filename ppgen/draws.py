@@ -162,6 +162,26 @@ def latent_sites(trace: Trace) -> dict[str, Site]:
     return {k: s for k, s in sample_sites(trace).items() if not s["is_observed"]}
 
 
+def weighing_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Site]]:
+    """A run of a program that has no latents, and what in it has a density: its observations and its factors.
+
+    Raises:
+        ValueError: naming the latents if it has some; if it observes nothing.
+    """
+    trace = poutine.trace(program).get_trace(*args)
+    if latent := latent_sites(trace):
+        raise ValueError(
+            f"a likelihood has observed sites alone, got the latents {_quoted(latent)}: give them values "
+            "(pyro.poutine.condition), or marginalise them"
+        )
+    sites = {k: s for k, s in sample_sites(trace).items() if not s["infer"].get("_deterministic")}
+    if not sites:
+        raise ValueError(
+            "a likelihood observes something, got a program without an observed site: pyro.sample(name, law, obs=y)"
+        )
+    return trace, sites
+
+
 def is_observed(site: Site) -> bool:
     """Whether the program gave the site a value, deterministic and factor sites left out."""
     given = site["is_observed"] or site["infer"].get("was_observed", False)

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "moments": set(),
     "nets": set(),
     "flows": {"nets"},
-    "diffusion": {"nets"},
+    "diffusion": {"draws", "nets"},
     "stepwise": {"diffusion", "draws", "objective"},
     "data": set(),
     "files": set(),
