@@ -1,16 +1,32 @@
 """Diffusion: noise levels, denoisers, and ways from noise back to data."""
 
 from ppgen.diffusion.denoiser import PREDICTS, Denoiser
-from ppgen.diffusion.schedule import SCHEDULES, LearnedSchedule, Rates, Schedule, at_noise, bridge, make_schedule
+from ppgen.diffusion.law import PathLaw
+from ppgen.diffusion.sampler import SAMPLERS, Denoise, draw
+from ppgen.diffusion.schedule import (
+    SCHEDULES,
+    LearnedSchedule,
+    Rates,
+    Schedule,
+    at_noise,
+    bridge,
+    make_schedule,
+    straight,
+)
 
 __all__ = [
     "PREDICTS",
+    "SAMPLERS",
     "SCHEDULES",
+    "Denoise",
     "Denoiser",
     "LearnedSchedule",
+    "PathLaw",
     "Rates",
     "Schedule",
     "at_noise",
     "bridge",
+    "draw",
     "make_schedule",
+    "straight",
 ]

@@ -22,7 +22,17 @@ from torch import Tensor, nn
 
 from ppgen.nets import choose
 
-__all__ = ["SCHEDULES", "Bridge", "LearnedSchedule", "Rates", "Schedule", "at_noise", "bridge", "make_schedule"]
+__all__ = [
+    "SCHEDULES",
+    "Bridge",
+    "LearnedSchedule",
+    "Rates",
+    "Schedule",
+    "at_noise",
+    "bridge",
+    "make_schedule",
+    "straight",
+]
 
 
 class Rates(NamedTuple):
@@ -167,8 +177,7 @@ def _karras(t: Tensor, least: float, most: float) -> Rates:
 
 def _straight(t: Tensor, least: float, most: float) -> Rates:
     first = least / (1 + least)
-    left = (1 - first) * (1 - t)
-    return Rates(left, 1 - left, 2 * (left.log() - (1 - left).log()))
+    return straight(first + (1 - first) * t)
 
 
 # "linear": Ho et al. 2020 in continuous time (Song et al. 2021, equation 33), b = 0.1, B = 20; "cosine": Nichol &
@@ -199,6 +208,11 @@ def make_schedule(schedule: str | Schedule, *, least: float | None = None, most:
 def at_noise(ratio: Tensor) -> Rates:
     """The rates of a path whose signal keeps its size, at noise s = `ratio`."""
     return _exploding(ratio)
+
+
+def straight(u: Tensor) -> Rates:
+    """The rates 1 - u and u of the straight path (1 - u) x + u e."""
+    return Rates(1 - u, u, 2 * (torch.log1p(-u) - u.log()))
 
 
 class Bridge(NamedTuple):

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ppgen.flows.circular import Circular
-from ppgen.flows.continuous import FIXED, SOLVERS, Continuous
+from ppgen.flows.continuous import Continuous
 from ppgen.flows.flow import Base, Flow
 from ppgen.flows.given import Given
 from ppgen.flows.low_rank import LowRank, Planar, Radial, Sylvester
@@ -44,6 +44,7 @@ from ppgen.flows.residual import Residual
 from ppgen.flows.smooth import Smooth
 from ppgen.flows.zuko import flows, gaussianization, lazy, networks, transforms
 from ppgen.nets import choose
+from ppgen.ode import FIXED, SOLVERS
 
 __all__ = [
     "FLOWS",

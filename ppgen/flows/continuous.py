@@ -7,8 +7,7 @@ solved together with x. The trace is exact, or Hutchinson's estimate v' J v with
 solvers that choose their steps are torchdiffeq's.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,21 +15,9 @@ from torch.distributions import Transform, constraints
 
 from ppgen.flows.smooth import Smooth
 from ppgen.flows.zuko import lazy
+from ppgen.ode import Motion, State, solve
 
-__all__ = ["SOLVERS", "Continuous"]
-
-State: TypeAlias = tuple[Tensor, ...]
-Motion: TypeAlias = Callable[[Tensor, State], State]
-
-# by name the nodes and weights of explicit Runge-Kutta steps: each stage's time and weights of the stages before it,
-# then those of the whole step
-FIXED: dict[str, tuple[Sequence[tuple[float, Sequence[float]]], Sequence[float]]] = {
-    "euler": ([(0.0, [])], [1.0]),
-    "midpoint": ([(0.0, []), (0.5, [0.5])], [0.0, 1.0]),
-    "rk4": ([(0.0, []), (0.5, [0.5]), (0.5, [0.0, 0.5]), (1.0, [0.0, 0.0, 1.0])], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
-}
-ADAPTIVE = ("adaptive_heun", "bosh3", "dopri5", "dopri8", "fehlberg2")
-SOLVERS = (*FIXED, *ADAPTIVE)
+__all__ = ["Continuous"]
 
 
 class Continuous(lazy.LazyTransform):
@@ -38,7 +25,7 @@ class Continuous(lazy.LazyTransform):
 
     Args:
         network: f, of x, and of t and the context as further inputs.
-        solver: one of `SOLVERS`.
+        solver: one of `ppgen.ode.SOLVERS`.
         steps: of a solver of fixed steps.
         tolerance: absolute and relative, of a solver that chooses its steps.
         adjoint: whether gradients come from a second equation, solved backwards, in memory that does not grow with the
@@ -70,17 +57,15 @@ class Continuous(lazy.LazyTransform):
             motion: d state / dt, of t and the state.
             learned: what `motion` is made of, for the adjoint equation.
         """
-        if self.solver in FIXED:
-            return _steps(motion, state, *FIXED[self.solver], ends=(1, 0) if back else (0, 1), count=self.steps)
-        from torchdiffeq import odeint, odeint_adjoint  # late: it takes SciPy along
-
-        times = state[0].new_tensor([1.0, 0.0] if back else [0.0, 1.0])
-        options = {"method": self.solver, "rtol": self.tolerance, "atol": self.tolerance}
-        if self.adjoint:
-            path = odeint_adjoint(motion, state, times, **options, adjoint_params=tuple(learned))
-        else:
-            path = odeint(motion, state, times, **options)
-        return tuple(values[-1] for values in path)
+        return solve(
+            motion,
+            state,
+            (1.0, 0.0) if back else (0.0, 1.0),
+            solver=self.solver,
+            steps=self.steps,
+            tolerance=self.tolerance,
+            adjoint=learned if self.adjoint else None,
+        )
 
 
 class _Solution(Transform):
@@ -142,31 +127,3 @@ class _Solution(Transform):
         if self.context is None:
             return t.reshape(1)
         return torch.cat([t.expand(*self.context.shape[:-1], 1), self.context], -1)
-
-
-def _steps(
-    motion: Motion,
-    state: State,
-    stages: Sequence[tuple[float, Sequence[float]]],
-    weights: Sequence[float],
-    *,
-    ends: tuple[float, float],
-    count: int,
-) -> State:
-    """Runge-Kutta steps of one size."""
-    h = (ends[1] - ends[0]) / count
-    for step in range(count):
-        slopes: list[State] = []
-        for node, parts in stages:
-            time = state[0].new_full((), ends[0] + (step + node) * h)
-            slopes.append(motion(time, _moved(state, h, parts, slopes)))
-        state = _moved(state, h, weights, slopes)
-    return state
-
-
-def _moved(state: State, h: float, weights: Sequence[float], slopes: Sequence[State]) -> State:
-    """The state, moved along each slope by h times its weight."""
-    for weight, slope in zip(weights, slopes, strict=True):
-        if weight:
-            state = tuple(value + h * weight * change for value, change in zip(state, slope, strict=True))
-    return state

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from ppgen.diffusion import Denoiser, Rates, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
+from ppgen.models.drawing import NOISES, Drawing
 from ppgen.models.generative import check_labels, check_rows, one_hot
 from ppgen.models.likelihood import require, require_levels
-from ppgen.nets import ResidualDense, UNet, choose
+from ppgen.nets import ResidualDense, UNet, choose, evaluation
 
 __all__ = ["Diffusion"]
 
@@ -34,7 +35,7 @@ __all__ = ["Diffusion"]
 VARIANCES = {"small": (False, False), "large": (True, False), "learned": (False, True)}
 
 
-class Diffusion(nn.Module):
+class Diffusion(Drawing):
     """A chain z_T, .., z_0, x of T + 1 latents a datum, each over the plate "data" of x's rows.
 
     `model` and `guide` are the whole chain, for `ppgen.Evidence`; `ppgen.StepwiseEvidence` trains on one step of it at
@@ -110,26 +111,43 @@ class Diffusion(nn.Module):
         )
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        """z_T, then z_{i-1} given z_i down to z_0, then x."""
+        """z_T, then z_{i-1} given z_i down to z_0, then x.
+
+        In continuous time there is x alone, of the law of the probability-flow ODE (see `law`), levels with uniform
+        noise.
+        """
         self._register()
-        times, context = self._times(x), self._context(y)
+        if self.steps is None:
+            return self._marginal(x, y)
+        times, context = self._times(x, self.steps), self._context(y)
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample(f"z_{self.steps}", self._last(times[-1], len(x)))
+            z = pyro.sample(f"z_{self.steps}", self._last(times[-1], x.shape[:1]))
             for i in range(len(times) - 1, 0, -1):
                 z = pyro.sample(f"z_{i - 1}", self._step(z, times[i - 1], times[i], context))
             pyro.sample("x", self.observation(z), obs=x if self.levels is not None else self._scaled(x))
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """z_T given x, then z_{i-1} given z_i and x: the data with less and less noise."""
+        """z_T given x, then z_{i-1} given z_i and x: the data with less and less noise; in continuous time, nothing."""
+        if self.steps is None:
+            return
         if self._learns_schedule:
             pyro.module("schedule", self.schedule)
-        times, v, rank = self._times(x), self._scaled(x), len(self.event_shape)
+        times, v, rank = self._times(x, self.steps), self._scaled(x), len(self.event_shape)
         with pyro.plate("data", len(x), dim=-1):
             last = times[-1]
             z = pyro.sample(f"z_{self.steps}", dist.Normal(last.signal * v, last.noise).to_event(rank))
             for i in range(len(times) - 1, 0, -1):
                 from_z, from_x, scale = bridge(times[i - 1], times[i])
                 z = pyro.sample(f"z_{i - 1}", dist.Normal(from_z * z + from_x * v, scale).to_event(rank))
+
+    def _marginal(self, x: Tensor, y: Tensor | None) -> None:
+        """The program in continuous time; of levels its density is a bound of log P."""
+        law = self.law(y)
+        z, term = (self._scaled(x), None) if self.levels is None else NOISES["uniform"](self, x)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", law, obs=z)
+            if term is not None:
+                pyro.factor("levels", term)
 
     def observation(self, z: Tensor) -> TorchDistribution:
         """p(x | z_0)."""
@@ -157,6 +175,25 @@ class Diffusion(nn.Module):
             require(x, x.isfinite(), "finite numbers", "drop or impute the rest")
         self._check_labels(y, x.shape[:1])
 
+    def bound(self, x: Tensor, y: Tensor | None = None, *, particles: int = 1) -> Tensor:
+        """A lower bound of log p(x_i), or log p(x_i | y_i), by the chain, estimated without bias, in nats: (n,).
+
+        The mean over m draws, `particles`, of what `ends` and `rate` have, with opposite sign, and of one step in each
+        of m equal parts of the chain.
+
+        Raises:
+            ValueError: for particles below 1, and values, shapes and labels that `check` refuses.
+        """
+        self.check(x, y)
+        if particles < 1:
+            raise ValueError(f"expected particles of at least 1, got {particles}")
+        total = torch.zeros(len(x), dtype=self._dtype, device=x.device)
+        with evaluation(self):
+            for j in range(particles):
+                u = (j + torch.rand_like(total)) / particles
+                total -= self.ends(x) + self.rate(u, x, y)
+        return total / particles
+
     # what StepwiseEvidence asks of a chain
 
     def ends(self, x: Tensor) -> Tensor:
@@ -169,7 +206,9 @@ class Diffusion(nn.Module):
         q = dist.Normal(last.signal * v, last.noise).to_event(rank)
         z = first.signal * v + first.noise * torch.randn_like(v)
         scored = x if self.levels is not None else v
-        return torch.distributions.kl_divergence(q, self._last(last, len(v))) - self.observation(z).log_prob(scored)
+        return torch.distributions.kl_divergence(q, self._last(last, v.shape[:1])) - self.observation(z).log_prob(
+            scored
+        )
 
     def rate(self, u: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         """What the steps contribute, by one step for each row, the one at u (n,) in [0, 1): (n,), in nats.
@@ -215,19 +254,20 @@ class Diffusion(nn.Module):
             scale = (scale.square() + (from_x * std).square()).sqrt()
         return dist.Normal(from_z * z + from_x * mean, scale).to_event(len(self.event_shape))
 
-    def _last(self, rates: Rates, n: int) -> TorchDistribution:
+    def _last(self, rates: Rates, batch: torch.Size) -> TorchDistribution:
         """p(z_T)."""
         scale = (rates.noise.square() + (rates.signal * self.data_scale).square()).sqrt()
-        return (
-            dist.Normal(torch.zeros_like(scale), scale).expand([n, *self.event_shape]).to_event(len(self.event_shape))
-        )
+        law = dist.Normal(torch.zeros_like(scale), scale).expand(batch + self.event_shape)
+        return law.to_event(len(self.event_shape))
 
-    def _times(self, x: Tensor) -> list[Rates]:
-        if self.steps is None:
-            raise ValueError(
-                "a chain in continuous time (steps=None) has no sites: train it by StepwiseEvidence, or give it steps"
-            )
-        rates = self.schedule(torch.linspace(0, 1, self.steps + 1, dtype=self._dtype, device=x.device))
+    def _ancestral(self, context: Tensor | None) -> dict[str, Any]:
+        """Options of a sampler that goes this chain's steps."""
+        if not self.denoiser.learned_scale:
+            return {"variance": "large" if self.wide else "small", "data_scale": self.data_scale}
+        return {"variance": lambda z, rates: self.denoiser.moments(z, rates, context).scale}
+
+    def _times(self, x: Tensor, steps: int) -> list[Rates]:
+        rates = self.schedule(torch.linspace(0, 1, steps + 1, dtype=self._dtype, device=x.device))
         return [Rates(*parts) for parts in zip(*(rate.unbind() for rate in rates), strict=True)]
 
     def _scaled(self, x: Tensor) -> Tensor:
