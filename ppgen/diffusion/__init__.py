@@ -1,6 +1,7 @@
 """Diffusion: noise levels, denoisers, and ways from noise back to data."""
 
 from ppgen.diffusion.denoiser import PREDICTS, Denoiser
+from ppgen.diffusion.guidance import classifier, classifier_free, posterior
 from ppgen.diffusion.law import PathLaw
 from ppgen.diffusion.sampler import SAMPLERS, Denoise, draw
 from ppgen.diffusion.schedule import (
@@ -26,7 +27,10 @@ __all__ = [
     "Schedule",
     "at_noise",
     "bridge",
+    "classifier",
+    "classifier_free",
     "draw",
     "make_schedule",
+    "posterior",
     "straight",
 ]

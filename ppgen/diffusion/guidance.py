@@ -22,13 +22,11 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from ppgen.diffusion.sampler import Denoise
 from ppgen.diffusion.schedule import Rates
 from ppgen.draws import Site, weighing_sites
 
 __all__ = ["classifier", "classifier_free", "posterior"]
-
-Denoise = Callable[[Tensor, Rates], Tensor]
-
 
 def classifier_free(conditional: Denoise, unconditional: Denoise, weight: float) -> Denoise:
     """E_none + w (E_y - E_none), the means with and without a condition (Ho & Salimans 2022, equation 6).
@@ -161,13 +159,16 @@ def _linearise(likelihood: Callable[[Tensor], Any], x: Tensor) -> Local:
         for name, site in sites.items():
             _check_shape(name, site, len(x))
         normal = {name: e for name, site in sites.items() if (e := _whitened(site)) is not None}
-        residual = torch.cat([x.new_zeros(len(x), 0), *(e.reshape(len(x), -1) for e in normal.values())], 1)
         others = [name for name in sites if name not in normal]
+        trace.compute_log_prob(lambda name, _: name in others)
+        total = x.new_zeros(()) + sum(sites[name]["log_prob_sum"] for name in others)
+        if not any(seen.requires_grad for seen in (total, *normal.values())):
+            raise ValueError(f"likelihood: none of {', '.join(map(repr, sites))} has a derivative in x; compute with x")
         slope = None
-        if others:
-            trace.compute_log_prob(lambda name, _: name in others)
-            total = torch.stack([sites[name]["log_prob_sum"] for name in others]).sum()
+        if total.requires_grad:
             (slope,) = torch.autograd.grad(total, x, retain_graph=True, materialize_grads=True)
+        nothing = x.flatten(1)[:, :0]  # ties the residuals to x where there are none
+        residual = torch.cat([nothing, *(e.reshape(len(x), -1) for e in normal.values())], 1)
         # the pass back is linear in what it starts from, so that its own pass back is the derivative forward
         start = torch.zeros_like(residual, requires_grad=True)
         (back,) = torch.autograd.grad(residual, x, start, create_graph=True, materialize_grads=True)
