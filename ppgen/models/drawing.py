@@ -20,6 +20,7 @@ __all__ = ["Drawing"]
 
 
 def _uniform(model: "Drawing", x: Tensor) -> tuple[Tensor, Tensor]:
+    assert model.levels is not None
     width = 2 / (model.levels - 1)
     v = model._scaled(x)
     z = v + width * (torch.rand_like(v) - 0.5)
