@@ -21,6 +21,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import TorchDistribution
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -60,7 +61,7 @@ class Draws:
         """A trace of a program at the values of others, on this draw's subsample."""
         for trace in (self._subsample, *replayed):
             program = poutine.replay(program, trace=trace)
-        trace = poutine.trace(program).get_trace(*self.args, **self.kwargs)
+        trace = _traced(program, *self.args, **self.kwargs)
         for name, site in trace.nodes.items():
             if is_subsample(site) and name not in self._subsample:
                 self._subsample.add_node(name, **site)
@@ -160,6 +161,53 @@ def sample_sites(trace: Trace) -> dict[str, Site]:
 def latent_sites(trace: Trace) -> dict[str, Site]:
     """The unobserved random sites of a trace by name."""
     return {k: s for k, s in sample_sites(trace).items() if not s["is_observed"]}
+
+
+def given(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.Size, TorchDistribution]:
+    """A program without arguments as a likelihood of one of its latents.
+
+    Returns:
+        the likelihood, a program to be called with values (n, *shape), for each its own under one more plate to the
+        left of all others; the shape; and the law that the program gives the latent. The program is run once for that,
+        at a value of zeros of the type of `like`.
+
+    Raises:
+        ValueError: if it has no such latent.
+    """
+    trace = _traced(_Blank(name, like)(program))
+    latent = latent_sites(trace)
+    if name not in latent:
+        raise ValueError(f"the program has no latent {name!r}; {nearest(name, latent)}")
+    law = latent[name]["fn"]
+    rank = max(len(site["fn"].batch_shape) for site in sample_sites(trace).values())
+    shape = torch.Size((1,) * (rank - len(law.batch_shape)) + law.shape())
+
+    def likelihood(value: Tensor) -> None:
+        conditioned = poutine.block(poutine.condition(program, data={name: value}), hide=[name])
+        with pyro.plate(PARTICLES, len(value), dim=-rank - 1):
+            conditioned()
+
+    return likelihood, shape, law
+
+
+def weighing_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Site]]:
+    """A run of a program that has no latents, and what in it has a density: its observations and its factors.
+
+    Raises:
+        ValueError: naming the latents if it has some; if it observes nothing.
+    """
+    trace = _traced(program, *args)
+    if latent := latent_sites(trace):
+        raise ValueError(
+            f"a likelihood has observed sites alone, got the latents {_quoted(latent)}: give them values "
+            "(pyro.poutine.condition), or marginalise them"
+        )
+    sites = {k: s for k, s in sample_sites(trace).items() if not s["infer"].get("_deterministic")}
+    if not sites:
+        raise ValueError(
+            "a likelihood observes something, got a program without an observed site: pyro.sample(name, law, obs=y)"
+        )
+    return trace, sites
 
 
 def is_observed(site: Site) -> bool:
@@ -302,6 +350,22 @@ def _particles_by_rows(log_prob: Tensor, site: Site, local: bool) -> Tensor:
 
 def is_subsample(site: Site) -> bool:
     return site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample"
+
+
+def _traced(program: Program, *args: Any, **kwargs: Any) -> Trace:
+    return poutine.trace(program).get_trace(*args, **kwargs)
+
+
+class _Blank(poutine.messenger.Messenger):
+    """Gives one latent zeros for a value instead of a draw."""
+
+    def __init__(self, name: str, like: Tensor):
+        super().__init__()
+        self.name, self.like = name, like
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] == self.name and not msg["is_observed"]:
+            msg["value"] = self.like.new_zeros(msg["fn"].shape())
 
 
 class _Unobserved(poutine.messenger.Messenger):

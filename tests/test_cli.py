@@ -43,9 +43,7 @@ KINDS = ("ae", "vae", "gan", "ali", "maf", "edm", "ot_fm")  # a system of each m
 @pytest.mark.figures
 @pytest.mark.parametrize("system", KINDS)
 def test_every_kind_of_model_makes_its_page(system, tmp_path):
-    assert {SYSTEMS[name].model for name in KINDS} == {
-        SYSTEMS[name].model for name in DRAWING
-    }
+    assert {SYSTEMS[name].model for name in KINDS} == {SYSTEMS[name].model for name in DRAWING}
     assert main(["train", system, "moons", *QUICK, "--draws", "25"]) == 0
     page = (tmp_path / "runs" / f"{system}-moons" / "report.html").read_text()
     for title in ("In short", "Training", "Samples", "What is missing", "Configuration"):

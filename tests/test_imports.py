@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "nets": set(),
     "ode": set(),
     "flows": {"nets", "ode"},
-    "diffusion": {"metrics", "nets", "ode"},
+    "diffusion": {"draws", "metrics", "nets", "ode"},
     "stepwise": {"diffusion", "draws", "objective"},
     "data": set(),
     "files": set(),

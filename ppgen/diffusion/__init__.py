@@ -2,6 +2,7 @@
 
 from ppgen.diffusion.coupling import COUPLINGS, couple
 from ppgen.diffusion.denoiser import PREDICTS, Denoiser
+from ppgen.diffusion.guidance import classifier, classifier_free, posterior
 from ppgen.diffusion.law import PathLaw
 from ppgen.diffusion.sampler import SAMPLERS, Denoise, draw
 from ppgen.diffusion.schedule import (
@@ -30,8 +31,11 @@ __all__ = [
     "Schedule",
     "at_noise",
     "bridge",
+    "classifier",
+    "classifier_free",
     "couple",
     "draw",
     "make_schedule",
+    "posterior",
     "straight",
 ]

@@ -102,7 +102,11 @@ class Denoising(nn.Module):
 
     def _unscaled(self, v: Tensor) -> Tensor:
         """The data that v stands for."""
-        return v if self.levels is None else ((v + 1) / 2 * (self.levels - 1)).round().clamp(0, self.levels - 1).long()
+        return v if self.levels is None else self._real(v).round().clamp(0, self.levels - 1).long()
+
+    def _real(self, v: Tensor) -> Tensor:
+        """The same before levels are rounded."""
+        return v if self.levels is None else (v + 1) / 2 * (self.levels - 1)
 
     @property
     def _dtype(self) -> torch.dtype:

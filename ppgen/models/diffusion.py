@@ -13,7 +13,7 @@ N(z_0; a_0 v, s_0^2), or numbers N(z_0 / a_0, (s_0 / a_0)^2) (Kingma et al. 2021
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ppgen.diffusion import Rates, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
+from ppgen.models.conditioned import Conditioned
 from ppgen.models.drawing import NOISES, Drawing
 from ppgen.nets import choose, evaluation
 
@@ -170,6 +171,33 @@ class Diffusion(Drawing):
                 u = (j + torch.rand_like(total)) / particles
                 total -= self.ends(x) + self.rate(u, x, y)
         return total / particles
+
+    def condition(
+        self, program: Callable[..., Any], *, site: str | None = None, cg_steps: int = 5, floor: float = 0.01
+    ) -> Conditioned:
+        """p(x | y) by what a Pyro program observes, this model being the prior of x; to be drawn by its `sample`.
+
+        ::
+
+            def half(x):
+                pyro.sample("y", dist.Normal(x[..., :4, :], 0.1).to_event(3), obs=y)
+
+            model.condition(half).sample(16)
+
+        Args:
+            program: with observed sites alone, called with data x (n, *event_shape) that are real numbers, levels too.
+                Its rows are draws. Or, if a site is named, any program without arguments in which this site is the only
+                latent, of the law `law` (of v, levels spread over [-1, 1]), under plates or expanded; its draws are made
+                under one more plate to the left, as with ``vectorize_particles``, so the program must broadcast.
+            site: a name in that program.
+            cg_steps, floor: see `ppgen.diffusion.posterior`, which says what is approximate in the draws; floor is
+                in units of `data_scale`.
+
+        Raises:
+            ValueError: the program has no such latent, or one of another law; when it is sampled, for likelihoods with
+                latents, without observations, or whose shapes do not broadcast.
+        """
+        return Conditioned(self, program, site=site, cg_steps=cg_steps, floor=floor / self.data_scale)
 
     # what StepwiseEvidence asks of a chain
 

@@ -1,0 +1,233 @@
+"""Guidance: denoisers turned to a condition y that they were not asked for.
+
+A path z = a v + s e has the posterior mean D(z) = E[v | z], which says all that a sampler needs. By Tweedie's formulas
+
+    E[v | z] = (z + s^2 grad log p(z)) / a,        V = Cov[v | z] = (s^2 / a) dD/dz,
+
+so that under a condition y
+
+    E[v | z, y] = D(z) + (s^2 / a) grad_z log p(y | z).
+
+Every function here takes denoisers, functions (z, rates) -> E[v | z], and returns one; they can be put one on another.
+What stands by itself is where the signal vanishes. There D does not depend on z and V is 0 / 0, of which the limit is
+the covariance of v before anything is seen. It is taken at a little signal, a = `floor` s, where V is smaller than
+that by about V (a / s)^2 of itself.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
+from torch import Tensor
+from torch.distributions import Independent, MultivariateNormal, Normal
+
+from ppgen.diffusion.sampler import Denoise
+from ppgen.diffusion.schedule import Rates
+from ppgen.draws import Site, weighing_sites
+
+__all__ = ["classifier", "classifier_free", "posterior"]
+
+
+def classifier_free(conditional: Denoise, unconditional: Denoise, weight: float) -> Denoise:
+    """E_none + w (E_y - E_none), the means with and without a condition (Ho & Salimans 2022, equation 6).
+
+    A weight of 0 leaves the condition out, 1 is the condition as it was learned, and more exaggerates it: then the
+    draws are of no law in particular, with less variety than p(v | y).
+    """
+
+    def guided(z: Tensor, rates: Rates) -> Tensor:
+        none = unconditional(z, rates)
+        return none + weight * (conditional(z, rates) - none)
+
+    return guided
+
+
+def classifier(
+    denoise: Denoise, log_prob: Callable[[Tensor, Rates], Tensor], weight: float = 1.0, *, floor: float = 0.01
+) -> Denoise:
+    """E[v | z] + w (s^2 / a) grad_z log p(y | z) (Dhariwal & Nichol 2021, in the mean instead of the step).
+
+    Args:
+        log_prob: (z, rates) -> log p(y | z) of shape (n,), in nats, of a classifier that knows noisy data.
+        weight: w; 1 is Bayes' rule.
+        floor: the least a / s at which the gradient is taken.
+    """
+
+    def guided(z: Tensor, rates: Rates) -> Tensor:
+        near = _with_signal(rates, floor)
+        a, s, _ = near.over(z)
+        with torch.enable_grad():
+            point = z.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(log_prob(point, near).sum(), point, materialize_grads=True)
+        return denoise(z, rates) + weight * s.square() / a * slope
+
+    return guided
+
+
+def posterior(
+    denoise: Denoise, likelihood: Callable[[Tensor], Any], *, cg_steps: int = 5, floor: float = 0.01
+) -> Denoise:
+    """The mean of v given z and what a Pyro program observes of v.
+
+    With p(v | z) taken for N(D, V), sites N(y; A(v), S) that are normal give, A' being the derivative of A at D,
+
+        D + V A'^T (S + A' V A'^T)^-1 (y - A(D)),                 Rozet et al. 2024, equations 15 to 18
+
+    which is E[v | z, y] itself if v is normal and A linear. V is applied by one pass back through the denoiser, and the
+    system, whitened to I + S^-1/2 A' V A'^T S^-1/2, solved by conjugate gradients, for each row of z its own. Fewer
+    steps than observations guide less than they should, by directions in which the observations say little.
+
+    Sites of other laws, and factors, are taken at D alone: log p(y | z) as log p(y | v = D), so that D moves by
+    V grad_D log p(y | D) before the normal sites come. That v varies about D is left out, by which they are trusted too
+    much while noise is strong; Chung et al. 2023 (DPS) do so for all sites, with a step size chosen by hand. It is for
+    likelihoods that are smooth over the width of V; sharp ones are better written as normal.
+
+    Args:
+        likelihood: a program of observed sites alone, called with v (n, *event); rows are draws, to be taken each for
+            itself, so each site has n in front: a y that all have in common broadcasts.
+        cg_steps: of conjugate gradients, each one pass back through the denoiser; from 0, no guidance by normal sites.
+        floor: the least a / s at which V is taken.
+
+    The scales of normal sites are those at D. The result carries no gradient.
+
+    Raises:
+        ValueError: when it is used, if the program has latents, or no site that it observes, or one whose shape does
+            not fit (n, ..); cg_steps is below 0.
+    """
+    if cg_steps < 0:
+        raise ValueError(f"expected cg_steps of at least 0, got {cg_steps}")
+
+    def guided(z: Tensor, rates: Rates) -> Tensor:
+        near = _with_signal(rates, floor)
+        a, s, _ = near.over(z)
+        with torch.enable_grad():
+            point = z.detach().requires_grad_()
+            through = denoise(point, near)
+
+        def spread(w: Tensor) -> Tensor:
+            """V w; dD/dz is symmetric for a true mean, and its transpose is what a pass back gives."""
+            (back,) = torch.autograd.grad(through, point, w, retain_graph=True, materialize_grads=True)
+            return s.square() / a * back
+
+        mean = through.detach() if near is rates else denoise(z, rates).detach()
+        local = _linearise(likelihood, mean)
+        if local.slope is not None:
+            shift = spread(local.slope)
+            mean, residual = mean + shift, local.residual - local.push(shift)
+        else:
+            residual = local.residual
+
+        def system(u: Tensor) -> Tensor:
+            return u + local.push(spread(local.pull(u)))
+
+        return mean + spread(local.pull(conjugate_gradients(system, residual, cg_steps)))
+
+    return guided
+
+
+def conjugate_gradients(system: Callable[[Tensor], Tensor], target: Tensor, steps: int) -> Tensor:
+    """u (n, m) with system(u) = target after some steps from 0, each row by itself (Hestenes & Stiefel 1952).
+
+    A row in which the system is not positive (a network's V need not be) stays where it is from there on.
+    """
+    u, left, way = torch.zeros_like(target), target, target
+    size = left.square().sum(1, keepdim=True)
+    for _ in range(steps):
+        image = system(way)
+        curve = (way * image).sum(1, keepdim=True)
+        fine = (curve > 0) & (size > 0)
+        step = torch.where(fine, size / curve, 0.0)
+        u, left = u + step * way, left - step * image
+        before, size = size, left.square().sum(1, keepdim=True)
+        way = torch.where(fine, left + size / before * way, way)
+    return u
+
+
+class Local(NamedTuple):
+    """A program's observations at one x: whitened residuals S^-1/2 (y - A(x)) of normal sites, and the rest's slope."""
+
+    residual: Tensor  # (n, m)
+    push: Callable[[Tensor], Tensor]  # S^-1/2 A' dx
+    pull: Callable[[Tensor], Tensor]  # its transpose
+    slope: Tensor | None  # of the log probability of all other sites
+
+
+def _linearise(likelihood: Callable[[Tensor], Any], x: Tensor) -> Local:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        trace, sites = weighing_sites(likelihood, x)
+        for name, site in sites.items():
+            _check_shape(name, site, len(x))
+        normal = {name: e for name, site in sites.items() if (e := _whitened(site)) is not None}
+        others = [name for name in sites if name not in normal]
+        trace.compute_log_prob(lambda name, _: name in others)
+        total = x.new_zeros(()) + sum(sites[name]["log_prob_sum"] for name in others)
+        if not any(seen.requires_grad for seen in (total, *normal.values())):
+            raise ValueError(f"likelihood: none of {', '.join(map(repr, sites))} has a derivative in x; compute with x")
+        slope = None
+        if total.requires_grad:
+            (slope,) = torch.autograd.grad(total, x, retain_graph=True, materialize_grads=True)
+        nothing = x.flatten(1)[:, :0]  # ties the residuals to x where there are none
+        residual = torch.cat([nothing, *(e.reshape(len(x), -1) for e in normal.values())], 1)
+        # the pass back is linear in what it starts from, so that its own pass back is the derivative forward
+        start = torch.zeros_like(residual, requires_grad=True)
+        (back,) = torch.autograd.grad(residual, x, start, create_graph=True, materialize_grads=True)
+
+    def push(dx: Tensor) -> Tensor:
+        return -torch.autograd.grad(back, start, dx, retain_graph=True, materialize_grads=True)[0]
+
+    def pull(u: Tensor) -> Tensor:
+        return -torch.autograd.grad(residual, x, u, retain_graph=True, materialize_grads=True)[0]
+
+    return Local(residual.detach(), push, pull, slope)
+
+
+def _whitened(site: Site) -> Tensor | None:
+    """S^-1/2 (y - A(x)) of a normal site, with the weights and masks that it has; None for another law."""
+    law, keep, weight = site["fn"], _tensor(site["mask"], True), _tensor(site["scale"], 1.0)
+    while isinstance(law, Independent | MaskedDistribution):
+        if isinstance(law, Independent):
+            wide = (1,) * law.reinterpreted_batch_ndims
+            keep, weight = keep.reshape(*keep.shape, *wide), weight.reshape(*weight.shape, *wide)
+        else:
+            keep = keep & _tensor(law._mask, True)
+        law = law.base_dist
+    if isinstance(law, Normal):
+        white = (site["value"] - law.loc) / law.scale.detach()
+    elif isinstance(law, MultivariateNormal):
+        gap = (site["value"] - law.loc)[..., None]
+        white = torch.linalg.solve_triangular(law.scale_tril.detach(), gap, upper=False)[..., 0]
+        keep, weight = keep[..., None], weight[..., None]
+    else:
+        return None
+    return torch.where(keep, weight.sqrt() * white, 0.0)
+
+
+def _tensor(value: Any, default: Any) -> Tensor:
+    return torch.as_tensor(default if value is None else value)
+
+
+def _check_shape(name: str, site: Site, n: int) -> None:
+    law, value = tuple(site["fn"].shape()), tuple(torch.as_tensor(site["value"]).shape)
+    try:
+        joint = torch.broadcast_shapes(law, value)
+    except RuntimeError as error:
+        raise ValueError(
+            f"likelihood: site {name!r} observes values of shape {value} under a law of shape {law}, which do not "
+            "broadcast; give it one observation for all rows of x, or one for each"
+        ) from error
+    if joint[:1] != (n,):
+        raise ValueError(
+            f"likelihood: site {name!r} has shape {tuple(joint)} (its law {law}, its values {value}), expected the {n} "
+            "rows of x in front: write it of rows of x, with repeated observations behind"
+        )
+
+
+def _with_signal(rates: Rates, floor: float) -> Rates:
+    """The rates, those with a / s below the floor raised to it; the same object if there are none."""
+    low = rates.signal < floor * rates.noise
+    if not bool(low.any()):
+        return rates
+    signal = torch.where(low, floor * rates.noise, rates.signal)
+    return Rates(signal, rates.noise, 2 * (signal / rates.noise).log())
