@@ -355,7 +355,7 @@ def test_data_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("options", "loss"),
     [
-        ({"steps": 8, "variance": "learned"}, partial(ppgen.StepwiseEvidence)),
+        ({"steps": None}, ppgen.StepwiseEvidence),
         ({"steps": 20, "num_classes": 2, "schedule": "straight"}, partial(ppgen.StepwiseEvidence, "edm")),
     ],
 )

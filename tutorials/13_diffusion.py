@@ -135,8 +135,9 @@ print(f"both ends: {last:.3f}; sum {last + sum(costs.values()):.3f}")
 # ## How many steps?
 #
 # The same noise, in more and smaller steps. Each reverse step is Gaussian, and the smaller it is, the nearer the truth
-# is to a Gaussian: the bound rises to that of continuous time (`steps=None`), where the chain is not a program of sites
-# any more, but the ordinary differential equation of its probability flow, with an exact density.
+# is to a Gaussian: the bound rises to that of continuous time (`steps=None`), where there are no sites any more. The
+# same denoiser then has a second law, that of an ordinary differential equation, the probability flow, whose density is
+# exact (`Diffusion.law`). Were the denoiser perfect the two would agree; what it errs costs the bound more.
 
 # %%
 torch.manual_seed(0)

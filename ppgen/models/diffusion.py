@@ -187,7 +187,7 @@ class Diffusion(Drawing):
         Args:
             program: with observed sites alone, called with data x (n, *event_shape) that are real numbers, levels too.
                 Its rows are draws. Or, if a site is named, any program without arguments in which this site is the only
-                latent, of the law `law` (of v, levels spread over [-1, 1]), under plates or expanded; its draws are made
+                latent, of the law `law` (of v, levels spread over [-1, 1]), under plates or expanded; draws are made
                 under one more plate to the left, as with ``vectorize_particles``, so the program must broadcast.
             site: a name in that program.
             cg_steps, floor: see `ppgen.diffusion.posterior`, which says what is approximate in the draws; floor is
