@@ -48,8 +48,8 @@ def entropic_plan(cost: Tensor, epsilon: Tensor) -> Tensor:
     """The plan (n, n) of "sinkhorn", with sums of one in place of 1 / n, by scaling of rows and columns.
 
     Sums of columns are exact, those of rows nearly so: to .1 % in the mean where epsilon is above a 100th of the mean
-    cost, to a few % at a 1000th. The scaling goes into the exponents as epsilon falls, so that nothing becomes too large
-    or small (Schmitzer 2019).
+    cost, to a few % at a 1000th. The scaling goes into the exponents as epsilon falls, so that nothing becomes too
+    large or small (Schmitzer 2019).
     """
     cost, last = cost.double(), epsilon.double()
     first = torch.maximum(cost.max(), last)
