@@ -171,6 +171,8 @@ def test_paths_and_how_often_a_sampler_asks(sampler, options):
     torch.testing.assert_close(path[-1], denoise(path[-2], at(levels, -1)))
     if sampler != "adaptive":
         assert len(asked) == (11 if sampler in ("heun", "edm") else 6)
+    for rates in asked:  # churned ones too are rates of a path
+        torch.testing.assert_close(rates.log_snr, 2 * (rates.signal / rates.noise).log())
     torch.manual_seed(3)
     near = {"rtol": 1e-3, "atol": 1e-3} if sampler == "adaptive" else {}  # it does not stop at the levels now
     torch.testing.assert_close(draw(denoise, z, levels, sampler=sampler, **options), path[-1], **near)

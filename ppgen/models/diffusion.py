@@ -45,7 +45,7 @@ class Diffusion(Drawing):
             "dense" of the rest.
         hidden: widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for its own.
         schedule: a row of `ppgen.diffusion.SCHEDULES`, "learned", or a `Schedule`.
-        steps: T; None for continuous time, a chain of infinitely many steps, which has a bound and draws but no sites.
+        steps: T; None for continuous time, a chain of infinitely many steps, whose program is `law`.
         predicts: what the network predicts, a row of `ppgen.diffusion.PREDICTS`.
         variance: V above: "small", "large", or "learned".
         data_scale: d, the deviation of a number of the data.
