@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppgen.diffusion import COUPLINGS, TIMES, Rates, couple, make_schedule, straight
+from ppgen.diffusion import TIMES, Rates, couple, make_schedule, straight
+from ppgen.diffusion.coupling import check_coupling
 from ppgen.models.drawing import NOISES, Drawing
 from ppgen.nets import choose
 
@@ -56,7 +57,7 @@ class FlowMatching(Drawing):
         hidden: widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for its own.
         data_scale: the deviation of a number of the data, by which the network's input is scaled.
         levels: K, of data that are integers 0 .. K - 1, which are spread over [-1, 1], with noise in the gaps; a base
-            lies there too.
+            belongs there too.
         num_classes: the number of labels when the model is conditioned on them.
         context_dim: the width of contexts (n, context_dim) that take the place of labels.
         label_dropout: how often a label, or a context, is left out in training, so that draws can be guided.
@@ -105,12 +106,10 @@ class FlowMatching(Drawing):
         if not bridge >= 0:
             raise ValueError(f"expected bridge of at least 0, got {bridge}")
         coupling = ("sinkhorn" if bridge else "exact") if coupling is None else coupling
-        choose(COUPLINGS, coupling, option="coupling")
         if bridge and coupling == "sinkhorn" and epsilon is None:
             epsilon = 2 * bridge**2
         self.coupling: dict[str, Any] = {"coupling": coupling, "epsilon": epsilon, "label_weight": label_weight}
-        example = torch.zeros(2, *self.event_shape)
-        couple(example, example, **self.coupling)  # refuses options that do not go together
+        check_coupling(**self.coupling)
         self.bridge, self.times = bridge, choose(TIMES, times, option="times")
         self.schedule = make_schedule("straight", least=END)
         self.base = base if isinstance(base, Distribution) else None
