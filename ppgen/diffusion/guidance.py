@@ -28,6 +28,7 @@ from ppgen.draws import Site, weighing_sites
 
 __all__ = ["classifier", "classifier_free", "posterior"]
 
+
 def classifier_free(conditional: Denoise, unconditional: Denoise, weight: float) -> Denoise:
     """E_none + w (E_y - E_none), the means with and without a condition (Ho & Salimans 2022, equation 6).
 
