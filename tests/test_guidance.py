@@ -198,7 +198,7 @@ def one_event(model):
 def test_a_program_of_a_model_as_prior_of_rows_that_are_seen_together(write):
     torch.manual_seed(0)
     n, model = 3000, exact_model()
-    x = model.condition(write(model), site="x", cg_steps=5).sample(n)
+    x = model.condition(write(model), site="x", cg_steps=5).sample(n, steps=36)
     assert x.shape == (n, 2, 3)
     two = torch.eye(2).double()
     first = torch.tensor([[1.0, 0, 0, 1, 0, 0]]).double()

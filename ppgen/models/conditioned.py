@@ -13,7 +13,7 @@ from ppgen.draws import given
 from ppgen.nets import evaluation
 
 if TYPE_CHECKING:
-    from ppgen.models.drawing import Drawing
+    from ppgen.models.diffusion import Diffusion
 
 __all__ = ["Conditioned"]
 
@@ -31,9 +31,12 @@ class Conditioned:
         ValueError: the program has no such latent, or one of another law.
     """
 
-    def __init__(self, model: "Drawing", program: Callable[..., Any], *, site: str | None = None, **guide: Any) -> None:
+    def __init__(
+        self, model: "Diffusion", program: Callable[..., Any], *, site: str | None = None, **guide: Any
+    ) -> None:
         self.model, self.site, self.guide = model, site, guide
         self.shape, self.law = torch.Size(model.event_shape), None
+        self.likelihood: Callable[[Tensor], Any]
         if site is None:
             self.likelihood = lambda v: program(model._real(v))
         else:

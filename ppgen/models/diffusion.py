@@ -185,10 +185,10 @@ class Diffusion(Drawing):
             model.condition(half).sample(16)
 
         Args:
-            program: with observed sites alone, called with data x (n, *event_shape) that are real numbers, levels too.
-                Its rows are draws. Or, if a site is named, any program without arguments in which this site is the only
-                latent, of the law `law` (of v, levels spread over [-1, 1]), under plates or expanded; draws are made
-                under one more plate to the left, as with ``vectorize_particles``, so the program must broadcast.
+            program: with observed sites alone, called with data x (n, *event_shape), real numbers where there are
+                levels too; its rows are draws. Or, if a site is named, a whole program without arguments, whose only
+                latent is this site, of the law `law` (of v, levels spread over [-1, 1]), under plates or expanded. It
+                is run under one more plate, of the draws, to the left of all others, so it must broadcast.
             site: a name in that program.
             cg_steps, floor: see `ppgen.diffusion.posterior`, which says what is approximate in the draws; floor is
                 in units of `data_scale`.
