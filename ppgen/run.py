@@ -138,6 +138,10 @@ class Run:
                 numbers["held-out log-likelihood (nats per datum)"] = (float(exact.mean()), error)
                 if len(self.data.event_shape) == 3 or self.data.form == "integer":
                     numbers["held-out bits per dimension"] = (-float(exact.mean()) / bits, error / bits)
+            if getattr(self.model, "steps", None) and hasattr(self.model, "bound"):
+                bound = self.model.bound(*tensors, particles=self.config["particles"]).double()
+                error = float(bound.std() / math.sqrt(len(bound)))
+                numbers["held-out evidence bound of the chain (nats per datum)"] = (float(bound.mean()), error)
             if hasattr(self.model, "pull_back"):
                 numbers |= self._pulled_back(*tensors)
         numbers |= {f"generated: {name}": number for name, number in self.measures(metrics=False).items()}

@@ -2,8 +2,8 @@
 # # What does a diffusion know about its data, and at which step does it learn it?
 #
 # A diffusion is a hierarchical VAE with a guide that is given rather than learned: it adds noise, step by step. So it
-# has an evidence bound like any other, and the bound is a sum over steps. This tutorial writes the pair, takes its bound
-# apart, trains it on one random step at a time, and then asks how many steps are worth having.
+# has an evidence bound like any other, and the bound is a sum over steps. This tutorial writes the pair, takes its
+# bound apart, trains it on one random step at a time, and then asks how many steps are worth having.
 
 # %%
 import time
@@ -46,7 +46,8 @@ trace = poutine.trace(chain.guide).get_trace(x)
 for name in trace.stochastic_nodes:
     if name.startswith("z_"):
         z = trace.nodes[name]["value"]
-        print(f"{name}: {tuple(z.shape)}, correlation with x {float(torch.corrcoef(torch.stack([z[:, 0], x[:, 0]]))[0, 1]):.2f}")
+        correlation = torch.corrcoef(torch.stack([z[:, 0], x[:, 0]]))[0, 1]
+        print(f"{name}: {tuple(z.shape)}, correlation with x {float(correlation):.2f}")
 
 # %%
 figure, axes = plt.subplots(1, 5, figsize=(11, 2.4), layout="constrained")
@@ -154,7 +155,8 @@ print(f"continuous: {-mean:.3f} +- {error:.3f} nats; its flow's exact log densit
 # ## Draws
 #
 # To draw is to run the model. But one trained denoiser serves every way back: the chain of any length, the
-# deterministic ones of Song et al. (DDIM), Heun's method on the flow. The way there is straight enough that few steps do.
+# deterministic ones of Song et al. (DDIM), Heun's method on the flow. The way there is straight enough that few steps
+# do.
 
 # %%
 torch.manual_seed(0)
@@ -179,5 +181,6 @@ torch.manual_seed(1)
 print(f"{'data':10} beside data: {float(distance(x[: len(x) // 2], x[len(x) // 2 :])):.3f}")
 
 # %% [markdown]
-# Ask of a diffusion its bound, and it is a VAE with many layers; ask for draws, and it is a differential equation with a
-# choice of solvers. From the command line: `ppgen train vdm moons`, then `ppgen sample runs/vdm-moons --sampler heun`.
+# Ask of a diffusion its bound, and it is a VAE with many layers; ask for draws, and it is a differential equation with
+# a choice of solvers. From the command line: `ppgen train vdm moons`, then `ppgen sample runs/vdm-moons --sampler
+# heun`.

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # How straight is the way from noise to data? Flow matching, and pairs by optimal transport
 #
-# A flow can be learned without ever being solved: choose a path from each row of noise to a row of data, and regress the
-# velocity. Which noise goes with which data is left to us, and decides how many steps a draw takes. This tutorial pairs
-# rows at random and by optimal transport, looks at the paths, and then leaves noise behind: the way may begin at any law.
+# A flow can be learned without ever being solved: choose a path from each row of noise to a row of data, and regress
+# the velocity. Which noise goes with which data is left to us, and decides how many steps a draw takes. This tutorial
+# pairs rows at random and by optimal transport, looks at the paths, and then leaves noise behind: the way may begin at
+# any law.
 
 # %%
 from functools import partial
@@ -151,6 +152,6 @@ for label in (0, 1):
     print(f"moon {label}: Wasserstein-2 distance {float(distance(draws, there)):.2f}")
 
 # %% [markdown]
-# `FlowMatching(..., bridge=0.5)` puts Brownian bridges in place of straight lines, with pairs by entropic transport: the
-# Schrodinger bridge. From the command line: `ppgen train ot_fm moons`, then
+# `FlowMatching(..., bridge=0.5)` puts Brownian bridges in place of straight lines, with pairs by entropic transport:
+# the Schrodinger bridge. From the command line: `ppgen train ot_fm moons`, then
 # `ppgen sample runs/ot_fm-moons --sampler euler --steps 2`.

@@ -41,15 +41,21 @@ def diffusion(
     def source(x: Tensor) -> np.ndarray:
         return data.scaler.inverse(x.numpy(force=True))
 
+    seen = source(train[0])
+
     def picture(stages: dict[str, np.ndarray], behind: np.ndarray | None) -> Any:
         if images:
-            return figures.sequences(stages, limits=span(source(train[0])))
+            return figures.sequences(stages, limits=span(seen))
         return figures.clouds(stages, data=behind, columns=data.columns)
 
-    path = model.sample(count, *labels, return_path=True)
-    chosen = np.linspace(0, len(path) - 1, min(STAGES, len(path))).round().astype(int)
-    stages = {("noise" if k == 0 else "draws" if k == len(path) - 1 else f"step {k}"): source(path[k]) for k in chosen}
-    caption = f"{count} draws on their way from noise to data, in {len(path) - 1} steps."
+    *path, draws = model.sample(count, *labels, return_path=True)
+    chosen = np.linspace(0, len(path) - 1, min(STAGES - 1, len(path))).round().astype(int)
+    stages = {("noise" if k == 0 else f"step {k}"): _alike(path[k].numpy(force=True), seen) for k in chosen}
+    stages["draws"] = source(draws)
+    caption = (
+        f"{count} draws on their way from noise to data, in {len(path)} steps; up to the last one shifted and scaled "
+        "to the mean and the deviation of the data."
+    )
     items: list[Any] = [Figure(picture(stages, None), caption, f"Generated data. {caption}")]
 
     drawn, rows, seed = {}, [], torch.seed()
@@ -61,13 +67,19 @@ def diffusion(
         rows.append((steps, float(distance)))
         drawn[f"{steps} step{'s' if steps > 1 else ''}"] = source(draws[:count])
     caption = "Draws from the same noise, in one step and in more."
-    items.append(Figure(picture(drawn, source(train[0])), caption, f"Generated data. {caption}"))
+    items.append(Figure(picture(drawn, seen), caption, f"Generated data. {caption}"))
     items.append(
         Table(("steps", f"sliced Wasserstein-2 distance to the {split} data, on the scale of the model"), rows)
     )
     if hasattr(model, "error"):
         items.append(_errors(model, train, held_out, split))
     return Section("From noise to data", TEXT, items)
+
+
+def _alike(z: np.ndarray, data: np.ndarray) -> np.ndarray:
+    """z, with the mean and the deviation that data have: of each column, or of all pixels together."""
+    axis = None if data.ndim > 2 else 0
+    return (z - z.mean(axis)) / z.std(axis) * data.std(axis) + data.mean(axis)
 
 
 def _errors(model: Any, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...], split: str) -> Figure:
