@@ -3,8 +3,8 @@
 KL(q, p) = log Z - E_q[log p~(x) - log q(x)] in nats, log Z by quadrature; the effective share of importance samples,
 ESS / n; and log Z by those samples less that by quadrature, of the seed where it is largest: it is below zero where
 mass is missed. All of n draws.
-The settings are those of ``ppgen train flow``; they were chosen on seed 0, but for the number of steps, for which seeds 1
-to 3 were looked at. A run's seconds are without the compiling of its step, which the first seed of an energy pays.
+The settings are those of ``ppgen train flow``; they were chosen on seed 0, but for the number of steps, for which seeds
+1 to 3 were looked at. A run's seconds are without the compiling of its step, which the first seed of an energy pays.
 
     python tests/benchmarks/energies.py [--seeds 3] [--first 1] [--only u1 u3] [--steps 8000] [--draws 100000]
         [--layers 3] [--path_derivative 0] [--anneal 0.3]
