@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 
 from ppgen.diffusion import Rates, draw, make_schedule
-from ppgen.diffusion.guidance import classifier, classifier_free, conjugate_gradients, posterior
+from ppgen.diffusion.guidance import classifier, classifier_free, posterior, solve
 from ppgen.models import Diffusion
 
 MEAN = torch.tensor([0.5, -1.0, 0.3]).double()
@@ -90,7 +90,7 @@ def test_posterior_without_signal_is_that_of_the_prior():
     z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double()
     at = Rates(*torch.tensor([0.0, 1.0, -torch.inf]).double())
     mean, _ = conditioned()
-    for floor, tolerance in ((0.01, 1e-3), (0.001, 1e-5)):  # the error falls as its square
+    for floor, tolerance in ((0.2, 1e-3), (0.1, 2e-5)):  # the error falls as its sixth power
         guided = posterior(gaussian(), likelihood, cg_steps=2, floor=floor)(z, at)
         torch.testing.assert_close(guided, mean.expand(4, 3), rtol=0, atol=tolerance)
 
@@ -311,16 +311,21 @@ def test_observations_of_a_bernoulli_law_move_draws_their_way():
         posterior(gaussian(), coins)(z[:4], rates(0.5, 0.5))
 
 
-def test_conjugate_gradients_solve_rows_and_stop_where_there_is_no_descent():
+def test_the_system_is_solved_by_rows_and_where_it_is_positive():
     torch.manual_seed(0)
     root = torch.randn(3, 4, 4).double()
-    matrix = root @ root.mT + torch.eye(4).double()
+    matrix = root @ root.mT
     target = torch.randn(3, 4).double()
-    solved = conjugate_gradients(lambda u: (matrix @ u[..., None])[..., 0], target, 10)
-    torch.testing.assert_close(solved, torch.linalg.solve(matrix, target))
+    exact = torch.linalg.solve(matrix + torch.eye(4).double(), target)
+    for steps in (4, 10):  # more than there are numbers do no harm
+        torch.testing.assert_close(solve(lambda u: (matrix @ u[..., None])[..., 0], target, steps), exact)
     signs = torch.tensor([[1.0], [-1.0], [0.0]]).double()
-    assert (conjugate_gradients(lambda u: signs * u, target, 10)[1:] == 0).all()
-    assert (conjugate_gradients(lambda u: u, torch.zeros(2, 3), 3) == 0).all()
+    torch.testing.assert_close(solve(lambda u: signs * u, target, 3), target * torch.tensor([[0.5], [0.0], [0.0]]))
+    mixed = torch.tensor([3.0, -0.9, 1.0, 0.2]).double()  # a direction that would be blown up is left out
+    expected = torch.where(mixed > 0, target / (1 + mixed), 0.0)
+    torch.testing.assert_close(solve(lambda u: mixed * u, target, 10), expected)
+    assert (solve(lambda u: u, torch.zeros(2, 3), 3) == 0).all()
+    assert (solve(lambda u: u, torch.ones(2, 3), 0) == 0).all()
 
 
 def latent(x):

@@ -9,9 +9,10 @@ so that under a condition y
     E[v | z, y] = D(z) + (s^2 / a) grad_z log p(y | z).
 
 Every function here takes denoisers, functions (z, rates) -> E[v | z], and returns one; they can be put one on another.
-What stands by itself is where the signal vanishes. There D does not depend on z and V is 0 / 0, of which the limit is
-the covariance of v before anything is seen. It is taken at a little signal, a = `floor` s, where V is smaller than
-that by about V (a / s)^2 of itself.
+Where the signal vanishes D does not depend on z, and V is 0 / 0, of which the limit is the covariance of v before
+anything is seen. Near there dD/dz is about a V / s^2, and what a network has wrong in it, V has s^2 / a times; so where
+a / s is below a `floor`, derivatives are taken at a ratio f of that size. What f tells of v more than a / s does is
+taken off again, for normal v with V_f = (V^-1 + k I)^-1, k = f^2 - (a / s)^2, by V = V_f + k V_f^2 + k^2 V_f^3 + ...
 """
 
 from collections.abc import Callable
@@ -51,7 +52,7 @@ def classifier(
     Args:
         log_prob: (z, rates) -> log p(y | z) of shape (n,), in nats, of a classifier that knows noisy data.
         weight: w; 1 is Bayes' rule.
-        floor: the least a / s at which the gradient is taken.
+        floor: the least a / s at which the gradient is taken, see above.
     """
 
     def guided(z: Tensor, rates: Rates) -> Tensor:
@@ -66,7 +67,7 @@ def classifier(
 
 
 def posterior(
-    denoise: Denoise, likelihood: Callable[[Tensor], Any], *, cg_steps: int = 5, floor: float = 0.01
+    denoise: Denoise, likelihood: Callable[[Tensor], Any], *, cg_steps: int = 5, floor: float = 0.2
 ) -> Denoise:
     """The mean of v given z and what a Pyro program observes of v.
 
@@ -75,8 +76,8 @@ def posterior(
         D + V A'^T (S + A' V A'^T)^-1 (y - A(D)),                 Rozet et al. 2024, equations 15 to 18
 
     which is E[v | z, y] itself if v is normal and A linear. V is applied by one pass back through the denoiser, and the
-    system, whitened to I + S^-1/2 A' V A'^T S^-1/2, solved by conjugate gradients, for each row of z its own. Fewer
-    steps than observations guide less than they should, by directions in which the observations say little.
+    system, whitened to I + S^-1/2 A' V A'^T S^-1/2, solved as by conjugate gradients, for each row of z its own (see
+    `solve`). Fewer steps than observations guide less than they should, in directions that D leaves little room.
 
     Sites of other laws, and factors, are taken at D alone: log p(y | z) as log p(y | v = D), so that D moves by
     V grad_D log p(y | D) before the normal sites come. That v varies about D is left out, by which they are trusted too
@@ -86,8 +87,9 @@ def posterior(
     Args:
         likelihood: a program of observed sites alone, called with v (n, *event); rows are draws, to be taken each for
             itself, so each site has n in front: a y that all have in common broadcasts.
-        cg_steps: of conjugate gradients, each one pass back through the denoiser; from 0, no guidance by normal sites.
-        floor: the least a / s at which V is taken.
+        cg_steps: each one pass back through the denoiser; 0 for no guidance by normal sites.
+        floor: the least a / s at which V is taken, see above, for data of deviation about one. A network trained for
+            minutes had V right down to the default, and three times too large at half of it.
 
     The scales of normal sites are those at D. The result carries no gradient.
 
@@ -101,14 +103,21 @@ def posterior(
     def guided(z: Tensor, rates: Rates) -> Tensor:
         near = _with_signal(rates, floor)
         a, s, _ = near.over(z)
+        more = (a / s).square() - rates.over(z).log_snr.exp()
         with torch.enable_grad():
             point = z.detach().requires_grad_()
             through = denoise(point, near)
 
-        def spread(w: Tensor) -> Tensor:
-            """V w; dD/dz is symmetric for a true mean, and its transpose is what a pass back gives."""
+        def spread_near(w: Tensor) -> Tensor:
+            """V_f w; dD/dz is symmetric for a true mean, and its transpose is what a pass back gives."""
             (back,) = torch.autograd.grad(through, point, w, retain_graph=True, materialize_grads=True)
             return s.square() / a * back
+
+        def spread(w: Tensor) -> Tensor:
+            moved = spread_near(w)
+            for _ in range(0 if near is rates else 2):
+                moved = spread_near(w + more * moved)
+            return moved
 
         mean = through.detach() if near is rates else denoise(z, rates).detach()
         local = _linearise(likelihood, mean)
@@ -119,29 +128,41 @@ def posterior(
             residual = local.residual
 
         def system(u: Tensor) -> Tensor:
-            return u + local.push(spread(local.pull(u)))
+            return local.push(spread(local.pull(u)))
 
-        return mean + spread(local.pull(conjugate_gradients(system, residual, cg_steps)))
+        return mean + spread(local.pull(solve(system, residual, cg_steps)))
 
     return guided
 
 
-def conjugate_gradients(system: Callable[[Tensor], Tensor], target: Tensor, steps: int) -> Tensor:
-    """u (n, m) with system(u) = target after some steps from 0, each row by itself (Hestenes & Stiefel 1952).
+def solve(system: Callable[[Tensor], Tensor], target: Tensor, steps: int) -> Tensor:
+    """u (n, m) with u + K u = target, from the span of target, K target, .., each row by itself (Arnoldi 1951).
 
-    A row in which the system is not positive (a network's V need not be) stays where it is from there on.
+    For a K that is symmetric and not negative, this is what so many conjugate gradient steps find. A network's is
+    neither: of its projection on the span the symmetric part is taken, and directions in which that is negative are
+    left out, since nothing is known there and a residual over a small noise is large.
     """
-    u, left, way = torch.zeros_like(target), target, target
-    size = left.square().sum(1, keepdim=True)
+    size = target.norm(dim=1, keepdim=True)
+    basis, images = _unit(target, size)[:, None], []
     for _ in range(steps):
-        image = system(way)
-        curve = (way * image).sum(1, keepdim=True)
-        fine = (curve > 0) & (size > 0)
-        step = torch.where(fine, size / curve, 0.0)
-        u, left = u + step * way, left - step * image
-        before, size = size, left.square().sum(1, keepdim=True)
-        way = torch.where(fine, left + size / before * way, way)
-    return u
+        images.append(system(basis[:, -1]))
+        left = images[-1]
+        for _ in range(2):  # once does not suffice in finite precision
+            left = left - torch.einsum("nkm,nk->nm", basis, torch.einsum("nkm,nm->nk", basis, left))
+        basis = torch.cat([basis, _unit(left, images[-1].norm(dim=1, keepdim=True))[:, None]], 1)
+    if not images:
+        return torch.zeros_like(target)
+    basis = basis[:, :-1]
+    projected = basis @ torch.stack(images, 2)
+    values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
+    gains = torch.where(values > 0, size / (1 + values), 0.0)
+    return torch.einsum("nki,ni,ni,nkm->nm", vectors, gains, vectors[:, 0], basis)
+
+
+def _unit(x: Tensor, size: Tensor) -> Tensor:
+    """Rows of x (n, m) at length one, or zero where they are rounding errors of numbers of a size (n, 1)."""
+    norm = x.norm(dim=1, keepdim=True)
+    return torch.where(norm > 1e3 * torch.finfo(x.dtype).eps * size, x / norm, 0.0)
 
 
 class Local(NamedTuple):

@@ -173,7 +173,7 @@ class Diffusion(Drawing):
         return total / particles
 
     def condition(
-        self, program: Callable[..., Any], *, site: str | None = None, cg_steps: int = 5, floor: float = 0.01
+        self, program: Callable[..., Any], *, site: str | None = None, cg_steps: int = 5, floor: float = 0.2
     ) -> Conditioned:
         """p(x | y) by what a Pyro program observes, this model being the prior of x; to be drawn by its `sample`.
 
