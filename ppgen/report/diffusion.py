@@ -3,6 +3,8 @@
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ __all__ = ["diffusion"]
 STAGES = 6  # of a path that are shown
 SHOWN = 12  # images in a row
 STEPS = (1, 2, 5, 18, 50)
+IMPUTED, SEEN = 3, 0.05  # draws of a hidden half; the noise on what is seen, in deviations of the data
 LEVELS = 20  # noise levels at which the error is measured
 TEXT = (
     "The model draws noise, and takes it off in steps: at each noise level a network guesses the data beneath, "
@@ -73,7 +76,30 @@ def diffusion(
     )
     if hasattr(model, "error"):
         items.append(_errors(model, train, held_out, split))
+    if images and hasattr(model, "condition"):
+        seen_half = [part[:SHOWN] for part in held_out]
+        caption = (
+            f"The upper halves of {len(seen_half[0])} rows of the {split} data, and whole images drawn given them, the "
+            "model being the prior: what is above is seen with little noise, what is below is imputed."
+        )
+        rows_of_images = {name: source(x) for name, x in _imputed(model, *seen_half).items()}
+        items.append(Figure(picture(rows_of_images, None), caption, f"Images. {caption}"))
     return Section("From noise to data", TEXT, items)
+
+
+def _imputed(model: Any, x: Tensor, *labels: Tensor) -> dict[str, Tensor]:
+    """Rows whose lower half is hidden, and draws of the whole given the upper half."""
+    half, seen = x.shape[-2] // 2, x.to(next(model.parameters()).dtype)
+    blank = x.clone()
+    blank[..., half:, :] = x.min()
+
+    def program(whole: Tensor) -> None:
+        law = dist.Normal(whole[..., :half, :], SEEN * seen.std())
+        pyro.sample("upper half", law.to_event(3), obs=seen[..., :half, :])
+
+    posterior = model.condition(program)
+    drawn = {f"draw {k + 1}": posterior.sample(len(x), *labels) for k in range(IMPUTED)}
+    return {"data": x, "seen": blank, **drawn}
 
 
 def _alike(z: np.ndarray, data: np.ndarray) -> np.ndarray:
