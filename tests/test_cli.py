@@ -69,6 +69,25 @@ def test_a_growing_run_shows_its_stages(conditional, tmp_path):
     assert "<h2>Growth</h2>" not in (tmp_path / "fixed" / "report.html").read_text()
 
 
+@pytest.mark.figures
+@pytest.mark.parametrize("system", ["edm", "ot_fm"])
+def test_of_images_the_way_from_noise_is_shown_and_of_a_prior_what_it_imputes(system, tmp_path):
+    assert main(["train", system, "digits", *QUICK, "--conditional", "true"]) == 0
+    folder = tmp_path / "runs" / f"{system}-digits"
+    page = (folder / "report.html").read_text()
+    assert "<h2>From noise to data</h2>" in page
+    assert ("what is below is imputed" in page) == (system == "edm")
+    options = ["--label", "3", "--guidance", "2", "--sampler", "heun", "--steps", "3"]
+    assert main(["sample", str(folder), "--n", "5", *options]) == 0
+    assert np.load(folder / "samples.npy").shape == (5, 1, 8, 8)
+
+
+def test_a_sampler_is_of_diffusions_alone(capsys):
+    assert main(["train", "vae", "moons", *QUICK, "--out", "run"]) == 0
+    assert main(["sample", "run", "--sampler", "heun"]) == 1
+    assert "only a diffusion draws in steps" in capsys.readouterr().err
+
+
 def test_epochs_stand_in_for_a_systems_own_steps(tmp_path):
     small = ["--data.size", "40", "--fit.batch_size", "16", *GROWN]
     assert main(["train", "progan", "digits", *small, "--fit.epochs", "1"]) == 0
