@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 
 from ppgen.diffusion import Rates, draw, make_schedule
-from ppgen.diffusion.guidance import classifier, classifier_free, posterior, solve
+from ppgen.diffusion.guidance import classifier, classifier_free, krylov, posterior
 from ppgen.models import Diffusion
 
 MEAN = torch.tensor([0.5, -1.0, 0.3]).double()
@@ -116,8 +116,7 @@ def whitened(x, mean, cov):
     return torch.linalg.solve_triangular(torch.linalg.cholesky(cov), (x - mean).T, upper=False).T
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("schedule", ["cosine", "straight"])
+@pytest.mark.parametrize(("schedule", "eta"), [("cosine", 0.0), ("straight", 0.0), ("straight", 1.0)])
 def test_draws_are_of_the_closed_form_posterior(schedule, eta):
     torch.manual_seed(0)
     n = 4000
@@ -152,15 +151,15 @@ def exact_model(**options):
     return model
 
 
-@pytest.mark.parametrize("options", [{}, {"sampler": "ddim", "steps": 120}, {"sampler": "ancestral", "steps": 300}])
+@pytest.mark.parametrize("options", [{}, {"sampler": "ancestral", "steps": 200}])
 def test_a_model_conditioned_on_a_likelihood(options):
     torch.manual_seed(0)
     n = 3000
     x = exact_model().condition(likelihood).sample(n, **options)
     white = whitened(x, *conditioned())
-    # as above, 4.5 deviations; the steps add up to 0.05 of their own, 0.02 by Heun's
+    # as above, 4.5 deviations; the steps add up to 0.07 of their own, 0.02 by Heun's
     assert white.mean(0).abs().max() < 4.5 / n**0.5 + 0.02
-    assert (white.T.cov() - torch.eye(3)).abs().max() < 4.5 * (2 / n) ** 0.5 + 0.05
+    assert (white.T.cov() - torch.eye(3)).abs().max() < 4.5 * (2 / n) ** 0.5 + 0.07
 
 
 SEEN_BY_ROW = torch.stack([SEEN, -SEEN])
@@ -194,11 +193,19 @@ def one_event(model):
     return program
 
 
-@pytest.mark.parametrize("write", [in_a_plate, expanded, one_event])
-def test_a_program_of_a_model_as_prior_of_rows_that_are_seen_together(write):
+@pytest.mark.parametrize("write", [expanded, one_event])
+def test_one_program_written_in_other_ways_is_the_same(write):
+    model, drawn = exact_model(), []
+    for program in (in_a_plate(model), write(model)):
+        torch.manual_seed(0)
+        drawn.append(model.condition(program, site="x").sample(5, steps=4))
+    torch.testing.assert_close(*drawn)
+
+
+def test_a_program_of_a_model_as_prior_of_rows_that_are_seen_together():
     torch.manual_seed(0)
     n, model = 3000, exact_model()
-    x = model.condition(write(model), site="x", cg_steps=5).sample(n, steps=36)
+    x = model.condition(in_a_plate(model), site="x", cg_steps=5).sample(n, steps=36)
     assert x.shape == (n, 2, 3)
     two = torch.eye(2).double()
     first = torch.tensor([[1.0, 0, 0, 1, 0, 0]]).double()
@@ -227,6 +234,35 @@ def test_a_likelihood_of_levels_sees_real_numbers_in_their_unit():
     assert (x == torch.tensor([6, 2, 5])).all()
     path = model.condition(program).sample(2, steps=3, return_path=True)
     assert [p.dtype for p in path] == [torch.float64] * 3 + [torch.long]
+
+
+def test_a_model_of_labels_and_images():
+    """Masked pixels, labels of rows, guidance by both; in a program of its own the labels go to the law."""
+    torch.manual_seed(0)
+    model = Diffusion((1, 4, 4), hidden=(8,), num_classes=3, levels=5)
+    torch.nn.init.normal_(model.denoiser.network.last[-1].weight, std=0.1)  # it starts at zero
+    labels, seen = torch.tensor([0, 1, 2, 2]), torch.arange(16.0).reshape(1, 4, 4) % 5
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[:, :2] = True
+
+    def upper(x):
+        with poutine.mask(mask=mask):
+            pyro.sample("y", dist.Normal(x, 0.1), obs=seen)
+
+    def program():
+        with pyro.plate("data", 4):
+            x = pyro.sample("x", model.law(labels))
+            pyro.sample("y", dist.Normal(x, 0.1).mask(mask).to_event(3), obs=seen / 2 - 1)
+
+    x = model.condition(upper, cg_steps=8).sample(4, labels, steps=30, guidance=2.0)
+    assert x.shape == (4, 1, 4, 4)
+    assert x.dtype == torch.long
+    assert (x[:, :, :2] - seen[:, :2]).abs().mean() < 0.1
+    x = model.condition(program, site="x", cg_steps=8).sample(2, steps=12)
+    assert x.shape == (2, 4, 1, 4, 4)
+    assert ((x - (seen / 2 - 1))[..., :2, :].abs() < 0.5).all()  # five deviations of the noise
+    with pytest.raises(ValueError, match="labels"):
+        model.condition(upper).sample(4)
 
 
 WEIGHTS = torch.tensor([0.3, 0.7]).double()
@@ -289,7 +325,7 @@ def test_other_sites_move_by_their_slope(level):
 
 
 def test_observations_of_a_bernoulli_law_move_draws_their_way():
-    """Two coins with odds by the first number: draws move by the exact posterior's sign, and by about its amount."""
+    """Two coins with odds by the first number: draws move by about as much as the exact posterior, by quadrature."""
 
     def coins(x):
         with pyro.plate("coins", 2, dim=-2):
@@ -301,12 +337,12 @@ def test_observations_of_a_bernoulli_law_move_draws_their_way():
     z = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)).double()
     grid = make_schedule("cosine").grid(40, MEAN)
     free, guided = (draw(denoise, z, grid) for denoise in (gaussian(), posterior(gaussian(), sided)))
-    # by quadrature over the first number, N(0.5, 0.81): its posterior mean
+    # the first number is N(0.5, 0.81)
     side = torch.linspace(-6, 6, 4001).double()
     weights = dist.Normal(0.5, 0.9).log_prob(side).exp() * side.sigmoid() ** 2
     exact = float((side * weights).sum() / weights.sum())
     shift = float((guided - free)[:, 0].mean())
-    assert 0.6 < shift / (exact - 0.5) < 1.4
+    assert 0.9 < shift / (exact - 0.5) < 1.25  # too much, since its spread is left out of the likelihood
     with pytest.raises(ValueError, match=r"site 'y' has shape \(2, 4\).* expected the 4 rows"):
         posterior(gaussian(), coins)(z[:4], rates(0.5, 0.5))
 
@@ -318,14 +354,14 @@ def test_the_system_is_solved_by_rows_and_where_it_is_positive():
     target = torch.randn(3, 4).double()
     exact = torch.linalg.solve(matrix + torch.eye(4).double(), target)
     for steps in (4, 10):  # more than there are numbers do no harm
-        torch.testing.assert_close(solve(lambda u: (matrix @ u[..., None])[..., 0], target, steps), exact)
+        torch.testing.assert_close(krylov(lambda u: (matrix @ u[..., None])[..., 0], target, steps), exact)
     signs = torch.tensor([[1.0], [-1.0], [0.0]]).double()
-    torch.testing.assert_close(solve(lambda u: signs * u, target, 3), target * torch.tensor([[0.5], [0.0], [0.0]]))
+    torch.testing.assert_close(krylov(lambda u: signs * u, target, 3), target * torch.tensor([[0.5], [0.0], [0.0]]))
     mixed = torch.tensor([3.0, -0.9, 1.0, 0.2]).double()  # a direction that would be blown up is left out
     expected = torch.where(mixed > 0, target / (1 + mixed), 0.0)
-    torch.testing.assert_close(solve(lambda u: mixed * u, target, 10), expected)
-    assert (solve(lambda u: u, torch.zeros(2, 3), 3) == 0).all()
-    assert (solve(lambda u: u, torch.ones(2, 3), 0) == 0).all()
+    torch.testing.assert_close(krylov(lambda u: mixed * u, target, 10), expected)
+    assert (krylov(lambda u: u, torch.zeros(2, 3), 3) == 0).all()
+    assert (krylov(lambda u: u, torch.ones(2, 3), 0) == 0).all()
 
 
 def latent(x):

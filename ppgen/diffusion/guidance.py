@@ -31,7 +31,7 @@ __all__ = ["classifier", "classifier_free", "posterior"]
 
 
 def classifier_free(conditional: Denoise, unconditional: Denoise, weight: float) -> Denoise:
-    """E_none + w (E_y - E_none), the means with and without a condition (Ho & Salimans 2022, equation 6).
+    """E_none + w (E_y - E_none), the means with and without a condition (Ho & Salimans 2022, whose w is one less).
 
     A weight of 0 leaves the condition out, 1 is the condition as it was learned, and more exaggerates it: then the
     draws are of no law in particular, with less variety than p(v | y).
@@ -73,11 +73,11 @@ def posterior(
 
     With p(v | z) taken for N(D, V), sites N(y; A(v), S) that are normal give, A' being the derivative of A at D,
 
-        D + V A'^T (S + A' V A'^T)^-1 (y - A(D)),                 Rozet et al. 2024, equations 15 to 18
+        D + V A'^T (S + A' V A'^T)^-1 (y - A(D)),                 Rozet et al. 2024, MMPS
 
     which is E[v | z, y] itself if v is normal and A linear. V is applied by one pass back through the denoiser, and the
     system, whitened to I + S^-1/2 A' V A'^T S^-1/2, solved as by conjugate gradients, for each row of z its own (see
-    `solve`). Fewer steps than observations guide less than they should, in directions that D leaves little room.
+    `krylov`). Fewer steps than observations guide less than they should, in directions that D leaves little room.
 
     Sites of other laws, and factors, are taken at D alone: log p(y | z) as log p(y | v = D), so that D moves by
     V grad_D log p(y | D) before the normal sites come. That v varies about D is left out, by which they are trusted too
@@ -121,21 +121,22 @@ def posterior(
 
         mean = through.detach() if near is rates else denoise(z, rates).detach()
         local = _linearise(likelihood, mean)
+        residual = local.residual
         if local.slope is not None:
             shift = spread(local.slope)
-            mean, residual = mean + shift, local.residual - local.push(shift)
-        else:
-            residual = local.residual
+            mean, residual = mean + shift, residual - local.push(shift)
+        if residual.shape[1] == 0:
+            return mean
 
         def system(u: Tensor) -> Tensor:
             return local.push(spread(local.pull(u)))
 
-        return mean + spread(local.pull(solve(system, residual, cg_steps)))
+        return mean + spread(local.pull(krylov(system, residual, cg_steps)))
 
     return guided
 
 
-def solve(system: Callable[[Tensor], Tensor], target: Tensor, steps: int) -> Tensor:
+def krylov(system: Callable[[Tensor], Tensor], target: Tensor, steps: int) -> Tensor:
     """u (n, m) with u + K u = target, from the span of target, K target, .., each row by itself (Arnoldi 1951).
 
     For a K that is symmetric and not negative, this is what so many conjugate gradient steps find. A network's is
@@ -206,13 +207,15 @@ def _linearise(likelihood: Callable[[Tensor], Any], x: Tensor) -> Local:
 
 def _whitened(site: Site) -> Tensor | None:
     """S^-1/2 (y - A(x)) of a normal site, with the weights and masks that it has; None for another law."""
-    law, keep, weight = site["fn"], _tensor(site["mask"], True), _tensor(site["scale"], 1.0)
+    device = site["value"].device
+    law, weight = site["fn"], torch.as_tensor(site["scale"], device=device)
+    keep = torch.as_tensor(True if site["mask"] is None else site["mask"], device=device)
     while isinstance(law, Independent | MaskedDistribution):
         if isinstance(law, Independent):
             wide = (1,) * law.reinterpreted_batch_ndims
             keep, weight = keep.reshape(*keep.shape, *wide), weight.reshape(*weight.shape, *wide)
         else:
-            keep = keep & _tensor(law._mask, True)
+            keep = keep & law._mask
         law = law.base_dist
     if isinstance(law, Normal):
         white = (site["value"] - law.loc) / law.scale.detach()
@@ -223,10 +226,6 @@ def _whitened(site: Site) -> Tensor | None:
     else:
         return None
     return torch.where(keep, weight.sqrt() * white, 0.0)
-
-
-def _tensor(value: Any, default: Any) -> Tensor:
-    return torch.as_tensor(default if value is None else value)
 
 
 def _check_shape(name: str, site: Site, n: int) -> None:
