@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppgen.diffusion import Denoise, PathLaw, Rates, Schedule, draw, straight
+from ppgen.diffusion import Denoise, PathLaw, Rates, Schedule, classifier_free, draw, straight
 from ppgen.models.denoising import Denoising
 from ppgen.nets import choose, evaluation
 
@@ -153,12 +153,9 @@ class Drawing(Denoising):
                 "that learned to do without them too, by label_dropout above 0"
             )
         none = torch.zeros_like(context)
-
-        def guided(z: Tensor, rates: Rates) -> Tensor:
-            bare = self.denoiser(z, rates, none)
-            return bare + guidance * (self.denoiser(z, rates, context) - bare)
-
-        return guided
+        return classifier_free(
+            lambda z, rates: self.denoiser(z, rates, context), lambda z, rates: self.denoiser(z, rates, none), guidance
+        )
 
     def _grid(self, steps: int, sampler: str) -> Rates:
         """The levels that draws pass."""
