@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.diffusion import TIMES, at_noise
+from ppgen.diffusion import TIMES, Rates, at_noise
 from ppgen.draws import Draws
 from ppgen.objective import Term
 
@@ -90,7 +90,7 @@ class StepwiseEvidence(Term):
         error = chain.error(rates, *draws.args, **draws.kwargs)
         return (0.5 * row.weight(rates.log_snr, chain.data_scale) * error).mean()
 
-    def _lognormal(self, u: Tensor, data_scale: float):
+    def _lognormal(self, u: Tensor, data_scale: float) -> Rates:
         mean, std = self.lognormal
         normal = math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-6, 1 - 1e-6))
         return at_noise(data_scale * (mean + std * normal).exp())

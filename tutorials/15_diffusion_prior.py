@@ -74,7 +74,7 @@ show([x[:12].numpy(), model.sample(12).numpy()], ["data", "draws"])
 #
 # $$D + V A^\top (S + A V A^\top)^{-1} (y - A(D))$$
 #
-# (Rozet et al. 2024), solved in a few steps of conjugate gradients. For a normal prior and a linear program that is
+# (Rozet et al. 2024), solved within a few directions (a Krylov space). For a normal prior and a linear program that is
 # exact; of digits it is an approximation, which is checked below.
 
 # %%
