@@ -176,6 +176,13 @@ def sampling(repeats: int = 5) -> None:
         print(f"{name:8}{1000 * median:8.0f} ms{median / medians['ppgen']:8.2f} x")
 
 
+def cell(name: str, mean: float, error: float) -> str:
+    if math.isnan(mean):
+        return ""
+    digits = f"{mean:.0f}" if name == "seconds" else f"{mean:.3f}"
+    return digits if math.isnan(error) or name == "seconds" else f"{digits} ({error:.3f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -199,17 +206,14 @@ def main() -> None:
         return
     print(f"\ndigits: {options.steps} steps of {BATCH} rows, seeds {seeds[0]} to {seeds[-1]}, one core a run\n")
     columns = ("C2ST", "precision", "recall", "bits", "seconds")
-    print("| | " + " | ".join(columns) + " |\n|---" * 1 + "|---" * len(columns) + "|")
+    print("| | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|")
     order = sorted(
         {record["way"] for record in records}, key=lambda way: (list(WAYS).index(way.split(",")[0]), len(way), way)
     )
     for way in order:
         rows = np.array([[record[column] for column in columns] for record in records if record["way"] == way])
         errors = rows.std(0, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else np.full(len(columns), math.nan)
-        cells = [
-            "" if math.isnan(mean) else f"{mean:.0f}" if name == "seconds" else f"{mean:.3f} ({error:.3f})"
-            for name, mean, error in zip(columns, rows.mean(0), errors, strict=True)
-        ]
+        cells = [cell(name, mean, error) for name, mean, error in zip(columns, rows.mean(0), errors, strict=True)]
         print(f"| {way} | " + " | ".join(cells) + " |")
 
 
