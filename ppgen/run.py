@@ -29,7 +29,7 @@ from ppgen.files import write_whole
 from ppgen.fit import fit
 from ppgen.growth import Growth
 from ppgen.measures import measure
-from ppgen.models import VAE, Diffusion, FlowMatching, FlowModel
+from ppgen.models import VAE
 from ppgen.record import Record
 from ppgen.referee import Finding
 from ppgen.report import report_of_run, write_report
@@ -96,10 +96,7 @@ class Run:
     @classmethod
     def model_options(cls, config: dict[str, Any], data: Any) -> dict[str, Any]:
         """The model's arguments, those that the data settle among them."""
-        options, of_levels = (
-            dict(config["model"]),
-            SYSTEMS[config["system"]].model in (FlowModel, Diffusion, FlowMatching),
-        )
+        options, of_levels = dict(config["model"]), SYSTEMS[config["system"]].of_levels
         if config["conditional"]:
             if data.y is None:
                 raise ValueError(f"{config['source']}: --conditional needs labels, and these data have none")

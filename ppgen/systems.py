@@ -35,9 +35,14 @@ class System:
         """Whether there are no data, but an energy, whose guide the model is."""
         return self.model is AutoFlow
 
+    @property
+    def of_levels(self) -> bool:
+        """Whether the model scores levels where data have them, and other data as they are."""
+        return self.model in (FlowModel, Diffusion, FlowMatching)
+
     def form(self, options: Mapping[str, Any]) -> str:
         """The form of data that the model scores, built with these options."""
-        if self.model in (FlowModel, Diffusion, FlowMatching):
+        if self.of_levels:
             return "levels"
         return FORM_OF_LIKELIHOOD.get(options.get("likelihood", "gaussian"), "continuous")
 

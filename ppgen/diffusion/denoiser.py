@@ -129,8 +129,8 @@ class Denoiser(nn.Module):
         if not self.learned_scale:
             return Moments(self._mean(raw, z, wide), None)
         raw, log_factor = raw.chunk(2, z.dim() - len(self.event_shape))
-        scale = self.data_scale * wide.noise / self._size(wide)
-        return Moments(self._mean(raw, z, wide), scale * log_factor.clamp(-5, 5).exp())
+        spread = wide.spread(self.data_scale)
+        return Moments(self._mean(raw, z, wide), spread * log_factor.clamp(-5, 5).exp())
 
     def raw(self, z: Tensor, rates: Rates, context: Tensor | None = None) -> Tensor:
         """What the network predicts, of `raw_shape` for each row of z.
@@ -139,7 +139,7 @@ class Denoiser(nn.Module):
             ValueError: the network's output has another shape.
         """
         batch = z.shape[: z.dim() - len(self.event_shape)]
-        size = self._size(self._wide(z, rates))
+        size = self._wide(z, rates).size(self.data_scale)
         raw = self.network(z / size, self.context(rates.log_snr.expand(batch), context))
         expected = batch + self.raw_shape
         if raw.shape != expected:
@@ -153,10 +153,6 @@ class Denoiser(nn.Module):
         """Rates that go with rows z."""
         batch = z.shape[: z.dim() - len(self.event_shape)]
         return Rates(*(rate.expand(batch) for rate in rates)).over(z)
-
-    def _size(self, rates: Rates) -> Tensor:
-        """r."""
-        return (rates.noise.square() + (rates.signal * self.data_scale).square()).sqrt()
 
     @property
     def raw_shape(self) -> tuple[int, ...]:

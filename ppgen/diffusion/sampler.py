@@ -80,7 +80,7 @@ def _nodes(levels: Rates) -> list[Rates]:
             "expected levels from most noise to least, all with some, as Schedule.grid gives them; got log SNR "
             f"{[round(value, 3) for value in levels.log_snr.tolist()]}"
         )
-    return [Rates(*parts) for parts in zip(*(rate.unbind() for rate in levels), strict=True)]
+    return levels.each()
 
 
 def _means(denoise: Denoise, z: Tensor, t: Rates) -> tuple[Tensor, Tensor]:
@@ -129,12 +129,8 @@ def _ancestral(
         raise ValueError(f"expected data_scale > 0, got {data_scale}")
 
     def step(z: Tensor, t: Rates, r: Rates) -> Tensor:
-        from_z, from_x, scale = bridge(r, t)
-        mean = from_z * z + from_x * denoise(z, t)
-        if variance != "small":
-            d = data_scale
-            std = variance(z, t) if callable(variance) else d * t.noise / (t.noise**2 + (t.signal * d) ** 2).sqrt()
-            scale = (scale.square() + (from_x * std).square()).sqrt()
+        spread = variance(z, t) if callable(variance) else t.spread(data_scale) if variance == "large" else None
+        mean, scale = bridge(r, t).averaged(z, denoise(z, t), spread)
         return mean + scale * torch.randn_like(z)
 
     return step

@@ -47,6 +47,18 @@ class Rates(NamedTuple):
         extra = (1,) * (z.dim() - self.signal.dim())
         return Rates(*(rate.reshape(*rate.shape, *extra) for rate in self))
 
+    def each(self) -> list["Rates"]:
+        """Rates of shape (n, ...) one by one."""
+        return [Rates(*parts) for parts in zip(*(rate.unbind() for rate in self), strict=True)]
+
+    def size(self, data_scale: float) -> Tensor:
+        """|(s, a d)|: the deviation of z for data of deviation d."""
+        return (self.noise.square() + (self.signal * data_scale).square()).sqrt()
+
+    def spread(self, data_scale: float) -> Tensor:
+        """d s / |(s, a d)|: the deviation of x given z for data x ~ N(0, d^2 I)."""
+        return data_scale * self.noise / self.size(data_scale)
+
 
 class Schedule(nn.Module):
     """Rates at times in [0, 1], from a row of `SCHEDULES`.
@@ -224,6 +236,11 @@ class Bridge(NamedTuple):
     from_z: Tensor
     from_x: Tensor
     scale: Tensor
+
+    def averaged(self, z: Tensor, mean: Tensor, spread: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of z_r given z_t alone, x being N(mean, spread^2 I); None for no spread."""
+        scale = self.scale if spread is None else (self.scale.square() + (self.from_x * spread).square()).sqrt()
+        return self.from_z * z + self.from_x * mean, scale
 
 
 def bridge(r: Rates, t: Rates) -> Bridge:

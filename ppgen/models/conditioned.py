@@ -7,10 +7,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.diffusion import Denoise, PathLaw, Rates, draw
+from ppgen.diffusion import Denoise, PathLaw
 from ppgen.diffusion.guidance import posterior
 from ppgen.draws import given
-from ppgen.nets import evaluation
 
 if TYPE_CHECKING:
     from ppgen.models.diffusion import Diffusion
@@ -40,7 +39,7 @@ class Conditioned:
         if site is None:
             self.likelihood = lambda v: program(model._real(v))
         else:
-            self.likelihood, self.shape, law = given(program, site, like=self._like)
+            self.likelihood, self.shape, law = given(program, site, like=next(model.denoiser.parameters()))
             self.law = _path_law(law, site)
 
     def sample(
@@ -66,28 +65,11 @@ class Conditioned:
         Raises:
             ValueError: for a likelihood that `ppgen.diffusion.posterior` refuses, and what `Diffusion.sample` does.
         """
-        if n < 1 or steps < 1:
-            raise ValueError(f"expected n and steps of at least 1, got {n} and {steps}")
-        with evaluation(self.model):
-            levels = self.model.schedule.grid(steps, self._like)
-            first = Rates(*(rate[0] for rate in levels))
-            batch = torch.Size([n, *self.shape[: len(self.shape) - len(self.model.event_shape)]])
-            path = draw(
-                posterior(self._prior(n, y, guidance), self.likelihood, **self.guide),
-                self.model._last(first, batch).sample(),
-                levels,
-                sampler=sampler,
-                return_path=return_path,
-                progress=progress,
-                **options,
-            )
-        if self.law is not None:
-            return path
-        return [*path[:-1], self.model._unscaled(path[-1])] if isinstance(path, list) else self.model._unscaled(path)
-
-    @property
-    def _like(self) -> Tensor:
-        return next(self.model.denoiser.parameters())
+        denoise = posterior(self._prior(n, y, guidance), self.likelihood, **self.guide)
+        batch = (n, *self.shape[: len(self.shape) - len(self.model.event_shape)])
+        options |= {"return_path": return_path, "progress": progress}
+        drawn = self.model._drawn(denoise, batch, sampler, steps, options)
+        return self.model._ended(drawn) if self.law is None else drawn
 
     def _prior(self, n: int, y: Tensor | None, guidance: float) -> Denoise:
         if self.law is None:

@@ -234,7 +234,7 @@ class Diffusion(Drawing):
         r, t = self.schedule(i / self.steps), self.schedule((i + 1) / self.steps)
         wide = t.over(v)
         z = wide.signal * v + wide.noise * torch.randn_like(v)
-        from_z, from_x, scale = (part.reshape(wide.signal.shape) for part in bridge(r, t))
+        from_z, from_x, scale = bridge(r.over(v), wide)
         q = dist.Normal(from_z * z + from_x * v, scale).to_event(len(self.event_shape))
         return self.steps * torch.distributions.kl_divergence(q, self._step(z, r, t, context))
 
@@ -250,18 +250,16 @@ class Diffusion(Drawing):
 
     def _step(self, z: Tensor, r: Rates, t: Rates, context: Tensor | None) -> TorchDistribution:
         """p(z_r | z_t)."""
-        mean, std = self.denoiser.moments(z, t, context)
-        wide = t.over(z) if t.signal.dim() else t
-        from_z, from_x, scale = (part.reshape(wide.signal.shape) for part in bridge(r, t))
+        mean, spread = self.denoiser.moments(z, t, context)
+        wide = t.over(z)
         if self.wide:
-            std = self.data_scale * wide.noise / (wide.noise.square() + (wide.signal * self.data_scale).square()).sqrt()
-        if std is not None:
-            scale = (scale.square() + (from_x * std).square()).sqrt()
-        return dist.Normal(from_z * z + from_x * mean, scale).to_event(len(self.event_shape))
+            spread = wide.spread(self.data_scale)
+        step = bridge(r.over(z), wide).averaged(z, mean, spread)
+        return dist.Normal(*step).to_event(len(self.event_shape))
 
     def _last(self, rates: Rates, batch: torch.Size) -> TorchDistribution:
         """p(z_T)."""
-        scale = (rates.noise.square() + (rates.signal * self.data_scale).square()).sqrt()
+        scale = rates.size(self.data_scale)
         law = dist.Normal(torch.zeros_like(scale), scale).expand(batch + self.event_shape)
         return law.to_event(len(self.event_shape))
 
@@ -273,8 +271,7 @@ class Diffusion(Drawing):
         return {"variance": lambda z, rates: self.denoiser.moments(z, rates, context).scale} | options
 
     def _times(self, x: Tensor, steps: int) -> list[Rates]:
-        rates = self.schedule(torch.linspace(0, 1, steps + 1, dtype=self._dtype, device=x.device))
-        return [Rates(*parts) for parts in zip(*(rate.unbind() for rate in rates), strict=True)]
+        return self.schedule(torch.linspace(0, 1, steps + 1, dtype=self._dtype, device=x.device)).each()
 
     def _register(self) -> None:
         pyro.module("denoiser", self.denoiser)

@@ -6,7 +6,7 @@ probabilities by noise that fills the gaps between them, see `NOISES`, which bou
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -81,21 +81,28 @@ class Drawing(Denoising):
         """
         if mean:
             raise ValueError("a sampler's draws end in means already, E[v | z] at the least noise: leave mean=True out")
-        if n < 1 or steps < 1:
-            raise ValueError(f"expected n and steps of at least 1, got {n} and {steps}")
         self._check_labels(y, torch.Size([n]))
+        context = self._context(y)
+        options = self._options(sampler, context, options) | {"return_path": return_path, "progress": progress}
+        return self._ended(self._drawn(self._denoise(context, guidance), (n,), sampler, steps, options))
+
+    def _drawn(
+        self, denoise: Denoise, batch: Sequence[int], sampler: str, steps: int, options: dict[str, Any]
+    ) -> Tensor | list[Tensor]:
+        """Draws of v (*batch, *event_shape) by a denoiser, this model's or one turned to a condition.
+
+        Args:
+            options: of `ppgen.diffusion.draw`.
+        """
+        if batch[0] < 1 or steps < 1:
+            raise ValueError(f"expected n and steps of at least 1, got {batch[0]} and {steps}")
         with evaluation(self):
-            context, levels = self._context(y), self._grid(steps, sampler)
-            path = draw(
-                self._denoise(context, guidance),
-                self._start(levels, n),
-                levels,
-                sampler=sampler,
-                return_path=return_path,
-                progress=progress,
-                **self._options(sampler, context, options),
-            )
-        return [*path[:-1], self._unscaled(path[-1])] if isinstance(path, list) else self._unscaled(path)
+            levels = self._grid(steps, sampler)
+            return draw(denoise, self._start(levels, torch.Size(batch)), levels, sampler=sampler, **options)
+
+    def _ended(self, drawn: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """Draws as data, the states on the way to them as they are."""
+        return [*drawn[:-1], self._unscaled(drawn[-1])] if isinstance(drawn, list) else self._unscaled(drawn)
 
     def law(self, y: Tensor | None = None, **options: Any) -> PathLaw:
         """The law of v, or of v given y (*batch,), by the probability-flow ODE between the schedule's ends.
@@ -161,9 +168,9 @@ class Drawing(Denoising):
         """The levels that draws pass."""
         return self.schedule.grid(steps, next(self.denoiser.parameters()))
 
-    def _start(self, levels: Rates, n: int) -> Tensor:
-        """n draws at the first level."""
-        return self._last(Rates(*(rate[0] for rate in levels)), torch.Size([n])).sample()
+    def _start(self, levels: Rates, batch: torch.Size) -> Tensor:
+        """Draws at the first level, (*batch, *event_shape)."""
+        return self._last(levels.each()[0], batch).sample()
 
     def _options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
         """A sampler's options, with what this model has to say of them."""

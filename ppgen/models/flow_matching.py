@@ -174,8 +174,8 @@ class FlowMatching(Drawing):
             law = dist.Normal(torch.zeros_like(rates.noise), 1.0).expand(self.event_shape).to_event()
         return law.expand(batch)
 
-    def _start(self, levels: Rates, n: int) -> Tensor:
-        return self._draw(n)
+    def _start(self, levels: Rates, batch: torch.Size) -> Tensor:
+        return self._draw(batch.numel()).reshape(*batch, *self.event_shape)
 
     def _grid(self, steps: int, sampler: str) -> Rates:
         """Even from u = 1 to 1 / steps, since the last step is one of Euler's to u = 0; that of "adaptive" is small."""

@@ -61,12 +61,12 @@ def diffusion(
     )
     items: list[Any] = [Figure(picture(stages, None), caption, f"Generated data. {caption}")]
 
-    drawn, rows, seed = {}, [], torch.seed()
-    told = torch.as_tensor(data.scaler.transform(source(held_out[0]))).flatten(1).double()
+    drawn, rows = {}, []
+    told = held_out[0].flatten(1).double().cpu()
     for steps in STEPS:
-        torch.manual_seed(seed)  # the same noise for all
-        draws = model.sample(len(held_out[0]), *held_out[1:], steps=steps)
-        distance = SlicedWasserstein(root=True)(draws.flatten(1).double().cpu(), told.cpu())
+        with torch.random.fork_rng():  # the same noise for all
+            draws = model.sample(len(held_out[0]), *held_out[1:], steps=steps)
+            distance = SlicedWasserstein(root=True)(draws.flatten(1).double().cpu(), told)
         rows.append((steps, float(distance)))
         drawn[f"{steps} step{'s' if steps > 1 else ''}"] = source(draws[:count])
     caption = "Draws from the same noise, in one step and in more."
