@@ -127,7 +127,9 @@ def _train_parser(name: str, system: System) -> ArgumentParser:
         parser.add_function_arguments(load, "data", skip={"source"})
     parser.add_class_arguments(system.model, "model", skip=NOT_ASKED_OF_MODELS | set(by_name := _by_name(system.model)))
     for option, default in by_name.items():
-        parser.add_argument(f"--model.{option}", type=str | None, default=default, help="one of them by name")
+        parser.add_argument(
+            f"--model.{option}", type=str | None, default=default, help=f"the name of one, see {system.model.__name__}"
+        )
     parser.add_function_arguments(system.recipe, "loss", skip=NOT_ASKED_OF_RECIPES)
     parser.add_function_arguments(fit, "fit", skip=NOT_ASKED)
     parser.set_defaults({"fit.batch_size": 128, **system.defaults})

@@ -88,7 +88,7 @@ def posterior(
         likelihood: a program of observed sites alone, called with v (n, *event); rows are draws, to be taken each for
             itself, so each site has n in front: a y that all have in common broadcasts.
         cg_steps: each one pass back through the denoiser; 0 for no guidance by normal sites.
-        floor: the least a / s at which V is taken, see above, for data of deviation about one..
+        floor: the least a / s at which V is taken, see above, for data of deviation about one.
 
     The scales of normal sites are those at D. The result carries no gradient.
 
