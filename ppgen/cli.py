@@ -11,10 +11,11 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from torch import nn
 
 from ppgen import __version__
 from ppgen.data import load
@@ -137,9 +138,13 @@ def _train_parser(name: str, system: System) -> ArgumentParser:
 
 
 def _by_name(model: type) -> dict[str, str | None]:
-    """The arguments that take modules and names of such, of which a command line gives names, and their defaults."""
-    parameters = inspect.signature(model).parameters
-    return {name: parameters[name].default for name in ("network", "schedule") if name in parameters}
+    """The arguments that take modules or names of such, of which a command line gives names, and their defaults."""
+
+    def named(annotation: Any) -> bool:
+        parts = get_args(annotation)
+        return str in parts and any(isinstance(part, type) and issubclass(part, nn.Module) for part in parts)
+
+    return {k: p.default for k, p in inspect.signature(model).parameters.items() if named(p.annotation)}
 
 
 def _train(given: Namespace) -> None:
