@@ -22,12 +22,15 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.infer import config_enumerate
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
+
+from ppgen import summed_out
 
 DATA = "data"
 PARTICLES = "particles"
@@ -188,6 +191,37 @@ def given(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.
             conditioned()
 
     return likelihood, shape, law
+
+
+def joint(
+    program: Program, args: tuple, value_of: Callable[[Site], Tensor]
+) -> tuple[Trace, Callable[[Mapping[str, Tensor]], Tensor]]:
+    """A run of a program at given values of its continuous latents, and its log density as a function of them.
+
+    Returns:
+        the trace; and values by name to log p(x, z), in nats, of the whole data set, discrete latents summed out.
+
+    Raises:
+        NotImplementedError: for discrete latents that cannot be enumerated.
+    """
+    once = _traced(_At(value_of)(program), *args)
+    drawn = [site for site in latent_sites(once).values() if site["fn"].support.is_discrete]
+    for site in drawn:
+        if not site["fn"].has_enumerate_support:
+            raise NotImplementedError(
+                f"the discrete latent {site['name']!r} cannot be summed out: {type(site['fn']).__name__} has no end of "
+                "values; take a law with finitely many, or a guide that draws it"
+            )
+    if drawn:
+        sites = (site for site in once.nodes.values() if site["type"] == "sample")
+        dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+        program = poutine.enum(config_enumerate(program), first_available_dim=min(dims, default=0) - 1)
+
+    def log_joint(values: Mapping[str, Tensor]) -> Tensor:
+        trace = _traced(_At(lambda site: values[site["name"]])(program), *args)
+        return summed_out.log_density(trace) if drawn else trace.log_prob_sum()
+
+    return once, log_joint
 
 
 def weighing_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Site]]:
@@ -366,6 +400,18 @@ class _Blank(poutine.messenger.Messenger):
     def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] == self.name and not msg["is_observed"]:
             msg["value"] = self.like.new_zeros(msg["fn"].shape())
+
+
+class _At(poutine.messenger.Messenger):
+    """Gives continuous latents their values."""
+
+    def __init__(self, value_of: Callable[[Site], Tensor]):
+        super().__init__()
+        self.value_of = value_of
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if not (msg["is_observed"] or is_subsample(msg) or msg["fn"].support.is_discrete):
+            msg["value"] = self.value_of(msg)
 
 
 class _Unobserved(poutine.messenger.Messenger):
