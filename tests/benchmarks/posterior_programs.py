@@ -1,0 +1,246 @@
+"""Programs whose posteriors are known, exactly or by long runs of NUTS: each one text, Pyro's and NumPyro's.
+
+`programs` takes what either library calls `pyro`, `dist` and `np`, and returns its programs by name. Priors are those of
+posteriordb, or of Gelman & Hill's examples, where these have the program, and weak ones where they leave them flat.
+`PROGRAMS` has Pyro's with their data (posterior_data.py) and with what is known of each posterior.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import pyro
+import pyro.distributions
+import torch
+from posterior_data import COLUMNS, COUNTIES, TRIALS, data
+from torch import Tensor
+
+
+def programs(pyro: Any, dist: Any, np: Any) -> dict[str, Callable[..., None]]:
+    """The programs of ``(pyro, pyro.distributions, torch)`` or of ``(numpyro, numpyro.distributions, jax.numpy)``."""
+    parts = (conjugate, regressions, hierarchies, series, processes, shapes)
+    return {program.__name__: program for part in parts for program in part(pyro, dist, np)}
+
+
+def conjugate(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
+    def normal_mean(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 2.0), obs=y)
+
+    def beta_binomial(y):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Binomial(TRIALS, p), obs=y)
+
+    return [normal_mean, beta_binomial]
+
+
+def regressions(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
+    def diabetes(x, y):
+        a = pyro.sample("a", dist.Normal(0.0, 1000.0))
+        b = pyro.sample("b", dist.Normal(0.0, 100.0).expand([10]).to_event(1))
+        sigma = pyro.sample("sigma", dist.HalfCauchy(10.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(a + x @ b, sigma), obs=y)
+
+    def kidscore(mom_hs, mom_iq, score):
+        b = pyro.sample("b", dist.Normal(0.0, 1000.0).expand([4]).to_event(1))
+        sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
+        mean = b[..., 0] + b[..., 1] * mom_hs + b[..., 2] * mom_iq + b[..., 3] * mom_hs * mom_iq
+        with pyro.plate("data", len(score)):
+            pyro.sample("score", dist.Normal(mean, sigma), obs=score)
+
+    def earnings(height, male, log_earn):
+        a = pyro.sample("a", dist.Normal(0.0, 100.0))
+        b_height = pyro.sample("b_height", dist.Normal(0.0, 10.0))
+        b_male = pyro.sample("b_male", dist.Normal(0.0, 10.0))
+        sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
+        with pyro.plate("data", len(log_earn)):
+            pyro.sample("log_earn", dist.Normal(a + b_height * height + b_male * male, sigma), obs=log_earn)
+
+    def warming(year, temperature):
+        a = pyro.sample("a", dist.Normal(0.0, 1000.0))
+        b = pyro.sample("b", dist.Normal(0.0, 10.0))
+        sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
+        with pyro.plate("data", len(year)):
+            pyro.sample("temperature", dist.Normal(a + b * year, sigma), obs=temperature)
+
+    def cancer(x, benign):
+        a = pyro.sample("a", dist.Normal(0.0, 100.0))
+        b = pyro.sample("b", dist.Normal(0.0, 100.0).expand([4]).to_event(1))
+        with pyro.plate("data", len(benign)):
+            pyro.sample("benign", dist.Bernoulli(logits=a + x @ b), obs=benign)
+
+    def roaches(before, treatment, senior, exposure, y):
+        b = pyro.sample("b", dist.Normal(0.0, 5.0).expand([4]).to_event(1))
+        log_rate = b[..., 0] + b[..., 1] * before + b[..., 2] * treatment + b[..., 3] * senior
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Poisson(exposure * np.exp(log_rate)), obs=y)
+
+    def horseshoe(x, y):
+        tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+        local = pyro.sample("local", dist.HalfCauchy(1.0).expand([COLUMNS]).to_event(1))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([COLUMNS]).to_event(1))
+        sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
+        beta = pyro.deterministic("beta", z * local * tau[..., None])
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(x @ beta, sigma), obs=y)
+
+    return [diabetes, kidscore, earnings, warming, cancer, roaches, horseshoe]
+
+
+def hierarchies(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
+    def schools_centred(y, s):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("data", len(y)):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta, s), obs=y)
+
+    def schools(y, s):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            theta = pyro.deterministic("theta", mu + tau * z)
+            pyro.sample("y", dist.Normal(theta, s), obs=y)
+
+    def radon(floor, county, log_radon):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        spread = pyro.sample("spread", dist.HalfNormal(1.0))
+        slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+        with pyro.plate("counties", COUNTIES):
+            a = pyro.sample("a", dist.Normal(mu, spread))
+        with pyro.plate("data", len(log_radon)):
+            pyro.sample("log_radon", dist.Normal(a[..., county] + slope * floor, sigma), obs=log_radon)
+
+    return [schools_centred, schools, radon]
+
+
+def series(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
+    def ar2(y):
+        a = pyro.sample("a", dist.Normal(0.0, 10.0))
+        b1 = pyro.sample("b1", dist.Normal(0.0, 10.0))
+        b2 = pyro.sample("b2", dist.Normal(0.0, 10.0))
+        sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
+        with pyro.plate("data", len(y) - 2):
+            pyro.sample("y", dist.Normal(a + b1 * y[1:-1] + b2 * y[:-2], sigma), obs=y[2:])
+
+    def garch(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        floor = pyro.sample("floor", dist.HalfNormal(5.0))
+        shares = pyro.sample(
+            "shares", dist.Dirichlet(np.ones(3))
+        )  # of the last shock, of the last variance, of neither
+        shocks = (y - mu[..., None]) ** 2
+        variances = [shocks.mean(-1)]
+        for t in range(len(y) - 1):
+            variances.append(floor + shares[..., 0] * shocks[..., t] + shares[..., 1] * variances[-1])
+        scale = np.sqrt(np.stack(variances, -1))
+        pyro.sample("y", dist.Normal(mu[..., None], scale).to_event(1), obs=y)
+
+    return [ar2, garch]
+
+
+def processes(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
+    def covariance(x):
+        """Of a Gaussian process with posteriordb's priors, at the places x."""
+        rho = pyro.sample("rho", dist.Gamma(25.0, 4.0))[..., None, None]
+        alpha = pyro.sample("alpha", dist.HalfNormal(2.0))[..., None, None]
+        return alpha**2 * np.exp(-0.5 * ((x[:, None] - x) / rho) ** 2)
+
+    def gp(x, y):
+        k = covariance(x)
+        sigma = pyro.sample("sigma", dist.HalfNormal(1.0))[..., None, None]
+        law = dist.MultivariateNormal(np.zeros_like(x), covariance_matrix=k + sigma**2 * np.eye(len(x)))
+        pyro.sample("y", law, obs=y)
+
+    def gp_poisson(x, y):
+        root = np.linalg.cholesky(covariance(x) + 1e-4 * np.eye(len(x)))
+        z = pyro.sample("z", dist.Normal(np.zeros_like(x), 1.0).to_event(1))
+        f = pyro.deterministic("f", (root @ z[..., None])[..., 0])
+        pyro.sample("y", dist.Poisson(np.exp(f)).to_event(1), obs=y)
+
+    return [gp, gp_poisson]
+
+
+def shapes(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
+    def mixture(y):
+        share = pyro.sample("share", dist.Beta(5.0, 5.0))
+        low = pyro.sample("low", dist.Normal(0.0, 2.0))
+        gap = pyro.sample("gap", dist.HalfNormal(3.0))
+        sigma = pyro.sample("sigma", dist.HalfNormal(2.0).expand([2]).to_event(1))
+        parts = dist.Normal(np.stack([low, low + gap], -1), sigma)
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.MixtureSameFamily(dist.Categorical(np.stack([share, 1 - share], -1)), parts), obs=y)
+
+    def funnel():
+        v = pyro.sample("v", dist.Normal(0.0, 3.0))
+        with pyro.plate("xs", 9):
+            pyro.sample("x", dist.Normal(0.0, np.exp(v / 2)))
+
+    def banana():
+        a = pyro.sample("a", dist.Normal(0.0, 10.0))
+        pyro.sample("b", dist.Normal(0.03 * (a**2 - 100), 1.0))
+
+    return [mixture, funnel, banana]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program with its data, and what is known of its posterior.
+
+    Attributes:
+        name: of the program, a key of `PROGRAMS`.
+        model: the Pyro program, called as ``model(*data)``.
+        data: float64 tensors, and integers where they index.
+        judged: the sites whose posterior is judged; all latents if empty.
+        exact: mean and standard deviation of each of them given the data, where they have a formula.
+        twin: the program that NUTS draws in its place, of the same posterior of what is judged; itself if empty.
+    """
+
+    name: str
+    model: Callable[..., None]
+    data: tuple[Tensor, ...]
+    judged: tuple[str, ...] = ()
+    exact: Callable[..., dict[str, tuple[float, float]]] | None = None
+    twin: str = ""
+
+
+def exact_normal_mean(y: Tensor) -> dict[str, tuple[float, float]]:
+    precision = len(y) / 2.0**2 + 1 / 10.0**2
+    return {"mu": (float(y.sum()) / 2.0**2 / precision, precision**-0.5)}
+
+
+def exact_beta_binomial(y: Tensor) -> dict[str, tuple[float, float]]:
+    a, b = 1 + float(y.sum()), 1 + TRIALS * len(y) - float(y.sum())
+    return {"p": (a / (a + b), math.sqrt(a * b / (a + b + 1)) / (a + b))}
+
+
+ABOUT: dict[str, dict[str, Any]] = {
+    "normal_mean": {"exact": exact_normal_mean},
+    "beta_binomial": {"exact": exact_beta_binomial},
+    # x has a kurtosis of 24,000: no number of draws within reach has its deviation
+    "funnel": {"judged": ("v",), "exact": lambda: {"v": (0.0, 3.0)}},
+    "banana": {"exact": lambda: {"a": (0.0, 10.0), "b": (0.0, math.sqrt(1 + 0.03**2 * 2 * 10.0**4))}},
+    # without "local", whose posterior has no finite variance
+    "horseshoe": {"judged": ("tau", "z", "sigma", "beta")},
+    "schools_centred": {"judged": ("mu", "tau", "theta"), "twin": "schools"},
+}
+INDICES = {("radon", 1)}  # arguments that stay integers; Pyro's laws score floats
+
+
+def tensors(name: str) -> tuple[Tensor, ...]:
+    """The data of a program as it takes them."""
+    kinds = (int if (name, i) in INDICES else float for i in range(len(data(name))))
+    return tuple(torch.as_tensor(part.astype(kind)) for part, kind in zip(data(name), kinds, strict=True))
+
+
+PROGRAMS: dict[str, Program] = {
+    name: Program(name, model, tensors(name), **ABOUT.get(name, {}))
+    for name, model in programs(pyro, pyro.distributions, torch).items()
+}
