@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -32,6 +32,7 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ppgen.enumeration import check_enumerable, summed_out
 
@@ -383,9 +384,103 @@ def particle_draws(
     try:
         with validation(True):  # so that a wrong broadcast is an error and no wrong number
             together.weighted  # noqa: B018
+        return [together]
     except (RuntimeError, ValueError, IndexError):
-        return [Draws(model, guide, args, kwargs, whole=whole) for _ in range(particles)]
-    return [together]
+        pass
+    try:
+        if once._left is None:
+            mapped = _Mapped(once, particles, depth=1 - min(dims, default=0))
+            mapped.importance  # noqa: B018
+            return [mapped]
+    except (RuntimeError, ValueError, NotImplementedError):  # an operation that no rule maps, or one that reads values
+        pass
+    return [Draws(model, guide, args, kwargs, whole=whole) for _ in range(particles)]
+
+
+class _Mapped(Draws):
+    """Draws of many particles by `torch.func.vmap`: each a run of its own, for which no program need broadcast.
+
+    Args:
+        once: a draw of the programs, whose sites say of what shape a particle's are.
+        depth: how many dimensions to the left of an event the particles' lies, that of all plates and one.
+    """
+
+    def __init__(self, once: Draws, particles: int, *, depth: int):
+        super().__init__(once.model, once.guide, once.args, once.kwargs, clock=once.clock, whole=once.whole)
+        self.once, self.particles, self.depth = once, particles, depth
+
+    @cached_property
+    def importance(self) -> tuple[Trace, Trace]:
+        encoded, guided = self._runs("importance")
+        return encoded, guided
+
+    @property
+    def weighted(self) -> tuple[Trace, Trace]:
+        return self.importance
+
+    @cached_property
+    def encoded(self) -> Trace:
+        return self.importance[0]
+
+    @cached_property
+    def guided(self) -> Trace:
+        return self.importance[1]
+
+    @cached_property
+    def generated(self) -> Trace:
+        return self._runs("generated")[0]
+
+    @cached_property
+    def reconstructed(self) -> Trace:
+        return self._runs("reconstructed", self.guided)[0]
+
+    def _runs(self, law: str, at: Trace | None = None) -> tuple[Trace, ...]:
+        """The traces of one law, over all particles; at the particles' own draws of the guide, if given."""
+        fixed = {} if at is None else {k: self._own(s) for k, s in latent_sites(at).items()}
+
+        def run(number: Tensor, values: dict[str, Tensor]) -> list[dict[str, tuple[Tensor, Tensor, Tensor]]]:
+            draws = Draws(self.model, self.guide, self.args, self.kwargs, clock=self.clock, whole=self.whole)
+            if at is not None:
+                draws._pair = (self.once.encoded, _holding(self.once.guided, values))
+            traces = getattr(draws, law)
+            traces = traces if isinstance(traces, tuple) else (traces,)
+            for trace in traces:
+                trace.compute_log_prob()
+            return [
+                {k: (s["value"], s["log_prob"], s["unscaled_log_prob"]) for k, s in sample_sites(trace).items()}
+                for trace in traces
+            ]
+
+        with validation(False), torch.no_grad(), _OutOfPlace():
+            found = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), fixed)
+        like = getattr(self.once, law)
+        like = like if isinstance(like, tuple) else (like,)
+        return tuple(self._spread(trace, values) for trace, values in zip(like, found, strict=True))
+
+    def _spread(self, like: Trace, values: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Trace:
+        """A trace of one particle as one of all, their values in place of its own."""
+        trace, frame = Trace(), CondIndepStackFrame(PARTICLES, -self.depth, self.particles, 0, self.particles)
+        for name, (value, *log_probs) in values.items():
+            site = like.nodes[name]
+            if site["infer"].get("_deterministic"):  # whose law may call its plates' axes an event's too
+                plates = -min((f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
+                rank = min(site["fn"].event_dim, max(0, site["value"].dim() - plates))
+                site = {**site, "fn": pyro.distributions.Delta(site["value"], event_dim=rank)}
+            log_prob, unscaled = (self._placed(part, 0) for part in log_probs)
+            new = {"value": self._placed(value, site["fn"].event_dim), "log_prob": log_prob}
+            new |= {"unscaled_log_prob": unscaled, "cond_indep_stack": (frame, *site["cond_indep_stack"])}
+            trace.add_node(name, **{**site, **new})
+        return trace
+
+    def _placed(self, value: Tensor, event_dim: int) -> Tensor:
+        """The particles' dimension, which vmap puts first, where their plate has it."""
+        missing = self.depth + event_dim - value.dim()
+        return value.reshape(value.shape[:1] + (1,) * missing + value.shape[1:])
+
+    def _own(self, site: Site) -> Tensor:
+        """The particles' values as `_runs` has them, first and without dimensions that `_placed` added."""
+        shape = self.once.guided.nodes[site["name"]]["value"].shape
+        return site["value"].reshape(self.particles, *shape)
 
 
 def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping | None) -> Draws:
@@ -548,6 +643,29 @@ def _check_sites(encoded: Trace, guided: Trace) -> None:
             f"the guide draws {_quoted(added)}, which is no latent of the model; those are {_quoted(latent)}: rename "
             "the guide's site, or mark it with infer={'is_auxiliary': True}"
         )
+
+
+class _OutOfPlace(TorchFunctionMode):
+    """Draws of laws that fill an empty tensor, which all particles under vmap would share, as draws of their own."""
+
+    DRAWS: ClassVar[dict[Any, Callable[[Tensor], Tensor]]] = {
+        Tensor.normal_: torch.randn_like,
+        Tensor.exponential_: lambda like: -torch.log1p(-torch.rand_like(like)),
+        Tensor.cauchy_: lambda like: torch.tan(math.pi * (torch.rand_like(like) - 0.5)),
+    }
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in self.DRAWS and len(args) == 1 and not kwargs:
+            return self.DRAWS[func](args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _holding(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
+    """A copy of a trace with these values in place of its own."""
+    copy = trace.copy()
+    for name, value in values.items():
+        copy.nodes[name] = {**copy.nodes[name], "value": value}
+    return copy
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ from ppgen.flows import FLOWS
 from ppgen.infer import AutoFlow
 from ppgen.infer.parameters import State, snapshot, tell_apart
 from ppgen.posterior.bend import Bend
-from ppgen.posterior.climb import climb
+from ppgen.posterior.climb import Summit, climb
 from ppgen.posterior.gaussian import Gaussians, climb_evidence
 from ppgen.posterior.precision import InDouble, in_double
 from ppgen.posterior.unconstrained import Unconstrained
@@ -36,8 +36,10 @@ from ppgen.terms import Evidence
 
 __all__ = ["find"]
 
+LOST = 100.0  # nats below the best start: such a mode has no mass, if it is one
+SPREAD = 5.0  # standard deviations
 HIDDEN = (32, 32)  # widths of a flow's networks
-JUDGED = 2000  # draws by which a guide is judged
+JUDGED = 4000  # draws by which a guide is judged
 ROUND, ROUNDS = 300, 4  # steps of a flow between two judgements, and how many of these
 
 
@@ -63,7 +65,7 @@ def find(
     found = _Found(target, seed, began)
     starts = target.starts(restarts, generator)
     progress("climbing to modes")
-    summit = climb(target, starts, generator)
+    summit = _summits(target, starts, generator)
     progress("Gaussian")
     gaussians = climb_evidence(target, summit.center, summit.root, generator)
     fit, khat = found.gaussian(gaussians, generator)
@@ -71,6 +73,19 @@ def find(
         progress("flow")
         fit = found.flow(gaussians, fit.best, khat, progress) or fit
     return fit
+
+
+def _summits(target: Unconstrained, starts: Tensor, generator: torch.Generator) -> Summit:
+    """Where starts lead; those that lead nowhere are begun again, wide around the best in its own scales."""
+    found = climb(target, starts, generator)
+    best = found.evidence.argmax()
+    lost = found.evidence < found.evidence[best] - LOST
+    if lost.any():
+        noise = torch.randn(int(lost.sum()), target.dim, generator=generator, dtype=starts.dtype)
+        again = climb(target, found.center[best] + SPREAD * noise @ found.root[best].mT, generator)
+        for part in ("center", "root", "evidence"):
+            getattr(found, part)[lost] = getattr(again, part)
+    return found
 
 
 class _Found:

@@ -1,6 +1,6 @@
 """From points that lie wide apart up to modes, and the Gaussian of each way's curvature that has most evidence.
 
-At u, with slope g and H = -d^2 log p / du^2 = S Q diag(l) Q' S, S the square roots of |H_ii|,
+At u, with slope g and H = -d^2 log p / du^2 (by differences) = S Q diag(l) Q' S, S the square roots of |H_ii|,
 
     R R' = S^-1 Q diag(1 / |l|) Q' S^-1        the covariance that the curvature gives
     u <- u + t R R' g                          Newton's step, its length t the best of a row
@@ -23,8 +23,9 @@ __all__ = ["Summit", "climb"]
 LOG_2PI_E = 1 + math.log(2 * math.pi)
 
 STEPS = 60
-LENGTHS = 2.0 ** -torch.arange(-1.0, 15.0)
-FLOOR = 1e-8  # of |l|, where the scales are taken out
+LENGTHS = 2.0 ** torch.cat([torch.arange(9.0, 0.0, -2), torch.arange(0.0, -5.0, -1), -torch.arange(6.0, 46.0, 4)])
+FLOOR = 1e-7  # of |l|, where the scales are taken out
+NEAR = 1e-3  # over which slopes are compared, in standard deviations of an entry given the others
 DRAWS = 16  # of a Gaussian on the way, by which its evidence is judged
 FLAT = 1e-6  # nats by which a density falls along a direction that it does not bound
 
@@ -55,11 +56,14 @@ def climb(target: Unconstrained, starts: Tensor, generator: torch.Generator, *, 
     u, count, dim = starts, *starts.shape
     lengths = LENGTHS.to(u)
     best = Summit(u.clone(), torch.zeros(count, dim, dim).to(u), u.new_full((count,), -torch.inf), 0)
+    near = 1e-5 * (1 + u.abs())  # over which slopes are compared; later a part of a standard deviation
     noise = torch.randn(DRAWS // 2, dim, generator=generator, dtype=u.dtype)
     noise = torch.cat([noise, -noise])
     for step in range(1, steps + 1):
         value, slope = target.log_prob_and_grad(u)
-        root = _root(-target.hessian(u))
+        h = -target.hessian(u, near)
+        root = _root(h, slope, u)
+        near = torch.where(h.isfinite().all(-1), NEAR / _scales(h), near)
         draws = u[:, None] + noise @ root.mT
         log_p = target.log_prob(draws.reshape(-1, dim)).reshape(count, DRAWS)
         log_det = torch.linalg.slogdet(root).logabsdet
@@ -75,26 +79,36 @@ def climb(target: Unconstrained, starts: Tensor, generator: torch.Generator, *, 
         u = torch.where(moving[:, None], tried[torch.arange(count), chosen], u)
         if not moving.any():
             break
-    _check_bounded(target, u)
+    _check_bounded(target, u, h)
     return best
 
 
-def _root(h: Tensor) -> Tensor:
-    """R of the module's docstring, from H (n, dim, dim)."""
-    scale, l, q = _spectrum(h)
-    return q * l.abs().clamp(min=FLOOR).rsqrt()[:, None] / scale[..., None]
+def _root(h: Tensor, slope: Tensor, u: Tensor) -> Tensor:
+    """R of the module's docstring, from H (n, dim, dim); where H overflows, that of a step as long as u itself."""
+    known = h.isfinite().all((-2, -1))
+    eye = torch.eye(h.shape[-1], dtype=h.dtype)
+    scale, l, q = _spectrum(torch.where(known[:, None, None], h, eye))
+    root = q * l.abs().clamp(min=FLOOR).rsqrt()[:, None] / scale[..., None]
+    length = (1 + u.norm(dim=-1)) / slope.norm(dim=-1)
+    return torch.where(known[:, None, None], root, eye * length.sqrt()[:, None, None])
+
+
+def _scales(h: Tensor) -> Tensor:
+    scale = h.diagonal(dim1=-2, dim2=-1).abs().sqrt()
+    return torch.where(scale > 0, scale, 1.0)
 
 
 def _spectrum(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """S as its diagonal, l and Q."""
-    scale = h.diagonal(dim1=-2, dim2=-1).abs().sqrt()
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = _scales(h)
     return scale, *torch.linalg.eigh(h / scale[:, None] / scale[..., None])
 
 
-def _check_bounded(target: Unconstrained, u: Tensor) -> None:
+def _check_bounded(target: Unconstrained, u: Tensor, h: Tensor) -> None:
     """Refuses a density that does not fall along its flattest direction, however far one goes."""
-    scale, l, q = _spectrum(-target.hessian(u))
+    known = h.isfinite().all((-2, -1))
+    u = u[known]
+    scale, l, q = _spectrum(h[known])
     flattest = l.abs().argmin(-1)
     rows = torch.arange(len(u))
     ways = q[rows, :, flattest] / scale

@@ -17,7 +17,7 @@ import pyro
 import torch
 from torch import Tensor, fx
 from torch.distributions import biject_to
-from torch.func import grad, grad_and_value, jacrev, vmap
+from torch.func import grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.draws import Program, Site, joint, latent_sites, plate_size, sample_sites, validation
@@ -88,9 +88,13 @@ class Unconstrained:
         parts = [self._slopes(part) for part in u.split(BATCH)]
         return torch.cat([value for _, value in parts]), torch.cat([slope for slope, _ in parts])
 
-    def hessian(self, u: Tensor) -> Tensor:
-        """The second derivatives of log p at points (n, dim): (n, dim, dim)."""
-        return self._curvatures(u)
+    def hessian(self, u: Tensor, steps: Tensor) -> Tensor:
+        """The second derivatives of log p at points (n, dim), by differences of slopes over `steps` (n, dim)."""
+        moves = torch.cat([steps.diag_embed(), -steps.diag_embed()], 1)  # (n, 2 dim, dim)
+        _, slopes = self.log_prob_and_grad((u[:, None] + moves).reshape(-1, self.dim))
+        up, down = slopes.reshape(moves.shape).chunk(2, 1)
+        h = (up - down) / (2 * steps[..., None])
+        return (h + h.mT) / 2
 
     def starts(self, count: int, generator: torch.Generator) -> Tensor:
         """Points (count, dim) that lie wide apart, uniform on (-2, 2) in each entry, where log p and slopes are finite.
@@ -153,30 +157,20 @@ class Unconstrained:
     def _slopes(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         return _Recorded(vmap(grad_and_value(self._one)))
 
-    @cached_property
-    def _curvatures(self) -> Callable[[Tensor], Tensor]:
-        return _Recorded(vmap(jacrev(grad(self._one))), None)
-
 
 class _Recorded:
-    """A function of a batch of points, its operations recorded once, and run after without its Python.
+    """A function of points, `BATCH` at once, its operations recorded once, and run after without its Python."""
 
-    Args:
-        size: points at once, to which fewer are filled up; None for as many as the first call has.
-    """
+    def __init__(self, function: Callable):
+        self.function = _quietly(function)
+        self.graph: fx.GraphModule | None = None
 
-    def __init__(self, function: Callable, size: int | None = BATCH):
-        self.function, self.size = _quietly(function), size
-        self.graphs: dict[int, fx.GraphModule] = {}
-
-    def __call__(self, u: Tensor) -> Any:
-        size = self.size or len(u)
-        filled = torch.cat([u, u[:1].expand(size - len(u), -1)])
-        if size not in self.graphs:
-            self.graphs[size] = make_fx(self.function)(filled)
+    def __call__(self, u: Tensor) -> tuple[Tensor, ...]:
+        filled = torch.cat([u, u[:1].expand(BATCH - len(u), -1)])
+        if self.graph is None:
+            self.graph = make_fx(self.function)(filled)
         with torch.no_grad():
-            out = self.graphs[size](filled)
-        return tuple(part[: len(u)] for part in out) if isinstance(out, tuple) else out[: len(u)]
+            return tuple(part[: len(u)] for part in self.graph(filled))
 
 
 def _quietly(function: Callable) -> Callable:
