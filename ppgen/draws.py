@@ -174,6 +174,13 @@ class Draws:
         guided.compute_log_prob()
         return summed_out(encoded), guided
 
+    def at(self, values: Trace) -> "Draws":
+        """Another draw on the same rows, in which the guide draws anew all but these values."""
+        guide = poutine.replay(self.guide, trace=values)
+        draws = Draws(self.model, guide, self.args, self.kwargs, clock=self.clock, whole=self.whole)
+        draws._subsample = self._subsample
+        return draws
+
     @property
     def _latents(self) -> Trace:
         trace = Trace()
@@ -279,6 +286,14 @@ def is_observed(site: Site) -> bool:
     """Whether the program gave the site a value, deterministic and factor sites left out."""
     given = site["is_observed"] or site["infer"].get("was_observed", False)
     return given and not site["infer"].get("_deterministic") and type(site["fn"]).__name__ != "Unit"
+
+
+def is_point(site: Site) -> bool:
+    """Whether a site's law is a Delta: its value follows from the others, as an autoguide's do from its auxiliary ones."""
+    law = site["fn"]
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return isinstance(law, pyro.distributions.Delta)
 
 
 def observation(site: Site) -> Tensor:

@@ -23,7 +23,7 @@ from pyro.poutine import Trace
 
 __all__ = ["SUMMED_OUT", "check_enumerable", "summed_out"]
 
-SUMMED_OUT = "_ppgen_summed_out"  # in a factor's infer: the names of the latents that it is a sum over
+SUMMED_OUT = "_ppgen_summed_out"  # in a factor's infer: the names of its observed sites
 
 Site = dict[str, Any]
 
@@ -120,7 +120,7 @@ def _factor(sites: dict[str, Site], dims: set[str], trace: Trace) -> Site:
         "fn": dist.Unit(log_prob),
         "value": log_prob.new_zeros((*log_prob.shape, 0)),
         "is_observed": True,
-        "infer": {SUMMED_OUT: tuple(latent), "plates": max((len(s["cond_indep_stack"]) for s in sites.values()))},
+        "infer": {SUMMED_OUT: tuple(observed)},
         "cond_indep_stack": stack,
         "scale": scale,
         "mask": None,
