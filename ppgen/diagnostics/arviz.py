@@ -107,7 +107,8 @@ def to_arviz(
     if resampled not in ("with", "without", None):
         raise ValueError(f'to_arviz: resampled is "with" or "without" replacement, or None, got {resampled!r}')
     model = getattr(owner(fit.model), "diagnosed", fit.model)
-    chains, notes = [], [{} for _ in fit.chains]
+    chains: list[Groups] = []
+    notes: list[dict[str, str]] = [{} for _ in fit.chains]
     for number, note in enumerate(notes):
         with fit.evaluating(number), torch.random.fork_rng():
             torch.manual_seed(seed + number)
@@ -201,8 +202,8 @@ def _part(draws: Draws, predictive: bool, integrate: int, note: dict[str, str]) 
     implicit = [k for k, s in seen.items() if is_point(s) and k in terms and terms[k]["log_prob"].isneginf().any()]
     if implicit:
         note["density"] = (
-            f"none: the model gives {_quoted(implicit)} by a Delta, exactly, so that data have no likelihood; there are "
-            "no importance weights and no k-hat"
+            f"none: the model gives {_quoted(implicit)} by a Delta, exactly, so that data have no likelihood; there "
+            "are no importance weights and no k-hat"
         )
     elif all(data_frame(site) is None for site in latent_sites(guided).values()):
         groups["log_likelihood"] = _pointwise(terms, seen)

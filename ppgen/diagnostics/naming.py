@@ -76,10 +76,14 @@ def new_names(
                 f"{f', or {len(event)} for its event alone' if len(event) != len(own) else ''}; got {given}"
             )
         if len(set(given)) < len(given) or set(given) & {*LEADING, "step"}:
-            raise ValueError(f"dims: expected {len(given)} different names for {name!r}, none of a chain's, got {given}")
+            raise ValueError(
+                f"dims: expected {len(given)} different names for {name!r}, none of a chain's, got {given}"
+            )
         for old, new in zip(own if len(given) == len(own) else event, given, strict=True):
             if names.setdefault(old, new) != new:
-                raise ValueError(f"dims: the plate {old!r} is called {names[old]!r} and, at {name!r}, {new!r}; one name")
+                raise ValueError(
+                    f"dims: the plate {old!r} is called {names[old]!r} and, at {name!r}, {new!r}; one name"
+                )
     sizes: dict[str, tuple[int, str]] = {}
     for name, (old_dims, value) in known.items():
         renamed = [names.get(d, d) for d in old_dims]
@@ -109,7 +113,9 @@ def dataset(
     """Variables under the user's names; chains, draws, steps and the plate "data" are numbered where nothing is given."""
     renamed = {k: (tuple(names.get(d, d) for d in dims), value) for k, (dims, value) in variables.items()}
     sizes = {d: n for dims, value in renamed.values() for d, n in zip(dims, value.shape, strict=True)}
-    values: dict[str, np.ndarray] = {d: np.arange(sizes[d]) for d in (*LEADING, "step", names.get(DATA, DATA)) if d in sizes}
+    values: dict[str, np.ndarray] = {
+        d: np.arange(sizes[d]) for d in (*LEADING, "step", names.get(DATA, DATA)) if d in sizes
+    }
     values |= {TWO_SAMPLE: np.array(["statistic", "p_value"])} if TWO_SAMPLE in sizes else {}
     values |= {d: np.asarray(v) for d, v in (coords or {}).items() if d in sizes}
     return xr.Dataset(renamed, coords=values)
