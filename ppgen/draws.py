@@ -289,7 +289,7 @@ def is_observed(site: Site) -> bool:
 
 
 def is_point(site: Site) -> bool:
-    """Whether a site's law is a Delta: its value follows from the others, as an autoguide's do from its auxiliary ones."""
+    """Whether a site's law is a Delta: its value follows from others, as an autoguide's do from its auxiliary ones."""
     law = site["fn"]
     while hasattr(law, "base_dist"):
         law = law.base_dist
@@ -392,9 +392,9 @@ def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping 
         for frame in frames:
             if (frame.full_size or frame.size) != frame.size and frame.full_size in parts:
                 warnings.warn(
-                    f"the plate {frame.name!r} draws {frame.size} of {frame.full_size} rows, and the programs do not run "
-                    "on all of them: what follows is of a random subsample. Index by the plate's rows in the model and "
-                    "in the guide (x[rows]), and give an autoguide create_plates= if it has latents in that plate",
+                    f"the plate {frame.name!r} draws {frame.size} of {frame.full_size} rows, and the programs do not "
+                    "run on all of them: what follows is of a random subsample. Index by the plate's rows in the model "
+                    "and in the guide (x[rows]), and give an autoguide create_plates= if it has latents in that plate",
                     stacklevel=4,
                 )
                 break

@@ -16,7 +16,6 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from opt_einsum import shared_intermediates
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
@@ -102,8 +101,7 @@ def _factor(sites: dict[str, Site], dims: set[str], trace: Trace) -> Site:
         ordinal = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         term = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
         tree.setdefault(ordinal, []).append(term)
-    with shared_intermediates() as cache:
-        ((ordinal, (term,)),) = contract_tensor_tree(tree, dims, cache=cache).items()
+    ((ordinal, (term,)),) = contract_tensor_tree(tree, dims, cache={}).items()
     frames = {symbols[f.name]: f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized}
     stack = tuple(frames[symbol] for symbol in sorted(ordinal))
     shape = [1] * -min((f.dim for f in stack), default=0)

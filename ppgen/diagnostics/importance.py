@@ -83,9 +83,10 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     top = log_weights.max(0)
     bad = ~np.isfinite(top)  # NaN comes through the maximum
     khat[bad], smoothed[:, bad] = np.inf, np.nan
-    for i in np.flatnonzero(~bad & (top - log_weights.min(0) > 1e-8)):
-        log_smoothed, shape = psislw(log_weights[:, i])
-        smoothed[:, i], khat[i] = log_smoothed, float(shape)
+    for i in np.flatnonzero(~bad):
+        if top[i] - log_weights[:, i].min() > 1e-8:
+            log_smoothed, shape = psislw(log_weights[:, i])
+            smoothed[:, i], khat[i] = log_smoothed, float(shape)
     return smoothed, khat
 
 
@@ -102,14 +103,15 @@ def weigh_up(log_weights: np.ndarray) -> Importance:
     log_weights = np.asarray(log_weights, dtype=np.float64)
     draws, top = len(log_weights), log_weights.max(0)
     top = np.where(np.isfinite(top), top, 0.0)
-    weights = np.exp(log_weights - top)
-    with np.errstate(divide="ignore", invalid="ignore"):  # of weights that are all zero
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of weights that are no numbers, or all zero
+        weights = np.exp(log_weights - top)
         effective = weights.sum(0) ** 2 / (weights**2).sum(0)
         log_marginal = top + np.log(weights.mean(0))
+        error = np.sqrt(np.maximum(1 / effective - 1 / draws, 0.0))
     return Importance(
         elbo=log_weights.mean(0),
         log_marginal=log_marginal,
-        error=np.sqrt(np.maximum(1 / effective - 1 / draws, 0.0)),
+        error=error,
         pareto_k=khat,
         effective=effective,
         log_smoothed=smoothed,

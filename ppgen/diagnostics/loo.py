@@ -35,8 +35,8 @@ UNFIT = (
 def loo(idata: Any, *, var_name: str | None = None, chain: int | None = None) -> Any:
     """Expected log pointwise predictive density by leave-one-out: what `az.loo(pointwise=True)` returns of this ArviZ.
 
-    `az.compare` takes such results. p_loo is log p(y_i | y), by smoothed weights too, less elpd_i, summed. Its "warning"
-    says that a datum's k-hat is above "good_k", min(1 - 1 / log10 S, .7).
+    `az.compare` takes such results. p_loo is log p(y_i | y), by smoothed weights too, less elpd_i, summed. The result's
+    "warning" says that a datum's k-hat is above "good_k", min(1 - 1 / log10 S, .7).
 
     Args:
         idata: what `to_arviz` gives.
@@ -84,8 +84,8 @@ def loo_pit(idata: Any, *, var_name: str | None = None, chain: int | None = None
     seen = pick(idata, "observed_data", name, otherwise="to_arviz gives it").values
     if drawn.shape != values.shape:
         raise ValueError(
-            f"loo_pit: expected a number for each likelihood of {name!r}, of shape {values.shape[1:]}, got data of shape "
-            f"{drawn.shape[1:]}; an event of several numbers has no one distribution function"
+            f"loo_pit: expected a number for each likelihood of {name!r}, of shape {values.shape[1:]}, got data of "
+            f"shape {drawn.shape[1:]}; an event of several numbers has no one distribution function"
         )
     log_weights, _ = smooth(ratios[:, None] - values.reshape(len(values), -1))
     found = cumulative(drawn, seen, np.exp(log_weights).reshape(values.shape), seed)
@@ -99,8 +99,8 @@ def _given(idata: Any, var_name: str | None, chain: int | None) -> tuple[xr.Data
     if set(log_weight.dims) > set(DRAWN):
         raise ValueError(
             "leave-one-out needs latents that all rows share, and here is none: what the parameters have learned of a "
-            "row stays when it is left out. vi_stats.log_marginal has log p(y_i) of each row under them; give it held-out "
-            "data"
+            "row stays when it is left out. vi_stats.log_marginal has log p(y_i) of each row under them; give it "
+            "held-out data"
         )
     return likelihood, pooled(likelihood, chain).astype(np.float64), pooled(log_weight, chain).astype(np.float64)
 

@@ -1,9 +1,9 @@
 """Names of dimensions: those that follow from a program, and those that a user gives instead.
 
-A site's values have the dimensions "chain" and "draw", then its plates by name, then its event's, `z_dim` (or `z_dim_0`,
-`z_dim_1`, .. of several). ``dims={"z": ["factor"]}`` names a variable's own dimensions, which are either all that follow
-"chain" and "draw", as in `az.from_dict`, or the event's alone; a plate that is renamed in one variable is renamed in
-all. ``coords={"factor": ["a", "b"]}`` has the values along a dimension.
+A site's values have the dimensions "chain" and "draw", then its plates by name, then its event's, `z_dim` (or
+`z_dim_0`, `z_dim_1`, .. of several). ``dims={"z": ["factor"]}`` names a variable's own dimensions, which are either all
+that follow "chain" and "draw", as in `az.from_dict`, or the event's alone; a plate that is renamed in one variable is
+renamed in all. ``coords={"factor": ["a", "b"]}`` has the values along a dimension.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,7 +110,7 @@ def new_names(
 def dataset(
     variables: Mapping[str, Variable], names: Mapping[str, str], coords: Mapping[str, Sequence[Any]] | None
 ) -> xr.Dataset:
-    """Variables under the user's names; chains, draws, steps and the plate "data" are numbered where nothing is given."""
+    """Variables under the user's names; chains, draws, steps and the plate "data" are numbered if not given values."""
     renamed = {k: (tuple(names.get(d, d) for d in dims), value) for k, (dims, value) in variables.items()}
     sizes = {d: n for dims, value in renamed.values() for d, n in zip(dims, value.shape, strict=True)}
     values: dict[str, np.ndarray] = {

@@ -28,12 +28,12 @@ def group(idata: Any, name: str) -> xr.Dataset | None:
     """One group of either container (or of a mapping of datasets); None if it has no such group."""
     if isinstance(idata, az.InferenceData if not IS_NEW else ()):
         return idata[name] if name in idata.groups() else None
-    found = idata[name] if name in idata else None
+    found = idata.get(name)
     return found.to_dataset() if isinstance(found, xr.DataTree) else found
 
 
 def elpd(pointwise: xr.DataArray, pareto_k: xr.DataArray, *, p: float, samples: int, good_k: float) -> Any:
-    """A result of leave-one-out as `az.loo` of this version returns it, pointwise, in nats, and `az.compare` takes it."""
+    """A result of leave-one-out as `az.loo` of this version returns it, pointwise, in nats; `az.compare` takes it."""
     n, total = pointwise.size, float(pointwise.sum())
     error = float(np.sqrt(n * pointwise.values.var()))
     warning = bool(~(pareto_k <= good_k).all())
