@@ -175,6 +175,13 @@ class Draws:
         guided.compute_log_prob()
         return summed_out(encoded), guided
 
+    def at(self, values: Trace) -> "Draws":
+        """Another draw on the same rows, in which the guide draws anew all but these values."""
+        guide = poutine.replay(self.guide, trace=values)
+        draws = Draws(self.model, guide, self.args, self.kwargs, clock=self.clock, whole=self.whole)
+        draws._subsample = self._subsample
+        return draws
+
     @property
     def _latents(self) -> Trace:
         trace = Trace()
@@ -308,6 +315,14 @@ def is_observed(site: Site) -> bool:
     """Whether the program gave the site a value, deterministic and factor sites left out."""
     given = site["is_observed"] or site["infer"].get("was_observed", False)
     return given and not site["infer"].get("_deterministic") and type(site["fn"]).__name__ != "Unit"
+
+
+def is_point(site: Site) -> bool:
+    """Whether a site's law is a Delta: its value follows from others, as an autoguide's do from its auxiliary ones."""
+    law = site["fn"]
+    while hasattr(law, "base_dist"):
+        law = law.base_dist
+    return isinstance(law, pyro.distributions.Delta)
 
 
 def observation(site: Site) -> Tensor:
@@ -500,9 +515,9 @@ def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping 
         for frame in frames:
             if (frame.full_size or frame.size) != frame.size and frame.full_size in parts:
                 warnings.warn(
-                    f"the plate {frame.name!r} draws {frame.size} of {frame.full_size} rows, and the programs do not run "
-                    "on all of them: what follows is of a random subsample. Index by the plate's rows in the model and "
-                    "in the guide (x[rows]), and give an autoguide create_plates= if it has latents in that plate",
+                    f"the plate {frame.name!r} draws {frame.size} of {frame.full_size} rows, and the programs do not "
+                    "run on all of them: what follows is of a random subsample. Index by the plate's rows in the model "
+                    "and in the guide (x[rows]), and give an autoguide create_plates= if it has latents in that plate",
                     stacklevel=4,
                 )
                 break

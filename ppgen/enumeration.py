@@ -16,7 +16,6 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from opt_einsum import shared_intermediates
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
@@ -25,7 +24,7 @@ from ppgen.log_sums import LogSums
 
 __all__ = ["SUMMED_OUT", "check_enumerable", "summed_out"]
 
-SUMMED_OUT = "_ppgen_summed_out"  # in a factor's infer: the names of the latents that it is a sum over
+SUMMED_OUT = "_ppgen_summed_out"  # in a factor's infer: the names of its observed sites
 
 Site = dict[str, Any]
 
@@ -104,8 +103,7 @@ def _factor(sites: dict[str, Site], dims: set[str], trace: Trace) -> Site:
         ordinal = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         term = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
         tree.setdefault(ordinal, []).append(term)
-    with shared_intermediates() as cache:
-        ((ordinal, (term,)),) = contract_tensor_tree(tree, dims, cache=cache, ring=LogSums(cache)).items()
+    ((ordinal, (term,)),) = contract_tensor_tree(tree, dims, ring=LogSums({})).items()
     frames = {symbols[f.name]: f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized}
     stack = tuple(frames[symbol] for symbol in sorted(ordinal))
     shape = [1] * -min((f.dim for f in stack), default=0)
@@ -122,7 +120,7 @@ def _factor(sites: dict[str, Site], dims: set[str], trace: Trace) -> Site:
         "fn": dist.Unit(log_prob),
         "value": log_prob.new_zeros((*log_prob.shape, 0)),
         "is_observed": True,
-        "infer": {SUMMED_OUT: tuple(latent), "plates": max((len(s["cond_indep_stack"]) for s in sites.values()))},
+        "infer": {SUMMED_OUT: tuple(observed)},
         "cond_indep_stack": stack,
         "scale": scale,
         "mask": None,

@@ -46,7 +46,7 @@ def test_layout_of_local_latents(vae):
     sample = ("chain", "draw", "data")
     assert dims == {
         "posterior": {"z": (*sample, "z_dim")},
-        "sample_stats": {"lp": sample, "log_q": sample, "log_weight": sample},
+        "sample_stats": {"lp": sample, "log_q": sample, "log_weight": sample, "log_weight_smoothed": sample},
         "posterior_predictive": {"x": (*sample, "x_dim")},
         "prior": {"z": (*sample, "z_dim")},
         "prior_predictive": {"x": (*sample, "x_dim")},
@@ -54,6 +54,8 @@ def test_layout_of_local_latents(vae):
         "vi_stats": {
             "pareto_k": ("chain", "data"),
             "log_marginal": ("chain", "data"),
+            "log_marginal_error": ("chain", "data"),
+            "effective": ("chain", "data"),
             "elbo": ("chain", "data"),
             "elbo_trace": ("chain", "step"),
         },

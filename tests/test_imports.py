@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "infer": {"draws", "files", "flows", "nets"},
     "models": {"diffusion", "flows", "data", "draws", "moments", "nets"},
-    "diagnostics": {"draws", "infer", "metrics", "referee"},
+    "diagnostics": {"draws", "enumeration", "infer", "metrics", "referee"},
     "measures": {"diagnostics", "metrics", "nets"},
     "watch": {"infer"},
     "referee": set(),

@@ -4,27 +4,90 @@ With weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q(z | x), k = 1 .. K, all per d
 
     elbo            mean_k log w_k
     log_marginal    log mean_k w_k        a lower bound of log p(x) in expectation, tight as K grows (Burda et al. 2016)
-    pareto_k        tail shape of the weights (Vehtari et al. 2024): up to .7 the weights can be trusted
+    error           sqrt(1 / effective - 1 / K)     standard error of log_marginal, by the delta method
+    effective       (sum_k w_k)^2 / sum_k w_k^2     Kish's effective sample size
+    pareto_k        tail shape of the weights (Vehtari et al. 2024): up to min(1 - 1 / log10 K, .7) they can be trusted
+
+The largest weights are smoothed: replaced by quantiles of the generalised Pareto law that was fitted to them.
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 from ppgen.diagnostics.versions import psislw
 
-__all__ = ["Importance", "weigh_up"]
+__all__ = ["Evidence", "Importance", "evidence", "khat_threshold", "resample", "smooth", "weigh_up"]
+
+LEAST = 25  # draws from which a tail can be fitted
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Summaries (n,) of log weights (K, n), in nats. `effective` is the Kish effective sample size of K draws."""
+    """Summaries (n,) of log weights (K, n), in nats, as the module has them.
+
+    `log_smoothed` (K, n) are the smoothed log weights, normalised: their exponentials sum to one over draws.
+    """
 
     elbo: np.ndarray
     log_marginal: np.ndarray
+    error: np.ndarray
     pareto_k: np.ndarray
     effective: np.ndarray
+    log_smoothed: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An estimate of log p(x), in nats, with an interval.
+
+    `pareto_k` says whether to believe it: the error is the true one for shapes below 1/2, where the weights' variance
+    is finite, and too small beyond.
+    """
+
+    log_marginal: float
+    error: float
+    low: float
+    high: float
+    pareto_k: float
+
+
+def khat_threshold(draws: int) -> float:
+    """min(1 - 1 / log10 K, .7): the largest k-hat at which K draws are enough (Vehtari et al. 2024, section 3.2.4).
+
+    Raises:
+        ValueError: for fewer than two draws.
+    """
+    if draws < 2:
+        raise ValueError(f"khat_threshold: expected at least 2 draws, got {draws}")
+    return min(1 - 1 / math.log10(draws), 0.7)
+
+
+def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto-smoothed, normalised log weights (K, n), and k-hat (n,), of log weights (K, n).
+
+    Equal weights, as an exact posterior gives, have no tail: their k-hat is -inf. Weights that are NaN, +inf or all
+    zero have nothing to be trusted: k-hat is inf, and the smoothed weights are NaN.
+
+    Raises:
+        ValueError: if there are fewer than 25 draws, too few for a tail to be fitted.
+    """
+    draws = len(log_weights)
+    if draws < LEAST:
+        raise ValueError(f"importance weights: expected at least {LEAST} draws to judge their tail, got {draws}")
+    log_weights = np.asarray(log_weights, dtype=np.float64)
+    khat = np.full(log_weights.shape[1], -np.inf)
+    smoothed = np.full_like(log_weights, -math.log(draws))
+    top = log_weights.max(0)
+    bad = ~np.isfinite(top)  # NaN comes through the maximum
+    khat[bad], smoothed[:, bad] = np.inf, np.nan
+    for i in np.flatnonzero(~bad):
+        if top[i] - log_weights[:, i].min() > 1e-8:
+            log_smoothed, shape = psislw(log_weights[:, i])
+            smoothed[:, i], khat[i] = log_smoothed, float(shape)
+    return smoothed, khat
 
 
 def khat_threshold(draws: int) -> float:
@@ -41,20 +104,73 @@ def weigh_up(log_weights: np.ndarray) -> Importance:
     Raises:
         ValueError: if there are fewer than 25 draws, too few for a tail to be fitted.
     """
-    draws = len(log_weights)
-    if draws < 25:
-        raise ValueError(f"importance weights: expected at least 25 draws to judge their tail, got {draws}")
-    log_weights = log_weights.astype(np.float64)
-    top = log_weights.max(0)
-    weights = np.exp(log_weights - top)
-    spread = np.ptp(log_weights, axis=0)
-    # equal weights, as an exact posterior gives, have no tail to fit
-    khat = np.full(log_weights.shape[1], -np.inf)
-    for i in np.flatnonzero(spread > 1e-8):
-        khat[i] = float(psislw(log_weights[:, i])[1])
+    smoothed, khat = smooth(log_weights)
+    log_weights = np.asarray(log_weights, dtype=np.float64)
+    draws, top = len(log_weights), log_weights.max(0)
+    top = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of weights that are no numbers, or all zero
+        weights = np.exp(log_weights - top)
+        effective = weights.sum(0) ** 2 / (weights**2).sum(0)
+        log_marginal = top + np.log(weights.mean(0))
+        error = np.sqrt(np.maximum(1 / effective - 1 / draws, 0.0))
     return Importance(
         elbo=log_weights.mean(0),
-        log_marginal=top + np.log(weights.mean(0)),
+        log_marginal=log_marginal,
+        error=error,
         pareto_k=khat,
-        effective=weights.sum(0) ** 2 / (weights**2).sum(0),
+        effective=effective,
+        log_smoothed=smoothed,
     )
+
+
+def evidence(log_weights: np.ndarray, *, level: float = 0.95) -> Evidence:
+    """log p(x) by importance weights, with an interval by the delta method: log_marginal -+ z error.
+
+    Weights per datum make the evidence of all data together: the sum, with the errors' squares added.
+
+    Args:
+        log_weights: (K,) or (K, n), in nats.
+        level: of the interval, which a normal law of log_marginal would hold.
+
+    Raises:
+        ValueError: for a level outside (0, 1), and fewer than 25 draws.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"evidence: expected a level between 0 and 1, got {level}")
+    log_weights = np.asarray(log_weights)
+    found = weigh_up(log_weights.reshape(len(log_weights), -1))
+    total, error = float(found.log_marginal.sum()), float(np.sqrt((found.error**2).sum()))
+    reach = float(norm.ppf((1 + level) / 2)) * error
+    return Evidence(total, error, total - reach, total + reach, float(found.pareto_k.max()))
+
+
+def resample(
+    log_weights: np.ndarray, *, size: int | None = None, replace: bool = True, seed: int | np.random.Generator = 0
+) -> np.ndarray:
+    """Which draws to take so that they are draws of the posterior: indices (size,) by weights.
+
+    With replacement, systematic: a draw of weight w comes floor(size w) times or once more. Without, one draw after
+    another by the weights of those left, which is right for a size that is small beside 1 / max w.
+
+    Args:
+        log_weights: (K,), of any normalisation.
+        size: how many; K with replacement and K / 10 without if left out.
+
+    Raises:
+        ValueError: if weights are not finite numbers or -inf, or without replacement size exceeds those above zero.
+    """
+    log_weights = np.asarray(log_weights, dtype=np.float64)
+    if log_weights.ndim != 1 or not np.isfinite(log_weights.max(initial=-np.inf)):
+        raise ValueError(f"resample: expected log weights (K,), one of them finite, got shape {log_weights.shape}")
+    rng = np.random.default_rng(seed)
+    size = (len(log_weights) if replace else max(1, len(log_weights) // 10)) if size is None else size
+    if replace:
+        cumulated = np.cumsum(np.exp(log_weights - log_weights.max()))
+        points = (rng.uniform() + np.arange(size)) / size * cumulated[-1]
+        return np.minimum(np.searchsorted(cumulated, points, side="right"), len(log_weights) - 1)
+    if size > np.isfinite(log_weights).sum():
+        raise ValueError(
+            f"resample: expected at most {np.isfinite(log_weights).sum()} draws without replacement, as many as have a "
+            f"weight, got size={size}"
+        )
+    return np.argsort(-(log_weights + rng.gumbel(size=len(log_weights))))[:size]

@@ -1,6 +1,7 @@
-"""The one place that knows ArviZ 0.2x from 1.x: container, PSIS, NetCDF."""
+"""The one place that knows ArviZ 0.2x from 1.x: container, PSIS, LOO's result, R-hat, NetCDF."""
 
 import warnings
+from functools import partial
 from importlib.metadata import version
 from os import PathLike
 from typing import Any
@@ -13,7 +14,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
     import arviz as az
 
-__all__ = ["assemble", "from_netcdf", "psislw", "to_netcdf"]
+__all__ = ["assemble", "elpd", "from_netcdf", "group", "psislw", "rhat", "to_netcdf"]
 
 IS_NEW = int(version("arviz").split(".")[0]) >= 1  # groups are then an xarray.DataTree
 
@@ -21,6 +22,37 @@ IS_NEW = int(version("arviz").split(".")[0]) >= 1  # groups are then an xarray.D
 def assemble(groups: dict[str, xr.Dataset]) -> Any:
     """Groups as an `InferenceData` (ArviZ 0.2x) or an `xarray.DataTree` (1.x)."""
     return xr.DataTree.from_dict(groups) if IS_NEW else az.InferenceData(**groups)
+
+
+def group(idata: Any, name: str) -> xr.Dataset | None:
+    """One group of either container (or of a mapping of datasets); None if it has no such group."""
+    if isinstance(idata, az.InferenceData if not IS_NEW else ()):
+        return idata[name] if name in idata.groups() else None
+    found = idata.get(name)
+    return found.to_dataset() if isinstance(found, xr.DataTree) else found
+
+
+def elpd(pointwise: xr.DataArray, pareto_k: xr.DataArray, *, p: float, samples: int, good_k: float) -> Any:
+    """A result of leave-one-out as `az.loo` of this version returns it, pointwise, in nats; `az.compare` takes it."""
+    n, total = pointwise.size, float(pointwise.sum())
+    error = float(np.sqrt(n * pointwise.values.var()))
+    warning = bool(~(pareto_k <= good_k).all())
+    facts = {"se": error, "n_samples": samples, "n_data_points": n, "warning": warning, "scale": "log"}
+    facts |= {"pareto_k": pareto_k.rename("pareto_k"), "good_k": good_k}
+    if IS_NEW:
+        from arviz_stats import utils
+
+        kind = getattr(utils, "ELPDDataLOO", None) or partial(utils.ELPDData, kind="loo")  # the latter up to 1.0
+        return kind(elpd=total, p=p, elpd_i=pointwise.rename("elpd_i"), approx_posterior=True, **facts)
+    from arviz.stats.stats_utils import ELPDData
+
+    facts = {"elpd_loo": total, "se": facts.pop("se"), "p_loo": p, **facts, "loo_i": pointwise.rename("loo_i")}
+    return ELPDData(data=list(facts.values()), index=list(facts))
+
+
+def rhat(dataset: xr.Dataset) -> xr.Dataset:
+    """Rank-normalised split R-hat of each variable."""
+    return az.rhat(dataset)
 
 
 def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,144 @@
+"""Names of dimensions: those that follow from a program, and those that a user gives instead.
+
+A site's values have the dimensions "chain" and "draw", then its plates by name, then its event's, `z_dim` (or
+`z_dim_0`, `z_dim_1`, .. of several). ``dims={"z": ["factor"]}`` names a variable's own dimensions, which are either all
+that follow "chain" and "draw", as in `az.from_dict`, or the event's alone; a plate that is renamed in one variable is
+renamed in all. ``coords={"factor": ["a", "b"]}`` has the values along a dimension.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from ppgen.draws import DATA, PARTICLES, Site, nearest, observation
+
+__all__ = ["Variable", "dataset", "new_names", "observed", "variable"]
+
+Variable = tuple[tuple[str, ...], np.ndarray]
+Groups = Mapping[str, Mapping[str, Variable]]
+LEADING = ("chain", "draw")
+TWO_SAMPLE = "two_sample"
+
+
+def variable(name: str, site: Site, value: Tensor | None = None, *, event: bool = True) -> Variable:
+    """A site's values (or others of its shape) with their dimensions named: "draw", plates by name, then the event's.
+
+    Args:
+        event: whether the values have the site's event dimensions.
+    """
+    value = site["value"] if value is None else value
+    frames = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
+    depth = -min(frames, default=0)
+    rank = site["fn"].event_dim if event else 0
+    if site["infer"].get("_deterministic") and rank == value.dim():  # without event_dim, all its axes are called event
+        rank = value.dim() - depth
+    if value.dim() - rank < depth:  # one value for all rows of a plate
+        value = value.reshape((1,) * (depth + rank - value.dim()) + tuple(value.shape))
+    batch = value.dim() - rank
+    value = value.expand([frames[d].size if d in frames else 1 for d in range(-batch, 0)] + list(value.shape[batch:]))
+    value = value.squeeze(tuple(d + batch for d in range(-batch, 0) if d not in frames))
+    dims = ["draw" if frames[d].name == PARTICLES else frames[d].name for d in sorted(frames)]
+    dims = [f"{d}_plate" if d == name else d for d in dims] + _event_dims(name, rank)
+    if "draw" not in dims:
+        dims, value = ["draw", *dims], value.unsqueeze(0)
+    return tuple(dims), value.numpy(force=True)
+
+
+def observed(name: str, site: Site) -> Variable:
+    """Observations do not differ between draws: that axis is left out."""
+    dims, value = variable(name, site, observation(site).expand(site["fn"].batch_shape + site["fn"].event_shape))
+    return dims[1:], value[0]
+
+
+def new_names(
+    groups: Groups, dims: Mapping[str, Sequence[str]] | None, coords: Mapping[str, Sequence[Any]] | None
+) -> dict[str, str]:
+    """What the user's names replace, old to new, held against the variables.
+
+    Raises:
+        ValueError: for an unknown variable or dimension; for as many names or values as do not fit, naming the
+            variable, what was expected and what came; for names given twice, or to dimensions of different length.
+    """
+    known = _largest(groups)
+    names: dict[str, str] = {}
+    for name, given in (dims or {}).items():
+        if name not in known:
+            raise ValueError(f"dims: no variable {name!r}; {nearest(name, known)}")
+        own = [d for d in known[name][0] if d not in LEADING]
+        event = [d for d in own if d in _event_dims(name, 1) or d.startswith(f"{name}_dim_")]
+        given = [given] if isinstance(given, str) else list(given)
+        if len(given) not in (len(own), len(event)):
+            raise ValueError(
+                f"dims: expected {_counted(own)} for the variable {name!r}"
+                f"{f', or {len(event)} for its event alone' if len(event) != len(own) else ''}; got {given}"
+            )
+        if len(set(given)) < len(given) or set(given) & {*LEADING, "step"}:
+            raise ValueError(
+                f"dims: expected {len(given)} different names for {name!r}, none of a chain's, got {given}"
+            )
+        for old, new in zip(own if len(given) == len(own) else event, given, strict=True):
+            if names.setdefault(old, new) != new:
+                raise ValueError(
+                    f"dims: the plate {old!r} is called {names[old]!r} and, at {name!r}, {new!r}; one name"
+                )
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, (old_dims, value) in known.items():
+        renamed = [names.get(d, d) for d in old_dims]
+        if len(set(renamed)) < len(renamed):
+            raise ValueError(f"dims: two dimensions of {name!r} have one name, {renamed}")
+        for dim, size in zip(renamed, value.shape, strict=True):
+            other = sizes.setdefault(dim, (size, name))
+            if other[0] != size:
+                raise ValueError(
+                    f"dims: {dim!r} has length {size} in the variable {name!r} and {other[0]} in {other[1]!r}; "
+                    "dimensions of one name are of one length"
+                )
+    for dim, values in (coords or {}).items():
+        if dim not in sizes or dim in LEADING:
+            raise ValueError(f"coords: no dimension {dim!r}; {nearest(dim, set(sizes) - set(LEADING))}")
+        size, name = sizes[dim]
+        if len(values) != size:
+            raise ValueError(
+                f"coords: expected {size} values for {dim!r}, a dimension of the variable {name!r}, got {len(values)}"
+            )
+    return names
+
+
+def dataset(
+    variables: Mapping[str, Variable], names: Mapping[str, str], coords: Mapping[str, Sequence[Any]] | None
+) -> xr.Dataset:
+    """Variables under the user's names; chains, draws, steps and the plate "data" are numbered if not given values."""
+    renamed = {k: (tuple(names.get(d, d) for d in dims), value) for k, (dims, value) in variables.items()}
+    sizes = {d: n for dims, value in renamed.values() for d, n in zip(dims, value.shape, strict=True)}
+    values: dict[str, np.ndarray] = {
+        d: np.arange(sizes[d]) for d in (*LEADING, "step", names.get(DATA, DATA)) if d in sizes
+    }
+    values |= {TWO_SAMPLE: np.array(["statistic", "p_value"])} if TWO_SAMPLE in sizes else {}
+    values |= {d: np.asarray(v) for d, v in (coords or {}).items() if d in sizes}
+    return xr.Dataset(renamed, coords=values)
+
+
+def _event_dims(name: str, rank: int) -> list[str]:
+    return [f"{name}_dim"] if rank == 1 else [f"{name}_dim_{i}" for i in range(rank)]
+
+
+def _largest(groups: Groups) -> dict[str, Variable]:
+    """Each site's variable by name, of the group where it has most dimensions."""
+    known: dict[str, Variable] = {}
+    for name, found in _sites(groups):
+        if name not in known or len(found[0]) > len(known[name][0]):
+            known[name] = found
+    return known
+
+
+def _sites(groups: Groups) -> Iterator[tuple[str, Variable]]:
+    for group in ("posterior", "observed_data", "posterior_predictive", "log_likelihood"):
+        yield from groups.get(group, {}).items()
+
+
+def _counted(dims: Sequence[str]) -> str:
+    listed = f" ({', '.join(dims)})" if dims else ""
+    return f"{len(dims)} name{'' if len(dims) == 1 else 's'}{listed}"
