@@ -355,18 +355,20 @@ def test_particles_lie_to_the_left_of_every_plate(nested, particles):
         assert (frame.dim, frame.size) == (-3, particles)
 
 
-def test_programs_that_do_not_broadcast_are_run_particle_by_particle():
+@pytest.mark.parametrize("reads_values", [False, True], ids=["mapped", "one by one"])
+def test_programs_that_do_not_broadcast_are_runs_of_their_own(reads_values):
     x, y, at = torch.randn(4, 2), torch.randn(4), torch.tensor([0.5, -1.0])
 
     def model():
         w = pyro.sample("w", Normal(torch.zeros(2), 1.0).to_event(1))
+        assert not reads_values or float(torch.rand(())) < 1
         with pyro.plate("data", 4):
             pyro.sample("y", Normal(x @ w, 1.0), obs=y)
 
     def guide():
         pyro.sample("w", dist.Delta(at, event_dim=1))
 
-    assert len(particle_draws(model, guide, (), particles=3)) == 3
+    assert len(particle_draws(model, guide, (), particles=3)) == (3 if reads_values else 1)
     expected = Normal(0.0, 1.0).log_prob(at).sum() + Normal(x @ at, 1.0).log_prob(y).sum()
     torch.testing.assert_close(log_weights(model, guide, (), particles=3), expected.expand(3, 1))
 

@@ -90,11 +90,6 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return smoothed, khat
 
 
-def khat_threshold(draws: int) -> float:
-    """The largest k-hat that so many draws can bear, min(1 - 1 / log10 S, .7) (Vehtari et al. 2024, equation 13)."""
-    return min(1 - 1 / math.log10(draws), 0.7)
-
-
 def weigh_up(log_weights: np.ndarray) -> Importance:
     """Summarises log importance weights.
 

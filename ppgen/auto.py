@@ -26,11 +26,7 @@ from ppgen.draws import Program
 from ppgen.flows import FLOWS
 from ppgen.infer import AutoFlow
 from ppgen.infer.parameters import State, snapshot, tell_apart
-from ppgen.posterior.bend import Bend
-from ppgen.posterior.climb import Summit, climb
-from ppgen.posterior.gaussian import Gaussians, climb_evidence
-from ppgen.posterior.precision import InDouble, in_double
-from ppgen.posterior.unconstrained import Unconstrained
+from ppgen.posterior import Bend, Gaussians, InDouble, Summit, Unconstrained, climb, climb_evidence, in_double
 from ppgen.result import Chain, Fit
 from ppgen.terms import Evidence
 
@@ -56,7 +52,7 @@ def find(
     Raises:
         ValueError: for a program without continuous latents or with parameters; for a posterior that is none, since
             along some direction nothing bounds it.
-        NotImplementedError: for discrete latents that cannot be summed out.
+        
         FloatingPointError: if log p is nowhere finite; the message names the sites.
     """
     began = time.perf_counter()
