@@ -13,7 +13,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from ppgen.batches import as_tensors
-from ppgen.draws import Program
+from ppgen.draws import Draws, Program
 from ppgen.infer.checkpoint import CheckpointError, read, write
 from ppgen.infer.critics import networks
 from ppgen.infer.parameters import CRITIC, Evaluation, Parameters, State, restore, snapshot, tell_apart
@@ -164,6 +164,18 @@ class Fit:
         from ppgen.diagnostics.arviz import to_arviz  # late: ArviZ is slow to import
 
         return to_arviz(self, *self._tensors(data), **options)
+
+    def diagnose(self, *data: Any, **options: Any):
+        """Whether the posterior on data can be trusted; see `ppgen.diagnostics.diagnose`, which takes the options."""
+        from ppgen.diagnostics.verdict import diagnose  # late: ArviZ is slow to import
+
+        return diagnose(self, *self._tensors(data), **options)
+
+    @property
+    def num_data(self) -> int:
+        """Full size of the plate "data", 1 for programs without one: losses are averages over so many."""
+        with self.evaluating(), torch.no_grad(), torch.random.fork_rng():
+            return Draws(self.model, self.guide, self.example).num_data
 
     def _tensors(self, data: tuple) -> tuple[Tensor, ...]:
         """Data as the programs take them: where they were trained, and floating parts in the type of then."""

@@ -12,6 +12,7 @@ from ppgen.diagnostics.pulled_back import PulledBack, pulled_back
 from ppgen.diagnostics.pyramid import PyramidDistance, laplacian_pyramid, pyramid_distance, pyramid_noise
 from ppgen.diagnostics.restarts import rhat
 from ppgen.diagnostics.two_sample import TwoSample, classifier_test, energy_test, ks_test, mmd_test
+from ppgen.diagnostics.verdict import Verdict, diagnose
 from ppgen.diagnostics.versions import from_netcdf, to_netcdf
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "PulledBack",
     "PyramidDistance",
     "TwoSample",
+    "Verdict",
     "adaptation_risk",
     "classifier_test",
     "coverage",
+    "diagnose",
     "energy_test",
     "estimate",
     "evidence",

@@ -26,8 +26,8 @@ none that leave-one-out may use. With ``integrate=K`` each row's own latents are
 **Without a density** (a generator, whose observation is a Delta; a guide that is a point) there are no weights, and no
 k-hat: the attribute "density" says why, and "two_sample" has a test of data against the model's own draws.
 
-**Resampled draws** are those of chains whose k-hat is at most min(1 - 1 / log10 draws, .7), as a larger one says that
-weights do not mend this guide; with weights per datum, rows with a larger one are NaN. The group is left out if nothing
+**Resampled draws** are those of chains whose weights can be relied on (`ppgen.diagnostics.importance.trusted`), as a
+large k-hat says that weights do not mend this guide; with weights per datum, rows with a larger one are NaN. The group is left out if nothing
 is left, and its absence is explained in the attribute "resampled".
 """
 
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.diagnostics.importance import khat_threshold, resample, weigh_up
+from ppgen.diagnostics.importance import khat_threshold, resample, trusted, weigh_up
 from ppgen.diagnostics.integrated import integrated
 from ppgen.diagnostics.naming import Variable, dataset, new_names, observed, variable
 from ppgen.diagnostics.two_sample import mmd_test
@@ -238,9 +238,9 @@ def _plates(site: Site) -> list[str]:
 def _resampled(groups: Groups, draws: int, replace: bool, seed: int) -> list[int]:
     """Adds the group of resampled draws; the chains that it has."""
     dims, log_weights = groups["sample_stats"]["log_weight_smoothed"]
-    trusted = groups["vi_stats"]["pareto_k"][1] <= khat_threshold(draws)
+    serves = trusted(groups["vi_stats"]["pareto_k"][1], groups["vi_stats"]["effective"][1], draws)
     local = DATA in dims
-    kept = [int(number) for number in np.flatnonzero(trusted.any(-1) if local else trusted)]
+    kept = [int(number) for number in np.flatnonzero(serves.any(-1) if local else serves)]
     if not kept:
         return []
     size = draws if replace else max(1, draws // 10)
@@ -250,7 +250,7 @@ def _resampled(groups: Groups, draws: int, replace: bool, seed: int) -> list[int
     taken = np.zeros((len(kept), size, columns.shape[2]), dtype=int)
     for c, number in enumerate(kept):
         for i in range(columns.shape[2]):
-            if np.atleast_1d(trusted[number])[i if local else 0]:
+            if np.atleast_1d(serves[number])[i if local else 0]:
                 taken[c, :, i] = resample(columns[number, :, i], size=size, replace=replace, seed=rng)
     for name, (own, value) in groups["posterior"].items():
         value = value[kept]
@@ -260,9 +260,9 @@ def _resampled(groups: Groups, draws: int, replace: bool, seed: int) -> list[int
             ahead = np.moveaxis(value, own.index(DATA), 2)
             index = taken.reshape(*taken.shape, *(1,) * (ahead.ndim - 3))
             mended = np.take_along_axis(ahead, index, axis=1)
-            if not trusted[kept].all():
+            if not serves[kept].all():
                 mended = mended.astype(np.result_type(mended.dtype, np.float32))
-                mended[np.broadcast_to(~trusted[kept][:, None], mended.shape[:3])] = np.nan
+                mended[np.broadcast_to(~serves[kept][:, None], mended.shape[:3])] = np.nan
             group[name] = own, np.moveaxis(mended, 2, own.index(DATA))
     groups["posterior_resampled"] = group
     return kept

@@ -19,8 +19,9 @@ from scipy.stats import norm
 
 from ppgen.diagnostics.versions import psislw
 
-__all__ = ["Evidence", "Importance", "evidence", "khat_threshold", "resample", "smooth", "weigh_up"]
+__all__ = ["Evidence", "Importance", "evidence", "khat_threshold", "resample", "smooth", "trusted", "weigh_up"]
 
+EQUAL = 0.99  # share of effective draws from which on weights are all but equal
 LEAST = 25  # draws from which a tail can be fitted
 
 
@@ -63,6 +64,15 @@ def khat_threshold(draws: int) -> float:
     if draws < 2:
         raise ValueError(f"khat_threshold: expected at least 2 draws, got {draws}")
     return min(1 - 1 / math.log10(draws), 0.7)
+
+
+def trusted(pareto_k: np.ndarray, effective: np.ndarray, draws: int) -> np.ndarray:
+    """Whether weights can be relied on: their k-hat is at most `khat_threshold`, or they are all but equal.
+
+    k-hat is the shape of a tail, whatever its size: that of a Gaussian guide to a logistic posterior is 1, where no draw
+    ever weighs twice another. With an effective share of .99 or more there is no tail to speak of.
+    """
+    return (pareto_k <= khat_threshold(draws)) | (effective >= EQUAL * draws)
 
 
 def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

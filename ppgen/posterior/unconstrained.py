@@ -75,9 +75,12 @@ class Unconstrained:
         return {name: value for name, (value, _) in self._mapped(u).items()}
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
-        """The point (dim,) of latents z."""
-        parts = (biject_to(support).inv(values[name].double()) for name, support in self.supports.items())
-        return torch.cat([part.expand(shape).reshape(-1) for part, shape in zip(parts, self.shapes.values())])
+        """The points (n, dim) of latents z, by name: (n, *shape)."""
+        parts = []
+        for name, support in self.supports.items():
+            part = biject_to(support).inv(values[name].double())
+            parts.append(part.reshape(len(part), -1))
+        return torch.cat(parts, -1)
 
     def log_prob(self, u: Tensor) -> Tensor:
         """log p at points (n, dim): (n,)."""

@@ -1,0 +1,248 @@
+"""Whether a fit's posterior can be trusted: a verdict, the figures behind it, and what to try next.
+
+    good                 the guide's draws can be taken as they are
+    usable with weights  they serve once they are resampled by importance weights
+    not to be trusted    neither
+
+The figures, and the bounds beyond which they tell against the fit:
+
+    pareto_k    of importance weights, at most min(1 - 1 / log10 S, .7), and .5 to be good; weights that are all but
+                equal have no tail (see `ppgen.diagnostics.importance.trusted`)
+    bad_rows    where weights are per datum, the share of data whose weights cannot be relied on, at most .05
+    effective   the share of effective draws, Kish's, which is told and not judged
+    r_hat       across restarts whose evidence is not negligible beside the best one's, at most 1.05
+    elsewhere   the share of the posterior's mass at a mode where the guide is not, at most .05: found by climbing from
+                other starts, and weighed by importance sampling there
+    shift       the largest difference of a weighted mean from the guide's own, in standard deviations, at most .1
+    log_ratio   the largest |log ratio| of such standard deviations, at most .1; both but for Monte Carlo error
+    falling     nats by which the loss still fell over the last fifth of the run, beyond its noise; told, not judged
+
+A verdict is of what was looked at: one restart, of a program with too many latents to climb, cannot be called good.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppgen.diagnostics.importance import khat_threshold, trusted, weigh_up
+from ppgen.diagnostics.versions import group, rhat
+from ppgen.draws import DATA
+from ppgen.posterior import Unconstrained, climb
+
+if TYPE_CHECKING:
+    from ppgen.result import Fit
+
+__all__ = ["BAD", "GOOD", "UNKNOWN", "WEIGHTED", "Verdict", "diagnose"]
+
+GOOD, WEIGHTED, BAD = "good", "usable with weights", "not to be trusted"
+UNKNOWN = "without a density to judge by"
+PLAIN = 0.5  # k-hat up to which a guide's draws may serve as they are
+AGREE, AWAY, CLOSE, ROWS = 1.05, 0.05, 0.1, 0.05
+NEGLIGIBLE = 7.0  # nats of evidence below the best restart: less than a thousandth of its mass
+CLIMBABLE = 100  # latents
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `diagnose` found; printed, it is a small table.
+
+    Attributes:
+        level: one of the module's three, or that there is no density.
+        figures: by name; those that could not be had are left out.
+        against: what tells against the fit, in words, by the name of its figure.
+        advice: what to try next.
+    """
+
+    level: str
+    figures: dict[str, float]
+    against: dict[str, str] = field(default_factory=dict)
+    advice: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"posterior: {self.level}"]
+        width = max(map(len, self.figures), default=0)
+        for name, value in self.figures.items():
+            lines.append(f"  {name:<{width}}  {value:>9.3g}  {self.against.get(name, '')}".rstrip())
+        lines += [f"  {text}" for name, text in self.against.items() if name not in self.figures]
+        return "\n".join(lines + [f"  try: {text}" for text in self.advice])
+
+
+def diagnose(fit: "Fit", *data: Tensor, draws: int = 1000, starts: int = 4, seed: int = 0) -> Verdict:
+    """Judges a fit's posterior on data by the figures of this module.
+
+    Args:
+        data: what the programs take, as of `to_arviz`.
+        draws: samples of the guide a chain.
+        starts: from how many points other modes are looked for; 0 for none.
+        seed: of draws and starts; the caller's random state is left as it was.
+
+    Raises:
+        ValueError, LookupError: as `to_arviz`.
+    """
+    idata = fit.to_arviz(*data, draws=draws, predictive=False, resampled=None, chunk=min(draws, 250), seed=seed)
+    posterior, stats = group(idata, "posterior"), group(idata, "sample_stats")
+    if stats is None or posterior is None or not posterior.data_vars:
+        why = idata_attribute(idata, "density") or "the programs have no latents"
+        text = f"there is no posterior to judge ({why}); compare draws with data by a two-sample test"
+        return Verdict(UNKNOWN, {}, {"density": text})
+    judged = _Judged(fit, group(idata, "vi_stats"), posterior, stats, draws)
+    judged.weights()
+    judged.restarts()
+    if not judged.local:
+        judged.moments()
+        looked = judged.elsewhere(data, starts, seed) if starts else False
+        if not looked and len(fit.chains) == 1:
+            judged.doubt("looked", "one restart, and other modes were not looked for", "restarts=4")
+    judged.course()
+    return judged.verdict()
+
+
+def idata_attribute(idata: Any, name: str) -> str | None:
+    """An attribute of any group."""
+    for of in ("observed_data", "posterior", "vi_stats"):
+        found = group(idata, of)
+        if found is not None and name in found.attrs:
+            return found.attrs[name]
+    return None
+
+
+class _Judged:
+    """A verdict under way, of the best chain and of what the others say."""
+
+    def __init__(self, fit: "Fit", vi: xr.Dataset, posterior: xr.Dataset, stats: xr.Dataset, draws: int):
+        self.fit, self.vi, self.posterior, self.draws = fit, vi, posterior, draws
+        self.chain = fit.best
+        self.local = DATA in vi["pareto_k"].dims
+        self.log_weights = stats["log_weight"].values
+        self.smoothed = stats["log_weight_smoothed"].values[self.chain]
+        self.figures: dict[str, float] = {}
+        self.against: dict[str, str] = {}
+        self.advice: dict[str, None] = {}
+        self.level = GOOD
+
+    def doubt(self, figure: str, why: str, advice: str = "", *, level: str = WEIGHTED) -> None:
+        self.against[figure] = why
+        if advice:
+            self.advice[advice] = None
+        if level == BAD or self.level == GOOD:
+            self.level = level
+
+    def weights(self) -> None:
+        pareto_k, effective = (self.vi[name].values[self.chain] for name in ("pareto_k", "effective"))
+        serves, bound = trusted(pareto_k, effective, self.draws), khat_threshold(self.draws)
+        richer = 'a richer guide: guide="auto", AutoMultivariateNormal, or AutoFlow'
+        if self.local:
+            self.figures |= {"pareto_k": float(np.median(pareto_k)), "bad_rows": float((~serves).mean())}
+            if self.figures["bad_rows"] > ROWS:
+                self.doubt("bad_rows", f"above {ROWS}: k-hat of these data is above {bound:.2f}", richer, level=BAD)
+            elif (trusted_plain := (pareto_k <= PLAIN) | (serves & (pareto_k > bound))).mean() < 1 - ROWS:
+                share = 1 - trusted_plain.mean()
+                self.doubt("pareto_k", f"above {PLAIN} for {share:.0%} of data")
+        else:
+            self.figures["pareto_k"] = float(pareto_k)
+            if not serves:
+                self.doubt("pareto_k", f"above {bound:.2f}: the guide misses mass of the posterior", richer, level=BAD)
+                self.advice[
+                    "another form of the model where one latent scales others: pyro.infer.reparam.LocScaleReparam"
+                ] = None
+            elif PLAIN < pareto_k <= bound:
+                self.doubt("pareto_k", f"above {PLAIN}: the guide's draws have to be weighed")
+        self.figures["effective"] = float(np.mean(effective) / self.draws)
+
+    def restarts(self) -> None:
+        evidence = self.vi["log_marginal"].values.reshape(len(self.fit.chains), -1).sum(-1)
+        kept = np.flatnonzero(evidence > np.nanmax(evidence) - NEGLIGIBLE) if np.isfinite(evidence).any() else []
+        self.figures["restarts"] = float(len(self.fit.chains))
+        if len(kept) < 2 or (self.local and len(self.posterior["draw"]) < 4):
+            return
+        found = rhat(self.posterior.isel(chain=kept))
+        values = np.concatenate([np.ravel(found[name].values) for name in found.data_vars])
+        self.figures["r_hat"] = float(np.nanmax(values, initial=1.0))
+        if self.figures["r_hat"] > AGREE:
+            self.doubt(
+                "r_hat",
+                f"above {AGREE}: restarts of like evidence ended at different places",
+                "a model whose modes are told apart (ordered components, say), or AnnealedEvidence to cover them all",
+                level=BAD,
+            )
+
+    def moments(self) -> None:
+        weights = np.exp(self.smoothed)
+        if not np.isfinite(weights).all():
+            return
+        slack = 2 / math.sqrt(self.figures["effective"] * self.draws)
+        shifts, ratios = [0.0], [0.0]
+        for name in self.posterior.data_vars:
+            z = self.posterior[name].values[self.chain].reshape(self.draws, -1).astype(float)
+            mean, deviation = z.mean(0), z.std(0)
+            moved = weights @ z
+            spread = np.sqrt(np.maximum(weights @ (z - moved) ** 2, 0.0))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                shifts.append(float(np.nanmax(np.abs(moved - mean) / spread, initial=0.0)))
+                ratios.append(float(np.nanmax(np.abs(np.log(spread / deviation)), initial=0.0)))
+        self.figures |= {"shift": max(shifts), "log_ratio": max(ratios)}
+        for name in ("shift", "log_ratio"):
+            if self.figures[name] > CLOSE + slack:
+                self.doubt(name, f"above {CLOSE} (and {slack:.2f} of noise): weights move the guide's draws")
+
+    def elsewhere(self, data: tuple, starts: int, seed: int) -> bool:
+        """Looks for modes where the guide is not; whether that could be done."""
+        with self.fit.evaluating(self.chain):
+            try:
+                target = Unconstrained(self.fit.model, data)
+                if target.dim > CLIMBABLE or not set(target.shapes) <= set(self.posterior.data_vars):
+                    return False
+                generator = torch.Generator().manual_seed(seed)
+                found = climb(target, target.starts(starts, generator), generator)
+            except (ValueError, RuntimeError, FloatingPointError, NotImplementedError):
+                return False  # what it is of the program that cannot be climbed, its own fit would have said
+            names = target.shapes
+            u = target.unconstrain(
+                {name: torch.as_tensor(self.posterior[name].values[self.chain].copy()) for name in names}
+            )
+            noise = torch.randn(self.draws, target.dim, generator=generator, dtype=torch.float64)
+            spots = found.center[:, None] + noise @ found.root.mT
+            log_p = target.log_prob(spots.reshape(-1, target.dim)).reshape(starts, self.draws)
+        log_q = (
+            -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - torch.linalg.slogdet(found.root).logabsdet[:, None]
+        )
+        evidence = weigh_up((log_p - log_q).T.numpy()).log_marginal
+        # how far a summit is from the guide, each by the wider of the two spreads along the way between them
+        own = u.T.cov().reshape(target.dim, target.dim) + found.root @ found.root.mT
+        away = found.center - u.mean(0)
+        distance = (away * torch.linalg.solve(own, away)).sum(-1).sqrt().numpy()
+        here = float(self.vi["log_marginal"].values[self.chain])
+        apart = (distance > math.sqrt(target.dim) + 2) & np.isfinite(evidence)
+        shares = 1 / (1 + np.exp(np.clip(here - evidence[apart], -50, 50)))
+        self.figures["elsewhere"] = float(shares.max(initial=0.0))
+        if self.figures["elsewhere"] > AWAY:
+            where = target.constrain(found.center[apart][int(shares.argmax())])
+            at = ", ".join(f"{k} = {np.array2string(v.numpy(), precision=3, threshold=4)}" for k, v in where.items())
+            self.doubt(
+                "elsewhere",
+                f"above {AWAY}: a mode where the guide is not, at {at[:160]}",
+                "restarts=4, which finds other modes; then a model whose modes are told apart",
+                level=BAD,
+            )
+        return True
+
+    def course(self) -> None:
+        losses = self.fit.chains[self.chain].history["loss"]
+        fifth = len(losses) // 5
+        if fifth < 5:
+            return
+        before, last = losses[-2 * fifth : -fifth], losses[-fifth:]
+        noise = 2 * math.sqrt((before.var() + last.var()) / fifth)
+        size = self.fit.num_data
+        self.figures["falling"] = max(0.0, float(before.mean() - last.mean() - noise)) * size
+        if self.figures["falling"] > 0.5 and self.level != GOOD:
+            self.against["falling"] = "nats, over the last fifth of the run: it was not at its end"
+            self.advice["more steps"] = None
+
+    def verdict(self) -> Verdict:
+        return Verdict(self.level, self.figures, self.against, tuple(self.advice))
