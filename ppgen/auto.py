@@ -52,7 +52,7 @@ def find(
     Raises:
         ValueError: for a program without continuous latents or with parameters; for a posterior that is none, since
             along some direction nothing bounds it.
-        
+
         FloatingPointError: if log p is nowhere finite; the message names the sites.
     """
     began = time.perf_counter()

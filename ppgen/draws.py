@@ -482,7 +482,11 @@ class _Mapped(Draws):
                 rank = min(site["fn"].event_dim, max(0, site["value"].dim() - plates))
                 site = {**site, "fn": pyro.distributions.Delta(site["value"], event_dim=rank)}
             log_prob, unscaled = (self._placed(part, 0) for part in log_probs)
-            value = site["value"] if site["is_observed"] and is_observed(site) else self._placed(value, site["fn"].event_dim)
+            value = (
+                site["value"]
+                if site["is_observed"] and is_observed(site)
+                else self._placed(value, site["fn"].event_dim)
+            )
             new = {"value": value, "log_prob": log_prob}
             new |= {"unscaled_log_prob": unscaled, "cond_indep_stack": (frame, *site["cond_indep_stack"])}
             trace.add_node(name, **{**site, **new})

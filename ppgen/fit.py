@@ -12,7 +12,9 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
 
+from ppgen.auto import find
 from ppgen.batches import Batches, as_tensors
 from ppgen.draws import Program
 from ppgen.growth import Grower, Growth
@@ -38,7 +40,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 def fit(
     model: Program,
-    guide: Program,
+    guide: Program | Literal["auto"],
     data: Any,
     *,
     loss: ELBO | Callable[..., Tensor] | None = None,
@@ -50,7 +52,7 @@ def fit(
     patience: int | None = None,
     callbacks: Sequence[Callable[[Moment], None]] = (),
     seed: int = 0,
-    restarts: int = 1,
+    restarts: int | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
     checkpoint: str | os.PathLike | None = None,
@@ -63,7 +65,8 @@ def fit(
     """Fits a model and a guide to data, by SVI.
 
     Args:
-        model, guide: Pyro programs, called with a batch of each part of `data`: ``model(x)`` or ``model(x, y)``.
+        model, guide: Pyro programs, called with a batch of each part of `data`: ``model(x)`` or ``model(x, y)``. With
+            ``guide="auto"`` the posterior of the model's global latents is found without a guide (below).
         data: a tensor, array, frame, a tuple of those, a torch Dataset (see `ppgen.batches.as_tensors`), or None for
             programs that take none. A model that is a module, or a method of one, and has a method ``check`` sees all
             of it first, and one with a method ``initialise`` a batch before each chain.
@@ -79,7 +82,7 @@ def fit(
             loss that falls as the fit gets better, which that of a game need not do.
         callbacks: called with a `Moment` after every step.
         seed: of batches, starts and random draws; the caller's random state is left as it was.
-        restarts: chains, each from a new start: networks draw their weights anew, other parameters move by
+        restarts: chains, each from a new start, one if left out: networks draw their weights anew, other parameters move by
             U(-2, 2) in unconstrained space. The best is that of the lowest loss, which in a game says little: compare
             the chains' draws.
         device: where batches and module programs go; unchanged if left out.
@@ -106,6 +109,11 @@ def fit(
         ppgen.infer.checkpoint.CheckpointError: if the checkpoint is damaged. ValueError: if it is of another run; the
             message says in what they differ, and nothing is written over.
 
+    **guide="auto"** climbs from `restarts` (4 if left out) starts that lie wide apart to modes, fits a Gaussian of full
+    rank to each in coordinates whitened by the curvature there, and, if importance weights do not trust it, a flow after
+    it, all in double precision, on all data, and until it has converged (`ppgen.auto`). It takes no loss, optimiser,
+    batches or lengths. ``fit.diagnose(...)`` says whether the result can be trusted.
+
     Ctrl-C ends the run cleanly after the step it is at, with what was learned; pressed twice, at once.
 
     **Going on.** With ``checkpoint="run.safetensors"`` the file is written after the first step, about ten times a
@@ -117,6 +125,18 @@ def fit(
     random numbers that are not torch's. Pyro's learning-rate schedulers are refused, since callbacks move them: take
     `schedule`.
     """
+    if isinstance(guide, str):
+        options: dict[str, Any] = {
+            "loss": loss,
+            "optim": optim,
+            "steps": steps,
+            "epochs": epochs,
+            "batch_size": batch_size,
+        }
+        options |= {"validation": validation, "patience": patience, "callbacks": callbacks or None, "ema": ema}
+        options |= {"device": device, "checkpoint": checkpoint, "clip": clip, "schedule": schedule, "growth": growth}
+        return _without_a_guide(model, guide, data, options, 4 if restarts is None else restarts, seed, progress)
+    restarts = 1 if restarts is None else restarts
     if steps is not None and epochs is not None:
         raise ValueError(f"fit: give steps or epochs, not both (got steps={steps}, epochs={epochs})")
     counts = {"steps": steps, "epochs": epochs, "restarts": restarts, "patience": patience}
@@ -205,6 +225,24 @@ def fit(
     result = Fit(model, guide, loss, chains, example)
     restore(state.tensors, chains[result.best].weights)
     return result
+
+
+def _without_a_guide(
+    model: Program, guide: str, data: Any, given: dict[str, Any], restarts: int, seed: int, progress: bool
+) -> Fit:
+    """The fit of ``guide="auto"``, which takes none of the options `given`."""
+    if guide != "auto":
+        raise ValueError(f'fit: guide is a Pyro program or "auto", got {guide!r}')
+    if refused := [name for name, value in given.items() if value is not None]:
+        raise ValueError(
+            f'fit: guide="auto" looks for the posterior in its own way, and takes no {", ".join(refused)}; give a '
+            "guide (AutoMultivariateNormal(model), say) to choose them"
+        )
+    if restarts < 1 or seed < 0:
+        raise ValueError(f"fit: restarts is at least 1 and seed at least 0, got {restarts} and {seed}")
+    tensors = () if data is None else as_tensors(data, dtype=torch.float64)
+    with tqdm(total=0, bar_format="{desc} [{elapsed}]", disable=None if progress else True) as bar:
+        return find(model, tensors, restarts=restarts, seed=seed, progress=bar.set_description_str)
 
 
 def _split(data: Any, validation: Any, seed: int, dtype: torch.dtype | None):

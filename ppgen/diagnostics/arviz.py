@@ -26,9 +26,9 @@ none that leave-one-out may use. With ``integrate=K`` each row's own latents are
 **Without a density** (a generator, whose observation is a Delta; a guide that is a point) there are no weights, and no
 k-hat: the attribute "density" says why, and "two_sample" has a test of data against the model's own draws.
 
-**Resampled draws** are those of chains whose weights can be relied on (`ppgen.diagnostics.importance.trusted`), as a
-large k-hat says that weights do not mend this guide; with weights per datum, rows with a larger one are NaN. The group is left out if nothing
-is left, and its absence is explained in the attribute "resampled".
+**Resampled draws** are those of chains whose weights can be relied on (`ppgen.diagnostics.importance.trusted`): where
+k-hat is large they do not mend the guide. With weights per datum, rows of such weights are NaN. The group is left out if
+nothing is left, and its absence is explained in the attribute "resampled".
 """
 
 from collections.abc import Mapping, Sequence

@@ -69,8 +69,8 @@ def khat_threshold(draws: int) -> float:
 def trusted(pareto_k: np.ndarray, effective: np.ndarray, draws: int) -> np.ndarray:
     """Whether weights can be relied on: their k-hat is at most `khat_threshold`, or they are all but equal.
 
-    k-hat is the shape of a tail, whatever its size: that of a Gaussian guide to a logistic posterior is 1, where no draw
-    ever weighs twice another. With an effective share of .99 or more there is no tail to speak of.
+    k-hat is the shape of a tail, whatever its size: a Gaussian guide to a logistic posterior has 1, though no draw may
+    weigh twice as much as another. With an effective share of .99 or more there is no tail to speak of.
     """
     return (pareto_k <= khat_threshold(draws)) | (effective >= EQUAL * draws)
 

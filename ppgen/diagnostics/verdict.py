@@ -29,7 +29,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.diagnostics.importance import khat_threshold, trusted, weigh_up
+from ppgen.diagnostics.importance import EQUAL, khat_threshold, trusted, weigh_up
 from ppgen.diagnostics.versions import group, rhat
 from ppgen.draws import DATA
 from ppgen.posterior import Unconstrained, climb
@@ -90,7 +90,8 @@ def diagnose(fit: "Fit", *data: Tensor, draws: int = 1000, starts: int = 4, seed
         why = idata_attribute(idata, "density") or "the programs have no latents"
         text = f"there is no posterior to judge ({why}); compare draws with data by a two-sample test"
         return Verdict(UNKNOWN, {}, {"density": text})
-    judged = _Judged(fit, group(idata, "vi_stats"), posterior, stats, draws)
+    vi: Any = group(idata, "vi_stats")
+    judged = _Judged(fit, vi, posterior, stats, draws)
     judged.weights()
     judged.restarts()
     if not judged.local:
@@ -140,8 +141,7 @@ class _Judged:
             self.figures |= {"pareto_k": float(np.median(pareto_k)), "bad_rows": float((~serves).mean())}
             if self.figures["bad_rows"] > ROWS:
                 self.doubt("bad_rows", f"above {ROWS}: k-hat of these data is above {bound:.2f}", richer, level=BAD)
-            elif (trusted_plain := (pareto_k <= PLAIN) | (serves & (pareto_k > bound))).mean() < 1 - ROWS:
-                share = 1 - trusted_plain.mean()
+            elif (share := ((pareto_k > PLAIN) & (effective < EQUAL * self.draws)).mean()) > ROWS:
                 self.doubt("pareto_k", f"above {PLAIN} for {share:.0%} of data")
         else:
             self.figures["pareto_k"] = float(pareto_k)
@@ -150,15 +150,15 @@ class _Judged:
                 self.advice[
                     "another form of the model where one latent scales others: pyro.infer.reparam.LocScaleReparam"
                 ] = None
-            elif PLAIN < pareto_k <= bound:
+            elif PLAIN < pareto_k and effective < EQUAL * self.draws:
                 self.doubt("pareto_k", f"above {PLAIN}: the guide's draws have to be weighed")
         self.figures["effective"] = float(np.mean(effective) / self.draws)
 
     def restarts(self) -> None:
         evidence = self.vi["log_marginal"].values.reshape(len(self.fit.chains), -1).sum(-1)
-        kept = np.flatnonzero(evidence > np.nanmax(evidence) - NEGLIGIBLE) if np.isfinite(evidence).any() else []
         self.figures["restarts"] = float(len(self.fit.chains))
-        if len(kept) < 2 or (self.local and len(self.posterior["draw"]) < 4):
+        kept = np.flatnonzero(evidence > np.nanmax(evidence, initial=-np.inf) - NEGLIGIBLE)
+        if len(kept) < 2:
             return
         found = rhat(self.posterior.isel(chain=kept))
         values = np.concatenate([np.ravel(found[name].values) for name in found.data_vars])
@@ -209,7 +209,8 @@ class _Judged:
             spots = found.center[:, None] + noise @ found.root.mT
             log_p = target.log_prob(spots.reshape(-1, target.dim)).reshape(starts, self.draws)
         log_q = (
-            -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - torch.linalg.slogdet(found.root).logabsdet[:, None]
+            -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
+            - torch.linalg.slogdet(found.root).logabsdet[:, None]
         )
         evidence = weigh_up((log_p - log_q).T.numpy()).log_marginal
         # how far a summit is from the guide, each by the wider of the two spreads along the way between them

@@ -1,14 +1,17 @@
-"""A flow after a Gaussian: u = c + R T(e), e ~ N(0, I), with T a normalizing flow that starts as the identity.
+"""A flow after a Gaussian: u = c + R y, y = T(e), e ~ N(0, I), T a normalizing flow that starts as the identity.
 
-The gradient sticks the landing: the slopes of log p(u) - log q(u), with q's parameters held still, go back through the
-draw alone. A whole step is recorded once, and run without Python after.
+    maximise E[log p(u) - log q(u)]        over T's weights, by Adam, its rate falling along a cosine
+
+The gradient sticks the landing: the slopes of log p - log q at y, with q's weights held still, go back through the draw
+alone. A whole step is recorded once, and run without Python after; the result is a moving average of the weights.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.draws import validation
@@ -19,36 +22,49 @@ from ppgen.posterior.unconstrained import Unconstrained
 __all__ = ["Bend"]
 
 DRAWS = 64
-RATE = 3e-3
+RATE, LOWEST = 3e-3, 1e-4
 MEMORY = 0.98  # of the average of weights
+BOUND = 10.0  # of a gradient's norm, for each square root of the dimension
 
 
 class Bend:
-    """A flow under way to the posterior in the coordinates of a Gaussian N(center, root root')."""
+    """A flow on its way, in the coordinates of a Gaussian N(center, root root').
+
+    Args:
+        flow: in double precision.
+        steps: how many there will be at most.
+
+    Attributes:
+        evidence: the estimated evidence bound of each step, in nats.
+        average: the averaged weights.
+    """
 
     def __init__(self, target: Unconstrained, flow: Flow, center: Tensor, root: Tensor, steps: int):
-        self.target, self.flow, self.center, self.root = target, flow.double(), center, root
-        self.weights = list(flow.parameters())
+        self.target, self.flow, self.center, self.root = target, flow, center, root
+        self.weights: list[Tensor] = list(flow.parameters())
         self.average = [weight.detach().clone() for weight in self.weights]
         self.optim = torch.optim.Adam(self.weights, lr=RATE, betas=(0.9, 0.99))
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, steps, eta_min=RATE / 30)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, steps, eta_min=LOWEST)
         self.evidence: list[float] = []
+        self._log_det = torch.linalg.slogdet(root).logabsdet
         with in_double(), validation(False):
             self._step = make_fx(self._gradients)(*self.weights)
 
     def run(self, steps: int) -> None:
+        """Steps; one whose gradient is not finite is passed over."""
         for _ in range(steps):
-            evidence, gradients = self._step(*self.weights)
+            evidence, *gradients = self._step(*self.weights)
             self.evidence.append(float(evidence))
             if not all(bool(gradient.isfinite().all()) for gradient in gradients):
                 continue
             for weight, gradient in zip(self.weights, gradients, strict=True):
                 weight.grad = gradient
-            nn.utils.clip_grad_norm_(self.weights, 10.0 * self.target.dim**0.5)
+            nn.utils.clip_grad_norm_(self.weights, BOUND * math.sqrt(self.target.dim))
             self.optim.step()
             self.schedule.step()
             with torch.no_grad():
-                torch._foreach_lerp_(self.average, self.weights, 1 - MEMORY)
+                for mean, weight in zip(self.average, self.weights, strict=True):
+                    mean.lerp_(weight, 1 - MEMORY)
 
     def rsample(self, count: int) -> tuple[Tensor, Tensor]:
         """Points (count, dim) of the flow with its averaged weights, and log q there."""
@@ -57,7 +73,7 @@ class Bend:
         with torch.no_grad(), validation(False):
             y, log_q = self.flow().rsample_and_log_prob((count,))
         self.hold(live)
-        return self.center + y @ self.root.mT, log_q - torch.linalg.slogdet(self.root).logabsdet
+        return self.center + y @ self.root.mT, log_q - self._log_det
 
     @torch.no_grad()
     def hold(self, values: Sequence[Tensor]) -> None:
@@ -65,27 +81,25 @@ class Bend:
         for weight, value in zip(self.weights, values, strict=True):
             weight.copy_(value)
 
-    def _gradients(self, *weights: Tensor) -> tuple[Tensor, list[Tensor]]:
-        weights = [weight.detach().requires_grad_() for weight in weights]
-        names = [f"flow.{name}" for name, _ in self.flow.named_parameters()]
-        value, loss = functional_call(_Loss(self.flow, self.log_p), dict(zip(names, weights)), ())
-        return value, torch.autograd.grad(loss, weights)
-
-    def log_p(self, y: Tensor) -> Tensor:
-        return vmap(self.target._one)(self.center + y @ self.root.mT)
+    def _gradients(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """The evidence, and the gradients of its negative by each weight."""
+        weights = [weight.detach().requires_grad_() for weight in given]
+        names = (f"flow.{name}" for name, _ in self.flow.named_parameters())
+        evidence, loss = functional_call(_Loss(self), dict(zip(names, weights, strict=True)), ())
+        return evidence, *torch.autograd.grad(loss, weights)
 
 
 class _Loss(nn.Module):
-    """A module, so that the flow's weights can be handed to a whole step."""
+    """One step's evidence and what to descend, a module so that it can be called at any weights of its flow."""
 
-    def __init__(self, flow, log_p):
+    def __init__(self, bend: Bend):
         super().__init__()
-        self.flow, self.log_p = flow, log_p
+        self.flow, self.bend = bend.flow, bend
 
-    def forward(self):
+    def forward(self) -> tuple[Tensor, Tensor]:
         y, log_q = self.flow().rsample_and_log_prob((DRAWS,))
         still = y.detach().requires_grad_()
-        log_p = self.log_p(still)
-        (up,) = torch.autograd.grad(log_p.sum(), still)
-        (down,) = torch.autograd.grad(self.flow().log_prob(still).sum(), still)
-        return (log_p - log_q).mean().detach(), -((up - down).detach() * y).sum() / DRAWS
+        log_p = self.bend.target.each(self.bend.center + still @ self.bend.root.mT)
+        (slope,) = torch.autograd.grad((log_p - self.flow().log_prob(still)).sum(), still)
+        evidence = (log_p - log_q).mean().detach() + self.bend._log_det
+        return evidence, -(slope * y).sum() / DRAWS

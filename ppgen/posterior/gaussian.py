@@ -15,7 +15,7 @@ al. 2022).
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,9 +26,11 @@ from ppgen.posterior.unconstrained import Unconstrained
 __all__ = ["Gaussians", "climb_evidence"]
 
 DRAWS = 16
-WINDOW = 40
+WINDOW, LONGEST = 40, 400  # iterates that are looked at together: at least, and at most before the step is halved
 RATE = 0.1
+BOUND = 10.0  # of a gradient's norm, for each square root of the dimension
 STATIONARY = 1.2  # R-hat of the halves of a window
+STANDING = 1e-3  # posterior standard deviations: halves that differ by less are the same
 CLOSE = 0.05  # Monte Carlo error of m and L, in posterior standard deviations
 STEPS = 1200
 
@@ -39,16 +41,14 @@ class Gaussians:
 
     Attributes:
         center, root: (n, dim), (n, dim, dim), root lower triangular.
-        evidence: arrays (n, steps): the estimated evidence bound on the way, in nats.
-        converged: whether the path has come to rest, a chain.
-        stopped: why it ended, in words.
+        evidence: (n, steps): the estimated evidence bound on the way, in nats.
+        converged: (n,), whether the path has come to rest.
     """
 
     center: Tensor
     root: Tensor
     evidence: Tensor
     converged: Tensor
-    stopped: list[str] = field(default_factory=list)
 
     def rsample(self, noise: Tensor) -> Tensor:
         """Points (n, k, dim) of noise (n, k, dim)."""
@@ -56,105 +56,104 @@ class Gaussians:
 
     def log_prob(self, noise: Tensor) -> Tensor:
         """log q at the points of noise (n, k, dim): (n, k)."""
-        log_det = self.root.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        log_det = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - log_det[:, None]
 
 
 def climb_evidence(
-    target: Unconstrained,
-    center: Tensor,
-    root: Tensor,
-    generator: torch.Generator,
-    *,
-    full: bool = True,
-    steps: int = STEPS,
-    progress=lambda *_: None,
+    target: Unconstrained, center: Tensor, root: Tensor, generator: torch.Generator, *, full: bool = True
 ) -> Gaussians:
-    """Gaussians of most evidence, from guesses (n, dim), (n, dim, dim)."""
-    count, dim = center.shape
-    eye = torch.eye(dim, dtype=center.dtype)
-    allowed = torch.ones_like(eye).tril() if full else eye
+    """Gaussians of most evidence, from guesses (n, dim), (n, dim, dim) of any square roots.
+
+    Args:
+        full: whether of full rank, or with independent entries.
+    """
     if not full:
-        root = torch.linalg.cholesky(root @ root.mT).diagonal(dim1=-2, dim2=-1).diag_embed()
-    m = torch.zeros(count, dim, dtype=center.dtype, requires_grad=True)
-    a = torch.zeros(count, dim, dim, dtype=center.dtype, requires_grad=True)  # L but for its diagonal's exponential
-    optim, rate = _adam(m, a, RATE), RATE
-    path: list[Tensor] = []
-    evidence: list[Tensor] = []
-    errors = m.new_full((count,), torch.inf)
-    settled = torch.zeros(count, dtype=torch.bool)
-    for step in range(1, steps + 1):
-        with torch.no_grad():
-            lower = _lower(a, eye)
-            half = torch.randn(count, DRAWS // 2, dim, generator=generator, dtype=center.dtype)
-            e = torch.cat([half, -half], 1)
-            u = center[:, None] + (m[:, None] + e @ lower.mT) @ root.mT
-            log_p, slope = target.log_prob_and_grad(u.reshape(-1, dim))
-            good = log_p.isfinite() & slope.isfinite().all(-1)
-            slope = torch.where(good[:, None], slope, 0.0).reshape(u.shape)
-            s = slope @ root + torch.linalg.solve_triangular(lower.mT, e.mT, upper=True).mT
-            s = s * good.reshape(count, DRAWS, 1)
-            log_det = torch.linalg.slogdet(root).logabsdet + a.diagonal(dim1=-2, dim2=-1).sum(-1)
-            evidence.append(log_p.reshape(count, -1).mean(-1) + log_det + 0.5 * dim * LOG_2PI_E)
-            d_lower = (s.mT @ e / DRAWS) * allowed
-            m.grad = -s.mean(1)
-            a.grad = -(d_lower * (1 - eye) + d_lower * eye * lower)
-            norm = (m.grad.square().sum(-1) + a.grad.square().sum((-2, -1))).sqrt()[:, None]
-            clip = (10.0 * math.sqrt(dim) / norm).clamp(max=1.0)
-            m.grad *= clip
-            a.grad *= clip[..., None]
-        optim.step()
-        path.append(torch.cat([m, a.flatten(1)], 1).detach())
-        progress(step, evidence[-1])
-        if step % WINDOW == 0 and len(path) >= 2 * WINDOW or len(path) >= 10 * WINDOW:
-            iterates = torch.stack(path[len(path) // 2 :], 1)  # (n, k, entries)
-            if not (_r_hat(iterates) < STATIONARY).all():
-                if len(path) < 10 * WINDOW:
-                    continue
-            errors = _error(iterates)
-            with torch.no_grad():
-                mean = iterates.mean(1)
-                lower = _lower(mean[:, dim:].reshape(a.shape), eye)
-                center = center + (root @ mean[:, :dim, None]).squeeze(-1)
-                root = root @ lower
-                m.zero_()
-                a.zero_()
-            settled = errors < CLOSE
-            if settled.all():
+        root = (root @ root.mT).diagonal(dim1=-2, dim2=-1).sqrt().diag_embed()
+    path = _Path(target, center, root, generator, full)
+    while len(path.evidence) < STEPS:
+        path.walk(WINDOW)
+        last = len(path.iterates) >= LONGEST or len(path.evidence) >= STEPS
+        if (len(path.iterates) > WINDOW and path.at_rest()) or last:
+            errors = path.average()
+            if (errors < CLOSE).all():
                 break
-            rate /= 2
-            optim, path = _adam(m, a, rate), []
-    return Gaussians(center, _triangular(root), torch.stack(evidence, 1), settled, [])
+    return Gaussians(path.center, _triangular(path.root), torch.stack(path.evidence, 1), errors < CLOSE)
 
 
-def _adam(m: Tensor, a: Tensor, rate: float) -> torch.optim.Adam:
-    return torch.optim.Adam([m, a], lr=rate, betas=(0.9, 0.99))
+class _Path:
+    """Adam on m and L, the latter by the logarithm of its diagonal."""
 
+    def __init__(self, target: Unconstrained, center: Tensor, root: Tensor, generator: torch.Generator, full: bool):
+        self.target, self.center, self.root, self.generator = target, center, root, generator
+        self.eye = torch.eye(target.dim, dtype=center.dtype)
+        self.entries = torch.ones_like(self.eye).tril() if full else self.eye
+        self.rate = 2 * RATE
+        self.evidence: list[Tensor] = []
+        self._begin()
 
-def _lower(a: Tensor, eye: Tensor) -> Tensor:
-    return a * (1 - eye) + a.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
+    def _begin(self) -> None:
+        """From m = 0 and L = I, by half the step."""
+        self.m = torch.zeros_like(self.center)
+        self.log_l = torch.zeros_like(self.root)
+        self.rate /= 2
+        self.optim = torch.optim.Adam([self.m, self.log_l], lr=self.rate, betas=(0.9, 0.99))
+        self.iterates: list[Tensor] = []
+
+    def walk(self, steps: int) -> None:
+        for _ in range(steps):
+            self.m.grad, self.log_l.grad = self._gradients()
+            self.optim.step()
+            self.iterates.append(torch.cat([self.m, self.log_l.flatten(1)], 1))
+
+    def _gradients(self) -> tuple[Tensor, Tensor]:
+        """Of minus the evidence, by m and by L's logarithm, of antithetic draws."""
+        half = torch.randn(len(self.m), DRAWS // 2, self.target.dim, generator=self.generator, dtype=self.m.dtype)
+        e, lower = torch.cat([half, -half], 1), self._lower(self.log_l)
+        u = self.center[:, None] + (self.m[:, None] + e @ lower.mT) @ self.root.mT
+        log_p, slope = self.target.log_prob_and_grad(u.reshape(-1, self.target.dim))
+        finite = log_p.isfinite() & slope.isfinite().all(-1)
+        slope = torch.where(finite[:, None], slope, 0.0).reshape(u.shape)
+        s = slope @ self.root + torch.linalg.solve_triangular(lower.mT, e.mT, upper=True).mT
+        s = s * finite.reshape(*s.shape[:2], 1)
+        log_det = torch.linalg.slogdet(self.root).logabsdet + self.log_l.diagonal(dim1=-2, dim2=-1).sum(-1)
+        entropy = log_det + 0.5 * self.target.dim * LOG_2PI_E
+        self.evidence.append(log_p.reshape(s.shape[:2]).mean(-1) + entropy)
+        by_m, by_l = -s.mean(1), -(s.mT @ e / DRAWS) * self.entries
+        by_log_l = by_l * (1 - self.eye) + by_l * self.eye * lower
+        norm = (by_m.square().sum(-1) + by_log_l.square().sum((-2, -1))).sqrt()
+        held = (BOUND * math.sqrt(self.target.dim) / norm).clamp(max=1.0)
+        return by_m * held[:, None], by_log_l * held[:, None, None]
+
+    def _lower(self, log_l: Tensor) -> Tensor:
+        return log_l * (1 - self.eye) + log_l.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
+
+    def _window(self) -> Tensor:
+        """The latter half of the iterates, (n, k, entries)."""
+        return torch.stack(self.iterates[len(self.iterates) // 2 :], 1)
+
+    def at_rest(self) -> bool:
+        """Whether all entries' R-hat of the window's halves is near 1, in all chains."""
+        window = self._window()
+        halves = torch.stack(window[:, : window.shape[1] // 2 * 2].chunk(2, 1), 1)
+        within, between = halves.var(2).mean(1), halves.mean(2).var(1)
+        apart = between.sqrt() > STANDING
+        r_hat = torch.where(apart, 1 + between / within.clamp(min=1e-300), 1.0).sqrt()
+        return bool((r_hat < STATIONARY).all())
+
+    def average(self) -> Tensor:
+        """Whitens by the window's average, and begins anew from there; the average's Monte Carlo errors, (n,)."""
+        window = self._window()
+        mean, count = window.mean(1), 8
+        means = window[:, : window.shape[1] // count * count].unflatten(1, (count, -1)).mean(2)
+        m, log_l = mean[:, : self.target.dim], mean[:, self.target.dim :].reshape(self.root.shape)
+        self.center = self.center + (self.root @ m[..., None]).squeeze(-1)
+        self.root = self.root @ self._lower(log_l)
+        self._begin()
+        return (means.var(1) / count).sqrt().amax(-1)
 
 
 def _triangular(root: Tensor) -> Tensor:
     """The lower triangular root, with a positive diagonal, of root root'."""
-    _, r = torch.linalg.qr(root.mT)
-    return r.mT * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]
-
-
-def _r_hat(iterates: Tensor) -> Tensor:
-    """The largest R-hat of the two halves of iterates (n, k, entries): (n,)."""
-    halves = torch.stack(iterates[:, : iterates.shape[1] // 2 * 2].chunk(2, 1), 1)
-    within = halves.var(2).mean(1)
-    between = halves.mean(2).var(1)
-    ratio = torch.where(within > 0, between / within.clamp(min=1e-300), 0.0)
-    # what moves by less than a thousandth of a standard deviation stands
-    ratio = torch.where(between.sqrt() < 1e-3, 0.0, ratio)
-    return (1 + ratio).sqrt().amax(-1)
-
-
-def _error(iterates: Tensor) -> Tensor:
-    """The largest Monte Carlo error of the average of iterates, by the means of batches: (n,)."""
-    count = 8
-    size = iterates.shape[1] // count
-    means = iterates[:, : size * count].reshape(iterates.shape[0], count, size, -1).mean(2)
-    return (means.var(1) / count).sqrt().amax(-1)
+    r = torch.linalg.qr(root.mT).R.mT
+    return r * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]

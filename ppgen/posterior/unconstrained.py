@@ -84,7 +84,8 @@ class Unconstrained:
 
     def log_prob(self, u: Tensor) -> Tensor:
         """log p at points (n, dim): (n,)."""
-        return torch.cat([self._values(part) for part in u.split(8 * BATCH)])
+        with torch.no_grad():
+            return torch.cat([_quietly(self.each)(part) for part in u.split(8 * BATCH)])
 
     def log_prob_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """log p (n,) and its slopes (n, dim) at points (n, dim)."""
@@ -152,12 +153,12 @@ class Unconstrained:
         values = {name: value for name, (value, _) in mapped.items()}
         return self._log_joint(values) + sum(ladj for _, ladj in mapped.values())
 
-    @cached_property
-    def _values(self) -> Callable[[Tensor], Tensor]:
-        return _quietly(vmap(self._one))
+    def each(self, u: Tensor) -> Tensor:
+        """log p at points (n, dim), as operations that can be recorded, and that gradients go through."""
+        return vmap(self._one)(u)
 
     @cached_property
-    def _slopes(self) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def _slopes(self) -> "_Recorded":
         return _Recorded(vmap(grad_and_value(self._one)))
 
 
