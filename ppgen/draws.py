@@ -512,7 +512,7 @@ def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping 
     draws = Draws(model, guide, args, kwargs, whole=True)
     try:
         with validation(True):
-            draws.encoded  # noqa: B018
+            draws.weighted  # noqa: B018
     except (RuntimeError, ValueError, IndexError):
         draws = Draws(model, guide, args, kwargs)
         frames = [f for s in draws.encoded.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]

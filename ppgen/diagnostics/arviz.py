@@ -106,7 +106,7 @@ def to_arviz(
     """
     if resampled not in ("with", "without", None):
         raise ValueError(f'to_arviz: resampled is "with" or "without" replacement, or None, got {resampled!r}')
-    model = getattr(owner(fit.model), "diagnosed", fit.model)
+    model = getattr(owner(fit.model), "diagnosed", fit.model)  # of models whose program is a regression, the law of x
     chains: list[Groups] = []
     notes: list[dict[str, str]] = [{} for _ in fit.chains]
     for number, note in enumerate(notes):
@@ -132,7 +132,8 @@ def to_arviz(
                 f"k-hat is above {khat_threshold(draws):.2f}, so that weights do not mend the guide, in the chains "
                 f"{[number for number in range(len(chains)) if number not in kept]}, which are left out"
             )
-    kind = "elbo_trace" if getattr(fit.loss, "is_evidence", False) else "loss_trace"
+    bound = getattr(fit.loss, "is_evidence", False) and model is fit.model
+    kind = "elbo_trace" if bound else "loss_trace"
     losses = [chain.history["loss"] for chain in fit.chains]
     trace = np.full((len(losses), max(map(len, losses))), np.nan)
     for row, values in zip(trace, losses, strict=True):

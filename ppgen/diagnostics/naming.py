@@ -76,9 +76,7 @@ def new_names(
                 f"{f', or {len(event)} for its event alone' if len(event) != len(own) else ''}; got {given}"
             )
         if len(set(given)) < len(given) or set(given) & {*LEADING, "step"}:
-            raise ValueError(
-                f"dims: expected {len(given)} different names for {name!r}, none of a chain's, got {given}"
-            )
+            raise ValueError(f"dims: expected {len(given)} different names for {name!r}, not a chain's, got {given}")
         for old, new in zip(own if len(given) == len(own) else event, given, strict=True):
             if names.setdefault(old, new) != new:
                 raise ValueError(

@@ -35,7 +35,7 @@ def group(idata: Any, name: str) -> xr.Dataset | None:
 def elpd(pointwise: xr.DataArray, pareto_k: xr.DataArray, *, p: float, samples: int, good_k: float) -> Any:
     """A result of leave-one-out as `az.loo` of this version returns it, pointwise, in nats; `az.compare` takes it."""
     n, total = pointwise.size, float(pointwise.sum())
-    error = float(np.sqrt(n * pointwise.values.var()))
+    error = float(np.sqrt(n * pointwise.values.var(ddof=int(IS_NEW))))
     warning = bool(~(pareto_k <= good_k).all())
     facts = {"se": error, "n_samples": samples, "n_data_points": n, "warning": warning, "scale": "log"}
     facts |= {"pareto_k": pareto_k.rename("pareto_k"), "good_k": good_k}

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ppgen.diffusion import Rates, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
 from ppgen.models.conditioned import Conditioned
-from ppgen.models.drawing import NOISES, Drawing
+from ppgen.models.drawing import Drawing
 from ppgen.nets import choose, evaluation
 
 __all__ = ["Diffusion"]
@@ -134,15 +134,6 @@ class Diffusion(Drawing):
             for i in range(len(times) - 1, 0, -1):
                 from_z, from_x, scale = bridge(times[i - 1], times[i])
                 z = pyro.sample(f"z_{i - 1}", dist.Normal(from_z * z + from_x * v, scale).to_event(rank))
-
-    def _marginal(self, x: Tensor, y: Tensor | None) -> None:
-        """The program in continuous time; of levels its density is a bound of log P."""
-        law = self.law(y)
-        z, term = (self._scaled(x), None) if self.levels is None else NOISES["uniform"](self, x)
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", law, obs=z)
-            if term is not None:
-                pyro.factor("levels", term)
 
     def observation(self, z: Tensor) -> TorchDistribution:
         """p(x | z_0)."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -103,6 +104,15 @@ class Drawing(Denoising):
     def _ended(self, drawn: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         """Draws as data, the states on the way to them as they are."""
         return [*drawn[:-1], self._unscaled(drawn[-1])] if isinstance(drawn, list) else self._unscaled(drawn)
+
+    def _marginal(self, x: Tensor, y: Tensor | None) -> None:
+        """The program of x by `law`; of levels its density is a bound of log P."""
+        law = self.law(y)
+        z, term = (self._scaled(x), None) if self.levels is None else NOISES["uniform"](self, x)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", law, obs=z)
+            if term is not None:
+                pyro.factor("levels", term)
 
     def law(self, y: Tensor | None = None, **options: Any) -> PathLaw:
         """The law of v, or of v given y (*batch,), by the probability-flow ODE between the schedule's ends.

@@ -131,6 +131,14 @@ class FlowMatching(Drawing):
     def guide(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> None:
         """Nothing is inferred."""
 
+    def diagnosed(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> None:
+        """x_i of the law that the velocities make, `law`: what diagnostics run, where `model` is a regression.
+
+        Raises:
+            ValueError: for a base of rows, which has no density.
+        """
+        self._marginal(x, y)
+
     def check(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> None:
         """As `ppgen.models.Diffusion` does; ValueError too for rows e that are not like x."""
         super().check(x, y)
