@@ -116,7 +116,7 @@ def draw(program: Program) -> Reference:
             num_warmup=WARMUP,
             num_samples=DRAWS,
             num_chains=CHAINS,
-            chain_method="sequential",
+            chain_method="vectorized",
             progress_bar=False,
         )
         try:
