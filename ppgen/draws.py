@@ -13,8 +13,9 @@ All four share one subsample of each plate, so their rows are the same data. Thi
 
 import difflib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +23,17 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.infer import config_enumerate, infer_discrete
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
+
+from ppgen.enumeration import check_enumerable, summed_out
 
 DATA = "data"
 PARTICLES = "particles"
@@ -42,6 +48,7 @@ class Draws:
     Args:
         model, guide: Pyro programs, called as ``model(*args, **kwargs)``.
         clock: the number of the step and the length of the run, None where not known, as schedules take them.
+        whole: whether plates that would draw a subsample of their rows take all of them (see `all_rows`).
     """
 
     def __init__(
@@ -52,8 +59,10 @@ class Draws:
         kwargs: Mapping | None = None,
         *,
         clock: tuple[Tensor, int | None] | None = None,
+        whole: bool = False,
     ):
         self.model, self.guide, self.args, self.kwargs = model, guide, args, dict(kwargs or {})
+        self.whole = whole
         self.clock = (torch.zeros((), dtype=torch.long), None) if clock is None else clock
         self._subsample = Trace()
 
@@ -61,7 +70,8 @@ class Draws:
         """A trace of a program at the values of others, on this draw's subsample."""
         for trace in (self._subsample, *replayed):
             program = poutine.replay(program, trace=trace)
-        trace = _traced(program, *self.args, **self.kwargs)
+        with all_rows() if self.whole else nullcontext():
+            trace = _traced(program, *self.args, **self.kwargs)
         for name, site in trace.nodes.items():
             if is_subsample(site) and name not in self._subsample:
                 self._subsample.add_node(name, **site)
@@ -115,6 +125,61 @@ class Draws:
                 for site in sample_sites(trace).values():
                     check_site_shape(site, math.inf)
         return encoded, guided
+
+    @cached_property
+    def _left(self) -> int | None:
+        """The first dimension that is free for latents that the guide leaves to enumeration; None if there are none.
+
+        Raises:
+            ValueError: if one of them cannot be enumerated.
+        """
+        left = {k: s for k, s in latent_sites(self.encoded).items() if k not in self.guided}
+        if not left:
+            return None
+        check_enumerable(left)
+        sites = [*sample_sites(self.encoded).values(), *sample_sites(self.guided).values()]
+        return min((f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0) - 1
+
+    @cached_property
+    def sampled(self) -> Trace:
+        """`encoded`, with latents that the guide leaves to enumeration drawn from their posterior given all others.
+
+        Raises:
+            ValueError: if one of them cannot be enumerated.
+        """
+        if self._left is None:
+            return self.encoded
+        model = self.model  # replayed inside: a run under enumeration is hidden from the handlers around it
+        for trace in (self._subsample, self.guided):
+            model = poutine.replay(model, trace=trace)
+        return self.run(infer_discrete(model, first_available_dim=self._left))
+
+    @cached_property
+    def redrawn(self) -> Trace:
+        """`reconstructed`, with latents that the guide leaves to enumeration as `sampled` has them."""
+        return self.reconstructed if self._left is None else self.run(_Unobserved()(self.model), self._latents)
+
+    @cached_property
+    def weighted(self) -> tuple[Trace, Trace]:
+        """As `importance`, with latents that the guide leaves to enumeration summed out (see `ppgen.enumeration`).
+
+        Raises:
+            ValueError: if one of them cannot be enumerated.
+        """
+        if self._left is None:
+            return self.importance
+        with EnumMessenger(self._left):
+            encoded = prune_subsample_sites(self.run(self.model, self.guided))
+        guided = prune_subsample_sites(self.guided)
+        guided.compute_log_prob()
+        return summed_out(encoded), guided
+
+    @property
+    def _latents(self) -> Trace:
+        trace = Trace()
+        for name, site in latent_sites(self.sampled).items():
+            trace.add_node(name, **site)
+        return trace
 
     @property
     def observed(self) -> Trace:
@@ -188,6 +253,34 @@ def given(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.
             conditioned()
 
     return likelihood, shape, law
+
+
+def joint(
+    program: Program, args: tuple, value_of: Callable[[Site], Tensor]
+) -> tuple[Trace, Callable[[Mapping[str, Tensor]], Tensor]]:
+    """A run of a program at given values of its continuous latents, and its log density as a function of them.
+
+    Returns:
+        the trace; and values by name to log p(x, z), in nats, of the whole data set, discrete latents summed out.
+
+    Raises:
+        ValueError: for discrete latents that cannot be enumerated.
+    """
+    with all_rows():
+        once = _traced(_At(value_of)(program), *args)
+    left = {name: site for name, site in latent_sites(once).items() if site["fn"].support.is_discrete}
+    if left:
+        check_enumerable({name: {**site, "infer": {"enumerate": "parallel"}} for name, site in left.items()})
+        sites = (site for site in once.nodes.values() if site["type"] == "sample")
+        dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+        program = poutine.enum(config_enumerate(program), first_available_dim=min(dims, default=0) - 1)
+
+    def log_joint(values: Mapping[str, Tensor]) -> Tensor:
+        with all_rows():
+            trace = prune_subsample_sites(_traced(_At(lambda site: values[site["name"]])(program), *args))
+        return summed_out(trace).log_prob_sum() if left else trace.log_prob_sum()
+
+    return once, log_joint
 
 
 def weighing_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Site]]:
@@ -278,19 +371,67 @@ def particle_draws(
 ) -> list[Draws]:
     """Draws of `particles` latents, weighed: all in one under one more plate, to the left of all of the programs' own.
 
-    Programs that do not broadcast to such a plate (``x @ weights``, say) are run once for each particle instead.
+    Programs that do not broadcast to such a plate (``x @ weights``, say) are run once for each particle instead. Plates
+    that draw a subsample take all of their rows, or warn that they cannot (see `all_rows`).
     """
-    once = Draws(model, guide, args, kwargs)
+    once = _with_all_rows(model, guide, args, kwargs)
+    whole = once.whole
     sites = [*once.guided.nodes.values(), *once.encoded.nodes.values()]
     dims = [f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized]
     outer = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
-    together = Draws(outer(model), outer(guide), args, kwargs)
+    together = Draws(outer(model), outer(guide), args, kwargs, whole=whole)
     try:
         with validation(True):  # so that a wrong broadcast is an error and no wrong number
-            together.importance  # noqa: B018
+            together.weighted  # noqa: B018
     except (RuntimeError, ValueError, IndexError):
-        return [Draws(model, guide, args, kwargs) for _ in range(particles)]
+        return [Draws(model, guide, args, kwargs, whole=whole) for _ in range(particles)]
     return [together]
+
+
+def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping | None) -> Draws:
+    """A draw on all rows of each plate; if the programs do not run so, on the rows that they choose.
+
+    Programs that take batches, with a plate of the size of the data set around them, are of the second kind: their
+    arguments are the rows. Of others it is said, since nobody has chosen these rows.
+    """
+    draws = Draws(model, guide, args, kwargs, whole=True)
+    try:
+        with validation(True):
+            draws.encoded  # noqa: B018
+    except (RuntimeError, ValueError, IndexError):
+        draws = Draws(model, guide, args, kwargs)
+        frames = [f for s in draws.encoded.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
+        parts = {len(part) for part in args if isinstance(part, Tensor) and part.dim()}
+        for frame in frames:
+            if (frame.full_size or frame.size) != frame.size and frame.full_size in parts:
+                warnings.warn(
+                    f"the plate {frame.name!r} draws {frame.size} of {frame.full_size} rows, and the programs do not run "
+                    "on all of them: what follows is of a random subsample. Index by the plate's rows in the model and "
+                    "in the guide (x[rows]), and give an autoguide create_plates= if it has latents in that plate",
+                    stacklevel=4,
+                )
+                break
+    return draws
+
+
+@contextmanager
+def all_rows() -> Iterator[None]:
+    """While this is open, plates that would draw a subsample of their rows take all of them, in order.
+
+    A plate that is told its rows, ``subsample=x``, keeps them. How large a subsample is stands in no message that a
+    handler could change, so the function by which plates choose their rows is put aside.
+    """
+    drawn = SubsampleMessenger._subsample
+
+    def whole(name: str, size: int | None = None, subsample_size: int | None = None, subsample=None, *rest: Any):
+        size_left = None if size is not None and subsample is None else subsample_size
+        return drawn(name, size, size_left, subsample, *rest)
+
+    SubsampleMessenger._subsample = staticmethod(whole)
+    try:
+        yield
+    finally:
+        SubsampleMessenger._subsample = staticmethod(drawn)
 
 
 def log_weights(
@@ -300,11 +441,15 @@ def log_weights(
 
     Returns:
         (particles, n), one column a datum, if every site lies in the plate "data"; otherwise (particles, 1),
-        the weight of the whole data set.
+        the weight of the whole data set. Latents that the guide leaves to enumeration are summed out.
+
+    Raises:
+        LookupError: if the guide does not serve the model.
+        ValueError: if a latent that is left to enumeration cannot be enumerated.
     """
     with torch.no_grad():
         draws = particle_draws(model, guide, args, kwargs, particles=particles)
-        return torch.cat([weigh(*part.importance) for part in draws])
+        return torch.cat([weigh(*part.weighted) for part in draws])
 
 
 def weigh(encoded: Trace, guided: Trace) -> Tensor:
@@ -366,6 +511,18 @@ class _Blank(poutine.messenger.Messenger):
     def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] == self.name and not msg["is_observed"]:
             msg["value"] = self.like.new_zeros(msg["fn"].shape())
+
+
+class _At(poutine.messenger.Messenger):
+    """Gives continuous latents their values."""
+
+    def __init__(self, value_of: Callable[[Site], Tensor]):
+        super().__init__()
+        self.value_of = value_of
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if not (msg["is_observed"] or is_subsample(msg) or msg["fn"].support.is_discrete):
+            msg["value"] = self.value_of(msg)
 
 
 class _Unobserved(poutine.messenger.Messenger):

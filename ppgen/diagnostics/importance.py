@@ -7,6 +7,7 @@ With weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q(z | x), k = 1 .. K, all per d
     pareto_k        tail shape of the weights (Vehtari et al. 2024): up to .7 the weights can be trusted
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,11 @@ class Importance:
     log_marginal: np.ndarray
     pareto_k: np.ndarray
     effective: np.ndarray
+
+
+def khat_threshold(draws: int) -> float:
+    """The largest k-hat that so many draws can bear, min(1 - 1 / log10 S, .7) (Vehtari et al. 2024, equation 13)."""
+    return min(1 - 1 / math.log10(draws), 0.7)
 
 
 def weigh_up(log_weights: np.ndarray) -> Importance:

@@ -1,0 +1,155 @@
+"""``guide="auto"``: a posterior found from the model alone.
+
+    1. starts that lie wide apart, one a chain
+    2. from each up to a mode, and the curvature on the way (`climb`)
+    3. the Gaussian of most evidence there, of full rank (`gaussian`)
+    4. a flow after it (`bend`), if importance weights do not trust the Gaussian
+
+each in double precision and on the real line. What comes out is a `Fit` with a guide of Pyro's own or an `AutoFlow`, so
+that all that can be asked of a fit can be asked of it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.autoguide import AutoMultivariateNormal
+from torch import Tensor
+
+from ppgen.diagnostics.importance import khat_threshold, weigh_up
+from ppgen.draws import Program
+from ppgen.flows import FLOWS
+from ppgen.infer import AutoFlow
+from ppgen.infer.parameters import State, snapshot, tell_apart
+from ppgen.posterior.bend import Bend
+from ppgen.posterior.climb import climb
+from ppgen.posterior.gaussian import Gaussians, climb_evidence
+from ppgen.posterior.precision import InDouble, in_double
+from ppgen.posterior.unconstrained import Unconstrained
+from ppgen.result import Chain, Fit
+from ppgen.terms import Evidence
+
+__all__ = ["find"]
+
+HIDDEN = (32, 32)  # widths of a flow's networks
+JUDGED = 2000  # draws by which a guide is judged
+ROUND, ROUNDS = 300, 4  # steps of a flow between two judgements, and how many of these
+
+
+def find(
+    model: Program,
+    data: tuple[Tensor, ...] = (),
+    *,
+    restarts: int = 4,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Fit:
+    """The posterior of a program's global latents on data, as a `Fit`, one chain a start.
+
+    Raises:
+        ValueError: for a program without continuous latents or with parameters; for a posterior that is none, since
+            along some direction nothing bounds it.
+        NotImplementedError: for discrete latents that cannot be summed out.
+        FloatingPointError: if log p is nowhere finite; the message names the sites.
+    """
+    began = time.perf_counter()
+    progress("starts")
+    target, generator = Unconstrained(model, data), torch.Generator().manual_seed(seed)
+    found = _Found(target, seed, began)
+    starts = target.starts(restarts, generator)
+    progress("climbing to modes")
+    summit = climb(target, starts, generator)
+    progress("Gaussian")
+    gaussians = climb_evidence(target, summit.center, summit.root, generator)
+    fit, khat = found.gaussian(gaussians, generator)
+    if khat > khat_threshold(JUDGED):
+        progress("flow")
+        fit = found.flow(gaussians, fit.best, khat, progress) or fit
+    return fit
+
+
+class _Found:
+    """Turns what was found into a `Fit`."""
+
+    def __init__(self, target: Unconstrained, seed: int, began: float):
+        self.target, self.seed, self.began = target, seed, began
+        self.model = InDouble(target.model)
+        discrete = set(target.discrete)
+        self.latent = poutine.block(config_enumerate(self.model), hide=discrete) if discrete else self.model
+
+    def gaussian(self, q: Gaussians, generator: torch.Generator) -> tuple[Fit, float]:
+        count, dim = q.center.shape
+        noise = torch.randn(count, JUDGED, dim, generator=generator, dtype=q.center.dtype)
+        log_p = self.target.log_prob(q.rsample(noise).reshape(-1, dim)).reshape(count, JUDGED)
+        khat = weigh_up((log_p - q.log_prob(noise)).T.numpy()).pareto_k
+        guide = AutoMultivariateNormal(self.latent)
+        weights = []
+        tell_apart(self.model, guide)
+        with in_double():
+            guide(*self.target.args)
+            for center, root in zip(q.center, q.root):
+                _place(guide, center, root)
+                weights.append(self._weights(guide))
+        steps = q.evidence.shape[1]
+        why = [
+            f"converged after {steps} steps" if done else f"had not come to rest after {steps} steps"
+            for done in q.converged.tolist()
+        ]
+        fit = self._fit(guide, weights, q.evidence.numpy(), why, "Gaussian of full rank")
+        return fit, float(khat[fit.best])
+
+    def flow(self, q: Gaussians, best: int, khat: float, progress: Callable[[str], None]) -> Fit | None:
+        """The fit of a flow after the best Gaussian; None where its weights are no better than `khat`."""
+        center, root, dim = q.center[best], q.root[best], self.target.dim
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            with in_double():
+                flow = FLOWS["realnvp" if dim > 1 else "nsf_autoregressive"](dim, hidden=HIDDEN)
+            bend = Bend(self.target, flow, center, root, ROUND * ROUNDS)
+            kept: list[Tensor] = []
+            for number in range(ROUNDS):
+                progress(f"a flow, round {number + 1} of at most {ROUNDS}; k-hat is {khat:.2f}")
+                bend.run(ROUND)
+                u, log_q = bend.rsample(JUDGED)
+                now = float(weigh_up((self.target.log_prob(u) - log_q)[:, None].numpy()).pareto_k[0])
+                if now < khat:
+                    khat, kept = now, [weight.clone() for weight in bend.average]
+                if khat <= khat_threshold(JUDGED):
+                    break
+            if not kept:
+                return None
+            bend.hold(kept)
+            guide = AutoFlow(self.latent, flow=flow)
+            tell_apart(self.model, guide)
+            with in_double():
+                guide(*self.target.args)
+        _place(guide, center, root)
+        why = f"k-hat of {khat:.2f} after {len(bend.evidence)} steps of a flow"
+        return self._fit(guide, [self._weights(guide)], np.array([bend.evidence]), [why], "flow after a Gaussian")
+
+    def _weights(self, guide: Any) -> dict[str, Tensor]:
+        return snapshot(State.of(self.model, guide, self.target.args).tensors)
+
+    def _fit(self, guide: Any, weights: list, evidence: np.ndarray, why: Sequence[str], what: str) -> Fit:
+        seconds = time.perf_counter() - self.began
+        nothing = {"step": np.zeros(0), "loss": np.zeros(0)}
+        chains = [
+            Chain(part, {"loss": -values / self.target.num_data}, nothing, reason, len(values), seconds)
+            for part, values, reason in zip(weights, evidence, why, strict=True)
+        ]
+        fit = Fit(self.model, guide, Evidence(path_derivative=True), chains, self.target.args, {"auto": what})
+        fit.use(fit.best)
+        return fit
+
+
+def _place(guide: Any, center: Tensor, root: Tensor) -> None:
+    """Sets an affine guide, u = loc + diag(scale) C y, to center and root."""
+    scale = root.diagonal()
+    with torch.no_grad():
+        guide.loc.copy_(center)
+    guide.scale, guide.scale_tril = scale, root / scale[:, None]

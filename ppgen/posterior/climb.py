@@ -1,0 +1,113 @@
+"""From points that lie wide apart up to modes, and the Gaussian of each way's curvature that has most evidence.
+
+At u, with slope g and H = -d^2 log p / du^2 = S Q diag(l) Q' S, S the square roots of |H_ii|,
+
+    R R' = S^-1 Q diag(1 / |l|) Q' S^-1        the covariance that the curvature gives
+    u <- u + t R R' g                          Newton's step, its length t the best of a row
+
+which the scales of covariates do not change. A density may rise without end, as a hierarchy's does where its scale goes
+to 0, and its mode is then no place to be: of all N(u, R R') on the way the one of most evidence is taken (as in
+Pathfinder, Zhang et al. 2022, there with estimates of H).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppgen.posterior.unconstrained import Unconstrained
+
+__all__ = ["Summit", "climb"]
+
+LOG_2PI_E = 1 + math.log(2 * math.pi)
+
+STEPS = 60
+LENGTHS = 2.0 ** -torch.arange(-1.0, 15.0)
+FLOOR = 1e-8  # of |l|, where the scales are taken out
+DRAWS = 16  # of a Gaussian on the way, by which its evidence is judged
+FLAT = 1e-6  # nats by which a density falls along a direction that it does not bound
+
+
+@dataclass
+class Summit:
+    """Gaussians N(center, root root'), one a start.
+
+    Attributes:
+        center: (n, dim).
+        root: (n, dim, dim).
+        evidence: (n,) the estimated evidence bound of each, in nats.
+        steps: how many steps of Newton's were made.
+    """
+
+    center: Tensor
+    root: Tensor
+    evidence: Tensor
+    steps: int
+
+
+def climb(target: Unconstrained, starts: Tensor, generator: torch.Generator, *, steps: int = STEPS) -> Summit:
+    """Gaussians near modes, from starts (n, dim).
+
+    Raises:
+        ValueError: if the density has no bound along some direction at a mode, so that there is no posterior.
+    """
+    u, count, dim = starts, *starts.shape
+    lengths = LENGTHS.to(u)
+    best = Summit(u.clone(), torch.zeros(count, dim, dim).to(u), u.new_full((count,), -torch.inf), 0)
+    noise = torch.randn(DRAWS // 2, dim, generator=generator, dtype=u.dtype)
+    noise = torch.cat([noise, -noise])
+    for step in range(1, steps + 1):
+        value, slope = target.log_prob_and_grad(u)
+        root = _root(-target.hessian(u))
+        draws = u[:, None] + noise @ root.mT
+        log_p = target.log_prob(draws.reshape(-1, dim)).reshape(count, DRAWS)
+        log_det = torch.linalg.slogdet(root).logabsdet
+        evidence = log_p.mean(-1) + log_det + 0.5 * dim * LOG_2PI_E
+        better = evidence > best.evidence
+        best.center[better], best.root[better], best.evidence[better] = u[better], root[better], evidence[better]
+        best.steps = step
+        move = (root @ (root.mT @ slope[..., None])).squeeze(-1)
+        tried = u[:, None] + lengths[:, None] * move[:, None]
+        heights = target.log_prob(tried.reshape(-1, dim)).reshape(count, len(lengths)).nan_to_num(nan=-torch.inf)
+        height, chosen = heights.max(-1)
+        moving = height > value + 1e-9 * (1 + value.abs())
+        u = torch.where(moving[:, None], tried[torch.arange(count), chosen], u)
+        if not moving.any():
+            break
+    _check_bounded(target, u)
+    return best
+
+
+def _root(h: Tensor) -> Tensor:
+    """R of the module's docstring, from H (n, dim, dim)."""
+    scale, l, q = _spectrum(h)
+    return q * l.abs().clamp(min=FLOOR).rsqrt()[:, None] / scale[..., None]
+
+
+def _spectrum(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """S as its diagonal, l and Q."""
+    scale = h.diagonal(dim1=-2, dim2=-1).abs().sqrt()
+    scale = torch.where(scale > 0, scale, 1.0)
+    return scale, *torch.linalg.eigh(h / scale[:, None] / scale[..., None])
+
+
+def _check_bounded(target: Unconstrained, u: Tensor) -> None:
+    """Refuses a density that does not fall along its flattest direction, however far one goes."""
+    scale, l, q = _spectrum(-target.hessian(u))
+    flattest = l.abs().argmin(-1)
+    rows = torch.arange(len(u))
+    ways = q[rows, :, flattest] / scale
+    ways = ways / ways.abs().amax(-1, keepdim=True)
+    here, far = target.log_prob(u), 1e4 * (1 + u.abs().amax(-1, keepdim=True))
+    there = torch.stack([target.log_prob(u + sign * far * ways) for sign in (1, -1)])
+    flat = (l[rows, flattest].abs() < FLOOR) & ((there - here).abs() < FLAT * (1 + here.abs())).all(0)
+    if flat.any():
+        way = ways[flat][0]
+        parts = way.abs().argsort(descending=True)[:5]
+        named = ", ".join(f"{float(way[i]):+.2g} {target.labels[i]}" for i in parts if way[i].abs() > 1e-3)
+        raise ValueError(
+            f"there is no posterior: its density has no bound along the direction ({named}) on the real line, along "
+            "which neither the data nor the prior says anything; give these latents a proper prior, or leave out what "
+            "is collinear"
+        )
