@@ -70,11 +70,17 @@ def reference(program: Program, folder: Path) -> Reference:
 
 
 def moments(program: Program, kept: Reference) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of all entries of the sites that are judged: by formula if there is one."""
-    if program.exact is not None:
-        mean, sd = zip(*(program.exact(*program.data)[name] for name in program.sites), strict=True)
-        return np.array(mean), np.array(sd)
-    return tuple(np.concatenate([part[name] for name in program.sites]) for part in (kept.mean, kept.sd))
+    """Mean and standard deviation of all entries of the sites that are judged: by formula where there is one."""
+    if program.exact is None:
+        return flattened(program, kept)
+    mean, sd = zip(*(program.exact(*program.data)[name] for name in program.sites), strict=True)
+    return np.array(mean), np.array(sd)
+
+
+def flattened(program: Program, kept: Reference) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the run itself."""
+    mean, sd = (np.concatenate([part[name] for name in program.sites]) for part in (kept.mean, kept.sd))
+    return mean, sd
 
 
 def difference(program: Program, kept: Reference) -> float:
