@@ -1,20 +1,23 @@
 """Programs whose posteriors are known, exactly or by long runs of NUTS: each one text, Pyro's and NumPyro's.
 
-`programs` takes what either library calls `pyro`, `dist` and `np`, and returns its programs by name. Priors are those of
-posteriordb, or of Gelman & Hill's examples, where these have the program, and weak ones where they leave them flat.
+`programs` takes what either library calls `pyro`, `dist` and `np`, and returns its programs by name. Priors are those
+of posteriordb, or of Gelman & Hill's examples, where these have the program, and weak ones where they leave them flat.
 `PROGRAMS` has Pyro's with their data (posterior_data.py) and with what is known of each posterior.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import numpy
 import pyro
 import pyro.distributions
 import torch
 from posterior_data import COLUMNS, COUNTIES, TRIALS, data
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 
@@ -190,6 +193,17 @@ def shapes(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
     return [mixture, funnel, banana]
 
 
+@contextmanager
+def default_type(dtype: torch.dtype) -> Iterator[None]:
+    """The type of what programs make of plain numbers."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @dataclass(frozen=True)
 class Program:
     """A program with its data, and what is known of its posterior.
@@ -209,6 +223,17 @@ class Program:
     judged: tuple[str, ...] = ()
     exact: Callable[..., dict[str, tuple[float, float]]] | None = None
     twin: str = ""
+
+    @cached_property
+    def latents(self) -> tuple[str, ...]:
+        with default_type(torch.float64):
+            trace = prune_subsample_sites(poutine.trace(self.model).get_trace(*self.data))
+        return tuple(trace.stochastic_nodes)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """What is judged, by name."""
+        return self.judged or self.latents
 
 
 def exact_normal_mean(y: Tensor) -> dict[str, tuple[float, float]]:
