@@ -12,8 +12,9 @@ All four share one subsample of each plate, so their rows are the same data. Thi
 """
 
 import difflib
+import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -27,7 +28,7 @@ from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor
+from torch import Tensor, nn
 
 DATA = "data"
 PARTICLES = "particles"
@@ -55,7 +56,20 @@ class Draws:
     ):
         self.model, self.guide, self.args, self.kwargs = model, guide, args, dict(kwargs or {})
         self.clock = (torch.zeros((), dtype=torch.long), None) if clock is None else clock
+        self.shared: dict[Hashable, Draws] = {}
+        """Further draws that several terms use, under names that they agree on."""
         self._subsample = Trace()
+
+    def beside(self, **changed: Any) -> "Draws":
+        """Another joint draw on the same subsample of each plate: by another `model` or `guide`, of other `args`."""
+        same = {key: getattr(self, key) for key in ("model", "guide", "args", "kwargs", "clock")}
+        draws = Draws(**(same | changed))
+        draws._subsample = self._subsample
+        return draws
+
+    def subsample(self, plate: str) -> Tensor:
+        """The rows of a plate that this draw is of."""
+        return self._subsample.nodes[plate]["value"]
 
     def run(self, program: Program, *replayed: Trace) -> Trace:
         """A trace of a program at the values of others, on this draw's subsample."""
@@ -76,7 +90,8 @@ class Draws:
         else:
             guided = self.run(self.guide)
             encoded = self.run(self.model, guided)
-        _check_sites(encoded, guided)
+        latent = latent_sites(encoded)
+        check_sites(latent, guided, enumerated=[k for k, s in latent.items() if s["infer"].get("enumerate")])
         return encoded, guided
 
     @property
@@ -156,6 +171,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def sample_sites(trace: Trace) -> dict[str, Site]:
     """The random sites of a trace by name, plates' subsamples left out."""
     return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not is_subsample(s)}
+
+
+def signature(program: Program) -> inspect.Signature:
+    """The arguments that a program takes; of a module, those of its forward."""
+    return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
 
 
 def latent_sites(trace: Trace) -> dict[str, Site]:
@@ -244,6 +264,41 @@ def check_drawn(encoded: Trace, guided: Trace) -> None:
         raise LookupError(
             f"the guide leaves {_quoted(left)} to enumeration; take Evidence(elbo=TraceEnum_ELBO()), which sums over "
             "its values, or draw it in the guide"
+        )
+
+
+def check_sites(latent: Collection[str], guided: Trace, *, enumerated: Collection[str] = ()) -> None:
+    """Refuses a guide that misses a latent of the model, unless it is one to be enumerated, or adds one.
+
+    Raises:
+        LookupError: naming them.
+    """
+    drawn = latent_sites(guided)
+    missed = [k for k in latent if k not in drawn and k not in enumerated]
+    added = [k for k, s in drawn.items() if k not in latent and not s["infer"].get("is_auxiliary")]
+    if missed:
+        raise LookupError(
+            f"the guide does not draw {_quoted(missed)}, which the model samples; it draws {_quoted(drawn)}: add a "
+            "pyro.sample of that name to the guide"
+        )
+    if added:
+        raise LookupError(
+            f"the guide draws {_quoted(added)}, which is no latent of the model; those are {_quoted(latent)}: rename "
+            "the guide's site, or mark it with infer={'is_auxiliary': True}"
+        )
+
+
+def check_apart(guide: Program, term: str) -> None:
+    """Refuses a guide that is one of Pyro's messengers.
+
+    Raises:
+        TypeError: naming it.
+    """
+    messenger = poutine.unwrap(guide)
+    if isinstance(messenger, poutine.messenger.Messenger):
+        raise TypeError(
+            f"{term}: {type(messenger).__name__} runs model and guide at once, and cannot be run again by itself; take "
+            "a guide that is no messenger"
         )
 
 
@@ -375,22 +430,6 @@ class _Unobserved(poutine.messenger.Messenger):
         if is_observed(msg):
             msg["infer"] |= {"was_observed": True, "obs": msg["value"]}
             msg.update(is_observed=False, value=None, done=False)
-
-
-def _check_sites(encoded: Trace, guided: Trace) -> None:
-    latent, drawn = latent_sites(encoded), latent_sites(guided)
-    missed = [k for k, s in latent.items() if k not in drawn and not s["infer"].get("enumerate")]
-    added = [k for k, s in drawn.items() if k not in latent and not s["infer"].get("is_auxiliary")]
-    if missed:
-        raise LookupError(
-            f"the guide does not draw {_quoted(missed)}, which the model samples; it draws {_quoted(drawn)}: add a "
-            "pyro.sample of that name to the guide"
-        )
-    if added:
-        raise LookupError(
-            f"the guide draws {_quoted(added)}, which is no latent of the model; those are {_quoted(latent)}: rename "
-            "the guide's site, or mark it with infer={'is_auxiliary': True}"
-        )
 
 
 def _quoted(names: Iterable[str]) -> str:

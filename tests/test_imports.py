@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "objective": {"draws", "infer", "schedules"},
     "terms": {"draws", "views", "metrics", "objective", "paths"},
     "paths": {"draws"},
+    "wake_sleep": {"draws", "objective", "paths"},
     "annealing": {"draws", "schedules", "terms"},
     "recipes": {
         "annealing",
@@ -42,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         "stepwise",
         "terms",
         "views",
+        "wake_sleep",
         "metrics",
         "schedules",
     },
@@ -91,7 +93,10 @@ ALLOWED: dict[str, set[str]] = {
         "fit",
         "result",
         "stepwise",
+        "simulators",
+        "wake_sleep",
     },
+    "simulators": {"draws"},
     "cli": {"__init__", "adaptation", "compare", "data", "energies", "fit", "models", "report", "run", "systems"},
 }
 
