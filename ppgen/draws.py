@@ -56,8 +56,8 @@ class Draws:
     ):
         self.model, self.guide, self.args, self.kwargs = model, guide, args, dict(kwargs or {})
         self.clock = (torch.zeros((), dtype=torch.long), None) if clock is None else clock
-        self.shared: dict[Hashable, Draws] = {}
-        """Further draws that several terms use, under names that they agree on."""
+        self.shared: dict[Hashable, Any] = {}
+        """What several terms use beside the traces, under names that they agree on."""
         self._subsample = Trace()
 
     def beside(self, **changed: Any) -> "Draws":
@@ -208,6 +208,12 @@ def given(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.
             conditioned()
 
     return likelihood, shape, law
+
+
+def quiet_sites(program: Program, *args: Any, **kwargs: Any) -> dict[str, Site]:
+    """The random sites of one run of a program without gradients, of which no handler outside notices."""
+    with torch.no_grad(), poutine.block():
+        return sample_sites(_traced(program, *args, **kwargs))
 
 
 def weighing_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Site]]:

@@ -7,9 +7,9 @@ With z_k ~ q(z | x) at data x, weights w_k = p(x, z_k) / q(z_k | x), k = 1 .. K,
     Sleep()                 -1/N E_{p(x, z)} log q(z | x)               moves the guide; z and x are the model's draws
 
 ``Wake() + Sleep()`` is wake-sleep, since no term reaches the other's program. `Sleep` alone is the inclusive KL of the
-joint laws, up to the entropy of z given x: at its minimum q(z | x) = p(z | x) for all x that the model generates. With a
-simulator for a model (`ppgen.Simulator`) that is neural posterior estimation. No term asks a latent for an `rsample`,
-so all of them serve discrete ones.
+joint laws, up to the entropy of z given x: at its minimum q(z | x) = p(z | x) for all x that the model generates. With
+a simulator for a model (`ppgen.Simulator`) that is neural posterior estimation. No term asks a latent for an
+`rsample`, so all of them serve discrete ones.
 """
 
 import math
@@ -56,21 +56,24 @@ class _Waking(Term):
         self._together = RenyiELBO(alpha=0, num_particles=particles, vectorize_particles=True)
         self._together._get_trace = Draws
 
-    def still(self, draws: Draws) -> tuple[Draws, Tensor]:
-        """K draws of the guide, held still, all in one, and their log weights; waking terms of one K share them."""
+    def still(self, draws: Draws) -> tuple[Draws, Tensor, Program]:
+        """K draws of the guide, held still, all in one; their log weights; and the guide that draws as many.
+
+        Waking terms of one K share them.
+        """
         check_apart(draws.guide, self.name)
         if self.particles not in draws.shared:
-            still = draws.beside(guide=_held_still(draws.guide))
+            programs = draws.model, draws.guide
             if self.particles > 1:
-                programs = still.model, still.guide
-                (together,) = self._together._get_traces(*programs, still.args, still.kwargs)
-                still = draws.beside(model=together.model, guide=together.guide)
-            draws.shared[self.particles] = still
-        still = draws.shared[self.particles]
+                (together,) = self._together._get_traces(*programs, draws.args, draws.kwargs)
+                programs = together.model, together.guide
+            still = draws.beside(model=programs[0], guide=_held_still(programs[1]))
+            draws.shared[self.particles] = still, programs[1]
+        still, guide = draws.shared[self.particles]
         encoded, guided = still.importance
         local = is_local(encoded, guided)
         log_q = log_density(guided, per_datum=local).detach()  # a law may hold parameters that were not held still
-        return still, log_density(encoded, per_datum=local) - log_q
+        return still, log_density(encoded, per_datum=local) - log_q, guide
 
     def __str__(self) -> str:
         return self.name if self.particles == 1 else f"{self.name}({self.particles})"
@@ -95,7 +98,7 @@ class Wake(_Waking):
         super().__init__(particles, least=1)
 
     def value(self, draws: Draws) -> Tensor:
-        still, log_weights = self.still(draws)
+        still, log_weights, _ = self.still(draws)
         return -_per_datum(log_weights.logsumexp(0) - math.log(self.particles), still)
 
 
@@ -117,13 +120,13 @@ class WakeGuide(_Waking):
         super().__init__(particles, least=2)
 
     def value(self, draws: Draws) -> Tensor:
-        still, log_weights = self.still(draws)
+        still, log_weights, guide = self.still(draws)
         weights = log_weights.detach().softmax(0)
         encoded, guided = still.importance
         drawn = {k: s["value"].detach() for k, s in latent_sites(guided).items() if not is_point(s)}
         if not drawn:
             raise ValueError(f"{self.name}: the guide's draws are points, which have no density to raise")
-        again = still.run(self._together._vectorized_num_particles(draws.guide), holding(guided, drawn))
+        again = still.run(guide, holding(guided, drawn))
         again.compute_log_prob()
         scores = log_density(again, per_datum=is_local(encoded, guided))
         return -_per_datum((weights * scores).sum(0), still)
@@ -201,7 +204,8 @@ def dream(draws: Draws, data: Mapping[str, str] | None = None) -> tuple[dict[str
             )
         values[argument] = _in_place_of(given[argument], site, draws, argument)
     latents = {k: s["value"].detach() for k, s in latent_sites(draws.generated).items() if k not in observed}
-    if unfilled := [name for name in latents if name in given and not isinstance(given[name], Tensor)]:
+    known = getattr(draws.model, "latents", ())
+    if unfilled := [name for name in latents if name in given and given[name] is None and name not in known]:
         raise LookupError(
             f"Sleep: the argument {unfilled[0]!r} was not given, so the site of that name is no observation; give rows "
             "of data: their number is that of the simulations"
