@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "infer": {"draws", "files", "flows", "nets"},
     "models": {"diffusion", "flows", "data", "draws", "moments", "nets"},
-    "diagnostics": {"draws", "infer", "metrics", "referee"},
+    "diagnostics": {"draws", "infer", "metrics", "referee", "simulators", "wake_sleep"},
     "measures": {"diagnostics", "metrics", "nets"},
     "watch": {"infer"},
     "referee": set(),

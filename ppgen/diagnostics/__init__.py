@@ -2,6 +2,7 @@
 
 from ppgen.diagnostics.adaptation import AdaptationRisk, adaptation_risk, feature_spread, features_collapsed
 from ppgen.diagnostics.arviz import to_arviz
+from ppgen.diagnostics.calibration import Calibration, Path, Ranks, calibrate, sbc, sbc_of, tarp
 from ppgen.diagnostics.estimate import estimate
 from ppgen.diagnostics.importance import Importance, weigh_up
 from ppgen.diagnostics.labels import Agreement, label_agreement
@@ -14,15 +15,19 @@ from ppgen.diagnostics.versions import from_netcdf, to_netcdf
 __all__ = [
     "AdaptationRisk",
     "Agreement",
+    "Calibration",
     "Coverage",
     "Importance",
     "Label",
     "Missing",
     "ModeCoverage",
+    "Path",
     "PulledBack",
     "PyramidDistance",
+    "Ranks",
     "TwoSample",
     "adaptation_risk",
+    "calibrate",
     "classifier_test",
     "coverage",
     "energy_test",
@@ -39,6 +44,9 @@ __all__ = [
     "pulled_back",
     "pyramid_distance",
     "pyramid_noise",
+    "sbc",
+    "sbc_of",
+    "tarp",
     "to_arviz",
     "to_netcdf",
     "weigh_up",
