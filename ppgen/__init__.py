@@ -13,8 +13,10 @@ from ppgen.infer import SVI, AutoFlow
 from ppgen.objective import Objective
 from ppgen.result import Fit
 from ppgen.schedules import Anneal, Ramp
+from ppgen.simulators import Implicit, Simulator
 from ppgen.stepwise import StepwiseEvidence
 from ppgen.terms import Evidence, Rate, Reconstruction, match
+from ppgen.wake_sleep import Sleep, Wake, WakeGuide
 
 __version__ = "0.1.0"
 
@@ -26,11 +28,16 @@ __all__ = [
     "Evidence",
     "Fit",
     "Growth",
+    "Implicit",
     "Objective",
     "Ramp",
     "Rate",
     "Reconstruction",
+    "Simulator",
+    "Sleep",
     "StepwiseEvidence",
+    "Wake",
+    "WakeGuide",
     "fit",
     "match",
     "metrics",

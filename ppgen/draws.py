@@ -12,9 +12,10 @@ All four share one subsample of each plate, so their rows are the same data. Thi
 """
 
 import difflib
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ppgen.enumeration import check_enumerable, summed_out
@@ -65,7 +66,20 @@ class Draws:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, dict(kwargs or {})
         self.whole = whole
         self.clock = (torch.zeros((), dtype=torch.long), None) if clock is None else clock
+        self.shared: dict[Hashable, Any] = {}
+        """What several terms use beside the traces, under names that they agree on."""
         self._subsample = Trace()
+
+    def beside(self, **changed: Any) -> "Draws":
+        """Another joint draw on the same subsample of each plate: by another `model` or `guide`, of other `args`."""
+        same = {key: getattr(self, key) for key in ("model", "guide", "args", "kwargs", "clock", "whole")}
+        draws = Draws(**(same | changed))
+        draws._subsample = self._subsample
+        return draws
+
+    def subsample(self, plate: str) -> Tensor:
+        """The rows of a plate that this draw is of."""
+        return self._subsample.nodes[plate]["value"]
 
     def run(self, program: Program, *replayed: Trace) -> Trace:
         """A trace of a program at the values of others, on this draw's subsample."""
@@ -87,7 +101,8 @@ class Draws:
         else:
             guided = self.run(self.guide)
             encoded = self.run(self.model, guided)
-        _check_sites(encoded, guided)
+        latent = latent_sites(encoded)
+        check_sites(latent, guided, enumerated=[k for k, s in latent.items() if s["infer"].get("enumerate")])
         return encoded, guided
 
     @property
@@ -231,6 +246,11 @@ def sample_sites(trace: Trace) -> dict[str, Site]:
     return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not is_subsample(s)}
 
 
+def signature(program: Program) -> inspect.Signature:
+    """The arguments that a program takes; of a module, those of its forward."""
+    return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
+
+
 def latent_sites(trace: Trace) -> dict[str, Site]:
     """The unobserved random sites of a trace by name."""
     return {k: s for k, s in sample_sites(trace).items() if not s["is_observed"]}
@@ -289,6 +309,12 @@ def joint(
         return summed_out(trace).log_prob_sum() if left else trace.log_prob_sum()
 
     return once, log_joint
+
+
+def quiet_sites(program: Program, *args: Any, **kwargs: Any) -> dict[str, Site]:
+    """The random sites of one run of a program without gradients, of which no handler outside notices."""
+    with torch.no_grad(), poutine.block():
+        return sample_sites(_traced(program, *args, **kwargs))
 
 
 def weighing_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Site]]:
@@ -353,6 +379,41 @@ def check_drawn(encoded: Trace, guided: Trace) -> None:
         raise LookupError(
             f"the guide leaves {_quoted(left)} to enumeration; take Evidence(elbo=TraceEnum_ELBO()), which sums over "
             "its values, or draw it in the guide"
+        )
+
+
+def check_sites(latent: Collection[str], guided: Trace, *, enumerated: Collection[str] = ()) -> None:
+    """Refuses a guide that misses a latent of the model, unless it is one to be enumerated, or adds one.
+
+    Raises:
+        LookupError: naming them.
+    """
+    drawn = latent_sites(guided)
+    missed = [k for k in latent if k not in drawn and k not in enumerated]
+    added = [k for k, s in drawn.items() if k not in latent and not s["infer"].get("is_auxiliary")]
+    if missed:
+        raise LookupError(
+            f"the guide does not draw {_quoted(missed)}, which the model samples; it draws {_quoted(drawn)}: add a "
+            "pyro.sample of that name to the guide"
+        )
+    if added:
+        raise LookupError(
+            f"the guide draws {_quoted(added)}, which is no latent of the model; those are {_quoted(latent)}: rename "
+            "the guide's site, or mark it with infer={'is_auxiliary': True}"
+        )
+
+
+def check_apart(guide: Program, term: str) -> None:
+    """Refuses a guide that is one of Pyro's messengers.
+
+    Raises:
+        TypeError: naming it.
+    """
+    messenger = poutine.unwrap(guide)
+    if isinstance(messenger, poutine.messenger.Messenger):
+        raise TypeError(
+            f"{term}: {type(messenger).__name__} runs model and guide at once, and cannot be run again by itself; take "
+            "a guide that is no messenger"
         )
 
 

@@ -12,13 +12,12 @@ log q there, times what moves those values, are the path.
 from collections.abc import Iterator
 
 import torch
-from pyro import poutine
 from pyro.distributions import Delta
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 
-from ppgen.draws import Draws, Site, hides_gradient, latent_sites, sample_sites
+from ppgen.draws import Draws, Site, check_apart, hides_gradient, latent_sites, sample_sites
 
 __all__ = ["log_density_by_path"]
 
@@ -31,13 +30,9 @@ def log_density_by_path(draws: Draws) -> Tensor:
         ValueError: for a guide with a draw that has no rsample, a density of its own parameters at a point (the
             Jacobian of a learned map, say), or random numbers outside of its sample sites.
     """
-    if isinstance(poutine.unwrap(draws.guide), poutine.messenger.Messenger):
-        raise TypeError(
-            f"path_derivative: {type(poutine.unwrap(draws.guide)).__name__} runs model and guide at once, and cannot "
-            "be run again by itself; take an autoguide that is no messenger, AutoNormal say"
-        )
+    check_apart(draws.guide, "path_derivative")
     guided = draws.guided
-    drawn = {k: s["value"] for k, s in latent_sites(guided).items() if not _is_point(s)}
+    drawn = {k: s["value"] for k, s in latent_sites(guided).items() if not is_point(s)}
     for name in drawn:
         if hides_gradient(guided.nodes[name]):
             raise ValueError(
@@ -46,7 +41,7 @@ def log_density_by_path(draws: Draws) -> Tensor:
             )
     fixed = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in drawn.items()}
     before = _random_state()
-    again = draws.run(draws.guide, _holding(guided, fixed))
+    again = draws.run(draws.guide, holding(guided, fixed))
     if is_validation_enabled():
         _check(again, fixed, before)
     again.compute_log_prob()
@@ -63,7 +58,7 @@ def log_density_by_path(draws: Draws) -> Tensor:
     return log_q.detach() + sum(path, torch.zeros(()))
 
 
-def _is_point(site: Site) -> bool:
+def is_point(site: Site) -> bool:
     """Whether a site follows from the others, as an autoguide's do from its auxiliary ones."""
     law = site["fn"]
     while hasattr(law, "base_dist"):
@@ -71,7 +66,7 @@ def _is_point(site: Site) -> bool:
     return isinstance(law, Delta)
 
 
-def _holding(guided: Trace, fixed: dict[str, Tensor]) -> Trace:
+def holding(guided: Trace, fixed: dict[str, Tensor]) -> Trace:
     """A trace to be replayed that holds these values."""
     trace = Trace()
     for name, value in fixed.items():
@@ -87,7 +82,7 @@ def _check(again: Trace, fixed: dict[str, Tensor], before: list[Tensor]) -> None
         )
     known = set(map(id, fixed.values()))
     for name, site in latent_sites(again).items():
-        if _is_point(site) and any(id(leaf) not in known for leaf in _leaves(site["fn"].log_prob(site["value"]))):
+        if is_point(site) and any(id(leaf) not in known for leaf in _leaves(site["fn"].log_prob(site["value"]))):
             raise ValueError(
                 f"path_derivative: the density of the guide's site {name!r}, a Delta, depends on parameters at a fixed "
                 "draw, as the Jacobian of a learned map does; let the guide draw from the mapped law instead, by a "

@@ -28,6 +28,7 @@ from ppgen.objective import Objective
 from ppgen.schedules import Anneal, Ramp, Schedule
 from ppgen.stepwise import StepwiseEvidence
 from ppgen.terms import Evidence, Rate, Reconstruction, match
+from ppgen.wake_sleep import Sleep, Wake, WakeGuide
 
 __all__ = [
     "ALIGNMENTS",
@@ -49,15 +50,18 @@ __all__ = [
     "lsgan",
     "maximum_likelihood",
     "mmd_generator",
+    "npe",
     "progan",
     "r1_gan",
     "r3_gan",
     "reverse_kl",
+    "reweighted_wake_sleep",
     "sinkhorn_generator",
     "vae",
     "vae_gan",
     "vdm",
     "wae",
+    "wake_sleep",
     "wgan_clip",
     "wgan_gp",
 ]
@@ -99,6 +103,26 @@ def info_vae(*, alpha: float = 0.0, weight: float = 10.0, metric: Metric | None 
     """
     aggregate = match(v.posterior(z), v.prior(z), MMD() if metric is None else metric)
     return Reconstruction() + (1.0 - alpha) * Rate() + (alpha + weight - 1.0) * aggregate
+
+
+def wake_sleep() -> Objective:
+    """Wake-sleep (Hinton et al. 1995): the model learns from the guide's draws at data, the guide from the model's."""
+    return Wake() + Sleep()
+
+
+def reweighted_wake_sleep(k: int = 10, *, sleep: float | Schedule = 0.0) -> Objective:
+    """Reweighted wake-sleep (Bornschein & Bengio 2015): both programs by k importance-weighted draws at data.
+
+    Args:
+        sleep: a weight of the sleep phase beside the guide's wake phase; they take both, or the latter alone.
+    """
+    loss = Wake(particles=k) + WakeGuide(particles=k)
+    return loss + sleep * Sleep() if not isinstance(sleep, int | float) or sleep else loss
+
+
+def npe() -> Objective:
+    """Neural posterior estimation (Papamakarios & Murray 2016), where the model is a simulator, held as it is."""
+    return Sleep()
 
 
 def maximum_likelihood() -> Objective:
@@ -449,6 +473,7 @@ RECIPES: dict[str, Callable[..., Objective]] = {
     recipe.__name__: recipe
     for recipe in (
         *(ae, vae, wae, iwae, info_vae, maximum_likelihood, flow_kl, reverse_kl),
+        *(wake_sleep, reweighted_wake_sleep, npe),
         *(ddpm, edm, vdm, flow_matching),
         *(gan, f_gan, lsgan, hinge_gan, r1_gan, r3_gan, wgan_clip, wgan_gp, progan),
         *(aae, ali, vae_gan, mmd_generator, sinkhorn_generator),

@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "objective": {"draws", "infer", "schedules"},
     "terms": {"draws", "views", "metrics", "objective", "paths"},
     "paths": {"draws"},
+    "wake_sleep": {"draws", "objective", "paths"},
     "annealing": {"draws", "schedules", "terms"},
     "recipes": {
         "annealing",
@@ -46,12 +47,13 @@ ALLOWED: dict[str, set[str]] = {
         "stepwise",
         "terms",
         "views",
+        "wake_sleep",
         "metrics",
         "schedules",
     },
     "infer": {"draws", "files", "flows", "nets"},
     "models": {"diffusion", "flows", "data", "draws", "moments", "nets"},
-    "diagnostics": {"draws", "enumeration", "infer", "metrics", "posterior", "referee"},
+    "diagnostics": {"draws", "enumeration", "infer", "metrics", "posterior", "referee", "simulators", "wake_sleep"},
     "measures": {"diagnostics", "metrics", "nets"},
     "watch": {"infer"},
     "referee": set(),
@@ -95,7 +97,10 @@ ALLOWED: dict[str, set[str]] = {
         "fit",
         "result",
         "stepwise",
+        "simulators",
+        "wake_sleep",
     },
+    "simulators": {"draws"},
     "cli": {"__init__", "adaptation", "compare", "data", "energies", "fit", "models", "report", "run", "systems"},
 }
 

@@ -2,6 +2,7 @@
 
 from ppgen.diagnostics.adaptation import AdaptationRisk, adaptation_risk, feature_spread, features_collapsed
 from ppgen.diagnostics.arviz import to_arviz
+from ppgen.diagnostics.calibration import Calibration, Path, Ranks, calibrate, sbc, sbc_of, tarp
 from ppgen.diagnostics.estimate import estimate
 from ppgen.diagnostics.importance import Evidence, Importance, evidence, khat_threshold, resample, weigh_up
 from ppgen.diagnostics.labels import Agreement, label_agreement
@@ -18,17 +19,21 @@ from ppgen.diagnostics.versions import from_netcdf, to_netcdf
 __all__ = [
     "AdaptationRisk",
     "Agreement",
+    "Calibration",
     "Coverage",
     "Evidence",
     "Importance",
     "Label",
     "Missing",
     "ModeCoverage",
+    "Path",
     "PulledBack",
     "PyramidDistance",
+    "Ranks",
     "TwoSample",
     "Verdict",
     "adaptation_risk",
+    "calibrate",
     "classifier_test",
     "coverage",
     "diagnose",
@@ -54,6 +59,9 @@ __all__ = [
     "pyramid_noise",
     "resample",
     "rhat",
+    "sbc",
+    "sbc_of",
+    "tarp",
     "to_arviz",
     "to_netcdf",
     "weigh_up",

@@ -11,8 +11,7 @@ plate, with a flow of their own given a context: loc and scale are then those of
     c_i = encoder(x_i),    T = T(. ; c_i),    loc_i = loc + a(c_i),    scale_i = scale exp(b(c_i))
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyro
@@ -28,7 +27,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from ppgen.draws import Program, nearest
+from ppgen.draws import Program, nearest, signature
 from ppgen.flows import FLOWS, Flow, FlowDistribution
 from ppgen.flows.zuko import networks
 from ppgen.nets import Dense
@@ -83,7 +82,7 @@ class AutoFlow(AutoContinuous):
         super().__init__(model, init_loc_fn=init_loc_fn)
         if amortised and not hidden:
             raise ValueError("AutoFlow: hidden has the width of contexts for its last, got none")
-        self._signature = inspect.signature(model)
+        self._signature = signature(model)
         self._rows_of = (amortised,) if isinstance(amortised, str) else tuple(amortised or ())
         for name in self._rows_of:
             if name not in self._signature.parameters:
@@ -151,7 +150,8 @@ class AutoFlow(AutoContinuous):
                 )
             if len(rows[0]) != len(index):
                 rows = tuple(part[index] for part in rows)
-            u = pyro.sample(f"_{self._pyro_name}_latent", self._law(rows, plate.dim), infer={"is_auxiliary": True})
+            infer = {"is_auxiliary": True, "pulled_back": (tuple(self._supports), self._pulled_back)}
+            u = pyro.sample(f"_{self._pyro_name}_latent", self._law(rows, plate.dim), infer=infer)
             return {name: pyro.sample(name, point) for name, point in self._points(u)}
 
     def _law(self, rows: tuple[Tensor, ...], dim: int = -1) -> "Affine":
@@ -176,6 +176,19 @@ class AutoFlow(AutoContinuous):
             event_dim = site["fn"].event_dim
             log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
             yield name, dist.Delta(value, log_density=log_density, event_dim=event_dim)
+
+    @property
+    def _supports(self) -> dict[str, TorchDistribution]:
+        return {name: site["fn"] for name, site in self.prototype_trace.iter_stochastic_nodes()}
+
+    def _pulled_back(self, latents: Mapping[str, Tensor]) -> Tensor:
+        """The u that latents of the rows follow from."""
+        parts = []
+        for name, law in self._supports.items():
+            unconstrained = biject_to(law.support).inv(latents[name])
+            batch = latents[name].shape[: latents[name].dim() - law.event_dim]
+            parts.append(unconstrained.reshape(*batch, -1))
+        return torch.cat(parts, -1)
 
     def _rows(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
         """The arguments that the context is a function of."""
