@@ -9,7 +9,6 @@ each in double precision and on the real line. What comes out is a `Fit` with a 
 that all that can be asked of a fit can be asked of it.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
-from ppgen.diagnostics.importance import khat_threshold, weigh_up
+from ppgen.diagnostics.importance import Importance, trusted, weigh_up
 from ppgen.draws import Program
 from ppgen.flows import FLOWS
 from ppgen.infer import AutoFlow
@@ -51,8 +50,7 @@ def find(
 
     Raises:
         ValueError: for a program without continuous latents or with parameters; for a posterior that is none, since
-            along some direction nothing bounds it.
-
+            along some direction nothing bounds it; for discrete latents that cannot be summed out.
         FloatingPointError: if log p is nowhere finite; the message names the sites.
     """
     began = time.perf_counter()
@@ -64,10 +62,9 @@ def find(
     summit = _summits(target, starts, generator)
     progress("Gaussian")
     gaussians = climb_evidence(target, summit.center, summit.root, generator)
-    fit, khat = found.gaussian(gaussians, generator)
-    if khat > khat_threshold(JUDGED):
-        progress("flow")
-        fit = found.flow(gaussians, fit.best, khat, progress) or fit
+    fit, weights = found.gaussian(gaussians, generator)
+    if not _serve(weights):
+        fit = found.flow(gaussians, fit.best, weights, progress) or fit
     return fit
 
 
@@ -93,17 +90,18 @@ class _Found:
         discrete = set(target.discrete)
         self.latent = poutine.block(config_enumerate(self.model), hide=discrete) if discrete else self.model
 
-    def gaussian(self, q: Gaussians, generator: torch.Generator) -> tuple[Fit, float]:
+    def gaussian(self, q: Gaussians, generator: torch.Generator) -> tuple[Fit, Importance]:
+        """The fit of Gaussians, and the importance weights of the best."""
         count, dim = q.center.shape
         noise = torch.randn(count, JUDGED, dim, generator=generator, dtype=q.center.dtype)
         log_p = self.target.log_prob(q.rsample(noise).reshape(-1, dim)).reshape(count, JUDGED)
-        khat = weigh_up((log_p - q.log_prob(noise)).T.numpy()).pareto_k
+        log_weights = (log_p - q.log_prob(noise)).numpy()
         guide = AutoMultivariateNormal(self.latent)
         weights = []
         tell_apart(self.model, guide)
-        with in_double():
+        with torch.random.fork_rng(), in_double():
             guide(*self.target.args)
-            for center, root in zip(q.center, q.root):
+            for center, root in zip(q.center, q.root, strict=True):
                 _place(guide, center, root)
                 weights.append(self._weights(guide))
         steps = q.evidence.shape[1]
@@ -112,25 +110,25 @@ class _Found:
             for done in q.converged.tolist()
         ]
         fit = self._fit(guide, weights, q.evidence.numpy(), why, "Gaussian of full rank")
-        return fit, float(khat[fit.best])
+        return fit, weigh_up(log_weights[fit.best][:, None])
 
-    def flow(self, q: Gaussians, best: int, khat: float, progress: Callable[[str], None]) -> Fit | None:
-        """The fit of a flow after the best Gaussian; None where its weights are no better than `khat`."""
+    def flow(self, q: Gaussians, best: int, before: Importance, progress: Callable[[str], None]) -> Fit | None:
+        """The fit of a flow after the best Gaussian; None where its weights are no better than those `before`."""
         center, root, dim = q.center[best], q.root[best], self.target.dim
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             with in_double():
                 flow = FLOWS["realnvp" if dim > 1 else "nsf_autoregressive"](dim, hidden=HIDDEN)
             bend = Bend(self.target, flow, center, root, ROUND * ROUNDS)
-            kept: list[Tensor] = []
+            khat, kept = float(before.pareto_k[0]), list[Tensor]()
             for number in range(ROUNDS):
                 progress(f"a flow, round {number + 1} of at most {ROUNDS}; k-hat is {khat:.2f}")
                 bend.run(ROUND)
                 u, log_q = bend.rsample(JUDGED)
-                now = float(weigh_up((self.target.log_prob(u) - log_q)[:, None].numpy()).pareto_k[0])
-                if now < khat:
-                    khat, kept = now, [weight.clone() for weight in bend.average]
-                if khat <= khat_threshold(JUDGED):
+                weights = weigh_up((self.target.log_prob(u) - log_q)[:, None].numpy())
+                if weights.pareto_k[0] < khat:
+                    khat, kept = float(weights.pareto_k[0]), [weight.clone() for weight in bend.average]
+                if kept and _serve(weights):
                     break
             if not kept:
                 return None
@@ -156,6 +154,10 @@ class _Found:
         fit = Fit(self.model, guide, Evidence(path_derivative=True), chains, self.target.args, {"auto": what})
         fit.use(fit.best)
         return fit
+
+
+def _serve(weights: Importance) -> bool:
+    return bool(trusted(weights.pareto_k, weights.effective, JUDGED)[0])
 
 
 def _place(guide: Any, center: Tensor, root: Tensor) -> None:

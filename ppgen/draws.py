@@ -14,11 +14,10 @@ All four share one subsample of each plate, so their rows are the same data. Thi
 import difflib
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
@@ -33,7 +32,6 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ppgen.enumeration import check_enumerable, summed_out
 
@@ -443,153 +441,6 @@ def plate_size(sites: Iterable[Site], default: int = 1) -> int:
     return next((int(f.full_size or f.size) for f in frames), default)
 
 
-def particle_draws(
-    model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None, *, particles: int
-) -> list[Draws]:
-    """Draws of `particles` latents, weighed: all in one under one more plate, to the left of all of the programs' own.
-
-    Programs that do not broadcast to such a plate (``x @ weights``, say) are run once for each particle instead. Plates
-    that draw a subsample take all of their rows, or warn that they cannot (see `all_rows`).
-    """
-    once = _with_all_rows(model, guide, args, kwargs)
-    whole = once.whole
-    sites = [*once.guided.nodes.values(), *once.encoded.nodes.values()]
-    dims = [f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized]
-    outer = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
-    together = Draws(outer(model), outer(guide), args, kwargs, whole=whole)
-    try:
-        with validation(True):  # so that a wrong broadcast is an error and no wrong number
-            together.weighted  # noqa: B018
-        return [together]
-    except (RuntimeError, ValueError, IndexError):
-        pass
-    try:
-        if once._left is None:
-            mapped = _Mapped(once, particles, depth=1 - min(dims, default=0))
-            mapped.importance  # noqa: B018
-            return [mapped]
-    except (RuntimeError, ValueError, NotImplementedError):  # an operation that no rule maps, or one that reads values
-        pass
-    return [Draws(model, guide, args, kwargs, whole=whole) for _ in range(particles)]
-
-
-class _Mapped(Draws):
-    """Draws of many particles by `torch.func.vmap`: each a run of its own, for which no program need broadcast.
-
-    Args:
-        once: a draw of the programs, whose sites say of what shape a particle's are.
-        depth: how many dimensions to the left of an event the particles' lies, that of all plates and one.
-    """
-
-    def __init__(self, once: Draws, particles: int, *, depth: int):
-        super().__init__(once.model, once.guide, once.args, once.kwargs, clock=once.clock, whole=once.whole)
-        self.once, self.particles, self.depth = once, particles, depth
-
-    @cached_property
-    def importance(self) -> tuple[Trace, Trace]:
-        encoded, guided = self._runs("importance")
-        return encoded, guided
-
-    @property
-    def weighted(self) -> tuple[Trace, Trace]:
-        return self.importance
-
-    @cached_property
-    def encoded(self) -> Trace:
-        return self.importance[0]
-
-    @cached_property
-    def guided(self) -> Trace:
-        return self.importance[1]
-
-    @cached_property
-    def generated(self) -> Trace:
-        return self._runs("generated")[0]
-
-    @cached_property
-    def reconstructed(self) -> Trace:
-        return self._runs("reconstructed", self.guided)[0]
-
-    def _runs(self, law: str, at: Trace | None = None) -> tuple[Trace, ...]:
-        """The traces of one law, over all particles; at the particles' own draws of the guide, if given."""
-        fixed = {} if at is None else {k: self._own(s) for k, s in latent_sites(at).items()}
-
-        def run(number: Tensor, values: dict[str, Tensor]) -> list[dict[str, tuple[Tensor, Tensor, Tensor]]]:
-            draws = Draws(self.model, self.guide, self.args, self.kwargs, clock=self.clock, whole=self.whole)
-            if at is not None:
-                draws._pair = (self.once.encoded, _holding(self.once.guided, values))
-            traces = getattr(draws, law)
-            traces = traces if isinstance(traces, tuple) else (traces,)
-            for trace in traces:
-                trace.compute_log_prob()
-            return [
-                {k: (s["value"], s["log_prob"], s["unscaled_log_prob"]) for k, s in sample_sites(trace).items()}
-                for trace in traces
-            ]
-
-        with validation(False), torch.no_grad(), _OutOfPlace():
-            found = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), fixed)
-        like = getattr(self.once, law)
-        like = like if isinstance(like, tuple) else (like,)
-        return tuple(self._spread(trace, values) for trace, values in zip(like, found, strict=True))
-
-    def _spread(self, like: Trace, values: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Trace:
-        """A trace of one particle as one of all, their values in place of its own."""
-        trace, frame = Trace(), CondIndepStackFrame(PARTICLES, -self.depth, self.particles, 0, self.particles)
-        for name, (value, *log_probs) in values.items():
-            site = like.nodes[name]
-            if site["infer"].get("_deterministic"):  # whose law may call its plates' axes an event's too
-                plates = -min((f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
-                rank = min(site["fn"].event_dim, max(0, site["value"].dim() - plates))
-                site = {**site, "fn": pyro.distributions.Delta(site["value"], event_dim=rank)}
-            log_prob, unscaled = (self._placed(part, 0) for part in log_probs)
-            value = (
-                site["value"]
-                if site["is_observed"] and is_observed(site)
-                else self._placed(value, site["fn"].event_dim)
-            )
-            new = {"value": value, "log_prob": log_prob}
-            new |= {"unscaled_log_prob": unscaled, "cond_indep_stack": (frame, *site["cond_indep_stack"])}
-            trace.add_node(name, **{**site, **new})
-        return trace
-
-    def _placed(self, value: Tensor, event_dim: int) -> Tensor:
-        """The particles' dimension, which vmap puts first, where their plate has it."""
-        missing = self.depth + event_dim - value.dim()
-        return value.reshape(value.shape[:1] + (1,) * missing + value.shape[1:])
-
-    def _own(self, site: Site) -> Tensor:
-        """The particles' values as `_runs` has them, first and without dimensions that `_placed` added."""
-        shape = self.once.guided.nodes[site["name"]]["value"].shape
-        return site["value"].reshape(self.particles, *shape)
-
-
-def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping | None) -> Draws:
-    """A draw on all rows of each plate; if the programs do not run so, on the rows that they choose.
-
-    Programs that take batches, with a plate of the size of the data set around them, are of the second kind: their
-    arguments are the rows. Of others it is said, since nobody has chosen these rows.
-    """
-    draws = Draws(model, guide, args, kwargs, whole=True)
-    try:
-        with validation(True):
-            draws.weighted  # noqa: B018
-    except (RuntimeError, ValueError, IndexError):
-        draws = Draws(model, guide, args, kwargs)
-        frames = [f for s in draws.encoded.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
-        parts = {len(part) for part in args if isinstance(part, Tensor) and part.dim()}
-        for frame in frames:
-            if (frame.full_size or frame.size) != frame.size and frame.full_size in parts:
-                warnings.warn(
-                    f"the plate {frame.name!r} draws {frame.size} of {frame.full_size} rows, and the programs do not "
-                    "run on all of them: what follows is of a random subsample. Index by the plate's rows in the model "
-                    "and in the guide (x[rows]), and give an autoguide create_plates= if it has latents in that plate",
-                    stacklevel=4,
-                )
-                break
-    return draws
-
-
 @contextmanager
 def all_rows() -> Iterator[None]:
     """While this is open, plates that would draw a subsample of their rows take all of them, in order.
@@ -608,24 +459,6 @@ def all_rows() -> Iterator[None]:
         yield
     finally:
         SubsampleMessenger._subsample = staticmethod(drawn)
-
-
-def log_weights(
-    model: Program, guide: Program, args: tuple, *, particles: int, kwargs: Mapping | None = None
-) -> Tensor:
-    """Importance log weights log p(x_i, z_ik) - log q(z_ik | x_i), in nats, without gradients.
-
-    Returns:
-        (particles, n), one column a datum, if every site lies in the plate "data"; otherwise (particles, 1),
-        the weight of the whole data set. Latents that the guide leaves to enumeration are summed out.
-
-    Raises:
-        LookupError: if the guide does not serve the model.
-        ValueError: if a latent that is left to enumeration cannot be enumerated.
-    """
-    with torch.no_grad():
-        draws = particle_draws(model, guide, args, kwargs, particles=particles)
-        return torch.cat([weigh(*part.weighted) for part in draws])
 
 
 def weigh(encoded: Trace, guided: Trace) -> Tensor:
@@ -708,45 +541,6 @@ class _Unobserved(poutine.messenger.Messenger):
         if is_observed(msg):
             msg["infer"] |= {"was_observed": True, "obs": msg["value"]}
             msg.update(is_observed=False, value=None, done=False)
-
-
-def _check_sites(encoded: Trace, guided: Trace) -> None:
-    latent, drawn = latent_sites(encoded), latent_sites(guided)
-    missed = [k for k, s in latent.items() if k not in drawn and not s["infer"].get("enumerate")]
-    added = [k for k, s in drawn.items() if k not in latent and not s["infer"].get("is_auxiliary")]
-    if missed:
-        raise LookupError(
-            f"the guide does not draw {_quoted(missed)}, which the model samples; it draws {_quoted(drawn)}: add a "
-            "pyro.sample of that name to the guide"
-        )
-    if added:
-        raise LookupError(
-            f"the guide draws {_quoted(added)}, which is no latent of the model; those are {_quoted(latent)}: rename "
-            "the guide's site, or mark it with infer={'is_auxiliary': True}"
-        )
-
-
-class _OutOfPlace(TorchFunctionMode):
-    """Draws of laws that fill an empty tensor, which all particles under vmap would share, as draws of their own."""
-
-    DRAWS: ClassVar[dict[Any, Callable[[Tensor], Tensor]]] = {
-        Tensor.normal_: torch.randn_like,
-        Tensor.exponential_: lambda like: -torch.log1p(-torch.rand_like(like)),
-        Tensor.cauchy_: lambda like: torch.tan(math.pi * (torch.rand_like(like) - 0.5)),
-    }
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in self.DRAWS and len(args) == 1 and not kwargs:
-            return self.DRAWS[func](args[0])
-        return func(*args, **(kwargs or {}))
-
-
-def _holding(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
-    """A copy of a trace with these values in place of its own."""
-    copy = trace.copy()
-    for name, value in values.items():
-        copy.nodes[name] = {**copy.nodes[name], "value": value}
-    return copy
 
 
 def _quoted(names: Iterable[str]) -> str:

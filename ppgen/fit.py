@@ -82,9 +82,9 @@ def fit(
             loss that falls as the fit gets better, which that of a game need not do.
         callbacks: called with a `Moment` after every step.
         seed: of batches, starts and random draws; the caller's random state is left as it was.
-        restarts: chains, each from a new start, one if left out: networks draw their weights anew, other parameters move by
-            U(-2, 2) in unconstrained space. The best is that of the lowest loss, which in a game says little: compare
-            the chains' draws.
+        restarts: chains, each from a new start, one if left out: networks draw their weights anew, other parameters
+            move by U(-2, 2) in unconstrained space. The best is that of the lowest loss, which in a game says little:
+            compare the chains' draws.
         device: where batches and module programs go; unchanged if left out.
         progress: a progress bar, on a terminal.
         checkpoint: a file that holds the whole run while it trains, from which a run that was stopped goes on (below).
@@ -109,10 +109,10 @@ def fit(
         ppgen.infer.checkpoint.CheckpointError: if the checkpoint is damaged. ValueError: if it is of another run; the
             message says in what they differ, and nothing is written over.
 
-    **guide="auto"** climbs from `restarts` (4 if left out) starts that lie wide apart to modes, fits a Gaussian of full
-    rank to each in coordinates whitened by the curvature there, and, if importance weights do not trust it, a flow after
-    it, all in double precision, on all data, and until it has converged (`ppgen.auto`). It takes no loss, optimiser,
-    batches or lengths. ``fit.diagnose(...)`` says whether the result can be trusted.
+    **guide="auto"** climbs from `restarts` (4 if left out) starts that lie wide apart to modes, fits a Gaussian of
+    full rank to each in coordinates whitened by the curvature there, and, if importance weights do not trust it, a flow
+    after it, all in double precision, on all data, and until it has converged (`ppgen.auto`). It takes no loss,
+    optimiser, batches or lengths. ``fit.diagnose(...)`` says whether the result can be trusted.
 
     Ctrl-C ends the run cleanly after the step it is at, with what was learned; pressed twice, at once.
 

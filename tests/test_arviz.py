@@ -13,7 +13,8 @@ from scipy.stats import norm
 
 import ppgen
 from ppgen import models, recipes
-from ppgen.draws import Draws, all_rows, log_weights, particle_draws
+from ppgen.draws import Draws, all_rows
+from ppgen.particles import log_weights, particle_draws
 
 N, B = 20, 4
 GROUPS = ("posterior", "log_likelihood", "observed_data", "posterior_predictive", "sample_stats")

@@ -9,8 +9,8 @@ from pyro.infer.autoguide import AutoNormal
 
 import ppgen
 from ppgen.diagnostics import from_netcdf, to_netcdf, versions, weigh_up
-from ppgen.draws import log_weights
 from ppgen.models import VAE
+from ppgen.particles import log_weights
 
 N, D = 12, 3
 

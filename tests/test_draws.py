@@ -13,7 +13,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormalMessenger
 import ppgen as o
 from ppgen import metrics as m
 from ppgen import views as v
-from ppgen.draws import PARTICLES, Draws, is_local, is_observed, log_density, log_weights, particle_draws, sample_sites
+from ppgen.draws import PARTICLES, Draws, is_local, is_observed, log_density, sample_sites
+from ppgen.particles import log_weights, particle_draws
 
 Normal = dist.Normal
 x, z = v.data("x"), v.posterior("z")

@@ -16,10 +16,11 @@ from pyro.infer.autoguide import AutoNormal
 import ppgen
 from ppgen import recipes
 from ppgen.cli import main
-from ppgen.draws import Draws, log_weights
+from ppgen.draws import Draws
 from ppgen.energies import EnergyRun
 from ppgen.infer import AutoFlow
 from ppgen.models import ENERGIES
+from ppgen.particles import log_weights
 
 every_energy = pytest.mark.parametrize("energy", ENERGIES.values(), ids=ENERGIES.keys())
 

@@ -13,10 +13,11 @@ from pyro.infer.autoguide import AutoDelta, AutoGuideList
 from torch import nn
 
 import ppgen
-from ppgen.draws import Draws, log_weights
+from ppgen.draws import Draws
 from ppgen.flows import FLOWS
 from ppgen.infer import AutoFlow
 from ppgen.infer.parameters import State
+from ppgen.particles import log_weights
 
 SMALL = {"layers": 1, "hidden": (8,)}
 DATA = torch.tensor([[0.5, -1.0], [1.5, 0.3], [-0.7, 2.0], [0.1, 0.2], [1.0, -1.0], [2.0, 0.5]])

@@ -10,10 +10,10 @@ from pyro import poutine
 
 import ppgen
 from ppgen.cli import main
-from ppgen.draws import log_weights
 from ppgen.flows import FLOWS
 from ppgen.models import VAE
 from ppgen.models.latent_flow import BentGaussian, make_flow
+from ppgen.particles import log_weights
 from ppgen.report import figures, report_of_run
 from ppgen.run import Run
 

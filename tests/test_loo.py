@@ -14,7 +14,7 @@ from scipy import stats
 import ppgen
 from ppgen.diagnostics import evidence, khat_threshold, loo, loo_pit, resample, rhat, versions, weigh_up
 from ppgen.diagnostics.importance import smooth
-from ppgen.draws import log_weights
+from ppgen.particles import log_weights
 from ppgen.result import Chain, Fit
 
 N, P = 30, 3

@@ -24,7 +24,8 @@ from torch import nn
 import ppgen
 from ppgen import metrics as m
 from ppgen import views as v
-from ppgen.draws import Draws, particle_draws
+from ppgen.draws import Draws
+from ppgen.particles import particle_draws
 
 Normal = dist.Normal
 

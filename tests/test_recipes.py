@@ -15,8 +15,8 @@ import ppgen
 from ppgen import metrics as m
 from ppgen import nets, recipes
 from ppgen import views as v
-from ppgen.draws import log_weights
 from ppgen.models import Diffusion, FlowModel
+from ppgen.particles import log_weights
 
 
 def values(loss, pair) -> tuple[float, dict[str, torch.Tensor]]:

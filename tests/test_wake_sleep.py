@@ -14,7 +14,7 @@ from torch import nn
 
 import ppgen
 from ppgen import recipes
-from ppgen.draws import log_weights
+from ppgen.particles import log_weights
 
 X = torch.tensor([[0.5, -1.0], [2.0, 0.3], [-0.7, 0.1]])
 EXACT = 0.2**0.5  # z ~ N(0, 1), x ~ N(z, .5): z given x is N(.8 x, .2), two of each a row

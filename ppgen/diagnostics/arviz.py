@@ -27,8 +27,8 @@ none that leave-one-out may use. With ``integrate=K`` each row's own latents are
 k-hat: the attribute "density" says why, and "two_sample" has a test of data against the model's own draws.
 
 **Resampled draws** are those of chains whose weights can be relied on (`ppgen.diagnostics.importance.trusted`): where
-k-hat is large they do not mend the guide. With weights per datum, rows of such weights are NaN. The group is left out if
-nothing is left, and its absence is explained in the attribute "resampled".
+k-hat is large they do not mend the guide. With weights per datum, rows of such weights are NaN. The group is left out
+if nothing is left, and its absence is explained in the attribute "resampled".
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,11 +54,11 @@ from ppgen.draws import (
     is_point,
     latent_sites,
     log_density,
-    particle_draws,
     sample_sites,
 )
 from ppgen.enumeration import SUMMED_OUT
 from ppgen.infer.parameters import owner
+from ppgen.particles import particle_draws
 
 if TYPE_CHECKING:
     from ppgen.result import Fit

@@ -14,7 +14,8 @@ The figures, and the bounds beyond which they tell against the fit:
     elsewhere   the share of the posterior's mass at a mode where the guide is not, at most .05: found by climbing from
                 other starts, and weighed by importance sampling there
     shift       the largest difference of a weighted mean from the guide's own, in standard deviations, at most .1
-    log_ratio   the largest |log ratio| of such standard deviations, at most .1; both but for Monte Carlo error
+    log_ratio   the largest |log ratio| of such standard deviations, at most .1; both but for Monte Carlo error, and at
+                most .5 for weights to mend
     falling     nats by which the loss still fell over the last fifth of the run, beyond its noise; told, not judged
 
 A verdict is of what was looked at: one restart, of a program with too many latents to climb, cannot be called good.
@@ -42,7 +43,9 @@ __all__ = ["BAD", "GOOD", "UNKNOWN", "WEIGHTED", "Verdict", "diagnose"]
 GOOD, WEIGHTED, BAD = "good", "usable with weights", "not to be trusted"
 UNKNOWN = "without a density to judge by"
 PLAIN = 0.5  # k-hat up to which a guide's draws may serve as they are
-AGREE, AWAY, CLOSE, ROWS = 1.05, 0.05, 0.1, 0.05
+AGREE, AWAY, ROWS = 1.05, 0.05, 0.05
+CLOSE, FAR = 0.1, 0.5
+RICHER = 'a richer guide: guide="auto", AutoMultivariateNormal, or AutoFlow'
 NEGLIGIBLE = 7.0  # nats of evidence below the best restart: less than a thousandth of its mass
 CLIMBABLE = 100  # latents
 
@@ -136,21 +139,20 @@ class _Judged:
     def weights(self) -> None:
         pareto_k, effective = (self.vi[name].values[self.chain] for name in ("pareto_k", "effective"))
         serves, bound = trusted(pareto_k, effective, self.draws), khat_threshold(self.draws)
-        richer = 'a richer guide: guide="auto", AutoMultivariateNormal, or AutoFlow'
         if self.local:
             self.figures |= {"pareto_k": float(np.median(pareto_k)), "bad_rows": float((~serves).mean())}
             if self.figures["bad_rows"] > ROWS:
-                self.doubt("bad_rows", f"above {ROWS}: k-hat of these data is above {bound:.2f}", richer, level=BAD)
+                self.doubt("bad_rows", f"above {ROWS}: k-hat of these data is above {bound:.2f}", RICHER, level=BAD)
             elif (share := ((pareto_k > PLAIN) & (effective < EQUAL * self.draws)).mean()) > ROWS:
                 self.doubt("pareto_k", f"above {PLAIN} for {share:.0%} of data")
         else:
             self.figures["pareto_k"] = float(pareto_k)
             if not serves:
-                self.doubt("pareto_k", f"above {bound:.2f}: the guide misses mass of the posterior", richer, level=BAD)
+                self.doubt("pareto_k", f"above {bound:.2f}: the guide misses mass of the posterior", RICHER, level=BAD)
                 self.advice[
                     "another form of the model where one latent scales others: pyro.infer.reparam.LocScaleReparam"
                 ] = None
-            elif PLAIN < pareto_k and effective < EQUAL * self.draws:
+            elif pareto_k > PLAIN and effective < EQUAL * self.draws:
                 self.doubt("pareto_k", f"above {PLAIN}: the guide's draws have to be weighed")
         self.figures["effective"] = float(np.mean(effective) / self.draws)
 
@@ -187,7 +189,10 @@ class _Judged:
                 ratios.append(float(np.nanmax(np.abs(np.log(spread / deviation)), initial=0.0)))
         self.figures |= {"shift": max(shifts), "log_ratio": max(ratios)}
         for name in ("shift", "log_ratio"):
-            if self.figures[name] > CLOSE + slack:
+            if self.figures[name] > FAR + slack:
+                why = f"above {FAR} (and {slack:.2f} of noise): weights move the guide's draws too far to mend them"
+                self.doubt(name, why, RICHER, level=BAD)
+            elif self.figures[name] > CLOSE + slack:
                 self.doubt(name, f"above {CLOSE} (and {slack:.2f} of noise): weights move the guide's draws")
 
     def elsewhere(self, data: tuple, starts: int, seed: int) -> bool:

@@ -9,11 +9,11 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.draws import log_weights
 from ppgen.models.generative import NETWORKS, Coder, Generative, arguments, draw, network_options
 from ppgen.models.latent_flow import BentGaussian, FlowCode, make_flow
 from ppgen.models.likelihood import Gaussian, Head, Point, make_likelihood
 from ppgen.nets import choose, evaluation
+from ppgen.particles import log_weights
 
 # The least standard deviation of q(z | x). The KL term already holds it up; this only guards the arithmetic.
 ENCODER_FLOOR = 1e-3

@@ -87,8 +87,8 @@ def _root(h: Tensor, slope: Tensor, u: Tensor) -> Tensor:
     """R of the module's docstring, from H (n, dim, dim); where H overflows, that of a step as long as u itself."""
     known = h.isfinite().all((-2, -1))
     eye = torch.eye(h.shape[-1], dtype=h.dtype)
-    scale, l, q = _spectrum(torch.where(known[:, None, None], h, eye))
-    root = q * l.abs().clamp(min=FLOOR).rsqrt()[:, None] / scale[..., None]
+    scale, size, q = _spectrum(torch.where(known[:, None, None], h, eye))
+    root = q * size.abs().clamp(min=FLOOR).rsqrt()[:, None] / scale[..., None]
     length = (1 + u.norm(dim=-1)) / slope.norm(dim=-1)
     return torch.where(known[:, None, None], root, eye * length.sqrt()[:, None, None])
 
@@ -108,14 +108,14 @@ def _check_bounded(target: Unconstrained, u: Tensor, h: Tensor) -> None:
     """Refuses a density that does not fall along its flattest direction, however far one goes."""
     known = h.isfinite().all((-2, -1))
     u = u[known]
-    scale, l, q = _spectrum(h[known])
-    flattest = l.abs().argmin(-1)
+    scale, size, q = _spectrum(h[known])
+    flattest = size.abs().argmin(-1)
     rows = torch.arange(len(u))
     ways = q[rows, :, flattest] / scale
     ways = ways / ways.abs().amax(-1, keepdim=True)
     here, far = target.log_prob(u), 1e4 * (1 + u.abs().amax(-1, keepdim=True))
     there = torch.stack([target.log_prob(u + sign * far * ways) for sign in (1, -1)])
-    flat = (l[rows, flattest].abs() < FLOOR) & ((there - here).abs() < FLAT * (1 + here.abs())).all(0)
+    flat = (size[rows, flattest].abs() < FLOOR) & ((there - here).abs() < FLAT * (1 + here.abs())).all(0)
     if flat.any():
         way = ways[flat][0]
         parts = way.abs().argsort(descending=True)[:5]

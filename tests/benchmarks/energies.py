@@ -21,8 +21,8 @@ import torch
 import ppgen
 from ppgen import recipes
 from ppgen.diagnostics.importance import weigh_up
-from ppgen.draws import log_weights
 from ppgen.models import ENERGIES, Energy
+from ppgen.particles import log_weights
 from ppgen.systems import SYSTEMS
 
 CHUNK = 10_000
