@@ -99,8 +99,9 @@ print(f"{fit.chains[0].stopped}; held-out loss {fit.chains[0].final:.3f}, {len(f
 # %% [markdown]
 # ## A posterior
 #
-# The guide takes rows of data, so many draws for one course are one row repeated. Where reports rise and fall, both
-# parameters are known; where the epidemic died out at once, little is.
+# The guide takes rows of data, so many draws for one course are one row repeated. Reports that rise and fall tell both
+# parameters, along a line of nearly equal growth; where the epidemic died out at once, not much more is known than that
+# few were infected for each who recovered.
 
 
 # %%
@@ -110,13 +111,13 @@ def posterior(fit, reports, draws=1000):
 
 
 shown = simulator.draw(200, seed=7)
-rows = [int(shown.reports.sum(-1).argmax()), int(shown.reports.sum(-1).argmin())]
+rows = shown.reports.sum(-1).argsort()[[120, 0]].tolist()
 figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained")
 for (left, right), row in zip(axes.reshape(2, 2), rows, strict=True):
     torch.manual_seed(0)
     draws = posterior(fit, shown.reports[row])
     left.bar(np.arange(DAYS), shown.reports[row])
-    left.set(xlabel="day", title="reports")
+    left.set(xlabel="day", title="reports", ylim=(0, max(5, float(shown.reports[row].max()))))
     right.scatter(draws["beta"], draws["gamma"], s=2, color="C1")
     right.plot(shown.beta[row], shown.gamma[row], "kx")
     right.set(xlim=(0.1, 1.5), ylim=(0.05, 0.5), xlabel="beta", ylabel="gamma", title="posterior, truth")
