@@ -62,14 +62,15 @@ class _Waking(Term):
         Waking terms of one K share them.
         """
         check_apart(draws.guide, self.name)
-        if self.particles not in draws.shared:
+        key = "awake", self.particles
+        if key not in draws.shared:
             programs = draws.model, draws.guide
             if self.particles > 1:
                 (together,) = self._together._get_traces(*programs, draws.args, draws.kwargs)
                 programs = together.model, together.guide
             still = draws.beside(model=programs[0], guide=_held_still(programs[1]))
-            draws.shared[self.particles] = still, programs[1]
-        still, guide = draws.shared[self.particles]
+            draws.shared[key] = still, programs[1]
+        still, guide = draws.shared[key]
         encoded, guided = still.importance
         local = is_local(encoded, guided)
         log_q = log_density(guided, per_datum=local).detach()  # a law may hold parameters that were not held still
