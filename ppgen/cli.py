@@ -1,6 +1,6 @@
 """The command line: ``ppgen train SYSTEM SOURCE``, then ``ppgen sample RUN``, ``report RUN``, ``compare RUN RUN ...``.
 
-A run that was stopped goes on by ``ppgen resume RUN``.
+A run that was stopped goes on by ``ppgen resume RUN``. ``ppgen diagnose RUN`` says whether its posterior can be trusted.
 
 Options come from the signatures of what they reach: ``--model.latent_dim`` is an argument of the model's class,
 ``--loss.beta`` of the recipe, ``--data.size`` of `ppgen.data.load`, ``--fit.epochs`` of `ppgen.fit`.
@@ -86,6 +86,11 @@ def _parser(words: list[str]) -> ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", type=Path, default=None, help="an .npy file; RUN/samples.npy if left out")
     commands.add_subcommand("sample", sample, help="draw from a trained model")
+    diagnose = ArgumentParser(description="Says whether a run's posterior can be trusted, and why, or why not.")
+    diagnose.add_argument("run", type=Path, help="a run folder")
+    diagnose.add_argument("--draws", type=int, default=500, help="of the guide")
+    diagnose.add_argument("--seed", type=int, default=0)
+    commands.add_subcommand("diagnose", diagnose, help="whether its posterior can be trusted")
 
     report = ArgumentParser(description="Write a run's report anew.")
     report.add_argument("run", type=Path, help="a run folder")
@@ -230,6 +235,10 @@ def _sample(given: Namespace) -> None:
     print(f"samples: {written.resolve()}\npicture: {picture.resolve()}")
 
 
+def _diagnose(given: Namespace) -> None:
+    print(_open(given.run).diagnose(draws=given.draws, seed=given.seed))
+
+
 def _report(given: Namespace) -> None:
     print(f"report: {_open(given.run).report().resolve()}")
 
@@ -263,7 +272,14 @@ def _free(folder: Path) -> Path:
     return candidate
 
 
-COMMANDS = {"train": _train, "resume": _resume, "sample": _sample, "report": _report, "compare": _compare}
+COMMANDS = {
+    "train": _train,
+    "resume": _resume,
+    "sample": _sample,
+    "diagnose": _diagnose,
+    "report": _report,
+    "compare": _compare,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -24,7 +24,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from ppgen import data as datasets
-from ppgen.diagnostics import from_netcdf, pulled_back, to_netcdf
+from ppgen.diagnostics import Verdict, from_netcdf, pulled_back, to_netcdf
 from ppgen.files import write_whole
 from ppgen.fit import fit
 from ppgen.growth import Growth
@@ -42,6 +42,7 @@ __all__ = ["Run", "new_folder", "read_config", "resume", "train"]
 
 CHECKPOINT, METRICS, WEIGHTS = "checkpoint.safetensors", "metrics.jsonl", "weights.safetensors"
 SHOWN = 64  # held-out rows whose posterior is stored
+DIAGNOSED = 256  # rows whose posterior is judged, at most
 MEASURED = 1000  # rows of a sample that draws are laid beside, at most
 PULLED_BACK = 100  # numbers of a row that a flow pulls back, at most, to be held against its base
 LABELLED = 5000  # training rows with labels that classifiers learn from, at most
@@ -219,6 +220,21 @@ class Run:
             torch.manual_seed(seed)
             x = self.model.sample(n, y)
         return self.data.scaler.inverse(x.numpy(force=True))
+
+    def diagnose(self, *, draws: int = 500, seed: int = 0) -> Verdict:
+        """Whether the posterior of held-out rows, or of training rows if none were held out, can be trusted.
+
+        Raises:
+            ValueError: for a diffusion, whose latents are noise that nobody infers.
+        """
+        if hasattr(self.model, "denoiser"):
+            raise ValueError(
+                f"{self.folder}: the latents of a diffusion are noise by construction, and no posterior to be judged; "
+                "its report lays the evidence bound beside the likelihood by the ODE"
+            )
+        split = "test" if len(getattr(getattr(self.data, "test", None), "x", ())) else "train"
+        rows = self.rows(self.config, self.data, split)
+        return self.fit.diagnose(*(part[:DIAGNOSED] for part in rows), draws=draws, seed=seed)
 
     def measures(self, n: int = MEASURED, *, metrics: bool = True, seed: int = 0) -> dict[str, float]:
         """`ppgen.measures.measure` of n draws beside held-out data, or beside training data if none were held out."""
