@@ -1,6 +1,6 @@
 """The command line: ``ppgen train SYSTEM SOURCE``, then ``ppgen sample RUN``, ``report RUN``, ``compare RUN RUN ...``.
 
-A run that was stopped goes on by ``ppgen resume RUN``. ``ppgen diagnose RUN`` says whether its posterior can be trusted.
+A run that was stopped goes on by ``ppgen resume RUN``; ``ppgen diagnose RUN`` says whether to trust its posterior.
 
 Options come from the signatures of what they reach: ``--model.latent_dim`` is an argument of the model's class,
 ``--loss.beta`` of the recipe, ``--data.size`` of `ppgen.data.load`, ``--fit.epochs`` of `ppgen.fit`.

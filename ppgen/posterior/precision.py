@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 __all__ = ["InDouble", "in_double"]
 
@@ -41,9 +40,14 @@ class InDouble:
 
 class _Widening(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        args, kwargs = tree_map_only(Tensor, _wide, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        kwargs = {name: _wide(value) for name, value in (kwargs or {}).items()}
+        return func(*map(_wide, args), **kwargs)
 
 
-def _wide(value: Tensor) -> Tensor:
-    return value.double() if value.dtype in NARROW else value
+def _wide(value: Any) -> Any:
+    """A tensor of double precision, or a list or tuple of such; what else it may be is left as it is."""
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype in NARROW else value
+    if type(value) in (list, tuple):  # and no torch.Size, which is another thing as a tuple
+        return type(value)(map(_wide, value))
+    return value
