@@ -182,6 +182,7 @@ def test_a_mean_with_unknown_scale_and_data_of_single_precision():
     assert float(draws["s"].mean()) == pytest.approx(float(y.std()), rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_flow_is_taken_where_a_gaussian_does_not_serve():
     """A banana: its curve is beyond any Gaussian's reach."""
 
