@@ -1,6 +1,7 @@
 """Diagnostics: the posterior in ArviZ, whether it can be trusted, and how generated rows compare with data."""
 
 from ppgen.diagnostics.adaptation import AdaptationRisk, adaptation_risk, feature_spread, features_collapsed
+from ppgen.diagnostics.annealed import annealed_evidence
 from ppgen.diagnostics.arviz import to_arviz
 from ppgen.diagnostics.calibration import Calibration, Path, Ranks, calibrate, sbc, sbc_of, tarp
 from ppgen.diagnostics.estimate import estimate
@@ -33,6 +34,7 @@ __all__ = [
     "TwoSample",
     "Verdict",
     "adaptation_risk",
+    "annealed_evidence",
     "calibrate",
     "classifier_test",
     "coverage",

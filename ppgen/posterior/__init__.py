@@ -1,9 +1,21 @@
-"""Ways to a posterior from a program alone: its density on the real line, modes, Gaussians, a flow."""
+"""Ways to a posterior from a program alone: its density on the real line, modes, Gaussians, a flow; its evidence."""
 
+from ppgen.posterior.annealed import Sandwich, sandwich
 from ppgen.posterior.bend import Bend
 from ppgen.posterior.climb import Summit, climb
 from ppgen.posterior.gaussian import Gaussians, climb_evidence
 from ppgen.posterior.precision import InDouble, in_double
 from ppgen.posterior.unconstrained import Unconstrained
 
-__all__ = ["Bend", "Gaussians", "InDouble", "Summit", "Unconstrained", "climb", "climb_evidence", "in_double"]
+__all__ = [
+    "Bend",
+    "Gaussians",
+    "InDouble",
+    "Sandwich",
+    "Summit",
+    "Unconstrained",
+    "climb",
+    "climb_evidence",
+    "in_double",
+    "sandwich",
+]
