@@ -15,7 +15,7 @@ from typing import Any
 import pyro
 import pyro.distributions
 import torch
-from posterior_data import COLUMNS, COUNTIES, TRIALS, data
+from posterior_data import COLUMNS, COUNTIES, DATA, TRIALS, data
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -92,7 +92,21 @@ def regressions(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal(x @ beta, sigma), obs=y)
 
-    return [diabetes, kidscore, earnings, warming, cancer, roaches, horseshoe]
+    def horseshoe_mixed(x, y):
+        """Its half-Cauchy laws as mixtures of half-normal ones, whose tails NUTS can walk."""
+        tau = pyro.deterministic(
+            "tau", pyro.sample("tau_a", dist.HalfNormal(1.0)) * pyro.sample("tau_b", dist.InverseGamma(0.5, 0.5)) ** 0.5
+        )
+        a = pyro.sample("local_a", dist.HalfNormal(1.0).expand([COLUMNS]).to_event(1))
+        b = pyro.sample("local_b", dist.InverseGamma(0.5, 0.5).expand([COLUMNS]).to_event(1))
+        local = pyro.deterministic("local", a * b**0.5)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([COLUMNS]).to_event(1))
+        sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
+        beta = pyro.deterministic("beta", z * local * tau[..., None])
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(x @ beta, sigma), obs=y)
+
+    return [diabetes, kidscore, earnings, warming, cancer, roaches, horseshoe, horseshoe_mixed]
 
 
 def hierarchies(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
@@ -146,7 +160,19 @@ def series(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
         scale = np.sqrt(np.stack(variances, -1))
         pyro.sample("y", dist.Normal(mu[..., None], scale).to_event(1), obs=y)
 
-    return [ar2, garch]
+    def garch_at_once(y):
+        """The recursion in strides that double: its loop of 200 turns takes XLA minutes to compile."""
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        floor = pyro.sample("floor", dist.HalfNormal(5.0))
+        shares = pyro.sample("shares", dist.Dirichlet(np.ones(3)))
+        shocks, factor = (y - mu) ** 2, shares[1]
+        variances = np.concatenate([shocks.mean() * np.ones(1), floor + shares[0] * shocks[:-1]])
+        for step in (2**i for i in range((len(y) - 1).bit_length())):
+            variances = np.concatenate([variances[:step], variances[step:] + factor * variances[:-step]])
+            factor = factor**2
+        pyro.sample("y", dist.Normal(mu, np.sqrt(variances)).to_event(1), obs=y)
+
+    return [ar2, garch, garch_at_once]
 
 
 def processes(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
@@ -214,7 +240,7 @@ class Program:
         data: float64 tensors, and integers where they index.
         judged: the sites whose posterior is judged; all latents if empty.
         exact: mean and standard deviation of each of them given the data, where they have a formula.
-        twin: the program that NUTS draws in its place, of the same posterior of what is judged; itself if empty.
+        twin: the program of the same posterior and with all of its sites that NUTS draws in its place; itself if empty.
     """
 
     name: str
@@ -253,7 +279,8 @@ ABOUT: dict[str, dict[str, Any]] = {
     "funnel": {"judged": ("v",), "exact": lambda: {"v": (0.0, 3.0)}},
     "banana": {"exact": lambda: {"a": (0.0, 10.0), "b": (0.0, math.sqrt(1 + 0.03**2 * 2 * 10.0**4))}},
     # without "local", whose posterior has no finite variance
-    "horseshoe": {"judged": ("tau", "z", "sigma", "beta")},
+    "horseshoe": {"judged": ("tau", "z", "sigma", "beta"), "twin": "horseshoe_mixed"},
+    "garch": {"twin": "garch_at_once"},
     "schools_centred": {"judged": ("mu", "tau", "theta"), "twin": "schools"},
 }
 INDICES = {("radon", 1)}  # arguments that stay integers; Pyro's laws score floats
@@ -268,4 +295,5 @@ def tensors(name: str) -> tuple[Tensor, ...]:
 PROGRAMS: dict[str, Program] = {
     name: Program(name, model, tensors(name), **ABOUT.get(name, {}))
     for name, model in programs(pyro, pyro.distributions, torch).items()
+    if name in DATA
 }
