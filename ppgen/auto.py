@@ -10,13 +10,14 @@ that all that can be asked of a fit can be asked of it.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer import config_enumerate
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
@@ -52,6 +53,8 @@ def find(
         ValueError: for a program without continuous latents or with parameters; for a posterior that is none, since
             along some direction nothing bounds it; for discrete latents that cannot be summed out.
         FloatingPointError: if log p is nowhere finite; the message names the sites.
+
+    Ctrl-C ends the stage that it comes in, with what was learned; before there is a Gaussian, it is raised.
     """
     began = time.perf_counter()
     progress("starts")
@@ -64,7 +67,12 @@ def find(
     gaussians = climb_evidence(target, summit.center, summit.root, generator)
     fit, weights = found.gaussian(gaussians, generator)
     if not _serve(weights):
-        fit = found.flow(gaussians, fit.best, weights, progress) or fit
+        try:
+            fit = found.flow(gaussians, fit.best, weights, progress) or fit
+        except KeyboardInterrupt:
+            warnings.warn(
+                "stopped while a flow was fitted: this is the Gaussian, which weights do not trust", stacklevel=3
+            )
     return fit
 
 
@@ -86,9 +94,12 @@ class _Found:
 
     def __init__(self, target: Unconstrained, seed: int, began: float):
         self.target, self.seed, self.began = target, seed, began
-        self.model = InDouble(target.model)
-        discrete = set(target.discrete)
-        self.latent = poutine.block(config_enumerate(self.model), hide=discrete) if discrete else self.model
+        self.model = self.latent = InDouble(target.model)
+        self.loss = Evidence(path_derivative=True)
+        if target.discrete:  # the guide leaves them to enumeration
+            self.model = config_enumerate(self.model)
+            self.latent = poutine.block(self.model, hide=target.discrete)
+            self.loss = Evidence(elbo=TraceEnum_ELBO())
 
     def gaussian(self, q: Gaussians, generator: torch.Generator) -> tuple[Fit, Importance]:
         """The fit of Gaussians, and the importance weights of the best."""
@@ -151,7 +162,7 @@ class _Found:
             Chain(part, {"loss": -values / self.target.num_data}, nothing, reason, len(values), seconds)
             for part, values, reason in zip(weights, evidence, why, strict=True)
         ]
-        fit = Fit(self.model, guide, Evidence(path_derivative=True), chains, self.target.args, {"auto": what})
+        fit = Fit(self.model, guide, self.loss, chains, self.target.args, {"auto": what})
         fit.use(fit.best)
         return fit
 

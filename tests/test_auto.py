@@ -217,6 +217,24 @@ def test_starts_that_lead_nowhere_are_begun_again():
     assert fit.diagnose(x, y).level in (GOOD, WEIGHTED)
 
 
+def test_a_mixture_is_found_with_its_components_summed_out():
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(30) - 3, torch.randn(30) + 3]).double()
+
+    def model(x):
+        low = pyro.sample("low", dist.Normal(-2.0, 1.0))
+        gap = pyro.sample("gap", dist.LogNormal(1.0, 1.0))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.5])))
+            pyro.sample("x", dist.Normal(low + gap * k, 1.0), obs=x)
+
+    fit = ppgen.fit(model, "auto", x, progress=False)
+    assert fit.diagnose(x).level == GOOD
+    found = fit.to_arviz(x, draws=100, predictive=False).posterior
+    assert float(found["low"].mean()) == pytest.approx(float(x[:30].mean()), abs=0.1)
+    assert float((found["k"].mean(("chain", "draw")).values.round() == (x > 0).numpy()).mean()) > 0.95
+
+
 def test_the_same_seed_finds_the_same_and_leaves_the_callers_numbers():
     x, y = covariates()
     torch.manual_seed(3)

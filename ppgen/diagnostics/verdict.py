@@ -181,6 +181,8 @@ class _Judged:
         shifts, ratios = [0.0], [0.0]
         for name in self.posterior.data_vars:
             z = self.posterior[name].values[self.chain].reshape(self.draws, -1).astype(float)
+            if (z == z.round()).all():  # discrete: drawn from its own posterior, and summed out of the weights
+                continue
             mean, deviation = z.mean(0), z.std(0)
             moved = weights @ z
             spread = np.sqrt(np.maximum(weights @ (z - moved) ** 2, 0.0))

@@ -51,8 +51,9 @@ def elpd(pointwise: xr.DataArray, pareto_k: xr.DataArray, *, p: float, samples: 
 
 
 def rhat(dataset: xr.Dataset) -> xr.Dataset:
-    """Rank-normalised split R-hat of each variable."""
-    return az.rhat(dataset)
+    """Rank-normalised split R-hat of each variable, NaN where all draws are the same."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return az.rhat(dataset)
 
 
 def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

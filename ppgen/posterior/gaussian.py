@@ -72,7 +72,11 @@ def climb_evidence(
         root = (root @ root.mT).diagonal(dim1=-2, dim2=-1).sqrt().diag_embed()
     path = _Path(target, center, root, generator, full)
     while len(path.evidence) < STEPS:
-        path.walk(WINDOW)
+        try:
+            path.walk(WINDOW)
+        except KeyboardInterrupt:
+            errors = path.average() if len(path.iterates) > WINDOW else center.new_full((len(center),), torch.inf)
+            break
         last = len(path.iterates) >= LONGEST or len(path.evidence) >= STEPS
         if (len(path.iterates) > WINDOW and path.at_rest()) or last:
             errors = path.average()

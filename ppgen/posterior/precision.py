@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["InDouble", "in_double"]
 
+DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -40,6 +41,8 @@ class InDouble:
 
 class _Widening(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func == DATA:  # which vmap refuses, and Pyro's enumeration reads
+            return args[0].detach()
         kwargs = {name: _wide(value) for name, value in (kwargs or {}).items()}
         return func(*map(_wide, args), **kwargs)
 
