@@ -88,6 +88,26 @@ def test_a_sampler_is_of_diffusions_alone(capsys):
     assert "only a diffusion draws in steps" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("system", "said"),
+    [
+        ("vae", "posterior: not to be trusted\n  pareto_k"),
+        ("gan", "posterior: without a density to judge by\n"),
+        ("nsf", "the programs have no latents"),
+    ],
+)
+def test_a_runs_posterior_is_judged(system, said, capsys):
+    assert main(["train", system, "moons", *QUICK, "--out", "run"]) == 0
+    assert main(["diagnose", "run", "--draws", "50"]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_a_diffusion_has_no_posterior_to_judge(capsys):
+    assert main(["train", "ddpm", "moons", *QUICK, "--out", "run"]) == 0
+    assert main(["diagnose", "run"]) == 1
+    assert "noise by construction" in capsys.readouterr().err
+
+
 def test_epochs_stand_in_for_a_systems_own_steps(tmp_path):
     small = ["--data.size", "40", "--fit.batch_size", "16", *GROWN]
     assert main(["train", "progan", "digits", *small, "--fit.epochs", "1"]) == 0
