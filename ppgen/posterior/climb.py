@@ -55,7 +55,7 @@ def climb(target: Unconstrained, starts: Tensor, generator: torch.Generator, *, 
     """
     u, count, dim = starts, *starts.shape
     lengths = LENGTHS.to(u)
-    best = Summit(u.clone(), torch.zeros(count, dim, dim).to(u), u.new_full((count,), -torch.inf), 0)
+    best = Summit(u.clone(), torch.eye(dim).to(u).repeat(count, 1, 1), u.new_full((count,), -torch.inf), 0)
     near = 1e-5 * (1 + u.abs())  # over which slopes are compared; later a part of a standard deviation
     noise = torch.randn(DRAWS // 2, dim, generator=generator, dtype=u.dtype)
     noise = torch.cat([noise, -noise])
