@@ -235,6 +235,33 @@ def test_a_mixture_is_found_with_its_components_summed_out():
     assert float((found["k"].mean(("chain", "draw")).values.round() == (x > 0).numpy()).mean()) > 0.95
 
 
+def test_a_gaussian_process_is_found_though_some_points_have_no_factor():
+    torch.manual_seed(0)
+    x = torch.linspace(0, 1, 12, dtype=torch.float64)
+    y = torch.sin(6 * x) + 0.1 * torch.randn(12, dtype=torch.float64)
+
+    def model(y):
+        length = pyro.sample("length", dist.LogNormal(-1.0, 1.0))
+        noise = pyro.sample("noise", dist.LogNormal(-2.0, 1.0))
+        covariance = (-0.5 * ((x[:, None] - x) / length) ** 2).exp()  # without noise^2 it has no factor
+        law = dist.MultivariateNormal(torch.zeros(12), covariance + torch.diag((noise**2).expand(12)))
+        pyro.sample("y", law, obs=y)
+
+    def singular(y):
+        model(y)
+        flat = pyro.sample("flat", dist.Normal(0.0, 1.0))
+        pyro.factor("none", -torch.linalg.cholesky(torch.eye(2) * (flat + 0.5)).diagonal().square().sum())
+
+    assert ppgen.fit(model, "auto", y, progress=False).diagnose(y).level in (GOOD, WEIGHTED)
+    found = climb(*_started(Unconstrained(singular, (y,))))
+    assert found.evidence.isfinite().any()
+
+
+def _started(target: Unconstrained) -> tuple:
+    generator = torch.Generator().manual_seed(0)
+    return target, target.starts(4, generator), generator
+
+
 def test_the_same_seed_finds_the_same_and_leaves_the_callers_numbers():
     x, y = covariates()
     torch.manual_seed(3)

@@ -17,7 +17,10 @@ NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
 @contextmanager
 def in_double() -> Iterator[None]:
-    """New floating tensors are of double precision here, and older ones are taken as such wherever they are used."""
+    """New floating tensors are of double precision here, and older ones are taken as such wherever they are used.
+
+    What fails at one point of many, a Cholesky factorisation, gives NaN there.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -44,7 +47,15 @@ class _Widening(TorchFunctionMode):
         if func == DATA:  # which vmap refuses, and Pyro's enumeration reads
             return args[0].detach()
         kwargs = {name: _wide(value) for name, value in (kwargs or {}).items()}
+        if func is torch.linalg.cholesky:
+            return _factor(*map(_wide, args), **kwargs)
         return func(*map(_wide, args), **kwargs)
+
+
+def _factor(matrix: Tensor, *, upper: bool = False) -> Tensor:
+    """The Cholesky factor; NaN where there is none, in place of an error that would stop all points of a batch."""
+    factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
+    return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
 def _wide(value: Any) -> Any:
