@@ -1,12 +1,12 @@
 """The Gaussian of most evidence, in coordinates whitened by a first guess.
 
-    u = c + R (m + L e),    e ~ N(0, I),    L lower triangular (full rank) or diagonal (mean field)
+    u = c + R (m + L e),    e ~ N(0, I),    L lower triangular
 
 c and R are those of the guess, so that m and L start at 0 and I and one step size fits all. The gradient sticks the
 landing (Roeder et al. 2017): with y = m + L e and s = R' d log p(u) / du + L'^-1 e, which is zero at every draw where q
 is the posterior,
 
-    d / dm = E s,    d / dL = E s e'        restricted to the entries that L has
+    d / dm = E s,    d / dL = E s e'        below and on the diagonal
 
 Adam goes on at one step size until its path has stopped moving, that is until R-hat of the two halves of a window of
 iterates is near 1; then the window's average is taken, the coordinates are whitened by it anew, and the step is halved.
@@ -60,17 +60,9 @@ class Gaussians:
         return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - log_det[:, None]
 
 
-def climb_evidence(
-    target: Unconstrained, center: Tensor, root: Tensor, generator: torch.Generator, *, full: bool = True
-) -> Gaussians:
-    """Gaussians of most evidence, from guesses (n, dim), (n, dim, dim) of any square roots.
-
-    Args:
-        full: whether of full rank, or with independent entries.
-    """
-    if not full:
-        root = (root @ root.mT).diagonal(dim1=-2, dim2=-1).sqrt().diag_embed()
-    path = _Path(target, center, root, generator, full)
+def climb_evidence(target: Unconstrained, center: Tensor, root: Tensor, generator: torch.Generator) -> Gaussians:
+    """Gaussians of most evidence, from guesses (n, dim), (n, dim, dim) of any square roots."""
+    path = _Path(target, center, root, generator)
     while len(path.evidence) < STEPS:
         try:
             path.walk(WINDOW)
@@ -88,10 +80,9 @@ def climb_evidence(
 class _Path:
     """Adam on m and L, the latter by the logarithm of its diagonal."""
 
-    def __init__(self, target: Unconstrained, center: Tensor, root: Tensor, generator: torch.Generator, full: bool):
+    def __init__(self, target: Unconstrained, center: Tensor, root: Tensor, generator: torch.Generator):
         self.target, self.center, self.root, self.generator = target, center, root, generator
         self.eye = torch.eye(target.dim, dtype=center.dtype)
-        self.entries = torch.ones_like(self.eye).tril() if full else self.eye
         self.rate = 2 * RATE
         self.evidence: list[Tensor] = []
         self._begin()
@@ -123,7 +114,7 @@ class _Path:
         log_det = torch.linalg.slogdet(self.root).logabsdet + self.log_l.diagonal(dim1=-2, dim2=-1).sum(-1)
         entropy = log_det + 0.5 * self.target.dim * LOG_2PI_E
         self.evidence.append(log_p.reshape(s.shape[:2]).mean(-1) + entropy)
-        by_m, by_l = -s.mean(1), -(s.mT @ e / DRAWS) * self.entries
+        by_m, by_l = -s.mean(1), -(s.mT @ e / DRAWS).tril()
         by_log_l = by_l * (1 - self.eye) + by_l * self.eye * lower
         norm = (by_m.square().sum(-1) + by_log_l.square().sum((-2, -1))).sqrt()
         held = (BOUND * math.sqrt(self.target.dim) / norm).clamp(max=1.0)
