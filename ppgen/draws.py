@@ -190,17 +190,11 @@ class Draws:
 
     def at(self, values: Trace) -> "Draws":
         """Another draw on the same rows, in which the guide draws anew all but these values."""
-        guide = poutine.replay(self.guide, trace=values)
-        draws = Draws(self.model, guide, self.args, self.kwargs, clock=self.clock, whole=self.whole)
-        draws._subsample = self._subsample
-        return draws
+        return self.beside(guide=poutine.replay(self.guide, trace=values))
 
     @property
     def _latents(self) -> Trace:
-        trace = Trace()
-        for name, site in latent_sites(self.sampled).items():
-            trace.add_node(name, **site)
-        return trace
+        return holding(self.sampled, {k: s["value"] for k, s in latent_sites(self.sampled).items()})
 
     @property
     def observed(self) -> Trace:
@@ -347,6 +341,14 @@ def is_point(site: Site) -> bool:
     while hasattr(law, "base_dist"):
         law = law.base_dist
     return isinstance(law, pyro.distributions.Delta)
+
+
+def holding(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
+    """A trace to be replayed that holds these values of its sites, and no others."""
+    held = Trace()
+    for name, value in values.items():
+        held.add_node(name, **{**trace.nodes[name], "value": value})
+    return held
 
 
 def observation(site: Site) -> Tensor:

@@ -17,7 +17,18 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ppgen.draws import PARTICLES, Draws, Program, Site, is_observed, latent_sites, sample_sites, validation, weigh
+from ppgen.draws import (
+    PARTICLES,
+    Draws,
+    Program,
+    Site,
+    holding,
+    is_observed,
+    latent_sites,
+    sample_sites,
+    validation,
+    weigh,
+)
 
 __all__ = ["log_weights", "particle_draws"]
 
@@ -45,8 +56,9 @@ def particle_draws(
 ) -> list[Draws]:
     """Draws of `particles` latents, weighed: all in one under one more plate, to the left of all of the programs' own.
 
-    Programs that do not broadcast to such a plate (``x @ weights``, say) are run once for each particle instead. Plates
-    that draw a subsample take all of their rows, or warn that they cannot (see `all_rows`).
+    Programs that do not broadcast to such a plate (``x @ weights``, say) are mapped over the particles, or run once for
+    each if they read values. Plates that draw a subsample take all of their rows, or warn that they cannot (see
+    `all_rows`).
     """
     once = _with_all_rows(model, guide, args, kwargs)
     whole = once.whole
@@ -109,21 +121,13 @@ class _Mapped(Draws):
         self.once, self.particles, self.depth = once, particles, depth
 
     @cached_property
-    def importance(self) -> tuple[Trace, Trace]:
+    def _pair(self) -> tuple[Trace, Trace]:
         encoded, guided = self._runs("importance")
         return encoded, guided
 
     @property
-    def weighted(self) -> tuple[Trace, Trace]:
-        return self.importance
-
-    @cached_property
-    def encoded(self) -> Trace:
-        return self.importance[0]
-
-    @cached_property
-    def guided(self) -> Trace:
-        return self.importance[1]
+    def importance(self) -> tuple[Trace, Trace]:
+        return self._pair
 
     @cached_property
     def generated(self) -> Trace:
@@ -140,7 +144,7 @@ class _Mapped(Draws):
         def run(number: Tensor, values: dict[str, Tensor]) -> list[dict[str, tuple[Tensor, Tensor, Tensor]]]:
             draws = Draws(self.model, self.guide, self.args, self.kwargs, clock=self.clock, whole=self.whole)
             if at is not None:
-                draws._pair = (self.once.encoded, _holding(self.once.guided, values))
+                draws._pair = (self.once.encoded, holding(self.once.guided, values))
             traces = getattr(draws, law)
             traces = traces if isinstance(traces, tuple) else (traces,)
             for trace in traces:
@@ -200,11 +204,3 @@ class _OutOfPlace(TorchFunctionMode):
         if func in self.DRAWS and len(args) == 1 and not kwargs:
             return self.DRAWS[func](args[0])
         return func(*args, **(kwargs or {}))
-
-
-def _holding(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
-    """A copy of a trace with these values in place of its own."""
-    copy = trace.copy()
-    for name, value in values.items():
-        copy.nodes[name] = {**copy.nodes[name], "value": value}
-    return copy

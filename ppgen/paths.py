@@ -12,12 +12,11 @@ log q there, times what moves those values, are the path.
 from collections.abc import Iterator
 
 import torch
-from pyro.distributions import Delta
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 
-from ppgen.draws import Draws, Site, check_apart, hides_gradient, latent_sites, sample_sites
+from ppgen.draws import Draws, check_apart, hides_gradient, holding, is_point, latent_sites, sample_sites
 
 __all__ = ["log_density_by_path"]
 
@@ -56,22 +55,6 @@ def log_density_by_path(draws: Draws) -> Tensor:
         if slope is not None
     ]
     return log_q.detach() + sum(path, torch.zeros(()))
-
-
-def is_point(site: Site) -> bool:
-    """Whether a site follows from the others, as an autoguide's do from its auxiliary ones."""
-    law = site["fn"]
-    while hasattr(law, "base_dist"):
-        law = law.base_dist
-    return isinstance(law, Delta)
-
-
-def holding(guided: Trace, fixed: dict[str, Tensor]) -> Trace:
-    """A trace to be replayed that holds these values."""
-    trace = Trace()
-    for name, value in fixed.items():
-        trace.add_node(name, **{**guided.nodes[name], "value": value})
-    return trace
 
 
 def _check(again: Trace, fixed: dict[str, Tensor], before: list[Tensor]) -> None:

@@ -29,8 +29,10 @@ from ppgen.draws import (
     check_apart,
     check_sites,
     data_frame,
+    holding,
     is_local,
     is_observed,
+    is_point,
     is_subsample,
     latent_sites,
     log_density,
@@ -40,7 +42,6 @@ from ppgen.draws import (
     signature,
 )
 from ppgen.objective import Term
-from ppgen.paths import holding, is_point
 
 __all__ = ["Sleep", "Wake", "WakeGuide", "dream"]
 

@@ -15,6 +15,7 @@ from ppgen.draws import (
     Draws,
     Trace,
     data_frame,
+    holding,
     is_observed,
     is_point,
     latent_sites,
@@ -33,17 +34,14 @@ def integrated(draws: Draws, *, particles: int) -> dict[str, np.ndarray]:
             there; if an observed site lies in no row.
     """
     encoded, guided = draws.weighted
-    outer = Trace()
-    for name, site in latent_sites(draws.guided).items():
-        if data_frame(site) is None:
-            outer.add_node(name, **site)
+    shared = {k: s["value"] for k, s in latent_sites(draws.guided).items() if data_frame(s) is None}
     loose = [k for k, s in sample_sites(encoded).items() if is_observed(s) and data_frame(s) is None]
     if loose:
         raise ValueError(f"integrate: the observed sites {loose} lie in no row of the plate {DATA!r}")
     names = [k for k, s in sample_sites(encoded).items() if is_observed(s)]
     before, logs = latent_sites(guided), []
     for _ in range(particles):
-        again = draws.at(outer)
+        again = draws.at(holding(draws.guided, shared))
         parts = [_rows(trace) for trace in again.weighted]
         for name, site in latent_sites(again.guided).items():
             if data_frame(site) is not None and is_point(site) and torch.equal(site["value"], before[name]["value"]):
