@@ -3,15 +3,19 @@
     1. starts that lie wide apart, one a chain
     2. from each up to a mode, and the curvature on the way (`climb`)
     3. the Gaussian of most evidence there, of full rank (`gaussian`)
-    4. a flow after it (`bend`), if importance weights do not trust the Gaussian
+    4. a mixture of these, if starts led to several modes
+    5. a flow after the best of them (`bend`), if importance weights do not call it good yet
 
-each in double precision and on the real line. What comes out is a `Fit` with a guide of Pyro's own or an `AutoFlow`, so
-that all that can be asked of a fit can be asked of it.
+each in double precision and on the real line; of what was tried, the one of most evidence is taken. It is a `Fit` with
+a guide of Pyro's own, an `AutoMixture` or an `AutoFlow`, so that all that can be asked of a fit can be asked of it.
 """
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,12 +25,12 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
-from ppgen.diagnostics.importance import Importance, trusted, weigh_up
+from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN, Importance, trusted, weigh_up
 from ppgen.draws import Program
 from ppgen.flows import FLOWS
-from ppgen.infer import AutoFlow
+from ppgen.infer import AutoFlow, AutoMixture
 from ppgen.infer.parameters import State, snapshot, tell_apart
-from ppgen.posterior import Bend, Gaussians, InDouble, Summit, Unconstrained, climb, climb_evidence, in_double
+from ppgen.posterior import Bend, Gaussians, InDouble, Normals, Summit, Unconstrained, climb, climb_evidence, in_double
 from ppgen.result import Chain, Fit
 from ppgen.terms import Evidence
 
@@ -34,7 +38,7 @@ __all__ = ["find"]
 
 LOST = 100.0  # nats below the best start: such a mode has no mass, if it is one
 SPREAD = 5.0  # standard deviations
-HIDDEN = (32, 32)  # widths of a flow's networks
+HIDDEN = (32, 32)  # widths of a flow's networks; parents come first in a program, so that it goes in their order
 JUDGED = 4000  # draws by which a guide is judged
 ROUND, ROUNDS = 300, 4  # steps of a flow between two judgements, and how many of these
 
@@ -65,15 +69,19 @@ def find(
     summit = _summits(target, starts, generator)
     progress("Gaussian")
     gaussians = climb_evidence(target, summit.center, summit.root, generator)
-    fit, weights = found.gaussian(gaussians, generator)
-    if not _serve(weights):
+    best, alone = found.gaussian(gaussians, generator)
+    start = best.fit.best
+    if len(modes := _modes(gaussians, alone.log_marginal)) > 1:
+        mixed = found.mixture(gaussians, modes, alone.log_marginal[modes], generator)
+        best = max(best, mixed, key=lambda tried: tried.evidence)
+    if not _serves(best.weights):
         try:
-            fit = found.flow(gaussians, fit.best, weights, progress) or fit
+            best = max(best, found.flow(gaussians, start, progress), key=lambda tried: tried.evidence)
         except KeyboardInterrupt:
-            warnings.warn(
-                "stopped while a flow was fitted: this is the Gaussian, which weights do not trust", stacklevel=3
-            )
-    return fit
+            what = best.fit.facts["auto"]
+            warnings.warn(f"stopped while a flow was fitted: this is a {what}, to be weighed", stacklevel=3)
+    best.fit.use(best.fit.best)
+    return best.fit
 
 
 def _summits(target: Unconstrained, starts: Tensor, generator: torch.Generator) -> Summit:
@@ -101,17 +109,14 @@ class _Found:
             self.latent = poutine.block(self.model, hide=target.discrete)
             self.loss = Evidence(elbo=TraceEnum_ELBO())
 
-    def gaussian(self, q: Gaussians, generator: torch.Generator) -> tuple[Fit, Importance]:
-        """The fit of Gaussians, and the importance weights of the best."""
-        count, dim = q.center.shape
-        noise = torch.randn(count, JUDGED, dim, generator=generator, dtype=q.center.dtype)
-        log_p = self.target.log_prob(q.rsample(noise).reshape(-1, dim)).reshape(count, JUDGED)
-        log_weights = (log_p - q.log_prob(noise)).numpy()
+    def gaussian(self, q: Gaussians, generator: torch.Generator) -> tuple["_Candidate", Importance]:
+        """The fit of Gaussians, a chain each, and the importance weights of all of them."""
+        noise = torch.randn(len(q.center), JUDGED, self.target.dim, generator=generator, dtype=q.center.dtype)
+        log_p = self.target.log_prob(q.rsample(noise).flatten(0, 1)).reshape(noise.shape[:2])
+        log_weights = (log_p - q.log_prob(noise)).mT.numpy()
         guide = AutoMultivariateNormal(self.latent)
         weights = []
-        tell_apart(self.model, guide)
-        with torch.random.fork_rng(), in_double():
-            guide(*self.target.args)
+        with self._set_up(guide):
             for center, root in zip(q.center, q.root, strict=True):
                 _place(guide, center, root)
                 weights.append(self._weights(guide))
@@ -121,36 +126,63 @@ class _Found:
             for done in q.converged.tolist()
         ]
         fit = self._fit(guide, weights, q.evidence.numpy(), why, "Gaussian of full rank")
-        return fit, weigh_up(log_weights[fit.best][:, None])
+        return _Candidate(fit, weigh_up(log_weights[:, [fit.best]])), weigh_up(log_weights)
 
-    def flow(self, q: Gaussians, best: int, before: Importance, progress: Callable[[str], None]) -> Fit | None:
-        """The fit of a flow after the best Gaussian; None where its weights are no better than those `before`."""
+    def mixture(
+        self, q: Gaussians, modes: Sequence[int], log_marginal: np.ndarray, generator: torch.Generator
+    ) -> "_Candidate":
+        """The fit of a mixture of those Gaussians, weighed by what evidence each has found."""
+        logits = torch.as_tensor(log_marginal)
+        guide = AutoMixture(self.latent, components=len(modes))
+        with self._set_up(guide):
+            _place(guide, q.center[modes], q.root[modes])
+            with torch.no_grad():
+                guide.logits.copy_(logits)
+            law, weights = guide.get_posterior(), self._weights(guide)
+        parts = Normals(q.center[modes], q.root[modes])
+        noise = torch.randn(len(modes), JUDGED, self.target.dim, generator=generator, dtype=q.center.dtype)
+        which = torch.multinomial(logits.softmax(0), JUDGED, replacement=True, generator=generator)
+        u = parts.rsample(noise)[which, torch.arange(JUDGED)]
+        log_weights = (self.target.log_prob(u) - law.log_prob(u).detach())[:, None].numpy()
+        # of modes that lie apart, the bound is this of each one's
+        evidence = q.evidence[modes].logsumexp(0, keepdim=True).numpy()
+        why = f"{len(modes)} modes, each a Gaussian after {q.evidence.shape[1]} steps"
+        self.loss = self.loss if self.target.discrete else Evidence()  # its draws have no path
+        fit = self._fit(guide, [weights], evidence, [why], "mixture of Gaussians")
+        return _Candidate(fit, weigh_up(log_weights))
+
+    def flow(self, q: Gaussians, best: int, progress: Callable[[str], None]) -> "_Candidate":
+        """The fit of a flow after the best Gaussian."""
         center, root, dim = q.center[best], q.root[best], self.target.dim
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             with in_double():
-                flow = FLOWS["realnvp" if dim > 1 else "nsf_autoregressive"](dim, hidden=HIDDEN)
-            bend = Bend(self.target, flow, center, root, ROUND * ROUNDS)
-            khat, kept = float(before.pareto_k[0]), list[Tensor]()
+                flow = FLOWS["iaf" if dim > 1 else "nsf_autoregressive"](dim, hidden=HIDDEN)
+            bend, now, served = Bend(self.target, flow, center, root, ROUND * ROUNDS), "", False
             for number in range(ROUNDS):
-                progress(f"a flow, round {number + 1} of at most {ROUNDS}; k-hat is {khat:.2f}")
+                progress(f"a flow, round {number + 1} of at most {ROUNDS}{now}")
                 bend.run(ROUND)
                 u, log_q = bend.rsample(JUDGED)
                 weights = weigh_up((self.target.log_prob(u) - log_q)[:, None].numpy())
-                if weights.pareto_k[0] < khat:
-                    khat, kept = float(weights.pareto_k[0]), [weight.clone() for weight in bend.average]
-                if kept and _serve(weights):
+                now = f"; k-hat is {weights.pareto_k[0]:.2f}"
+                before, served = served, _serves(weights)
+                if before and served:  # once may be chance
                     break
-            if not kept:
-                return None
-            bend.hold(kept)
-            guide = AutoFlow(self.latent, flow=flow)
-            tell_apart(self.model, guide)
-            with in_double():
-                guide(*self.target.args)
-        _place(guide, center, root)
-        why = f"k-hat of {khat:.2f} after {len(bend.evidence)} steps of a flow"
-        return self._fit(guide, [self._weights(guide)], np.array([bend.evidence]), [why], "flow after a Gaussian")
+            bend.hold(bend.average)
+        guide = AutoFlow(self.latent, flow=flow)
+        with self._set_up(guide):
+            _place(guide, center, root)
+        why = f"k-hat of {weights.pareto_k[0]:.2f} after {len(bend.evidence)} steps of a flow"
+        fit = self._fit(guide, [self._weights(guide)], np.array([bend.evidence]), [why], "flow after a Gaussian")
+        return _Candidate(fit, weights)
+
+    @contextmanager
+    def _set_up(self, guide: Any) -> Iterator[None]:
+        """An autoguide that has met its model, in double precision; random numbers are as they were after."""
+        tell_apart(self.model, guide)
+        with torch.random.fork_rng(), in_double():
+            guide(*self.target.args)
+            yield
 
     def _weights(self, guide: Any) -> dict[str, Tensor]:
         return snapshot(State.of(self.model, guide, self.target.args).tensors)
@@ -162,18 +194,42 @@ class _Found:
             Chain(part, {"loss": -values / self.target.num_data}, nothing, reason, len(values), seconds)
             for part, values, reason in zip(weights, evidence, why, strict=True)
         ]
-        fit = Fit(self.model, guide, self.loss, chains, self.target.args, {"auto": what})
-        fit.use(fit.best)
-        return fit
+        return Fit(self.model, guide, self.loss, chains, self.target.args, {"auto": what})
 
 
-def _serve(weights: Importance) -> bool:
-    return bool(trusted(weights.pareto_k, weights.effective, JUDGED)[0])
+@dataclass(frozen=True)
+class _Candidate:
+    """A fit, and the importance weights of draws of its best chain."""
+
+    fit: Fit
+    weights: Importance
+
+    @property
+    def evidence(self) -> float:
+        """The bound, in nats; -inf where it is not a number."""
+        return float(np.nan_to_num(self.weights.elbo[0], nan=-np.inf))
+
+
+def _serves(weights: Importance) -> bool:
+    """Whether draws may be taken without weights."""
+    return bool(trusted(weights.pareto_k, weights.effective, JUDGED, most=PLAIN)[0])
+
+
+def _modes(q: Gaussians, log_marginal: np.ndarray) -> list[int]:
+    """Chains that ended at places of their own, those of most evidence first; those of next to no mass are left out."""
+    kept: list[int] = []
+    away = q.whitened(q.center).norm(dim=-1)  # of a column's center, in a row's units
+    for chain in map(int, np.argsort(-log_marginal)):
+        if log_marginal[chain] < log_marginal.max() - NEGLIGIBLE:
+            break
+        if all(float(away[other, chain]) > 1 + math.sqrt(len(q.center[0])) / 10 for other in kept):
+            kept.append(chain)
+    return kept
 
 
 def _place(guide: Any, center: Tensor, root: Tensor) -> None:
-    """Sets an affine guide, u = loc + diag(scale) C y, to center and root."""
-    scale = root.diagonal()
+    """Sets an affine guide, u = loc + diag(scale) C y, or several side by side, to center and root."""
+    scale = root.diagonal(dim1=-2, dim2=-1)
     with torch.no_grad():
         guide.loc.copy_(center)
-    guide.scale, guide.scale_tril = scale, root / scale[:, None]
+    guide.scale, guide.scale_tril = scale, root / scale[..., None]

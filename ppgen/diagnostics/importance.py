@@ -22,6 +22,8 @@ from ppgen.diagnostics.versions import psislw
 __all__ = ["Evidence", "Importance", "evidence", "khat_threshold", "resample", "smooth", "trusted", "weigh_up"]
 
 EQUAL = 0.99  # share of effective draws from which on weights are all but equal
+PLAIN = 0.5  # k-hat up to which weights have a variance, and draws may serve as they are
+NEGLIGIBLE = 7.0  # nats of evidence below another: less than a thousandth of its mass
 LEAST = 25  # draws from which a tail can be fitted
 
 
@@ -66,13 +68,17 @@ def khat_threshold(draws: int) -> float:
     return min(1 - 1 / math.log10(draws), 0.7)
 
 
-def trusted(pareto_k: np.ndarray, effective: np.ndarray, draws: int) -> np.ndarray:
-    """Whether weights can be relied on: their k-hat is at most `khat_threshold`, or they are all but equal.
+def trusted(pareto_k: np.ndarray, effective: np.ndarray, draws: int, *, most: float | None = None) -> np.ndarray:
+    """Whether weights can be relied on: their k-hat is at most `most`, or they are all but equal.
+
+    Args:
+        most: `khat_threshold` if left out; `PLAIN` asks whether draws may serve without weights.
 
     k-hat is the shape of a tail, whatever its size: a Gaussian guide to a logistic posterior has 1, though no draw may
     weigh twice as much as another. With an effective share of .99 or more there is no tail to speak of.
     """
-    return (pareto_k <= khat_threshold(draws)) | (effective >= EQUAL * draws)
+    most = khat_threshold(draws) if most is None else most
+    return (pareto_k <= most) | (effective >= EQUAL * draws)
 
 
 def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

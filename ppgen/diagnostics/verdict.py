@@ -11,8 +11,8 @@ The figures, and the bounds beyond which they tell against the fit:
     bad_rows    where weights are per datum, the share of data whose weights cannot be relied on, at most .05
     effective   the share of effective draws, Kish's, which is told and not judged
     r_hat       across restarts whose evidence is not negligible beside the best one's, at most 1.05
-    elsewhere   the share of the posterior's mass at a mode where the guide is not, at most .05: found by climbing from
-                other starts, and weighed by importance sampling there
+    elsewhere   the share of the posterior's mass around a mode where the guide's weighed draws have less than a quarter
+                of it, at most .05: found by climbing from other starts, and weighed by importance sampling there
     shift       the largest difference of a weighted mean from the guide's own, in standard deviations, at most .1
     log_ratio   the largest |log ratio| of such standard deviations, at most .1; both but for Monte Carlo error, and at
                 most .5 for weights to mend
@@ -30,7 +30,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.diagnostics.importance import EQUAL, khat_threshold, trusted, weigh_up
+from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN, khat_threshold, trusted, weigh_up
 from ppgen.diagnostics.versions import group, rhat
 from ppgen.draws import DATA
 from ppgen.posterior import Unconstrained, climb
@@ -42,12 +42,11 @@ __all__ = ["BAD", "GOOD", "UNKNOWN", "WEIGHTED", "Verdict", "diagnose"]
 
 GOOD, WEIGHTED, BAD = "good", "usable with weights", "not to be trusted"
 UNKNOWN = "without a density to judge by"
-PLAIN = 0.5  # k-hat up to which a guide's draws may serve as they are
 AGREE, AWAY, ROWS = 1.05, 0.05, 0.05
 CLOSE, FAR = 0.1, 0.5
 RICHER = 'a richer guide: guide="auto", AutoMultivariateNormal, or AutoFlow'
-NEGLIGIBLE = 7.0  # nats of evidence below the best restart: less than a thousandth of its mass
 CLIMBABLE = 100  # latents
+COVERED = 4.0  # a mode is where the guide is if that has a quarter of the mass that the mode has
 
 
 @dataclass(frozen=True)
@@ -139,11 +138,12 @@ class _Judged:
     def weights(self) -> None:
         pareto_k, effective = (self.vi[name].values[self.chain] for name in ("pareto_k", "effective"))
         serves, bound = trusted(pareto_k, effective, self.draws), khat_threshold(self.draws)
+        plain = trusted(pareto_k, effective, self.draws, most=PLAIN)
         if self.local:
             self.figures |= {"pareto_k": float(np.median(pareto_k)), "bad_rows": float((~serves).mean())}
             if self.figures["bad_rows"] > ROWS:
                 self.doubt("bad_rows", f"above {ROWS}: k-hat of these data is above {bound:.2f}", RICHER, level=BAD)
-            elif (share := ((pareto_k > PLAIN) & (effective < EQUAL * self.draws)).mean()) > ROWS:
+            elif (share := (~plain).mean()) > ROWS:
                 self.doubt("pareto_k", f"above {PLAIN} for {share:.0%} of data")
         else:
             self.figures["pareto_k"] = float(pareto_k)
@@ -152,7 +152,7 @@ class _Judged:
                 self.advice[
                     "another form of the model where one latent scales others: pyro.infer.reparam.LocScaleReparam"
                 ] = None
-            elif pareto_k > PLAIN and effective < EQUAL * self.draws:
+            elif not plain:
                 self.doubt("pareto_k", f"above {PLAIN}: the guide's draws have to be weighed")
         self.figures["effective"] = float(np.mean(effective) / self.draws)
 
@@ -212,24 +212,18 @@ class _Judged:
             u = target.unconstrain(
                 {name: torch.as_tensor(self.posterior[name].values[self.chain].copy()) for name in names}
             )
-            noise = torch.randn(self.draws, target.dim, generator=generator, dtype=torch.float64)
-            spots = found.center[:, None] + noise @ found.root.mT
-            log_p = target.log_prob(spots.reshape(-1, target.dim)).reshape(starts, self.draws)
-        log_q = (
-            -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)
-            - torch.linalg.slogdet(found.root).logabsdet[:, None]
-        )
-        evidence = weigh_up((log_p - log_q).T.numpy()).log_marginal
-        # how far a summit is from the guide, each by the wider of the two spreads along the way between them
-        own = u.T.cov().reshape(target.dim, target.dim) + found.root @ found.root.mT
-        away = found.center - u.mean(0)
-        distance = (away * torch.linalg.solve(own, away)).sum(-1).sqrt().numpy()
-        here = float(self.vi["log_marginal"].values[self.chain])
-        apart = (distance > math.sqrt(target.dim) + 2) & np.isfinite(evidence)
-        shares = 1 / (1 + np.exp(np.clip(here - evidence[apart], -50, 50)))
+            noise = torch.randn(starts, self.draws, target.dim, generator=generator, dtype=torch.float64)
+            log_p = target.log_prob(found.rsample(noise).flatten(0, 1)).reshape(starts, self.draws)
+        # the posterior's mass within reach of each summit: by draws from there, and by the guide's own, weighed
+        reach = math.sqrt(target.dim) + 2
+        inside = noise.norm(dim=-1) < reach
+        there = weigh_up(torch.where(inside, log_p - found.log_prob(noise), -torch.inf).mT.numpy()).log_marginal
+        own = (found.whitened(u).norm(dim=-1) < reach).double().numpy() @ np.exp(self.smoothed)
+        share = 1 / (1 + np.exp(np.clip(float(self.vi["log_marginal"].values[self.chain]) - there, -50, 50)))
+        shares = np.where(np.isfinite(there) & (own < share / COVERED), share, 0.0)
         self.figures["elsewhere"] = float(shares.max(initial=0.0))
         if self.figures["elsewhere"] > AWAY:
-            where = target.constrain(found.center[apart][int(shares.argmax())])
+            where = target.constrain(found.center[int(shares.argmax())])
             at = ", ".join(f"{k} = {np.array2string(v.numpy(), precision=3, threshold=4)}" for k, v in where.items())
             self.doubt(
                 "elsewhere",

@@ -4,6 +4,7 @@ from ppgen.posterior.annealed import Sandwich, sandwich
 from ppgen.posterior.bend import Bend
 from ppgen.posterior.climb import Summit, climb
 from ppgen.posterior.gaussian import Gaussians, climb_evidence
+from ppgen.posterior.normals import Normals
 from ppgen.posterior.precision import InDouble, in_double
 from ppgen.posterior.unconstrained import Unconstrained
 
@@ -11,6 +12,7 @@ __all__ = [
     "Bend",
     "Gaussians",
     "InDouble",
+    "Normals",
     "Sandwich",
     "Summit",
     "Unconstrained",

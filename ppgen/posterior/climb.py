@@ -10,17 +10,15 @@ to 0, and its mode is then no place to be: of all N(u, R R') on the way the one 
 Pathfinder, Zhang et al. 2022, there with estimates of H).
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ppgen.posterior.normals import Normals
 from ppgen.posterior.unconstrained import Unconstrained
 
 __all__ = ["Summit", "climb"]
-
-LOG_2PI_E = 1 + math.log(2 * math.pi)
 
 STEPS = 60
 LENGTHS = 2.0 ** torch.cat([torch.arange(9.0, 0.0, -2), torch.arange(0.0, -5.0, -1), -torch.arange(6.0, 46.0, 4)])
@@ -31,12 +29,10 @@ FLAT = 1e-6  # nats by which a density falls along a direction that it does not 
 
 
 @dataclass
-class Summit:
-    """Gaussians N(center, root root'), one a start.
+class Summit(Normals):
+    """A Gaussian a start.
 
     Attributes:
-        center: (n, dim).
-        root: (n, dim, dim).
         evidence: (n,) the estimated evidence bound of each, in nats.
         steps: how many steps of Newton's were made.
     """
@@ -64,10 +60,9 @@ def climb(target: Unconstrained, starts: Tensor, generator: torch.Generator, *, 
         h = -target.hessian(u, near)
         root = _root(h, slope, u)
         near = torch.where(h.isfinite().all(-1), NEAR / _scales(h), near)
-        draws = u[:, None] + noise @ root.mT
-        log_p = target.log_prob(draws.reshape(-1, dim)).reshape(count, DRAWS)
-        log_det = torch.linalg.slogdet(root).logabsdet
-        evidence = log_p.mean(-1) + log_det + 0.5 * dim * LOG_2PI_E
+        here = Normals(u, root)
+        log_p = target.log_prob(here.rsample(noise).reshape(-1, dim)).reshape(count, DRAWS)
+        evidence = log_p.mean(-1) + here.entropy
         better = evidence > best.evidence
         best.center[better], best.root[better], best.evidence[better] = u[better], root[better], evidence[better]
         best.steps = step

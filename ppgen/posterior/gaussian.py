@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppgen.posterior.climb import LOG_2PI_E
+from ppgen.posterior.normals import LOG_2PI_E, Normals
 from ppgen.posterior.unconstrained import Unconstrained
 
 __all__ = ["Gaussians", "climb_evidence"]
@@ -36,28 +36,16 @@ STEPS = 1200
 
 
 @dataclass
-class Gaussians:
-    """N(center, root root'), one a chain.
+class Gaussians(Normals):
+    """A Gaussian a chain, their roots lower triangular.
 
     Attributes:
-        center, root: (n, dim), (n, dim, dim), root lower triangular.
         evidence: (n, steps): the estimated evidence bound on the way, in nats.
         converged: (n,), whether the path has come to rest.
     """
 
-    center: Tensor
-    root: Tensor
     evidence: Tensor
     converged: Tensor
-
-    def rsample(self, noise: Tensor) -> Tensor:
-        """Points (n, k, dim) of noise (n, k, dim)."""
-        return self.center[:, None] + noise @ self.root.mT
-
-    def log_prob(self, noise: Tensor) -> Tensor:
-        """log q at the points of noise (n, k, dim): (n, k)."""
-        log_det = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - log_det[:, None]
 
 
 def climb_evidence(target: Unconstrained, center: Tensor, root: Tensor, generator: torch.Generator) -> Gaussians:
