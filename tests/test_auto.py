@@ -221,6 +221,33 @@ def test_modes_that_starts_have_found_are_mixed():
     assert float(idata.vi_stats["log_marginal"][0]) == pytest.approx(0.0, abs=0.01)
 
 
+def test_a_hierarchy_of_many_latents_is_found():
+    """More than there is a full matrix for; given its scales it is conjugate, which the means of groups are laid beside."""
+    torch.manual_seed(0)
+    groups, each = 60, 8
+    of = torch.arange(groups).repeat(each)
+    y = (1.0 + 0.7 * torch.randn(groups)[of] + torch.randn(groups * each)).double()
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfNormal(2.0))
+        sigma = pyro.sample("sigma", dist.HalfNormal(2.0))
+        with pyro.plate("groups", groups):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(theta[of], sigma), obs=y)
+
+    fit = ppgen.fit(model, "auto", y, progress=False)
+    verdict = fit.diagnose(y)
+    assert verdict.level == GOOD, str(verdict)
+    assert "elsewhere" in verdict.figures
+    found = fit.to_arviz(y, draws=2000, predictive=False).posterior
+    mu, tau, sigma = (float(found[name].mean()) for name in ("mu", "tau", "sigma"))
+    precision = each / sigma**2 + 1 / tau**2
+    expected = (y.reshape(each, groups).sum(0).numpy() / sigma**2 + mu / tau**2) / precision
+    np.testing.assert_allclose(found["theta"].mean(("chain", "draw")), expected, atol=0.15 / math.sqrt(precision))
+
+
 def test_starts_that_lead_nowhere_are_begun_again():
     """Poisson counts with a raw covariate: from most starts the rate overflows."""
     torch.manual_seed(0)

@@ -45,7 +45,7 @@ UNKNOWN = "without a density to judge by"
 AGREE, AWAY, ROWS = 1.05, 0.05, 0.05
 CLOSE, FAR = 0.1, 0.5
 RICHER = 'a richer guide: guide="auto", AutoMultivariateNormal, or AutoFlow'
-CLIMBABLE = 100  # latents
+CLIMBABLE = 300  # latents
 COVERED = 4.0  # a mode is where the guide is if that has a quarter of the mass that the mode has
 
 

@@ -11,7 +11,8 @@ is the posterior,
 Adam goes on at one step size until its path has stopped moving, that is until R-hat of the two halves of a window of
 iterates is near 1; then the window's average is taken, the coordinates are whitened by it anew, and the step is halved.
 The end is where the Monte Carlo error of that average, in posterior standard deviations, is small (after Welandawe et
-al. 2022).
+al. 2022). Of many latents L is diagonal: correlations are then those of the guess, R, and each of its axes finds its
+own width.
 """
 
 import math
@@ -33,6 +34,7 @@ STATIONARY = 1.2  # R-hat of the halves of a window
 STANDING = 1e-3  # posterior standard deviations: halves that differ by less are the same
 CLOSE = 0.05  # Monte Carlo error of m and L, in posterior standard deviations
 STEPS = 1200
+FULL = 48  # latents up to which L has more than its diagonal: beyond, its noise outweighs what it finds
 
 
 @dataclass
@@ -66,19 +68,20 @@ def climb_evidence(target: Unconstrained, center: Tensor, root: Tensor, generato
 
 
 class _Path:
-    """Adam on m and L, the latter by the logarithm of its diagonal."""
+    """Adam on m and on log_l: what is below L's diagonal and the diagonal's logarithm, or that alone, (n, dim)."""
 
     def __init__(self, target: Unconstrained, center: Tensor, root: Tensor, generator: torch.Generator):
         self.target, self.center, self.root, self.generator = target, center, root, generator
+        self.full = target.dim <= FULL
         self.eye = torch.eye(target.dim, dtype=center.dtype)
-        self.rate = 2 * RATE
+        self.rate = 2 * RATE / math.sqrt(max(1.0, target.dim / FULL))
         self.evidence: list[Tensor] = []
         self._begin()
 
     def _begin(self) -> None:
         """From m = 0 and L = I, by half the step."""
         self.m = torch.zeros_like(self.center)
-        self.log_l = torch.zeros_like(self.root)
+        self.log_l = torch.zeros_like(self.root if self.full else self.center)
         self.rate /= 2
         self.optim = torch.optim.Adam([self.m, self.log_l], lr=self.rate, betas=(0.9, 0.99))
         self.iterates: list[Tensor] = []
@@ -92,23 +95,43 @@ class _Path:
     def _gradients(self) -> tuple[Tensor, Tensor]:
         """Of minus the evidence, by m and by L's logarithm, of antithetic draws."""
         half = torch.randn(len(self.m), DRAWS // 2, self.target.dim, generator=self.generator, dtype=self.m.dtype)
-        e, lower = torch.cat([half, -half], 1), self._lower(self.log_l)
-        u = self.center[:, None] + (self.m[:, None] + e @ lower.mT) @ self.root.mT
+        e = torch.cat([half, -half], 1)
+        y, back = self._scaled(e)
+        u = self.center[:, None] + (self.m[:, None] + y) @ self.root.mT
         log_p, slope = self.target.log_prob_and_grad(u.reshape(-1, self.target.dim))
         finite = log_p.isfinite() & slope.isfinite().all(-1)
         slope = torch.where(finite[:, None], slope, 0.0).reshape(u.shape)
-        s = slope @ self.root + torch.linalg.solve_triangular(lower.mT, e.mT, upper=True).mT
-        s = s * finite.reshape(*s.shape[:2], 1)
-        log_det = torch.linalg.slogdet(self.root).logabsdet + self.log_l.diagonal(dim1=-2, dim2=-1).sum(-1)
+        s = (slope @ self.root + back) * finite.reshape(*u.shape[:2], 1)
+        log_det = torch.linalg.slogdet(self.root).logabsdet + self._diagonal().sum(-1)
         entropy = log_det + 0.5 * self.target.dim * LOG_2PI_E
         self.evidence.append(log_p.reshape(s.shape[:2]).mean(-1) + entropy)
-        by_m, by_l = -s.mean(1), -(s.mT @ e / DRAWS).tril()
-        by_log_l = by_l * (1 - self.eye) + by_l * self.eye * lower
-        norm = (by_m.square().sum(-1) + by_log_l.square().sum((-2, -1))).sqrt()
+        by_m, by_log_l = -s.mean(1), -self._by_log_l(s, e)
+        norm = (by_m.square().sum(-1) + by_log_l.square().flatten(1).sum(-1)).sqrt()
         held = (BOUND * math.sqrt(self.target.dim) / norm).clamp(max=1.0)
-        return by_m * held[:, None], by_log_l * held[:, None, None]
+        return by_m * held[:, None], by_log_l * held.reshape(-1, *[1] * (by_log_l.dim() - 1))
+
+    def _diagonal(self) -> Tensor:
+        return self.log_l.diagonal(dim1=-2, dim2=-1) if self.full else self.log_l
+
+    def _scaled(self, e: Tensor) -> tuple[Tensor, Tensor]:
+        """L e and L'^-1 e of noise (n, k, dim)."""
+        if not self.full:
+            scale = self.log_l.exp()[:, None]
+            return scale * e, e / scale
+        lower = self._lower(self.log_l)
+        return e @ lower.mT, torch.linalg.solve_triangular(lower.mT, e.mT, upper=True).mT
+
+    def _by_log_l(self, s: Tensor, e: Tensor) -> Tensor:
+        """The evidence's gradient by log_l."""
+        if not self.full:
+            return (s * e).mean(1) * self.log_l.exp()
+        by_l = (s.mT @ e / DRAWS).tril()
+        return by_l * (1 - self.eye) + by_l * self.eye * self._lower(self.log_l)
 
     def _lower(self, log_l: Tensor) -> Tensor:
+        """L."""
+        if not self.full:
+            return log_l.exp().diag_embed()
         return log_l * (1 - self.eye) + log_l.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
 
     def _window(self) -> Tensor:
@@ -129,7 +152,7 @@ class _Path:
         window = self._window()
         mean, count = window.mean(1), 8
         means = window[:, : window.shape[1] // count * count].unflatten(1, (count, -1)).mean(2)
-        m, log_l = mean[:, : self.target.dim], mean[:, self.target.dim :].reshape(self.root.shape)
+        m, log_l = mean[:, : self.target.dim], mean[:, self.target.dim :].reshape(self.log_l.shape)
         self.center = self.center + (self.root @ m[..., None]).squeeze(-1)
         self.root = self.root @ self._lower(log_l)
         self._begin()
