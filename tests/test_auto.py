@@ -165,6 +165,32 @@ def test_a_regression_is_found_whatever_the_units_of_its_covariates(scale, shift
     assert fit.diagnose(x, y).level == GOOD
 
 
+def test_a_linear_state_space_is_found():
+    """A random walk seen through noise: posterior and evidence by the joint Gaussian, as Kalman's filter has them."""
+    torch.manual_seed(0)
+    steps = 12
+    y = (torch.randn(steps).cumsum(0) + 0.5 * torch.randn(steps)).double()
+
+    def walk(y):
+        z = torch.zeros(())
+        for t in range(steps):
+            z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
+            pyro.sample(f"y_{t}", dist.Normal(z, 0.5), obs=y[t])
+
+    prior = torch.minimum(*torch.meshgrid(*[torch.arange(1.0, steps + 1).double()] * 2, indexing="ij"))
+    seen = prior + 0.25 * torch.eye(steps).double()
+    mean = prior @ torch.linalg.solve(seen, y)
+    sd = (prior - prior @ torch.linalg.solve(seen, prior)).diagonal().sqrt()
+    fit = ppgen.fit(walk, "auto", y, progress=False)
+    assert fit.diagnose(y).level == GOOD
+    idata = fit.to_arviz(y, draws=4000, predictive=False, chunk=1000)
+    z = np.stack([idata.posterior[f"z_{t}"].values[fit.best] for t in range(steps)], -1)
+    np.testing.assert_allclose((z.mean(0) - mean.numpy()) / sd.numpy(), 0, atol=0.08)
+    np.testing.assert_allclose(np.log(z.std(0) / sd.numpy()), 0, atol=0.06)
+    exact = float(dist.MultivariateNormal(torch.zeros(steps).double(), seen).log_prob(y))
+    assert float(idata.vi_stats["log_marginal"][fit.best]) == pytest.approx(exact, abs=0.01)
+
+
 def test_a_mean_with_unknown_scale_and_data_of_single_precision():
     y = torch.randn(200) * 3 + 100
 
@@ -222,7 +248,7 @@ def test_modes_that_starts_have_found_are_mixed():
 
 
 def test_a_hierarchy_of_many_latents_is_found():
-    """More than there is a full matrix for; given its scales it is conjugate, which the means of groups are laid beside."""
+    """More than there is a full matrix for. Given its scales it is conjugate, beside which groups' means are laid."""
     torch.manual_seed(0)
     groups, each = 60, 8
     of = torch.arange(groups).repeat(each)
@@ -396,6 +422,37 @@ def test_good_fits_are_called_good():
 
         levels.append(diagnose(given(model, guide, y), y, draws=400, starts=2).level)
     assert levels.count(GOOD) >= 38
+
+
+# amortised guides
+
+
+def rows(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def amortised(wrong: bool):
+    """The exact posterior of each row, N(.8 x, .2), by a network; the wrong one lets through no negative means."""
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, 0.8)
+    encoder = torch.nn.Sequential(layer, torch.nn.ReLU()) if wrong else layer
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x[:, None])[:, 0], math.sqrt(0.2)))
+
+    return guide
+
+
+@pytest.mark.parametrize(("wrong", "level"), [(False, GOOD), (True, BAD)])
+def test_an_amortised_guide_is_judged_by_its_rows(wrong, level):
+    pyro.clear_param_store()
+    x = torch.randn(200, generator=torch.Generator().manual_seed(0)) * math.sqrt(1.25)
+    verdict = given(rows, amortised(wrong), x).diagnose(x)
+    assert verdict.level == level, str(verdict)
+    assert ("bad_rows" in verdict.against) == wrong
 
 
 # bad input
