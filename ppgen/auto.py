@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer.autoguide import AutoMultivariateNormal, init_to_value
 from torch import Tensor
 
 from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN, Importance, trusted, weigh_up
@@ -63,8 +63,8 @@ def find(
     began = time.perf_counter()
     progress("starts")
     target, generator = Unconstrained(model, data), torch.Generator().manual_seed(seed)
-    found = _Found(target, seed, began)
     starts = target.starts(restarts, generator)
+    found = _Found(target, starts[0], seed, began)
     progress("climbing to modes")
     summit = _summits(target, starts, generator)
     progress("Gaussian")
@@ -100,8 +100,9 @@ def _summits(target: Unconstrained, starts: Tensor, generator: torch.Generator) 
 class _Found:
     """Turns what was found into a `Fit`."""
 
-    def __init__(self, target: Unconstrained, seed: int, began: float):
+    def __init__(self, target: Unconstrained, start: Tensor, seed: int, began: float):
         self.target, self.seed, self.began = target, seed, began
+        self.start = init_to_value(values=target.constrain(start))  # a prior may have no draws
         self.model = self.latent = InDouble(target.model)
         self.loss = Evidence(path_derivative=True)
         if target.discrete:  # the guide leaves them to enumeration
@@ -114,7 +115,7 @@ class _Found:
         noise = torch.randn(len(q.center), JUDGED, self.target.dim, generator=generator, dtype=q.center.dtype)
         log_p = self.target.log_prob(q.rsample(noise).flatten(0, 1)).reshape(noise.shape[:2])
         log_weights = (log_p - q.log_prob(noise)).mT.numpy()
-        guide = AutoMultivariateNormal(self.latent)
+        guide = AutoMultivariateNormal(self.latent, init_loc_fn=self.start)
         weights = []
         with self._set_up(guide):
             for center, root in zip(q.center, q.root, strict=True):
@@ -133,7 +134,7 @@ class _Found:
     ) -> "_Candidate":
         """The fit of a mixture of those Gaussians, weighed by what evidence each has found."""
         logits = torch.as_tensor(log_marginal)
-        guide = AutoMixture(self.latent, components=len(modes))
+        guide = AutoMixture(self.latent, components=len(modes), init_loc_fn=self.start)
         with self._set_up(guide):
             _place(guide, q.center[modes], q.root[modes])
             with torch.no_grad():
@@ -169,7 +170,7 @@ class _Found:
                 if before and served:  # once may be chance
                     break
             bend.hold(bend.average)
-        guide = AutoFlow(self.latent, flow=flow)
+        guide = AutoFlow(self.latent, flow=flow, init_loc_fn=self.start)
         with self._set_up(guide):
             _place(guide, center, root)
         why = f"k-hat of {weights.pareto_k[0]:.2f} after {len(bend.evidence)} steps of a flow"

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import constraints
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, init_to_value
 from torch.distributions import biject_to
@@ -206,6 +207,27 @@ def test_a_mean_with_unknown_scale_and_data_of_single_precision():
     draws = fit.to_arviz(draws=500, predictive=False, chunk=250).posterior
     assert abs(float(draws["m"].mean()) - float(y.mean())) < 0.1 * float(y.std()) / math.sqrt(200)
     assert float(draws["s"].mean()) == pytest.approx(float(y.std()), rel=0.02)
+
+
+def test_flat_priors_have_posteriors_and_no_draws():
+    """A mean and a scale without priors, p(m, s) = 1: m given y is Student's t of n - 2 degrees."""
+    y = torch.randn(100, generator=torch.Generator().manual_seed(0)).double() + 2
+
+    def model(y):
+        m = pyro.sample("m", dist.ImproperUniform(constraints.real, (), ()))
+        s = pyro.sample("s", dist.ImproperUniform(constraints.positive, (), ()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(m, s), obs=y)
+
+    fit = ppgen.fit(model, "auto", y, progress=False)
+    assert fit.diagnose(y).level == GOOD
+    idata = fit.to_arviz(y, draws=2000)
+    assert "prior" not in idata
+    assert "does not support sampling" in idata.posterior.attrs["prior"]
+    scale = math.sqrt(float((y - y.mean()).square().sum()) / 98 / 100)
+    m = idata.posterior_resampled["m"].values.ravel()
+    assert m.mean() == pytest.approx(float(y.mean()), abs=0.1 * scale)
+    assert m.std() == pytest.approx(scale * math.sqrt(98 / 96), rel=0.06)
 
 
 @pytest.mark.slow

@@ -213,10 +213,15 @@ def _part(draws: Draws, predictive: bool, integrate: int, note: dict[str, str]) 
             name: (("draw", DATA), value) for name, value in integrated(draws, particles=integrate).items()
         }
     if predictive:
-        drawn, generated = sample_sites(draws.redrawn), sample_sites(draws.generated)
+        drawn = sample_sites(draws.redrawn)
         groups["posterior_predictive"] = {name: variable(name, drawn[name]) for name in seen}
-        groups["prior"] = {name: variable(name, generated[name]) for name in latent}
-        groups["prior_predictive"] = {name: variable(name, generated[name]) for name in seen}
+        try:
+            generated = sample_sites(draws.generated)
+        except NotImplementedError as error:  # of an improper prior, which the posterior need not mind
+            note["prior"] = f"none: {error}"
+        else:
+            groups["prior"] = {name: variable(name, generated[name]) for name in latent}
+            groups["prior_predictive"] = {name: variable(name, generated[name]) for name in seen}
     return groups
 
 
