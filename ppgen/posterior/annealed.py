@@ -16,6 +16,7 @@ may not. Coordinates are whitened by the base, where one length of step serves.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,38 +92,53 @@ class _Walk:
 
     def path(self, y: Tensor, betas: list[float]) -> Tensor:
         """The logarithms of weights w, or of 1 / w where betas fall, of points y (n, dim) moved along."""
-        log_weights = torch.zeros(len(y), dtype=y.dtype)
+        here, log_weights = self._at(y), torch.zeros(len(y), dtype=y.dtype)
         for number, (before, after) in enumerate(pairwise(betas)):
             if number or before == 1.0:  # draws of the base are at rest there; those of the posterior may be moved
-                y = self._move(y, before)
-            log_p, log_b, _, _ = self._at(y)
-            log_weights += (after - before) * (log_p - log_b)
+                here = self._move(here, before)
+            log_weights += (after - before) * (here.log_p - here.log_b)
         return log_weights
 
-    def _at(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """log p and log b as densities of y, and the slopes of both."""
+    def _at(self, y: Tensor) -> "_Points":
         value, slope = self.target.log_prob_and_grad(self.center + y @ self.root.mT)
         log_b = -0.5 * (y.square() + math.log(2 * math.pi)).sum(-1)
-        return value + self.log_det, log_b, slope @ self.root, -y
+        return _Points(y, value + self.log_det, log_b, slope @ self.root, -y)
 
-    def _move(self, y: Tensor, beta: float) -> Tensor:
-        def law(at: Tensor) -> tuple[Tensor, Tensor]:
-            log_p, log_b, by_p, by_b = self._at(at)
-            return beta * log_p + (1 - beta) * log_b, beta * by_p + (1 - beta) * by_b
-
-        uniform = torch.rand(len(y), 2, generator=self.generator, dtype=y.dtype)
-        step = LENGTH * y.shape[-1] ** -0.25 * (0.5 + uniform[:, :1])
-        momentum = torch.randn(y.shape, generator=self.generator, dtype=y.dtype)
-        value, slope = law(y)
-        there, speed = y, momentum + 0.5 * step * slope
+    def _move(self, here: "_Points", beta: float) -> "_Points":
+        shape = here.y.shape
+        uniform = torch.rand(len(here.y), 2, generator=self.generator, dtype=here.y.dtype)
+        step = LENGTH * shape[-1] ** -0.25 * (0.5 + uniform[:, :1])
+        momentum = torch.randn(shape, generator=self.generator, dtype=here.y.dtype)
+        there, speed = here, momentum + 0.5 * step * here.slope(beta)
         for leap in range(LEAPS):
-            there = there + step * speed
-            new, slope = law(there)
-            speed = speed + (0.5 if leap == LEAPS - 1 else 1.0) * step * slope
-        gain = new - 0.5 * speed.square().sum(-1) - (value - 0.5 * momentum.square().sum(-1))
+            there = self._at(there.y + step * speed)
+            speed = speed + (0.5 if leap == LEAPS - 1 else 1.0) * step * there.slope(beta)
+        energy = 0.5 * (speed.square() - momentum.square()).sum(-1)
+        gain = there.height(beta) - here.height(beta) - energy
         taken = uniform[:, 1].log() < gain.nan_to_num(nan=-math.inf)
-        self.accepted, self.tried = self.accepted + float(taken.sum()), self.tried + len(y)
-        return torch.where(taken[:, None], there, y)
+        self.accepted, self.tried = self.accepted + float(taken.sum()), self.tried + len(here.y)
+        parts = (
+            torch.where(taken if new.dim() == 1 else taken[:, None], new, old)
+            for new, old in zip(there, here, strict=True)
+        )
+        return _Points(*parts)
+
+
+class _Points(NamedTuple):
+    """Points y (n, dim), log p and log b as densities of y, and the slopes of both."""
+
+    y: Tensor
+    log_p: Tensor
+    log_b: Tensor
+    by_p: Tensor
+    by_b: Tensor
+
+    def height(self, beta: float) -> Tensor:
+        """log f."""
+        return beta * self.log_p + (1 - beta) * self.log_b
+
+    def slope(self, beta: float) -> Tensor:
+        return beta * self.by_p + (1 - beta) * self.by_b
 
 
 def _log_mean(log_weights: Tensor) -> tuple[float, float]:
