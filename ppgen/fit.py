@@ -109,10 +109,10 @@ def fit(
         ppgen.infer.checkpoint.CheckpointError: if the checkpoint is damaged. ValueError: if it is of another run; the
             message says in what they differ, and nothing is written over.
 
-    **guide="auto"** climbs from `restarts` (4 if left out) starts that lie wide apart to modes, fits a Gaussian of
-    full rank to each in coordinates whitened by the curvature there, and, if importance weights do not trust it, a flow
-    after it, all in double precision, on all data, and until it has converged (`ppgen.auto`). It takes no loss,
-    optimiser, batches or lengths. ``fit.diagnose(...)`` says whether the result can be trusted.
+    **guide="auto"** climbs from `restarts` (4 if left out) starts that lie wide apart to modes, fits a Gaussian to each
+    in coordinates whitened by the curvature there, mixes those of several modes, and, if importance weights ask for it,
+    fits a flow after the best, all in double precision, on all data, and until it has converged (`ppgen.auto`). It takes
+    no loss, optimiser, batches or lengths. ``fit.diagnose(...)`` says whether the result can be trusted.
 
     Ctrl-C ends the run cleanly after the step it is at, with what was learned; pressed twice, at once.
 
