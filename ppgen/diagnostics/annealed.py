@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ppgen.diagnostics.importance import resample
+from ppgen.diagnostics.reading import on_the_line
 from ppgen.diagnostics.versions import group
 from ppgen.posterior import Sandwich, Unconstrained, sandwich
 
@@ -38,8 +39,7 @@ def annealed_evidence(fit: "Fit", *data: Tensor, draws: int = 64, temperatures: 
         raise ValueError("annealed_evidence: expected a program with a density and global latents alone")
     with fit.evaluating(fit.best):
         target = Unconstrained(fit.model, data)
-        names = target.shapes
-        u = target.unconstrain({name: torch.as_tensor(posterior[name].values[fit.best].copy()) for name in names})
+        u = on_the_line(target, posterior, fit.best)
         root = WIDER * torch.linalg.cholesky(u.T.cov().reshape(target.dim, target.dim))
         rows = resample(stats["log_weight_smoothed"].values[fit.best], size=draws, seed=seed)
         return sandwich(target, u.mean(0), root, posterior=u[rows], draws=draws, temperatures=temperatures, seed=seed)

@@ -3,14 +3,29 @@
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
+from torch import Tensor
 
 from ppgen.diagnostics.versions import group
 from ppgen.draws import nearest
+from ppgen.posterior import Unconstrained
 
-__all__ = ["cumulative", "pick", "pooled"]
+__all__ = ["attribute", "cumulative", "on_the_line", "pick", "pooled"]
 
 DRAWN = ("chain", "draw")
+
+
+def attribute(idata: Any, name: str) -> str | None:
+    """What `to_arviz` notes of all groups under this name, such as why there is no "density"; None for nothing."""
+    groups = (group(idata, of) for of in ("observed_data", "posterior", "vi_stats"))
+    return next((found.attrs[name] for found in groups if found is not None and name in found.attrs), None)
+
+
+def on_the_line(target: Unconstrained, posterior: xr.Dataset, chain: int) -> Tensor:
+    """Draws (S, dim) of a chain, as the target has its latents: side by side, on the real line."""
+    values = {name: torch.as_tensor(posterior[name].values[chain].copy()) for name in target.shapes}
+    return target.unconstrain(values)
 
 
 def pick(idata: Any, of: str, var_name: str | None, *, otherwise: str) -> xr.DataArray:
@@ -24,8 +39,7 @@ def pick(idata: Any, of: str, var_name: str | None, *, otherwise: str) -> xr.Dat
     """
     found = group(idata, of)
     if found is None or not found.data_vars:
-        data = group(idata, "observed_data")
-        reason = (data.attrs if data is not None else {}).get("density")
+        reason = attribute(idata, "density")
         raise ValueError(f"no group {of!r}: {'density: ' + reason if reason else otherwise}")
     names = [str(name) for name in found.data_vars]
     if var_name is None and len(names) > 1:

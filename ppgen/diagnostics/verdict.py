@@ -31,8 +31,8 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN, khat_threshold, trusted, weigh_up
+from ppgen.diagnostics.reading import attribute, on_the_line
 from ppgen.diagnostics.versions import group, rhat
-from ppgen.draws import DATA
 from ppgen.posterior import Unconstrained, climb
 
 if TYPE_CHECKING:
@@ -74,26 +74,30 @@ class Verdict:
         return "\n".join(lines + [f"  try: {text}" for text in self.advice])
 
 
-def diagnose(fit: "Fit", *data: Tensor, draws: int = 1000, starts: int = 4, seed: int = 0) -> Verdict:
+def diagnose(
+    fit: "Fit", *data: Tensor, draws: int = 1000, starts: int = 4, idata: Any = None, seed: int = 0
+) -> Verdict:
     """Judges a fit's posterior on data by the figures of this module.
 
     Args:
         data: what the programs take, as of `to_arviz`.
         draws: samples of the guide a chain.
         starts: from how many points other modes are looked for; 0 for none.
+        idata: what `to_arviz` gave of these data, to be judged in place of new draws.
         seed: of draws and starts; the caller's random state is left as it was.
 
     Raises:
         ValueError, LookupError: as `to_arviz`.
     """
-    idata = fit.to_arviz(*data, draws=draws, predictive=False, resampled=None, chunk=min(draws, 250), seed=seed)
+    if idata is None:
+        idata = fit.to_arviz(*data, draws=draws, predictive=False, resampled=None, chunk=min(draws, 250), seed=seed)
     posterior, stats = group(idata, "posterior"), group(idata, "sample_stats")
     if stats is None or posterior is None or not posterior.data_vars:
-        why = idata_attribute(idata, "density") or "the programs have no latents"
+        why = attribute(idata, "density") or "the programs have no latents"
         text = f"there is no posterior to judge ({why}); compare draws with data by a two-sample test"
         return Verdict(UNKNOWN, {}, {"density": text})
     vi: Any = group(idata, "vi_stats")
-    judged = _Judged(fit, vi, posterior, stats, draws)
+    judged = _Judged(fit, vi, posterior, stats)
     judged.weights()
     judged.restarts()
     if not judged.local:
@@ -105,23 +109,19 @@ def diagnose(fit: "Fit", *data: Tensor, draws: int = 1000, starts: int = 4, seed
     return judged.verdict()
 
 
-def idata_attribute(idata: Any, name: str) -> str | None:
-    """An attribute of any group."""
-    for of in ("observed_data", "posterior", "vi_stats"):
-        found = group(idata, of)
-        if found is not None and name in found.attrs:
-            return found.attrs[name]
-    return None
+def of_like_evidence(vi: xr.Dataset) -> np.ndarray:
+    """The restarts whose evidence is not negligible beside the best one's, by number."""
+    evidence = vi["log_marginal"].values.reshape(vi.sizes["chain"], -1).sum(-1)
+    return np.flatnonzero(evidence > np.nanmax(evidence, initial=-np.inf) - NEGLIGIBLE)
 
 
 class _Judged:
     """A verdict under way, of the best chain and of what the others say."""
 
-    def __init__(self, fit: "Fit", vi: xr.Dataset, posterior: xr.Dataset, stats: xr.Dataset, draws: int):
-        self.fit, self.vi, self.posterior, self.draws = fit, vi, posterior, draws
-        self.chain = fit.best
-        self.local = DATA in vi["pareto_k"].dims
-        self.log_weights = stats["log_weight"].values
+    def __init__(self, fit: "Fit", vi: xr.Dataset, posterior: xr.Dataset, stats: xr.Dataset):
+        self.fit, self.vi, self.posterior = fit, vi, posterior
+        self.draws, self.chain = posterior.sizes["draw"], fit.best
+        self.local = vi["pareto_k"].ndim > 1  # a number a datum, whatever its plate is called by now
         self.smoothed = stats["log_weight_smoothed"].values[self.chain]
         self.figures: dict[str, float] = {}
         self.against: dict[str, str] = {}
@@ -157,9 +157,8 @@ class _Judged:
         self.figures["effective"] = float(np.mean(effective) / self.draws)
 
     def restarts(self) -> None:
-        evidence = self.vi["log_marginal"].values.reshape(len(self.fit.chains), -1).sum(-1)
         self.figures["restarts"] = float(len(self.fit.chains))
-        kept = np.flatnonzero(evidence > np.nanmax(evidence, initial=-np.inf) - NEGLIGIBLE)
+        kept = of_like_evidence(self.vi)
         if len(kept) < 2:
             return
         found = rhat(self.posterior.isel(chain=kept))
@@ -208,10 +207,7 @@ class _Judged:
                 found = climb(target, target.starts(starts, generator), generator)
             except (ValueError, RuntimeError, FloatingPointError, NotImplementedError):
                 return False  # what it is of the program that cannot be climbed, its own fit would have said
-            names = target.shapes
-            u = target.unconstrain(
-                {name: torch.as_tensor(self.posterior[name].values[self.chain].copy()) for name in names}
-            )
+            u = on_the_line(target, self.posterior, self.chain)
             noise = torch.randn(starts, self.draws, target.dim, generator=generator, dtype=torch.float64)
             log_p = target.log_prob(found.rsample(noise).flatten(0, 1)).reshape(starts, self.draws)
         # the posterior's mass within reach of each summit: by draws from there, and by the guide's own, weighed

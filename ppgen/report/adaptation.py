@@ -1,7 +1,7 @@
 """The report of domain adaptation: what carries over, the game, the plane of features, configuration."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +12,9 @@ from ppgen.report import figures
 from ppgen.report.game import game
 from ppgen.report.page import Figure, Report, Section
 from ppgen.report.sections import configuration, posterior, summary, training
-from ppgen.result import Fit
+
+if TYPE_CHECKING:
+    from ppgen.result import Fit
 
 __all__ = ["report_of_adaptation"]
 
@@ -32,7 +34,7 @@ FEATURES = (
 
 
 def report_of_adaptation(
-    fit: Fit,
+    fit: "Fit",
     model: DANN,
     held_out: Mapping[str, LabelledRows],
     *,

@@ -1,7 +1,7 @@
 """The report of a flow against an energy: how near it came, both densities, draws, training, configuration."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,7 +9,9 @@ from ppgen.models import Energy
 from ppgen.report import figures
 from ppgen.report.page import Figure, Report, Section
 from ppgen.report.sections import configuration, summary, training
-from ppgen.result import Fit
+
+if TYPE_CHECKING:
+    from ppgen.result import Fit
 
 __all__ = ["report_of_energy"]
 
@@ -21,7 +23,7 @@ DENSITY = (
 
 
 def report_of_energy(
-    fit: Fit,
+    fit: "Fit",
     energy: Energy,
     side: np.ndarray,
     densities: Mapping[str, np.ndarray],

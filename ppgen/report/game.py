@@ -1,11 +1,14 @@
 """The section of a report on a game: how the critics fared, and what that is a sign of."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ppgen.referee import Finding
 from ppgen.report import figures
 from ppgen.report.page import Figure, Section, Table
-from ppgen.result import Fit
+
+if TYPE_CHECKING:
+    from ppgen.result import Fit
 
 __all__ = ["game"]
 
@@ -17,7 +20,7 @@ TEXT = (
 )
 
 
-def game(fit: Fit, *, text: str = TEXT, found: Sequence[Finding] | None = None) -> Section | None:
+def game(fit: "Fit", *, text: str = TEXT, found: Sequence[Finding] | None = None) -> Section | None:
     """The losses and gradients of all players by step, and what they show; None for a loss without critics.
 
     Args:

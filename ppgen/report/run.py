@@ -9,7 +9,7 @@ the source.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,7 +26,9 @@ from ppgen.report.game import game
 from ppgen.report.page import Figure, Report, Section
 from ppgen.report.reach import reach
 from ppgen.report.sections import configuration, posterior, summary, training
-from ppgen.result import Fit
+
+if TYPE_CHECKING:
+    from ppgen.result import Fit
 
 __all__ = ["report_of_run"]
 
@@ -38,7 +40,7 @@ REACHED, LEAST = 1000, 50  # data that draws are looked for around, and how many
 
 
 def report_of_run(
-    fit: Fit,
+    fit: "Fit",
     model: Any,
     data: Data,
     *,

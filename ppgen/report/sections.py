@@ -1,18 +1,20 @@
 """The sections that every report has: the run in numbers, training, posterior, configuration."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ppgen.report import figures
 from ppgen.report.page import Figure, Listing, Section, Table
-from ppgen.result import Fit
+
+if TYPE_CHECKING:
+    from ppgen.result import Fit
 
 __all__ = ["configuration", "posterior", "summary", "training"]
 
 
-def summary(fit: Fit, question: str, numbers: Mapping[str, Any], unit: str) -> Section:
+def summary(fit: "Fit", question: str, numbers: Mapping[str, Any], unit: str) -> Section:
     """The question that the run answers, and its numbers."""
     chain = fit.chains[fit.best]
     where = "on validation data" if len(chain.validation.get("loss", ())) else "of the last tenth of the steps"
@@ -24,7 +26,7 @@ def summary(fit: Fit, question: str, numbers: Mapping[str, Any], unit: str) -> S
     return Section("In short", question, [Table(("number", "value"), rows)])
 
 
-def training(fit: Fit, unit: str) -> Section | None:
+def training(fit: "Fit", unit: str) -> Section | None:
     """The loss by step, and its terms."""
     chains = [chain for chain in fit.chains if len(chain.history["loss"])]
     if not chains:

@@ -4,6 +4,7 @@ A chain's history holds arrays of shape (steps,), "loss" and each term by its na
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ppgen.report.figures.style import MUTED, PALETTE, canvas, legend, note, styled
-from ppgen.result import Chain
+
+if TYPE_CHECKING:
+    from ppgen.result import Chain
 
 __all__ = ["loss_curves", "term_breakdown"]
 
@@ -19,7 +22,7 @@ SHOWN = 0.97  # the frame reaches up to this quantile of the values
 
 
 @styled
-def loss_curves(chains: Sequence[Chain], *, unit: str = "nats per datum") -> Figure:
+def loss_curves(chains: Sequence["Chain"], *, unit: str = "nats per datum") -> Figure:
     """The loss of each chain by step: every value thin, a moving average thick, held-out values as points.
 
     The frame leaves out the highest 3% of the values, which early in a run can be many times the rest.
