@@ -16,7 +16,6 @@ from ppgen.diagnostics import (
     classifier_test,
     feature_spread,
     features_collapsed,
-    from_netcdf,
     to_netcdf,
 )
 from ppgen.referee import Finding
@@ -120,7 +119,7 @@ class Adaptation(Run):
         return self.draws(n, seed=seed)
 
     def report(self) -> Path:
-        posterior = self.folder / "posterior.nc"
+        idata, verdict = self.posterior()
         page = report_of_adaptation(
             self.fit,
             self.model,
@@ -128,7 +127,8 @@ class Adaptation(Run):
             names=(self.data.source.name, self.data.target.name),
             label_names=self.data.source.label_names,
             findings=self.findings(),
-            idata=from_netcdf(posterior) if posterior.exists() else None,
+            idata=idata,
+            verdict=verdict,
             numbers=self.numbers,
             config=self.config,
         )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,15 @@ class Fit:
         from ppgen.diagnostics.verdict import diagnose  # late: ArviZ is slow to import
 
         return diagnose(self, *self._tensors(data), **options)
+
+    def report(self, path: str | PathLike, *data: Any, **options: Any) -> Path:
+        """Writes one HTML page: the posterior on data, the verdict and its figures, training. Returns its path.
+
+        See `ppgen.report.report_of_fit`, which takes the options.
+        """
+        from ppgen.report import report_of_fit, write_report  # late: ArviZ and matplotlib are slow to import
+
+        return write_report(path, report_of_fit(self, *self._tensors(data), **options))
 
     @property
     def num_data(self) -> int:

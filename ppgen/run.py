@@ -179,18 +179,27 @@ class Run:
 
     def report(self) -> Path:
         """Writes the page anew; returns its path."""
-        posterior = self.folder / "posterior.nc"
+        idata, verdict = self.posterior()
         page = report_of_run(
             self.fit,
             self.model,
             self.data,
-            idata=from_netcdf(posterior) if posterior.exists() else None,
+            idata=idata,
+            verdict=verdict,
             numbers=self.numbers,
             title=f"{self.config['system']} on {self.data.name}",
             config=self.config,
             stages=read_stages(self.folder, self.fit.best),
         )
         return write_report(self.folder / "report.html", page)
+
+    def posterior(self) -> tuple[Any, Verdict | None]:
+        """The stored posterior and the verdict on its draws; None of either where none was stored."""
+        path = self.folder / "posterior.nc"
+        if not path.exists():
+            return None, None
+        idata = from_netcdf(path)
+        return idata, self.fit.diagnose(idata=idata, starts=0)
 
     def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
         """n draws of x from the model, in the units of the data's source: (n, *event_shape).

@@ -250,6 +250,7 @@ def test_a_run_from_the_command_line(more, tmp_path, capsys):
     numbers = json.loads((out / "numbers.json").read_text())
     assert 0 <= numbers["accuracy in the source"][0] <= 1
     assert (out / "posterior.nc").exists() == ("--model.bayesian" in more)
+    assert ("The posterior is" in page) == ("--model.bayesian" in more)
     if "--model.bayesian" in more:  # of training rows, where none are held out
         stored = from_netcdf(out / "posterior.nc")
         assert stored["posterior"]["w"].shape[:2] == (1, 30)

@@ -49,6 +49,7 @@ def test_every_kind_of_model_makes_its_page(system, tmp_path):
     for title in ("In short", "Training", "Samples", "What is missing", "Configuration"):
         assert f"<h2>{title}</h2>" in page
     assert ("<h2>The game</h2>" in page) == (system in ("gan", "ali"))
+    assert ("The posterior is not to be trusted" in page) == (system == "vae")
 
 
 @pytest.mark.figures

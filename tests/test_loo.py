@@ -340,6 +340,12 @@ def test_weights_that_are_no_numbers_are_never_trusted(bad):
     assert np.isnan(smoothed[:, 1:]).all()
 
 
+def test_a_tail_of_ties_has_no_shape():
+    found = weigh_up(np.arange(600.0)[:, None] % 3)
+    assert found.pareto_k == np.inf
+    np.testing.assert_allclose(np.exp(found.log_smoothed).sum(0), 1.0)
+
+
 def test_weights_agree_with_those_of_draws():
     pair = Conjugate()
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ from sklearn.decomposition import PCA
 
 import ppgen
 from ppgen.data import Data, load
+from ppgen.diagnostics import Ranks, versions, weigh_up
 from ppgen.models import VAE, Autoencoder
 from ppgen.report import Figure, Listing, Report, Section, Table, figures, report_of_run, write_report
 from ppgen.report.figures import images, style
@@ -50,6 +51,11 @@ def draws(chains: int = 1, *, dim: int = 8) -> xr.DataTree:
         "vi_stats": {"pareto_k": (("chain", "data"), rng.uniform(0, 1, (chains, 4)))},
     }
     return xr.DataTree.from_dict({name: xr.Dataset(variables) for name, variables in groups.items()})
+
+
+def smoothed(log_weights: np.ndarray) -> np.ndarray:
+    """Log weights, smoothed and normalised."""
+    return weigh_up(log_weights[:, None]).log_smoothed[:, 0]
 
 
 def ramp(z: np.ndarray) -> np.ndarray:
@@ -141,6 +147,40 @@ CASES = {
         "images": (lambda f: f(ramp), 1),
         "table": (lambda f: f(np.tanh, n=8, columns=["a", "b"]), 1),
     },
+    "evidence_trace": {
+        "a level": (lambda f: f(-5 - 50 * np.exp(-np.arange(2 * 60.0).reshape(2, 60) / 9), (-4.9, -4.95, -4.85)), 1),
+        "no level": (lambda f: f(np.linspace(-2, -1, 9)[None]), 1),
+        "chains that ended early, or are not finite": (
+            lambda f: f(np.array([[1.0, np.nan], [np.nan, 2.0], [np.nan] * 2]), (1.0, np.nan, np.nan)),
+            1,
+        ),
+        "one chain far below": (lambda f: f(np.array([[1.0, 2.0, 2.1, 2.0], [-90, -91, -90, -90]])), 1),
+    },
+    "weight_tail": {
+        "light": (lambda f: f(WIDE[:, 0], smoothed(WIDE[:, 0]), 0.1), 2),
+        "heavy": (lambda f: f(90 * WIDE[:, 0], smoothed(90 * WIDE[:, 0]), 9.0), 2),
+        "equal": (lambda f: f(np.zeros(30), np.full(30, -np.log(30)), -np.inf), 2),
+        "some of them zero": (lambda f: f(np.where(LABELS, 0.0, -np.inf), smoothed(1.0 * LABELS), 0.5), 2),
+    },
+    "moved": {
+        "eight entries": (lambda f: f({f"z[{i}]": WIDE[:, i] for i in range(8)}, np.full(600, 1 / 600), of=9), 8),
+        "one, that does not vary": (lambda f: f({"z": np.ones(4)}, np.array([1.0, 0, 0, 0])), 1),
+    },
+    "restarts": {
+        "three entries": (lambda f: f(dict.fromkeys("abc", WIDE[:, :4].T), r_hat={"a": 1.1}, counted=[0, 2], of=4), 3),
+        "not finite": (lambda f: f({"a": np.array([[np.nan] * 3, [1, 2, np.inf]])}), 1),
+    },
+    "replicates": {
+        "numbers": (lambda f: f({"y": (WIDE[:, :9], WIDE[0, :9])}), 1),
+        "counts": (lambda f: f({"y": (RNG.poisson(3, (50, 40)).astype(float), RNG.poisson(9, 40).astype(float))}), 1),
+        "yes and no": (lambda f: f({"y": (np.eye(9), np.arange(9.0) % 2)}), 1),
+        "large counts": (lambda f: f({"y": (RNG.poisson(900, (50, 40)) * 1.0, np.arange(0.0, 4000, 100))}), 1),
+        "seven sites, one of them constant": (lambda f: f({k: (0 * WIDE[:, :3], np.zeros(3)) for k in "abcdefg"}), 6),
+    },
+    "uniformity": {
+        "one number": (lambda f: f(Ranks(np.arange(20)[:, None], 19, ("z",))), 1),
+        "eight": (lambda f: f(Ranks(RNG.integers(0, 20, (50, 8)), 19, tuple("abcdefgh"))), 6),
+    },
     "khat": {"values": (lambda f: f(np.r_[RNG.normal(0.5, 0.2, 50), np.nan, np.inf, -np.inf]), 1)},
     "posterior": {
         "one chain": (lambda f: f(draws()), 6),
@@ -148,6 +188,8 @@ CASES = {
         "few components": (lambda f: f(draws(dim=1)), 2),
     },
 }
+
+
 EVERY = [
     pytest.param(name, *case, id=f"{name}-{kind}") for name, cases in CASES.items() for kind, case in cases.items()
 ]
@@ -198,6 +240,13 @@ def test_a_figure_draws_without_a_warning_and_leaves_no_trace(name, draw, axes):
         (lambda: figures.log_densities({"test": np.full(3, np.nan)}, AXIS), "got none"),
         (lambda: figures.pulled_back(np.full((3, 2), np.nan)), r"finite rows z of shape \(n, d\)"),
         (lambda: figures.khat(np.empty(0)), "got none"),
+        (lambda: figures.evidence_trace(np.full((2, 3), np.nan), best=1), "got none that is finite of chain 1"),
+        (lambda: figures.weight_tail(np.zeros(3), np.full(3, np.nan), 0.5), r"log weights \(K,\)"),
+        (lambda: figures.moved({}, np.ones(1)), "got 0 and 1"),
+        (lambda: figures.moved({"z": np.ones(2)}, np.ones(2)), "sum to one, got 1 and 2"),
+        (lambda: figures.restarts({}), "got none"),
+        (lambda: figures.replicates({}), "got none"),
+        (lambda: figures.replicates({"y": (WIDE, WIDE[:, 0])}), r"of 'y', observed \(n,\); got \(600, 8\), \(600,\)"),
         (lambda: figures.posterior({"posterior": xr.Dataset()}), "got none"),
     ],
 )
@@ -314,7 +363,7 @@ def test_the_posterior_shows_global_latents_then_those_of_the_first_datum():
 def test_the_posterior_is_drawn_by_histograms_without_arviz_plots(monkeypatch):
     import arviz
 
-    assert not figures.posterior(draws()).axes[0].patches
+    assert versions.IS_NEW or not figures.posterior(draws()).axes[0].patches
     monkeypatch.delattr(arviz, "plot_posterior", raising=False)
     assert figures.posterior(draws()).axes[0].patches
 
@@ -520,8 +569,10 @@ def test_a_report_shows_what_the_model_can_do(drawn):
     sections = ["In short", "Training", "Samples", "What is missing", "Reconstructions", "Codes"]
     sections += ["Posterior", "Configuration"]
     assert titles(report_of_run(a_fit(), Doubler(), data, idata=draws(), **asked)) == sections
-    # of a run that grew: see test_cli; of flows: see test_flow_report; of an energy: see test_energies
+    # of a run that grew: see test_cli; of flows: see test_flow_report; of an energy: see test_energies; of what a
+    # posterior's weights, restarts and data say: see test_posterior_report
     others = {
+        *("evidence_trace", "moved", "replicates", "restarts", "uniformity", "weight_tail"),
         "clouds",
         "errors_by_noise",
         "sequences",
@@ -652,7 +703,7 @@ def test_a_trained_model_makes_a_page(tmp_path):
     html = path.read_text(encoding="utf-8")
     assert_self_contained(html)
     assert all(f"<h2>{title}</h2>" in html for title in titles(report))
-    assert len(Page(html).all("img")) == 10  # one of them of data that are not reached
+    assert len(Page(html).all("img")) == 11  # one of them of data that are not reached
     assert all(attributes["alt"] for attributes in Page(html).all("img"))
     assert path.stat().st_size < 3_000_000
 

@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing", FutureWarning)
     import arviz as az
 
-__all__ = ["assemble", "elpd", "from_netcdf", "group", "psislw", "rhat", "to_netcdf"]
+__all__ = ["assemble", "by_datum", "elpd", "from_netcdf", "group", "psislw", "rhat", "to_netcdf"]
 
 IS_NEW = int(version("arviz").split(".")[0]) >= 1  # groups are then an xarray.DataTree
 
@@ -50,6 +50,11 @@ def elpd(pointwise: xr.DataArray, pareto_k: xr.DataArray, *, p: float, samples: 
     return ELPDData(data=list(facts.values()), index=list(facts))
 
 
+def by_datum(result: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Densities (n,) and k-hats (n,) of what `elpd` gave."""
+    return np.ravel((result.elpd_i if IS_NEW else result.loo_i).values), np.ravel(result.pareto_k.values)
+
+
 def rhat(dataset: xr.Dataset) -> xr.Dataset:
     """Rank-normalised split R-hat of each variable, NaN where all draws are the same."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -65,7 +70,13 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if IS_NEW:
         from arviz_stats.base import array_stats
 
-        return array_stats.psislw(-log_weights)  # 1.x takes log likelihoods, whose negative is a log weight
+        try:
+            return array_stats.psislw(-log_weights)  # 1.x takes log likelihoods, whose negative is a log weight
+        except ValueError:
+            if np.ptp(np.sort(log_weights)[..., -5:]) > 0:
+                raise
+            # no law is fitted to a tail of ties; 0.2x says so by its shape
+            return log_weights - np.logaddexp.reduce(log_weights), np.array(np.inf)
     return az.psislw(log_weights)
 
 

@@ -1,6 +1,7 @@
-"""A run as one self-contained HTML page."""
+"""A fit or a run as one self-contained HTML page."""
 
+from ppgen.report.fit import report_of_fit
 from ppgen.report.page import Figure, Listing, Report, Section, Table, write_report
 from ppgen.report.run import report_of_run
 
-__all__ = ["Figure", "Listing", "Report", "Section", "Table", "report_of_run", "write_report"]
+__all__ = ["Figure", "Listing", "Report", "Section", "Table", "report_of_fit", "report_of_run", "write_report"]

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from ppgen.diagnostics import Verdict
 from ppgen.models import DANN, UNKNOWN
 from ppgen.referee import Finding
 from ppgen.report import figures
 from ppgen.report.game import game
 from ppgen.report.page import Figure, Report, Section
-from ppgen.report.sections import configuration, posterior, summary, training
+from ppgen.report.posterior import posterior
+from ppgen.report.sections import configuration, summary, training
 
 if TYPE_CHECKING:
     from ppgen.result import Fit
@@ -42,6 +44,7 @@ def report_of_adaptation(
     label_names: Sequence[str] | None = None,
     findings: Sequence[Finding] | None = None,
     idata: Any = None,
+    verdict: Verdict | None = None,
     numbers: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -53,7 +56,7 @@ def report_of_adaptation(
         names: of source and target.
         label_names: of the labels.
         findings: what was seen of the run; the fit's own if left out.
-        idata, numbers, config: as `report_of_run` takes them.
+        idata, verdict, numbers, config: as `report_of_run` takes them.
     """
     source, target = names
     question = f"How well do the labels of {source} carry over to {target}, of which no label was seen?"
@@ -62,7 +65,7 @@ def report_of_adaptation(
         training(fit, "nats per datum"),
         game(fit, text=GAME, found=findings),
         _features(model, held_out, names, label_names),
-        posterior(idata, fit.best),
+        posterior(fit, idata, verdict, of="the rows looked at"),
         configuration(config),
     ]
     rows = ", ".join(f"{len(x)} rows of {domain}" for domain, (x, _) in held_out.items())

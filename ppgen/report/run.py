@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ppgen.data import Data, Split
+from ppgen.diagnostics import Verdict
 from ppgen.models import mean
 from ppgen.models.likelihood import Point
 from ppgen.report import figures
@@ -24,8 +25,9 @@ from ppgen.report.figures.images import GRID, PAIRS, span
 from ppgen.report.flow import flow
 from ppgen.report.game import game
 from ppgen.report.page import Figure, Report, Section
+from ppgen.report.posterior import posterior
 from ppgen.report.reach import reach
-from ppgen.report.sections import configuration, posterior, summary, training
+from ppgen.report.sections import configuration, summary, training
 
 if TYPE_CHECKING:
     from ppgen.result import Fit
@@ -45,6 +47,7 @@ def report_of_run(
     data: Data,
     *,
     idata: Any = None,
+    verdict: Verdict | None = None,
     numbers: Mapping[str, Any] | None = None,
     title: str,
     config: Mapping[str, Any] | None = None,
@@ -59,6 +62,7 @@ def report_of_run(
         model: the model, with the weights to report on.
         data: what it was fitted to.
         idata: the posterior on held-out data, as `Fit.to_arviz` gives it.
+        verdict: on that posterior, as `Fit.diagnose` gives it.
         numbers: further headline numbers by name, unit included: a number, text, or a pair (value, standard error).
         config: what was asked for, as plain values that YAML can hold.
         stages: of a run that grew, what it drew at the same latents when each stage ended.
@@ -79,7 +83,7 @@ def report_of_run(
             _reach(subject, seed),
             _reconstructions(subject),
             _codes(subject),
-            posterior(idata, fit.best),
+            posterior(fit, idata, verdict, of="the rows looked at"),
             configuration(config),
         ]
     return Report(title, subject.rows, [s for s in sections if s is not None])

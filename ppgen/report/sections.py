@@ -1,4 +1,4 @@
-"""The sections that every report has: the run in numbers, training, posterior, configuration."""
+"""The sections that every report has: the run in numbers, training, configuration."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from ppgen.report.page import Figure, Listing, Section, Table
 if TYPE_CHECKING:
     from ppgen.result import Fit
 
-__all__ = ["configuration", "posterior", "summary", "training"]
+__all__ = ["configuration", "summary", "training"]
 
 
 def summary(fit: "Fit", question: str, numbers: Mapping[str, Any], unit: str) -> Section:
@@ -22,7 +22,8 @@ def summary(fit: "Fit", question: str, numbers: Mapping[str, Any], unit: str) ->
     if len(fit.chains) > 1:
         rows.append(("chain", f"{fit.best}, the best of {len(fit.chains)}"))
     rows += [("steps", len(chain.history["loss"])), ("seconds", chain.seconds), ("why it ended", chain.stopped)]
-    rows += [("the step", chain.compiled or "eager: compiling would not have paid")]
+    if "auto" not in fit.facts:  # which has no step of programs to compile
+        rows += [("the step", chain.compiled or "eager: compiling would not have paid")]
     return Section("In short", question, [Table(("number", "value"), rows)])
 
 
@@ -45,27 +46,6 @@ def training(fit: "Fit", unit: str) -> Section | None:
         rows = [(i, c.final, len(c.history["loss"]), c.seconds, c.stopped) for i, c in enumerate(fit.chains)]
         items.append(Table(("chain", f"loss ({unit})", "steps", "seconds", "why it ended"), rows))
     return Section("Training", "", items)
-
-
-def posterior(idata: Any, chain: int) -> Section | None:
-    """The posterior on held-out data, as `Fit.to_arviz` gives it; None without."""
-    if idata is None:
-        return None
-    caption = (
-        "The posterior as the guide draws it, for the first row of the data that it was asked about. One chain is "
-        "shown with its mean and 94% interval, several by a density each."
-    )
-    items = [Figure(figures.posterior(idata), caption, f"Density plots. {caption}")]
-    statistics = idata.get("vi_stats", {})
-    if "pareto_k" in statistics:
-        k = statistics["pareto_k"]
-        k = k.isel(chain=chain) if "chain" in k.dims else k
-        caption = (
-            "Pareto k-hat, a number a datum: how heavy the tail of the importance weights p(x, z) / q(z | x) is. Up to "
-            "0.7, weighted draws of the guide stand in for the posterior; above, the guide misses too much of it."
-        )
-        items.append(Figure(figures.khat(k.values), caption, f"Histogram. {caption}"))
-    return Section("Posterior", "", items)
 
 
 def configuration(config: Mapping[str, Any] | None) -> Section | None:

@@ -1,7 +1,6 @@
 """The posterior as ArviZ draws it, and how far importance sampling from the guide can be trusted."""
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from ppgen.report.figures.style import DASHED, INK, PALETTE, canvas, legend, note, panels, percent, styled
 
-__all__ = ["khat", "posterior"]
+__all__ = ["entries", "khat", "posterior"]
 
 GOOD, USABLE = 0.5, 0.7
 LIMIT = 6  # components drawn
@@ -63,7 +62,7 @@ def posterior(idata: Any) -> Figure:
     Raises:
         ValueError: if that group holds no variable.
     """
-    components = list(_components(idata["posterior"]))
+    components = list(entries(idata["posterior"]).items())
     if not components:
         raise ValueError("expected a posterior of at least one variable, got none")
     shown = components[:LIMIT]
@@ -80,15 +79,24 @@ def posterior(idata: Any) -> Figure:
     return figure
 
 
-def _components(group: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and draws (chain, draw) of the scalar components."""
+def entries(group: Any, *, every: bool = False) -> dict[str, np.ndarray]:
+    """Draws (chain, draw) of each number of the latents by name, with coordinates in its brackets where there are any.
+
+    Args:
+        group: the posterior.
+        every: those of all data; those of the first alone if left out, after what is global.
+    """
+    found = {}
     for name, variable in sorted(group.data_vars.items(), key=lambda item: "data" in item[1].dims):
         where = ""
-        if "data" in variable.dims:
+        if "data" in variable.dims and not every:
             variable, where = variable.isel(data=0), ", datum 0"
-        draws = variable.transpose("chain", "draw", ...).values
+        draws = variable.transpose("chain", "draw", ...)
+        labels = [draws[d].values if d in draws.coords else range(draws.sizes[d]) for d in draws.dims[2:]]
         for index in np.ndindex(draws.shape[2:]):
-            yield f"{name}[{', '.join(map(str, index))}]{where}" if index else f"{name}{where}", draws[:, :, *index]
+            at = ", ".join(str(values[i]) for values, i in zip(labels, index, strict=True))
+            found[f"{name}[{at}]{where}" if index else f"{name}{where}"] = draws.values[:, :, *index]
+    return found
 
 
 def _marginal(axes: Axes, draws: np.ndarray) -> None:

@@ -11,14 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ppgen.report.figures.style import MUTED, PALETTE, canvas, legend, note, styled
+from ppgen.report.figures.style import DASHED, INK, MUTED, PALETTE, canvas, legend, note, styled
 
 if TYPE_CHECKING:
     from ppgen.result import Chain
 
-__all__ = ["loss_curves", "term_breakdown"]
+__all__ = ["evidence_trace", "loss_curves", "term_breakdown"]
 
 SHOWN = 0.97  # the frame reaches up to this quantile of the values
+NEAR = 5.0  # frames of the best chain's evidence bound, below which another chain has no place in it
 
 
 @styled
@@ -53,6 +54,54 @@ def loss_curves(chains: Sequence["Chain"], *, unit: str = "nats per datum") -> F
     if above:
         notes.append(f"{above} of {sum(map(len, values))} values lie above the frame")
     note(figure, "; ".join(notes))
+    return figure
+
+
+@styled
+def evidence_trace(
+    traces: np.ndarray,
+    level: tuple[float, float, float] | None = None,
+    *,
+    best: int = 0,
+    unit: str = "nats per datum",
+    name: str = "log p(x)",
+) -> Figure:
+    """The evidence bound of each chain by step, below the log evidence, which it reaches where the guide is exact.
+
+    The frame holds what the best chain came to in the second half of its steps, and others that came near it: the way
+    there can be many times as long as what is left between bound and evidence.
+
+    Args:
+        traces: (chains, steps), NaN after the end of a chain that took fewer.
+        level: the log evidence, and the ends of its interval.
+        best: the chain that the level is of.
+        name: of the level.
+
+    Raises:
+        ValueError: if the best chain has no finite value.
+    """
+    chains = [values[: np.flatnonzero(np.isfinite(values)).max(initial=-1) + 1] for values in np.asarray(traces, float)]
+    if not len(chains[best]):
+        raise ValueError(f"expected an evidence bound by step, got none that is finite of chain {best}")
+    figure = canvas(3.2)
+    axes = figure.add_subplot(xlabel="step", ylabel=f"evidence bound ({unit})")
+    for number, values in enumerate(chains):
+        if not len(values):
+            continue
+        _curve(axes, values, PALETTE[number % len(PALETTE)], f"chain {number}" if len(chains) > 1 else "evidence bound")
+    low, high = np.nanquantile(chains[best][len(chains[best]) // 2 :], [1 - SHOWN, SHOWN])
+    if level is not None and np.isfinite(level).all():
+        axes.axhspan(*level[1:], color=INK, alpha=0.15, linewidth=0)
+        axes.axhline(level[0], color=INK, label=name, **DASHED)
+        high = max(high, level[2])
+    ends = [np.nanmean(values[-max(1, len(values) // 10) :]) if len(values) else -np.inf for values in chains]
+    low = min([low, *(end for end in ends if end > low - NEAR * (high - low))])
+    room = 0.2 * (high - low) or 0.05 * abs(high) or 0.5
+    axes.set_ylim(low - room, high + room)
+    axes.xaxis.set_major_locator(_steps())
+    legend(figure, axes)
+    below = [str(number) for number, end in enumerate(ends) if end < low]
+    note(figure, f"chains that ended below the frame: {', '.join(below)}" if below else "")
     return figure
 
 
