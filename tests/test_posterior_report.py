@@ -18,8 +18,10 @@ from ppgen.diagnostics import Ranks, calibrate, loo, rhat
 from ppgen.diagnostics.verdict import BAD, GOOD, UNKNOWN, WEIGHTED, Verdict
 from ppgen.diagnostics.versions import by_datum
 from ppgen.report import Figure, Report, Section, Table, figures, report_of_fit
-from ppgen.report import posterior as sections
-from ppgen.report.posterior import LIMIT, MEANINGS, WORDS, posterior, predictions
+from ppgen.report import fit as of_fit
+from ppgen.report import predictions as of_predictions
+from ppgen.report.posterior import LIMIT, MEANINGS, WORDS, posterior
+from ppgen.report.predictions import predictions
 from ppgen.result import Chain, Fit
 
 N, P, NOISE = 40, 3, 0.7
@@ -247,24 +249,28 @@ def test_a_narrow_guide_is_called_bad_and_weights_say_where_it_is_narrow():
     assert min(heights[0], heights[-1]) > 2 * heights[8:12].mean()
 
 
-def test_a_guide_that_lies_beside_is_seen_and_replicates_are_resampled():
-    fit, data, _ = regression(shift=0.35)
-    verdict = fit.diagnose(*data, draws=600)
-    assert verdict.level == WEIGHTED
-    idata = fit.to_arviz(*data, draws=600)
-    section = predictions(fit, idata, verdict)
-    assert section is not None
-    assert "resampled by the importance weights" in section.text
-    exact, exact_data, _ = regression()
-    with_weights = {row[1]: row[3] for row in tables(section)[0].rows}
-    (plain,) = [predictions(fit, idata)]
-    (posterior_itself,) = [predictions(exact, exact.to_arviz(*exact_data, draws=600))]
-    assert plain is not None
-    assert posterior_itself is not None
-    right, biased = ({row[1]: row[3] for row in tables(s)[0].rows} for s in (posterior_itself, plain))
-    assert abs(with_weights["mean"] - right["mean"]) < 0.5 * abs(biased["mean"] - right["mean"])
-    slope = picture(posterior(fit, idata, verdict), MOVED).picture.axes[0].patches[-1].get_data().values
-    assert slope[:5].mean() > 1.3 * slope[-5:].mean() or slope[-5:].mean() > 1.3 * slope[:5].mean()
+def test_a_guide_that_lies_beside_is_seen_and_replicates_are_resampled(monkeypatch):
+    """The posterior is N(3, .2²) and the guide N(3.3, .3²): weights mend the mean of replicates."""
+
+    def model(y):
+        m = pyro.sample("m", dist.Normal(0.0, 100.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+    y = torch.linspace(2, 4, 25)
+    fit = as_fit(model, lambda y: pyro.sample("m", dist.Normal(3.3, 0.3)), y)
+    idata = fit.to_arviz(y, draws=1000)
+    drawn = []
+    draw = figures.replicates
+    monkeypatch.setattr(figures, "replicates", lambda sites: drawn.append(sites["y"][0]) or draw(sites))
+    for level, words, mean in ((GOOD, "as the guide draws them", 3.3), (WEIGHTED, "resampled by the", 3.0)):
+        section = predictions(fit, idata, Verdict(level, {}))
+        assert section is not None
+        assert words in section.text
+        assert {row[1]: row[3] for row in tables(section)[0].rows}["mean"] == pytest.approx(mean, abs=0.05)
+        assert drawn[-1].mean() == pytest.approx(mean, abs=0.06)
+    heights = picture(posterior(fit, idata), MOVED).picture.axes[0].patches[-1].get_data().values
+    assert heights[:5].mean() > 2 * heights[-5:].mean()
 
 
 def test_restarts_at_two_places_are_shown_with_their_r_hat():
@@ -279,13 +285,14 @@ def test_restarts_at_two_places_are_shown_with_their_r_hat():
         pyro.sample("x", dist.Normal(loc, torch.where(fourth, 0.5, 10.0)).to_event(1))
 
     given = as_fit(model, guide)
-    given.chains = [replace(given.chains[0], weights={"side": torch.tensor(s)}) for s in (0.0, 1.0, 1.0)]
+    given.chains = [replace(given.chains[0], weights={"side": torch.tensor(s)}) for s in (0.0, 1.0, 1.0, 4.0)]
     idata = given.to_arviz(draws=200)
     section = posterior(given, idata, given.diagnose(idata=idata))
     assert section is not None
     assert "r_hat" in {row[0] for row in tables(section)[0].rows if row[3]}
+    assert [row[-1] for row in tables(section)[-1].rows] == ["yes", "yes", "yes", "no"]
     forest = picture(section, FOREST).picture
-    expected = float(rhat(idata)["x"].values[3])
+    expected = float(rhat({"posterior": idata["posterior"].isel(chain=[0, 1, 2])})["x"].values[3])
     assert forest.axes[0].get_title(loc="left") == f"x[3]\nR-hat {expected:.3f}"
     assert expected > 1.5
     assert f"{LIMIT} of 7 entries" in text_of(forest)
@@ -301,10 +308,19 @@ def test_leave_one_out_is_that_of_the_diagnostic_and_of_fewer_data_where_there_a
     assert bad == (whole.pareto_k > whole.good_k).sum() < 3
     assert elpd == pytest.approx(by_datum(whole)[0].sum())
     assert error == pytest.approx(float(whole.se), rel=0.01)
-    monkeypatch.setattr(sections, "LEFT_OUT", 20)
+    monkeypatch.setattr(of_predictions, "LEFT_OUT", 20)
     (fewer,) = tables(predictions(fit, idata))[-1].rows
     assert fewer[1] == "20 of 60"
     assert fewer[2][0] == pytest.approx(elpd / 3, rel=0.3)
+
+
+def test_too_many_data_are_not_drawn_anew(monkeypatch):
+    fit, data, _ = regression()
+    monkeypatch.setattr(of_fit, "MOST", 100)
+    section = by_title(report_of_fit(fit, *data, draws=100, starts=0))["Predictions"]
+    assert "too many data" in section.text
+    assert [type(item) for item in section.items] == [Table]
+    assert tables(section)[0].rows[0][0] == "y"
 
 
 def test_predictions_that_are_too_narrow_are_seen_by_loo_pit():

@@ -7,6 +7,8 @@
 
 # %%
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import arviz as az
 import matplotlib.pyplot as plt
@@ -160,6 +162,18 @@ fig.tight_layout()
 # %% [markdown]
 # A few draws of the factorised guide carry all the weight: where it draws, the posterior hardly is. k-hat says so
 # without knowing the answer.
+
+# %% [markdown]
+# ## As a page
+#
+# `report` writes the verdict with the figures behind it: the tail of the weights, which latents they move, restarts,
+# the evidence by step, data sets drawn anew, and leave-one-out PIT. Names of dimensions are given as to `to_arviz`.
+
+# %%
+names = {"dims": {"slopes": ["covariate"]}, "coords": {"covariate": table.feature_names}}
+with TemporaryDirectory() as folder:
+    page = fit.report(Path(folder) / "posterior.html", x, y, **names)
+    print(page.name, "is written:", page.is_file())
 
 # %%
 assert verdict.level == "good"

@@ -9,8 +9,9 @@ from ppgen.diagnostics import Calibration
 from ppgen.diagnostics.verdict import GOOD, WEIGHTED
 from ppgen.diagnostics.versions import group
 from ppgen.report.page import Report
-from ppgen.report.posterior import calibration as calibrated
-from ppgen.report.posterior import log_evidence, posterior, predictions
+from ppgen.report.posterior import log_evidence, posterior
+from ppgen.report.predictions import calibration as calibrated
+from ppgen.report.predictions import predictions
 from ppgen.report.sections import summary, training
 
 if TYPE_CHECKING:
