@@ -110,9 +110,9 @@ def fit(
             message says in what they differ, and nothing is written over.
 
     **guide="auto"** climbs from `restarts` (4 if left out) starts that lie wide apart to modes, fits a Gaussian to each
-    in coordinates whitened by the curvature there, mixes those of several modes, and, if importance weights ask for it,
-    fits a flow after the best, all in double precision, on all data, and until it has converged (`ppgen.auto`). It takes
-    no loss, optimiser, batches or lengths. ``fit.diagnose(...)`` says whether the result can be trusted.
+    in coordinates whitened by the curvature there, mixes those of several modes, and, if importance weights ask for
+    it, fits a flow after the best, all in double precision, on all data, and until it has converged (`ppgen.auto`). It
+    takes no loss, optimiser, batches or lengths. ``fit.diagnose(...)`` says whether the result can be trusted.
 
     Ctrl-C ends the run cleanly after the step it is at, with what was learned; pressed twice, at once.
 

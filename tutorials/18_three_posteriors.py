@@ -15,7 +15,7 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_iris
 
 import ppgen
-from ppgen.diagnostics import loo, predictive_check
+from ppgen.diagnostics import predictive_check
 
 torch.set_num_threads(1)  # programs as small as these gain nothing from more
 
@@ -173,8 +173,8 @@ right.set(xlabel="length, cm", ylabel="probability of the upper part", title="wi
 fig.tight_layout()
 
 # %% [markdown]
-# Whether data as these could have come from the program: how extreme their standard deviation and their middle are among
-# those of posterior predictive draws.
+# Whether data as these could have come from the program: how extreme their standard deviation and their median are
+# among those of posterior predictive draws.
 
 # %%
 print(predictive_check(irises, statistics={"deviation": np.std, "median": np.median}))

@@ -23,6 +23,7 @@ A verdict is of what was looked at: one restart, of a program with too many late
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN, khat_threshold, trusted, weigh_up
+from ppgen.diagnostics.importance import EQUAL, NEGLIGIBLE, PLAIN, khat_threshold, trusted, weigh_up
 from ppgen.diagnostics.reading import attribute, on_the_line
 from ppgen.diagnostics.versions import group, rhat
 from ppgen.posterior import Unconstrained, climb
@@ -46,6 +47,8 @@ AGREE, AWAY, ROWS = 1.05, 0.05, 0.05
 CLOSE, FAR = 0.1, 0.5
 RICHER = 'a richer guide: guide="auto", AutoMultivariateNormal, or AutoFlow'
 CLIMBABLE = 300  # latents
+FEW, MANY = 1000, 4000  # draws
+NEAR = (0.3, 1.0)  # k-hat of few draws that more of them may bring to the other side of a bound
 COVERED = 4.0  # a mode is where the guide is if that has a quarter of the mass that the mode has
 
 
@@ -75,13 +78,14 @@ class Verdict:
 
 
 def diagnose(
-    fit: "Fit", *data: Tensor, draws: int = 1000, starts: int = 4, idata: Any = None, seed: int = 0
+    fit: "Fit", *data: Tensor, draws: int | None = None, starts: int = 4, idata: Any = None, seed: int = 0
 ) -> Verdict:
     """Judges a fit's posterior on data by the figures of this module.
 
     Args:
         data: what the programs take, as of `to_arviz`.
-        draws: samples of the guide a chain.
+        draws: samples of the guide a chain. If left out, 1000, and 4000 where k-hat of these and of global latents
+            stands so near a bound that it may be on its wrong side by chance.
         starts: from how many points other modes are looked for; 0 for none.
         idata: what `to_arviz` gave of these data, to be judged in place of new draws.
         seed: of draws and starts; the caller's random state is left as it was.
@@ -90,7 +94,10 @@ def diagnose(
         ValueError, LookupError: as `to_arviz`.
     """
     if idata is None:
-        idata = fit.to_arviz(*data, draws=draws, predictive=False, resampled=None, chunk=min(draws, 250), seed=seed)
+        asked = partial(fit.to_arviz, *data, predictive=False, resampled=None, chunk=250, seed=seed)
+        idata = asked(draws=FEW if draws is None else draws)
+        if draws is None and _near_a_bound(fit, group(idata, "vi_stats")):
+            idata = asked(draws=MANY)
     posterior, stats = group(idata, "posterior"), group(idata, "sample_stats")
     if stats is None or posterior is None or not posterior.data_vars:
         why = attribute(idata, "density") or "the programs have no latents"
@@ -107,6 +114,14 @@ def diagnose(
             judged.doubt("looked", "one restart, and other modes were not looked for", "restarts=4")
     judged.course()
     return judged.verdict()
+
+
+def _near_a_bound(fit: "Fit", vi: xr.Dataset | None) -> bool:
+    """Whether k-hat of few draws, whose error is about .16 there, could be on either side of what it is judged by."""
+    if vi is None or "pareto_k" not in vi or vi["pareto_k"].ndim > 1:
+        return False
+    pareto_k, effective = (float(vi[name].values[fit.best]) for name in ("pareto_k", "effective"))
+    return NEAR[0] < pareto_k < NEAR[1] and effective < EQUAL * FEW
 
 
 def of_like_evidence(vi: xr.Dataset) -> np.ndarray:

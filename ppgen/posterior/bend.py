@@ -21,8 +21,8 @@ from ppgen.posterior.unconstrained import Unconstrained
 
 __all__ = ["Bend"]
 
-DRAWS = 64
-RATE, LOWEST = 3e-3, 1e-4
+MOST, LEAST, WORK = 256, 64, 60_000  # draws a step: as many as make so many terms of log p, within bounds
+RATE, LOWEST = 5e-3, 1e-4
 MEMORY = 0.98  # of the average of weights
 BOUND = 10.0  # of a gradient's norm, for each square root of the dimension
 
@@ -45,6 +45,7 @@ class Bend:
         self.average = [weight.detach().clone() for weight in self.weights]
         self.optim = torch.optim.Adam(self.weights, lr=RATE, betas=(0.9, 0.99))
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, steps, eta_min=LOWEST)
+        self.draws = min(MOST, max(LEAST, WORK // target.num_data))
         self.evidence: list[float] = []
         self._log_det = torch.linalg.slogdet(root).logabsdet
         with in_double(), validation(False):
@@ -97,7 +98,7 @@ class _Loss(nn.Module):
         self.flow, self.bend = bend.flow, bend
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        y, log_q = self.flow().rsample_and_log_prob((DRAWS,))
+        y, log_q = self.flow().rsample_and_log_prob((self.bend.draws,))
         log_p = self.bend.target.each(self.bend.center + y @ self.bend.root.mT)
         gain = (log_p - log_q).mean()
         return gain.detach() + self.bend._log_det, -gain
