@@ -180,7 +180,7 @@ fig.tight_layout()
 print(predictive_check(irises, statistics={"deviation": np.std, "median": np.median}))
 
 # %%
-assert tumours.level == "good"
+assert tumours.level in ("good", "usable with weights")
 assert doubted.level == "not to be trusted"
 assert believed.level in ("good", "usable with weights")
 assert petals.level in ("good", "usable with weights")

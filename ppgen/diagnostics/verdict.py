@@ -142,6 +142,7 @@ class _Judged:
         self.against: dict[str, str] = {}
         self.advice: dict[str, None] = {}
         self.level = GOOD
+        self.richer = "" if "auto" in fit.facts else RICHER  # which it was already
 
     def doubt(self, figure: str, why: str, advice: str = "", *, level: str = WEIGHTED) -> None:
         self.against[figure] = why
@@ -157,13 +158,15 @@ class _Judged:
         if self.local:
             self.figures |= {"pareto_k": float(np.median(pareto_k)), "bad_rows": float((~serves).mean())}
             if self.figures["bad_rows"] > ROWS:
-                self.doubt("bad_rows", f"above {ROWS}: k-hat of these data is above {bound:.2f}", RICHER, level=BAD)
+                why = f"above {ROWS}: k-hat of these data is above {bound:.2f}"
+                self.doubt("bad_rows", why, self.richer, level=BAD)
             elif (share := (~plain).mean()) > ROWS:
                 self.doubt("pareto_k", f"above {PLAIN} for {share:.0%} of data")
         else:
             self.figures["pareto_k"] = float(pareto_k)
             if not serves:
-                self.doubt("pareto_k", f"above {bound:.2f}: the guide misses mass of the posterior", RICHER, level=BAD)
+                why = f"above {bound:.2f}: the guide misses mass of the posterior"
+                self.doubt("pareto_k", why, self.richer, level=BAD)
                 self.advice[
                     "another form of the model where one latent scales others: pyro.infer.reparam.LocScaleReparam"
                 ] = None
@@ -207,7 +210,7 @@ class _Judged:
         for name in ("shift", "log_ratio"):
             if self.figures[name] > FAR + slack:
                 why = f"above {FAR} (and {slack:.2f} of noise): weights move the guide's draws too far to mend them"
-                self.doubt(name, why, RICHER, level=BAD)
+                self.doubt(name, why, self.richer, level=BAD)
             elif self.figures[name] > CLOSE + slack:
                 self.doubt(name, f"above {CLOSE} (and {slack:.2f} of noise): weights move the guide's draws")
 
