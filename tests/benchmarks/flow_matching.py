@@ -16,6 +16,7 @@ times as wide inside of its blocks; 20,000 steps of Adam at 3e-4, batches of 256
 
 import argparse
 import math
+import sys
 import time
 from functools import partial
 
@@ -100,7 +101,10 @@ def main() -> None:
     print("| coupling | W2^2, one step | theirs | W2^2, dopri5 | theirs | ms a step, coupling | training |")
     print("|---|---|---|---|---|---|---|")
     for name in options.only:
-        runs = [one(name, seed, options) for seed in range(options.first, options.first + options.seeds)]
+        runs = []
+        for seed in range(options.first, options.first + options.seeds):
+            runs.append(one(name, seed, options))
+            print(f"{name}, seed {seed}: {runs[-1][0]:.3f}, {runs[-1][1]:.3f}", file=sys.stderr)
         mean, std = np.mean(runs, 0), np.std(runs, 0)
         short, full = (f"{mean[i]:.3f} ({std[i]:.3f})" for i in (0, 1))
         theirs = THEIRS[name]
