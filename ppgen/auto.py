@@ -38,7 +38,8 @@ __all__ = ["find"]
 
 LOST = 100.0  # nats below the best start: such a mode has no mass, if it is one
 SPREAD = 5.0  # standard deviations
-HIDDEN = (32, 32)  # widths of a flow's networks; parents come first in a program, so that it goes in their order
+HIDDEN = (32, 32)  # widths of a flow's networks; it goes in the order of the program, parents first
+ERROR = 0.1  # standard deviations of an entry by which two fits of one mode may differ
 JUDGED = 4000  # draws by which a guide is judged
 ROUND, ROUNDS = 300, 4  # steps of a flow between two judgements, and how many of these
 
@@ -58,13 +59,14 @@ def find(
             along some direction nothing bounds it; for discrete latents that cannot be summed out.
         FloatingPointError: if log p is nowhere finite; the message names the sites.
 
-    Ctrl-C ends the stage that it comes in, with what was learned; before there is a Gaussian, it is raised.
+    Ctrl-C ends the fit of Gaussians with what was learned, and leaves a flow under way for what there was before it;
+    until there is a Gaussian, it is raised.
     """
     began = time.perf_counter()
     progress("starts")
     target, generator = Unconstrained(model, data), torch.Generator().manual_seed(seed)
     starts = target.starts(restarts, generator)
-    found = _Found(target, starts[0], seed, began)
+    found = _Found(target, starts, seed, began)
     progress("climbing to modes")
     summit = _summits(target, starts, generator)
     progress("Gaussian")
@@ -72,11 +74,12 @@ def find(
     best, alone = found.gaussian(gaussians, generator)
     start = best.fit.best
     if len(modes := _modes(gaussians, alone.log_marginal)) > 1:
+        progress("mixture of modes")
         mixed = found.mixture(gaussians, modes, alone.log_marginal[modes], generator)
-        best = max(best, mixed, key=lambda tried: tried.evidence)
+        best = max(best, mixed, key=lambda tried: tried.bound)
     if not _serves(best.weights):
         try:
-            best = max(best, found.flow(gaussians, start, progress), key=lambda tried: tried.evidence)
+            best = max(best, found.flow(gaussians, start, progress), key=lambda tried: tried.bound)
         except KeyboardInterrupt:
             what = best.fit.facts["auto"]
             warnings.warn(f"stopped while a flow was fitted: this is a {what}, to be weighed", stacklevel=3)
@@ -92,17 +95,19 @@ def _summits(target: Unconstrained, starts: Tensor, generator: torch.Generator) 
     if lost.any():
         noise = torch.randn(int(lost.sum()), target.dim, generator=generator, dtype=starts.dtype)
         again = climb(target, found.center[best] + SPREAD * noise @ found.root[best].mT, generator)
+        higher = again.evidence > found.evidence[lost]
+        rows = lost.nonzero()[:, 0][higher]
         for part in ("center", "root", "evidence"):
-            getattr(found, part)[lost] = getattr(again, part)
+            getattr(found, part)[rows] = getattr(again, part)[higher]
     return found
 
 
 class _Found:
     """Turns what was found into a `Fit`."""
 
-    def __init__(self, target: Unconstrained, start: Tensor, seed: int, began: float):
-        self.target, self.seed, self.began = target, seed, began
-        self.start = init_to_value(values=target.constrain(start))  # a prior may have no draws
+    def __init__(self, target: Unconstrained, starts: Tensor, seed: int, began: float):
+        self.target, self.seed, self.began, self.starts = target, seed, began, len(starts)
+        self.start = init_to_value(values=target.constrain(starts[0]))  # a prior may have no draws
         self.model = self.latent = InDouble(target.model)
         self.loss = Evidence(path_derivative=True)
         if target.discrete:  # the guide leaves them to enumeration
@@ -127,7 +132,7 @@ class _Found:
             for done in q.converged.tolist()
         ]
         fit = self._fit(guide, weights, q.evidence.numpy(), why, "Gaussian of full rank")
-        return _Candidate(fit, weigh_up(log_weights[:, [fit.best]])), weigh_up(log_weights)
+        return _Candidate.of(fit, log_weights[:, [fit.best]]), weigh_up(log_weights)
 
     def mixture(
         self, q: Gaussians, modes: Sequence[int], log_marginal: np.ndarray, generator: torch.Generator
@@ -145,12 +150,12 @@ class _Found:
         which = torch.multinomial(logits.softmax(0), JUDGED, replacement=True, generator=generator)
         u = parts.rsample(noise)[which, torch.arange(JUDGED)]
         log_weights = (self.target.log_prob(u) - law.log_prob(u).detach())[:, None].numpy()
-        # of modes that lie apart, the bound is this of each one's
+        # of modes that lie apart; of others, at most
         evidence = q.evidence[modes].logsumexp(0, keepdim=True).numpy()
         why = f"{len(modes)} modes, each a Gaussian after {q.evidence.shape[1]} steps"
-        self.loss = self.loss if self.target.discrete else Evidence()  # its draws have no path
-        fit = self._fit(guide, [weights], evidence, [why], "mixture of Gaussians")
-        return _Candidate(fit, weigh_up(log_weights))
+        loss = self.loss if self.target.discrete else Evidence()  # its draws have no path
+        fit = self._fit(guide, [weights], evidence, [why], "mixture of Gaussians", loss)
+        return _Candidate.of(fit, log_weights)
 
     def flow(self, q: Gaussians, best: int, progress: Callable[[str], None]) -> "_Candidate":
         """The fit of a flow after the best Gaussian."""
@@ -164,7 +169,8 @@ class _Found:
                 progress(f"a flow, round {number + 1} of at most {ROUNDS}{now}")
                 bend.run(ROUND)
                 u, log_q = bend.rsample(JUDGED)
-                weights = weigh_up((self.target.log_prob(u) - log_q)[:, None].numpy())
+                log_weights = (self.target.log_prob(u) - log_q)[:, None].numpy()
+                weights = weigh_up(log_weights)
                 now = f"; k-hat is {weights.pareto_k[0]:.2f}"
                 before, served = served, _serves(weights)
                 if before and served:  # once may be chance
@@ -175,11 +181,11 @@ class _Found:
             _place(guide, center, root)
         why = f"k-hat of {weights.pareto_k[0]:.2f} after {len(bend.evidence)} steps of a flow"
         fit = self._fit(guide, [self._weights(guide)], np.array([bend.evidence]), [why], "flow after a Gaussian")
-        return _Candidate(fit, weights)
+        return _Candidate.of(fit, log_weights)
 
     @contextmanager
     def _set_up(self, guide: Any) -> Iterator[None]:
-        """An autoguide that has met its model, in double precision; random numbers are as they were after."""
+        """An autoguide that has met its model, in double precision; the caller's random state is kept."""
         tell_apart(self.model, guide)
         with torch.random.fork_rng(), in_double():
             guide(*self.target.args)
@@ -188,27 +194,37 @@ class _Found:
     def _weights(self, guide: Any) -> dict[str, Tensor]:
         return snapshot(State.of(self.model, guide, self.target.args).tensors)
 
-    def _fit(self, guide: Any, weights: list, evidence: np.ndarray, why: Sequence[str], what: str) -> Fit:
+    def _fit(
+        self, guide: Any, weights: list, evidence: np.ndarray, why: Sequence[str], what: str, loss: Any = None
+    ) -> Fit:
         seconds = time.perf_counter() - self.began
         nothing = {"step": np.zeros(0), "loss": np.zeros(0)}
         chains = [
             Chain(part, {"loss": -values / self.target.num_data}, nothing, reason, len(values), seconds)
             for part, values, reason in zip(weights, evidence, why, strict=True)
         ]
-        return Fit(self.model, guide, self.loss, chains, self.target.args, {"auto": what})
+        facts = {"auto": what, "starts": self.starts}
+        return Fit(self.model, guide, self.loss if loss is None else loss, chains, self.target.args, facts)
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A fit, and the importance weights of draws of its best chain."""
+    """A fit, and the importance weights of draws of its best chain.
+
+    `bound` is that of the evidence by the guide's law where the program has a density, -inf if it has none: beyond an
+    edge of the support a few draws would make it -inf, and weights leave them out.
+    """
 
     fit: Fit
     weights: Importance
+    bound: float
 
-    @property
-    def evidence(self) -> float:
-        """The bound, in nats; -inf where it is not a number."""
-        return float(np.nan_to_num(self.weights.elbo[0], nan=-np.inf))
+    @classmethod
+    def of(cls, fit: Fit, log_weights: np.ndarray) -> "_Candidate":
+        """Of log weights (draws, 1)."""
+        kept = log_weights[np.isfinite(log_weights)]
+        bound = kept.mean() + math.log(kept.size / log_weights.size) if kept.size else -math.inf
+        return cls(fit, weigh_up(log_weights), float(bound))
 
 
 def _serves(weights: Importance) -> bool:
@@ -219,11 +235,12 @@ def _serves(weights: Importance) -> bool:
 def _modes(q: Gaussians, log_marginal: np.ndarray) -> list[int]:
     """Chains that ended at places of their own, those of most evidence first; those of next to no mass are left out."""
     kept: list[int] = []
+    log_marginal = np.where(np.isfinite(log_marginal), log_marginal, -np.inf)
     away = q.whitened(q.center).norm(dim=-1)  # of a column's center, in a row's units
     for chain in map(int, np.argsort(-log_marginal)):
-        if log_marginal[chain] < log_marginal.max() - NEGLIGIBLE:
+        if not log_marginal[chain] >= log_marginal.max() - NEGLIGIBLE:
             break
-        if all(float(away[other, chain]) > 1 + math.sqrt(len(q.center[0])) / 10 for other in kept):
+        if all(float(away[other, chain]) > 1 + ERROR * math.sqrt(len(q.center[0])) for other in kept):
             kept.append(chain)
     return kept
 

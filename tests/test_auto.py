@@ -15,8 +15,9 @@ from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariate
 from torch.distributions import biject_to
 
 import ppgen
-from ppgen.diagnostics import diagnose
+from ppgen.diagnostics import annealed_evidence, diagnose
 from ppgen.diagnostics.verdict import BAD, GOOD, UNKNOWN, WEIGHTED
+from ppgen.draws import validation
 from ppgen.posterior import Unconstrained, climb
 from ppgen.result import Chain, Fit
 
@@ -228,6 +229,19 @@ def test_flat_priors_have_posteriors_and_no_draws():
     m = idata.posterior_resampled["m"].values.ravel()
     assert m.mean() == pytest.approx(float(y.mean()), abs=0.1 * scale)
     assert m.std() == pytest.approx(scale * math.sqrt(98 / 96), rel=0.06)
+
+
+def test_a_point_with_a_flat_prior_has_groups_without_a_test_of_draws():
+    def model(y):
+        m = pyro.sample("m", dist.ImproperUniform(constraints.real, (), ()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+    point = AutoDelta(model, init_loc_fn=init_to_value(values={"m": torch.zeros(())}))
+    fit = trained(model, point, torch.randn(10), steps=5)
+    idata = fit.to_arviz(torch.randn(10), draws=50)
+    assert "two_sample" not in idata
+    assert fit.diagnose(torch.randn(10)).level == UNKNOWN
 
 
 @pytest.mark.slow
@@ -444,6 +458,78 @@ def test_good_fits_are_called_good():
 
         levels.append(diagnose(given(model, guide, y), y, draws=400, starts=2).level)
     assert levels.count(GOOD) >= 38
+
+
+# densities with edges and holes
+
+
+def two_sides(share: float, *, edge: float = -math.inf, hole: float = math.nan):
+    """N(-4, .5^2) and N(4, .5^2), the former's share given, and no density, or none that is a number, below an edge."""
+    shares = torch.tensor([share, 1 - share]).log()
+    centers = torch.tensor([-4.0, 4.0])
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 10.0))
+        height = (dist.Normal(centers, 0.5).log_prob(x[..., None]) + shares).logsumexp(-1)
+        pyro.factor("sides", torch.where(x > edge, height - dist.Normal(0.0, 10.0).log_prob(x), hole))
+
+    return model
+
+
+def test_a_mode_with_a_hole_beside_it_is_not_overlooked():
+    """Below -5.2, 2.4 deviations from the other mode, log p is NaN, where draws from there fall."""
+    verdict = given(two_sides(0.5, edge=-5.2), drawing("x", dist.Normal(4.0, 0.5))).diagnose()
+    assert verdict.level == BAD, str(verdict)
+    assert "elsewhere" in verdict.against
+
+
+@pytest.mark.parametrize("hole", [math.nan, -math.inf])
+def test_a_mode_at_an_edge_is_found(hole):
+    """99 % of the mass is at the mode that is cut .8 deviations from its middle."""
+    model = two_sides(0.99, edge=-4.4, hole=hole)
+    fit = ppgen.fit(model, "auto", None, progress=False)
+    assert np.isfinite([chain.final for chain in fit.chains]).all()
+    with validation(False):
+        x = fit.to_arviz(draws=1000, predictive=False).posterior["x"].values[fit.best]
+    assert (x < 0).mean() > 0.9
+    if hole == -math.inf:  # Pyro's own checks refuse a NaN where they see one
+        assert np.isfinite(annealed_evidence(fit, draws=32, temperatures=20).lower)
+
+
+def test_a_page_is_written_of_a_latent_that_bounds_data(tmp_path):
+    """U(0, t) has no density of data beyond t: many steps' bounds are of a part of the draws."""
+    y = torch.tensor([0.3, 0.9, 0.7, 0.8])
+
+    def model(y):
+        t = pyro.sample("t", dist.HalfCauchy(1.0))
+        with pyro.plate("data", len(y)):
+            inside = torch.where(y < t, -t.log(), -torch.inf)
+            pyro.factor("y", inside)
+
+    fit = ppgen.fit(model, "auto", y, progress=False)
+    assert fit.report(tmp_path / "page.html", y).exists()
+
+
+def test_draws_of_other_data_cannot_be_judged_without_them():
+    x, y = covariates()
+    fit = given(regression, drawing("b", dist.Normal(torch.zeros(3).double(), 1.0).to_event(1)), x, y)
+    with pytest.raises(ValueError, match="takes the data"):
+        fit.diagnose(idata=fit.to_arviz(x, y, draws=50, predictive=False))
+
+
+def test_more_draws_are_taken_near_a_bound(monkeypatch):
+    """A guide a little too narrow, its k-hat in between; and an exact one, which needs no more."""
+    taken = []
+    true = Fit.to_arviz
+    monkeypatch.setattr(
+        Fit, "to_arviz", lambda fit, *data, **how: taken.append(how["draws"]) or true(fit, *data, **how)
+    )
+    given(correlated, drawing("z", dist.Normal(torch.zeros(2), 0.8).to_event(1))).diagnose(starts=0)
+    assert taken == [1000, 4000]
+    taken.clear()
+    exact = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.95], [0.95, 1.0]]))
+    given(correlated, drawing("z", exact)).diagnose(starts=0)
+    assert taken == [1000]
 
 
 # amortised guides

@@ -432,6 +432,9 @@ def test_replicates_are_counted_as_data_are():
 
 def test_the_evidence_is_in_the_frame_and_the_way_there_is_not():
     trace = -5 - 1000 * np.exp(-np.arange(400) / 10.0)
+    broken = np.where(np.arange(len(trace)) % 3 == 0, -np.inf, trace)[None]
+    below = figures.evidence_trace(broken, (-9.0, -9.1, -8.9)).axes[0]
+    assert below.get_ylim()[0] < -9.1
     axes = figures.evidence_trace(np.stack([trace, trace - 500]), (-4.0, -4.1, -3.9)).axes[0]
     low, high = axes.get_ylim()
     assert -10 < low < -5

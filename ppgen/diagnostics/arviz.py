@@ -174,7 +174,7 @@ def _chain(
     if "density" in note:
         for group in ("sample_stats", "log_likelihood"):
             groups.pop(group, None)
-        if predictive:
+        if predictive and "prior_predictive" in groups:
             groups["two_sample"] = _tests(groups, seed)
         return groups
     dims, log_weights = groups["sample_stats"]["log_weight"]

@@ -84,20 +84,22 @@ def diagnose(
 
     Args:
         data: what the programs take, as of `to_arviz`.
-        draws: samples of the guide a chain. If left out, 1000, and 4000 where k-hat of these and of global latents
-            stands so near a bound that it may be on its wrong side by chance.
+        draws: samples of the guide a chain. If left out, 1000; if latents are global and k-hat comes out near a bound,
+            4000 new ones.
         starts: from how many points other modes are looked for; 0 for none.
         idata: what `to_arviz` gave of these data, to be judged in place of new draws.
         seed: of draws and starts; the caller's random state is left as it was.
 
     Raises:
-        ValueError, LookupError: as `to_arviz`.
+        ValueError: if there are `idata`, and other modes are to be looked for without data. ValueError, LookupError: as
+            `to_arviz`.
     """
     if idata is None:
-        asked = partial(fit.to_arviz, *data, predictive=False, resampled=None, chunk=250, seed=seed)
-        idata = asked(draws=FEW if draws is None else draws)
-        if draws is None and _near_a_bound(fit, group(idata, "vi_stats")):
-            idata = asked(draws=MANY)
+        idata = enough(fit, *data, draws=draws, predictive=False, seed=seed)
+    elif starts and fit.example and not data:
+        raise ValueError(
+            "diagnose: looking for other modes takes the data that the draws are of: give them, or starts=0"
+        )
     posterior, stats = group(idata, "posterior"), group(idata, "sample_stats")
     if stats is None or posterior is None or not posterior.data_vars:
         why = attribute(idata, "density") or "the programs have no latents"
@@ -110,10 +112,19 @@ def diagnose(
     if not judged.local:
         judged.moments()
         looked = judged.elsewhere(data, starts, seed) if starts else False
-        if not looked and len(fit.chains) == 1:
+        if not looked and len(fit.chains) == fit.facts.get("starts", 1) == 1:
             judged.doubt("looked", "one restart, and other modes were not looked for", "restarts=4")
     judged.course()
     return judged.verdict()
+
+
+def enough(fit: "Fit", *data: Tensor, draws: int | None = None, **options: Any) -> Any:
+    """What `to_arviz` gives, with as many draws as `diagnose` takes."""
+    asked = partial(fit.to_arviz, *data, resampled=None, chunk=250, **options)
+    idata = asked(draws=FEW if draws is None else draws)
+    if draws is None and _near_a_bound(fit, group(idata, "vi_stats")):
+        return asked(draws=MANY)
+    return idata
 
 
 def _near_a_bound(fit: "Fit", vi: xr.Dataset | None) -> bool:
@@ -224,16 +235,19 @@ class _Judged:
                 generator = torch.Generator().manual_seed(seed)
                 found = climb(target, target.starts(starts, generator), generator)
             except (ValueError, RuntimeError, FloatingPointError, NotImplementedError):
-                return False  # what it is of the program that cannot be climbed, its own fit would have said
+                return False  # the verdict then says that they were not looked for
             u = on_the_line(target, self.posterior, self.chain)
             noise = torch.randn(starts, self.draws, target.dim, generator=generator, dtype=torch.float64)
             log_p = target.log_prob(found.rsample(noise).flatten(0, 1)).reshape(starts, self.draws)
+        here = float(self.vi["log_marginal"].values[self.chain])
+        if not (np.isfinite(self.smoothed).any() and np.isfinite(here)):
+            return False  # there is nothing that a mode could be laid beside
         # the posterior's mass within reach of each summit: by draws from there, and by the guide's own, weighed
         reach = math.sqrt(target.dim) + 2
         inside = noise.norm(dim=-1) < reach
         there = weigh_up(torch.where(inside, log_p - found.log_prob(noise), -torch.inf).mT.numpy()).log_marginal
         own = (found.whitened(u).norm(dim=-1) < reach).double().numpy() @ np.exp(self.smoothed)
-        share = 1 / (1 + np.exp(np.clip(float(self.vi["log_marginal"].values[self.chain]) - there, -50, 50)))
+        share = 1 / (1 + np.exp(np.clip(here - there, -50, 50)))
         shares = np.where(np.isfinite(there) & (own < share / COVERED), share, 0.0)
         self.figures["elsewhere"] = float(shares.max(initial=0.0))
         if self.figures["elsewhere"] > AWAY:
@@ -242,7 +256,7 @@ class _Judged:
             self.doubt(
                 "elsewhere",
                 f"above {AWAY}: a mode where the guide is not, at {at[:160]}",
-                "restarts=4, which finds other modes; then a model whose modes are told apart",
+                "more restarts, which find other modes; then a model whose modes are told apart",
                 level=BAD,
             )
         return True
@@ -253,12 +267,15 @@ class _Judged:
         if fifth < 5:
             return
         before, last = losses[-2 * fifth : -fifth], losses[-fifth:]
+        if not np.isfinite(losses[-2 * fifth :]).all():
+            return
         noise = 2 * math.sqrt((before.var() + last.var()) / fifth)
         size = self.fit.num_data
         self.figures["falling"] = max(0.0, float(before.mean() - last.mean() - noise)) * size
         if self.figures["falling"] > 0.5 and self.level != GOOD:
             self.against["falling"] = "nats, over the last fifth of the run: it was not at its end"
-            self.advice["more steps"] = None
+            if "auto" not in self.fit.facts:  # which takes as many as it wants
+                self.advice["more steps"] = None
 
     def verdict(self) -> Verdict:
         return Verdict(self.level, self.figures, self.against, tuple(self.advice))

@@ -20,9 +20,10 @@ class AutoMixture(AutoContinuous):
 
         u ~ sum_k w_k N(loc_k, L_k L_k'),    w = softmax(logits),    L_k = diag(scale_k) C_k, C_k unit lower triangular
 
-    Its density sums the components, so that importance weights are exact. It is what ``guide="auto"`` gives back where
-    it finds several modes, and places there. Draws have no gradient, since their component is drawn too: SVI has to
-    train it by the score function, and where components start between two modes, they end at one of them.
+    Its density sums the components, so that importance weights are of the mixture, not of the component drawn. It has
+    no `median` and `quantiles`: take draws. It is what ``guide="auto"`` gives back where it finds several modes, and
+    places there. Draws have no gradient, since their component is drawn too: SVI has to train it by the score function,
+    and where components start between two modes, they end at one of them.
 
     Args:
         model: a Pyro program whose latents are continuous.

@@ -62,10 +62,11 @@ def sandwich(
         temperatures: T; beta rises along a sigmoid, slowly at both ends.
 
     Raises:
-        ValueError: for fewer than two draws or temperatures.
+        ValueError: for fewer than two draws, of the posterior too, or temperatures.
     """
     if draws < 2 or temperatures < 2 or (posterior is not None and len(posterior) < 2):
-        raise ValueError(f"sandwich: at least two draws and temperatures, got {draws} and {temperatures}")
+        given = "" if posterior is None else f", and {len(posterior)} of the posterior"
+        raise ValueError(f"sandwich: at least two draws and temperatures, got {draws} and {temperatures}{given}")
     generator = torch.Generator().manual_seed(seed)
     walk = _Walk(target, center, root, generator)
     grid = torch.linspace(-4, 4, temperatures + 1, dtype=torch.float64).sigmoid()
@@ -101,6 +102,8 @@ class _Walk:
 
     def _at(self, y: Tensor) -> "_Points":
         value, slope = self.target.log_prob_and_grad(self.center + y @ self.root.mT)
+        known = value.isfinite() & slope.isfinite().all(-1)
+        value, slope = torch.where(known, value, -torch.inf), torch.where(known[:, None], slope, 0.0)
         log_b = -0.5 * (y.square() + math.log(2 * math.pi)).sum(-1)
         return _Points(y, value + self.log_det, log_b, slope @ self.root, -y)
 

@@ -100,5 +100,7 @@ class _Loss(nn.Module):
     def forward(self) -> tuple[Tensor, Tensor]:
         y, log_q = self.flow().rsample_and_log_prob((self.bend.draws,))
         log_p = self.bend.target.each(self.bend.center + y @ self.bend.root.mT)
-        gain = (log_p - log_q).mean()
-        return gain.detach() + self.bend._log_det, -gain
+        gain = log_p - log_q
+        kept = gain.detach().isfinite()  # of q where there is a density, its evidence has these draws alone
+        evidence = torch.where(kept, gain.detach(), 0.0).sum() / kept.sum().clamp(min=1) + kept.double().mean().log()
+        return evidence + self.bend._log_det, -gain.mean()

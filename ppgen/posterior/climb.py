@@ -37,8 +37,6 @@ class Summit(Normals):
         steps: how many steps of Newton's were made.
     """
 
-    center: Tensor
-    root: Tensor
     evidence: Tensor
     steps: int
 

@@ -57,6 +57,8 @@ def climb_evidence(target: Unconstrained, center: Tensor, root: Tensor, generato
         try:
             path.walk(WINDOW)
         except KeyboardInterrupt:
+            if not path.evidence:
+                raise
             errors = path.average() if len(path.iterates) > WINDOW else center.new_full((len(center),), torch.inf)
             break
         last = len(path.iterates) >= LONGEST or len(path.evidence) >= STEPS
@@ -104,7 +106,9 @@ class _Path:
         s = (slope @ self.root + back) * finite.reshape(*u.shape[:2], 1)
         log_det = torch.linalg.slogdet(self.root).logabsdet + self._diagonal().sum(-1)
         entropy = log_det + 0.5 * self.target.dim * LOG_2PI_E
-        self.evidence.append(log_p.reshape(s.shape[:2]).mean(-1) + entropy)
+        kept = finite.reshape(s.shape[:2]).sum(-1)  # of q where there is a density, its evidence has these draws alone
+        mean = torch.where(finite, log_p, 0.0).reshape(s.shape[:2]).sum(-1) / kept.clamp(min=1)
+        self.evidence.append(mean + (kept / DRAWS).log() + entropy)
         by_m, by_log_l = -s.mean(1), -self._by_log_l(s, e)
         norm = (by_m.square().sum(-1) + by_log_l.square().flatten(1).sum(-1)).sqrt()
         held = (BOUND * math.sqrt(self.target.dim) / norm).clamp(max=1.0)

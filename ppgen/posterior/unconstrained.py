@@ -83,9 +83,10 @@ class Unconstrained:
         return torch.cat(parts, -1)
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """log p at points (n, dim): (n,)."""
+        """log p at points (n, dim): (n,); -inf where it is no number, since there is no density there."""
         with torch.no_grad():
-            return torch.cat([_quietly(self.each)(part) for part in u.split(8 * BATCH)])
+            value = torch.cat([_quietly(self.each)(part) for part in u.split(8 * BATCH)])
+        return torch.where(value.isnan(), -torch.inf, value)
 
     def log_prob_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """log p (n,) and its slopes (n, dim) at points (n, dim)."""

@@ -65,7 +65,7 @@ def report_of_adaptation(
         training(fit, "nats per datum"),
         game(fit, text=GAME, found=findings),
         _features(model, held_out, names, label_names),
-        posterior(fit, idata, verdict, of="the rows looked at"),
+        posterior(fit, idata, verdict),
         configuration(config),
     ]
     rows = ", ".join(f"{len(x)} rows of {domain}" for domain, (x, _) in held_out.items())

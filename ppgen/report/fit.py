@@ -1,12 +1,13 @@
 """The report of a fit from Python: in short, training, the posterior and whether it can be trusted, predictions."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ppgen.diagnostics import Calibration
-from ppgen.diagnostics.verdict import GOOD, WEIGHTED
+from ppgen.diagnostics.verdict import GOOD, MANY, WEIGHTED, enough
 from ppgen.diagnostics.versions import group
 from ppgen.report.page import Report
 from ppgen.report.posterior import log_evidence, posterior
@@ -26,7 +27,7 @@ def report_of_fit(
     fit: "Fit",
     *data: Tensor,
     title: str = "",
-    draws: int = 1000,
+    draws: int | None = None,
     starts: int = 4,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
@@ -38,7 +39,7 @@ def report_of_fit(
     Args:
         data: what the programs take, as of `Fit.to_arviz`.
         title: of the page; after the model's name if left out.
-        draws: samples of the guide a chain.
+        draws: samples of the guide a chain; as many as of `Fit.diagnose` if left out.
         starts: from how many points other modes are looked for; 0 for none.
         dims, coords: names of the latents' dimensions, as of `Fit.to_arviz`.
         calibration: what `ppgen.diagnostics.sbc` or `sbc_of` gave, to be shown too.
@@ -48,15 +49,9 @@ def report_of_fit(
         ValueError, LookupError: as `Fit.to_arviz`.
     """
     chains, numbers_of_data = len(fit.chains), sum(part.numel() for part in data)
-    idata = fit.to_arviz(
-        *data,
-        draws=draws,
-        predictive=chains * draws * numbers_of_data <= MOST,
-        resampled=None,
-        dims=dims,
-        coords=coords,
-        chunk=min(draws, 250),
-        seed=seed,
+    most = MANY if draws is None else draws
+    idata = enough(
+        fit, *data, draws=draws, predictive=chains * most * numbers_of_data <= MOST, dims=dims, coords=coords, seed=seed
     )
     verdict = fit.diagnose(*data, starts=starts, idata=idata, seed=seed)
     numbers: dict[str, Any] = {"posterior": verdict.level}
@@ -65,7 +60,9 @@ def report_of_fit(
         numbers["log evidence, by importance weights (nats)"] = value
     if "auto" in fit.facts:
         numbers["guide"] = fit.facts["auto"]
-    made = getattr(fit.model, "__self__", fit.model)  # of a method, what it is of
+    model = inspect.unwrap(fit.model)
+    model = getattr(model, "func", model)  # of a partial
+    made = getattr(model, "__self__", model)  # of a method, what it is of
     name = getattr(made, "__name__", type(made).__name__)
     unit = "nats per datum" if fit.num_data > 1 else "nats"
     sections = [
@@ -76,5 +73,7 @@ def report_of_fit(
         training(fit, unit),
     ]
     shapes = ", ".join(str(tuple(part.shape)) for part in data)
+    held = group(idata, "posterior")
+    drawn = "no" if held is None else held.sizes["draw"]
     what = f"data of shape {shapes}" if data else "no data"
-    return Report(title or f"Posterior of {name}", f"{what}; {draws} draws a restart", [s for s in sections if s])
+    return Report(title or f"Posterior of {name}", f"{what}; {drawn} draws a restart", [s for s in sections if s])

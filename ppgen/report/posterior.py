@@ -58,13 +58,12 @@ MEANINGS = {
 }
 
 
-def posterior(fit: "Fit", idata: Any, verdict: Verdict | None = None, *, of: str = "the data") -> Section | None:
+def posterior(fit: "Fit", idata: Any, verdict: Verdict | None = None) -> Section | None:
     """A verdict, the latents, importance weights, the evidence by step, restarts; None without draws to show.
 
     Args:
         idata: what `Fit.to_arviz` gave.
         verdict: of these draws, as `ppgen.diagnostics.diagnose` gives it.
-        of: which data they are of.
     """
     found = None if idata is None else group(idata, "posterior")
     drawn = found is not None and len(found.data_vars) > 0
@@ -74,9 +73,12 @@ def posterior(fit: "Fit", idata: Any, verdict: Verdict | None = None, *, of: str
     stats, vi = group(idata, "sample_stats"), group(idata, "vi_stats")
     chain = fit.best
     if drawn and found is not None:
+        rows = (
+            ", for the first row of the data" if vi is not None and vi.get("pareto_k", xr.DataArray(0)).ndim > 1 else ""
+        )
         caption = (
-            "The posterior as the guide draws it, for the first row of the data that it was asked about. One chain is "
-            "shown with its mean and 94% interval, several by a density each."
+            f"The posterior as the guide draws it{rows}. One chain is shown with its mean and 94% interval, several by "
+            "a density each."
         )
         items.append(Figure(figures.posterior(idata), caption, f"Density plots. {caption}"))
     if vi is not None and "pareto_k" in vi:
@@ -91,7 +93,7 @@ def posterior(fit: "Fit", idata: Any, verdict: Verdict | None = None, *, of: str
         elif stats is not None and found is not None:
             items += _weights(found, stats, float(vi["pareto_k"].values[chain]), chain)
     if vi is not None:
-        items += _evidence(fit, vi, of)
+        items += _evidence(fit, idata, vi)
         if found is not None and drawn:
             items += _restarts(found, vi)
     items += _two_sample(idata)
@@ -160,25 +162,32 @@ def _weights(found: xr.Dataset, stats: xr.Dataset, pareto_k: float, chain: int) 
     yield Figure(picture, caption, f"Histograms. {caption}")
 
 
-def _evidence(fit: "Fit", vi: xr.Dataset, of: str) -> Iterator[Figure]:
-    """The bound by step, and the level that it has to reach."""
+def _evidence(fit: "Fit", idata: Any, vi: xr.Dataset) -> Iterator[Figure]:
+    """The bound by step, and the level that it has to reach, if that is of the data that were trained on."""
     chain = fit.best
     if "log_marginal" not in vi or "elbo_trace" not in vi or not np.isfinite(vi["elbo_trace"].values[chain]).any():
         return
     size, level = fit.num_data, None
-    if (found := log_evidence(vi, chain)) is not None:
-        rows = vi["log_marginal"].size // vi.sizes["chain"] if vi["log_marginal"].ndim > 1 else size
-        value, reach = found[0] / rows, NORMAL95 * found[1] / rows
+    if (found := log_evidence(vi, chain)) is not None and size in (1, _rows(idata)):
+        value, reach = found[0] / size, NORMAL95 * found[1] / size
         level = value, value - reach, value + reach
     unit = "nats per datum" if size > 1 else "nats"
     caption = "The evidence bound by step."
     if level is not None:
         caption += (
-            f" Dashed, the log evidence of {of} by importance weights, with its 95% interval, to be relied on as far "
-            "as k-hat allows. What lies between is KL(q, p), what the guide lacks."
+            " Dashed, the log evidence by importance weights, with its 95% interval, to be relied on as far as k-hat "
+            "allows. What lies between is KL(q, p), what the guide lacks."
         )
     picture = figures.evidence_trace(vi["elbo_trace"].values, level, best=chain, unit=unit)
     yield Figure(picture, caption, f"Line chart. {caption}")
+
+
+def _rows(idata: Any) -> int:
+    """How many rows the draws are of."""
+    seen = group(idata, "observed_data")
+    return (
+        max((value.shape[0] for value in seen.data_vars.values() if value.ndim), default=1) if seen is not None else 1
+    )
 
 
 def _restarts(found: xr.Dataset, vi: xr.Dataset) -> Iterator[Figure | Table]:

@@ -83,7 +83,7 @@ def report_of_run(
             _reach(subject, seed),
             _reconstructions(subject),
             _codes(subject),
-            posterior(fit, idata, verdict, of="the rows looked at"),
+            posterior(fit, idata, verdict),
             configuration(config),
         ]
     return Report(title, subject.rows, [s for s in sections if s is not None])

@@ -89,12 +89,14 @@ def evidence_trace(
         if not len(values):
             continue
         _curve(axes, values, PALETTE[number % len(PALETTE)], f"chain {number}" if len(chains) > 1 else "evidence bound")
-    low, high = np.nanquantile(chains[best][len(chains[best]) // 2 :], [1 - SHOWN, SHOWN])
+    kept = [values[np.isfinite(values)] for values in (chains[best][len(chains[best]) // 2 :], chains[best])]
+    low, high = np.quantile(kept[0] if len(kept[0]) else kept[1], [1 - SHOWN, SHOWN])
     if level is not None and np.isfinite(level).all():
         axes.axhspan(*level[1:], color=INK, alpha=0.15, linewidth=0)
         axes.axhline(level[0], color=INK, label=name, **DASHED)
-        high = max(high, level[2])
-    ends = [np.nanmean(values[-max(1, len(values) // 10) :]) if len(values) else -np.inf for values in chains]
+        low, high = min(low, level[1]), max(high, level[2])
+    tails = [values[-max(1, len(values) // 10) :] for values in chains]
+    ends = [values[np.isfinite(values)].mean() if np.isfinite(values).any() else -np.inf for values in tails]
     low = min([low, *(end for end in ends if end > low - NEAR * (high - low))])
     room = 0.2 * (high - low) or 0.05 * abs(high) or 0.5
     axes.set_ylim(low - room, high + room)
