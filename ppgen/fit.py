@@ -83,8 +83,8 @@ def fit(
         callbacks: called with a `Moment` after every step.
         seed: of batches, starts and random draws; the caller's random state is left as it was.
         restarts: chains, each from a new start, one if left out: networks draw their weights anew, other parameters
-            move by U(-2, 2) in unconstrained space. The best is that of the lowest loss, which in a game says little:
-            compare the chains' draws.
+            move by U(-2, 2) in unconstrained space, and an `AutoFlow` is a Gaussian again. The best is that of the
+            lowest loss, which in a game says little: compare the chains' draws.
         device: where batches and module programs go; unchanged if left out.
         progress: a progress bar, on a terminal.
         checkpoint: a file that holds the whole run while it trains, from which a run that was stopped goes on (below).

@@ -9,6 +9,8 @@ N(init_loc, init_scale^2) and is never less than a full Gaussian. Amortised, the
 plate, with a flow of their own given a context: loc and scale are then those of the row too,
 
     c_i = encoder(x_i),    T = T(. ; c_i),    loc_i = loc + a(c_i),    scale_i = scale exp(b(c_i))
+
+A restart of `ppgen.fit` draws its networks again, and it starts as such a Gaussian again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +27,7 @@ from pyro.nn import PyroParam
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import biject_to
+from torch.distributions import biject_to, transform_to
 
 from ppgen.draws import Program, nearest, signature
 from ppgen.flows import FLOWS, Flow, FlowDistribution
@@ -50,7 +52,8 @@ class AutoFlow(AutoContinuous):
         amortised: the names of those arguments of the model whose rows the context is a function of, for a model whose
             latents all lie in one plate. ``"x"`` of ``model(x)``. None for a guide that does not look at data.
         encoder: a network from the rows of those arguments, one argument each, to contexts: (n, ...) to (n, width). If
-            left out, a dense network of the rows, brought to unit scale by those of the first batch.
+            left out, a linear map of the rows plus a dense network of them, brought to unit scale by those of the first
+            batch.
         init_loc_fn: where each latent starts, as of Pyro's autoguides.
         init_scale: the standard deviation of each latent at the start, on the real line.
 
@@ -96,7 +99,7 @@ class AutoFlow(AutoContinuous):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
-        flow, layers, hidden, init_scale = self._made_of
+        flow, layers, hidden, _ = self._made_of
         start, context_dim = self._init_loc(), 0
         if self._rows_of:
             rows, start = self._rows(args, kwargs), self._start_of_rows()
@@ -105,8 +108,6 @@ class AutoFlow(AutoContinuous):
             with torch.no_grad():
                 context_dim = self.encoder(*rows).shape[-1]
             self.head = nn.Linear(context_dim, 2 * len(start)).to(start)
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
             (self._frames[len(rows[0])],) = self._prototype_frames.values()
         dim = len(start)
         if isinstance(flow, str):
@@ -116,19 +117,45 @@ class AutoFlow(AutoContinuous):
                 flow = FLOWS[flow](dim, context_dim=context_dim, **options)
             except TypeError as error:
                 raise ValueError(f"AutoFlow: flow={flow!r} has no such option: {error}") from error
-            _zero_last_layers(flow)
-            loc, scale = _moments(flow.to(start))
         elif (tuple(flow.event_shape), flow.context_dim) != ((dim,), context_dim):
             raise ValueError(
                 f"AutoFlow: expected a flow over events of shape ({dim},) with a context of width {context_dim}, got "
                 f"one of shape {tuple(flow.event_shape)} with {flow.context_dim}"
             )
-        else:
-            loc, scale = torch.zeros_like(start), torch.ones_like(start)
         self.flow = flow.to(start)
-        self.scale = PyroParam(init_scale / scale, self.scale_constraint)
-        self.loc = nn.Parameter(start - init_scale / scale * loc)
-        self.scale_tril = PyroParam(torch.eye(dim).to(start), self.scale_tril_constraint)
+        self._begin = start
+        begin = self._gaussian()
+        self.scale = PyroParam(begin["scale"], self.scale_constraint)
+        self.loc = nn.Parameter(begin["loc"])
+        self.scale_tril = PyroParam(begin["scale_tril"], self.scale_tril_constraint)
+
+    @torch.no_grad()
+    def _gaussian(self) -> dict[str, Tensor]:
+        """Lets networks give out nothing; returns the affine map by which u then is N(start, init_scale^2)."""
+        flow, *_, init_scale = self._made_of
+        start = self._begin.to(self.flow.zero)
+        loc, scale = torch.zeros_like(start), torch.ones_like(start)
+        if self._rows_of:
+            for parameter in self.head.parameters():
+                parameter.zero_()
+        if isinstance(flow, str):
+            _zero_last_layers(self.flow)
+            loc, scale = _moments(self.flow)
+        scale = init_scale / scale
+        return {"loc": start - scale * loc, "scale": scale, "scale_tril": torch.eye(len(start)).to(start)}
+
+    @torch.no_grad()
+    def restarted(self) -> None:
+        """After a restart has moved all parameters: a Gaussian of `init_scale` again, where it was if amortised.
+
+        Not amortised, its mean keeps the move. In scales and correlations of many latents it would lead far off, and a
+        guide of rows begins where their latents lie.
+        """
+        begin = self._gaussian()
+        if self._rows_of:
+            self.loc.copy_(begin["loc"])
+        self.scale_unconstrained.copy_(transform_to(self.scale_constraint).inv(begin["scale"]))
+        self.scale_tril_unconstrained.copy_(transform_to(self.scale_tril_constraint).inv(begin["scale_tril"]))
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> "Affine":
         """The law of u: of all latents, or amortised, of the latents of each row of the arguments."""
@@ -277,7 +304,10 @@ class Affine(TorchDistribution):
 
 
 class Encoder(nn.Module):
-    """Rows to contexts: their parts side by side, brought to unit scale by example rows, through a dense network."""
+    """Rows to contexts: W x + network(x), x the parts of a row side by side, brought to unit scale by example rows.
+
+    A mean that is linear in the rows, or nearly, need not be learned by a network, which takes many of them.
+    """
 
     center: Tensor
     spread: Tensor
@@ -288,10 +318,12 @@ class Encoder(nn.Module):
         spread = flat.std(0, correction=0)
         self.register_buffer("center", flat.mean(0))
         self.register_buffer("spread", torch.where(spread > 0, spread, 1.0))
+        self.linear = nn.Linear(flat.shape[-1], hidden[-1], bias=False)
         self.network = Dense(flat.shape[-1], hidden[-1], hidden=hidden)
 
     def forward(self, *rows: Tensor) -> Tensor:
-        return self.network((_side_by_side(rows).to(self.center.dtype) - self.center) / self.spread)
+        x = (_side_by_side(rows).to(self.center.dtype) - self.center) / self.spread
+        return self.linear(x) + self.network(x)
 
 
 def _side_by_side(rows: Sequence[Tensor]) -> Tensor:

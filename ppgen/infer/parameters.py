@@ -209,7 +209,8 @@ class State:
         """A new start, in place: layers draw their weights again, every other leaf moves by U(-spread, spread).
 
         The uniform move, in unconstrained space, is Stan's default start (reference manual, "Initialization").
-        Frozen leaves stay, and so do the buffers of a frozen layer.
+        A module with a method ``restarted`` has the last word. Frozen leaves stay, and so do the buffers of a frozen
+        layer.
         """
         restore(self.tensors, start)
         trained = {id(leaf) for leaf in self.leaves.values() if leaf.requires_grad}
@@ -222,11 +223,15 @@ class State:
                 reset(_Plain(module) if hasattr(module, "parametrizations") else module)
                 renewed |= own
         with torch.no_grad():
+            for leaf in self.leaves.values():
+                if leaf.requires_grad and id(leaf) not in renewed:
+                    leaf.add_(torch.empty_like(leaf).uniform_(-spread, spread))
+            for module in self.modules:
+                if callable(restarted := getattr(type(module), "restarted", None)):
+                    restarted(module)
             for name, leaf in self.leaves.items():
                 if not leaf.requires_grad:
                     leaf.copy_(start[name])
-                elif id(leaf) not in renewed:
-                    leaf.add_(torch.empty_like(leaf).uniform_(-spread, spread))
 
 
 def _touch(draws: Draws) -> None:
