@@ -4,11 +4,17 @@
                       a ~ U(-pi/2, pi/2), r ~ N(.1, .01^2)
     gaussian linear   theta ~ N(0, .1 I) of ten numbers, x ~ N(theta, .1 I), where .1 is the variance
 
-An `AutoFlow` is fitted by `Sleep` to a table of simulations, one in ten of them held out to stop by. C2ST is the
-benchmark's: the accuracy of a network of two layers of 10 x width ReLU in five-fold cross-validation, on 10,000 draws
-of the guide and 10,000 of the posterior, z-scored by the latter: .5 is perfect. The posteriors are exact: that of the
-moons by inverting the simulator. Observations are simulated from the prior under the seeds 1, 2, 3; they are not the
-benchmark's own. The settings of each task were tried on seed 0. Most of the time goes into C2ST.
+An `AutoFlow` is fitted by `Sleep` to a table of simulations, five times from other starts, for a number of epochs that
+depends on the budget, and a draw is one of any of the five: they are one mixture. Within their box the parameters of
+the moons are taken as they are, not through the logistic map that Pyro has for intervals; draws outside are left out.
+The settings were chosen on tables of seed 100 by log q at new simulations.
+
+C2ST is the benchmark's: the accuracy of a network of two layers of 10 x width ReLU in five-fold cross-validation, on
+10,000 draws of the mixture and 10,000 of the posterior, z-scored by the latter: .5 is perfect. It stops after
+`--patience` epochs without progress; by scikit-learn's own 10 it may end before it has found what there is.
+"Behind" is E log p(theta | x) - E log q(theta | x) in nats over 10,000 new simulations, with its standard error, draws
+outside not left out. The posteriors are exact: that of the moons by inverting the simulator. Observations are simulated
+from the prior under the seeds 1, 2, 3; they are not the benchmark's own. Most of the time goes into C2ST.
 
     python tests/benchmarks/simulators.py [--only two_moons] [--budgets 1000 10000] [--seeds 1] [--observations 3]
 """
@@ -24,6 +30,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
@@ -45,8 +52,14 @@ def moon(theta: Tensor) -> Tensor:
     return place + crescent(len(theta))
 
 
+class Box(dist.Uniform):
+    """A uniform law to guides of which its bounds mean nothing."""
+
+    support = constraints.real
+
+
 def two_moons(x: Tensor | None = None) -> None:
-    theta = pyro.sample("theta", dist.Uniform(-1.0, 1.0).expand([2]).to_event(1))
+    theta = pyro.sample("theta", Box(-1.0, 1.0).expand([2]).to_event(1))
     pyro.sample("x", ppgen.Implicit(moon, theta, event_shape=(2,)), obs=x)
 
 
@@ -63,6 +76,18 @@ def posterior_of_moons(x: Tensor, n: int) -> Tensor:
     return torch.cat(found)[:n]
 
 
+def score_of_moons(x: Tensor, theta: Tensor) -> Tensor:
+    """log p(theta | x): the crescent's density at x less the place, over how much of the crescent the prior allows."""
+    first, second = theta.unbind(-1)
+    offset = x - torch.stack([0.25 - (first + second).abs() / math.sqrt(2), (second - first) / math.sqrt(2)], -1)
+    radius = offset.norm(dim=-1)
+    log_likelihood = dist.Normal(0.1, 0.01).log_prob(radius) - (math.pi * radius).log()
+    place = x[:, None] - crescent(1000)
+    along, across = place[..., 0].abs(), place[..., 1].abs()  # theta1 and theta2 are (+- along +- across) / sqrt 2
+    allowed = (place[..., 0] <= 0) & (along + across <= math.sqrt(2))
+    return log_likelihood - (2 * allowed.float().mean(1)).log()
+
+
 def gaussian_linear(x: Tensor | None = None) -> None:
     theta = pyro.sample("theta", dist.Normal(0.0, math.sqrt(0.1)).expand([10]).to_event(1))
     pyro.sample("x", dist.Normal(theta, math.sqrt(0.1)).to_event(1), obs=x)
@@ -72,59 +97,93 @@ def posterior_of_gaussians(x: Tensor, n: int) -> Tensor:
     return x / 2 + math.sqrt(0.05) * torch.randn(n, 10)
 
 
+def score_of_gaussians(x: Tensor, theta: Tensor) -> Tensor:
+    return dist.Normal(x / 2, math.sqrt(0.05)).log_prob(theta).sum(-1)
+
+
 class Task(NamedTuple):
-    """A simulator, its exact posterior's draws, and how its guide is built and fitted."""
+    """A simulator, its exact posterior (draws at one x; log density, a row each), and how its guide is made and fitted.
+
+    `epochs` are those of the nearest budget; draws beyond `bound` are left out.
+    """
 
     model: Callable
     posterior: Callable[[Tensor, int], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+    bound: float
     guide: dict[str, Any]
-    fit: dict[str, Any]
+    epochs: dict[int, int]
 
 
 TASKS = {
     "two_moons": Task(
         two_moons,
         posterior_of_moons,
-        {"flow": "nsf_autoregressive", "layers": 3, "hidden": (64, 64)},
-        {"lr": 1e-3, "schedule": None, "epochs": 300, "patience": 20, "compile": True},
+        score_of_moons,
+        1.0,
+        {"flow": "nsf_autoregressive", "layers": 3, "hidden": (64, 64), "init_scale": 0.3},
+        {1000: 200, 10_000: 200, 100_000: 60},
     ),
     "gaussian_linear": Task(
         gaussian_linear,
         posterior_of_gaussians,
-        {"flow": "maf", "layers": 2, "hidden": (32, 32)},
-        {"lr": 3e-3, "schedule": "cosine", "epochs": 60, "patience": 10, "compile": False},
+        score_of_gaussians,
+        math.inf,
+        {"flow": "maf", "layers": 1, "hidden": (32, 32), "init_scale": 0.3},
+        {1000: 12, 10_000: 6, 100_000: 3},
     ),
 }
 
 
-def c2st(exact: Tensor, found: Tensor) -> float:
+def c2st(exact: Tensor, found: Tensor, patience: int) -> float:
     """Accuracy of the benchmark's classifier, 0.5 where the laws are one."""
     center, spread = exact.mean(0), exact.std(0)
     rows = torch.cat([(exact - center) / spread, (found - center) / spread]).numpy()
     labels = np.repeat([0, 1], [len(exact), len(found)])
     width = 10 * rows.shape[1]
-    network = MLPClassifier((width, width), max_iter=10_000, random_state=1)
+    network = MLPClassifier((width, width), max_iter=10_000, n_iter_no_change=patience, random_state=1)
     folds = KFold(n_splits=5, shuffle=True, random_state=1)
     return float(cross_val_score(network, rows, labels, cv=folds, scoring="accuracy").mean())
 
 
-def learn(task: Task, budget: int, seed: int) -> tuple[ppgen.Fit, float]:
+def learn(task: Task, budget: int, seed: int, restarts: int) -> tuple[ppgen.Fit, float]:
     """The fit, and the seconds that it took with all of compiling."""
     pyro.set_rng_seed(seed)
     simulator = ppgen.Simulator(task.model)
     table = simulator.draw(budget)
-    guide = ppgen.AutoFlow(simulator, amortised="x", init_scale=1.0, **task.guide)
-    options = dict(task.fit)
-    adam = partial(torch.optim.Adam, lr=options.pop("lr"))
-    options |= {"batch_size": 100, "validation": 0.1, "ema": 0.99, "seed": seed, "progress": False}
+    guide = ppgen.AutoFlow(simulator, amortised="x", **task.guide)
+    epochs = task.epochs[min(task.epochs, key=lambda known: abs(math.log(known / budget)))]
+    options = {"batch_size": 100, "epochs": epochs, "schedule": "cosine", "ema": 0.99, "restarts": restarts}
+    adam = partial(torch.optim.Adam, lr=3e-3)
     start = time.perf_counter()
-    fit = ppgen.fit(simulator, guide, table, loss=ppgen.Sleep(), optim=adam, **options)
+    fit = ppgen.fit(simulator, guide, table, loss=ppgen.Sleep(), optim=adam, seed=seed, progress=False, **options)
     return fit, time.perf_counter() - start
 
 
-def draw(fit: ppgen.Fit, x: Tensor, n: int) -> Tensor:
-    with torch.no_grad(), fit.evaluating():
-        return fit.guide(x.expand(n, -1))["theta"]
+def behind(fit: ppgen.Fit, task: Task) -> tuple[float, float]:
+    """Nats by which the mixture is behind the posterior at new simulations, and the standard error."""
+    new = ppgen.Simulator(task.model).draw(DRAWS, seed=999)
+    pyro.set_rng_seed(999)
+    exact = torch.cat([task.score(*rows) for rows in zip(new.x.split(1000), new.theta.split(1000), strict=True)])
+    scores = []
+    for chain in range(len(fit.chains)):
+        with torch.no_grad(), fit.evaluating(chain):
+            scores.append(fit.guide.get_posterior(new.x).log_prob(new.theta))  # no map between theta and the line
+    gaps = exact - (torch.stack(scores).logsumexp(0) - math.log(len(scores)))
+    return float(gaps.mean()), float(gaps.std()) / math.sqrt(DRAWS)
+
+
+def draw(fit: ppgen.Fit, x: Tensor, n: int, bound: float) -> Tensor:
+    """Draws of all chains, as many of each, and those beyond the bound left out."""
+    found = []
+    for chain in range(len(fit.chains)):
+        with torch.no_grad(), fit.evaluating(chain):
+            found.append(fit.guide(x.expand(n, -1))["theta"])
+    together = torch.stack(found, 1).flatten(0, 1)
+    inside = together[(together.abs() <= bound).all(-1)]
+    if len(inside) < n:
+        raise ValueError(f"expected at least {n} of {len(together)} draws within {bound}, got {len(inside)}")
+    return inside[torch.randperm(len(inside))[:n]]
 
 
 def main() -> None:
@@ -133,25 +192,28 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=int, default=[1000, 10_000])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--observations", type=int, default=3)
+    parser.add_argument("--restarts", type=int, default=5)
+    parser.add_argument("--patience", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| simulator | simulations | seed | C2ST, each observation | C2ST, mean | held-out loss | steps | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| simulator | simulations | seed | C2ST, each observation | C2ST, mean | behind, nats | seconds |")
+    print("|---|---|---|---|---|---|---|")
     for name in options.only:
         task = TASKS[name]
         for budget in options.budgets:
             for seed in range(options.seeds):
-                fit, seconds = learn(task, budget, seed)
+                fit, seconds = learn(task, budget, seed, options.restarts)
                 scores = []
                 for number in range(1, options.observations + 1):
                     x = ppgen.Simulator(task.model).draw(1, seed=number).x[0]
                     pyro.set_rng_seed(number)
-                    scores.append(c2st(task.posterior(x, DRAWS), draw(fit, x, DRAWS)))
+                    exact = task.posterior(x, DRAWS)
+                    scores.append(c2st(exact, draw(fit, x, DRAWS, task.bound), options.patience))
                 each = ", ".join(f"{score:.3f}" for score in scores)
-                chain = fit.chains[0]
+                gap, error = behind(fit, task)
                 print(
-                    f"| {name} | {budget} | {seed} | {each} | {np.mean(scores):.3f} | {chain.final:.3f} "
-                    f"| {len(chain.history['loss'])} | {seconds:.0f} |",
+                    f"| {name} | {budget} | {seed} | {each} | {np.mean(scores):.3f} | {gap:.3f} ({error:.3f}) "
+                    f"| {seconds:.0f} |",
                     flush=True,
                 )
 
