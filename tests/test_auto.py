@@ -517,19 +517,39 @@ def test_draws_of_other_data_cannot_be_judged_without_them():
         fit.diagnose(idata=fit.to_arviz(x, y, draws=50, predictive=False))
 
 
-def test_more_draws_are_taken_near_a_bound(monkeypatch):
-    """A guide a little too narrow, its k-hat in between; and an exact one, which needs no more."""
-    taken = []
+@pytest.fixture
+def taken(monkeypatch) -> list[int]:
+    """How many draws each verdict was made of."""
+    counts: list[int] = []
     true = Fit.to_arviz
     monkeypatch.setattr(
-        Fit, "to_arviz", lambda fit, *data, **how: taken.append(how["draws"]) or true(fit, *data, **how)
+        Fit, "to_arviz", lambda fit, *data, **how: counts.append(how["draws"]) or true(fit, *data, **how)
     )
+    return counts
+
+
+def test_more_draws_are_taken_near_a_bound(taken):
+    """A guide a little too narrow, its k-hat in between; and an exact one, which needs no more."""
     given(correlated, drawing("z", dist.Normal(torch.zeros(2), 0.8).to_event(1))).diagnose(starts=0)
     assert taken == [1000, 4000]
     taken.clear()
     exact = dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.95], [0.95, 1.0]]))
     given(correlated, drawing("z", exact)).diagnose(starts=0)
     assert taken == [1000]
+
+
+def test_a_guide_too_wide_needs_its_weights_though_their_tail_is_good(taken):
+    """Deviations 1.15 times the posterior's: no weight is above 1.15; 1000 draws leave it open, 4000 do not."""
+
+    def standard():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    verdict = given(standard, drawing("z", dist.Normal(torch.zeros(2), 1.15).to_event(1))).diagnose()
+    assert taken == [1000, 4000]
+    assert verdict.figures["pareto_k"] < 0.3
+    assert verdict.figures["log_ratio"] == pytest.approx(math.log(1.15), abs=0.03)
+    assert verdict.level == WEIGHTED
+    assert list(verdict.against) == ["log_ratio"]
 
 
 # amortised guides

@@ -13,7 +13,7 @@ from scipy import stats
 
 import ppgen
 from ppgen.diagnostics import evidence, khat_threshold, loo, loo_pit, resample, rhat, versions, weigh_up
-from ppgen.diagnostics.importance import smooth
+from ppgen.diagnostics.importance import moved, smooth
 from ppgen.particles import log_weights
 from ppgen.result import Chain, Fit
 
@@ -344,6 +344,18 @@ def test_a_tail_of_ties_has_no_shape():
     found = weigh_up(np.arange(600.0)[:, None] % 3)
     assert found.pareto_k == np.inf
     np.testing.assert_allclose(np.exp(found.log_smoothed).sum(0), 1.0)
+
+
+def test_moved_draws_have_the_moments_of_their_weights():
+    """Weights that carry N(0, 2^2) to N(1, 1), within 4 standard errors; equal ones move nothing, nor do constants."""
+    z = np.stack([np.random.default_rng(0).normal(scale=2.0, size=40_000), np.full(40_000, 3.0)], 1)
+    log_w = stats.norm.logpdf(z[:, 0], 1.0, 1.0) - stats.norm.logpdf(z[:, 0], 0.0, 2.0)
+    shift, log_ratio = moved(z, log_w - np.logaddexp.reduce(log_w))
+    error = 4 / math.sqrt(weigh_up(log_w[:, None]).effective[0])
+    np.testing.assert_allclose(shift, [1.0, 0.0], atol=error)
+    np.testing.assert_allclose(log_ratio, [-math.log(2), 0.0], atol=error)
+    for none in moved(z, np.full(len(z), -math.log(len(z)))):
+        np.testing.assert_allclose(none, 0.0, atol=1e-12)
 
 
 def test_weights_agree_with_those_of_draws():

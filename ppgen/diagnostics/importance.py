@@ -19,7 +19,7 @@ from scipy.stats import norm
 
 from ppgen.diagnostics.versions import psislw
 
-__all__ = ["Evidence", "Importance", "evidence", "khat_threshold", "resample", "smooth", "trusted", "weigh_up"]
+__all__ = ["Evidence", "Importance", "evidence", "khat_threshold", "moved", "resample", "smooth", "trusted", "weigh_up"]
 
 EQUAL = 0.99  # share of effective draws from which on weights are all but equal
 PLAIN = 0.5  # k-hat up to which weights have a variance, and draws may serve as they are
@@ -132,6 +132,23 @@ def weigh_up(log_weights: np.ndarray) -> Importance:
         effective=effective,
         log_smoothed=smoothed,
     )
+
+
+def moved(z: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far weights move draws z (K, n): shifts of means, in weighted deviations, and log ratios of deviations, (n,).
+
+    Both are zero where no two draws differ, and NaN where the weights are.
+
+    Args:
+        log_weights: (K,), normalised.
+    """
+    weights = np.exp(log_weights)
+    mean, deviation, weighed = z.mean(0), z.std(0), weights @ z
+    spread = np.sqrt(weights @ (z - weighed) ** 2)
+    constant = np.ptp(z, axis=0) == 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shift, log_ratio = (weighed - mean) / spread, np.log(spread / deviation)
+    return np.where(constant, 0.0, shift), np.where(constant, 0.0, log_ratio)
 
 
 def evidence(log_weights: np.ndarray, *, level: float = 0.95) -> Evidence:

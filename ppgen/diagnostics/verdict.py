@@ -31,7 +31,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.diagnostics.importance import EQUAL, NEGLIGIBLE, PLAIN, khat_threshold, trusted, weigh_up
+from ppgen.diagnostics.importance import EQUAL, NEGLIGIBLE, PLAIN, khat_threshold, moved, trusted, weigh_up
 from ppgen.diagnostics.reading import attribute, on_the_line
 from ppgen.diagnostics.versions import group, rhat
 from ppgen.posterior import Unconstrained, climb
@@ -84,8 +84,8 @@ def diagnose(
 
     Args:
         data: what the programs take, as of `to_arviz`.
-        draws: samples of the guide a chain. If left out, 1000; if latents are global and k-hat comes out near a bound,
-            4000 new ones.
+        draws: samples of the guide a chain. If left out, 1000; if latents are global and these leave open on which side
+            of its bound k-hat or a moment is, 4000 new ones.
         starts: from how many points other modes are looked for; 0 for none.
         idata: what `to_arviz` gave of these data, to be judged in place of new draws.
         seed: of draws and starts; the caller's random state is left as it was.
@@ -122,17 +122,41 @@ def enough(fit: "Fit", *data: Tensor, draws: int | None = None, **options: Any) 
     """What `to_arviz` gives, with as many draws as `diagnose` takes."""
     asked = partial(fit.to_arviz, *data, resampled=None, chunk=250, **options)
     idata = asked(draws=FEW if draws is None else draws)
-    if draws is None and _near_a_bound(fit, group(idata, "vi_stats")):
+    if draws is None and _near_a_bound(fit.best, idata):
         return asked(draws=MANY)
     return idata
 
 
-def _near_a_bound(fit: "Fit", vi: xr.Dataset | None) -> bool:
-    """Whether k-hat of few draws, whose error is about .16 there, could be on either side of what it is judged by."""
-    if vi is None or "pareto_k" not in vi or vi["pareto_k"].ndim > 1:
+def _near_a_bound(chain: int, idata: Any) -> bool:
+    """Whether few draws leave open on which side of its bound k-hat, whose error is about .16, or a moment is."""
+    vi, stats, posterior = (group(idata, name) for name in ("vi_stats", "sample_stats", "posterior"))
+    if vi is None or stats is None or posterior is None or "pareto_k" not in vi or vi["pareto_k"].ndim > 1:
         return False
-    pareto_k, effective = (float(vi[name].values[fit.best]) for name in ("pareto_k", "effective"))
-    return NEAR[0] < pareto_k < NEAR[1] and effective < EQUAL * FEW
+    pareto_k, effective = (float(vi[name].values[chain]) for name in ("pareto_k", "effective"))
+    if NEAR[0] < pareto_k < NEAR[1] and effective < EQUAL * FEW:
+        return True
+    moments = moments_moved(posterior, stats["log_weight_smoothed"].values[chain], chain)
+    return any(abs(value - CLOSE) < noise(name, effective) for name, value in moments.items())
+
+
+def moments_moved(posterior: xr.Dataset, log_weights: np.ndarray, chain: int) -> dict[str, float]:
+    """`shift` and `log_ratio`, the largest of all latents of a chain; empty where weights are no numbers."""
+    if not np.isfinite(np.exp(log_weights)).all():
+        return {}
+    shifts, log_ratios = [0.0], [0.0]
+    for name in posterior.data_vars:
+        z = posterior[name].values[chain].reshape(len(log_weights), -1).astype(float)
+        if (z == z.round()).all():  # discrete: drawn from its own posterior, and summed out of the weights
+            continue
+        shift, log_ratio = moved(z, log_weights)
+        shifts.append(float(np.nanmax(np.abs(shift), initial=0.0)))
+        log_ratios.append(float(np.nanmax(np.abs(log_ratio), initial=0.0)))
+    return {"shift": max(shifts), "log_ratio": max(log_ratios)}
+
+
+def noise(moment: str, effective: float) -> float:
+    """Twice the standard error of a `shift` or a `log_ratio` by so many effective draws, of a normal law."""
+    return 2 / math.sqrt(effective if moment == "shift" else 2 * effective)
 
 
 def of_like_evidence(vi: xr.Dataset) -> np.ndarray:
@@ -202,27 +226,14 @@ class _Judged:
             )
 
     def moments(self) -> None:
-        weights = np.exp(self.smoothed)
-        if not np.isfinite(weights).all():
-            return
-        slack = 2 / math.sqrt(self.figures["effective"] * self.draws)
-        shifts, ratios = [0.0], [0.0]
-        for name in self.posterior.data_vars:
-            z = self.posterior[name].values[self.chain].reshape(self.draws, -1).astype(float)
-            if (z == z.round()).all():  # discrete: drawn from its own posterior, and summed out of the weights
-                continue
-            mean, deviation = z.mean(0), z.std(0)
-            moved = weights @ z
-            spread = np.sqrt(np.maximum(weights @ (z - moved) ** 2, 0.0))
-            with np.errstate(divide="ignore", invalid="ignore"):
-                shifts.append(float(np.nanmax(np.abs(moved - mean) / spread, initial=0.0)))
-                ratios.append(float(np.nanmax(np.abs(np.log(spread / deviation)), initial=0.0)))
-        self.figures |= {"shift": max(shifts), "log_ratio": max(ratios)}
-        for name in ("shift", "log_ratio"):
-            if self.figures[name] > FAR + slack:
+        moments = moments_moved(self.posterior, self.smoothed, self.chain)
+        self.figures |= moments
+        for name, value in moments.items():
+            slack = noise(name, self.figures["effective"] * self.draws)
+            if value > FAR + slack:
                 why = f"above {FAR} (and {slack:.2f} of noise): weights move the guide's draws too far to mend them"
                 self.doubt(name, why, self.richer, level=BAD)
-            elif self.figures[name] > CLOSE + slack:
+            elif value > CLOSE + slack:
                 self.doubt(name, f"above {CLOSE} (and {slack:.2f} of noise): weights move the guide's draws")
 
     def elsewhere(self, data: tuple, starts: int, seed: int) -> bool:

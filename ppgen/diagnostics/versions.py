@@ -67,7 +67,9 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         normalised smoothed log weights, and the shape k-hat of the tail.
     """
-    if IS_NEW:
+    with np.errstate(over="ignore"):  # of scales out of the question, whose weight is then zero
+        if not IS_NEW:
+            return az.psislw(log_weights)
         from arviz_stats.base import array_stats
 
         try:
@@ -77,7 +79,6 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
                 raise
             # no law is fitted to a tail of ties; 0.2x says so by its shape
             return log_weights - np.logaddexp.reduce(log_weights), np.array(np.inf)
-    return az.psislw(log_weights)
 
 
 def to_netcdf(idata: Any, path: str | PathLike) -> None:

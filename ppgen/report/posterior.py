@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ppgen.diagnostics import Verdict
-from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN
+from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN, moved
 from ppgen.diagnostics.reading import DRAWN
 from ppgen.diagnostics.verdict import (
     AGREE,
@@ -147,11 +147,8 @@ def _weights(found: xr.Dataset, stats: xr.Dataset, pareto_k: float, chain: int) 
     of_chain = {name: z for name, z in of_chain.items() if np.ptp(z) > 0 and (z != z.round()).any()}
     if not of_chain:
         return
-    z = np.stack(list(of_chain.values()))
-    at, mean, spread = z @ weights, z.mean(1), z.std(1)
-    ratio = np.sqrt(np.square(z - at[:, None]) @ weights) / spread
-    with np.errstate(divide="ignore"):
-        score = np.maximum(np.abs(at - mean) / spread, np.abs(np.log(ratio)))
+    shift, log_ratio = moved(np.stack(list(of_chain.values()), 1), smoothed)
+    score = np.maximum(np.abs(shift), np.abs(log_ratio))
     most = np.array(list(of_chain))[np.argsort(-score, kind="stable")[:LIMIT]]
     caption = (
         "Draws of the guide as they are beside weighted ones: the weight on each twentieth of the draws, in order of "

@@ -13,7 +13,7 @@ has errors of its own where there is a formula, and is the reference elsewhere.
 
     pip install numpyro          for references that are not in the folder yet; half a minute and more a program
     python tests/benchmarks/posteriors.py [--only diabetes gp ...] [--rows NUTS AutoNormal "ppgen auto" ...]
-        [--seeds 1] [--references ~/.cache/ppgen/posteriors]
+        [--seeds 1] [--first 0] [--references ~/.cache/ppgen/posteriors]
 """
 
 import argparse
@@ -160,9 +160,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS), metavar="NAME")
     parser.add_argument("--rows", nargs="+", choices=[NUTS, *FITS], default=[NUTS, *FITS], metavar="ROW")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--references", type=Path, default=Path.home() / ".cache" / "ppgen" / "posteriors")
     options = parser.parse_args()
-    print(f"{DRAWS} draws, {options.seeds} seeds, {torch.get_num_threads()} threads\n")
+    seeds = range(options.first, options.first + options.seeds)
+    print(f"{DRAWS} draws, seeds {list(seeds)}, {torch.get_num_threads()} threads\n")
     print("| program | entries | row | mean | log sd | k-hat | verdict | seconds |\n|---|---|---|---|---|---|---|---|")
     found: dict[str, dict[str, Line]] = {}
     for key in options.only:
@@ -180,9 +182,9 @@ def main() -> None:
                 lines[NUTS] = Line(*own, verdict=f"{told}R-hat {kept.rhat:.3f}", seconds=kept.seconds)
                 new = [NUTS]
             else:
-                seeds = [lines_of(program, name, seed, truth) for seed in range(options.seeds)]
-                new = [label for label in (name, RESAMPLED) if any(label in rows for rows in seeds)]
-                lines |= {label: worst([rows[label] for rows in seeds if label in rows]) for label in new}
+                tried = [lines_of(program, name, seed, truth) for seed in seeds]
+                new = [label for label in (name, RESAMPLED) if any(label in rows for rows in tried)]
+                lines |= {label: worst([rows[label] for rows in tried if label in rows]) for label in new}
             for label in new:
                 print(f"| {key} | {len(truth[0])} | {label} | {lines[label]} |", flush=True)
         found[key] = lines
