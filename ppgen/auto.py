@@ -180,6 +180,8 @@ class _Found:
         with self._set_up(guide):
             _place(guide, center, root)
         why = f"k-hat of {weights.pareto_k[0]:.2f} after {len(bend.evidence)} steps of a flow"
+        if bend.passed:
+            why += f", {bend.passed} of them passed over, their gradients not being finite"
         fit = self._fit(guide, [self._weights(guide)], np.array([bend.evidence]), [why], "flow after a Gaussian")
         return _Candidate.of(fit, log_weights)
 

@@ -22,6 +22,7 @@ from ppgen.diagnostics.versions import psislw
 __all__ = ["Evidence", "Importance", "evidence", "khat_threshold", "moved", "resample", "smooth", "trusted", "weigh_up"]
 
 EQUAL = 0.99  # share of effective draws from which on weights are all but equal
+RELIED = 0.7  # k-hat up to which averages over weights converge at a practical rate
 PLAIN = 0.5  # k-hat up to which weights have a variance, and draws may serve as they are
 NEGLIGIBLE = 7.0  # nats of evidence below another: less than a thousandth of its mass
 LEAST = 25  # draws from which a tail can be fitted
@@ -65,7 +66,7 @@ def khat_threshold(draws: int) -> float:
     """
     if draws < 2:
         raise ValueError(f"khat_threshold: expected at least 2 draws, got {draws}")
-    return min(1 - 1 / math.log10(draws), 0.7)
+    return min(1 - 1 / math.log10(draws), RELIED)
 
 
 def trusted(pareto_k: np.ndarray, effective: np.ndarray, draws: int, *, most: float | None = None) -> np.ndarray:

@@ -36,6 +36,7 @@ class Bend:
 
     Attributes:
         evidence: the estimated evidence bound of each step, in nats.
+        passed: how many steps were passed over, their gradient not being finite.
         average: the averaged weights.
     """
 
@@ -47,6 +48,7 @@ class Bend:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, steps, eta_min=LOWEST)
         self.draws = min(MOST, max(LEAST, WORK // target.num_data))
         self.evidence: list[float] = []
+        self.passed = 0
         self._log_det = torch.linalg.slogdet(root).logabsdet
         with in_double(), validation(False):
             self._step = make_fx(self._gradients)(*self.weights)
@@ -57,6 +59,7 @@ class Bend:
             evidence, *gradients = self._step(*self.weights)
             self.evidence.append(float(evidence))
             if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+                self.passed += 1
                 continue
             for weight, gradient in zip(self.weights, gradients, strict=True):
                 weight.grad = gradient

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ppgen.diagnostics import Verdict
-from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN, moved
+from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN, RELIED, moved
 from ppgen.diagnostics.reading import DRAWN
 from ppgen.diagnostics.verdict import (
     AGREE,
@@ -85,7 +85,7 @@ def posterior(fit: "Fit", idata: Any, verdict: Verdict | None = None) -> Section
         if vi["pareto_k"].ndim > 1:
             caption = (
                 "Pareto k-hat, a number a datum: how heavy the tail of the importance weights p(x, z) / q(z | x) is. "
-                "Up to 0.7, weighted draws of the guide stand in for the posterior; above, the guide misses too much "
+                f"Up to {RELIED}, weighted draws of the guide stand in for the posterior; above, the guide misses too much "
                 "of it."
             )
             khat = vi["pareto_k"].isel(chain=chain)

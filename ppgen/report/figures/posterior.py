@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ppgen.diagnostics.importance import PLAIN, RELIED
 from ppgen.report.figures.style import DASHED, INK, PALETTE, canvas, legend, note, panels, percent, styled
 
 __all__ = ["entries", "khat", "posterior"]
 
-GOOD, USABLE = 0.5, 0.7
 LIMIT = 6  # components drawn
 
 
@@ -32,18 +32,18 @@ def khat(values: np.ndarray) -> Figure:
         raise ValueError("expected a k-hat for each datum, got none")
     low, high = -0.5, 1.5
     edges = np.linspace(low, high, 41).tolist()  # 0.05 wide; the bounds are among them
-    good, usable = values <= GOOD, (values > GOOD) & (values <= USABLE)
+    good, usable = values <= PLAIN, (values > PLAIN) & (values <= RELIED)
     figure = canvas(2.8)
     axes = figure.add_subplot(xlabel=f"k-hat, clipped to {low} .. {high}", ylabel="number of data")
     for part, colour, text in (
-        (good, PALETTE[2], f"good (up to {GOOD})"),
-        (usable, PALETTE[4], f"usable (up to {USABLE})"),
+        (good, PALETTE[2], f"good (up to {PLAIN})"),
+        (usable, PALETTE[4], f"usable (up to {RELIED})"),
         (~good & ~usable, PALETTE[1], "not to be trusted"),
     ):
         shown = np.clip(np.nan_to_num(values[part], nan=high), low + 1e-9, high)
         shown = np.nextafter(shown, -np.inf)  # a bin is then (a, b], as the classes are
         axes.hist(shown, edges, color=colour, label=f"{percent(part.mean())} {text}")
-    for bound in (GOOD, USABLE):
+    for bound in (PLAIN, RELIED):
         axes.axvline(bound, color=INK, **DASHED)
     legend(figure, axes)
     return figure

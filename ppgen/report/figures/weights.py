@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
+from ppgen.diagnostics.importance import RELIED
 from ppgen.report.figures.style import DASHED, INK, MUTED, PALETTE, canvas, legend, note, panels, shorten, styled
 
 __all__ = ["moved", "weight_tail"]
 
 BINS = 20
-HEAVY = 0.7  # the largest k-hat by which weights are relied on
 LIGHT = 1e-3  # equal shares below which weights are not drawn
 
 
@@ -45,7 +45,9 @@ def weight_tail(log_weights: np.ndarray, log_smoothed: np.ndarray, pareto_k: flo
     left.plot(share[seen], shares[seen], ".", color=PALETTE[0], markersize=3, label="weights")
     left.plot(share[:tail], np.exp(smoothed[:tail]) * count, color=PALETTE[1], linewidth=1.4, label="smoothed tail")
     start = np.exp(smoothed[tail]) * count
-    left.plot(share[:tail], start * (share[:tail] / share[tail]) ** -HEAVY, color=INK, label=f"slope {HEAVY}", **DASHED)
+    left.plot(
+        share[:tail], start * (share[:tail] / share[tail]) ** -RELIED, color=INK, label=f"slope {RELIED}", **DASHED
+    )
     left.set(xscale="log", yscale="log", xlabel="share of draws, the heaviest first", ylabel="weight, in equal shares")
     left.set_ylim(max(shares[seen].min(), LIGHT) / 1.5, min(left.get_ylim()[1], 2 * count))
     left.set_title(f"k-hat {pareto_k:.2f}")
