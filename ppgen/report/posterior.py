@@ -85,8 +85,8 @@ def posterior(fit: "Fit", idata: Any, verdict: Verdict | None = None) -> Section
         if vi["pareto_k"].ndim > 1:
             caption = (
                 "Pareto k-hat, a number a datum: how heavy the tail of the importance weights p(x, z) / q(z | x) is. "
-                f"Up to {RELIED}, weighted draws of the guide stand in for the posterior; above, the guide misses too much "
-                "of it."
+                f"Up to {RELIED}, weighted draws of the guide stand in for the posterior; above, the guide misses too "
+                "much of it."
             )
             khat = vi["pareto_k"].isel(chain=chain)
             items.append(Figure(figures.khat(khat.values), caption, f"Histogram. {caption}"))
