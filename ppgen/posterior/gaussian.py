@@ -82,6 +82,7 @@ class _Path:
 
     def _begin(self) -> None:
         """From m = 0 and L = I, by half the step."""
+        self.log_det = torch.linalg.slogdet(self.root).logabsdet
         self.m = torch.zeros_like(self.center)
         self.log_l = torch.zeros_like(self.root if self.full else self.center)
         self.rate /= 2
@@ -104,8 +105,7 @@ class _Path:
         finite = log_p.isfinite() & slope.isfinite().all(-1)
         slope = torch.where(finite[:, None], slope, 0.0).reshape(u.shape)
         s = (slope @ self.root + back) * finite.reshape(*u.shape[:2], 1)
-        log_det = torch.linalg.slogdet(self.root).logabsdet + self._diagonal().sum(-1)
-        entropy = log_det + 0.5 * self.target.dim * LOG_2PI_E
+        entropy = self.log_det + self._diagonal().sum(-1) + 0.5 * self.target.dim * LOG_2PI_E
         kept = finite.reshape(s.shape[:2]).sum(-1)  # of q where there is a density, its evidence has these draws alone
         mean = torch.where(finite, log_p, 0.0).reshape(s.shape[:2]).sum(-1) / kept.clamp(min=1)
         self.evidence.append(mean + (kept / DRAWS).log() + entropy)

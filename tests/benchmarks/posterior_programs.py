@@ -6,7 +6,7 @@ of posteriordb, or of Gelman & Hill's examples, where these have the program, an
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions
 import torch
 from posterior_data import COLUMNS, COUNTIES, DATA, TRIALS, data
+from posterior_gibbs import moments as horseshoe_moments
 from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -239,7 +240,8 @@ class Program:
         model: the Pyro program, called as ``model(*data)``.
         data: float64 tensors, and integers where they index.
         judged: the sites whose posterior is judged; all latents if empty.
-        exact: mean and standard deviation of each of them given the data, where they have a formula.
+        exact: mean and standard deviation of each of them given the data, where a formula or a sampler of its own has
+            them; NUTS otherwise.
         twin: the program of the same posterior and with all of its sites that NUTS draws in its place; itself if empty.
     """
 
@@ -247,7 +249,7 @@ class Program:
     model: Callable[..., None]
     data: tuple[Tensor, ...]
     judged: tuple[str, ...] = ()
-    exact: Callable[..., dict[str, tuple[float, float]]] | None = None
+    exact: Callable[..., Mapping[str, tuple[Any, Any]]] | None = None
     twin: str = ""
 
     @cached_property
@@ -279,7 +281,11 @@ ABOUT: dict[str, dict[str, Any]] = {
     "funnel": {"judged": ("v",), "exact": lambda: {"v": (0.0, 3.0)}},
     "banana": {"exact": lambda: {"a": (0.0, 10.0), "b": (0.0, math.sqrt(1 + 0.03**2 * 2 * 10.0**4))}},
     # without "local", whose posterior has no finite variance
-    "horseshoe": {"judged": ("tau", "z", "sigma", "beta"), "twin": "horseshoe_mixed"},
+    "horseshoe": {
+        "judged": ("tau", "z", "sigma", "beta"),
+        "twin": "horseshoe_mixed",
+        "exact": horseshoe_moments,
+    },
     "garch": {"twin": "garch_at_once"},
     "schools_centred": {"judged": ("mu", "tau", "theta"), "twin": "schools"},
 }

@@ -1,4 +1,4 @@
-"""Reference moments of posteriors: formulas, or long runs of NumPyro's NUTS that are kept in a folder.
+"""Reference moments of posteriors: formulas, Gibbs sampling, or long runs of NumPyro's NUTS that are kept in a folder.
 
 Four chains of 4000 draws after 2000 steps of adaptation, a dense mass matrix, a target acceptance of .95, double
 precision. A kept run has some of its draws with NumPyro's log joint density there. Pyro's program has to have the same
@@ -70,11 +70,12 @@ def reference(program: Program, folder: Path) -> Reference:
 
 
 def moments(program: Program, kept: Reference) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of all entries of the sites that are judged: by formula where there is one."""
+    """Mean and standard deviation of all entries of the sites that are judged, NUTS's if there are no better ones."""
     if program.exact is None:
         return flattened(program, kept)
-    mean, sd = zip(*(program.exact(*program.data)[name] for name in program.sites), strict=True)
-    return np.array(mean), np.array(sd)
+    exact = program.exact(*program.data)
+    mean, sd = zip(*(exact[name] for name in program.sites), strict=True)
+    return np.hstack(mean), np.hstack(sd)
 
 
 def flattened(program: Program, kept: Reference) -> tuple[np.ndarray, np.ndarray]:
