@@ -36,6 +36,7 @@ from ppgen.terms import Evidence
 
 __all__ = ["find"]
 
+MOST = 3000  # latents, in minutes and within some gigabytes
 LOST = 100.0  # nats below the best start: such a mode has no mass, if it is one
 SPREAD = 5.0  # standard deviations
 HIDDEN = (32, 32)  # widths of a flow's networks; it goes in the order of the program, parents first
@@ -55,8 +56,8 @@ def find(
     """The posterior of a program's global latents on data, as a `Fit`, one chain a start.
 
     Raises:
-        ValueError: for a program without continuous latents or with parameters; for a posterior that is none, since
-            along some direction nothing bounds it; for discrete latents that cannot be summed out.
+        ValueError: for a program without continuous latents, with too many or with parameters; for a posterior that is
+            none, since along some direction nothing bounds it; for discrete latents that cannot be summed out.
         FloatingPointError: if log p is nowhere finite; the message names the sites.
 
     Ctrl-C ends the fit of Gaussians with what was learned, and leaves a flow under way for what there was before it;
@@ -65,12 +66,16 @@ def find(
     began = time.perf_counter()
     progress("starts")
     target, generator = Unconstrained(model, data), torch.Generator().manual_seed(seed)
+    if target.dim > MOST:
+        raise ValueError(
+            f'guide="auto" takes the curvature of all latents together, which is for at most {MOST}; the program has '
+            f"{target.dim} numbers. Give a guide (AutoLowRankMultivariateNormal(model) or AutoNormal(model), say); if "
+            "most are a number a datum, one that is amortised over data"
+        )
     starts = target.starts(restarts, generator)
     found = _Found(target, starts, seed, began)
-    progress("climbing to modes")
-    summit = _summits(target, starts, generator)
-    progress("Gaussian")
-    gaussians = climb_evidence(target, summit.center, summit.root, generator)
+    summit = _summits(target, starts, generator, progress)
+    gaussians = climb_evidence(target, summit.center, summit.root, generator, progress=progress)
     best, alone = found.gaussian(gaussians, generator)
     start = best.fit.best
     if len(modes := _modes(gaussians, alone.log_marginal)) > 1:
@@ -87,14 +92,16 @@ def find(
     return best.fit
 
 
-def _summits(target: Unconstrained, starts: Tensor, generator: torch.Generator) -> Summit:
+def _summits(
+    target: Unconstrained, starts: Tensor, generator: torch.Generator, progress: Callable[[str], None]
+) -> Summit:
     """Where starts lead; those that lead nowhere are begun again, wide around the best in its own scales."""
-    found = climb(target, starts, generator)
+    found = climb(target, starts, generator, progress=progress)
     best = found.evidence.argmax()
     lost = found.evidence < found.evidence[best] - LOST
     if lost.any():
         noise = torch.randn(int(lost.sum()), target.dim, generator=generator, dtype=starts.dtype)
-        again = climb(target, found.center[best] + SPREAD * noise @ found.root[best].mT, generator)
+        again = climb(target, found.center[best] + SPREAD * noise @ found.root[best].mT, generator, progress=progress)
         higher = again.evidence > found.evidence[lost]
         rows = lost.nonzero()[:, 0][higher]
         for part in ("center", "root", "evidence"):

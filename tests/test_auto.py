@@ -628,6 +628,12 @@ def test_bad_options_are_refused():
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(m + n, 1.0).expand([60]).to_event(1), obs=y)
 
+    def wide(y):
+        pyro.sample("m", dist.Normal(0.0, 1.0).expand([3001]).to_event(1))
+
+    with pytest.raises(ValueError, match=r"at most 3000; the program has 3001 numbers.*AutoLowRank"):
+        ppgen.fit(wide, "auto", (y,))
+
     with pytest.raises(ValueError, match=r"'n' to enumeration, but its law Poisson has no finite"):
         ppgen.fit(counted, "auto", (y,))
 

@@ -10,6 +10,7 @@ to 0, and its mode is then no place to be: of all N(u, R R') on the way the one 
 Pathfinder, Zhang et al. 2022, there with estimates of H).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,14 @@ class Summit(Normals):
     steps: int
 
 
-def climb(target: Unconstrained, starts: Tensor, generator: torch.Generator, *, steps: int = STEPS) -> Summit:
+def climb(
+    target: Unconstrained,
+    starts: Tensor,
+    generator: torch.Generator,
+    *,
+    steps: int = STEPS,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Summit:
     """Gaussians near modes, from starts (n, dim).
 
     Raises:
@@ -54,6 +62,7 @@ def climb(target: Unconstrained, starts: Tensor, generator: torch.Generator, *, 
     noise = torch.randn(DRAWS // 2, dim, generator=generator, dtype=u.dtype)
     noise = torch.cat([noise, -noise])
     for step in range(1, steps + 1):
+        progress(f"climbing to modes, step {step}")
         value, slope = target.log_prob_and_grad(u)
         h = -target.hessian(u, near)
         root = _root(h, slope, u)

@@ -16,6 +16,7 @@ own width.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,10 +51,18 @@ class Gaussians(Normals):
     converged: Tensor
 
 
-def climb_evidence(target: Unconstrained, center: Tensor, root: Tensor, generator: torch.Generator) -> Gaussians:
+def climb_evidence(
+    target: Unconstrained,
+    center: Tensor,
+    root: Tensor,
+    generator: torch.Generator,
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Gaussians:
     """Gaussians of most evidence, from guesses (n, dim), (n, dim, dim) of any square roots."""
     path = _Path(target, center, root, generator)
     while len(path.evidence) < STEPS:
+        progress(f"Gaussian, {len(path.evidence)} steps")
         try:
             path.walk(WINDOW)
         except KeyboardInterrupt:
