@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 
 import ppgen
 from ppgen.diagnostics import annealed_evidence, diagnose
-from ppgen.diagnostics.verdict import BAD, GOOD, UNKNOWN, WEIGHTED
+from ppgen.diagnostics.verdict import BAD, GOOD, RICHER, UNKNOWN, WEIGHTED
 from ppgen.draws import validation
 from ppgen.posterior import Unconstrained, climb
 from ppgen.result import Chain, Fit
@@ -431,6 +431,16 @@ def test_a_planted_failure_is_called_one(name, figure):
     assert verdict.advice
     assert figure in str(verdict)
     assert BAD in str(verdict)
+
+
+def test_what_auto_found_is_not_told_to_try_auto():
+    fit, data = failing("light tails")
+    assert RICHER in fit.diagnose(*data).advice
+    fit.facts["auto"] = "Gaussian of full rank"
+    verdict = fit.diagnose(*data)
+    assert verdict.level == BAD
+    assert verdict.advice
+    assert RICHER not in verdict.advice
 
 
 def test_a_fit_without_a_density_is_not_judged():
