@@ -15,21 +15,19 @@ trained on, in percent: mean (standard error) over seeds.
 """
 
 import argparse
-import json
 import math
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from jobs import Record, gather
 
 import ppgen
 from ppgen import recipes
@@ -168,6 +166,11 @@ def table(records: list[dict[str, Any]], pairs: list[str]) -> None:
         print(f"{way:20}" + "".join(f"{cell:>16}" for cell in cells) + f"{seconds:16.0f}")
 
 
+def told(record: Record) -> str:
+    line = "{pair:5} {way:18} seed {seed:3}: source {source:5.1f}, target {target:5.1f} %, {seconds:.0f} s"
+    return " ".join([line.format(**record), *record["signs"]])
+
+
 def times() -> None:
     """Milliseconds a step after warming up, eager and compiled in turns, medians of five blocks."""
     torch.set_num_threads(1)
@@ -210,20 +213,10 @@ def main() -> None:
         return
     seeds = range(options.first, options.first + options.seeds)
     wanted = [(pair, way, seed) for way in options.only for pair in options.pairs for seed in seeds]
-    stored = options.out.read_text().splitlines() if options.out is not None and options.out.exists() else []
-    held = {(r["pair"], r["way"], r["seed"]): r for r in map(json.loads, stored)}
-    records = [held[run] for run in wanted if run in held]
     for name in options.pairs:
         pair = PAIRS[name]
         print(f"{name}: {pair.steps} steps of {pair.batch} rows; features {pair.network}; critic {pair.critic}")
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for run in as_completed([pool.submit(one, *run) for run in wanted if run not in held]):
-            records.append(record := run.result())
-            if options.out is not None:
-                with options.out.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-            line = "{pair:5} {way:18} seed {seed:3}: source {source:5.1f}, target {target:5.1f} %, {seconds:.0f} s"
-            print(line.format(**record), *record["signs"], flush=True)
+    records = gather(one, wanted, ("pair", "way", "seed"), jobs=options.jobs, out=options.out, told=told)
     table(records, options.pairs)
 
 

@@ -22,17 +22,15 @@ Fashion-MNIST's IDX files are found where `ppgen.data.load("fashion")` looks for
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jobs import gather
 
 import ppgen
 from ppgen import data as datasets
@@ -177,17 +175,8 @@ def main() -> None:
         for name in options.data
         for way in options.only
     ]
-    stored = options.out.read_text().splitlines() if options.out is not None and options.out.exists() else []
-    held = {(r["data"], r["way"], r["seed"], r["minutes"]): r for r in map(json.loads, stored)}
-    records = [held[run] for run in wanted if run in held]
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for run in as_completed([pool.submit(one, *run) for run in wanted if run not in held]):
-            records.append(record := run.result())
-            if options.out is not None:
-                with options.out.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
-            line = "{data:8} {way:12} seed {seed:3}: {mean:6.1f}, {steps} of {of} steps, {spent:.1f} min"
-            print(line.format(**record), flush=True)
+    told = "{data:8} {way:12} seed {seed:3}: {mean:6.1f}, {steps} of {of} steps, {spent:.1f} min".format_map
+    records = gather(one, wanted, ("data", "way", "seed", "minutes"), jobs=options.jobs, out=options.out, told=told)
     for name in options.data:
         table(records, name)
 

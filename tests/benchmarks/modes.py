@@ -19,19 +19,17 @@ of one setting: give another FILE after a change.
 """
 
 import argparse
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jobs import gather
 from torch import nn
 
 import ppgen
@@ -122,13 +120,6 @@ def one(name: str, law: str, seed: int, steps: int, compile: Any) -> dict[str, A
     }
 
 
-def runs(wanted: list[tuple], jobs: int) -> Iterator[dict[str, Any]]:
-    """Records as they come; each process compiles a game's step once for all its runs."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for run in as_completed([pool.submit(one, *arguments) for arguments in wanted]):
-            yield run.result()
-
-
 def cell(records: list[dict[str, Any]], law: str, what: str, digits: int) -> str:
     """Mean (standard error)."""
     numbers = np.array([record[what] for record in records if record["law"] == law])
@@ -167,27 +158,18 @@ def main() -> None:
     compile = {"auto": "auto", "yes": True, "no": False}[options.compile]
     seeds = range(options.first, options.first + options.seeds)
     wanted = [(name, law, seed, options.steps) for name in options.only for law in options.laws for seed in seeds]
-
-    stored = options.out.read_text().splitlines() if options.out is not None and options.out.exists() else []
-    held = {(r["game"], r["law"], r["seed"], r["steps"]): r for r in map(json.loads, stored)}
-    records = [held[run] for run in wanted if run in held]
     network = f"3 x {HIDDEN[0]} ReLU"
     print(f"{options.steps} steps of the generator, batch {BATCH}; {network} generator, z in the plane")
     print(f"{network} critic, of r1_gan and r3_gan on {FREQUENCIES} waves")
     print(f"weights averaged at {AVERAGE}; rates fall to zero as a cosine")
     print(f"theirs: {PUBLISHED_BUDGET}")
     print(f"mean (standard error) over {options.seeds} seeds from {options.first} on", flush=True)
-    for record in runs([(*run, compile) for run in wanted if run not in held], options.jobs):
-        records.append(record)
-        if options.out is not None:
-            with options.out.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-        print(
-            "{game:9} {law} seed {seed:3}: {modes:2} modes, {high_quality:5.1f} %, reverse KL {reverse_kl:.4f}, "
-            "{seconds:.0f} s".format(**record),
-            flush=True,
-        )
-    table(records)
+    told = (
+        "{game:9} {law} seed {seed:3}: {modes:2} modes, {high_quality:5.1f} %, reverse KL {reverse_kl:.4f}, "
+        "{seconds:.0f} s"
+    ).format_map
+    key = ("game", "law", "seed", "steps")
+    table(gather(partial(one, compile=compile), wanted, key, jobs=options.jobs, out=options.out, told=told))
 
 
 if __name__ == "__main__":
