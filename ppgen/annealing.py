@@ -14,8 +14,9 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppgen.draws import Draws, Program, is_subsample, nearest
+from ppgen.draws import Draws
 from ppgen.schedules import Ramp, Schedule
+from ppgen.sites import Program, is_subsample, nearest
 from ppgen.terms import Evidence
 
 __all__ = ["AnnealedEvidence"]

@@ -26,12 +26,12 @@ from pyro.infer.autoguide import AutoMultivariateNormal, init_to_value
 from torch import Tensor
 
 from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN, Importance, trusted, weigh_up
-from ppgen.draws import Program
 from ppgen.flows import FLOWS
 from ppgen.infer import AutoFlow, AutoMixture
 from ppgen.infer.parameters import State, snapshot, tell_apart
 from ppgen.posterior import Bend, Gaussians, InDouble, Normals, Summit, Unconstrained, climb, climb_evidence, in_double
 from ppgen.result import Chain, Fit
+from ppgen.sites import Program
 from ppgen.terms import Evidence
 
 __all__ = ["find"]

@@ -11,10 +11,9 @@ Four runs of them serve every objective:
 All four share one subsample of each plate, so their rows are the same data. This is the one file that traces programs.
 """
 
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -27,19 +26,27 @@ from pyro.infer import config_enumerate, infer_discrete
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
-from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor, nn
 
 from ppgen.enumeration import check_enumerable, summed_out
-
-DATA = "data"
-PARTICLES = "particles"
-
-Program = Callable[..., Any]
-Site = dict[str, Any]
+from ppgen.sites import (
+    PARTICLES,
+    Program,
+    Site,
+    check_drawn,
+    check_sites,
+    holding,
+    is_observed,
+    is_subsample,
+    latent_sites,
+    nearest,
+    plate_size,
+    quoted,
+    sample_sites,
+)
 
 
 class Draws:
@@ -225,27 +232,9 @@ class Draws:
         return plate_size(self.observed.nodes.values())
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """'did you mean ...? there are ...', for an error about an unknown name."""
-    known = sorted(names)
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"{hint}there are {', '.join(map(repr, known)) or 'none'}"
-
-
-def sample_sites(trace: Trace) -> dict[str, Site]:
-    """The random sites of a trace by name, plates' subsamples left out."""
-    return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not is_subsample(s)}
-
-
 def signature(program: Program) -> inspect.Signature:
     """The arguments that a program takes; of a module, those of its forward."""
     return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
-
-
-def latent_sites(trace: Trace) -> dict[str, Site]:
-    """The unobserved random sites of a trace by name."""
-    return {k: s for k, s in sample_sites(trace).items() if not s["is_observed"]}
 
 
 def given(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.Size, TorchDistribution]:
@@ -318,7 +307,7 @@ def weighing_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Site]
     trace = _traced(program, *args)
     if latent := latent_sites(trace):
         raise ValueError(
-            f"a likelihood has observed sites alone, got the latents {_quoted(latent)}: give them values "
+            f"a likelihood has observed sites alone, got the latents {quoted(latent)}: give them values "
             "(pyro.poutine.condition), or marginalise them"
         )
     sites = {k: s for k, s in sample_sites(trace).items() if not s["infer"].get("_deterministic")}
@@ -327,80 +316,6 @@ def weighing_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Site]
             "a likelihood observes something, got a program without an observed site: pyro.sample(name, law, obs=y)"
         )
     return trace, sites
-
-
-def is_observed(site: Site) -> bool:
-    """Whether the program gave the site a value, deterministic and factor sites left out."""
-    given = site["is_observed"] or site["infer"].get("was_observed", False)
-    return given and not site["infer"].get("_deterministic") and type(site["fn"]).__name__ != "Unit"
-
-
-def is_point(site: Site) -> bool:
-    """Whether a site's law is a Delta: its value follows from others, as an autoguide's do from its auxiliary ones."""
-    law = site["fn"]
-    while hasattr(law, "base_dist"):
-        law = law.base_dist
-    return isinstance(law, pyro.distributions.Delta)
-
-
-def holding(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
-    """A trace to be replayed that holds these values of its sites, and no others."""
-    held = Trace()
-    for name, value in values.items():
-        held.add_node(name, **{**trace.nodes[name], "value": value})
-    return held
-
-
-def observation(site: Site) -> Tensor:
-    """The value that the program gave the site, also where a run drew it anew."""
-    return site["infer"]["obs"] if site["infer"].get("was_observed") else site["value"]
-
-
-def hides_gradient(site: Site) -> bool:
-    """Whether a draw passes no gradient on to the parameters that its law has."""
-    if site["is_observed"] or site["fn"].has_rsample or not torch.is_grad_enabled():
-        return False
-    return site["fn"].log_prob(site["value"]).requires_grad
-
-
-def data_frame(site: Site) -> CondIndepStackFrame | None:
-    """The frame of a vectorised plate "data" around a site, or None."""
-    return next((f for f in site["cond_indep_stack"] if f.name == DATA and f.vectorized), None)
-
-
-def check_drawn(encoded: Trace, guided: Trace) -> None:
-    """Refuses a pair whose guide leaves latents to enumeration: they are draws of the prior, without a density q.
-
-    Raises:
-        LookupError: naming them.
-    """
-    left = [k for k in latent_sites(encoded) if k not in guided]
-    if left:
-        raise LookupError(
-            f"the guide leaves {_quoted(left)} to enumeration; take Evidence(elbo=TraceEnum_ELBO()), which sums over "
-            "its values, or draw it in the guide"
-        )
-
-
-def check_sites(latent: Collection[str], guided: Trace, *, enumerated: Collection[str] = ()) -> None:
-    """Refuses a guide that misses a latent of the model, unless it is one to be enumerated, or adds one.
-
-    Raises:
-        LookupError: naming them.
-    """
-    drawn = latent_sites(guided)
-    missed = [k for k in latent if k not in drawn and k not in enumerated]
-    added = [k for k, s in drawn.items() if k not in latent and not s["infer"].get("is_auxiliary")]
-    if missed:
-        raise LookupError(
-            f"the guide does not draw {_quoted(missed)}, which the model samples; it draws {_quoted(drawn)}: add a "
-            "pyro.sample of that name to the guide"
-        )
-    if added:
-        raise LookupError(
-            f"the guide draws {_quoted(added)}, which is no latent of the model; those are {_quoted(latent)}: rename "
-            "the guide's site, or mark it with infer={'is_auxiliary': True}"
-        )
 
 
 def check_apart(guide: Program, term: str) -> None:
@@ -437,12 +352,6 @@ class PlateSize(poutine.messenger.Messenger):
         self.size = plate_size([msg], default=self.size)
 
 
-def plate_size(sites: Iterable[Site], default: int = 1) -> int:
-    """Full size of the plate "data" among `sites`."""
-    frames = (f for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.name == DATA)
-    return next((int(f.full_size or f.size) for f in frames), default)
-
-
 @contextmanager
 def all_rows() -> Iterator[None]:
     """While this is open, plates that would draw a subsample of their rows take all of them, in order.
@@ -461,51 +370,6 @@ def all_rows() -> Iterator[None]:
         yield
     finally:
         SubsampleMessenger._subsample = staticmethod(drawn)
-
-
-def weigh(encoded: Trace, guided: Trace) -> Tensor:
-    """Log weights (particles, n) or (particles, 1), as `log_weights` describes, of one pair of traces."""
-    local = is_local(encoded, guided)
-    return log_density(encoded, per_datum=local) - log_density(guided, per_datum=local)
-
-
-def log_density(trace: Trace, *, per_datum: bool) -> Tensor:
-    """The joint log density of a trace's sites, (particles, n) per datum or (particles, 1) of all data together.
-
-    Per datum, a subsample's scale N / B is taken out: a density is a datum's own.
-    """
-    total = torch.zeros(())
-    for site in sample_sites(trace).values():
-        log_prob, frame = torch.as_tensor(site["log_prob"]), data_frame(site)
-        if per_datum and frame is not None:
-            log_prob = log_prob * (frame.size / (frame.full_size or frame.size))
-        total = total + _particles_by_rows(log_prob, site, per_datum)
-    return torch.atleast_2d(total)
-
-
-def is_local(*traces: Trace) -> bool:
-    """Whether every site with a density belongs to one datum, that is, lies in the plate "data"."""
-    return all(
-        data_frame(site) is not None
-        for trace in traces
-        for site in sample_sites(trace).values()
-        if not site["infer"].get("_deterministic")
-    )
-
-
-def _particles_by_rows(log_prob: Tensor, site: Site, local: bool) -> Tensor:
-    """Sums a site's log probability over all of its plates but the particles' and, if `local`, the data's."""
-    log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, site["fn"].batch_shape))
-    outer = [f for f in site["cond_indep_stack"] if f.name in (PARTICLES, "num_particles_vectorized")]
-    rows = [f for f in (data_frame(site),) if local and f is not None]
-    keep = {f.dim + log_prob.dim() for f in outer + rows}
-    gone = [d for d in range(log_prob.dim()) if d not in keep]
-    log_prob = log_prob.sum(gone) if gone else log_prob
-    return log_prob.reshape(outer[0].size if outer else 1, rows[0].size if rows else 1)
-
-
-def is_subsample(site: Site) -> bool:
-    return site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample"
 
 
 def _traced(program: Program, *args: Any, **kwargs: Any) -> Trace:
@@ -543,7 +407,3 @@ class _Unobserved(poutine.messenger.Messenger):
         if is_observed(msg):
             msg["infer"] |= {"was_observed": True, "obs": msg["value"]}
             msg.update(is_observed=False, value=None, done=False)
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names)) or "nothing"

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppgen.diagnostics.importance import weigh_up
-from ppgen.draws import nearest
 from ppgen.infer import AutoFlow
 from ppgen.models import ENERGIES, Energy
 from ppgen.particles import log_weights
 from ppgen.report import write_report
 from ppgen.report.energy import report_of_energy
 from ppgen.run import Run
+from ppgen.sites import nearest
 
 __all__ = ["EnergyRun"]
 

@@ -12,7 +12,6 @@ is a number for each row where c belongs to one: with c_i and x_i in the plate "
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -21,12 +20,11 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
 
 from ppgen.log_sums import LogSums
+from ppgen.sites import Site
 
 __all__ = ["SUMMED_OUT", "check_enumerable", "summed_out"]
 
 SUMMED_OUT = "_ppgen_summed_out"  # in a factor's infer: the names of its observed sites
-
-Site = dict[str, Any]
 
 
 def check_enumerable(latent: dict[str, Site]) -> None:

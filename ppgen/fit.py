@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from ppgen.auto import find
 from ppgen.batches import Batches, as_tensors
-from ppgen.draws import Program
 from ppgen.growth import Grower, Growth
 from ppgen.infer.capture import Compile
 from ppgen.infer.critics import networks
@@ -26,6 +25,7 @@ from ppgen.infer.svi import SVI
 from ppgen.objective import Objective
 from ppgen.result import Fit
 from ppgen.resume import Checkpoint
+from ppgen.sites import Program
 from ppgen.terms import Evidence
 from ppgen.training import Moment, Training
 

@@ -13,9 +13,10 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from ppgen.draws import Draws, Program
+from ppgen.draws import Draws
 from ppgen.infer.critics import Critics
 from ppgen.schedules import Schedule
+from ppgen.sites import Program
 
 __all__ = ["Objective", "Term"]
 

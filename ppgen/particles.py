@@ -17,18 +17,8 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ppgen.draws import (
-    PARTICLES,
-    Draws,
-    Program,
-    Site,
-    holding,
-    is_observed,
-    latent_sites,
-    sample_sites,
-    validation,
-    weigh,
-)
+from ppgen.draws import Draws, validation
+from ppgen.sites import PARTICLES, Program, Site, holding, is_observed, latent_sites, sample_sites, weigh
 
 __all__ = ["log_weights", "particle_draws"]
 

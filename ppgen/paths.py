@@ -16,7 +16,8 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 
-from ppgen.draws import Draws, check_apart, hides_gradient, holding, is_point, latent_sites, sample_sites
+from ppgen.draws import Draws, check_apart
+from ppgen.sites import hides_gradient, holding, is_point, latent_sites, sample_sites
 
 __all__ = ["log_density_by_path"]
 

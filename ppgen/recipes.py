@@ -21,11 +21,11 @@ from torch import nn
 from ppgen import metrics as m
 from ppgen import views as v
 from ppgen.annealing import AnnealedEvidence
-from ppgen.draws import Program
 from ppgen.metrics import MMD, Metric
 from ppgen.nets import GrowingCritic, choose
 from ppgen.objective import Objective
 from ppgen.schedules import Anneal, Ramp, Schedule
+from ppgen.sites import Program
 from ppgen.stepwise import StepwiseEvidence
 from ppgen.terms import Evidence, Rate, Reconstruction, match
 from ppgen.wake_sleep import Sleep, Wake, WakeGuide

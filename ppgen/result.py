@@ -14,12 +14,13 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from ppgen.batches import as_tensors
-from ppgen.draws import Draws, Program
+from ppgen.draws import Draws
 from ppgen.infer.checkpoint import CheckpointError, read, write
 from ppgen.infer.critics import networks
 from ppgen.infer.parameters import CRITIC, Evaluation, Parameters, State, restore, snapshot, tell_apart
 from ppgen.objective import Objective
 from ppgen.referee import Finding, findings
+from ppgen.sites import Program
 
 __all__ = ["Chain", "Fit", "chains_from", "chains_stored", "rules"]
 

@@ -15,7 +15,8 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from ppgen.draws import DATA, Program, Site, quiet_sites, signature, validation
+from ppgen.draws import quiet_sites, signature, validation
+from ppgen.sites import DATA, Program, Site
 
 __all__ = ["Implicit", "Simulator"]
 

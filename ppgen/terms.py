@@ -22,11 +22,12 @@ from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO, TraceTa
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppgen.draws import (
-    Draws,
-    PlateSize,
+from ppgen.draws import Draws, PlateSize, Trace
+from ppgen.metrics import CriticMetric, Metric, Sample
+from ppgen.objective import Objective, Term
+from ppgen.paths import log_density_by_path
+from ppgen.sites import (
     Site,
-    Trace,
     check_drawn,
     hides_gradient,
     is_local,
@@ -37,9 +38,6 @@ from ppgen.draws import (
     sample_sites,
     weigh,
 )
-from ppgen.metrics import CriticMetric, Metric, Sample
-from ppgen.objective import Objective, Term
-from ppgen.paths import log_density_by_path
 from ppgen.views import Rows, View
 
 __all__ = ["Evidence", "Match", "Rate", "Reconstruction", "match"]

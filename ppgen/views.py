@@ -21,8 +21,9 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from ppgen.draws import Draws, Site, data_frame, hides_gradient, latent_sites, observation
+from ppgen.draws import Draws
 from ppgen.moments import mean
+from ppgen.sites import Site, data_frame, hides_gradient, latent_sites, observation
 
 __all__ = ["Rows", "View", "data", "generated", "posterior", "prior", "reconstructed"]
 

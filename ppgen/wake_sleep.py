@@ -21,12 +21,11 @@ from pyro.infer import RenyiELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppgen.draws import (
-    Draws,
+from ppgen.draws import Draws, Trace, check_apart, signature
+from ppgen.objective import Term
+from ppgen.sites import (
     Program,
     Site,
-    Trace,
-    check_apart,
     check_sites,
     data_frame,
     holding,
@@ -39,9 +38,7 @@ from ppgen.draws import (
     nearest,
     plate_size,
     sample_sites,
-    signature,
 )
-from ppgen.objective import Term
 
 __all__ = ["Sleep", "Wake", "WakeGuide", "dream"]
 

@@ -21,9 +21,10 @@ from ppgen.diffusion import (
     bridge,
     make_schedule,
 )
-from ppgen.draws import Draws, sample_sites
+from ppgen.draws import Draws
 from ppgen.models import Diffusion
 from ppgen.models.diffusion import VARIANCES
+from ppgen.sites import sample_sites
 from ppgen.stepwise import WEIGHTINGS
 
 NAMES = [*SCHEDULES, "learned"]

@@ -13,8 +13,9 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormalMessenger
 import ppgen as o
 from ppgen import metrics as m
 from ppgen import views as v
-from ppgen.draws import PARTICLES, Draws, is_local, is_observed, log_density, sample_sites
+from ppgen.draws import Draws
 from ppgen.particles import log_weights, particle_draws
+from ppgen.sites import PARTICLES, is_local, is_observed, log_density, sample_sites
 
 Normal = dist.Normal
 x, z = v.data("x"), v.posterior("z")

@@ -43,10 +43,13 @@ from ppgen.diagnostics.integrated import integrated
 from ppgen.diagnostics.naming import Variable, dataset, new_names, observed, variable
 from ppgen.diagnostics.two_sample import mmd_test
 from ppgen.diagnostics.versions import assemble
-from ppgen.draws import (
+from ppgen.draws import Draws
+from ppgen.enumeration import SUMMED_OUT
+from ppgen.infer.parameters import owner
+from ppgen.particles import particle_draws
+from ppgen.sites import (
     DATA,
     PARTICLES,
-    Draws,
     Site,
     data_frame,
     is_local,
@@ -54,11 +57,9 @@ from ppgen.draws import (
     is_point,
     latent_sites,
     log_density,
+    quoted,
     sample_sites,
 )
-from ppgen.enumeration import SUMMED_OUT
-from ppgen.infer.parameters import owner
-from ppgen.particles import particle_draws
 
 if TYPE_CHECKING:
     from ppgen.result import Fit
@@ -168,7 +169,7 @@ def _chain(
     fixed = [name for name in sorted(points) if name in groups["posterior"] and _is_constant(groups["posterior"][name])]
     if fixed:
         note["density"] = (
-            f"none: the guide gives {_quoted(fixed)} a single value, a point without a density, so there are no "
+            f"none: the guide gives {quoted(fixed)} a single value, a point without a density, so there are no "
             "importance weights and no k-hat"
         )
     if "density" in note:
@@ -203,7 +204,7 @@ def _part(draws: Draws, predictive: bool, integrate: int, note: dict[str, str]) 
     implicit = [k for k, s in seen.items() if is_point(s) and k in terms and terms[k]["log_prob"].isneginf().any()]
     if implicit:
         note["density"] = (
-            f"none: the model gives {_quoted(implicit)} by a Delta, exactly, so that data have no likelihood; there "
+            f"none: the model gives {quoted(implicit)} by a Delta, exactly, so that data have no likelihood; there "
             "are no importance weights and no k-hat"
         )
     elif all(data_frame(site) is None for site in latent_sites(guided).values()):
@@ -291,7 +292,3 @@ def _tests(groups: Groups, seed: int) -> dict[str, Variable]:
 
 def _is_constant(found: Variable) -> bool:
     return bool((found[1] == found[1][:1]).all())
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))

@@ -26,9 +26,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ppgen.draws import Draws, Program, data_frame, latent_sites, nearest
+from ppgen.draws import Draws
 from ppgen.infer.parameters import Evaluation, Parameters
 from ppgen.simulators import Simulator
+from ppgen.sites import Program, data_frame, latent_sites, nearest
 from ppgen.wake_sleep import dream
 
 __all__ = ["Calibration", "Path", "Ranks", "calibrate", "sbc", "sbc_of", "tarp"]

@@ -10,18 +10,8 @@ import math
 import numpy as np
 import torch
 
-from ppgen.draws import (
-    DATA,
-    Draws,
-    Trace,
-    data_frame,
-    holding,
-    is_observed,
-    is_point,
-    latent_sites,
-    log_density,
-    sample_sites,
-)
+from ppgen.draws import Draws, Trace
+from ppgen.sites import DATA, data_frame, holding, is_observed, is_point, latent_sites, log_density, sample_sites
 
 __all__ = ["integrated"]
 

@@ -8,8 +8,8 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.diagnostics.versions import group
-from ppgen.draws import nearest
 from ppgen.posterior import Unconstrained
+from ppgen.sites import nearest
 
 __all__ = ["attribute", "cumulative", "on_the_line", "pick", "pooled"]
 

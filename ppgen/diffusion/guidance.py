@@ -25,7 +25,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 from ppgen.diffusion.sampler import Denoise
 from ppgen.diffusion.schedule import Rates
-from ppgen.draws import Site, weighing_sites
+from ppgen.draws import weighing_sites
+from ppgen.sites import Site
 
 __all__ = ["classifier", "classifier_free", "posterior"]
 

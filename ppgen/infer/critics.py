@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppgen.draws import Draws, Program, validation
+from ppgen.draws import Draws, validation
 from ppgen.infer.optimizers import Player
 from ppgen.infer.parameters import Evaluation, Parameters, prepare
+from ppgen.sites import Program
 
 __all__ = ["Critics", "gradient_norm", "networks"]
 

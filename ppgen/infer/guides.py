@@ -29,10 +29,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
-from ppgen.draws import Program, nearest, signature
+from ppgen.draws import signature
 from ppgen.flows import FLOWS, Flow, FlowDistribution
 from ppgen.flows.zuko import networks
 from ppgen.nets import Dense
+from ppgen.sites import Program, nearest
 
 __all__ = ["AutoFlow"]
 

@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 
-from ppgen.draws import Program
+from ppgen.sites import Program
 
 __all__ = ["AutoMixture"]
 

@@ -19,7 +19,8 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppgen.draws import Draws, Program, validation
+from ppgen.draws import Draws, validation
+from ppgen.sites import Program
 
 Message = dict[str, Any]
 

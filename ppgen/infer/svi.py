@@ -10,11 +10,11 @@ from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ppgen.draws import Program
 from ppgen.infer.capture import Compile, Stepper
 from ppgen.infer.critics import Critics, gradient_norm
 from ppgen.infer.optimizers import OptimizerFactory, Player
 from ppgen.infer.parameters import Parameters, prepare, tell_apart
+from ppgen.sites import Program
 
 __all__ = ["SVI"]
 

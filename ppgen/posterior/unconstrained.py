@@ -20,8 +20,9 @@ from torch.distributions import biject_to
 from torch.func import grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppgen.draws import Program, Site, joint, latent_sites, plate_size, sample_sites, validation
+from ppgen.draws import joint, validation
 from ppgen.posterior.precision import in_double
+from ppgen.sites import Program, Site, latent_sites, plate_size, sample_sites
 
 __all__ = ["Unconstrained"]
 
