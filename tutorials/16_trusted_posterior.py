@@ -39,7 +39,7 @@ dict(zip(table.feature_names, table.data.std(0).round(2).tolist(), strict=True))
 # %%
 def model(x, y):
     intercept = pyro.sample("intercept", dist.Normal(0.0, 1000.0))
-    slopes = pyro.sample("slopes", dist.Normal(0.0, 1000.0).expand([10]).to_event(1))
+    slopes = pyro.sample("slopes", dist.Normal(0.0, 1000.0).expand([x.shape[-1]]).to_event(1))
     noise = pyro.sample("noise", dist.HalfCauchy(100.0))
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(intercept + x @ slopes, noise), obs=y)
@@ -93,17 +93,7 @@ print(verdict)
 
 # %%
 two = x[:, [2, 3]]
-
-
-def smaller(x, y):
-    intercept = pyro.sample("intercept", dist.Normal(0.0, 1000.0))
-    slopes = pyro.sample("slopes", dist.Normal(0.0, 1000.0).expand([2]).to_event(1))
-    noise = pyro.sample("noise", dist.HalfCauchy(100.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(intercept + x @ slopes, noise), obs=y)
-
-
-less = ppgen.fit(smaller, "auto", (two, y)).to_arviz(two, y, chunk=250)
+less = ppgen.fit(model, "auto", (two, y)).to_arviz(two, y, chunk=250)
 az.compare({"all ten": loo(idata), "mass index and pressure": loo(less)})
 
 # %% [markdown]
