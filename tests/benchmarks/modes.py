@@ -133,15 +133,15 @@ def table(records: list[dict[str, Any]]) -> None:
     heads = (
         f"{law} {what}" for law, total in (("ring", 8), ("grid", 25)) for what in (f"of {total}", "hq %", "rev KL")
     )
-    print(f"\n{'':16}" + "".join(f"{head:>15}" for head in heads) + f"{'seconds a run':>15}")
+    print(f"\n{'':16}" + "".join(f"{head:>17}" for head in heads) + f"{'seconds a run':>15}")
     for label, numbers in PUBLISHED.items():
-        print(f"{label + ', theirs':16}" + "".join(f"{number:>15}" for number in numbers))
+        print(f"{label + ', theirs':16}" + "".join(f"{number:>17}" for number in numbers))
     for name in GAMES:
         if of_game := [record for record in records if record["game"] == name]:
             columns = (("modes", 1), ("high_quality", 1), ("reverse_kl", 4))
             cells = [cell(of_game, law, what, digits) for law in LAWS for what, digits in columns]
             seconds = np.mean([record["seconds"] for record in of_game])
-            print(f"{name:16}" + "".join(f"{text:>15}" for text in cells) + f"{seconds:15.0f}")
+            print(f"{name:16}" + "".join(f"{text:>17}" for text in cells) + f"{seconds:15.0f}")
 
 
 def main() -> None:
