@@ -4,18 +4,16 @@ A program that broadcasts runs once, under one more plate to the left of all of 
 say) runs under `torch.func.vmap`; one that reads values runs once for each.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ppgen.draws import (
     PARTICLES,
@@ -29,6 +27,7 @@ from ppgen.draws import (
     validation,
     weigh,
 )
+from ppgen.mapped import Own
 
 __all__ = ["log_weights", "particle_draws"]
 
@@ -145,7 +144,8 @@ class _Mapped(Draws):
             draws = Draws(self.model, self.guide, self.args, self.kwargs, clock=self.clock, whole=self.whole)
             if at is not None:
                 draws._pair = (self.once.encoded, holding(self.once.guided, values))
-            traces = getattr(draws, law)
+            with Own(number):
+                traces = getattr(draws, law)
             traces = traces if isinstance(traces, tuple) else (traces,)
             for trace in traces:
                 trace.compute_log_prob()
@@ -154,11 +154,24 @@ class _Mapped(Draws):
                 for trace in traces
             ]
 
-        with validation(False), torch.no_grad(), _OutOfPlace():
-            found = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), fixed)
+        with validation(False), torch.no_grad():
+            try:
+                found = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), fixed)
+            except RuntimeError:
+                if law == "importance":
+                    raise
+                found = self._one_by_one(run, fixed)  # a Beta's draws, say, which no rule maps
         like = getattr(self.once, law)
         like = like if isinstance(like, tuple) else (like,)
         return tuple(self._spread(trace, values) for trace, values in zip(like, found, strict=True))
+
+    def _one_by_one(self, run: Callable, fixed: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """What vmap would give of a run, by as many runs as there are particles."""
+        runs = [run(torch.tensor(i), {k: v[i] for k, v in fixed.items()}) for i in range(self.particles)]
+        return [
+            {k: tuple(map(torch.stack, zip(*(some[k] for some in traces), strict=True))) for k in traces[0]}
+            for traces in zip(*runs, strict=True)
+        ]
 
     def _spread(self, like: Trace, values: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Trace:
         """A trace of one particle as one of all, their values in place of its own."""
@@ -189,18 +202,3 @@ class _Mapped(Draws):
         """The particles' values as `_runs` has them, first and without dimensions that `_placed` added."""
         shape = self.once.guided.nodes[site["name"]]["value"].shape
         return site["value"].reshape(self.particles, *shape)
-
-
-class _OutOfPlace(TorchFunctionMode):
-    """Draws of laws that fill an empty tensor, which all particles under vmap would share, as draws of their own."""
-
-    DRAWS: ClassVar[dict[Any, Callable[[Tensor], Tensor]]] = {
-        Tensor.normal_: torch.randn_like,
-        Tensor.exponential_: lambda like: -torch.log1p(-torch.rand_like(like)),
-        Tensor.cauchy_: lambda like: torch.tan(math.pi * (torch.rand_like(like) - 0.5)),
-    }
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in self.DRAWS and len(args) == 1 and not kwargs:
-            return self.DRAWS[func](args[0])
-        return func(*args, **(kwargs or {}))

@@ -188,11 +188,14 @@ class Fit:
             return Draws(self.model, self.guide, self.example).num_data
 
     def _tensors(self, data: tuple) -> tuple[Tensor, ...]:
-        """Data as the programs take them: where they were trained, and floating parts in the type of then."""
+        """Data as the programs take them: where they were trained, and floating parts in the type of then.
+
+        One argument may be all of them, as `fit` takes data: a tuple or a Dataset.
+        """
         if not data:
             return ()
         floats = [part.dtype for part in self.example if part.is_floating_point()]
-        parts = as_tensors(data, dtype=floats[0] if floats else None)
+        parts = as_tensors(data[0] if len(data) == 1 else data, dtype=floats[0] if floats else None)
         return tuple(part.to(self.example[0].device) for part in parts)
 
     def save(self, path: str | PathLike) -> None:
