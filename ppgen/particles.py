@@ -1,7 +1,8 @@
 """Draws of many latents at once, and their importance weights.
 
-A program that broadcasts runs once, under one more plate to the left of all of its own; one that does not (``x @ b``,
-say) runs under `torch.func.vmap`; one that reads values runs once for each.
+A program that broadcasts runs once, under one more plate to the left of all of its own, and a particle's density is
+held against what it is alone; one that does not (``x @ b``, say) runs under `torch.func.vmap`; one that reads values
+runs once for each.
 """
 
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
@@ -23,6 +25,7 @@ from ppgen.draws import (
     holding,
     is_observed,
     latent_sites,
+    log_density,
     sample_sites,
     validation,
     weigh,
@@ -30,6 +33,9 @@ from ppgen.draws import (
 from ppgen.mapped import Own
 
 __all__ = ["log_weights", "particle_draws"]
+
+CLOSE = {torch.float64: 1e-8}  # by which two log densities may differ, in nats and relative to them
+ROUGH = 1e-4  # in single precision
 
 
 def log_weights(
@@ -66,9 +72,9 @@ def particle_draws(
     outer = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
     together = Draws(outer(model), outer(guide), args, kwargs, whole=whole)
     try:
-        with validation(True):  # so that a wrong broadcast is an error and no wrong number
-            together.weighted  # noqa: B018
-        return [together]
+        with validation(True):  # so that most wrong broadcasts are errors
+            if _broadcasts(together, once):
+                return [together]
     except (RuntimeError, ValueError, IndexError):
         pass
     try:
@@ -79,6 +85,25 @@ def particle_draws(
     except (RuntimeError, ValueError, NotImplementedError):  # an operation that no rule maps, or one that reads values
         pass
     return [Draws(model, guide, args, kwargs, whole=whole) for _ in range(particles)]
+
+
+def _broadcasts(together: Draws, once: Draws) -> bool:
+    """Whether a particle has the log density that it has alone.
+
+    ``scale[:, None] * root`` runs with particles to the left too, and multiplies columns in place of rows.
+    """
+    values = {}
+    for name, site in latent_sites(together.guided).items():
+        shape = once.guided.nodes[name]["value"].shape
+        if site["value"].numel() == shape.numel():  # of no particle's own
+            values[name] = site["value"].reshape(shape)
+        else:
+            values[name] = site["value"][-1].reshape(shape)
+    at = poutine.replay(once.guide, trace=holding(once.guided, values))
+    alone = together.beside(model=once.model, guide=at)
+    last, own = (log_density(draws.weighted[0], per_datum=False)[-1] for draws in (together, alone))
+    close = CLOSE.get(last.dtype, ROUGH)
+    return torch.allclose(last, own.to(last.dtype), rtol=close, atol=close, equal_nan=True)
 
 
 def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping | None) -> Draws:

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
 from torch.utils.data import TensorDataset
 
@@ -143,6 +144,33 @@ def test_a_program_that_does_not_broadcast_may_have_any_law():
         noise = idata[group]["y"].values - idata[locs]["loc"].values
         assert abs(np.abs(noise).mean() - 1) < 4 / math.sqrt(noise.size)
         assert abs(np.corrcoef(noise[0].T)[0, 1]) < 0.3  # each number has a draw of its own
+
+
+@pytest.mark.parametrize("enumerated", [False, True])
+def test_a_wrong_broadcast_without_an_error_is_found(enumerated):
+    """``scale[:, None] * ROOT`` scales columns, not rows, where scales have particles to their left."""
+    y, root = torch.randn(N, 2), torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+
+    def model(y):
+        scale = pyro.sample("scale", dist.HalfNormal(torch.ones(2)).to_event(1))
+        with pyro.plate("data", len(y)):
+            part = pyro.sample("part", dist.Bernoulli(0.5)) if enumerated else torch.tensor(0.0)
+            loc = part[..., None] * torch.ones(2)
+            pyro.sample("y", dist.MultivariateNormal(loc, scale_tril=scale[:, None] * root), obs=y)
+
+    guide = AutoNormal(pyro.poutine.block(model, hide=["part"]), init_scale=0.5)
+    program, loss = config_enumerate(model), TraceEnum_ELBO() if enumerated else None
+    pyro.clear_param_store()
+    fit = ppgen.fit(program, guide, y, loss=loss, steps=2, progress=False, compile=False)
+    idata = fit.to_arviz(y, draws=30, predictive=not enumerated)
+    scale = torch.as_tensor(idata["posterior"]["scale"].values[0])
+    parts = [
+        dist.MultivariateNormal(torch.full((2,), k), scale_tril=(scale[..., None] * root)[:, None]).log_prob(y)
+        for k in (0.0, 1.0)
+    ]
+    of_y = torch.stack(parts).logsumexp(0) - math.log(2) if enumerated else parts[0]
+    expected = dist.HalfNormal(1.0).log_prob(scale).sum(-1) + of_y.sum(-1)
+    np.testing.assert_allclose(idata["sample_stats"]["lp"].values[0], expected.numpy(), rtol=1e-4)
 
 
 def test_data_may_be_given_as_fit_takes_them(regression):
