@@ -481,6 +481,22 @@ def test_a_planted_failure_is_called_one(name, figure):
     assert BAD in str(verdict)
 
 
+def test_a_mode_elsewhere_is_told_on_one_line():
+    def model():
+        with pyro.plate("rows", 4, dim=-2), pyro.plate("columns", 2):
+            x = pyro.sample("x", dist.Normal(0.0, 10.0))
+            sides = torch.stack([dist.Normal(-4.0, 0.5).log_prob(x), dist.Normal(4.0, 0.5).log_prob(x)])
+            pyro.factor("sides", sides.logsumexp(0))
+
+    def guide():
+        with pyro.plate("rows", 4, dim=-2), pyro.plate("columns", 2):
+            pyro.sample("x", dist.Normal(4.0, 0.5))
+
+    verdict = given(model, guide).diagnose()
+    assert "x = [" in verdict.against["elsewhere"]
+    assert len(str(verdict).splitlines()) == 1 + len(verdict.figures) + len(verdict.advice)
+
+
 def test_what_auto_found_is_not_told_to_try_auto():
     fit, data = failing("light tails")
     assert RICHER in fit.diagnose(*data).advice
