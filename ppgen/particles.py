@@ -1,26 +1,40 @@
 """Draws of many latents at once, and their importance weights.
 
-A program that broadcasts runs once, under one more plate to the left of all of its own; one that does not (``x @ b``,
-say) runs under `torch.func.vmap`; one that reads values runs once for each.
+A program that broadcasts runs once, under one more plate to the left of all of its own, and a particle's density is
+held against what it is alone; one that does not (``x @ b``, say) runs under `torch.func.vmap`; one that reads values
+runs once for each.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ppgen.draws import Draws, validation
-from ppgen.sites import PARTICLES, Program, Site, holding, is_observed, latent_sites, sample_sites, weigh
+from ppgen.mapped import Own
+from ppgen.sites import (
+    PARTICLES,
+    Program,
+    Site,
+    holding,
+    is_observed,
+    latent_sites,
+    log_density,
+    sample_sites,
+    weigh,
+)
 
 __all__ = ["log_weights", "particle_draws"]
+
+CLOSE = {torch.float64: 1e-8}  # by which two log densities may differ, in nats and relative to them
+ROUGH = 1e-4  # in single precision
 
 
 def log_weights(
@@ -57,9 +71,9 @@ def particle_draws(
     outer = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
     together = Draws(outer(model), outer(guide), args, kwargs, whole=whole)
     try:
-        with validation(True):  # so that a wrong broadcast is an error and no wrong number
-            together.weighted  # noqa: B018
-        return [together]
+        with validation(True):  # so that most wrong broadcasts are errors
+            if _broadcasts(together, once):
+                return [together]
     except (RuntimeError, ValueError, IndexError):
         pass
     try:
@@ -70,6 +84,25 @@ def particle_draws(
     except (RuntimeError, ValueError, NotImplementedError):  # an operation that no rule maps, or one that reads values
         pass
     return [Draws(model, guide, args, kwargs, whole=whole) for _ in range(particles)]
+
+
+def _broadcasts(together: Draws, once: Draws) -> bool:
+    """Whether a particle has the log density that it has alone.
+
+    ``scale[:, None] * root`` runs with particles to the left too, and multiplies columns in place of rows.
+    """
+    values = {}
+    for name, site in latent_sites(together.guided).items():
+        shape = once.guided.nodes[name]["value"].shape
+        if site["value"].numel() == shape.numel():  # of no particle's own
+            values[name] = site["value"].reshape(shape)
+        else:
+            values[name] = site["value"][-1].reshape(shape)
+    at = poutine.replay(once.guide, trace=holding(once.guided, values))
+    alone = together.beside(model=once.model, guide=at)
+    last, own = (log_density(draws.weighted[0], per_datum=False)[-1] for draws in (together, alone))
+    close = CLOSE.get(last.dtype, ROUGH)
+    return torch.allclose(last, own.to(last.dtype), rtol=close, atol=close, equal_nan=True)
 
 
 def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping | None) -> Draws:
@@ -135,7 +168,8 @@ class _Mapped(Draws):
             draws = Draws(self.model, self.guide, self.args, self.kwargs, clock=self.clock, whole=self.whole)
             if at is not None:
                 draws._pair = (self.once.encoded, holding(self.once.guided, values))
-            traces = getattr(draws, law)
+            with Own(number):
+                traces = getattr(draws, law)
             traces = traces if isinstance(traces, tuple) else (traces,)
             for trace in traces:
                 trace.compute_log_prob()
@@ -144,11 +178,24 @@ class _Mapped(Draws):
                 for trace in traces
             ]
 
-        with validation(False), torch.no_grad(), _OutOfPlace():
-            found = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), fixed)
+        with validation(False), torch.no_grad():
+            try:
+                found = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), fixed)
+            except RuntimeError:
+                if law == "importance":
+                    raise
+                found = self._one_by_one(run, fixed)  # a Beta's draws, say, which no rule maps
         like = getattr(self.once, law)
         like = like if isinstance(like, tuple) else (like,)
         return tuple(self._spread(trace, values) for trace, values in zip(like, found, strict=True))
+
+    def _one_by_one(self, run: Callable, fixed: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """What vmap would give of a run, by as many runs as there are particles."""
+        runs = [run(torch.tensor(i), {k: v[i] for k, v in fixed.items()}) for i in range(self.particles)]
+        return [
+            {k: tuple(map(torch.stack, zip(*(some[k] for some in traces), strict=True))) for k in traces[0]}
+            for traces in zip(*runs, strict=True)
+        ]
 
     def _spread(self, like: Trace, values: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Trace:
         """A trace of one particle as one of all, their values in place of its own."""
@@ -179,18 +226,3 @@ class _Mapped(Draws):
         """The particles' values as `_runs` has them, first and without dimensions that `_placed` added."""
         shape = self.once.guided.nodes[site["name"]]["value"].shape
         return site["value"].reshape(self.particles, *shape)
-
-
-class _OutOfPlace(TorchFunctionMode):
-    """Draws of laws that fill an empty tensor, which all particles under vmap would share, as draws of their own."""
-
-    DRAWS: ClassVar[dict[Any, Callable[[Tensor], Tensor]]] = {
-        Tensor.normal_: torch.randn_like,
-        Tensor.exponential_: lambda like: -torch.log1p(-torch.rand_like(like)),
-        Tensor.cauchy_: lambda like: torch.tan(math.pi * (torch.rand_like(like) - 0.5)),
-    }
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in self.DRAWS and len(args) == 1 and not kwargs:
-            return self.DRAWS[func](args[0])
-        return func(*args, **(kwargs or {}))

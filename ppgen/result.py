@@ -159,19 +159,19 @@ class Fit:
         if not isinstance(self.loss, Objective):
             raise TypeError(f"breakdown: the loss is {type(self.loss).__name__}, not a sum of ppgen terms")
         with self.evaluating():
-            return self.loss.breakdown(self.model, self.guide, *self._tensors(data))
+            return self.loss.breakdown(self.model, self.guide, *self.tensors(data))
 
     def to_arviz(self, *data: Any, **options: Any):
         """The posterior on data as ArviZ reads it; see `ppgen.diagnostics.to_arviz`, which takes the options."""
         from ppgen.diagnostics.arviz import to_arviz  # late: ArviZ is slow to import
 
-        return to_arviz(self, *self._tensors(data), **options)
+        return to_arviz(self, *self.tensors(data), **options)
 
     def diagnose(self, *data: Any, **options: Any):
         """Whether the posterior on data can be trusted; see `ppgen.diagnostics.diagnose`, which takes the options."""
         from ppgen.diagnostics.verdict import diagnose  # late: ArviZ is slow to import
 
-        return diagnose(self, *self._tensors(data), **options)
+        return diagnose(self, *self.tensors(data), **options)
 
     def report(self, path: str | PathLike, *data: Any, **options: Any) -> Path:
         """Writes one HTML page: the posterior on data, the verdict and its figures, training. Returns its path.
@@ -180,7 +180,7 @@ class Fit:
         """
         from ppgen.report import report_of_fit, write_report  # late: ArviZ and matplotlib are slow to import
 
-        return write_report(path, report_of_fit(self, *self._tensors(data), **options))
+        return write_report(path, report_of_fit(self, *self.tensors(data), **options))
 
     @property
     def num_data(self) -> int:
@@ -188,12 +188,15 @@ class Fit:
         with self.evaluating(), torch.no_grad(), torch.random.fork_rng():
             return Draws(self.model, self.guide, self.example).num_data
 
-    def _tensors(self, data: tuple) -> tuple[Tensor, ...]:
-        """Data as the programs take them: where they were trained, and floating parts in the type of then."""
+    def tensors(self, data: tuple) -> tuple[Tensor, ...]:
+        """Data as the programs take them: where they were trained, and floating parts in the type of then.
+
+        One argument may be all of them, as `fit` takes data: a tuple or a Dataset.
+        """
         if not data:
             return ()
         floats = [part.dtype for part in self.example if part.is_floating_point()]
-        parts = as_tensors(data, dtype=floats[0] if floats else None)
+        parts = as_tensors(data[0] if len(data) == 1 else data, dtype=floats[0] if floats else None)
         return tuple(part.to(self.example[0].device) for part in parts)
 
     def save(self, path: str | PathLike) -> None:

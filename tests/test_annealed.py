@@ -59,7 +59,9 @@ def test_a_base_that_is_the_posterior_has_no_error(y):
 
 def test_of_a_fit_it_starts_at_its_guide(y):
     evidence = known(y)[-1]
-    found = annealed_evidence(ppgen.fit(program, "auto", y, progress=False, restarts=2), y, temperatures=40)
+    fit = ppgen.fit(program, "auto", y, progress=False, restarts=2)
+    found = annealed_evidence(fit, y, temperatures=40)
+    assert annealed_evidence(fit, y.numpy(), temperatures=40) == found
     assert found.lower - 3 * found.lower_error < evidence < found.upper + 3 * found.upper_error
     assert abs(found.upper - found.lower) < 0.3
 

@@ -149,6 +149,54 @@ def test_a_subsampling_plate_takes_all_of_its_rows():
     torch.testing.assert_close(Unconstrained(model, (y, 3)).log_prob(u), Unconstrained(model, (y,)).log_prob(u))
 
 
+def test_a_program_may_write_into_tensors_that_it_makes():
+    """By itself, as values that are missing are filled in, or in a law of torch's or Pyro's."""
+    x, seen = torch.tensor([0.5, 0.0, -1.0, 0.0]), torch.tensor([True, False, True, False])
+
+    def filled(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        whole = x.clone()
+        whole[~seen] = z
+        pyro.sample("y", dist.Normal(whole, 1.0).to_event(1), obs=y)
+
+    def plain(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        whole = torch.stack([x[0], z[..., 0], x[2], z[..., 1]])
+        pyro.sample("y", dist.Normal(whole, 1.0).to_event(1), obs=y)
+
+    def ordered(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        cuts = torch.stack([z[0], z[0] + z[1].exp()])
+        with pyro.plate("data", 4):
+            pyro.sample("y", dist.OrderedLogistic(torch.zeros(4), cuts), obs=y)
+
+    def categories(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        below = torch.stack([z[0], z[0] + z[1].exp()]).sigmoid()
+        with pyro.plate("data", 4):
+            pyro.sample("y", dist.Categorical(torch.cat([below, torch.ones(1)]).diff(prepend=torch.zeros(1))), obs=y)
+
+    def counts(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.sample("y", dist.Multinomial(5, logits=torch.cat([z, torch.zeros(1)])), obs=y)
+
+    def times(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        log_law = torch.cat([z, torch.zeros(1)]).log_softmax(-1)
+        pyro.factor("y", (y * log_law).sum() + math.log(10.0))  # 5! / (2! 3!)
+
+    u = torch.randn(3, 2, dtype=torch.float64)
+    for writes, other, y in (
+        (filled, plain, torch.randn(4)),
+        (ordered, categories, torch.tensor([0, 1, 2, 1])),
+        (counts, times, torch.tensor([2.0, 0.0, 3.0])),
+    ):
+        for found, expected in zip(
+            *(Unconstrained(m, (y,)).log_prob_and_grad(u) for m in (writes, other)), strict=True
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 # posteriors that are known
 
 
@@ -433,6 +481,22 @@ def test_a_planted_failure_is_called_one(name, figure):
     assert BAD in str(verdict)
 
 
+def test_a_mode_elsewhere_is_told_on_one_line():
+    def model():
+        with pyro.plate("rows", 4, dim=-2), pyro.plate("columns", 2):
+            x = pyro.sample("x", dist.Normal(0.0, 10.0))
+            sides = torch.stack([dist.Normal(-4.0, 0.5).log_prob(x), dist.Normal(4.0, 0.5).log_prob(x)])
+            pyro.factor("sides", sides.logsumexp(0))
+
+    def guide():
+        with pyro.plate("rows", 4, dim=-2), pyro.plate("columns", 2):
+            pyro.sample("x", dist.Normal(4.0, 0.5))
+
+    verdict = given(model, guide).diagnose()
+    assert "x = [" in verdict.against["elsewhere"]
+    assert len(str(verdict).splitlines()) == 1 + len(verdict.figures) + len(verdict.advice)
+
+
 def test_what_auto_found_is_not_told_to_try_auto():
     fit, data = failing("light tails")
     assert RICHER in fit.diagnose(*data).advice
@@ -656,6 +720,26 @@ def test_data_outside_a_laws_support_are_said():
 
     with pytest.raises(ValueError, match="support"):
         ppgen.fit(model, "auto", (torch.tensor([1.0, 2.0, 0.0]),), progress=False)
+
+
+def test_data_of_a_type_without_a_density_are_said():
+    def model(y):
+        rate = pyro.sample("rate", dist.Beta(1.0, 1.0))
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Bernoulli(rate), obs=y)
+
+    for y in (torch.tensor([1, 0, 1]), torch.tensor([True, False, True])):
+        with pytest.raises(ValueError, match=rf"the law Bernoulli of 'y' has no density at values of {y.dtype}"):
+            ppgen.fit(model, "auto", y, progress=False)
+
+
+def test_a_program_that_reads_values_is_told_so():
+    def model():
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(m if m > 0 else -m, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(ValueError, match=r"cannot be taken of many points at once .* reads a latent's value"):
+        ppgen.fit(model, "auto", None, progress=False)
 
 
 def test_climbing_stops_before_a_density_without_end():

@@ -1,11 +1,15 @@
 """The posterior in ArviZ's layout, and importance weights against what is known exactly."""
 
+import math
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
+from torch.utils.data import TensorDataset
 
 import ppgen
 from ppgen.diagnostics import from_netcdf, to_netcdf, versions, weigh_up
@@ -117,6 +121,65 @@ def test_a_program_that_does_not_broadcast_is_run_draw_by_draw(regression):
     a, b = (single["posterior"][k].values for k in "ab")
     loc = a[..., None] + np.einsum("cdk,nk->cdn", b, x.numpy())
     np.testing.assert_allclose(single["posterior"]["loc"].values, loc, atol=1e-5)
+
+
+def test_a_program_that_does_not_broadcast_may_have_any_law():
+    """Of a Beta no draws can be mapped, and Laplace's fill a tensor."""
+    x, y = torch.randn(N, 2), torch.randn(N)
+
+    def model(x, y):
+        share = pyro.sample("share", dist.Beta(2.0, 6.0))
+        b = torch.stack([share, 1 - share])
+        with pyro.plate("data", len(x)):
+            loc = pyro.deterministic("loc", x @ b)
+            pyro.sample("y", dist.Laplace(loc, 1.0), obs=y)
+
+    idata = chain_of(model, AutoNormal(model), x, y).to_arviz(x, y, draws=200)
+    for group, error in (("posterior", None), ("prior", 4 * math.sqrt(0.25 * 0.75 / 9 / 200))):
+        share, loc = (idata[group][name].values for name in ("share", "loc"))
+        b = np.stack([share, 1 - share], -1)
+        np.testing.assert_allclose(loc, b @ x.numpy().T, atol=1e-5)
+        assert error is None or abs(share.mean() - 0.25) < error
+    for group, locs in (("posterior_predictive", "posterior"), ("prior_predictive", "prior")):
+        noise = idata[group]["y"].values - idata[locs]["loc"].values
+        assert abs(np.abs(noise).mean() - 1) < 4 / math.sqrt(noise.size)
+        assert abs(np.corrcoef(noise[0].T)[0, 1]) < 0.3  # each number has a draw of its own
+
+
+@pytest.mark.parametrize("enumerated", [False, True])
+def test_a_wrong_broadcast_without_an_error_is_found(enumerated):
+    """``scale[:, None] * ROOT`` scales columns, not rows, where scales have particles to their left."""
+    y, root = torch.randn(N, 2), torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+
+    def model(y):
+        scale = pyro.sample("scale", dist.HalfNormal(torch.ones(2)).to_event(1))
+        with pyro.plate("data", len(y)):
+            part = pyro.sample("part", dist.Bernoulli(0.5)) if enumerated else torch.tensor(0.0)
+            loc = part[..., None] * torch.ones(2)
+            pyro.sample("y", dist.MultivariateNormal(loc, scale_tril=scale[:, None] * root), obs=y)
+
+    guide = AutoNormal(pyro.poutine.block(model, hide=["part"]), init_scale=0.5)
+    program, loss = config_enumerate(model), TraceEnum_ELBO() if enumerated else None
+    pyro.clear_param_store()
+    fit = ppgen.fit(program, guide, y, loss=loss, steps=2, progress=False, compile=False)
+    idata = fit.to_arviz(y, draws=30, predictive=not enumerated)
+    scale = torch.as_tensor(idata["posterior"]["scale"].values[0])
+    parts = [
+        dist.MultivariateNormal(torch.full((2,), k), scale_tril=(scale[..., None] * root)[:, None]).log_prob(y)
+        for k in (0.0, 1.0)
+    ]
+    of_y = torch.stack(parts).logsumexp(0) - math.log(2) if enumerated else parts[0]
+    expected = dist.HalfNormal(1.0).log_prob(scale).sum(-1) + of_y.sum(-1)
+    np.testing.assert_allclose(idata["sample_stats"]["lp"].values[0], expected.numpy(), rtol=1e-4)
+
+
+def test_data_may_be_given_as_fit_takes_them(regression):
+    x, y = torch.randn(N, 2), torch.randn(N)
+    fit = chain_of(*regression, x, y)
+    apart = fit.to_arviz(x, y, draws=25)
+    for whole in ((x, y), TensorDataset(x, y)):
+        together = fit.to_arviz(whole, draws=25)
+        np.testing.assert_array_equal(together["sample_stats"]["lp"].values, apart["sample_stats"]["lp"].values)
 
 
 def test_an_error_of_the_program_itself_is_not_swallowed(regression):
@@ -236,3 +299,8 @@ def test_too_few_draws_are_refused(vae):
     x = torch.randn(N, D)
     with pytest.raises(ValueError, match="at least 25 draws"):
         chain_of(vae.model, vae.guide, x).to_arviz(x, draws=10)
+    for draws in (0, 1):  # whose values do not differ, as those of a point
+        with pytest.raises(ValueError, match=f"at least 25 draws, .* got {draws}"):
+            chain_of(vae.model, vae.guide, x).to_arviz(x, draws=draws)
+    with pytest.raises(ValueError, match="chunks of at least 1, got 30 in 0"):
+        chain_of(vae.model, vae.guide, x).to_arviz(x, draws=30, chunk=0)

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.diagnostics.importance import khat_threshold, resample, trusted, weigh_up
+from ppgen.diagnostics.importance import LEAST, khat_threshold, resample, trusted, weigh_up
 from ppgen.diagnostics.integrated import integrated
 from ppgen.diagnostics.naming import Variable, dataset, new_names, observed, variable
 from ppgen.diagnostics.two_sample import mmd_test
@@ -101,12 +101,14 @@ def to_arviz(
         seed: of the draws; the caller's random state is left as it was.
 
     Raises:
-        ValueError: for fewer than 25 draws; dims or coords that do not match, naming the variable; discrete latents
-            that cannot be enumerated; latents of rows that cannot be integrated.
+        ValueError: for fewer than 25 draws, or chunks of none; dims or coords that do not match, naming the variable;
+            discrete latents that cannot be enumerated; latents of rows that cannot be integrated.
         LookupError: if the guide does not serve the model on these data.
     """
     if resampled not in ("with", "without", None):
         raise ValueError(f'to_arviz: resampled is "with" or "without" replacement, or None, got {resampled!r}')
+    if draws < LEAST or chunk < 1:
+        raise ValueError(f"to_arviz: expected at least {LEAST} draws, in chunks of at least 1, got {draws} in {chunk}")
     model = getattr(owner(fit.model), "diagnosed", fit.model)  # of models whose program is a regression, the law of x
     chains: list[Groups] = []
     notes: list[dict[str, str]] = [{} for _ in fit.chains]

@@ -263,7 +263,8 @@ class _Judged:
         self.figures["elsewhere"] = float(shares.max(initial=0.0))
         if self.figures["elsewhere"] > AWAY:
             where = target.constrain(found.center[int(shares.argmax())])
-            at = ", ".join(f"{k} = {np.array2string(v.numpy(), precision=3, threshold=4)}" for k, v in where.items())
+            numbers = {k: v.numpy().reshape(-1) if v.dim() else v.numpy() for k, v in where.items()}  # on one line
+            at = ", ".join(f"{k} = {np.array2string(v, precision=3, threshold=4)}" for k, v in numbers.items())
             self.doubt(
                 "elsewhere",
                 f"above {AWAY}: a mode where the guide is not, at {at[:160]}",

@@ -10,19 +10,22 @@ program need not broadcast; values and slopes are recorded once and run without 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
 import pyro
 import torch
+from pyro.poutine import Trace
 from torch import Tensor, fx
 from torch.distributions import biject_to
 from torch.func import grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.draws import joint, validation
+from ppgen.mapped import Own
 from ppgen.posterior.precision import in_double
-from ppgen.sites import Program, Site, latent_sites, plate_size, sample_sites
+from ppgen.sites import Program, Site, is_observed, latent_sites, plate_size, sample_sites
 
 __all__ = ["Unconstrained"]
 
@@ -39,7 +42,8 @@ class Unconstrained:
         args: what it is called with.
 
     Raises:
-        ValueError: for a program without continuous latents, or with parameters, which have no posterior.
+        ValueError: for a program without continuous latents, or with parameters, which have no posterior; for one that
+            cannot be taken of many points at once, since it reads values, say.
     """
 
     def __init__(self, model: Program, args: tuple = ()):
@@ -61,6 +65,8 @@ class Unconstrained:
         self.supports = {name: site["fn"].support for name, site in latent.items()}
         self.shapes = {name: _unconstrained_shape(site) for name, site in latent.items()}
         self.dim = sum(shape.numel() for shape in self.shapes.values())
+        self._fills = False
+        self._check(trace)
 
     @property
     def labels(self) -> list[str]:
@@ -150,10 +156,45 @@ class Unconstrained:
             found[name] = value, ladj.sum(tuple(range(rank, ladj.dim()))) if ladj.dim() > rank else ladj
         return found
 
+    def _check(self, trace: Trace) -> None:
+        """Holds that observations have a density, and that the program runs at two points at once.
+
+        If it does not, it may be since it writes into tensors that it has made: then each point makes its own.
+        """
+        with in_double(), validation(False), torch.no_grad():
+            for name, site in sample_sites(trace).items():
+                if not is_observed(site) or site["value"].is_floating_point():
+                    continue
+                try:
+                    site["fn"].log_prob(site["value"])
+                except (RuntimeError, TypeError) as error:
+                    raise ValueError(
+                        f"the law {type(site['fn']).__name__} of {name!r} has no density at values of "
+                        f"{site['value'].dtype}; give it others (y.double(), say): {error}"
+                    ) from error
+        if self._error() is not None:
+            self._fills = True
+            if (found := self._error()) is not None:
+                raise ValueError(
+                    "the program cannot be taken of many points at once (torch.func.vmap), as it has to be to find its "
+                    "posterior. Look for a law or a statement that reads a latent's value (if z > 0, float(z)) or "
+                    "writes into a tensor, or give a guide (AutoNormal(model), say); torch says: "
+                    f"{str(found).splitlines()[0]}"
+                ) from found
+
+    def _error(self) -> RuntimeError | None:
+        try:
+            _quietly(vmap(grad_and_value(self._one)))(torch.zeros(2, self.dim, dtype=torch.float64))
+        except RuntimeError as error:
+            return error
+        return None
+
     def _one(self, u: Tensor) -> Tensor:
         mapped = self._mapped(u)
         values = {name: value for name, (value, _) in mapped.items()}
-        return self._log_joint(values) + sum(ladj for _, ladj in mapped.values())
+        with Own(u) if self._fills else nullcontext():
+            log_joint = self._log_joint(values)
+        return log_joint + sum(ladj for _, ladj in mapped.values())
 
     def each(self, u: Tensor) -> Tensor:
         """log p at points (n, dim), as operations that can be recorded, and that gradients go through."""
