@@ -81,6 +81,12 @@ class Simulator:
                 f"Simulator: expected rows of {_listed(self.data)}, equally many, got {rows or 'none'}; to simulate, "
                 "call draw(n)"
             )
+        for name in rows:
+            if given[name].shape[1:] != self._shapes[name]:
+                raise ValueError(
+                    f"Simulator: expected rows of {name!r} of shape {tuple(self._shapes[name])} each, as it draws "
+                    f"them, got {tuple(given[name].shape)}; a single datum is a row, x[None]"
+                )
         return self._run(next(iter(rows.values())), **given)
 
     def draw(self, n: int, *, seed: int | None = None) -> Any:
@@ -113,6 +119,7 @@ class Simulator:
         """Holds that a row of latents matters to the densities of its own row alone."""
         with torch.random.fork_rng(), validation(False):
             one, other = ({k: s["value"] for k, s in quiet_sites(self._run, 2).items()} for _ in range(2))
+            self._shapes = {name: one[name].shape[1:] for name in self.data}
             for row in (0, 1):
                 moved = {name: value.clone() for name, value in one.items()}
                 for name in self.latents:

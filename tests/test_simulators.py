@@ -214,6 +214,8 @@ def test_calls_that_say_too_little():
         simulator()
     with pytest.raises(ValueError, match=r"got \{'x': 3, 'y': 2\}"):
         ppgen.Simulator(paths)(torch.zeros(3, 5), torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"of shape \(5,\) each, as it draws them, got \(5,\); .* x\[None\]"):
+        ppgen.Simulator(paths)(torch.zeros(5), torch.zeros(5, 5))  # which would be broadcast, as five equal rows
     with pytest.raises(ValueError, match=r"at least one simulation, got n=0"):
         simulator.draw(0)
     with pytest.raises(LookupError, match=r"of the latents 'a', 'b' the simulations lack 'b'"):
