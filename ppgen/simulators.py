@@ -85,8 +85,8 @@ class Simulator:
         for name in rows:
             if given[name].shape[1:] != self._shapes[name]:
                 raise ValueError(
-                    f"Simulator: expected rows of {name!r} of shape {tuple(self._shapes[name])} each, as it draws them, "
-                    f"got {tuple(given[name].shape)}; a single datum is a row, x[None]"
+                    f"Simulator: expected rows of {name!r} of shape {tuple(self._shapes[name])} each, as it draws "
+                    f"them, got {tuple(given[name].shape)}; a single datum is a row, x[None]"
                 )
         return self._run(next(iter(rows.values())), **given)
 
