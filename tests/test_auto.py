@@ -497,6 +497,23 @@ def test_a_mode_elsewhere_is_told_on_one_line():
     assert len(str(verdict).splitlines()) == 1 + len(verdict.figures) + len(verdict.advice)
 
 
+@pytest.mark.parametrize(("share", "width", "level"), [(0.01, 10.0, BAD), (0.003, 4.0, GOOD)])
+def test_a_wide_tail_behind_equal_weights_is_judged_by_what_it_holds(share, width, level):
+    """A hundredth of the mass ten times as wide doubles the variance; less, four times as wide, is of no account."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        wide = dist.Normal(0.0, width).log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z)
+        pyro.factor("wide", torch.logaddexp(torch.tensor(1 - share).log(), torch.tensor(share).log() + wide))
+
+    guide = AutoDiagonalNormal(model, init_loc_fn=init_to_value(values={"z": torch.zeros(())}), init_scale=1.0)
+    verdict = trained(model, guide, steps=1).diagnose(draws=4000)  # hardly a step from N(0, 1)
+    assert verdict.figures["effective"] > 0.99
+    assert verdict.figures["pareto_k"] > 0.5
+    assert "unseen" in verdict.figures
+    assert verdict.level == level, str(verdict)
+
+
 def test_what_auto_found_is_not_told_to_try_auto():
     fit, data = failing("light tails")
     assert RICHER in fit.diagnose(*data).advice

@@ -135,18 +135,20 @@ def weigh_up(log_weights: np.ndarray) -> Importance:
     )
 
 
-def moved(z: np.ndarray, log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far weights move draws z (K, n): shifts of means, in weighted deviations, and log ratios of deviations, (n,).
+def moved(z: np.ndarray, log_weights: np.ndarray, *, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """How far weighted draws are from draws z (K, n) as they are: shifts of means and log ratios of deviations, (n,).
 
-    Both are zero where no two draws differ, and NaN where the weights are.
+    Shifts are in weighted deviations. Both are zero where no two draws differ, and NaN where the weights are.
 
     Args:
-        log_weights: (K,), normalised.
+        log_weights: normalised; of `among`.
+        among: the draws that are weighted (M, n), z itself if left out.
     """
+    among = z if among is None else among
     weights = np.exp(log_weights)
-    mean, deviation, weighed = z.mean(0), z.std(0), weights @ z
-    spread = np.sqrt(weights @ (z - weighed) ** 2)
-    constant = np.ptp(z, axis=0) == 0
+    mean, deviation, weighed = z.mean(0), z.std(0), weights @ among
+    spread = np.sqrt(weights @ (among - weighed) ** 2)
+    constant = np.ptp(among, axis=0) == 0
     with np.errstate(divide="ignore", invalid="ignore"):
         shift, log_ratio = (weighed - mean) / spread, np.log(spread / deviation)
     return np.where(constant, 0.0, shift), np.where(constant, 0.0, log_ratio)

@@ -7,7 +7,10 @@
 The figures, and the bounds beyond which they tell against the fit:
 
     pareto_k    of importance weights, at most min(1 - 1 / log10 S, .7), and .5 to be good; weights that are all but
-                equal have no tail (see `ppgen.diagnostics.importance.trusted`)
+                equal have no tail (see `ppgen.diagnostics.importance.trusted`), unless draws of a wider law find one
+    unseen      where weights are all but equal and k-hat is larger, the share of the posterior's mass that draws of the
+                guide do not find and draws of a wider law do, at most .01; and moments by the latter may differ by as
+                much as below (see `ppgen.diagnostics.tails`)
     bad_rows    where weights are per datum, the share of data whose weights cannot be relied on, at most .05
     effective   the share of effective draws, Kish's, which is told and not judged
     r_hat       across restarts whose evidence is not negligible beside the best one's, at most 1.05
@@ -23,7 +26,7 @@ A verdict is of what was looked at: one restart, of a program with too many late
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +36,7 @@ from torch import Tensor
 
 from ppgen.diagnostics.importance import EQUAL, NEGLIGIBLE, PLAIN, khat_threshold, moved, trusted, weigh_up
 from ppgen.diagnostics.reading import attribute, on_the_line
+from ppgen.diagnostics.tails import look_beyond
 from ppgen.diagnostics.versions import group, rhat
 from ppgen.posterior import Unconstrained, climb
 
@@ -44,6 +48,7 @@ __all__ = ["BAD", "GOOD", "UNKNOWN", "WEIGHTED", "Verdict", "diagnose"]
 GOOD, WEIGHTED, BAD = "good", "usable with weights", "not to be trusted"
 UNKNOWN = "without a density to judge by"
 AGREE, AWAY, ROWS = 1.05, 0.05, 0.05
+UNSEEN = 0.01
 CLOSE, FAR = 0.1, 0.5
 RICHER = 'a richer guide: guide="auto", AutoMultivariateNormal, or AutoFlow'
 CLIMBABLE = 300  # latents
@@ -106,12 +111,12 @@ def diagnose(
         text = f"there is no posterior to judge ({why}); compare draws with data by a two-sample test"
         return Verdict(UNKNOWN, {}, {"density": text})
     vi: Any = group(idata, "vi_stats")
-    judged = _Judged(fit, vi, posterior, stats)
+    judged = _Judged(fit, data, vi, posterior, stats, seed)
     judged.weights()
     judged.restarts()
     if not judged.local:
         judged.moments()
-        looked = judged.elsewhere(data, starts, seed) if starts else False
+        looked = judged.elsewhere(starts) if starts else False
         if not looked and len(fit.chains) == fit.facts.get("starts", 1) == 1:
             judged.doubt("looked", "one restart, and other modes were not looked for", "restarts=4")
     judged.course()
@@ -168,8 +173,8 @@ def of_like_evidence(vi: xr.Dataset) -> np.ndarray:
 class _Judged:
     """A verdict under way, of the best chain and of what the others say."""
 
-    def __init__(self, fit: "Fit", vi: xr.Dataset, posterior: xr.Dataset, stats: xr.Dataset):
-        self.fit, self.vi, self.posterior = fit, vi, posterior
+    def __init__(self, fit: "Fit", data: tuple, vi: xr.Dataset, posterior: xr.Dataset, stats: xr.Dataset, seed: int):
+        self.fit, self.data, self.vi, self.posterior, self.seed = fit, data, vi, posterior, seed
         self.draws, self.chain = posterior.sizes["draw"], fit.best
         self.local = vi["pareto_k"].ndim > 1  # a number a datum, whatever its plate is called by now
         self.smoothed = stats["log_weight_smoothed"].values[self.chain]
@@ -199,8 +204,9 @@ class _Judged:
                 self.doubt("pareto_k", f"above {PLAIN} for {share:.0%} of data")
         else:
             self.figures["pareto_k"] = float(pareto_k)
-            if not serves:
-                why = f"above {bound:.2f}: the guide misses mass of the posterior"
+            lost = pareto_k > PLAIN and plain and self.tail_counts()  # all but equal weights of draws that miss a tail
+            if lost or not serves:
+                why = f"above {PLAIN if lost else bound:.2f}: the guide misses mass of the posterior"
                 self.doubt("pareto_k", why, self.richer, level=BAD)
                 self.advice[
                     "another form of the model where one latent scales others: pyro.infer.reparam.LocScaleReparam"
@@ -208,6 +214,30 @@ class _Judged:
             elif not plain:
                 self.doubt("pareto_k", f"above {PLAIN}: the guide's draws have to be weighed")
         self.figures["effective"] = float(np.mean(effective) / self.draws)
+
+    def tail_counts(self) -> bool:
+        """Whether draws of a wider law find what all but equal weights do not show; False where there are none."""
+        with self.fit.evaluating(self.chain):
+            if self.target is None:
+                return False
+            u = on_the_line(self.target, self.posterior, self.chain)
+            found = look_beyond(self.target, self.fit.guide, u, torch.Generator().manual_seed(self.seed))
+        if found is None:
+            return False
+        self.figures["unseen"] = found.unseen
+        moments = {"shift": found.shift, "log_ratio": found.log_ratio}
+        return found.unseen > UNSEEN or any(v > CLOSE + noise(k, found.effective) for k, v in moments.items())
+
+    @cached_property
+    def target(self) -> Unconstrained | None:
+        """The program's density on the real line, if it can be had and has the latents that were drawn."""
+        if self.fit.example and not self.data:
+            return None
+        try:
+            found = Unconstrained(self.fit.model, self.data)
+        except (ValueError, RuntimeError, FloatingPointError, NotImplementedError):
+            return None
+        return found if found.dim <= CLIMBABLE and set(found.shapes) <= set(self.posterior.data_vars) else None
 
     def restarts(self) -> None:
         self.figures["restarts"] = float(len(self.fit.chains))
@@ -236,17 +266,16 @@ class _Judged:
             elif value > CLOSE + slack:
                 self.doubt(name, f"above {CLOSE} (and {slack:.2f} of noise): weights move the guide's draws")
 
-    def elsewhere(self, data: tuple, starts: int, seed: int) -> bool:
+    def elsewhere(self, starts: int) -> bool:
         """Looks for modes where the guide is not; whether that could be done."""
         with self.fit.evaluating(self.chain):
+            if (target := self.target) is None:
+                return False  # the verdict then says that they were not looked for
             try:
-                target = Unconstrained(self.fit.model, data)
-                if target.dim > CLIMBABLE or not set(target.shapes) <= set(self.posterior.data_vars):
-                    return False
-                generator = torch.Generator().manual_seed(seed)
+                generator = torch.Generator().manual_seed(self.seed)
                 found = climb(target, target.starts(starts, generator), generator)
             except (ValueError, RuntimeError, FloatingPointError, NotImplementedError):
-                return False  # the verdict then says that they were not looked for
+                return False
             u = on_the_line(target, self.posterior, self.chain)
             noise = torch.randn(starts, self.draws, target.dim, generator=generator, dtype=torch.float64)
             log_p = target.log_prob(found.rsample(noise).flatten(0, 1)).reshape(starts, self.draws)

@@ -22,6 +22,7 @@ from ppgen.diagnostics.verdict import (
     GOOD,
     ROWS,
     UNKNOWN,
+    UNSEEN,
     WEIGHTED,
     of_like_evidence,
 )
@@ -48,6 +49,7 @@ WORDS = {
 MEANINGS = {
     "pareto_k": f"k-hat, the tail of the importance weights: good up to {PLAIN}",
     "bad_rows": f"share of data whose weights cannot be relied on: up to {ROWS}",
+    "unseen": f"share of the mass that a wider law finds and the guide does not: up to {UNSEEN}",
     "effective": "share of effective draws",
     "restarts": "fits from starts of their own",
     "r_hat": f"R-hat across restarts of like evidence: up to {AGREE}",

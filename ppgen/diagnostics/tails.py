@@ -1,0 +1,76 @@
+"""Whether a guide whose weights are all but equal leaves out anything that counts.
+
+k-hat is the shape of the weights' tail, whatever its size: a Gaussian guide of a density that falls exponentially has a
+large one, though next to nothing lies out there. That nothing does, equal weights cannot say: draws of the guide do not
+get there, and a hundredth of the mass in a law ten times as wide changes none of them, though it doubles the variance.
+As many are made of a wider law t, Student's on the real line with 3 degrees of freedom, the guide's mean and its
+covariance as scale, and both are weighed as draws of their mixture (Veach & Guibas 1995; Owen & Zhou 2000):
+
+    w_k = p(x, u_k) / ((q(u_k) + t(u_k)) / 2)        which stay small where p falls no slower than t
+
+By these weights
+
+    unseen      1 - Z_q / Z        the share of the posterior's mass that the guide's own draws do not find
+    shift, log_ratio               how far the posterior's moments are from those of the guide's draws, without weights
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from pyro.distributions import MultivariateStudentT
+from pyro.infer.autoguide import AutoContinuous
+from torch import Tensor
+
+from ppgen.diagnostics.importance import moved, weigh_up
+from ppgen.draws import Program
+from ppgen.posterior import Unconstrained
+
+__all__ = ["Tails", "look_beyond"]
+
+FREEDOM = 3
+
+
+@dataclass(frozen=True)
+class Tails:
+    """What the draws of guide and wider law together say, as the module has it."""
+
+    effective: float
+    unseen: float
+    shift: float
+    log_ratio: float
+
+
+def look_beyond(target: Unconstrained, guide: Program, u: Tensor, generator: torch.Generator) -> Tails | None:
+    """The tails of a guide from draws u (S, dim) of it; None for one whose density elsewhere is not to be had.
+
+    Args:
+        guide: one of Pyro's autoguides of all latents together, which has met its data.
+    """
+    covariance = torch.atleast_2d(u.mT.cov())
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    if not isinstance(guide, AutoContinuous) or failed or not u.isfinite().all():
+        return None
+    noise = torch.randn(len(u), u.shape[1] + FREEDOM, generator=generator, dtype=u.dtype)
+    scale = (noise[:, -FREEDOM:].square().mean(1)).rsqrt()
+    points = torch.cat([u, u.mean(0) + scale[:, None] * noise[:, :-FREEDOM] @ root.mT])
+    with torch.no_grad():
+        wide = MultivariateStudentT(torch.tensor(float(FREEDOM)).to(u), u.mean(0), root).log_prob(points)
+        own = next(iter(guide.parameters())).dtype
+        log_q = guide.get_posterior(*target.args).log_prob(points.to(own)).to(u)
+        log_p = target.log_prob(points)
+        values = target.constrain(points)
+    found = weigh_up((log_p - torch.logaddexp(log_q, wide) + math.log(2))[:, None].numpy())
+    own_mass = weigh_up((log_p - log_q)[: len(u), None].numpy()).log_marginal
+    weights, shifts, log_ratios = found.log_smoothed[:, 0], [0.0], [0.0]
+    for value in values.values():
+        z = value.reshape(len(points), -1).numpy()
+        shift, log_ratio = moved(z[: len(u)], weights, among=z)
+        shifts.append(float(abs(shift).max()))
+        log_ratios.append(float(abs(log_ratio).max()))
+    return Tails(
+        effective=float(found.effective[0]),
+        unseen=1 - math.exp(min(0.0, float(own_mass[0] - found.log_marginal[0]))),
+        shift=max(shifts),
+        log_ratio=max(log_ratios),
+    )
