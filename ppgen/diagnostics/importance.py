@@ -12,6 +12,7 @@ The largest weights are smoothed: replaced by quantiles of the generalised Paret
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,18 @@ from scipy.stats import norm
 
 from ppgen.diagnostics.versions import psislw
 
-__all__ = ["Evidence", "Importance", "evidence", "khat_threshold", "moved", "resample", "smooth", "trusted", "weigh_up"]
+__all__ = [
+    "Evidence",
+    "Importance",
+    "evidence",
+    "khat_threshold",
+    "most_moved",
+    "moved",
+    "resample",
+    "smooth",
+    "trusted",
+    "weigh_up",
+]
 
 EQUAL = 0.99  # share of effective draws from which on weights are all but equal
 RELIED = 0.7  # k-hat up to which averages over weights converge at a practical rate
@@ -76,7 +88,8 @@ def trusted(pareto_k: np.ndarray, effective: np.ndarray, draws: int, *, most: fl
         most: `khat_threshold` if left out; `PLAIN` asks whether draws may serve without weights.
 
     k-hat is the shape of a tail, whatever its size: a Gaussian guide to a logistic posterior has 1, though no draw may
-    weigh twice as much as another. With an effective share of .99 or more there is no tail to speak of.
+    weigh twice as much as another. With an effective share of .99 or more there is no tail among the draws to speak of;
+    what lies beyond them, `ppgen.diagnostics.tails` looks for.
     """
     most = khat_threshold(draws) if most is None else most
     return (pareto_k <= most) | (effective >= EQUAL * draws)
@@ -152,6 +165,21 @@ def moved(z: np.ndarray, log_weights: np.ndarray, *, among: np.ndarray | None = 
     with np.errstate(divide="ignore", invalid="ignore"):
         shift, log_ratio = (weighed - mean) / spread, np.log(spread / deviation)
     return np.where(constant, 0.0, shift), np.where(constant, 0.0, log_ratio)
+
+
+def most_moved(pairs: Iterable[tuple[np.ndarray, np.ndarray]], log_weights: np.ndarray) -> dict[str, float]:
+    """The largest `shift` and `log_ratio`, as `moved` has them, without their signs, of several latents.
+
+    Args:
+        pairs: of each latent, draws as they are (K, ...) and the draws that are weighted (M, ...).
+        log_weights: (M,), normalised.
+    """
+    largest = {"shift": 0.0, "log_ratio": 0.0}
+    for z, among in pairs:
+        parts = moved(z.reshape(len(z), -1), log_weights, among=among.reshape(len(among), -1))
+        for name, part in zip(largest, parts, strict=True):
+            largest[name] = max(largest[name], float(np.nanmax(np.abs(part), initial=0.0)))
+    return largest
 
 
 def evidence(log_weights: np.ndarray, *, level: float = 0.95) -> Evidence:

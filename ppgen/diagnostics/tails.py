@@ -17,14 +17,15 @@ By these weights
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from pyro.distributions import MultivariateStudentT
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
-from ppgen.diagnostics.importance import moved, weigh_up
-from ppgen.draws import Program
+from ppgen.diagnostics.importance import most_moved, weigh_up
 from ppgen.posterior import Unconstrained
+from ppgen.sites import Program
 
 __all__ = ["Tails", "look_beyond"]
 
@@ -33,18 +34,24 @@ FREEDOM = 3
 
 @dataclass(frozen=True)
 class Tails:
-    """What the draws of guide and wider law together say, as the module has it."""
+    """What the draws of guide and wider law together say, as the module has it.
+
+    Attributes:
+        effective: how many of all draws are, Kish's number.
+        unseen: a share.
+        moments: the largest `shift` and `log_ratio` of all latents.
+    """
 
     effective: float
     unseen: float
-    shift: float
-    log_ratio: float
+    moments: dict[str, float]
 
 
 def look_beyond(target: Unconstrained, guide: Program, u: Tensor, generator: torch.Generator) -> Tails | None:
     """The tails of a guide from draws u (S, dim) of it; None for one whose density elsewhere is not to be had.
 
     Args:
+        target: the program's density on the data.
         guide: one of Pyro's autoguides of all latents together, which has met its data.
     """
     covariance = torch.atleast_2d(u.mT.cov())
@@ -62,15 +69,13 @@ def look_beyond(target: Unconstrained, guide: Program, u: Tensor, generator: tor
         values = target.constrain(points)
     found = weigh_up((log_p - torch.logaddexp(log_q, wide) + math.log(2))[:, None].numpy())
     own_mass = weigh_up((log_p - log_q)[: len(u), None].numpy()).log_marginal
-    weights, shifts, log_ratios = found.log_smoothed[:, 0], [0.0], [0.0]
-    for value in values.values():
-        z = value.reshape(len(points), -1).numpy()
-        shift, log_ratio = moved(z[: len(u)], weights, among=z)
-        shifts.append(float(abs(shift).max()))
-        log_ratios.append(float(abs(log_ratio).max()))
+    weights = found.log_smoothed[:, 0]
+    reached = np.exp(weights) > 0  # without a weight, a point far out may be no number off the line
+    if not reached.any():
+        return None
+    pairs = ((z[: len(u)], z[reached]) for z in (value.numpy() for value in values.values()))
     return Tails(
         effective=float(found.effective[0]),
         unseen=1 - math.exp(min(0.0, float(own_mass[0] - found.log_marginal[0]))),
-        shift=max(shifts),
-        log_ratio=max(log_ratios),
+        moments=most_moved(pairs, weights[reached]),
     )

@@ -34,7 +34,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.diagnostics.importance import EQUAL, NEGLIGIBLE, PLAIN, khat_threshold, moved, trusted, weigh_up
+from ppgen.diagnostics.importance import EQUAL, NEGLIGIBLE, PLAIN, khat_threshold, most_moved, trusted, weigh_up
 from ppgen.diagnostics.reading import attribute, on_the_line
 from ppgen.diagnostics.tails import look_beyond
 from ppgen.diagnostics.versions import group, rhat
@@ -99,19 +99,22 @@ def diagnose(
         ValueError: if there are `idata`, and other modes are to be looked for without data. ValueError, LookupError: as
             `to_arviz`.
     """
+    known: tuple | None = data
     if idata is None:
         idata = enough(fit, *data, draws=draws, predictive=False, seed=seed)
-    elif starts and fit.example and not data:
-        raise ValueError(
-            "diagnose: looking for other modes takes the data that the draws are of: give them, or starts=0"
-        )
+    elif fit.example and not data:
+        if starts:
+            raise ValueError(
+                "diagnose: looking for other modes takes the data that the draws are of: give them, or starts=0"
+            )
+        known = None
     posterior, stats = group(idata, "posterior"), group(idata, "sample_stats")
     if stats is None or posterior is None or not posterior.data_vars:
         why = attribute(idata, "density") or "the programs have no latents"
         text = f"there is no posterior to judge ({why}); compare draws with data by a two-sample test"
         return Verdict(UNKNOWN, {}, {"density": text})
     vi: Any = group(idata, "vi_stats")
-    judged = _Judged(fit, data, vi, posterior, stats, seed)
+    judged = _Judged(fit, known, vi, posterior, stats, seed)
     judged.weights()
     judged.restarts()
     if not judged.local:
@@ -140,26 +143,20 @@ def _near_a_bound(chain: int, idata: Any) -> bool:
     pareto_k, effective = (float(vi[name].values[chain]) for name in ("pareto_k", "effective"))
     if NEAR[0] < pareto_k < NEAR[1] and effective < EQUAL * FEW:
         return True
-    moments = moments_moved(posterior, stats["log_weight_smoothed"].values[chain], chain)
-    return any(abs(value - CLOSE) < noise(name, effective) for name, value in moments.items())
+    moments = _moments(posterior, stats["log_weight_smoothed"].values[chain], chain)
+    return any(abs(value - CLOSE) < _slack(name, effective) for name, value in moments.items())
 
 
-def moments_moved(posterior: xr.Dataset, log_weights: np.ndarray, chain: int) -> dict[str, float]:
-    """`shift` and `log_ratio`, the largest of all latents of a chain; empty where weights are no numbers."""
+def _moments(posterior: xr.Dataset, log_weights: np.ndarray, chain: int) -> dict[str, float]:
+    """`shift` and `log_ratio` of a chain's latents; empty where weights are no numbers."""
     if not np.isfinite(np.exp(log_weights)).all():
         return {}
-    shifts, log_ratios = [0.0], [0.0]
-    for name in posterior.data_vars:
-        z = posterior[name].values[chain].reshape(len(log_weights), -1).astype(float)
-        if (z == z.round()).all():  # discrete: drawn from its own posterior, and summed out of the weights
-            continue
-        shift, log_ratio = moved(z, log_weights)
-        shifts.append(float(np.nanmax(np.abs(shift), initial=0.0)))
-        log_ratios.append(float(np.nanmax(np.abs(log_ratio), initial=0.0)))
-    return {"shift": max(shifts), "log_ratio": max(log_ratios)}
+    drawn = (posterior[name].values[chain].astype(float) for name in posterior.data_vars)
+    # discrete ones are drawn from their own posterior, and summed out of the weights
+    return most_moved(((z, z) for z in drawn if (z != z.round()).any()), log_weights)
 
 
-def noise(moment: str, effective: float) -> float:
+def _slack(moment: str, effective: float) -> float:
     """Twice the standard error of a `shift` or a `log_ratio` by so many effective draws, of a normal law."""
     return 2 / math.sqrt(effective if moment == "shift" else 2 * effective)
 
@@ -173,7 +170,9 @@ def of_like_evidence(vi: xr.Dataset) -> np.ndarray:
 class _Judged:
     """A verdict under way, of the best chain and of what the others say."""
 
-    def __init__(self, fit: "Fit", data: tuple, vi: xr.Dataset, posterior: xr.Dataset, stats: xr.Dataset, seed: int):
+    def __init__(
+        self, fit: "Fit", data: tuple | None, vi: xr.Dataset, posterior: xr.Dataset, stats: xr.Dataset, seed: int
+    ):
         self.fit, self.data, self.vi, self.posterior, self.seed = fit, data, vi, posterior, seed
         self.draws, self.chain = posterior.sizes["draw"], fit.best
         self.local = vi["pareto_k"].ndim > 1  # a number a datum, whatever its plate is called by now
@@ -225,13 +224,12 @@ class _Judged:
         if found is None:
             return False
         self.figures["unseen"] = found.unseen
-        moments = {"shift": found.shift, "log_ratio": found.log_ratio}
-        return found.unseen > UNSEEN or any(v > CLOSE + noise(k, found.effective) for k, v in moments.items())
+        return found.unseen > UNSEEN or any(v > CLOSE + _slack(k, found.effective) for k, v in found.moments.items())
 
     @cached_property
     def target(self) -> Unconstrained | None:
         """The program's density on the real line, if it can be had and has the latents that were drawn."""
-        if self.fit.example and not self.data:
+        if self.data is None:
             return None
         try:
             found = Unconstrained(self.fit.model, self.data)
@@ -256,10 +254,10 @@ class _Judged:
             )
 
     def moments(self) -> None:
-        moments = moments_moved(self.posterior, self.smoothed, self.chain)
+        moments = _moments(self.posterior, self.smoothed, self.chain)
         self.figures |= moments
         for name, value in moments.items():
-            slack = noise(name, self.figures["effective"] * self.draws)
+            slack = _slack(name, self.figures["effective"] * self.draws)
             if value > FAR + slack:
                 why = f"above {FAR} (and {slack:.2f} of noise): weights move the guide's draws too far to mend them"
                 self.doubt(name, why, self.richer, level=BAD)
