@@ -19,10 +19,11 @@ import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO, TraceTailAdaptive_ELBO
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppgen.draws import Draws, PlateSize, Trace
+from ppgen.draws import Draws, PlateSize
 from ppgen.metrics import CriticMetric, Metric, Sample
 from ppgen.objective import Objective, Term
 from ppgen.paths import log_density_by_path

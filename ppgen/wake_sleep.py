@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from pyro.infer import RenyiELBO
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppgen.draws import Draws, Trace, check_apart, signature
+from ppgen.draws import Draws, check_apart, signature
 from ppgen.objective import Term
 from ppgen.sites import (
     Program,

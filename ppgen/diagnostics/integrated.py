@@ -9,8 +9,9 @@ import math
 
 import numpy as np
 import torch
+from pyro.poutine import Trace
 
-from ppgen.draws import Draws, Trace
+from ppgen.draws import Draws
 from ppgen.sites import DATA, data_frame, holding, is_observed, is_point, latent_sites, log_density, sample_sites
 
 __all__ = ["integrated"]
