@@ -192,6 +192,9 @@ class Fit:
         """Data as the programs take them: where they were trained, and floating parts in the type of then.
 
         One argument may be all of them, as `fit` takes data: a tuple or a Dataset.
+
+        Raises:
+            TypeError, ValueError: for data of another kind, NaN or infinite values, and parts of different lengths.
         """
         if not data:
             return ()
