@@ -1,58 +1,28 @@
-"""A clean store and seed for every test, small programs that many tests run, and a stand-in for inductor.
-
-A program is a `Pair`: model and guide, the arguments they take, and N, the full size of the plate "data".
-"""
+"""Fixtures: a clean store and seed for every test, small programs that many tests run, a stand-in for inductor."""
 
 import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from support import Pair, gaussian_pair, interpret
+from torch import Tensor
 
-from ppgen.infer import capture
+from ppgen.infer.compile import step as capture
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes, which would wait for each other's threads
     torch.set_num_threads(1)
-
-
-class Pair(NamedTuple):
-    model: Callable
-    guide: Callable
-    args: tuple
-    n: int
-    exact: Any = None
-    """What is known in closed form about the program, where something is."""
 
 
 @pytest.fixture(autouse=True)
 def _clean():
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-
-
-def gaussian_pair(rows: int = 6, width: int = 3, size: int = 2) -> Pair:
-    """A Gaussian VAE on `rows` data of `width` numbers, with linear networks."""
-    decoder, encoder = nn.Linear(size, width), nn.Linear(width, 2 * size)
-
-    def model(x: Tensor) -> None:
-        pyro.module("decoder", decoder)
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([size]).to_event(1))
-            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        pyro.module("encoder", encoder)
-        with pyro.plate("data", x.shape[0]):
-            loc, log_scale = encoder(x).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    return Pair(model, guide, (torch.randn(rows, width),), rows)
 
 
 @pytest.fixture
@@ -106,8 +76,8 @@ def mixture() -> Pair:
 
     def exact(x: Tensor) -> Tensor:
         logits, loc = parameters()
-        law = dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, 1.0))
-        return -law.log_prob(x).mean()
+        distribution = dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, 1.0))
+        return -distribution.log_prob(x).mean()
 
     return Pair(model, guide, (torch.randn(7) * 2,), 7, exact)
 
@@ -151,30 +121,18 @@ def nested() -> Pair:
     return Pair(model, guide, (torch.randn(3, 5),), 5)
 
 
-def interpret(recording: Any, outputs: Any, draws: int) -> Callable:
-    """What inductor builds, run by Python: the recorded operations one by one."""
-    recording.graph.output(outputs)
-    module = fx.GraphModule(recording.root, recording.graph)
-
-    def call(tensors: list[Tensor]) -> list[Tensor]:
-        with torch.no_grad():
-            return list(module(*tensors))
-
-    return call
-
-
 @pytest.fixture
 def inductor() -> Any:
     """Our module of that name, which takes its time to import."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own
-        from ppgen.infer import inductor
+        from ppgen.infer.compile import inductor
     return inductor
 
 
 @pytest.fixture
 def builds(monkeypatch, inductor) -> list:
-    """Spares the laws about when to compile the seconds that it takes; one entry for each compile."""
+    """Spares tests of when a step is compiled the seconds that compiling takes; one entry for each compile."""
     made: list = []
 
     def build(*args: Any) -> Callable:

@@ -1,6 +1,6 @@
 """Small programs, what trains them, and what the tests of training share.
 
-A row of `PROGRAMS` carries as many features of programs, losses and optimisers as it can, and is built anew for each
+A row of `PROGRAMS` carries as many features of programs, losses and optimizers as it can, and is built anew for each
 run, under the seed of the run.
 """
 
@@ -13,7 +13,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conftest import gaussian_pair
 from pyro import infer, poutine
 from pyro.infer.autoguide import (
     AutoDelta,
@@ -24,6 +23,7 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 from pyro.nn import PyroModule, PyroParam
+from support import gaussian_pair
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR
 
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
     Attributes:
         build: makes (model, guide, args).
-        loss, optim: make a loss and an optimiser, as `ppgen.SVI` takes them.
+        loss, optim: make a loss and an optimizer, as `ppgen.SVI` takes them.
         options: further arguments of `ppgen.SVI`.
         rtol: within which two runs of 50 steps agree that differ in the order of floating-point sums.
     """
@@ -296,7 +296,7 @@ PROGRAMS: dict[str, Row] = {
         networks,
         lambda: ppgen.Reconstruction() + ppgen.Anneal(1.0, steps=40) * ppgen.Rate(),
         adam,
-        {"clip": 1.0, "schedule": Decay},
+        {"clip_norm": 1.0, "lr_scheduler": Decay},
     ),
     "constrained": Row(
         constrained,
@@ -310,25 +310,23 @@ PROGRAMS: dict[str, Row] = {
     ),
     "auto_normal": Row(
         automatic(AutoNormal),
-        lambda: ppgen.Evidence(elbo=infer.TraceMeanField_ELBO()),
+        lambda: ppgen.ELBO(elbo=infer.TraceMeanField_ELBO()),
         torch_optim(torch.optim.AdamW, lr=0.02, weight_decay=0.1),
-        {"schedule": Cosine},
+        {"lr_scheduler": Cosine},
     ),
-    "auto_multivariate": Row(
-        automatic(AutoMultivariateNormal), ppgen.Evidence, torch_optim(torch.optim.RMSprop, lr=0.01)
-    ),
+    "auto_multivariate": Row(automatic(AutoMultivariateNormal), ppgen.ELBO, torch_optim(torch.optim.RMSprop, lr=0.01)),
     "auto_low_rank": Row(
         automatic(AutoLowRankMultivariateNormal),
-        ppgen.Evidence,
+        ppgen.ELBO,
         torch_optim(torch.optim.SGD, lr=0.01, momentum=0.9),
-        {"clip": 5.0},
+        {"clip_norm": 5.0},
     ),
     "auto_iaf": Row(
         automatic(functools.partial(AutoIAFNormal, hidden_dim=[12])),
         lambda: infer.RenyiELBO(alpha=0.5, num_particles=2),
         lambda: pyro.optim.AdagradRMSProp({"eta": 0.05}),
     ),
-    "auto_list": Row(automatic(list_of_guides), ppgen.Evidence, lambda: pyro.optim.Adam({"lr": 0.02})),
+    "auto_list": Row(automatic(list_of_guides), ppgen.ELBO, lambda: pyro.optim.Adam({"lr": 0.02})),
     "normed": Row(normed, lambda: ppgen.Reconstruction() + 0.5 * ppgen.Rate(), adam, {}, 1e-3),
     "handled": Row(
         handled,
@@ -339,12 +337,12 @@ PROGRAMS: dict[str, Row] = {
         mixture, lambda: infer.TraceEnum_ELBO(max_plate_nesting=1), torch_optim(torch.optim.Adamax, lr=0.02)
     ),
     "mixture_evidence": Row(
-        mixture, lambda: ppgen.Evidence(elbo=infer.TraceEnum_ELBO(max_plate_nesting=1)), adam, {"schedule": Decay}
+        mixture, lambda: ppgen.ELBO(elbo=infer.TraceEnum_ELBO(max_plate_nesting=1)), adam, {"lr_scheduler": Decay}
     ),
-    "doubles": Row(doubles, ppgen.Evidence, adam, {"clip": 10.0}, 1e-9),
+    "doubles": Row(doubles, ppgen.ELBO, adam, {"clip_norm": 10.0}, 1e-9),
     "doubles_renyi": Row(
         doubles,
-        lambda: ppgen.Evidence(elbo=infer.RenyiELBO(alpha=0.3, num_particles=3, vectorize_particles=True)),
+        lambda: ppgen.ELBO(elbo=infer.RenyiELBO(alpha=0.3, num_particles=3, vectorize_particles=True)),
         lambda: pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.99}),
         {},
         1e-9,
@@ -359,7 +357,9 @@ PROGRAMS: dict[str, Row] = {
     ),
     "wae": Row(networks, recipes.wae, torch_optim(torch.optim.NAdam, lr=0.01)),
     "iwae": Row(networks, lambda: recipes.iwae(3), adam),
-    "vae": Row(vae, lambda: recipes.vae(beta=ppgen.Ramp(1.0, steps=30)), adam, {"clip": 1.0, "schedule": Cosine}),
+    "vae": Row(
+        vae, lambda: recipes.vae(beta=ppgen.Ramp(1.0, steps=30)), adam, {"clip_norm": 1.0, "lr_scheduler": Cosine}
+    ),
     "autoencoder": Row(autoencoder, recipes.ae, adam),
     "plain": Row(plain, lambda: regression, torch_optim(torch.optim.Adagrad, lr=0.1)),
 }

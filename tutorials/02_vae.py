@@ -25,7 +25,7 @@ train, test = torch.as_tensor(digits.train.x), torch.as_tensor(digits.test.x)
 print(digits)
 
 # %% [markdown]
-# The digits are dequantised: level $j$ of 17 became $(j + u) / 17$ with $u$ uniform on $[0, 1)$, so that a density can
+# The digits are dequantized: level $j$ of 17 became $(j + u) / 17$ with $u$ uniform on $[0, 1)$, so that a density can
 # describe them. Densities may exceed one, and log evidence may be positive: higher is better, the unit is nats.
 #
 # ## By hand
@@ -71,12 +71,12 @@ settings = {
     "epochs": EPOCHS,
     "batch_size": 128,
     "optim": partial(torch.optim.Adam, lr=5e-3),
-    "schedule": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=EPOCHS * -(-len(train) // 128)),
+    "lr_scheduler": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=EPOCHS * -(-len(train) // 128)),
 }
-fit = ppgen.fit(model, guide, train.flatten(1), loss=ppgen.Evidence(), **settings)
+fit = ppgen.fit(model, guide, train.flatten(1), loss=ppgen.ELBO(), **settings)
 
 # %% [markdown]
-# `Evidence()` is the negative evidence lower bound (ELBO), which splits into the reconstruction error and the rate, the
+# `ELBO()` is the negative evidence lower bound (ELBO), which splits into the reconstruction error and the rate, the
 # KL divergence of the code from the prior. A breakdown runs the programs once, so it scatters from run to run.
 
 # %%

@@ -29,7 +29,7 @@ torch.set_num_threads(1)  # programs as small as these gain nothing from more
 # ## Eight schools
 #
 # Eight schools coached pupils for a test; school $i$ saw an effect $y_i$ with standard error $\sigma_i$ (Rubin 1981).
-# The true effects $\theta_i$ are draws of $N(\mu, \tau)$. The model can be written in two ways: centred, with
+# The true effects $\theta_i$ are draws of $N(\mu, \tau)$. The model can be written in two ways: centered, with
 # $\theta_i$ itself a latent, or not, with $\theta_i = \mu + \tau \eta_i$ and $\eta_i \sim N(0, 1)$ the latent. To the
 # probabilities this makes no difference. To a guide it does.
 
@@ -38,14 +38,14 @@ y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
 
-def centred(y, sigma):
+def centered(y, sigma):
     mu, tau = pyro.sample("mu", dist.Normal(0.0, 5.0)), pyro.sample("tau", dist.HalfCauchy(5.0))
     with pyro.plate("data", len(y)):
         theta = pyro.sample("theta", dist.Normal(mu, tau))
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-def non_centred(y, sigma):
+def non_centered(y, sigma):
     mu, tau = pyro.sample("mu", dist.Normal(0.0, 5.0)), pyro.sample("tau", dist.HalfCauchy(5.0))
     with pyro.plate("data", len(y)):
         eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
@@ -82,18 +82,18 @@ print(f"exact log evidence: {evidence:.2f} nats")
 # %%
 STEPS = 300
 settings = {
-    "loss": ppgen.Evidence(elbo=Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1)),
+    "loss": ppgen.ELBO(elbo=Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1)),
     "steps": STEPS,
     "restarts": 4,
     "optim": partial(torch.optim.Adam, lr=0.1),
-    "schedule": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=STEPS),
+    "lr_scheduler": partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=STEPS),
 }
 idata = {}
-for program in (centred, non_centred):
+for program in (centered, non_centered):
     for kind in (AutoNormal, AutoMultivariateNormal):
         fit = ppgen.fit(program, kind(program), (y, sigma), **settings)
         idata[program.__name__, kind.__name__] = fit.to_arviz(y, sigma, draws=4000, chunk=1000)
-print(az.summary(idata["non_centred", "AutoNormal"], var_names=["mu", "tau"]).to_string())
+print(az.summary(idata["non_centered", "AutoNormal"], var_names=["mu", "tau"]).to_string())
 
 # %% [markdown]
 # A draw $z$ of a guide $q$ has the importance weight $w = p(y, z) / q(z)$. The mean of the weights estimates the
@@ -124,11 +124,11 @@ for which, each in idata.items():
 # %% [markdown]
 # Held against the exact values:
 #
-# - Both fits of the centred program are wrong, and k-hat, near or above 0.7 from every start, says so. Where $\tau$ is
+# - Both fits of the centered program are wrong, and k-hat, near or above 0.7 from every start, says so. Where $\tau$ is
 #   small the $\theta_i$ must be nearly equal, a funnel that no normal guide has; it settles on one width of the funnel,
 #   and the sd of $\tau$ is far too small. R-hat notices as well, since the starts settle on different widths. Weights
 #   do not mend $\tau$: they cannot make up for what was never drawn.
-# - The non-centred program is the same model, and its $\eta_i$ are nearly normal. Yet the guides' own mean of $\tau$ is
+# - The non-centered program is the same model, and its $\eta_i$ are nearly normal. Yet the guides' own mean of $\tau$ is
 #   too small, and the starts agree on it with an R-hat near one: R-hat compares starts with each other, not with the
 #   truth. k-hat is in the usable range for most starts, and the weighted means and the evidence are right within about
 #   their scatter. So a usable k-hat does not say that the guide is the posterior; it says that weights can make up
@@ -175,23 +175,23 @@ print(f"{np.sum((khat > 0.7) != (other > 0.7))} of {len(khat)} images cross 0.7 
 # %%
 with tempfile.TemporaryDirectory() as folder:
     fit.save(Path(folder, "vae.safetensors"))
-    to_netcdf(idata["non_centred", "AutoNormal"], Path(folder, "schools.nc"))
+    to_netcdf(idata["non_centered", "AutoNormal"], Path(folder, "schools.nc"))
     anew = VAE(**vae.config)
     ppgen.Fit.load(Path(folder, "vae.safetensors"), anew.model, anew.guide)
     stored = from_netcdf(Path(folder, "schools.nc"))
     print("the same reconstructions:", torch.equal(anew.reconstruct(held), vae.reconstruct(held)))
-    print("the same draws:", bool((stored.posterior.mu == idata["non_centred", "AutoNormal"].posterior.mu).all()))
+    print("the same draws:", bool((stored.posterior.mu == idata["non_centered", "AutoNormal"].posterior.mu).all()))
 
 # %%
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 3.2), layout="constrained")
 for axes, name, limits in ((left, "mu", (-8, 16)), (middle, "tau", (0, 15))):
     values, p = exact[name]
     axes.fill_between(values, p / (values[1] - values[0]), color="0.8", label="exact")
-    for program, colour in (("centred", "C1"), ("non_centred", "C0")):
+    for program, color in (("centered", "C1"), ("non_centered", "C0")):
         each = idata[program, "AutoMultivariateNormal"]
         for chain, draws in enumerate(each.posterior[name].values):
             label = f"{program}, 4 starts" if chain == 0 else None
-            axes.hist(draws, 60, range=limits, density=True, histtype="step", color=colour, linewidth=0.8, label=label)
+            axes.hist(draws, 60, range=limits, density=True, histtype="step", color=color, linewidth=0.8, label=label)
     axes.set(xlim=limits, xlabel=name, yticks=[])
 left.set_title("eight schools, AutoMultivariateNormal", fontsize=10)
 middle.legend(fontsize=8)

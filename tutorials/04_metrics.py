@@ -16,7 +16,7 @@ import torch
 
 from ppgen import metrics as m
 from ppgen import nets
-from ppgen.diagnostics import estimate
+from ppgen.evaluation import estimate
 
 torch.set_num_threads(1)  # samples as small as these gain nothing from more
 
@@ -37,13 +37,13 @@ distances = torch.linspace(0, 12, 49, dtype=torch.float64)
 of_samples = {
     "MMD², σ = 1": m.MMD(bandwidth=1.0, scales=(1.0,), unbiased=False),
     "MMD², σ = median": m.MMD(unbiased=False),
-    "energy": m.Energy(unbiased=False),
+    "energy": m.EnergyDistance(unbiased=False),
     "Wasserstein-1": m.Wasserstein(p=1),
     "Wasserstein-2²": m.Wasserstein(p=2),
     "sliced Wasserstein-2²": m.SlicedWasserstein(),
     "Sinkhorn": m.Sinkhorn(),
     "Fréchet": m.Frechet(),
-    "Kolmogorov": m.Kolmogorov(temperature=0.1),
+    "KolmogorovSmirnov": m.KolmogorovSmirnov(temperature=0.1),
     "Cramér-von Mises": m.CramerVonMises(temperature=0.1),
 }
 
@@ -127,15 +127,15 @@ assert all(death(curves[name][1]) != "never" for name in dying)
 assert all(death(curves[name][1]) == "never" for name in ("energy", "Wasserstein-1", "Sinkhorn", "KL"))
 
 # %%
-bounded = (*dying, "MMD², σ = median", "Kolmogorov", "Cramér-von Mises")
+bounded = (*dying, "MMD², σ = median", "KolmogorovSmirnov", "Cramér-von Mises")
 unbounded = ("Wasserstein-1", "Wasserstein-2²", "energy", "KL")
-colours = {name: f"C{i}" for i, name in enumerate((*bounded, *unbounded[:3]))} | {"KL": "black"}
+colors = {name: f"C{i}" for i, name in enumerate((*bounded, *unbounded[:3]))} | {"KL": "black"}
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 4.4), layout="constrained")
 for name, (values, slopes) in curves.items():
-    if name not in colours:
+    if name not in colors:
         continue  # sliced Wasserstein, Sinkhorn and Fréchet lie on Wasserstein-2² here
-    style = {"color": colours[name], "label": name, "linewidth": 1.2}
-    if name in ("Kolmogorov", "KL"):
+    style = {"color": colors[name], "label": name, "linewidth": 1.2}
+    if name in ("KolmogorovSmirnov", "KL"):
         style["linestyle"] = "--"  # over total variation, and over Wasserstein-2²
     (left if name in bounded else middle).plot(distances, values / (values.max() if name in bounded else 1), **style)
     right.plot(distances, np.where(slopes > 0, slopes, np.nan) / slopes.max(), **style)
@@ -181,7 +181,7 @@ of_critics = {
     "Hellinger²": m.FDivergence(critic, "squared_hellinger", lr=5e-3),
     "total variation": m.FDivergence(critic, "total_variation", lr=5e-3),
     "KL": m.FDivergence(critic, "kl", lr=5e-3),
-    "Wasserstein-1": m.Wasserstein1(critic, lr=5e-3, penalty=m.GradientPenalty(50.0)),
+    "Wasserstein-1": m.WassersteinDual(critic, lr=5e-3, penalty=m.GradientPenalty(50.0)),
 }
 generator = torch.Generator().manual_seed(0)
 x, y = torch.randn(4000, 1, generator=generator), torch.randn(4000, 1, generator=generator)
@@ -261,13 +261,13 @@ figure
 d, rows, repeats = 10, 200, 20
 judges = {
     "MMD²": m.MMD(),
-    "energy": m.Energy(),
+    "energy": m.EnergyDistance(),
     "sliced Wasserstein-2²": m.SlicedWasserstein(),
     "Wasserstein-1": m.Wasserstein(p=1),
     "Wasserstein-2²": m.Wasserstein(p=2),
     "Sinkhorn": m.Sinkhorn(),
     "Fréchet": m.Frechet(),
-    "Kolmogorov": m.Kolmogorov(),
+    "KolmogorovSmirnov": m.KolmogorovSmirnov(),
     "Cramér-von Mises": m.CramerVonMises(),
 }
 torch.manual_seed(0)

@@ -19,7 +19,7 @@ from torch import nn
 import ppgen
 from ppgen import data, nets, recipes
 from ppgen import metrics as m
-from ppgen.diagnostics import estimate
+from ppgen.evaluation import estimate
 
 torch.set_num_threads(1)  # networks as small as these gain nothing from more
 
@@ -98,7 +98,7 @@ figure
 #
 # ## The program
 #
-# The data are two moons, and to make it interesting nobody has centred them: they lie four units off the origin, where
+# The data are two moons, and to make it interesting nobody has centered them: they lie four units off the origin, where
 # the generator starts. The model draws $z \sim N(0, I)$ and puts $x$ at $G(z)$, a law without a density. Nothing is
 # inferred, so the guide is empty. The critic belongs to the loss: it is not part of the program.
 
@@ -124,7 +124,7 @@ def guide(x):
 # high, 0.05; one of them saturates. A third has a calm critic. The fourth adds a penalty on the critic's slope at data,
 # $\frac{\gamma}{2} E_P |\nabla v|^2$ (R1, Mescheder et al. 2018).
 #
-# `fit` keeps the losses and gradients of both players in `signals`. Besides, a callback measures every 20 steps what no
+# `fit` keeps the losses and gradients of both players in `adversarial_metrics`. Besides, a callback measures every 20 steps what no
 # player sees: the energy distance of draws from data held out.
 
 # %%
@@ -134,7 +134,7 @@ games = {
     "calm critic": recipes.gan(hidden=(64, 64), lr=1e-3),
     "calm critic, R1": recipes.r1_gan(hidden=(64, 64), lr=5e-3, weight=1.0),
 }
-judge, probe = m.Energy(), torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+judge, probe = m.EnergyDistance(), torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
 fits, distance, draws = {}, {}, {}
 
 
@@ -165,17 +165,20 @@ for name, loss in games.items():
 # %% [markdown]
 # ## What the library says
 #
-# `findings` looks at the signals of a game and names what it sees, with what is known to help.
+# `training_warnings` looks at the signals of a game and names what it sees, with what is known to help.
 
 # %%
 for name, fit in fits.items():
-    signals = {key.split(" JensenShannon")[0]: values[-100:].mean() for key, values in fit.chains[0].signals.items()}
-    late = ", ".join(f"{key} {value:.1e}" for key, value in signals.items())
+    adversarial_metrics = {
+        key.split(" JensenShannon")[0]: values[-100:].mean()
+        for key, values in fit.chains[0].adversarial_metrics.items()
+    }
+    late = ", ".join(f"{key} {value:.1e}" for key, value in adversarial_metrics.items())
     print(f"{name}: {fit.loss}\n   last 100 steps: {late}, energy distance {np.mean(distance[name][-5:]):.3f}")
-    for finding in fit.findings():
+    for finding in fit.training_warnings():
         print(f"   {finding}")
 
-seen = {name: [finding.sign for finding in fit.findings()] for name, fit in fits.items()}
+seen = {name: [finding.sign for finding in fit.training_warnings()] for name, fit in fits.items()}
 assert seen["fast critic, saturating"] == ["critic won"]
 assert distance["fast critic, saturating"][-1] > 5  # the generator never got away
 assert np.median(distance["calm critic, R1"][20:]) < np.median(distance["calm critic"][20:])
@@ -184,8 +187,8 @@ assert np.median(distance["calm critic, R1"][20:]) < np.median(distance["calm cr
 figure, axes = plt.subplots(2, 4, figsize=(9.5, 5), layout="constrained")
 smooth = np.ones(20) / 20
 for column, (name, fit) in enumerate(fits.items()):
-    signals, upper, lower = fit.chains[0].signals, axes[0, column], axes[1, column]
-    value = np.convolve(-signals["critic JensenShannon(x)"], smooth, mode="valid")
+    adversarial_metrics, upper, lower = fit.chains[0].adversarial_metrics, axes[0, column], axes[1, column]
+    value = np.convolve(-adversarial_metrics["critic JensenShannon(x)"], smooth, mode="valid")
     upper.axhline(math.log(2), color="0.7", linewidth=0.8)
     upper.plot(np.arange(len(value)) + 20, value, color="C0", linewidth=1, label="critic's value V (nats)")
     upper.set(ylim=(-0.5, 0.8), xlim=(0, 800), xlabel="step")
@@ -205,11 +208,11 @@ figure.legend(lines, [line.get_label() for line in lines], loc="outside lower ce
 figure
 
 # %% [markdown]
-# Above, the value of the critic that plays (the grey line is $\log 2$) and the energy distance; below, data held out
+# Above, the value of the critic that plays (the gray line is $\log 2$) and the energy distance; below, data held out
 # and draws at the end.
 #
 # - **Fast critic, saturating.** The critic wins at once: its value is $\log 2$, all that there is, and the gradient of
-#   the programs is next to nothing. The generator stays where it started. `findings` says so.
+#   the programs is next to nothing. The generator stays where it started. `training_warnings` says so.
 # - **Fast critic.** The same critic against the other loss: now the generator gets away. But a rate of 0.05 is too high
 #   to follow it. Now and then the critic's value plunges below zero, where it points the wrong way, and the draws leave
 #   the data until it has found them again.
@@ -227,7 +230,7 @@ figure
 fresh = m.JensenShannon(partial(nets.Critic, hidden=(64, 64)), lr=5e-3)
 leisure = {name: estimate(fresh, held, draws[name], steps=250) for name in games}
 for name, fit in fits.items():
-    playing = -fit.chains[0].signals["critic JensenShannon(x)"][-100:].mean()
+    playing = -fit.chains[0].adversarial_metrics["critic JensenShannon(x)"][-100:].mean()
     print(f"{name:>23}: {playing:6.3f} nats by the critic that played, {leisure[name]:6.3f} by a fresh one")
 
 assert all(value < math.log(2) + 1e-6 for value in leisure.values())

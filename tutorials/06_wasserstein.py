@@ -15,7 +15,7 @@ import torch
 import ppgen
 from ppgen import data, nets, recipes
 from ppgen import metrics as m
-from ppgen.diagnostics import estimate
+from ppgen.evaluation import estimate
 from ppgen.models import Generator
 
 torch.set_num_threads(1)  # networks as small as these gain nothing from more
@@ -47,7 +47,7 @@ network = partial(nets.Critic, hidden=(32, 32))
 
 
 def by_critic(penalty: m.Constraint, seed: int = 0, steps: int = 250) -> float:
-    return estimate(m.Wasserstein1(network, lr=5e-3, penalty=penalty), x, y, steps=steps, seed=seed)
+    return estimate(m.WassersteinDual(network, lr=5e-3, penalty=penalty), x, y, steps=steps, seed=seed)
 
 
 print(f"exact, of these samples: {float(m.Wasserstein(p=1)(x, y)):.2f}")
@@ -76,14 +76,14 @@ print(f"{'penalty':>34}   value of 4   expected")
 for penalty, expected in (
     *((m.GradientPenalty(w, one_sided=True), f"{4 * (1 + 4 / (2 * w)):.2f}") for w in (10.0, 40.0, 160.0)),
     (m.SpectralNorm(), "at most 4"),
-    (m.Clip(0.1), "who knows"),
+    (m.WeightClipping(0.1), "who knows"),
 ):
     options = f"weight {penalty.weight:g}" if isinstance(penalty, m.GradientPenalty) else ""
     print(f"{type(penalty).__name__:>22} {options:>11}   {by_critic(penalty, steps=500):10.2f}   {expected}")
 
 # %% [markdown]
 # The heaviest penalty is off by more than the others, and below: a stiff critic learns slowly, and 500 steps were too
-# few for it. Spectral normalisation divides every layer by its largest singular value: a true bound of the slope, so a
+# few for it. Spectral normalization divides every layer by its largest singular value: a true bound of the slope, so a
 # lower bound of the distance. Clipped weights, the first proposal (Arjovsky et al. 2017), bound the slope by something,
 # and the value is right up to an unknown factor.
 #
@@ -102,7 +102,7 @@ def circle(n: int, radius: float) -> torch.Tensor:
 
 inner, outer = circle(2000, 1.0), circle(2000, 2.0)
 torch.manual_seed(0)
-metric = m.Wasserstein1(nets.Critic((2,), hidden=(64, 64)), penalty=m.GradientPenalty(20.0, one_sided=True))
+metric = m.WassersteinDual(nets.Critic((2,), hidden=(64, 64)), penalty=m.GradientPenalty(20.0, one_sided=True))
 adam = torch.optim.Adam(metric.critic.parameters(), lr=5e-3, betas=metric.betas)
 for _ in range(600):
     batch = torch.randint(2000, (2, 256))
@@ -178,7 +178,7 @@ fit = ppgen.fit(
     optim=partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.9)),
     steps=600,
     batch_size=256,
-    schedule="cosine",
+    lr_scheduler="cosine",
     callbacks=[look],
     compile=False,  # for so few steps
 )
@@ -189,7 +189,7 @@ print(
 )
 
 # %%
-value = -fit.chains[0].signals["critic Wasserstein1(x)"]
+value = -fit.chains[0].adversarial_metrics["critic WassersteinDual(x)"]
 smooth = np.convolve(value, np.ones(25) / 25, mode="valid")
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
 left.plot(np.arange(len(smooth)) + 25, smooth, label="the critic's value, less its penalty")
@@ -199,13 +199,13 @@ left.set(xlabel="step of the generator", ylim=(-0.1, 1.5))
 left.legend(fontsize=8)
 right.scatter(*held.T, s=3, color="0.7")
 right.scatter(*program.sample(1000).T, s=3, color="C1")
-right.set(aspect="equal", title="data (grey) and draws")
+right.set(aspect="equal", title="data (gray) and draws")
 figure
 
 # %% [markdown]
 # The critic's value falls as the exact distance falls, and both settle together: this is the loss curve that a GAN does
 # not have ([GAN](05_gan.md)). It is lower than the exact one for two reasons. The exact distance of two samples of one
-# law is not zero but the grey line, since rows never fall on rows. And the critic, with five steps a turn, never quite
+# law is not zero but the gray line, since rows never fall on rows. And the critic, with five steps a turn, never quite
 # catches up: when it says zero there is something left, here the draws on the way from moon to moon. A generator that
 # maps a connected cloud to two moons continuously has to leave some there; how few they are is a matter of its width
 # and its patience.

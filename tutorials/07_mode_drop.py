@@ -15,7 +15,7 @@ from torch import nn
 
 import ppgen
 from ppgen import data, recipes
-from ppgen.diagnostics import coverage, missing, mode_coverage
+from ppgen.evaluation import coverage, mode_coverage, uncovered_data
 from ppgen.models import Generator
 
 torch.set_num_threads(1)  # networks as small as these gain nothing from more
@@ -26,7 +26,7 @@ torch.set_num_threads(1)  # networks as small as these gain nothing from more
 # Eight Gaussians on a ring. Two games, with the same generator, batches and rate:
 #
 # - a plain GAN, Adam with the usual memory of games, $\beta_1 = 0.5$;
-# - R3GAN (Huang et al. 2024): data and draws are judged in pairs, the critic's slope is penalised at both, and weights
+# - R3GAN (Huang et al. 2024): data and draws are judged in pairs, the critic's slope is penalized at both, and weights
 #   are averaged under a rate that falls to zero. It has no memory of gradients, $\beta_1 = 0$.
 #
 # Both critics see the data through a few random waves beside the coordinates (`frequencies`), which makes them sharp.
@@ -36,7 +36,7 @@ torch.set_num_threads(1)  # networks as small as these gain nothing from more
 # %%
 sigma = 0.05
 ring, _ = data.gaussians_ring(8192, sigma=sigma)
-centres, _ = data.modes("gaussians_ring")
+centers, _ = data.modes("gaussians_ring")
 
 
 def play(rows, generator, loss, betas, lr=2e-3, **options):
@@ -48,7 +48,7 @@ def play(rows, generator, loss, betas, lr=2e-3, **options):
 
 
 plain = {"betas": (0.5, 0.99)}
-calm, falling = {"betas": (0.0, 0.99)}, {"ema": 0.99, "schedule": "cosine"}
+calm, falling = {"betas": (0.0, 0.99)}, {"ema": 0.99, "lr_scheduler": "cosine"}
 sharp = {"hidden": (64, 64), "frequencies": 16, "lr": 2e-3}
 games = {
     "GAN": (recipes.gan(**sharp, **plain), plain),
@@ -60,19 +60,19 @@ for name, (loss, options) in games.items():
     generator = Generator((2,), latent_dim=2, hidden=(64, 64), activation="relu")
     fit = play(ring, generator, loss, steps=800, **options)
     on_ring[name] = generator.sample(2000)
-    found = mode_coverage(on_ring[name], centres, sigma=sigma)
+    found = mode_coverage(on_ring[name], centers, sigma=sigma)
     print(
         f"{name:5}: {found.captured} of {found.total} modes, {found.high_quality:.0%} of draws within 3 sigma, "
-        f"reverse KL {found.reverse_kl:.2f} nats; findings: {fit.findings() or 'none'}"
+        f"reverse KL {found.reverse_kl:.2f} nats; findings: {fit.training_warnings() or 'none'}"
     )
 
 # %% [markdown]
 # ## Where they are not
 #
-# With real data nobody knows the modes. Four figures by nearest neighbours then stand in (Kynkäänniemi et al. 2019;
+# With real data nobody knows the modes. Four figures by nearest neighbors then stand in (Kynkäänniemi et al. 2019;
 # Naeem et al. 2020): *precision*, the share of draws that lie among data; *recall*, the share of data that lie among
 # draws; *density*, how many data a draw lies among; *coverage*, the share of data with a draw nearby. Dropped modes
-# leave precision high and take recall and coverage down. On the ring, as if it had no centres:
+# leave precision high and take recall and coverage down. On the ring, as if it had no centers:
 
 
 # %%
@@ -84,13 +84,13 @@ for name, draws in on_ring.items():
     print(f"{name:5}: {figures(ring[:2000], draws)}")
 
 # %% [markdown]
-# That something is missing is half an answer. *What* is missing is the other half. `missing` looks at each datum's
-# neighbours among data and draws together, and ranks data by how few of them are draws. Its level, 5 %, is the chance
+# That something is missing is half an answer. *What* is missing is the other half. `uncovered_data` looks at each datum's
+# neighbors among data and draws together, and ranks data by how few of them are draws. Its level, 5 %, is the chance
 # that it flags anything at all if generator and data are one law; it gets it from permutations, so it holds for small
 # samples too.
 
 # %%
-absent = {name: missing(ring[:2000], draws) for name, draws in on_ring.items()}
+absent = {name: uncovered_data(ring[:2000], draws) for name, draws in on_ring.items()}
 figure, axes = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
 for axis, (name, found) in zip(axes, absent.items(), strict=True):
     axis.scatter(*ring[:2000].T, s=4, color="0.75", label="data")
@@ -128,7 +128,7 @@ for name, (loss, options) in games.items():
     generator = Generator((1, 8, 8), latent_dim=8, hidden=(128, 128))
     play(digits.train.x, generator, loss, **options)
     drawn[name] = generator.sample(len(held))
-    absent[name] = missing(held, drawn[name])
+    absent[name] = uncovered_data(held, drawn[name])
     print(f"{name:5}: {figures(held, drawn[name])}, {len(absent[name].flagged)} of {len(held)} data flagged")
 
 # %% [markdown]
@@ -157,7 +157,7 @@ figure
 # %% [markdown]
 # The GAN's draws are the better ones by precision, 0.88 against 0.70, which is what to keep in mind about any figure
 # that looks at draws alone. Fours it does not draw, ones, fives and sixes less than half as often as it should, and
-# `missing` puts them on top without having been told that there are digits. R3GAN's draws spread over all ten, and
+# `uncovered_data` puts them on top without having been told that there are digits. R3GAN's draws spread over all ten, and
 # nothing is flagged any more, at this level and with this many draws.
 #
 # What helps when something is flagged: `recipes.r3_gan` or `r1_gan`; weights averaged (`ema`) and a rate that falls

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Can labels of one domain serve another?
 #
-# Somebody has labelled one kind of data, and what is wanted are the labels of another: the camera was changed, the
+# Somebody has labeled one kind of data, and what is wanted are the labels of another: the camera was changed, the
 # hospital is a different one. A domain-adversarial network (Ganin et al. 2016) learns features on which a critic cannot
 # tell the two domains apart, and a classifier on them that was taught by the first domain alone. It is the one game of
 # this course in which the critic is meant to fail.
@@ -17,7 +17,7 @@ import ppgen
 from ppgen import data, recipes
 from ppgen import metrics as m
 from ppgen import views as v
-from ppgen.diagnostics import adaptation_risk, classifier_test
+from ppgen.evaluation import adaptation_risk, classifier_test
 from ppgen.models import DANN, UNKNOWN
 from ppgen.nets import Critic
 
@@ -26,7 +26,7 @@ torch.set_num_threads(1)  # networks as small as these gain nothing from more
 # %% [markdown]
 # ## Two domains
 #
-# Two moons, labelled, are the source. The target is the same law turned by 35 degrees. Its labels are in this script,
+# Two moons, labeled, are the source. The target is the same law turned by 35 degrees. Its labels are in this script,
 # to judge by; training gets `UNKNOWN` in their place.
 
 # %%
@@ -46,10 +46,10 @@ domains = torch.arange(2).repeat_interleave(300)
 
 # %%
 critic = {"hidden": (16,), "lr": 0.02}
-by_hand = ppgen.Evidence() + ppgen.Ramp(1.0, shape="sigmoid") * ppgen.match(
+by_hand = ppgen.ELBO() + ppgen.Ramp(1.0, shape="sigmoid") * ppgen.match(
     v.posterior("h").given(d=0),
     v.posterior("h").given(d=1),
-    m.JensenShannon(**critic, penalty=m.ZeroCentred(0.2, at="both"), saturating=True),
+    m.JensenShannon(**critic, penalty=m.ZeroCenteredGradientPenalty(0.2, at="both"), saturating=True),
 )
 print(by_hand)
 print(recipes.dann(**critic, weight=0.2))
@@ -60,16 +60,16 @@ assert str(by_hand) == str(recipes.dann(**critic, weight=0.2))
 # $\alpha$ rising from 0 by Ganin's ramp, since features that have learned nothing yet should not be matched. Four ways,
 # from the same weights: the source alone, which is $\alpha = 0$; the match; the same match of $h \otimes p(y | h)$, so
 # that every class meets its own kind (CDAN, Long et al. 2018); and gradient reversal, where critic and features share
-# one step of one optimiser. There is no place for the critic's penalty in that step, so its slope is bounded by
+# one step of one optimizer. There is no place for the critic's penalty in that step, so its slope is bounded by
 # spectral norms, without which reversal does no better on these moons than the source alone. A rate of its own the
-# critic can have, by arguments for each parameter, as Pyro's optimisers take them.
+# critic can have, by arguments for each parameter, as Pyro's optimizers take them.
 
 # %%
 torch.manual_seed(0)
 bounded = Critic((15,), hidden=(16,))
 m.SpectralNorm().prepare(bounded)
 ways = {
-    "source alone": ({}, ppgen.Evidence()),
+    "source alone": ({}, ppgen.ELBO()),
     "DANN": ({}, recipes.dann(**critic, weight=0.2)),
     "conditional": ({"conditional": True}, recipes.dann(**critic, weight=0.2, h="hy")),
     "reversal": ({"critic": bounded}, recipes.dann_reversal()),
@@ -87,7 +87,7 @@ for name, (options, loss) in ways.items():
         optim=adam,
         steps=1000,
         batch_size=200,
-        schedule="cosine",
+        lr_scheduler="cosine",
         compile=False,  # for so few steps
     )
 
@@ -120,7 +120,7 @@ assert right["source alone"] < 0.9 < right["DANN"]
 # lowers it without costing accuracy in the source is to be preferred. It sets the source alone apart from the others,
 # though it does not rank these.
 #
-# Above, the decision that each has learned, data of the target as crosses coloured by their true labels; below,
+# Above, the decision that each has learned, data of the target as crosses colored by their true labels; below,
 # the features in the plane of their principal axes.
 
 # %%
@@ -166,7 +166,7 @@ figure
 
 # %% [markdown]
 # Of each half 600 are trained on, and the others are judged by. Beside the accuracies stand the test of domains and the
-# signs that `findings` saw of the game. A critic that is meant to fail has two of its own: "critic never fooled", where
+# signs that `training_warnings` saw of the game. A critic that is meant to fail has two of its own: "critic never fooled", where
 # the domains stay apart, and "critic at chance too early", where it told nothing apart, so that nothing was aligned.
 
 
@@ -185,20 +185,20 @@ def adapt(target, loss, **options):
         optim=partial(torch.optim.Adam, lr=1e-3),
         steps=400,
         batch_size=200,
-        schedule="cosine",
+        lr_scheduler="cosine",
         compile=False,
     )
     source, target = here[600:], target[600:]
     right = [(model.predict(x) == y).float().mean() for x, y in ((source, here_y[600:]), (target, others_y[600:]))]
     told = classifier_test(model.features_of(source), model.features_of(target)).statistic
-    signs = ", ".join(finding.sign for finding in fit.findings()) or "none"
+    signs = ", ".join(finding.sign for finding in fit.training_warnings()) or "none"
     print(f"source {right[0]:.3f}   target {right[1]:.3f}   told apart {told:.2f}   signs: {signs}")
     return right[1]
 
 
 critic = {"hidden": (64,), "lr": 0.01, "weight": 0.1}
 print("moved: the source alone, DANN, conditional")
-alone = adapt(targets["moved"], ppgen.Evidence())
+alone = adapt(targets["moved"], ppgen.ELBO())
 matched = adapt(targets["moved"], recipes.dann(**critic))
 adapt(targets["moved"], recipes.dann(**critic, h="hy"), conditional=True)
 assert alone + 0.03 < matched

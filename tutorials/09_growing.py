@@ -16,7 +16,7 @@ import torch
 
 import ppgen
 from ppgen import data, nets, recipes
-from ppgen.diagnostics import pyramid_distance, pyramid_noise
+from ppgen.evaluation import pyramid_distance, pyramid_noise
 from ppgen.models import Generator
 
 torch.set_num_threads(1)  # networks as small as these gain nothing from more
@@ -74,7 +74,7 @@ with torch.no_grad():
 # ## Growing
 #
 # Nothing else is new. The program is the generator of any game, $z \sim N(0, I)$, $x = G(z)$; the loss is a game whose
-# critic grows too, here Jensen-Shannon with a penalty on the critic's slope at data; and a `Growth` says when. `fit`
+# critic grows too, here Jensen-Shannon with a penalty on the critic's slope at data; and a `ProgressiveGrowing` says when. `fit`
 # follows it: here the last of the three stages is as long as the other two, and a scale fades in during the first half
 # of its stage. The callback draws from the same latents whenever a stage ends, by the averaged weights, which are the
 # ones that the run would leave.
@@ -108,7 +108,7 @@ def train(model, growth, steps, callbacks=()):
     return fitted, time.process_time() - began
 
 
-growth = ppgen.Growth(stages=(1, 1, 2))
+growth = ppgen.ProgressiveGrowing(stages=(1, 1, 2))
 model = generator()
 stages, seconds, latents = [], [time.process_time()], torch.randn(12, 32)
 

@@ -111,8 +111,8 @@ def grid(reach: float = 2.5, lines: int = 21, points: int = 101) -> torch.Tensor
 
 
 def draw(axis, lines: torch.Tensor, points: torch.Tensor, title: str, reach: float) -> None:
-    for half, colour in zip(lines.detach().chunk(2), ("C0", "C1"), strict=True):
-        axis.add_collection(LineCollection(list(half.numpy()), colors=colour, linewidths=0.6))
+    for half, color in zip(lines.detach().chunk(2), ("C0", "C1"), strict=True):
+        axis.add_collection(LineCollection(list(half.numpy()), colors=color, linewidths=0.6))
     axis.scatter(*points.detach().T, s=2, color="black", zorder=2)
     axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=title)
 
@@ -220,7 +220,7 @@ print(f"four layers by hand: {log_prob(held).mean():.3f} nats a row of held-out 
 # %% [markdown]
 # ## The library's
 #
-# `FlowModel` is a Pyro program around any flow of `ppgen.flows`, and `Evidence()` is minus its log density. Splines in
+# `FlowModel` is a Pyro program around any flow of `ppgen.flows`, and `ELBO()` is minus its log density. Splines in
 # the place of $x e^s + m$ (`nsf`) bend more with as many layers.
 
 # %%
@@ -230,21 +230,21 @@ for name in ("maf", "nsf"):
     fits[name] = model = FlowModel((2,), flow=name)
     optim = partial(torch.optim.Adam, lr=3e-3)
     options = {"steps": 600, "batch_size": 256, "compile": False, "progress": False}
-    ppgen.fit(model.model, model.guide, rows, loss=ppgen.Evidence(), optim=optim, schedule="cosine", **options)
+    ppgen.fit(model.model, model.guide, rows, loss=ppgen.ELBO(), optim=optim, lr_scheduler="cosine", **options)
     print(f"{name}: {model.log_prob(held).mean():.3f} nats a row")
 
 # %% [markdown]
 # The grid of the base, carried through the four maps of `nsf` one after another, and the density that comes out:
 
 # %%
-law = fits["nsf"].law()
+distribution = fits["nsf"].distribution()
 lines, points = grid(), torch.randn(400, 2)
 steps = [(lines, points)]
 with torch.no_grad():
-    for transform in reversed(law.flow.maps(None).transforms):  # they lead from data to base
+    for transform in reversed(distribution.flow.maps(None).transforms):  # they lead from data to base
         steps.append(tuple(transform.inv(part) for part in steps[-1]))
     side = torch.linspace(-2, 3, 120)
-    density = law.log_prob(torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)).exp()
+    density = distribution.log_prob(torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)).exp()
 figure, axes = plt.subplots(2, 3, figsize=(8.5, 5.6), layout="constrained")
 for k, (axis, step) in enumerate(zip(axes.flat, steps, strict=False)):
     draw(axis, *step, f"after map {k} of 4" if k else "base", 3.0)
@@ -267,7 +267,7 @@ for name, options in (("lu_linear", {}), ("maf", {"layers": 2, "hidden": (32,)})
     torch.manual_seed(0)
     model = FlowModel((13,), flow=name, **options)
     stop = {"validation": validation, "patience": 20, "epochs": 300, "compile": False, "progress": False}
-    ppgen.fit(model.model, model.guide, train, loss=ppgen.Evidence(), optim=optim, batch_size=50, **stop)
+    ppgen.fit(model.model, model.guide, train, loss=ppgen.ELBO(), optim=optim, batch_size=50, **stop)
     fitted, held_out = model.log_prob(train).mean(), model.log_prob(test).mean()
     print(f"{name:>9}: {fitted:6.2f} nats a row of those fitted, {held_out:6.2f} of those held out")
 

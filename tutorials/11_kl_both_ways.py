@@ -20,7 +20,7 @@ import torch
 
 import ppgen
 from ppgen import recipes
-from ppgen.diagnostics import pulled_back
+from ppgen.evaluation import base_space_test
 from ppgen.flows import maf
 from ppgen.models import FlowModel
 
@@ -33,10 +33,10 @@ data = p.sample((4000, 1))
 grid = torch.linspace(-12, 12, 24001)[:, None]
 
 
-def kls(law) -> tuple[float, float]:
+def kls(distribution) -> tuple[float, float]:
     """KL(p, q) and KL(q, p), sums over a fine grid."""
     with torch.no_grad():
-        log_p, log_q = p.log_prob(grid[:, 0]), law.log_prob(grid)
+        log_p, log_q = p.log_prob(grid[:, 0]), distribution.log_prob(grid)
         step = grid[1, 0] - grid[0, 0]
         return float((log_p.exp() * (log_p - log_q)).sum() * step), float((log_q.exp() * (log_q - log_p)).sum() * step)
 
@@ -52,19 +52,19 @@ def start(model: torch.nn.Module, loc: float) -> None:
 # %% [markdown]
 # ## Forward: data under the model
 #
-# The flow observes the data, and `Evidence()` is then $-E_p \log q$: the forward KL but for the entropy of $p$. This is
+# The flow observes the data, and `ELBO()` is then $-E_p \log q$: the forward KL but for the entropy of $p$. This is
 # maximum likelihood.
 
 # %%
 adam = partial(torch.optim.Adam, lr=0.02)
-laws = {}
+distributions = {}
 
 
 def train(name: str, loss, model: FlowModel, steps: int = 400) -> None:
     """Fits a model to the data and keeps its law."""
     options = {"steps": steps, "batch_size": 256, "compile": False, "progress": False}
     ppgen.fit(model.model, model.guide, data, loss=loss, optim=adam, **options)
-    laws[name] = model.law()
+    distributions[name] = model.distribution()
 
 
 def gaussian(loc: float) -> FlowModel:
@@ -73,12 +73,12 @@ def gaussian(loc: float) -> FlowModel:
     return model
 
 
-train("forward", ppgen.Evidence(), gaussian(1.0))
+train("forward", ppgen.ELBO(), gaussian(1.0))
 
 # %% [markdown]
 # ## Reverse: the model's draws under the target
 #
-# Put the flow into the *guide*, and a program with the law $p$ in the place of the model. `Evidence()` is now
+# Put the flow into the *guide*, and a program with the law $p$ in the place of the model. `ELBO()` is now
 # $E_q[\log q - \log p]$, the reverse KL itself. It asks for the density $p$ (up to a constant, in general), and for no
 # data.
 
@@ -100,24 +100,24 @@ def reverse_from(loc: float):
             pyro.sample("x", flow())
 
     pyro.clear_param_store()
-    svi = ppgen.SVI(target, guide, adam, loss=ppgen.Evidence(), compile=False)
+    svi = ppgen.SVI(target, guide, adam, loss=ppgen.ELBO(), compile=False)
     for _ in range(400):
         svi.step()
     return flow()
 
 
-laws["reverse"], laws["reverse, other start"] = reverse_from(1.0), reverse_from(-1.0)
+distributions["reverse"], distributions["reverse, other start"] = reverse_from(1.0), reverse_from(-1.0)
 
 
 def table(names) -> None:
     for name in names:
-        forward, reverse = kls(laws[name])
-        x = laws[name].sample((4000,))
+        forward, reverse = kls(distributions[name])
+        x = distributions[name].sample((4000,))
         share = f"{(x > 0).float().mean():4.0%} of draws on the right, standard deviation {x.std():.1f}"
         print(f"{name:>21}: KL(p, q) = {forward:6.3f}, KL(q, p) = {reverse:6.3f} nats; {share}")
 
 
-table(laws)
+table(distributions)
 
 # %% [markdown]
 # Forward covers: mean and deviation are those of the data, and many draws fall where there are none. Reverse seeks a
@@ -132,23 +132,23 @@ table(laws)
 # $$\mathrm{KL}(p, q) = \mathrm{KL}(p_z, N(0, 1)), \qquad p_z(z) = p(T(z)) \, |T'(z)|,$$
 #
 # and the reverse KL is that of the base against pulled-back data. Sums over a grid in $z$, which know of $x$ only
-# through $p_z$, say the same as those over $x$. Where $p$ is not known, `pulled_back` estimates the first of
-# them from rows of data alone, by nearest neighbours: it can, since the second law is known.
+# through $p_z$, say the same as those over $x$. Where $p$ is not known, `base_space_test` estimates the first of
+# them from rows of data alone, by nearest neighbors: it can, since the second law is known.
 
 # %%
 z = torch.linspace(-16, 16, 32001)[:, None]
 normal = dist.Normal(0.0, 1.0)
 pulled = {}
 for name in ("forward", "reverse"):
-    law = laws[name]
+    distribution = distributions[name]
     with torch.no_grad():
-        x = law.transform(z)
-        log_pz, log_base = p.log_prob(x[:, 0]) - law.inverse_and_log_det(x)[1], normal.log_prob(z[:, 0])
+        x = distribution.transform(z)
+        log_pz, log_base = p.log_prob(x[:, 0]) - distribution.inverse_and_log_det(x)[1], normal.log_prob(z[:, 0])
         pulled[name] = log_pz.exp()
         step = float(z[1] - z[0])
         in_z = [float((a.exp() * (a - b)).sum()) * step for a, b in ((log_pz, log_base), (log_base, log_pz))]
-        found = pulled_back(law.inverse(data[:1000]))
-    in_x = kls(law)
+        found = base_space_test(distribution.inverse(data[:1000]))
+    in_x = kls(distribution)
     print(f"{name}: KL(p, q) = {in_x[0]:.3f}, in z {in_z[0]:.3f}; from 1000 rows {found.kl:.2f} +- {found.error:.2f}")
     print(f"{'':>{len(name)}}  KL(q, p) = {in_x[1]:.3f}, in z {in_z[1]:.3f}")
     print(f"{'':>{len(name)}}  p-value of z following the base: {found.sliced.p_value}")
@@ -158,12 +158,12 @@ for name in ("forward", "reverse"):
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 line = grid[:, 0]
 left.fill_between(line, p.log_prob(line).exp(), color="0.85", label="p, the data")
-for colour, (name, law) in zip(("C0", "C3", "C1"), laws.items(), strict=True):
-    left.plot(line, law.log_prob(grid).exp().detach(), color=colour, label=name)
+for color, (name, distribution) in zip(("C0", "C3", "C1"), distributions.items(), strict=True):
+    left.plot(line, distribution.log_prob(grid).exp().detach(), color=color, label=name)
 left.set(xlim=(-6, 6), ylim=(0, 1.15), xlabel="x", title="in x")
 right.fill_between(z[:, 0], normal.log_prob(z[:, 0]).exp(), color="0.85", label="the base")
-for colour, (name, density) in zip(("C0", "C3"), pulled.items(), strict=True):
-    right.plot(z[:, 0], density, color=colour, label=f"data pulled back, {name}")
+for color, (name, density) in zip(("C0", "C3"), pulled.items(), strict=True):
+    right.plot(z[:, 0], density, color=color, label=f"data pulled back, {name}")
 right.set(xlim=(-11, 4), xlabel="z", title="in z")
 for axis in (left, right):
     axis.legend(fontsize=7, loc="upper left")
@@ -177,7 +177,7 @@ figure
 # With data and no density $p$, a critic stands in for the ratio $p / q$: `recipes.flow_kl(reverse=w)` is
 #
 # ```
-# forward * Evidence() + reverse * match(data("x"), generated("x"), FDivergence(critic, "reverse_kl"))
+# forward * ELBO() + reverse * match(data("x"), generated("x"), FDivergence(critic, "reverse_kl"))
 # ```
 #
 # Under the best critic its gradient is that of $\mathrm{KL}(q, p)$. Here with weights from mostly forward to reverse
@@ -189,8 +189,8 @@ weights = ((1.0, 1.0), (0.1, 1.0), (0.0, 1.0))
 for forward, reverse in weights:
     loss = recipes.flow_kl(forward=forward, reverse=reverse, **critic)
     train(f"{forward:g} and {reverse:g}", loss, gaussian(1.0))
-train("a spline, forward", ppgen.Evidence(), FlowModel((1,), flow="nsf_autoregressive", layers=2))
-table(list(laws)[3:])
+train("a spline, forward", ppgen.ELBO(), FlowModel((1,), flow="nsf_autoregressive", layers=2))
+table(list(distributions)[3:])
 
 # %% [markdown]
 # With a tenth of the forward divergence the Gaussian keeps both modes; the critic alone leads it into one, as the known

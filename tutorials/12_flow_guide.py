@@ -56,7 +56,7 @@ print(f"slope by least squares {float((x * y).mean()):.2f}; exact log evidence {
 # ## Three guides
 #
 # `AutoFlow` is a guide like Pyro's own: all latents, mapped to the real line, get one law, here an affine map after a
-# flow of splines. It starts as a Gaussian, so it is never worse than one at the start. All three minimise the reverse
+# flow of splines. It starts as a Gaussian, so it is never worse than one at the start. All three minimize the reverse
 # KL, $\mathrm{KL}(q, p) = \log p(y) - \mathrm{ELBO}$, by `recipes.reverse_kl`: 64 draws a step, path derivatives
 # (below).
 
@@ -68,7 +68,7 @@ def learn(guide, program=model, *, steps=600, **options):
     """A guide by the reverse KL."""
     torch.manual_seed(0)
     loss = recipes.reverse_kl(particles=64, max_plate_nesting=1, **options)
-    options = {"optim": adam, "schedule": "cosine", "compile": False}
+    options = {"optim": adam, "lr_scheduler": "cosine", "compile": False}
     return ppgen.fit(program, guide, (x, y), loss=loss, steps=steps, **options)
 
 
@@ -91,12 +91,12 @@ shown = {name: judge(name, learn(guide)) for name, guide in guides.items()}
 # ## Annealing
 #
 # The reverse KL asks that draws lie where the posterior has mass, not that all of the mass is drawn. Once every draw is
-# at one branch there is no slope towards the other. The way out is to begin where there is only one: minimise
+# at one branch there is no slope toward the other. The way out is to begin where there is only one: minimize
 #
 # $$E_q[\log q - t \log p - (1 - t) \log \mathrm{base}]$$
 #
 # with $t$ from 0 to 1. By default the base is the program's own prior, so that $t$ weighs the likelihood; another is a
-# Pyro program of the same latents (`ppgen.AnnealedEvidence`). Here the way takes the first 80% of the steps, slowly at
+# Pyro program of the same latents (`ppgen.AnnealedELBO`). Here the way takes the first 80% of the steps, slowly at
 # first: as soon as the likelihood has a say, the two branches part.
 
 # %%
@@ -155,9 +155,9 @@ for name, program, fit in (("regression", linear, normal), ("two arms, flow", mo
 # %% [markdown]
 # The flow is not yet the posterior at the thin ends of the arms, and there the paths are as noisy as the whole.
 #
-# ## Amortised
+# ## Amortized
 #
-# Where a model has latents of its own for each row of a plate, `amortised="x"` makes the flow's context a function of
+# Where a model has latents of its own for each row of a plate, `amortized="x"` makes the flow's context a function of
 # the row: the argument of the model that has the rows is named, and new rows need no new fit. Here a row is the length
 # of a vector of the plane, measured with an error of 0.2, and each posterior is a ring.
 
@@ -171,10 +171,10 @@ def local(x):
 
 torch.manual_seed(0)
 radius = torch.randn(500, 2).norm(dim=-1) + 0.2 * torch.randn(500)
-amortised = ppgen.AutoFlow(local, amortised="x", layers=2, hidden=(32, 32), init_scale=1.0)
-loss = ppgen.Evidence(path_derivative=True)
-options = {"optim": adam, "schedule": "cosine", "compile": False}
-fit = ppgen.fit(local, amortised, radius, loss=loss, batch_size=128, steps=400, **options)
+amortized = ppgen.AutoFlow(local, amortized="x", layers=2, hidden=(32, 32), init_scale=1.0)
+loss = ppgen.ELBO(path_derivative=True)
+options = {"optim": adam, "lr_scheduler": "cosine", "compile": False}
+fit = ppgen.fit(local, amortized, radius, loss=loss, batch_size=128, steps=400, **options)
 new = torch.tensor([0.5, 1.5, 2.5])
 idata = fit.to_arviz(new, draws=2000, chunk=1000, predictive=False)
 figure, axes = plt.subplots(1, 3, figsize=(8, 2.9), layout="constrained", sharey=True)

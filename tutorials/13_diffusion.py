@@ -39,7 +39,7 @@ held_out = torch.as_tensor(moons.test.x, dtype=torch.float32)
 # %%
 torch.manual_seed(0)
 steps = 8
-ends = {"least": 0.05, "most": 20.0}  # noise over signal, first and last: eight steps cannot span more
+ends = {"sigma_min": 0.05, "sigma_max": 20.0}  # noise over signal, first and last: eight steps cannot span more
 make = partial(Diffusion, (2,), variance="learned", hidden=(64, 64), options=ends)
 chain = make(steps=steps)
 trace = poutine.trace(chain.guide).get_trace(x)
@@ -63,12 +63,12 @@ plt.show()
 # $$-\log p(x) \le \mathrm{KL}(q(z_T \mid x), p(z_T))
 # + \sum_{i=1}^{T} E\, \mathrm{KL}\big(q(z_{i-1} \mid z_i, x), p(z_{i-1} \mid z_i)\big) - E \log p(x \mid z_0)$$
 #
-# `ppgen.Evidence()` runs the two programs and adds it all up, $T$ runs of the network a step of training. But $z_i$ can
+# `ppgen.ELBO()` runs the two programs and adds it all up, $T$ runs of the network a step of training. But $z_i$ can
 # be drawn without the steps before it. So one step, chosen at random and weighed by $T$, has the same mean:
-# `ppgen.StepwiseEvidence()`. Its number is noisier, and its price is that of one run.
+# `ppgen.DiffusionELBO()`. Its number is noisier, and its price is that of one run.
 
 # %%
-whole, single = ppgen.Evidence(), ppgen.StepwiseEvidence()
+whole, single = ppgen.ELBO(), ppgen.DiffusionELBO()
 
 
 def estimates(loss, model, rows, repeats):
@@ -102,7 +102,7 @@ def train(model, rows, loss, *, steps=1200):
         steps=steps,
         batch_size=256,
         ema=0.995,
-        schedule="cosine",
+        lr_scheduler="cosine",
         progress=False,
     )
     return model.eval()
@@ -138,7 +138,7 @@ print(f"both ends: {last:.3f}; sum {last + sum(costs.values()):.3f}")
 # The same noise, in more and smaller steps. Each reverse step is Gaussian, and the smaller it is, the nearer the truth
 # is to a Gaussian: the bound rises to that of continuous time (`steps=None`), where there are no sites any more. The
 # same denoiser then has a second law, that of an ordinary differential equation, the probability flow, whose density is
-# exact (`Diffusion.law`). Were the denoiser perfect the two would agree; what it errs costs the bound more.
+# exact (`Diffusion.distribution`). Were the denoiser perfect the two would agree; what it errs costs the bound more.
 
 # %%
 torch.manual_seed(0)

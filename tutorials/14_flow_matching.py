@@ -37,7 +37,7 @@ held_out = 3 * torch.as_tensor(moons.test.x, dtype=torch.float32) - 1
 
 # %%
 torch.manual_seed(0)
-make = partial(FlowMatching, (2,), hidden=(64, 64, 64), data_scale=3.0)
+make = partial(FlowMatching, (2,), hidden=(64, 64, 64), sigma_data=3.0)
 site = poutine.trace(make().model).get_trace(x[:4]).nodes["velocity"]
 print(f"{site['name']}: observed, {tuple(site['value'].shape)}, under {type(site['fn'].base_dist).__name__}(F, 1)")
 
@@ -60,7 +60,7 @@ def train(model, rows, *, steps=1200):
         steps=steps,
         batch_size=256,
         ema=0.99,
-        schedule="cosine",
+        lr_scheduler="cosine",
         progress=False,
     )
     model.eval()
@@ -117,7 +117,7 @@ for coupling, model in flows.items():
 
 def program():
     with pyro.plate("rows", 3):
-        return pyro.sample("x", flows["exact"].law())
+        return pyro.sample("x", flows["exact"].distribution())
 
 
 with torch.no_grad():

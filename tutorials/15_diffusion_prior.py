@@ -17,8 +17,8 @@ import torch
 
 import ppgen
 from ppgen import data
+from ppgen.losses.diffusion_elbo import DiffusionELBO
 from ppgen.models import Diffusion
-from ppgen.stepwise import StepwiseEvidence
 
 torch.set_num_threads(1)  # networks as small as these gain nothing from more
 torch.manual_seed(0)
@@ -33,18 +33,18 @@ print(tuple(x.shape), "to learn from,", len(held), "held out, values from", floa
 # A U-Net that sees digits of 8 x 8 pixels under noise of all levels and learns their mean $D(z) = E[x | z]$.
 
 # %%
-model = Diffusion((1, 8, 8), hidden=(16, 32), data_scale=0.75, steps=None)
+model = Diffusion((1, 8, 8), hidden=(16, 32), sigma_data=0.75, steps=None)
 began = time.perf_counter()
 ppgen.fit(
     model.model,
     model.guide,
     x,
-    loss=StepwiseEvidence("edm"),
+    loss=DiffusionELBO("edm"),
     ema=0.999,
     batch_size=64,
     steps=1200,
     optim=partial(torch.optim.Adam, lr=4e-3),
-    schedule="cosine",
+    lr_scheduler="cosine",
     compile=False,
 )
 print(f"{time.perf_counter() - began:.0f} s")
@@ -70,7 +70,7 @@ show([x[:12].numpy(), model.sample(12).numpy()], ["data", "draws"])
 #
 # The program says what is seen: the four upper lines, with an error of 0.1. `condition` makes a posterior of it. In
 # each step of a draw, $p(x | z)$ is taken for $N(D, V)$ with $V = (s^2 / a)\,dD/dz$, which the denoiser's derivative
-# gives, and the program is linearised at $D$; the guided mean is then that of a linear regression,
+# gives, and the program is linearized at $D$; the guided mean is then that of a linear regression,
 #
 # $$D + V A^\top (S + A V A^\top)^{-1} (y - A(D))$$
 #
@@ -116,10 +116,10 @@ def halves(x):
 
 
 free = model.sample(n * k)
-guided = model.condition(halves).sample(n * k)
+guide_trace = model.condition(halves).sample(n * k)
 varied = x[:, :, 4:].std(0) > 0.2
-print(f"lines that are seen: off by {float((guided - wide)[:, :, :4].square().mean() ** 0.5):.3f}")
-for name, drawn in (("prior", free), ("posterior", guided)):
+print(f"lines that are seen: off by {float((guide_trace - wide)[:, :, :4].square().mean() ** 0.5):.3f}")
+for name, drawn in (("prior", free), ("posterior", guide_trace)):
     lower, truth = drawn[:, :, 4:].unflatten(0, (n, k)), held[:n, :, 4:]
     off = (lower.mean(1) - truth)[:, varied].square().mean() ** 0.5
     std = (lower.var(1)[:, varied].mean() * (1 + 1 / k)) ** 0.5
@@ -140,7 +140,7 @@ two = held[[0, 7]]
 
 
 def mixed():
-    x = pyro.sample("x", model.law().expand([2]))
+    x = pyro.sample("x", model.distribution().expand([2]))
     pyro.sample("sum", dist.Normal(x.sum(-4), 0.1).to_event(3), obs=two.sum(0))
 
 

@@ -54,7 +54,7 @@ def model(x, y):
 
 # %%
 fit = ppgen.fit(model, "auto", (x, y))
-[chain.stopped for chain in fit.chains]
+[chain.stop_reason for chain in fit.chains]
 
 # %%
 idata = fit.to_arviz(x, y, dims={"slopes": ["covariate"]}, coords={"covariate": table.feature_names}, chunk=250)
@@ -99,7 +99,7 @@ az.compare({"all ten": loo(idata), "mass index and pressure": loo(less)})
 # %% [markdown]
 # ## A fit that fails
 #
-# Now as it is often done: a factorised guide, Adam at one rate, some thousand steps.
+# Now as it is often done: a factorized guide, Adam at one rate, some thousand steps.
 
 # %%
 pyro.clear_param_store()
@@ -150,7 +150,7 @@ right.legend()
 fig.tight_layout()
 
 # %% [markdown]
-# A few draws of the factorised guide carry all the weight: where it draws, the posterior hardly is. k-hat says so
+# A few draws of the factorized guide carry all the weight: where it draws, the posterior hardly is. k-hat says so
 # without knowing the answer.
 
 # %% [markdown]

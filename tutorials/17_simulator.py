@@ -63,7 +63,7 @@ print({name: tuple(part.shape) for name, part in table._asdict().items()})
 # ## Learning to invert it
 #
 # `Simulator` is the program of many simulations, in a plate of rows, so that guides, losses and `fit` take it as any
-# other. `AutoFlow(..., amortised="reports")` is a flow over both parameters, mapped to the real line, whose context is
+# other. `AutoFlow(..., amortized="reports")` is a flow over both parameters, mapped to the real line, whose context is
 # a function of a row of reports: the `encoder`, an embedding network, here of the logarithms of the counts.
 #
 # `Sleep()` is the mean of $-\log q(\beta, \gamma \mid x)$ over simulations, which is least where $q$ is the posterior
@@ -85,16 +85,16 @@ class Embedding(nn.Module):
 def learn(table, seed=0, **options):
     torch.manual_seed(seed)
     guide = ppgen.AutoFlow(
-        simulator, amortised="reports", encoder=Embedding(), flow="nsf", layers=2, hidden=(32,), init_scale=1.0
+        simulator, amortized="reports", encoder=Embedding(), flow="nsf", layers=2, hidden=(32,), init_scale=1.0
     )
     options = {"epochs": 12, "patience": 4, "batch_size": 250, "validation": 0.1, **options}
     adam = partial(torch.optim.Adam, lr=3e-3)
     loss = ppgen.Sleep()
-    return ppgen.fit(simulator, guide, table, loss=loss, optim=adam, schedule="cosine", compile=False, **options)
+    return ppgen.fit(simulator, guide, table, loss=loss, optim=adam, lr_scheduler="cosine", compile=False, **options)
 
 
 fit = learn(table)
-print(f"{fit.chains[0].stopped}; held-out loss {fit.chains[0].final:.3f}, {len(fit.history['loss'])} steps")
+print(f"{fit.chains[0].stop_reason}; held-out loss {fit.chains[0].final:.3f}, {len(fit.history['loss'])} steps")
 
 # %% [markdown]
 # ## A posterior
@@ -106,7 +106,7 @@ print(f"{fit.chains[0].stopped}; held-out loss {fit.chains[0].final:.3f}, {len(f
 
 # %%
 def posterior(fit, reports, draws=1000):
-    with torch.no_grad(), fit.evaluating():
+    with torch.no_grad(), fit.eval_mode():
         return fit.guide(reports.expand(draws, DAYS))
 
 
@@ -140,7 +140,7 @@ print("\nof 200 simulations, without stopping:")
 print(overfitted)
 
 # %% [markdown]
-# The shares of ranks up to each, less what is expected, are to stay within the grey band, which has all of a right path
+# The shares of ranks up to each, less what is expected, are to stay within the gray band, which has all of a right path
 # with probability .95. Where draws are too narrow, true values lie below or above them too often: the path is too high
 # on the left and too low on the right.
 

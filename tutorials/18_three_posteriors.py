@@ -69,7 +69,7 @@ effect = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch
 error = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0], dtype=torch.float64)
 
 
-def centred(effect):
+def centered(effect):
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(5.0))
     with pyro.plate("schools", 8):
@@ -77,7 +77,7 @@ def centred(effect):
         pyro.sample("effect", dist.Normal(theta, error), obs=effect)
 
 
-first = ppgen.fit(centred, "auto", effect)
+first = ppgen.fit(centered, "auto", effect)
 doubted = first.diagnose(effect)
 print(doubted)
 

@@ -5,12 +5,12 @@
 The toy laws are also here by name, each `f(n, *, seed=0, ...) -> (x, y)`.
 """
 
-from .checks import check
-from .datum import Data, Split
-from .forms import FORMS
-from .loading import load
-from .scaler import Scaler
-from .toy import (
+from ppgen.data.checks import check
+from ppgen.data.datum import Data, Split
+from ppgen.data.forms import FORMS
+from ppgen.data.loading import load
+from ppgen.data.scaler import Scaler
+from ppgen.data.toy import (
     TOY,
     checkerboard,
     gaussians_grid,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .raw import Raw, from_array
+from ppgen.data.raw import Raw, from_array
 
 # the third byte of an IDX file says what its numbers are, all of them big-endian
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

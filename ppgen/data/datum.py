@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .scaler import Scaler
+from ppgen.data.scaler import Scaler
 
 
 class Split(NamedTuple):
@@ -25,7 +25,7 @@ class Data:
        (features,) for tables and (channels, height, width) for images.
     y: int64 (n,), or None without labels. `label_names[y]` names them where the source did.
     rows: the row numbers of "train", "validation" and "test", disjoint and together all rows.
-    levels: how many values a grey level could take before x was made continuous or unit (2 when binary);
+    levels: how many values a gray level could take before x was made continuous or unit (2 when binary);
        None where x is not made of levels.
     scaler: the map that made x; `scaler.inverse(x)` has the source's units.
     """

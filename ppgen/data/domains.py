@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .datum import Data
-from .labels import UNKNOWN
-from .loading import Preparation, find
-from .raw import Raw
-from .svmlight import SUFFIXES, widened
-from .tables import NoColumn
+from ppgen.data.datum import Data
+from ppgen.data.labels import UNKNOWN
+from ppgen.data.loading import Preparation, find
+from ppgen.data.raw import Raw
+from ppgen.data.svmlight import SUFFIXES, widened
+from ppgen.data.tables import NoColumn
 
 __all__ = ["Domains", "Rows", "load_domains"]
 
@@ -122,7 +122,7 @@ def _check_kind(raws: dict[str, Raw], files: dict[str, str | Path]) -> None:
             raise ValueError(f"source and {where} the same columns, got {ours.columns} and {raw.columns}")
         main = raws[part.removesuffix("_test")]
         if raw.levels != main.levels:
-            raise ValueError(f"{files[part]}: expected {main.levels} grey levels as in the rest, got {raw.levels}")
+            raise ValueError(f"{files[part]}: expected {main.levels} gray levels as in the rest, got {raw.levels}")
 
 
 def _classes(raw: Raw, name: str | Path) -> tuple[str, ...]:

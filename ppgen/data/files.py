@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-from .arrays import read_idx, read_numpy
-from .images import read_images
-from .raw import Raw, from_array
-from .svmlight import SUFFIXES, read_svmlight
-from .tables import read_csv, read_parquet
+from ppgen.data.arrays import read_idx, read_numpy
+from ppgen.data.images import read_images
+from ppgen.data.raw import Raw, from_array
+from ppgen.data.svmlight import SUFFIXES, read_svmlight
+from ppgen.data.tables import read_csv, read_parquet
 
 TABLES = {".csv": read_csv, ".parquet": read_parquet}
 ARRAYS = {".npy": read_numpy, ".npz": read_numpy}

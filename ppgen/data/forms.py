@@ -1,6 +1,6 @@
 """The forms in which a likelihood may ask for data.
 
-k in {0, .., L - 1} is a grey level, L the number of levels. Images of 8 bits have L = 256; tables and toy
+k in {0, .., L - 1} is a gray level, L the number of levels. Images of 8 bits have L = 256; tables and toy
 laws have no levels (L is None). Each form maps (x, L, generator) to an array of the same shape, and raises
 ValueError for data that it cannot take, counting the values that stand in the way. `FORMS` names them; "auto" and
 "levels" stand for one of them (`settle`).
@@ -11,13 +11,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-from .checks import tally
+from ppgen.data.checks import tally
 
 
 def continuous(x: np.ndarray, levels: int | None, rng: Generator) -> np.ndarray:
     """Levels become (k + u)/L with u ~ U[0, 1), float32 in [0, 1); other data stay as they are.
 
-    A density p on the dequantised data bounds the law P of the levels (Theis et al. 2016, section 3.1): for D
+    A density p on the dequantized data bounds the law P of the levels (Theis et al. 2016, section 3.1): for D
     values a datum, log P(k) >= E_u log p((k + u)/L) - D log L nats.
     """
     if levels is None:

@@ -1,9 +1,14 @@
 """Labels as the source wrote them, into integers."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNKNOWN = -1  # the label of rows whose label is not known
 
@@ -22,6 +27,8 @@ def encode(
     sorted, and numbered from 0. Raises ValueError for missing labels and for numbers that are not integers;
     `name` and `place(row)` say where.
     """
+    import pandas as pd
+
     series = pd.Series(labels)
     missing = np.flatnonzero(series.isna() | (series.astype(object) == ""))
     if missing.size:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from .checks import check
-from .datum import Data
-from .files import KINDS, looks_like_file, read
-from .forms import FORMS, UNSETTLED, settle
-from .images import padded
-from .named import NAMED, openml
-from .raw import Raw
-from .scaler import Scaler
-from .splits import split_rows
-from .toy import TOY
+from ppgen.data.checks import check
+from ppgen.data.datum import Data
+from ppgen.data.files import KINDS, looks_like_file, read
+from ppgen.data.forms import FORMS, UNSETTLED, settle
+from ppgen.data.images import padded
+from ppgen.data.named import NAMED, openml
+from ppgen.data.raw import Raw
+from ppgen.data.scaler import Scaler
+from ppgen.data.splits import split_rows
+from ppgen.data.toy import TOY
 
 SCALES = ("none", "standard")
 TOY_SIZE = 5000
@@ -50,7 +50,7 @@ def load(
     features: how many columns an svmlight file has, where its last ones may be empty.
     side: images are padded to so many pixels a side, evenly and with the lowest level: 28 x 28 to 32 x 32, whose
         scales are powers of two.
-    seed: of the draws, the rows kept, the split, and the noise of dequantisation.
+    seed: of the draws, the rows kept, the split, and the noise of dequantization.
 
     Raises ValueError for an unknown name (with the nearest known ones), malformed or missing values (naming
     file, line and column where there are any), a form that the data cannot take and options out of range;

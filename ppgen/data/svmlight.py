@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .raw import Raw
+from ppgen.data.raw import Raw
 
 SUFFIXES = (".svmlight", ".libsvm")
 

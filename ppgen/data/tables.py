@@ -4,18 +4,23 @@ A row of the table may take more than one line of a CSV file (a quoted line brea
 messages give the line on which the row starts, as an editor counts, the header being line 1.
 """
 
+from __future__ import annotations
+
 import csv
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from pandas.errors import ParserError, ParserWarning
 
-from .checks import check
-from .labels import encode, row_number
-from .raw import Raw
+from ppgen.data.checks import check
+from ppgen.data.labels import encode, row_number
+from ppgen.data.raw import Raw
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pandas.errors import ParserError
 
 # what stands for a missing number; a class may well be called "None", so these do not apply to labels
 MISSING = ["", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL", "None"]
@@ -32,6 +37,9 @@ def read_csv(path: Path, label: str | None) -> Raw:
     and the line and column where there is one: a header without names, rows of another length, cells that are
     no numbers or not finite.
     """
+    import pandas as pd
+    from pandas.errors import ParserError, ParserWarning
+
     header = _header(path)
     try:
         with warnings.catch_warnings():
@@ -63,6 +71,8 @@ def read_csv(path: Path, label: str | None) -> Raw:
 
 def read_parquet(path: Path, label: str | None) -> Raw:
     """The table of a Parquet file. Raises ImportError without pyarrow, and ValueError as `from_frame`."""
+    import pandas as pd
+
     try:
         frame = pd.read_parquet(path)
     except ImportError as error:
@@ -91,6 +101,8 @@ def from_frame(frame: pd.DataFrame, *, name: str, label: str | None, place: Call
 
 
 def _numbers(column: pd.Series, name: str, place: Callable[[int], str]) -> np.ndarray:
+    import pandas as pd
+
     if pd.api.types.is_numeric_dtype(column.dtype):
         return column.to_numpy(np.float64, na_value=np.nan)
     numbers = pd.to_numeric(column.astype(object).astype(str), errors="coerce")
@@ -105,6 +117,8 @@ def _numbers(column: pd.Series, name: str, place: Callable[[int], str]) -> np.nd
 
 
 def _header(path: Path) -> list[str]:
+    import pandas as pd
+
     line, header = next(_records(path), (0, []))
     if not header:
         raise ValueError(f"{path} is empty: expected a line of column names and rows of numbers")
@@ -125,6 +139,8 @@ def _header(path: Path) -> list[str]:
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The header and the rows as text, each with its line, leaving out the blank lines that pandas does."""
+    from pandas.errors import ParserError
+
     start = 1
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
@@ -141,6 +157,8 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _ragged(path: Path, width: int) -> ParserError | None:
     """The error that the first row of another length than `width` deserves, if there is one."""
+    from pandas.errors import ParserError
+
     for line, cells in _records(path):
         if len(cells) != width:
             return ParserError(f"{path}, line {line}: expected {width} cells as in the header, got {len(cells)}")

@@ -23,8 +23,8 @@ def _generator(seed: int, **options: float) -> Generator:
     return np.random.default_rng(seed)
 
 
-def _noisy(centre: np.ndarray, y: np.ndarray, noise: float, rng: Generator) -> Sample:
-    return (centre + noise * rng.standard_normal(centre.shape)).astype(np.float32), y
+def _noisy(center: np.ndarray, y: np.ndarray, noise: float, rng: Generator) -> Sample:
+    return (center + noise * rng.standard_normal(center.shape)).astype(np.float32), y
 
 
 def _circle(angle: np.ndarray) -> np.ndarray:
@@ -40,10 +40,10 @@ def moons(n: int, *, noise: float = 0.05, seed: int = 0) -> Sample:
 
 
 def rotated_moons(n: int, *, degrees: float = 35.0, noise: float = 0.05, seed: int = 0) -> Sample:
-    """`moons` turned anticlockwise about their centre (1/2, 1/4): a target domain, as in Ganin et al. 2016, 5.1."""
+    """`moons` turned anticlockwise about their center (1/2, 1/4): a target domain, as in Ganin et al. 2016, 5.1."""
     x, y = moons(n, noise=noise, seed=seed)
-    (cos, sin), centre = _circle(np.deg2rad(degrees)), np.array([0.5, 0.25])
-    return (centre + (x - centre) @ np.array([[cos, sin], [-sin, cos]])).astype(np.float32), y
+    (cos, sin), center = _circle(np.deg2rad(degrees)), np.array([0.5, 0.25])
+    return (center + (x - center) @ np.array([[cos, sin], [-sin, cos]])).astype(np.float32), y
 
 
 def rings(n: int, *, radii: Sequence[float] = (0.5, 1.0), noise: float = 0.03, seed: int = 0) -> Sample:
@@ -66,7 +66,7 @@ def gaussians_ring(n: int, *, modes: int = 8, radius: float = 1.0, sigma: float 
 
 
 def gaussians_grid(n: int, *, side: int = 5, spacing: float = 2.0, sigma: float = 0.05, seed: int = 0) -> Sample:
-    """Equal Gaussians of standard deviation sigma on a side x side grid centred on the origin.
+    """Equal Gaussians of standard deviation sigma on a side x side grid centered on the origin.
 
     With the defaults the means are {-4, -2, 0, 2, 4}², the 2-D grid of the same papers. Mode
     y = i side + j has its mean at spacing (i - (side - 1)/2, j - (side - 1)/2).
@@ -86,7 +86,7 @@ def swiss_roll(n: int, *, noise: float = 0.05, seed: int = 0) -> Sample:
 
 
 def checkerboard(n: int, *, cells: int = 4, noise: float = 0.0, seed: int = 0) -> Sample:
-    """Uniform on the black cells of a board of cells x cells squares of side 2 centred on the origin.
+    """Uniform on the black cells of a board of cells x cells squares of side 2 centered on the origin.
 
     A cell (i, j), counted from the lower left, is black when i + j is even; y numbers the black cells, j
     fastest.
@@ -120,10 +120,10 @@ TOY["ring"], TOY["grid"] = gaussians_ring, gaussians_grid
 
 def modes(source: str) -> tuple[np.ndarray, float] | None:
     """The means (K, 2) and the deviation of the toy laws that are mixtures of equal Gaussians; None for others."""
-    law = TOY.get(source)
-    if law is gaussians_ring:
+    distribution = TOY.get(source)
+    if distribution is gaussians_ring:
         return _circle(2 * np.pi * np.arange(8) / 8), 0.01
-    if law is gaussians_grid:
+    if distribution is gaussians_grid:
         cell = np.stack(np.divmod(np.arange(25), 5), axis=-1)
         return 2.0 * (cell - 2.0), 0.05
     return None

@@ -20,34 +20,32 @@ whole data set.
 **Discrete latents** that a guide leaves to enumeration are summed out of all densities, and drawn, given all others,
 from their posterior, to be looked at. Sites that share such a latent have one likelihood, named after all: "x+y".
 
-**Pointwise likelihoods** are of programs whose drawn latents are all global: log p(x_i | z_i) of an amortised model is
+**Pointwise likelihoods** are of programs whose drawn latents are all global: log p(x_i | z_i) of an amortized model is
 none that leave-one-out may use. With ``integrate=K`` each row's own latents are integrated out by K draws of the guide.
 
 **Without a density** (a generator, whose observation is a Delta; a guide that is a point) there are no weights, and no
 k-hat: the attribute "density" says why, and "two_sample" has a test of data against the model's own draws.
 
-**Resampled draws** are those of chains whose weights can be relied on (`ppgen.diagnostics.importance.trusted`): where
+**Resampled draws** are those of chains whose weights can be relied on (`ppgen.posterior.importance.psis_reliable`): where
 k-hat is large they do not mend the guide. With weights per datum, rows of such weights are NaN. The group is left out
 if nothing is left, and its absence is explained in the attribute "resampled".
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.diagnostics.importance import LEAST, khat_threshold, resample, trusted, weigh_up
 from ppgen.diagnostics.integrated import integrated
 from ppgen.diagnostics.naming import Variable, dataset, new_names, observed, variable
-from ppgen.diagnostics.two_sample import mmd_test
-from ppgen.diagnostics.versions import assemble
-from ppgen.draws import Draws
-from ppgen.enumeration import SUMMED_OUT
+from ppgen.evaluation.two_sample import mmd_test
 from ppgen.infer.parameters import owner
-from ppgen.particles import particle_draws
-from ppgen.sites import (
+from ppgen.posterior.importance import LEAST, importance_summary, khat_threshold, psis_reliable, resample
+from ppgen.tracing.enumeration import SUMMED_OUT
+from ppgen.tracing.particles import particle_draws
+from ppgen.tracing.sites import (
     DATA,
     PARTICLES,
     Site,
@@ -60,9 +58,9 @@ from ppgen.sites import (
     quoted,
     sample_sites,
 )
-
-if TYPE_CHECKING:
-    from ppgen.result import Fit
+from ppgen.tracing.traces import Traces
+from ppgen.training.result import Fitted
+from ppgen.utils.arviz_versions import assemble
 
 __all__ = ["to_arviz"]
 
@@ -73,7 +71,7 @@ TESTED = 1000  # rows of data that the two-sample test takes, at most
 
 
 def to_arviz(
-    fit: "Fit",
+    fit: Fitted,
     *data: Tensor,
     draws: int = 500,
     predictive: bool = True,
@@ -113,7 +111,7 @@ def to_arviz(
     chains: list[Groups] = []
     notes: list[dict[str, str]] = [{} for _ in fit.chains]
     for number, note in enumerate(notes):
-        with fit.evaluating(number), torch.random.fork_rng():
+        with fit.eval_mode(number), torch.random.fork_rng():
             torch.manual_seed(seed + number)
             chains.append(_chain(model, fit.guide, data, draws, predictive, integrate, chunk, seed, note))
     groups: Groups = {}
@@ -147,7 +145,9 @@ def to_arviz(
     if "posterior_resampled" in datasets:
         datasets["posterior_resampled"] = datasets["posterior_resampled"].assign_coords(chain=kept)
     for found in datasets.values():
-        found.attrs.update(inference_library="ppgen", loss=str(fit.loss), stopped=[c.stopped for c in fit.chains])
+        found.attrs.update(
+            inference_library="ppgen", loss=str(fit.loss), stop_reason=[c.stop_reason for c in fit.chains]
+        )
         found.attrs.update(about)
     return assemble(datasets)
 
@@ -161,7 +161,7 @@ def _chain(
         for start in range(0, draws, chunk):
             for some in particle_draws(model, guide, data, particles=min(chunk, draws - start)):
                 parts.append(_part(some, predictive, integrate, note))
-                points |= {name for name, site in latent_sites(some.guided).items() if is_point(site)}
+                points |= {name for name, site in latent_sites(some.guide_trace).items() if is_point(site)}
     groups: Groups = {}
     for group, variables in parts[0].items():
         groups[group] = {
@@ -181,7 +181,7 @@ def _chain(
             groups["two_sample"] = _tests(groups, seed)
         return groups
     dims, log_weights = groups["sample_stats"]["log_weight"]
-    summary = weigh_up(log_weights.reshape(draws, -1))
+    summary = importance_summary(log_weights.reshape(draws, -1))
     groups["sample_stats"]["log_weight_smoothed"] = dims, summary.log_smoothed.reshape(log_weights.shape)
     groups["vi_stats"] = {
         name: (dims[1:], getattr(summary, field).reshape(log_weights.shape[1:])) for name, field in STATS.items()
@@ -189,13 +189,13 @@ def _chain(
     return groups
 
 
-def _part(draws: Draws, predictive: bool, integrate: int, note: dict[str, str]) -> Groups:
+def _part(draws: Traces, predictive: bool, integrate: int, note: dict[str, str]) -> Groups:
     """Some draws of one chain, by group; "draw" comes first in all but the observations."""
-    density, guided = draws.weighted
-    sites, local = sample_sites(draws.sampled), is_local(density, guided)
+    density, guide_trace = draws.weighted
+    sites, local = sample_sites(draws.sampled), is_local(density, guide_trace)
     seen = {name: site for name, site in sites.items() if is_observed(site)}
     latent = latent_sites(draws.sampled) | {k: s for k, s in sites.items() if s["infer"].get("_deterministic")}
-    lp, log_q = (log_density(trace, per_datum=local).numpy(force=True) for trace in (density, guided))
+    lp, log_q = (log_density(trace, per_datum=local).numpy(force=True) for trace in (density, guide_trace))
     stats = {"lp": lp, "log_q": np.broadcast_to(log_q, lp.shape), "log_weight": lp - log_q}
     groups: Groups = {
         "posterior": {name: variable(name, site) for name, site in latent.items()},
@@ -209,7 +209,7 @@ def _part(draws: Draws, predictive: bool, integrate: int, note: dict[str, str]) 
             f"none: the model gives {quoted(implicit)} by a Delta, exactly, so that data have no likelihood; there "
             "are no importance weights and no k-hat"
         )
-    elif all(data_frame(site) is None for site in latent_sites(guided).values()):
+    elif all(data_frame(site) is None for site in latent_sites(guide_trace).values()):
         groups["log_likelihood"] = _pointwise(terms, seen)
     elif integrate:
         groups["log_likelihood"] = {
@@ -247,7 +247,7 @@ def _plates(site: Site) -> list[str]:
 def _resampled(groups: Groups, draws: int, replace: bool, seed: int) -> list[int]:
     """Adds the group of resampled draws; the chains that it has."""
     dims, log_weights = groups["sample_stats"]["log_weight_smoothed"]
-    serves = trusted(groups["vi_stats"]["pareto_k"][1], groups["vi_stats"]["effective"][1], draws)
+    serves = psis_reliable(groups["vi_stats"]["pareto_k"][1], groups["vi_stats"]["effective"][1], draws)
     local = DATA in dims
     kept = [int(number) for number in np.flatnonzero(serves.any(-1) if local else serves)]
     if not kept:

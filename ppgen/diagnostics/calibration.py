@@ -26,13 +26,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ppgen.draws import Draws
 from ppgen.infer.parameters import Evaluation, Parameters
-from ppgen.simulators import Simulator
-from ppgen.sites import Program, data_frame, latent_sites, nearest
-from ppgen.wake_sleep import dream
+from ppgen.losses.wake_sleep import dream
+from ppgen.models.simulator import Simulator
+from ppgen.tracing.sites import Program, data_frame, latent_sites, nearest
+from ppgen.tracing.traces import Traces
 
-__all__ = ["Calibration", "Path", "Ranks", "calibrate", "sbc", "sbc_of", "tarp"]
+__all__ = ["Calibration", "ECDFBand", "Ranks", "calibrate", "sbc", "sbc_of", "tarp"]
 
 Array: TypeAlias = np.ndarray | Tensor
 PATHS = 2000  # simulated under uniform ranks
@@ -40,7 +40,7 @@ POINTS = 100  # of a path that are looked at, at most
 
 
 @dataclass(frozen=True)
-class Path:
+class ECDFBand:
     """Shares of ranks up to some: `expected` (m,), `found` (m, d), and the band from `low` to `high` (m,)."""
 
     expected: np.ndarray
@@ -63,7 +63,7 @@ class Ranks:
         worst = _worst_tail(self._counts, len(self.ranks), self._expected)
         return (1 + (_null(len(self.ranks), self.draws)[:, None] <= worst).sum(0)) / (1 + PATHS)
 
-    def path(self, level: float = 0.95) -> Path:
+    def path(self, level: float = 0.95) -> ECDFBand:
         """The cumulative shares of each number, beside the band that has all of a uniform path with this probability.
 
         Raises:
@@ -76,7 +76,7 @@ class Ranks:
         # paths up to this tail have p-values up to 1 - level; a hair below, since it is itself the tail of a path
         tail = sorted_null[max(int((1 - level) * (1 + PATHS)), 1) - 1] * (1 - 1e-9)
         low, high = stats.binom.ppf(tail, size, p), size - stats.binom.ppf(tail, size, 1 - p)
-        return Path(p, self._counts / size, low / size, high / size)
+        return ECDFBand(p, self._counts / size, low / size, high / size)
 
     @property
     def coverage(self) -> "Ranks":
@@ -97,19 +97,19 @@ class Ranks:
     def symmetry(self) -> np.ndarray:
         """p-values (d,) of the test that ranks are as often low as high: of bias alone, not of width (Yao et al. 2018).
 
-        Where an approximation is known to be narrow, as a mean field's, this asks whether its centre is right. The
+        Where an approximation is known to be narrow, as a mean field's, this asks whether its center is right. The
         signs of 2r - S are dealt anew, which changes nothing if their law is symmetric; the statistic is the largest
         difference between the shares of ranks from the left and from the right.
         """
         rng, found = np.random.default_rng(0), []
         for column in self.ranks.T:
-            centred = 2 * column - self.draws
-            centred = centred[np.argsort(-np.abs(centred), kind="stable")]
-            ends = np.flatnonzero(np.append(np.diff(np.abs(centred)) != 0, True))
-            signs = rng.choice([-1, 1], size=(PATHS, len(centred)))
+            centered = 2 * column - self.draws
+            centered = centered[np.argsort(-np.abs(centered), kind="stable")]
+            ends = np.flatnonzero(np.append(np.diff(np.abs(centered)) != 0, True))
+            signs = rng.choice([-1, 1], size=(PATHS, len(centered)))
             difference, others = (
-                np.abs(np.cumsum(s * np.sign(np.abs(centred)), -1)[..., ends]).max(-1)
-                for s in (np.sign(centred), signs)
+                np.abs(np.cumsum(s * np.sign(np.abs(centered)), -1)[..., ends]).max(-1)
+                for s in (np.sign(centered), signs)
             )
             found.append((1 + (others >= difference).sum()) / (1 + PATHS))
         return np.array(found)
@@ -219,7 +219,7 @@ def sbc(
     sites: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Calibration of an amortised guide: of its draws at data that the model generates.
+    """Calibration of an amortized guide: of its draws at data that the model generates.
 
     Args:
         model, guide: programs, networks in eval mode meanwhile. A `ppgen.Simulator` needs no data.
@@ -240,7 +240,7 @@ def sbc(
     drawn: list[dict[str, Tensor]] = []
     with _quietly(seed):
         while not truths or sum(len(next(iter(part.values()))) for part in truths) < simulations:
-            base = Draws(model, guide, data)
+            base = Traces(model, guide, data)
             latents, asleep = dream(base)
             names = _chosen(sites, latents)
             generated = latent_sites(base.generated)
@@ -283,7 +283,7 @@ def sbc_of(
                 latents = {name: simulated[name][0] for name in model.latents}
                 given = tuple(simulated[name][0] for name in model.data)
             else:
-                latents, asleep = dream(Draws(model, lambda *_: None, data))
+                latents, asleep = dream(Traces(model, lambda *_: None, data))
                 given = asleep.args
             names = _chosen(sites, latents)
             found = posterior(*given)

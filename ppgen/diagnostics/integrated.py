@@ -11,30 +11,39 @@ import numpy as np
 import torch
 from pyro.poutine import Trace
 
-from ppgen.draws import Draws
-from ppgen.sites import DATA, data_frame, holding, is_observed, is_point, latent_sites, log_density, sample_sites
+from ppgen.tracing.sites import (
+    DATA,
+    data_frame,
+    holding,
+    is_observed,
+    is_point,
+    latent_sites,
+    log_density,
+    sample_sites,
+)
+from ppgen.tracing.traces import Traces
 
 __all__ = ["integrated"]
 
 
-def integrated(draws: Draws, *, particles: int) -> dict[str, np.ndarray]:
+def integrated(draws: Traces, *, particles: int) -> dict[str, np.ndarray]:
     """log p(x_i | w) (draws, n), of all observed sites of a row together, by the names of these joined by "+".
 
     Raises:
         ValueError: if rows' latents are drawn together, as by a full Gaussian over all, so that no row's own density is
             there; if an observed site lies in no row.
     """
-    encoded, guided = draws.weighted
-    shared = {k: s["value"] for k, s in latent_sites(draws.guided).items() if data_frame(s) is None}
-    loose = [k for k, s in sample_sites(encoded).items() if is_observed(s) and data_frame(s) is None]
+    model_trace, guide_trace = draws.weighted
+    shared = {k: s["value"] for k, s in latent_sites(draws.guide_trace).items() if data_frame(s) is None}
+    loose = [k for k, s in sample_sites(model_trace).items() if is_observed(s) and data_frame(s) is None]
     if loose:
         raise ValueError(f"integrate: the observed sites {loose} lie in no row of the plate {DATA!r}")
-    names = [k for k, s in sample_sites(encoded).items() if is_observed(s)]
-    before, logs = latent_sites(guided), []
+    names = [k for k, s in sample_sites(model_trace).items() if is_observed(s)]
+    before, logs = latent_sites(guide_trace), []
     for _ in range(particles):
-        again = draws.at(holding(draws.guided, shared))
+        again = draws.at(holding(draws.guide_trace, shared))
         parts = [_rows(trace) for trace in again.weighted]
-        for name, site in latent_sites(again.guided).items():
+        for name, site in latent_sites(again.guide_trace).items():
             if data_frame(site) is not None and is_point(site) and torch.equal(site["value"], before[name]["value"]):
                 raise ValueError(
                     f"integrate: the guide's {name!r} follows from latents outside of the plate {DATA!r}, so its rows "

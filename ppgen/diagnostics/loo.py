@@ -4,7 +4,7 @@ With draws theta_s ~ q, s = 1 .. S, the posterior without datum i is reached fro
 
     r_is = p(y, theta_s) / q(theta_s) * 1 / p(y_i | theta_s)
 
-which are Pareto-smoothed and normalised for each datum (Vehtari et al. 2017, 2024), w_is, so that
+which are Pareto-smoothed and normalized for each datum (Vehtari et al. 2017, 2024), w_is, so that
 
     elpd_i = log sum_s w_is p(y_i | theta_s)           in nats
     pit_i  = sum_s w_is [y_is < y_i]                   y_s ~ p(y | theta_s);  U(0, 1) where the model is right
@@ -19,9 +19,9 @@ import numpy as np
 import xarray as xr
 from scipy.special import logsumexp
 
-from ppgen.diagnostics.importance import khat_threshold, smooth
 from ppgen.diagnostics.reading import DRAWN, cumulative, pick, pooled
-from ppgen.diagnostics.versions import elpd
+from ppgen.posterior.importance import khat_threshold, smooth
+from ppgen.utils.arviz_versions import elpd
 
 __all__ = ["loo", "loo_pit"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from ppgen.sites import DATA, PARTICLES, Site, nearest, observation
+from ppgen.tracing.sites import DATA, PARTICLES, Site, nearest, observation
 
 __all__ = ["Variable", "dataset", "new_names", "observed", "variable"]
 

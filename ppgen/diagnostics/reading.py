@@ -7,9 +7,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.diagnostics.versions import group
-from ppgen.posterior import Unconstrained
-from ppgen.sites import nearest
+from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.tracing.sites import nearest
+from ppgen.utils.arviz_versions import group
 
 __all__ = ["attribute", "cumulative", "on_the_line", "pick", "pooled"]
 
@@ -22,7 +22,7 @@ def attribute(idata: Any, name: str) -> str | None:
     return next((found.attrs[name] for found in groups if found is not None and name in found.attrs), None)
 
 
-def on_the_line(target: Unconstrained, posterior: xr.Dataset, chain: int) -> Tensor:
+def on_the_line(target: UnconstrainedLogDensity, posterior: xr.Dataset, chain: int) -> Tensor:
     """Draws (S, dim) of a chain, as the target has its latents: side by side, on the real line."""
     values = {name: torch.as_tensor(posterior[name].values[chain].copy()) for name in target.shapes}
     return target.unconstrain(values)

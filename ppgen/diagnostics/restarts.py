@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppgen.diagnostics.versions import group
-from ppgen.diagnostics.versions import rhat as rank_rhat
+from ppgen.utils.arviz_versions import group
+from ppgen.utils.arviz_versions import rhat as rank_rhat
 
 __all__ = ["rhat"]
 
 
 def rhat(idata: Any, *, of: str = "posterior") -> xr.Dataset:
-    """Rank-normalised split R-hat across restarts (Vehtari et al. 2021), of each variable of a group.
+    """Rank-normalized split R-hat across restarts (Vehtari et al. 2021), of each variable of a group.
 
     Draws of one guide are independent, so within a chain there is nothing to converge: all of R-hat is what restarts
     disagree about. Of one chain it is therefore vacuous, NaN, and the attribute "rhat" says so. Near one it says that

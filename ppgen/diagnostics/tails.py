@@ -23,9 +23,9 @@ from pyro.distributions import MultivariateStudentT
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
-from ppgen.diagnostics.importance import most_moved, weigh_up
-from ppgen.posterior import Unconstrained
-from ppgen.sites import Program
+from ppgen.posterior.importance import importance_summary, most_moved
+from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.tracing.sites import Program
 
 __all__ = ["Tails", "look_beyond"]
 
@@ -47,7 +47,7 @@ class Tails:
     moments: dict[str, float]
 
 
-def look_beyond(target: Unconstrained, guide: Program, u: Tensor, generator: torch.Generator) -> Tails | None:
+def look_beyond(target: UnconstrainedLogDensity, guide: Program, u: Tensor, generator: torch.Generator) -> Tails | None:
     """The tails of a guide from draws u (S, dim) of it; None for one whose density elsewhere is not to be had.
 
     Args:
@@ -67,8 +67,8 @@ def look_beyond(target: Unconstrained, guide: Program, u: Tensor, generator: tor
         log_q = guide.get_posterior(*target.args).log_prob(points.to(own)).to(u)
         log_p = target.log_prob(points)
         values = target.constrain(points)
-    found = weigh_up((log_p - torch.logaddexp(log_q, wide) + math.log(2))[:, None].numpy())
-    own_mass = weigh_up((log_p - log_q)[: len(u), None].numpy()).log_marginal
+    found = importance_summary((log_p - torch.logaddexp(log_q, wide) + math.log(2))[:, None].numpy())
+    own_mass = importance_summary((log_p - log_q)[: len(u), None].numpy()).log_marginal
     weights = found.log_smoothed[:, 0]
     reached = np.exp(weights) > 0  # without a weight, a point far out may be no number off the line
     if not reached.any():

@@ -7,7 +7,7 @@
 The figures, and the bounds beyond which they tell against the fit:
 
     pareto_k    of importance weights, at most min(1 - 1 / log10 S, .7), and .5 to be good; weights that are all but
-                equal have no tail (see `ppgen.diagnostics.importance.trusted`), unless draws of a wider law find one
+                equal have no tail (see `ppgen.posterior.importance.psis_reliable`), unless draws of a wider law find one
     unseen      where weights are all but equal and k-hat is larger, the share of the posterior's mass that draws of the
                 guide do not find and draws of a wider law do, at most .01; and moments by the latter may differ by as
                 much as below (see `ppgen.diagnostics.tails`)
@@ -27,21 +27,29 @@ A verdict is of what was looked at: one restart, of a program with too many late
 import math
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.diagnostics.importance import EQUAL, NEGLIGIBLE, PLAIN, khat_threshold, most_moved, trusted, weigh_up
+from ppgen.diagnostics.arviz import to_arviz
 from ppgen.diagnostics.reading import attribute, on_the_line
 from ppgen.diagnostics.tails import look_beyond
-from ppgen.diagnostics.versions import group, rhat
-from ppgen.posterior import Unconstrained, climb
-
-if TYPE_CHECKING:
-    from ppgen.result import Fit
+from ppgen.posterior.importance import (
+    EQUAL,
+    NEGLIGIBLE,
+    PLAIN,
+    importance_summary,
+    khat_threshold,
+    most_moved,
+    psis_reliable,
+)
+from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.newton import find_modes
+from ppgen.training.result import Fitted
+from ppgen.utils.arviz_versions import group, rhat
 
 __all__ = ["BAD", "GOOD", "UNKNOWN", "WEIGHTED", "Verdict", "diagnose"]
 
@@ -83,7 +91,7 @@ class Verdict:
 
 
 def diagnose(
-    fit: "Fit", *data: Tensor, draws: int | None = None, starts: int = 4, idata: Any = None, seed: int = 0
+    fit: Fitted, *data: Tensor, draws: int | None = None, starts: int = 4, idata: Any = None, seed: int = 0
 ) -> Verdict:
     """Judges a fit's posterior on data by the figures of this module.
 
@@ -120,15 +128,15 @@ def diagnose(
     if not judged.local:
         judged.moments()
         looked = judged.elsewhere(starts) if starts else False
-        if not looked and len(fit.chains) == fit.facts.get("starts", 1) == 1:
+        if not looked and len(fit.chains) == fit.metadata.get("starts", 1) == 1:
             judged.doubt("looked", "one restart, and other modes were not looked for", "restarts=4")
     judged.course()
     return judged.verdict()
 
 
-def enough(fit: "Fit", *data: Tensor, draws: int | None = None, **options: Any) -> Any:
+def enough(fit: Fitted, *data: Tensor, draws: int | None = None, **options: Any) -> Any:
     """What `to_arviz` gives, with as many draws as `diagnose` takes."""
-    asked = partial(fit.to_arviz, *data, resampled=None, chunk=250, **options)
+    asked = partial(to_arviz, fit, *data, resampled=None, chunk=250, **options)
     idata = asked(draws=FEW if draws is None else draws)
     if draws is None and _near_a_bound(fit.best, idata):
         return asked(draws=MANY)
@@ -171,7 +179,7 @@ class _Judged:
     """A verdict under way, of the best chain and of what the others say."""
 
     def __init__(
-        self, fit: "Fit", data: tuple | None, vi: xr.Dataset, posterior: xr.Dataset, stats: xr.Dataset, seed: int
+        self, fit: Fitted, data: tuple | None, vi: xr.Dataset, posterior: xr.Dataset, stats: xr.Dataset, seed: int
     ):
         self.fit, self.data, self.vi, self.posterior, self.seed = fit, data, vi, posterior, seed
         self.draws, self.chain = posterior.sizes["draw"], fit.best
@@ -181,7 +189,7 @@ class _Judged:
         self.against: dict[str, str] = {}
         self.advice: dict[str, None] = {}
         self.level = GOOD
-        self.richer = "" if "auto" in fit.facts else RICHER  # which it was already
+        self.richer = "" if "auto" in fit.metadata else RICHER  # which it was already
 
     def doubt(self, figure: str, why: str, advice: str = "", *, level: str = WEIGHTED) -> None:
         self.against[figure] = why
@@ -192,8 +200,8 @@ class _Judged:
 
     def weights(self) -> None:
         pareto_k, effective = (self.vi[name].values[self.chain] for name in ("pareto_k", "effective"))
-        serves, bound = trusted(pareto_k, effective, self.draws), khat_threshold(self.draws)
-        plain = trusted(pareto_k, effective, self.draws, most=PLAIN)
+        serves, bound = psis_reliable(pareto_k, effective, self.draws), khat_threshold(self.draws)
+        plain = psis_reliable(pareto_k, effective, self.draws, most=PLAIN)
         if self.local:
             self.figures |= {"pareto_k": float(np.median(pareto_k)), "bad_rows": float((~serves).mean())}
             if self.figures["bad_rows"] > ROWS:
@@ -216,7 +224,7 @@ class _Judged:
 
     def tail_counts(self) -> bool:
         """Whether draws of a wider law find what all but equal weights do not show; False where there are none."""
-        with self.fit.evaluating(self.chain):
+        with self.fit.eval_mode(self.chain):
             if self.target is None:
                 return False
             u = on_the_line(self.target, self.posterior, self.chain)
@@ -227,12 +235,12 @@ class _Judged:
         return found.unseen > UNSEEN or any(v > CLOSE + _slack(k, found.effective) for k, v in found.moments.items())
 
     @cached_property
-    def target(self) -> Unconstrained | None:
+    def target(self) -> UnconstrainedLogDensity | None:
         """The program's density on the real line, if it can be had and has the latents that were drawn."""
         if self.data is None:
             return None
         try:
-            found = Unconstrained(self.fit.model, self.data)
+            found = UnconstrainedLogDensity(self.fit.model, self.data)
         except (ValueError, RuntimeError, FloatingPointError, NotImplementedError):
             return None
         return found if found.dim <= CLIMBABLE and set(found.shapes) <= set(self.posterior.data_vars) else None
@@ -249,7 +257,7 @@ class _Judged:
             self.doubt(
                 "r_hat",
                 f"above {AGREE}: restarts of like evidence ended at different places",
-                "a model whose modes are told apart (ordered components, say), or AnnealedEvidence to cover them all",
+                "a model whose modes are told apart (ordered components, say), or AnnealedELBO to cover them all",
                 level=BAD,
             )
 
@@ -266,12 +274,12 @@ class _Judged:
 
     def elsewhere(self, starts: int) -> bool:
         """Looks for modes where the guide is not; whether that could be done."""
-        with self.fit.evaluating(self.chain):
+        with self.fit.eval_mode(self.chain):
             if (target := self.target) is None:
                 return False  # the verdict then says that they were not looked for
             try:
                 generator = torch.Generator().manual_seed(self.seed)
-                found = climb(target, target.starts(starts, generator), generator)
+                found = find_modes(target, target.starts(starts, generator), generator)
             except (ValueError, RuntimeError, FloatingPointError, NotImplementedError):
                 return False
             u = on_the_line(target, self.posterior, self.chain)
@@ -283,7 +291,9 @@ class _Judged:
         # the posterior's mass within reach of each summit: by draws from there, and by the guide's own, weighed
         reach = math.sqrt(target.dim) + 2
         inside = noise.norm(dim=-1) < reach
-        there = weigh_up(torch.where(inside, log_p - found.log_prob(noise), -torch.inf).mT.numpy()).log_marginal
+        there = importance_summary(
+            torch.where(inside, log_p - found.log_prob(noise), -torch.inf).mT.numpy()
+        ).log_marginal
         own = (found.whitened(u).norm(dim=-1) < reach).double().numpy() @ np.exp(self.smoothed)
         share = 1 / (1 + np.exp(np.clip(here - there, -50, 50)))
         shares = np.where(np.isfinite(there) & (own < share / COVERED), share, 0.0)
@@ -313,7 +323,7 @@ class _Judged:
         self.figures["falling"] = max(0.0, float(before.mean() - last.mean() - noise)) * size
         if self.figures["falling"] > 0.5 and self.level != GOOD:
             self.against["falling"] = "nats, over the last fifth of the run: it was not at its end"
-            if "auto" not in self.fit.facts:  # which takes as many as it wants
+            if "auto" not in self.fit.metadata:  # which takes as many as it wants
                 self.advice["more steps"] = None
 
     def verdict(self) -> Verdict:

@@ -1,9 +1,9 @@
 """Diffusion: noise levels, denoisers, and ways from noise back to data."""
 
 from ppgen.diffusion.coupling import COUPLINGS, couple
-from ppgen.diffusion.denoiser import PREDICTS, Denoiser
+from ppgen.diffusion.denoiser import PREDICTION_TYPES, Denoiser
 from ppgen.diffusion.guidance import classifier, classifier_free, posterior
-from ppgen.diffusion.law import PathLaw
+from ppgen.diffusion.probability_flow import ProbabilityFlow
 from ppgen.diffusion.sampler import SAMPLERS, Denoise, draw
 from ppgen.diffusion.schedule import (
     SCHEDULES,
@@ -19,14 +19,14 @@ from ppgen.diffusion.times import TIMES
 
 __all__ = [
     "COUPLINGS",
-    "PREDICTS",
+    "PREDICTION_TYPES",
     "SAMPLERS",
     "SCHEDULES",
     "TIMES",
     "Denoise",
     "Denoiser",
     "LearnedSchedule",
-    "PathLaw",
+    "ProbabilityFlow",
     "Rates",
     "Schedule",
     "at_noise",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ppgen.diffusion.schedule import Rates
 from ppgen.nets import choose
 
-__all__ = ["PREDICTS", "Denoiser", "LevelFeatures"]
+__all__ = ["PREDICTION_TYPES", "Denoiser", "LevelFeatures"]
 
 Mix = Callable[[Tensor, Tensor, float], tuple[Tensor | float, Tensor | float]]
 
@@ -34,7 +34,7 @@ def _edm(a: Tensor, s: Tensor, d: float) -> tuple[Tensor, Tensor]:
     return s / (d * r), -a * d / r
 
 
-PREDICTS: dict[str, Mix] = {
+PREDICTION_TYPES: dict[str, Mix] = {
     "data": lambda a, s, d: (1.0, 0.0),
     "noise": lambda a, s, d: (0.0, 1.0),
     "velocity": lambda a, s, d: (-1.0, 1.0),
@@ -86,7 +86,7 @@ class Denoiser(nn.Module):
             the event's first dimension, of which the second half is the logarithm of a factor of the deviation. Its
             context has the width `level_dim` plus that of the condition.
         event_shape: of x.
-        predicts: a row of `PREDICTS`.
+        prediction_type: a row of `PREDICTION_TYPES`.
         data_scale: d, the deviation of a number of the data.
         learned_scale: whether the deviation of x given z is learned too (see `Moments`).
         of_share: which features of the noise level the network has, see `LevelFeatures`.
@@ -102,17 +102,17 @@ class Denoiser(nn.Module):
         network: nn.Module,
         event_shape: tuple[int, ...],
         *,
-        predicts: str = "edm",
-        data_scale: float = 1.0,
+        prediction_type: str = "edm",
+        sigma_data: float = 1.0,
         learned_scale: bool = False,
         of_share: bool = False,
     ) -> None:
         super().__init__()
-        if not data_scale > 0:
-            raise ValueError(f"expected data_scale > 0, got {data_scale}")
-        self.mix = choose(PREDICTS, predicts, option="predicts")
-        self.network, self.event_shape, self.predicts = network, tuple(event_shape), predicts
-        self.data_scale, self.learned_scale = data_scale, learned_scale
+        if not sigma_data > 0:
+            raise ValueError(f"expected data_scale > 0, got {sigma_data}")
+        self.mix = choose(PREDICTION_TYPES, prediction_type, option="prediction_type")
+        self.network, self.event_shape, self.prediction_type = network, tuple(event_shape), prediction_type
+        self.sigma_data, self.learned_scale = sigma_data, learned_scale
         self.levels = LevelFeatures(of_share=of_share)
 
     def forward(self, z: Tensor, rates: Rates, context: Tensor | None = None) -> Tensor:
@@ -129,7 +129,7 @@ class Denoiser(nn.Module):
         if not self.learned_scale:
             return Moments(self._mean(raw, z, wide), None)
         raw, log_factor = raw.chunk(2, z.dim() - len(self.event_shape))
-        spread = wide.spread(self.data_scale)
+        spread = wide.spread(self.sigma_data)
         return Moments(self._mean(raw, z, wide), spread * log_factor.clamp(-5, 5).exp())
 
     def raw(self, z: Tensor, rates: Rates, context: Tensor | None = None) -> Tensor:
@@ -139,7 +139,7 @@ class Denoiser(nn.Module):
             ValueError: the network's output has another shape.
         """
         batch = z.shape[: z.dim() - len(self.event_shape)]
-        size = self._wide(z, rates).size(self.data_scale)
+        size = self._wide(z, rates).size(self.sigma_data)
         raw = self.network(z / size, self.context(rates.log_snr.expand(batch), context))
         expected = batch + self.raw_shape
         if raw.shape != expected:
@@ -169,5 +169,5 @@ class Denoiser(nn.Module):
 
     def _mean(self, raw: Tensor, z: Tensor, rates: Rates) -> Tensor:
         a, s, _ = rates
-        p, q = self.mix(a, s, self.data_scale)
+        p, q = self.mix(a, s, self.sigma_data)
         return (q * z - s * raw) / (q * a - p * s)

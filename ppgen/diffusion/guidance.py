@@ -25,8 +25,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 from ppgen.diffusion.sampler import Denoise
 from ppgen.diffusion.schedule import Rates
-from ppgen.draws import weighing_sites
-from ppgen.sites import Site
+from ppgen.tracing.programs import weighing_sites
+from ppgen.tracing.sites import Site
 
 __all__ = ["classifier", "classifier_free", "posterior"]
 
@@ -120,7 +120,7 @@ def posterior(
             return moved
 
         mean = through.detach() if near is rates else denoise(z, rates).detach()
-        local = _linearise(likelihood, mean)
+        local = _linearize(likelihood, mean)
         residual = local.residual
         if local.slope is not None:
             shift = spread(local.slope)
@@ -175,7 +175,7 @@ class Local(NamedTuple):
     slope: Tensor | None  # of the log probability of all other sites
 
 
-def _linearise(likelihood: Callable[[Tensor], Any], x: Tensor) -> Local:
+def _linearize(likelihood: Callable[[Tensor], Any], x: Tensor) -> Local:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         trace, sites = weighing_sites(likelihood, x)
@@ -208,20 +208,20 @@ def _linearise(likelihood: Callable[[Tensor], Any], x: Tensor) -> Local:
 def _whitened(site: Site) -> Tensor | None:
     """S^-1/2 (y - A(x)) of a normal site, with the weights and masks that it has; None for another law."""
     device = site["value"].device
-    law, weight = site["fn"], torch.as_tensor(site["scale"], device=device)
+    distribution, weight = site["fn"], torch.as_tensor(site["scale"], device=device)
     keep = torch.as_tensor(True if site["mask"] is None else site["mask"], device=device)
-    while isinstance(law, Independent | MaskedDistribution):
-        if isinstance(law, Independent):
-            wide = (1,) * law.reinterpreted_batch_ndims
+    while isinstance(distribution, Independent | MaskedDistribution):
+        if isinstance(distribution, Independent):
+            wide = (1,) * distribution.reinterpreted_batch_ndims
             keep, weight = keep.reshape(*keep.shape, *wide), weight.reshape(*weight.shape, *wide)
         else:
-            keep = keep & law._mask
-        law = law.base_dist
-    if isinstance(law, Normal):
-        white = (site["value"] - law.loc) / law.scale.detach()
-    elif isinstance(law, MultivariateNormal):
-        gap = (site["value"] - law.loc)[..., None]
-        white = torch.linalg.solve_triangular(law.scale_tril.detach(), gap, upper=False)[..., 0]
+            keep = keep & distribution._mask
+        distribution = distribution.base_dist
+    if isinstance(distribution, Normal):
+        white = (site["value"] - distribution.loc) / distribution.scale.detach()
+    elif isinstance(distribution, MultivariateNormal):
+        gap = (site["value"] - distribution.loc)[..., None]
+        white = torch.linalg.solve_triangular(distribution.scale_tril.detach(), gap, upper=False)[..., 0]
         keep, weight = keep[..., None], weight[..., None]
     else:
         return None
@@ -229,17 +229,17 @@ def _whitened(site: Site) -> Tensor | None:
 
 
 def _check_shape(name: str, site: Site, n: int) -> None:
-    law, value = tuple(site["fn"].shape()), tuple(torch.as_tensor(site["value"]).shape)
+    distribution, value = tuple(site["fn"].shape()), tuple(torch.as_tensor(site["value"]).shape)
     try:
-        joint = torch.broadcast_shapes(law, value)
+        joint = torch.broadcast_shapes(distribution, value)
     except RuntimeError as error:
         raise ValueError(
-            f"likelihood: site {name!r} observes values of shape {value} under a law of shape {law}, which do not "
+            f"likelihood: site {name!r} observes values of shape {value} under a law of shape {distribution}, which do not "
             "broadcast; give it one observation for all rows of x, or one for each"
         ) from error
     if joint[:1] != (n,):
         raise ValueError(
-            f"likelihood: site {name!r} has shape {tuple(joint)} (its law {law}, its values {value}), expected the {n} "
+            f"likelihood: site {name!r} has shape {tuple(joint)} (its law {distribution}, its values {value}), expected the {n} "
             "rows of x in front: write it of rows of x, with repeated observations behind"
         )
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ppgen.diffusion.schedule import Rates, bridge, straight
 from ppgen.nets import choose
-from ppgen.ode import State, solve
+from ppgen.utils.ode import State, solve
 
 __all__ = ["SAMPLERS", "Denoise", "draw"]
 
@@ -115,7 +115,7 @@ def _ancestral(
     count: int,
     *,
     variance: str | Callable[[Tensor, Rates], Tensor] = "small",
-    data_scale: float = 1.0,
+    sigma_data: float = 1.0,
 ) -> Step:
     """z' ~ q(z' | z, v) averaged over v ~ N(E, V I) (Ho et al. 2020), V = 0, that of data N(0, d^2 I), or a given one.
 
@@ -125,11 +125,11 @@ def _ancestral(
     """
     if not callable(variance) and variance not in ("small", "large"):
         raise ValueError(f"expected variance to be 'small', 'large' or a function, got {variance!r}")
-    if not data_scale > 0:
-        raise ValueError(f"expected data_scale > 0, got {data_scale}")
+    if not sigma_data > 0:
+        raise ValueError(f"expected data_scale > 0, got {sigma_data}")
 
     def step(z: Tensor, t: Rates, r: Rates) -> Tensor:
-        spread = variance(z, t) if callable(variance) else t.spread(data_scale) if variance == "large" else None
+        spread = variance(z, t) if callable(variance) else t.spread(sigma_data) if variance == "large" else None
         mean, scale = bridge(r, t).averaged(z, denoise(z, t), spread)
         return mean + scale * torch.randn_like(z)
 
@@ -221,7 +221,7 @@ def _adaptive(denoise: Denoise, count: int, *, tolerance: float = 1e-4) -> Step:
     return step
 
 
-# "ancestral": Ho et al. 2020, takes `variance` and `data_scale`; "ddim": Song et al. 2021, `eta`; "euler", "heun": of
+# "ancestral": Ho et al. 2020, takes `variance` and `sigma_data`; "ddim": Song et al. 2021, `eta`; "euler", "heun": of
 # orders 1 and 2, Heun's with two denoisings a step; "dpm++2m": of order 2 with one; "edm": `churn`, `s_min`, `s_max`,
 # `s_noise`; "adaptive": `tolerance`
 SAMPLERS: dict[str, Callable[..., Step]] = {

@@ -51,13 +51,13 @@ class Rates(NamedTuple):
         """Rates of shape (n, ...) one by one."""
         return [Rates(*parts) for parts in zip(*(rate.unbind() for rate in self), strict=True)]
 
-    def size(self, data_scale: float) -> Tensor:
+    def size(self, sigma_data: float) -> Tensor:
         """|(s, a d)|: the deviation of z for data of deviation d."""
-        return (self.noise.square() + (self.signal * data_scale).square()).sqrt()
+        return (self.noise.square() + (self.signal * sigma_data).square()).sqrt()
 
-    def spread(self, data_scale: float) -> Tensor:
+    def spread(self, sigma_data: float) -> Tensor:
         """d s / |(s, a d)|: the deviation of x given z for data x ~ N(0, d^2 I)."""
-        return data_scale * self.noise / self.size(data_scale)
+        return sigma_data * self.noise / self.size(sigma_data)
 
 
 class Schedule(nn.Module):
@@ -69,23 +69,25 @@ class Schedule(nn.Module):
             noise.
 
     Raises:
-        ValueError: there is no such row, the ratios are not 0 < least < most, or most is given to a row that has none.
+        ValueError: there is no such row, the ratios are not 0 < sigma_min < sigma_max, or most is given to a row that has none.
     """
 
-    def __init__(self, name: str = "cosine", *, least: float | None = None, most: float | None = None) -> None:
+    def __init__(self, name: str = "cosine", *, sigma_min: float | None = None, sigma_max: float | None = None) -> None:
         super().__init__()
         row = choose(SCHEDULES, name, option="schedule")
-        if most is not None and math.isinf(row.most):
-            raise ValueError(f"schedule={name!r} ends in pure noise, expected most=None, got {most}")
+        if sigma_max is not None and math.isinf(row.sigma_max):
+            raise ValueError(f"schedule={name!r} ends in pure noise, expected sigma_max=None, got {sigma_max}")
         self.name, self.row = name, row
-        self.least = row.least if least is None else least
-        self.most = row.most if most is None else most
-        if not 0 < self.least < self.most:
-            raise ValueError(f"expected 0 < least < most, got least={self.least} and most={self.most}")
+        self.sigma_min = row.sigma_min if sigma_min is None else sigma_min
+        self.sigma_max = row.sigma_max if sigma_max is None else sigma_max
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"expected 0 < sigma_min < sigma_max, got sigma_min={self.sigma_min} and sigma_max={self.sigma_max}"
+            )
 
     def forward(self, t: Tensor) -> Rates:
         """The rates at times of any shape."""
-        return self.row.rates(t, self.least, self.most)
+        return self.row.rates(t, self.sigma_min, self.sigma_max)
 
     def slope(self, t: Tensor) -> Tensor:
         """d log SNR / dt, in nats, below zero."""
@@ -98,22 +100,22 @@ class Schedule(nn.Module):
         """The rates at `steps` times from t = 1 down to t = 0, evenly spaced; of one step, those at t = 1."""
         return self(torch.linspace(1, 0, steps, dtype=like.dtype, device=like.device))
 
-    def check_end(self, most: float = 0.15) -> None:
+    def check_end(self, sigma_max: float = 0.15) -> None:
         """Whether the path ends in noise.
 
         Raises:
-            ValueError: at t = 1 signal over noise is still larger than `most`, so draws that start from noise would
+            ValueError: at t = 1 signal over noise is still larger than `sigma_max`, so draws that start from noise would
                 start from another law than training saw.
         """
         ratio = float((0.5 * self(torch.ones(())).log_snr.detach()).exp())
-        if ratio > most:
+        if ratio > sigma_max:
             raise ValueError(
-                f"the schedule's end is not noise: signal over noise is {ratio:.3g} there, expected at most {most:g}; "
-                "raise its option most"
+                f"the schedule's end is not noise: signal over noise is {ratio:.3g} there, expected at most {sigma_max:g}; "
+                "raise its option sigma_max"
             )
 
     def extra_repr(self) -> str:
-        return f"{self.name!r}, least={self.least:g}, most={self.most:g}"
+        return f"{self.name!r}, sigma_min={self.sigma_min:g}, sigma_max={self.sigma_max:g}"
 
 
 class LearnedSchedule(Schedule):
@@ -125,21 +127,26 @@ class LearnedSchedule(Schedule):
     its estimate less noisy, if it is trained to.
     """
 
-    def __init__(self, *, least: float | None = None, most: float | None = None) -> None:
+    def __init__(self, *, sigma_min: float | None = None, sigma_max: float | None = None) -> None:
         nn.Module.__init__(self)
         self.name = "learned"
-        self.least, self.most = 1e-3 if least is None else least, 20.0 if most is None else most
-        if not 0 < self.least < self.most:
-            raise ValueError(f"expected 0 < least < most, got least={self.least} and most={self.most}")
-        self.ends = nn.Parameter(-2 * torch.tensor([self.least, self.most]).log())
+        self.sigma_min, self.sigma_max = (
+            1e-3 if sigma_min is None else sigma_min,
+            20.0 if sigma_max is None else sigma_max,
+        )
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"expected 0 < sigma_min < sigma_max, got sigma_min={self.sigma_min} and sigma_max={self.sigma_max}"
+            )
+        self.ends = nn.Parameter(-2 * torch.tensor([self.sigma_min, self.sigma_max]).log())
         self.raw_weights = nn.Parameter(torch.tensor([4.0] + [0.0] * 8))
-        self.centres = nn.Parameter(torch.linspace(0, 1, 8))
+        self.centers = nn.Parameter(torch.linspace(0, 1, 8))
         self.raw_steepness = nn.Parameter(torch.full((8,), 5.0))
 
     def forward(self, t: Tensor) -> Rates:
         weights, steepness = self.raw_weights.softmax(0), F.softplus(self.raw_steepness)
-        low, high = ((edge - self.centres).mul(steepness).sigmoid() for edge in (0.0, 1.0))
-        rise = ((t[..., None] - self.centres) * steepness).sigmoid()
+        low, high = ((edge - self.centers).mul(steepness).sigmoid() for edge in (0.0, 1.0))
+        rise = ((t[..., None] - self.centers) * steepness).sigmoid()
         share = weights[0] * t + (weights[1:] * (rise - low) / (high - low)).sum(-1)
         log_snr = self.ends[0] + (self.ends[1] - self.ends[0]) * share
         return _preserving(log_snr)
@@ -149,8 +156,8 @@ class Row(NamedTuple):
     """A row of `SCHEDULES`: rates at t given both ends of s / a, and what those are by default."""
 
     rates: Callable[[Tensor, float, float], Rates]
-    least: float
-    most: float
+    sigma_min: float
+    sigma_max: float
 
 
 def _preserving(log_snr: Tensor) -> Rates:
@@ -161,37 +168,37 @@ def _exploding(noise: Tensor) -> Rates:
     return Rates(torch.ones_like(noise), noise, -2 * noise.log())
 
 
-def _linear(t: Tensor, least: float, most: float) -> Rates:
-    """log a^2 = -b u - (B - b) u^2 / 2 for u between where s / a is `least` and where it is `most`."""
+def _linear(t: Tensor, sigma_min: float, sigma_max: float) -> Rates:
+    """log a^2 = -b u - (B - b) u^2 / 2 for u between where s / a is `sigma_min` and where it is `sigma_max`."""
     slow, fast = 0.1, 20.0
 
     def time(ratio: float) -> float:  # where b t + (B - b) t^2 / 2 = log(1 + ratio^2)
         rise = fast - slow
         return 2 * math.log1p(ratio**2) / (slow + math.sqrt(slow**2 + 2 * rise * math.log1p(ratio**2)))
 
-    first, last = time(least), time(most)
+    first, last = time(sigma_min), time(sigma_max)
     u = first + (last - first) * t
     spent = slow * u + (fast - slow) * u.square() / 2  # -log a^2
     return Rates((-spent / 2).exp(), (-torch.expm1(-spent)).sqrt(), -torch.expm1(spent).log())
 
 
-def _cosine(t: Tensor, least: float, most: float) -> Rates:
-    first, last = math.atan(least), math.atan(most)
+def _cosine(t: Tensor, sigma_min: float, sigma_max: float) -> Rates:
+    first, last = math.atan(sigma_min), math.atan(sigma_max)
     angle = first + (last - first) * t
     return Rates(angle.cos(), angle.sin(), -2 * angle.tan().log())
 
 
-def _exponential(t: Tensor, least: float, most: float) -> Rates:
-    return _exploding((math.log(least) + t * math.log(most / least)).exp())
+def _exponential(t: Tensor, sigma_min: float, sigma_max: float) -> Rates:
+    return _exploding((math.log(sigma_min) + t * math.log(sigma_max / sigma_min)).exp())
 
 
-def _karras(t: Tensor, least: float, most: float) -> Rates:
-    low, high = least ** (1 / 7), most ** (1 / 7)
+def _karras(t: Tensor, sigma_min: float, sigma_max: float) -> Rates:
+    low, high = sigma_min ** (1 / 7), sigma_max ** (1 / 7)
     return _exploding((low + t * (high - low)) ** 7)
 
 
-def _straight(t: Tensor, least: float, most: float) -> Rates:
-    first = least / (1 + least)
+def _straight(t: Tensor, sigma_min: float, sigma_max: float) -> Rates:
+    first = sigma_min / (1 + sigma_min)
     return straight(first + (1 - first) * t)
 
 
@@ -207,7 +214,9 @@ SCHEDULES: dict[str, Row] = {
 }
 
 
-def make_schedule(schedule: str | Schedule, *, least: float | None = None, most: float | None = None) -> Schedule:
+def make_schedule(
+    schedule: str | Schedule, *, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Schedule:
     """The schedule of that name, "learned" or a row of `SCHEDULES`, or the one given.
 
     Raises:
@@ -216,8 +225,8 @@ def make_schedule(schedule: str | Schedule, *, least: float | None = None, most:
     if isinstance(schedule, Schedule):
         return schedule
     if schedule == "learned":
-        return LearnedSchedule(least=least, most=most)
-    return Schedule(schedule, least=least, most=most)
+        return LearnedSchedule(sigma_min=sigma_min, sigma_max=sigma_max)
+    return Schedule(schedule, sigma_min=sigma_min, sigma_max=sigma_max)
 
 
 def at_noise(ratio: Tensor) -> Rates:

@@ -44,7 +44,7 @@ from ppgen.flows.residual import Residual
 from ppgen.flows.smooth import Smooth
 from ppgen.flows.zuko import flows, gaussianization, lazy, networks, transforms
 from ppgen.nets import choose
-from ppgen.ode import FIXED, SOLVERS
+from ppgen.utils.ode import FIXED, SOLVERS
 
 __all__ = [
     "FLOWS",
@@ -141,7 +141,7 @@ def radial(dim: int, *, layers: int = 16, hidden: Widths = (64, 64), context_dim
     """Radial maps, which pull space to a point or push it away (Rezende & Mohamed 2015, equation 14)."""
 
     def start() -> dict[str, Tensor]:
-        return {"centre": torch.randn(dim), "width": torch.zeros(1), "pull": torch.zeros(1)}
+        return {"center": torch.randn(dim), "width": torch.zeros(1), "pull": torch.zeros(1)}
 
     return _low_rank(Radial, start, dim, layers, hidden, context_dim, base)
 
@@ -213,7 +213,7 @@ def continuous(
     Args:
         solver: "euler", "midpoint" or "rk4", of fixed `steps`, which compile; or one of torchdiffeq's that choose
             theirs by `tolerance`: "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun".
-        adjoint: whether gradients are solved for backwards, in constant memory; with a solver that chooses its steps.
+        adjoint: whether gradients are solved for backward, in constant memory; with a solver that chooses its steps.
         exact: whether the trace of df/dx is exact, or Hutchinson's estimate, which costs one direction in place of
             `dim` and makes the density a random number.
     """

@@ -15,7 +15,7 @@ from torch.distributions import Transform, constraints
 
 from ppgen.flows.smooth import Smooth
 from ppgen.flows.zuko import lazy
-from ppgen.ode import Motion, State, solve
+from ppgen.utils.ode import Motion, State, solve
 
 __all__ = ["Continuous"]
 
@@ -25,10 +25,10 @@ class Continuous(lazy.LazyTransform):
 
     Args:
         network: f, of x, and of t and the context as further inputs.
-        solver: one of `ppgen.ode.SOLVERS`.
+        solver: one of `ppgen.utils.ode.SOLVERS`.
         steps: of a solver of fixed steps.
         tolerance: absolute and relative, of a solver that chooses its steps.
-        adjoint: whether gradients come from a second equation, solved backwards, in memory that does not grow with the
+        adjoint: whether gradients come from a second equation, solved backward, in memory that does not grow with the
             steps (Chen et al. 2018, appendix B); of a solver that chooses its steps.
         exact: whether the trace is exact, `dim` directions through f in place of one.
     """

@@ -35,7 +35,7 @@ class Flow(nn.Module):
         support: where each number of an event lies.
 
     In a program, register it by ``pyro.module("flow", flow)``. ``pyro.sample("x", flow(), obs=x)`` in a plate is
-    maximum likelihood under `ppgen.Evidence`, the forward KL; in a guide it is a posterior, the reverse KL.
+    maximum likelihood under `ppgen.ELBO`, the forward KL; in a guide it is a posterior, the reverse KL.
     """
 
     zero: Tensor
@@ -67,10 +67,10 @@ class Flow(nn.Module):
             return self._base(self.zero)
         return dist.Normal(self.zero, 1.0).expand(self.event_shape).to_event(len(self.event_shape))
 
-    def initialise(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Lets the `ActNorm` layers that were not measured yet take their start from a batch x; others stay.
 
-        `ppgen.fit` does so by a model's method ``initialise``. Elsewhere, call it before training; no step does it, so
+        `ppgen.fit` does so by a model's method ``initialize``. Elsewhere, call it before training; no step does it, so
         that steps are all the same.
         """
         norms = [part for part in self.modules() if isinstance(part, ActNorm) and not part.measured]

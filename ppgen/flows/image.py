@@ -11,7 +11,17 @@ from collections.abc import Callable, Sequence
 from pyro.distributions import TorchDistribution
 
 from ppgen.flows.flow import Flow
-from ppgen.flows.layers import ActNorm, Composed, Coupling, Layer, Mixing, Part, Squeezed, channels, checkerboard
+from ppgen.flows.layers import (
+    ActNorm,
+    Composed,
+    Coupling,
+    Invertible1x1Conv,
+    Layer,
+    Part,
+    Squeezed,
+    channels,
+    checkerboard,
+)
 from ppgen.nets import ConvMap
 
 __all__ = ["IMAGE_FLOWS", "glow"]
@@ -30,7 +40,7 @@ def glow(
 ) -> Flow:
     """Activation norms, 1 x 1 convolutions and affine couplings by convolutional networks (Kingma and Dhariwal 2018).
 
-    Untrained, every coupling is the identity; `Flow.initialise` then sets the norms by a batch.
+    Untrained, every coupling is the identity; `Flow.initialize` then sets the norms by a batch.
 
     Args:
         event_shape: (channels, height, width).
@@ -63,7 +73,7 @@ def glow(
         for layer in range(layers):
             parts.append(ActNorm(shape[0]))
             if shape[0] > 1:
-                parts.append(Mixing(shape[0]))
+                parts.append(Invertible1x1Conv(shape[0]))
             odd = layer % 2 == 1
             mask = channels(shape[0], odd=odd) if number else checkerboard(*shape[1:], odd=odd)
             network = ConvMap(shape, 2 * shape[0], hidden=hidden, context_dim=context_dim)

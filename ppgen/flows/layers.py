@@ -1,7 +1,7 @@
 """Layers of image flows: bijections y = f(x | c) of events (channels, height, width), c a context or None.
 
 Each layer gives, both ways, the value and log |det| of that way's own Jacobian, in nats, over any batch dimensions. All
-keep an event's shape: what Dinh et al. (2017) squeeze and split off is put back into its place afterwards (`Squeezed`,
+keep an event's shape: what Dinh et al. (2017) squeeze and split off is put back into its place afterward (`Squeezed`,
 `Part`), so that z has the shape of x and log-dets simply add up.
 """
 
@@ -14,7 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-__all__ = ["ActNorm", "Composed", "Coupling", "Layer", "Mixing", "Part", "Squeezed", "channels", "checkerboard"]
+__all__ = [
+    "ActNorm",
+    "Composed",
+    "Coupling",
+    "Invertible1x1Conv",
+    "Layer",
+    "Part",
+    "Squeezed",
+    "channels",
+    "checkerboard",
+]
 
 BOUND = 2.0  # of a coupling's log scale
 Way = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -93,7 +103,7 @@ class Composed(Layer):
 class ActNorm(Layer):
     """y = exp(s) (x - m), with a number m and s for each channel (Kingma and Dhariwal 2018, section 3.1).
 
-    The identity until `Flow.initialise` measures a batch: then its outputs there have mean 0 and variance 1.
+    The identity until `Flow.initialize` measures a batch: then its outputs there have mean 0 and variance 1.
     """
 
     measured: Tensor
@@ -102,7 +112,7 @@ class ActNorm(Layer):
         super().__init__()
         self.mean, self.log_scale = (nn.Parameter(torch.empty(channels, 1, 1)) for _ in range(2))
         self.register_buffer("measured", torch.tensor(False))
-        self.measuring = False  # `Flow.initialise` says when
+        self.measuring = False  # `Flow.initialize` says when
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -133,7 +143,7 @@ class ActNorm(Layer):
         return (x.shape[-2] * x.shape[-1] * self.log_scale.sum()).expand(x.shape[:-3])
 
 
-class Mixing(Layer):
+class Invertible1x1Conv(Layer):
     """A 1 x 1 convolution, y_p = W x_p at every pixel p, W = P L U (Kingma and Dhariwal 2018, 3.2).
 
     P is a fixed permutation, L unit lower triangular, U upper triangular: log |det| = height width sum_i log |u_ii|.

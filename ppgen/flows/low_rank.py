@@ -62,30 +62,30 @@ class Radial(_Vector):
     alpha > 0 and beta > -alpha, without which it is no bijection.
 
     Args:
-        centre: c, (*batch, dim).
+        center: c, (*batch, dim).
         width: log alpha, (*batch, 1).
         pull: (*batch, 1), beta is 0 at 0 and grows with it.
     """
 
-    def __init__(self, centre: Tensor, width: Tensor, pull: Tensor) -> None:
+    def __init__(self, center: Tensor, width: Tensor, pull: Tensor) -> None:
         super().__init__()
-        self.centre, self.alpha = centre, width.exp()
+        self.center, self.alpha = center, width.exp()
         self.beta = self.alpha * _above_minus_one(pull)
 
     def _call(self, x: Tensor) -> Tensor:
-        away = x - self.centre
+        away = x - self.center
         return x + self.beta * away / (self.alpha + _norm(away))
 
     def _inverse(self, y: Tensor) -> Tensor:
-        away = y - self.centre
+        away = y - self.center
         # |y - c| = r + beta r / (alpha + r) is a quadratic in r with one root that is not negative
         reach = _norm(away)
         half = (self.alpha + self.beta - reach) / 2
         radius = (half**2 + self.alpha * reach).sqrt() - half
-        return self.centre + away / (1 + self.beta / (self.alpha + radius))
+        return self.center + away / (1 + self.beta / (self.alpha + radius))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        r = _norm(x - self.centre)
+        r = _norm(x - self.center)
         across = self.beta / (self.alpha + r)
         along = across * self.alpha / (self.alpha + r)
         return ((x.shape[-1] - 1) * torch.log1p(across) + torch.log1p(along)).squeeze(-1)

@@ -1,7 +1,6 @@
-"""Inference: the optimisation step, parameters, stored state. Knows losses by their protocol, not their terms."""
+"""Stochastic variational inference: the optimization step, parameters, optimizers, automatic guides."""
 
-from ppgen.infer.guides import AutoFlow
-from ppgen.infer.mixture import AutoMixture
+from ppgen.infer.autoguide import AutoFlow, AutoMixture
 from ppgen.infer.svi import SVI
 
 __all__ = ["SVI", "AutoFlow", "AutoMixture"]

@@ -1,4 +1,4 @@
-"""One torch optimiser over all parameters, from what a user of Pyro or of torch hands in."""
+"""One torch optimizer over all parameters, from what a user of Pyro or of torch hands in."""
 
 import re
 import warnings
@@ -14,45 +14,45 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
-from ppgen.infer.checkpoint import under
+from ppgen.infer.checkpoint_file import under
+from ppgen.infer.learning_rates import Rates
 from ppgen.infer.parameters import unused
 from ppgen.infer.pyro_optimizers import traceable_equivalent
-from ppgen.infer.rates import Rates
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 
-class Player:
-    """The parameters that one loss moves, their optimiser, clipping and learning-rate schedule.
+class ParameterOptimizer:
+    """The parameters that one loss moves, their optimizer, clipping and learning-rate schedule.
 
     Args:
-        optim: a Pyro optimiser (``pyro.optim.Adam({"lr": 1e-3})``, its per-parameter arguments, clipping and
-            schedulers included), or a torch factory: parameters -> optimiser (``torch.optim.Adam`` itself, a
+        optim: a Pyro optimizer (``pyro.optim.Adam({"lr": 1e-3})``, its per-parameter arguments, clipping and
+            schedulers included), or a torch factory: parameters -> optimizer (``torch.optim.Adam`` itself, a
             `functools.partial` of it, a function).
         clip: bound on the norm of all gradients together.
-        schedule: optimiser -> torch learning-rate schedule, advanced every step.
+        schedule: optimizer -> torch learning-rate schedule, advanced every step.
 
     Raises:
-        TypeError: for anything else, an optimiser already built among them.
+        TypeError: for anything else, an optimizer already built among them.
     """
 
     def __init__(
         self,
         optim: PyroOptim | OptimizerFactory,
         *,
-        clip: float | None = None,
-        schedule: Callable | None = None,
+        clip_norm: float | None = None,
+        lr_scheduler: Callable | None = None,
     ):
         if isinstance(optim, Optimizer):
             raise TypeError(
-                f"optim is an optimiser already built ({type(optim).__name__}); parameters may not exist yet: pass "
+                f"optim is an optimizer already built ({type(optim).__name__}); parameters may not exist yet: pass "
                 "what builds one, such as functools.partial(torch.optim.Adam, lr=1e-3)"
             )
         if not isinstance(optim, PyroOptim) and not callable(optim):
-            raise TypeError(f"optim is a Pyro optimiser or a function parameters -> torch optimiser, got {optim!r}")
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip is a positive bound on the gradients' norm, got {clip}")
-        self.optim, self.clip, self.schedule = optim, clip, schedule
+            raise TypeError(f"optim is a Pyro optimizer or a function parameters -> torch optimizer, got {optim!r}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm is a positive bound on the gradients' norm, got {clip_norm}")
+        self.optim, self.clip_norm, self.lr_scheduler = optim, clip_norm, lr_scheduler
         self.optimizer: Optimizer | None = None
         self.scheduler: Any = None
         self.leaves: dict[str, Tensor] = {}
@@ -81,8 +81,8 @@ class Player:
         if isinstance(self.optim, PyroLRScheduler):
             scheduler = self.optim.pt_scheduler_constructor(optimizer, **self.optim.kwargs)
             self.optim.optim_objs = {next(iter(new.values())): scheduler}  # so that optim.step() advances it
-        if self.schedule is not None:
-            self.scheduler = self.schedule(optimizer)
+        if self.lr_scheduler is not None:
+            self.scheduler = self.lr_scheduler(optimizer)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
         """d loss / d leaf in the order of `leaves`, None where the loss does not use a leaf or the leaf is frozen."""
@@ -107,8 +107,8 @@ class Player:
         gradients = [_laid_out(gradient, leaf) for gradient, leaf in zip(gradients, leaves, strict=True)]
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
-        if self.clip is not None:
-            clip_grad_norm_(leaves, self.clip)
+        if self.clip_norm is not None:
+            clip_grad_norm_(leaves, self.clip_norm)
         self._clip_each()
         self.optimizer.step()
         for leaf in leaves:
@@ -141,18 +141,18 @@ class Player:
             self._watched = False
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """What the optimiser gathers of gradients, by kind."""
+        """What the optimizer gathers of gradients, by kind."""
         for state in self.optimizer.state.values() if self.optimizer is not None else ():
             yield from ((kind, tensor) for kind, tensor in state.items() if isinstance(tensor, Tensor))
 
     def stored(self, names: Mapping[int, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Leaves met and what the optimiser holds, as tensors and facts for a file; `go_on` takes them.
+        """Leaves met and what the optimizer holds, as tensors and facts for a file; `go_on` takes them.
 
         Args:
             names: of leaves by their id, under which another process finds them.
 
         Raises:
-            ValueError: if a leaf has no name. TypeError: if the optimiser holds what is no tensor, number or word.
+            ValueError: if a leaf has no name. TypeError: if the optimizer holds what is no tensor, number or word.
         """
         if late := [name for name, leaf in self.leaves.items() if id(leaf) not in names]:
             raise ValueError(
@@ -172,7 +172,7 @@ class Player:
         options = [{k: self._plain(k, v) for k, v in group.items() if k != "params"} for group in groups]
         return tensors, {
             "leaves": {name: names[id(leaf)] for name, leaf in self.leaves.items()},
-            "optimiser": self._described,
+            "optimizer": self._described,
             "groups": options,
             "numbers": numbers,
             "on the CPU": [key for key, tensor in tensors.items() if tensor.device.type == "cpu"],
@@ -186,7 +186,7 @@ class Player:
             leaves: by the names that `stored` was given.
 
         Raises:
-            ValueError: if the optimiser is another one.
+            ValueError: if the optimizer is another one.
         """
         met = {name: leaves[known] for name, known in facts["leaves"].items()}
         frozen = [leaf for leaf in met.values() if not leaf.requires_grad]  # since they were met
@@ -195,12 +195,12 @@ class Player:
         self.meet(met)
         for leaf in frozen:
             leaf.requires_grad_(False)
-        if self._described != facts["optimiser"]:
-            raise ValueError(f"checkpoint: its optimiser is {facts['optimiser']}, this run's is {self._described}")
+        if self._described != facts["optimizer"]:
+            raise ValueError(f"checkpoint: its optimizer is {facts['optimizer']}, this run's is {self._described}")
         if self.optimizer is None:
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of a schedule that moves before its optimiser
+            warnings.simplefilter("ignore")  # torch's, of a schedule that moves before its optimizer
             for _ in range(facts["advances"]):  # schedules hold more than JSON does, and follow from the steps alone
                 self.advance()
         for group, options in zip(self.optimizer.param_groups, facts["groups"], strict=True):
@@ -252,7 +252,7 @@ class Player:
         else:
             optimizer = make(values, **optim.pt_optim_args)
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optim is to make a torch optimiser of a list of parameters, it made {optimizer!r}")
+            raise TypeError(f"optim is to make a torch optimizer of a list of parameters, it made {optimizer!r}")
         return optimizer
 
     def _clip_each(self) -> None:
@@ -268,7 +268,7 @@ class Player:
 
 
 def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
-    """A gradient in the memory layout of its leaf, which torch's fused optimisers take for granted."""
+    """A gradient in the memory layout of its leaf, which torch's fused optimizers take for granted."""
     if gradient is None or gradient.layout != torch.strided or gradient.stride() == leaf.stride():
         return gradient
     if gradient.is_contiguous() and leaf.is_contiguous():

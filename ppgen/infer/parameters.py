@@ -19,8 +19,9 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppgen.draws import Draws, validation
-from ppgen.sites import Program
+from ppgen.tracing.programs import validation
+from ppgen.tracing.sites import Program
+from ppgen.tracing.traces import Traces
 
 Message = dict[str, Any]
 
@@ -177,7 +178,7 @@ class State:
         with torch.random.fork_rng(), torch.no_grad(), validation(False):
             prepare(model, guide, args, kwargs)
             with Evaluation() as run, Parameters():
-                _touch(Draws(model, guide, args, kwargs))
+                _touch(Traces(model, guide, args, kwargs))
             tops = [m for m in (*run.modules, owner(model), owner(guide)) if m is not None]
             modules = list(dict.fromkeys(part for top in tops for part in top.modules()))
             # once more with frozen networks thawed, which pyro.module would pass over: names must not depend on that
@@ -186,7 +187,7 @@ class State:
                 for parameter in frozen:
                     parameter.requires_grad_(parameter.is_floating_point())
                 with Evaluation(), Parameters() as used:
-                    _touch(Draws(model, guide, args, kwargs))
+                    _touch(Traces(model, guide, args, kwargs))
             finally:
                 for parameter in frozen:
                     parameter.requires_grad_(False)
@@ -235,23 +236,23 @@ class State:
                     leaf.copy_(start[name])
 
 
-def _touch(draws: Draws) -> None:
+def _touch(draws: Traces) -> None:
     """Runs both programs for what they touch."""
     try:
-        draws.encoded  # noqa: B018
+        draws.model_trace  # noqa: B018
     except LookupError:  # a guide that infers nothing, as an adversarial game's; a loss that needs it says so itself
         draws.generated  # noqa: B018
 
 
 class _Plain:
-    """A layer as it would be without parametrisations, such as a spectral norm: their originals are its weights."""
+    """A layer as it would be without parametrizations, such as a spectral norm: their originals are its weights."""
 
     def __init__(self, layer: nn.Module):
         self.layer = layer
 
     def __getattr__(self, name: str) -> Any:
-        parametrised = getattr(self.layer, "parametrizations", {})
-        return parametrised[name].original if name in parametrised else getattr(self.layer, name)
+        parametrized = getattr(self.layer, "parametrizations", {})
+        return parametrized[name].original if name in parametrized else getattr(self.layer, name)
 
 
 def owner(program: Callable) -> nn.Module | None:

@@ -1,9 +1,9 @@
-"""Pyro's own optimisers with their step count in a tensor, so that a traced step can move it.
+"""Pyro's own optimizers with their step count in a tensor, so that a traced step can move it.
 
 Pyro counts steps in a Python number and multiplies ``group["lr"]`` as it goes; a trace would freeze both. These take
 the same arguments and make the same updates. Notation, elementwise throughout: θ a parameter, g its gradient, n the
 number of steps that the parameter has made with a gradient, this one included; moments start at 0. All state is made
-with the optimiser and only overwritten in place; gradients and ``param_groups`` are only read, and a rate among them
+with the optimizer and only overwritten in place; gradients and ``param_groups`` are only read, and a rate among them
 may be a number or a tensor of no dimensions.
 """
 
@@ -151,9 +151,9 @@ EQUIVALENTS: dict[type, type] = {PyroClippedAdam: ClippedAdam, PyroAdagradRMSPro
 
 
 def traceable_equivalent(constructor: Any) -> Any:
-    """The optimiser here that makes the updates of one of Pyro's; anything else comes back as it is.
+    """The optimizer here that makes the updates of one of Pyro's; anything else comes back as it is.
 
     Args:
-        constructor: as a Pyro optimiser holds it, ``PyroOptim.pt_optim_constructor``.
+        constructor: as a Pyro optimizer holds it, ``PyroOptim.pt_optim_constructor``.
     """
     return EQUIVALENTS.get(constructor, constructor) if isinstance(constructor, type) else constructor

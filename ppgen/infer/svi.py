@@ -1,4 +1,4 @@
-"""Stochastic variational inference: Pyro's `SVI` with one optimiser, one gradient clip and every parameter trained."""
+"""Stochastic variational inference: Pyro's `SVI` with one optimizer, one gradient clip and every parameter trained."""
 
 import warnings
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO as PyroELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ppgen.infer.capture import Compile, Stepper
-from ppgen.infer.critics import Critics, gradient_norm
-from ppgen.infer.optimizers import OptimizerFactory, Player
+from ppgen.infer.adversarial import Critics, gradient_norm
+from ppgen.infer.compile.step import Compile, CompiledStep
+from ppgen.infer.optimizers import OptimizerFactory, ParameterOptimizer
 from ppgen.infer.parameters import Parameters, prepare, tell_apart
-from ppgen.sites import Program
+from ppgen.tracing.sites import Program
 
 __all__ = ["SVI"]
 
@@ -31,18 +31,18 @@ class SVI:
 
     Args:
         model, guide: Pyro programs, functions or modules.
-        optim: a Pyro optimiser, or a function parameters -> torch optimiser.
+        optim: a Pyro optimizer, or a function parameters -> torch optimizer.
         loss: a ppgen objective, a Pyro ELBO, or a function (model, guide, *args, **kwargs) -> scalar tensor.
         loss_and_grads: as in Pyro: runs backward itself and returns the loss; then `loss` only evaluates.
         clip: bound on the norm of all gradients together.
-        schedule: optimiser -> torch learning-rate schedule, advanced every step.
+        schedule: optimizer -> torch learning-rate schedule, advanced every step.
         compile: whether the whole step is compiled, once for each shape of its arguments: True; False; or "auto", once
-            the steps still to come make it pay (see `ppgen.infer.capture`). Python in the programs then runs no more.
+            the steps still to come make it pay (see `ppgen.infer.compile.step`). Python in the programs then runs no more.
             What was decided is logged to "ppgen", and kept in ``svi.stepper.said``.
         steps: how many steps there will be, which "auto" goes by; unknown if left out.
 
-    A loss with critics is a game (`ppgen.infer.critics`): they take their own steps, by their own optimisers, before
-    each step of the programs; `clip` is the programs' alone, `schedule` everybody's.
+    A loss with critics is a game (`ppgen.infer.adversarial`): they take their own steps, by their own optimizers, before
+    each step of the programs; `clip_norm` is the programs' alone, `lr_scheduler` everybody's.
 
     Attributes:
         signals: of the last step of a game: each critic's loss, and the norms of the gradients of every player.
@@ -53,42 +53,42 @@ class SVI:
         model: Program,
         guide: Program,
         optim: PyroOptim | OptimizerFactory,
-        loss: ELBO | Callable[..., Tensor],
+        loss: PyroELBO | Callable[..., Tensor],
         loss_and_grads: Callable[..., Any] | None = None,
         *,
-        clip: float | None = None,
-        schedule: Callable | None = None,
+        clip_norm: float | None = None,
+        lr_scheduler: Callable | None = None,
         compile: Compile = "auto",
         steps: int | None = None,
     ):
         tell_apart(model, guide)
         self.model, self.guide, self.optim = model, guide, optim
         self.objective: Any = loss
-        self.player = Player(optim, clip=clip, schedule=schedule)
+        self.player = ParameterOptimizer(optim, clip_norm=clip_norm, lr_scheduler=lr_scheduler)
         self._loss_and_grads = loss_and_grads
         self._differentiable: Any = loss
-        if isinstance(loss, ELBO):
+        if isinstance(loss, PyroELBO):
             self._differentiable = getattr(loss, "differentiable_loss", None)
             if self._differentiable is None and loss_and_grads is None:
                 self._loss_and_grads = loss.loss_and_grads  # an ELBO that only runs backward itself
-        self.critics = Critics(loss, schedule=schedule)
-        self.signals: dict[str, Tensor] = {}
+        self.critics = Critics(loss, lr_scheduler=lr_scheduler)
+        self.adversarial_metrics: dict[str, Tensor] = {}
         self._compile: Compile = compile
         self.renew(steps)
 
     def renew(self, steps: int | None = None) -> None:
-        """Forgets what is compiled; players and their optimisers stay. For when the programs' structure has changed.
+        """Forgets what is compiled; players and their optimizers stay. For when the programs' structure has changed.
 
         Args:
             steps: how many steps there will be, as for the constructor.
         """
 
-        def stepper(take: Callable, players: list[Player], to_come: int | None) -> Stepper:
-            return Stepper(take, players, self._facts, compile=self._compile, steps=to_come)
+        def stepper(take: Callable, players: list[ParameterOptimizer], to_come: int | None) -> CompiledStep:
+            return CompiledStep(take, players, self._facts, compile=self._compile, steps=to_come)
 
         self.stepper = stepper(self._take, [self.player], steps)
-        self._turns: list[Stepper] = []  # of each turn, those of equal critics shared
-        steppers: dict[tuple[str, ...], Stepper] = {}
+        self._turns: list[CompiledStep] = []  # of each turn, those of equal critics shared
+        steppers: dict[tuple[str, ...], CompiledStep] = {}
         for names in map(self.critics.of_turn, range(self.critics.turns)):
             if names not in steppers:
                 players = [self.critics.players[name] for name in names]
@@ -104,7 +104,7 @@ class SVI:
         return "; ".join([*([self.stepper.said] if self.stepper.said else []), *of_critics])
 
     @property
-    def players(self) -> list[Player]:
+    def players(self) -> list[ParameterOptimizer]:
         """Who moves parameters: the programs' player, and each critic's."""
         return [self.player, *self.critics.players.values()]
 
@@ -123,12 +123,12 @@ class SVI:
 
     def update(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """As `step`, and returns the loss term by term, detached tensors that sum to it."""
-        signals: dict[str, Tensor] = {}
+        adversarial_metrics: dict[str, Tensor] = {}
         for turn in self._turns:
-            signals |= turn(args, kwargs)
+            adversarial_metrics |= turn(args, kwargs)
         values = self.stepper(args, kwargs)
         if self._turns:
-            self.signals = signals | {GRADIENT: values.pop(GRADIENT)}
+            self.adversarial_metrics = adversarial_metrics | {GRADIENT: values.pop(GRADIENT)}
         self.player.advance()
         self.critics.advance()
         return values
@@ -146,11 +146,11 @@ class SVI:
             gradients = [leaf.grad for leaf in self.player.leaves.values()]
         else:
             gradients = self.player.gradients(sum(values.values(), torch.zeros(())))
-        signals = {GRADIENT: gradient_norm(gradients)} if self._turns else {}
-        self.player.update(gradients)  # last of all, so that the optimiser's kernel can leave a compiled step
+        adversarial_metrics = {GRADIENT: gradient_norm(gradients)} if self._turns else {}
+        self.player.update(gradients)  # last of all, so that the optimizer's kernel can leave a compiled step
         if hasattr(self.objective, "advance"):
             self.objective.advance()
-        return {name: value.detach() for name, value in values.items()} | signals
+        return {name: value.detach() for name, value in values.items()} | adversarial_metrics
 
     def _move_step(self) -> None:
         """Puts the count of steps where the parameters are: a CUDA graph reads nothing off the GPU."""
@@ -160,7 +160,7 @@ class SVI:
 
     def _facts(self) -> tuple:
         """What a compiled step holds on to that is no tensor."""
-        known = self.model, self.guide, self.objective, getattr(self.objective, "total", None), self.player.clip
+        known = self.model, self.guide, self.objective, getattr(self.objective, "total", None), self.player.clip_norm
         return (*known, self.critics.facts()) if self._turns else known
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -178,7 +178,7 @@ class SVI:
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss on a batch, without gradients, the modules in the mode they are in; no parameter moves."""
-        loss = self.objective.loss if isinstance(self.objective, ELBO) else self.objective
+        loss = self.objective.loss if isinstance(self.objective, PyroELBO) else self.objective
         prepare(self.model, self.guide, args, kwargs)
         with torch.no_grad(), Parameters():
             return _total(_parts(loss(self.model, self.guide, *args, **kwargs)))

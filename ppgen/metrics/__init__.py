@@ -1,6 +1,13 @@
 """Two samples in, a number out: the metrics that compare laws. Imports torch alone."""
 
-from ppgen.metrics.constraints import Clip, Constraint, GradientPenalty, SpectralNorm, ZeroCentred
+from ppgen.metrics.adversarial_losses import alpha_divergence
+from ppgen.metrics.constraints import (
+    Constraint,
+    GradientPenalty,
+    SpectralNorm,
+    WeightClipping,
+    ZeroCenteredGradientPenalty,
+)
 from ppgen.metrics.critic import (
     CriticMetric,
     FDivergence,
@@ -8,11 +15,10 @@ from ppgen.metrics.critic import (
     JensenShannon,
     LeastSquares,
     Relativistic,
-    Wasserstein1,
+    WassersteinDual,
 )
-from ppgen.metrics.games import alpha_divergence
-from ppgen.metrics.kernel import MMD, Energy
-from ppgen.metrics.kolmogorov import CramerVonMises, Kolmogorov
+from ppgen.metrics.kernel import MMD, EnergyDistance
+from ppgen.metrics.kolmogorov import CramerVonMises, KolmogorovSmirnov
 from ppgen.metrics.metric import Metric, Sample, rows
 from ppgen.metrics.moments import CORAL, Frechet
 from ppgen.metrics.transport import MaxSlicedWasserstein, Sinkhorn, SlicedWasserstein, Wasserstein
@@ -20,17 +26,16 @@ from ppgen.metrics.transport import MaxSlicedWasserstein, Sinkhorn, SlicedWasser
 __all__ = [
     "CORAL",
     "MMD",
-    "Clip",
     "Constraint",
     "CramerVonMises",
     "CriticMetric",
-    "Energy",
+    "EnergyDistance",
     "FDivergence",
     "Frechet",
     "GradientPenalty",
     "Hinge",
     "JensenShannon",
-    "Kolmogorov",
+    "KolmogorovSmirnov",
     "LeastSquares",
     "MaxSlicedWasserstein",
     "Metric",
@@ -40,8 +45,9 @@ __all__ = [
     "SlicedWasserstein",
     "SpectralNorm",
     "Wasserstein",
-    "Wasserstein1",
-    "ZeroCentred",
+    "WassersteinDual",
+    "WeightClipping",
+    "ZeroCenteredGradientPenalty",
     "alpha_divergence",
     "rows",
 ]

@@ -3,7 +3,7 @@
 With v the critic and grad v its gradient in a row (over all of a row's sites together),
 
     GradientPenalty(w)   w E (|grad v(u)| - 1)^2, u between rows of P and of Q     Gulrajani et al. 2017, equation 3
-    ZeroCentred(w)       w / 2 E |grad v(u)|^2, u of P (R1) or of Q (R2)           Mescheder et al. 2018, equation 9
+    ZeroCenteredGradientPenalty(w)       w / 2 E |grad v(u)|^2, u of P (R1) or of Q (R2)           Mescheder et al. 2018, equation 9
     SpectralNorm()       every layer's matrix over its largest singular value      Miyato et al. 2018, equation 8
     Clip(c)              every weight in [-c, c] after each step                   Arjovsky et al. 2017, algorithm 1
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-__all__ = ["Clip", "Constraint", "GradientPenalty", "SpectralNorm", "ZeroCentred"]
+__all__ = ["Constraint", "GradientPenalty", "SpectralNorm", "WeightClipping", "ZeroCenteredGradientPenalty"]
 
 Sites = tuple[Tensor, ...]
 Scores = Callable[[Sites], Tensor]
@@ -72,7 +72,7 @@ class GradientPenalty(Constraint):
 
 
 @dataclass(frozen=True)
-class ZeroCentred(Constraint):
+class ZeroCenteredGradientPenalty(Constraint):
     """weight / 2 E |grad v(u)|^2 at rows of P ("data": R1), of Q ("generated": R2), or at each of them ("both").
 
     It makes a game converge near its equilibrium where the plain one circles (Mescheder et al. 2018, theorem 4.1).
@@ -106,7 +106,7 @@ class SpectralNorm(Constraint):
 
 
 @dataclass(frozen=True)
-class Clip(Constraint):
+class WeightClipping(Constraint):
     """Keeps every weight in [-bound, bound], which bounds the slope, by how much nobody says.
 
     Raises ``ValueError`` for a bound that is not positive.

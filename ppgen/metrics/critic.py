@@ -1,11 +1,11 @@
 """Metrics that learn: a critic network is trained to tell two samples apart, and its payoff is their distance.
 
-``metric(x, y)`` is the critic's payoff V (see `ppgen.metrics.games`): an estimate of a divergence D(P, Q), from below
-but for sampling error and for what the critic has memorised, and no better than the critic is. Its gradient is that of
+``metric(x, y)`` is the critic's payoff V (see `ppgen.metrics.adversarial_losses`): an estimate of a divergence D(P, Q), from below
+but for sampling error and for what the critic has memorized, and no better than the critic is. Its gradient is that of
 the generator's loss, saturating or not, while the critic's weights hold still. `critic_loss` is the other side: -V and
 the constraint's penalty, with the samples held still. Who takes which step when is up to `ppgen.infer`.
 
-The critic is a network of the metric's own, with its own optimiser. It is called with a tensor for each joined site,
+The critic is a network of the metric's own, with its own optimizer. It is called with a tensor for each joined site,
 rows first, events in their own shape, and returns a number a row.
 """
 
@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppgen.metrics.adversarial_losses import DIVERGENCES, HINGE, LEAST_SQUARES, WASSERSTEIN, Divergence, Game
 from ppgen.metrics.constraints import Constraint, Sites
-from ppgen.metrics.games import DIVERGENCES, HINGE, LEAST_SQUARES, WASSERSTEIN, Divergence, Game
 from ppgen.metrics.metric import Metric, Sample, sites_of
 from ppgen.nets import Critic
 
-__all__ = ["CriticMetric", "FDivergence", "Hinge", "JensenShannon", "LeastSquares", "Relativistic", "Wasserstein1"]
+__all__ = ["CriticMetric", "FDivergence", "Hinge", "JensenShannon", "LeastSquares", "Relativistic", "WassersteinDual"]
 
 Builder = Callable[..., nn.Module]
 
@@ -41,7 +41,7 @@ class CriticMetric(Metric):
     - ``lr``, ``betas``: of the critic's own Adam. Its memory of gradients is short, since a game turns and momentum
       carries it around (Radford et al. 2016; Gidel et al. 2019). Another rate than the programs' makes two time scales
       (Heusel et al. 2017).
-    - ``optim``: in its place, a function parameters -> torch optimiser, or a Pyro optimiser.
+    - ``optim``: in its place, a function parameters -> torch optimizer, or a Pyro optimizer.
     - ``steps``: the critic's steps before each step of the programs, all on its batch, with new draws of the programs.
     - ``packing``: so many rows are judged together, joined along the first axis of their events; a sample of a law that
       drops modes is then told from the data more easily (PacGAN, Lin et al. 2018). V is then of the law of packs.
@@ -49,7 +49,7 @@ class CriticMetric(Metric):
     - ``noise``: standard deviation of Gaussian noise on both samples, which gives laws on thin sets a common support
       (Arjovsky & Bottou 2017, section 3); in the units of the samples.
     - ``penalty``: a constraint of `ppgen.metrics.constraints`, or None.
-    - ``saturating``: whether the programs lower V itself (see `ppgen.metrics.games`).
+    - ``saturating``: whether the programs lower V itself (see `ppgen.metrics.adversarial_losses`).
 
     Raises ``ValueError`` for options out of range, for samples whose sites do not match, for fewer rows than the
     packing, and for a critic whose output is not one number a row.
@@ -95,7 +95,7 @@ class CriticMetric(Metric):
         return self.optim if self.optim is not None else partial(torch.optim.Adam, lr=self.lr, betas=(first, second))
 
     @property
-    def ceiling(self) -> float | None:
+    def upper_bound(self) -> float | None:
         """The largest value that the divergence can have, None where it has none."""
         return None
 
@@ -104,7 +104,7 @@ class CriticMetric(Metric):
         network = self._built(x)
         with _still(network):
             vx, vy = self._scores(x), self._scores(y)
-            value = self.payoff(vx, vy, p, q)
+            value = self.critic_objective(vx, vy, p, q)
             if not self.saturating and torch.is_grad_enabled():
                 loss = self.generator_loss(vx, vy, p, q)
                 value = value.detach() + (loss - loss.detach())
@@ -115,7 +115,7 @@ class CriticMetric(Metric):
         x, y, p, q, some = self._rows(x, y, wx, wy)
         x, y = tuple(site.detach() for site in x), tuple(site.detach() for site in y)
         self._built(x)
-        loss = -self.payoff(self._scores(x), self._scores(y), p, q, smoothing=self.smoothing)
+        loss = -self.critic_objective(self._scores(x), self._scores(y), p, q, smoothing=self.smoothing)
         if self.penalty is not None:
             penalty = self.penalty.penalty(self._scores, x, y, p, q)
             loss = loss if penalty is None else loss + penalty
@@ -131,7 +131,7 @@ class CriticMetric(Metric):
         return self._built(_packed(sites_of(x, name="x"), self.packing, self.name))
 
     @abstractmethod
-    def payoff(self, vx: Tensor, vy: Tensor, p: Tensor, q: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    def critic_objective(self, vx: Tensor, vy: Tensor, p: Tensor, q: Tensor, *, smoothing: float = 0.0) -> Tensor:
         """V, of the critic's numbers at rows of weights p and q."""
 
     @abstractmethod
@@ -185,7 +185,7 @@ class CriticMetric(Metric):
             xs, ys = _packed(xs, self.packing, self.name), _packed(ys, self.packing, self.name)
             p, q = _packed_weights(p, self.packing), _packed_weights(q, self.packing)
         some = some_x & some_y & (p.sum() > 0) & (q.sum() > 0)
-        return xs, ys, _normalised(p), _normalised(q), some
+        return xs, ys, _normalized(p), _normalized(q), some
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -197,10 +197,10 @@ class _TwoSided(CriticMetric):
     def game(self) -> Game: ...
 
     @property
-    def ceiling(self) -> float | None:
-        return self.game.ceiling
+    def upper_bound(self) -> float | None:
+        return self.game.upper_bound
 
-    def payoff(self, vx: Tensor, vy: Tensor, p: Tensor, q: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    def critic_objective(self, vx: Tensor, vy: Tensor, p: Tensor, q: Tensor, *, smoothing: float = 0.0) -> Tensor:
         game = self.game
         real = game.real(vx)
         if smoothing:
@@ -216,7 +216,7 @@ class _TwoSided(CriticMetric):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class FDivergence(_TwoSided):
-    """D_f(P, Q) by a critic: ``divergence`` names a row of `ppgen.metrics.games.DIVERGENCES`, or is one.
+    """D_f(P, Q) by a critic: ``divergence`` names a row of `ppgen.metrics.adversarial_losses.DIVERGENCES`, or is one.
 
     ``"kl"``, ``"reverse_kl"``, ``"jensen_shannon"``, ``"squared_hellinger"``, ``"pearson"``, ``"total_variation"``, or
     ``alpha_divergence(0.5)``. In nats where f is a logarithm.
@@ -271,12 +271,12 @@ class Hinge(_TwoSided):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Wasserstein1(_TwoSided):
+class WassersteinDual(_TwoSided):
     """W_1(P, Q) = sup over 1-Lipschitz v of E v(x) - E v(y) (Kantorovich and Rubinstein), in the units of the samples.
 
     It is only that if ``penalty`` holds the critic's slope at 1. GradientPenalty(w) lets it rise to about 1 + W_1 / 2w
     (Gulrajani et al. 2017), by which factor the value is then too large; under SpectralNorm it is a lower bound, under
-    Clip or ZeroCentred right up to an unknown factor.
+    Clip or ZeroCenteredGradientPenalty right up to an unknown factor.
 
     Raises ``ValueError`` without a penalty, since the value then grows without end.
     """
@@ -298,14 +298,14 @@ class Relativistic(CriticMetric):
     """Relativistic pairing: sup_v E log 2 sigmoid(v(x) - v(y)), at most log 2 (Jolicoeur-Martineau 2019 and 2020).
 
     A critic has to rank rows of P above rows of Q, all pairs counted, and so cannot ignore a mode that Q lacks. With
-    ``ZeroCentred(at="both")`` it is the loss of R3GAN (Huang et al. 2024, equation 2).
+    ``ZeroCenteredGradientPenalty(at="both")`` it is the loss of R3GAN (Huang et al. 2024, equation 2).
     """
 
     @property
-    def ceiling(self) -> float | None:
+    def upper_bound(self) -> float | None:
         return math.log(2)
 
-    def payoff(self, vx: Tensor, vy: Tensor, p: Tensor, q: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    def critic_objective(self, vx: Tensor, vy: Tensor, p: Tensor, q: Tensor, *, smoothing: float = 0.0) -> Tensor:
         apart = vx[:, None] - vy
         won = F.logsigmoid(apart)
         if smoothing:
@@ -346,7 +346,7 @@ def _weighed(sites: Sites, weights: Tensor | None, name: str) -> tuple[Sites, Te
     return kept, weights.to(sites[0]), present.any()
 
 
-def _normalised(weights: Tensor) -> Tensor:
+def _normalized(weights: Tensor) -> Tensor:
     total = weights.sum()
     return weights / torch.where(total > 0, total, 1.0)
 

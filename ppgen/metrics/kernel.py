@@ -133,7 +133,7 @@ class MMD(PairMetric):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Energy(PairMetric):
+class EnergyDistance(PairMetric):
     """Energy distance ``2 E|X - Y|^b - E|X - X'|^b - E|Y - Y'|^b`` (Székely and Rizzo 2013).
 
     Zero only for equal laws, at any ``exponent`` ``b`` between 0 and 2, both excluded. It has no bandwidth:

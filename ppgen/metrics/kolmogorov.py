@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ppgen.metrics.metric import Metric
-from ppgen.metrics.slices import centred, check_number, check_positive, on_lines
+from ppgen.metrics.slices import centered, check_number, check_positive, on_lines
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -71,7 +71,7 @@ class DistributionMetric(Metric):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Kolmogorov(DistributionMetric):
+class KolmogorovSmirnov(DistributionMetric):
     """The Kolmogorov-Smirnov statistic ``sup_t |F(t) - G(t)|``: of the two-sample test, where ``d = 1``."""
 
     def number(self, gap: Tensor, mass: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class CramerVonMises(DistributionMetric):
 
 def _rounding(x: Tensor, y: Tensor) -> Tensor:
     """How far apart two equal rows may come to lie on a line ``(n + m,)``; on their own line not at all."""
-    size = torch.cat(centred(x, y)).norm(dim=1)
+    size = torch.cat(centered(x, y)).norm(dim=1)
     return size * (torch.finfo(x.dtype).eps * (1 + math.sqrt(x.shape[1])) if x.shape[1] > 1 else 0.0)
 
 

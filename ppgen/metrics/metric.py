@@ -98,16 +98,16 @@ def sites_of(sample: Sample, *, name: str = "sample") -> tuple[Tensor, ...]:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """``|x_i - y_j|^2`` as ``(n, m)``, by the Gram form ``|x|^2 + |y|^2 - 2 x.y`` about the common centre.
+    """``|x_i - y_j|^2`` as ``(n, m)``, by the Gram form ``|x|^2 + |y|^2 - 2 x.y`` about the common center.
 
-    The Gram form is one matrix product, where differences take ``n m d`` memory. Centring keeps its rounding
+    The Gram form is one matrix product, where differences take ``n m d`` memory. Centering keeps its rounding
     error relative to the samples' own extent, wherever the origin lies. A value within that error, of order
     ``sqrt(d)`` units in the last place of ``|x|^2 + |y|^2``, becomes zero, so that coincident rows are at
     distance zero exactly; products are taken to have full precision, which TF32 has not. The derivatives are
     always those of the Gram form, which is smooth.
     """
-    centre = torch.cat((x, y)).detach().mean(0)
-    x, y = x - centre, y - centre
+    center = torch.cat((x, y)).detach().mean(0)
+    x, y = x - center, y - center
     size = x.square().sum(1)[:, None] + y.square().sum(1)
     gram = size - 2 * x @ y.T
     error = torch.finfo(x.dtype).eps * (1 + math.sqrt(x.shape[1])) * size
@@ -115,7 +115,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _weighted(x: Tensor, weights: Tensor | None, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, their weights normalised to sum to one, and whether any weight is positive.
+    """Rows, their weights normalized to sum to one, and whether any weight is positive.
 
     Rows of weight zero move to the mean of the others, where they distort nothing and hold no gradient.
     """

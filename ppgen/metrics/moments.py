@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppgen.metrics.metric import Metric
-from ppgen.metrics.slices import centred
+from ppgen.metrics.slices import centered
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -33,7 +33,7 @@ class Frechet(Metric):
     """
 
     def estimate(self, x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        x, y = centred(x, y)
+        x, y = centered(x, y)
         (mx, a), (my, b) = _moments(x, p), _moments(y, q)
         shift = (mx - my).square().sum()
         with torch.no_grad():
@@ -61,9 +61,9 @@ class CORAL(Metric):
 
 def _moments(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     """The mean ``(d,)``, and rows ``A`` ``(n, d)`` with ``S = A^T A``."""
-    centre = (p @ x).detach()
-    apart = x - centre
+    center = (p @ x).detach()
+    apart = x - center
     rest = p @ apart  # what rounding left of the mean, and its gradient
     # A weight of zero has a root without slope.
     root = torch.where(p > 0, torch.where(p > 0, p, 1.0).sqrt(), 0.0)
-    return centre + rest, root[:, None] * (apart - rest)
+    return center + rest, root[:, None] * (apart - rest)

@@ -3,7 +3,7 @@
 The pairs of ``x`` with ``x``, of ``x`` with ``y`` and of ``y`` with ``y`` are three blocks while none has more than
 ``BLOCK`` pairs. Beyond, a block is a few rows against all rows, and a sum over pairs keeps no block for the backward
 pass, which computes it again, so that memory grows as ``n + m``. At 20,000 rows each of 10 numbers in single precision
-value and gradient of ``MMD()`` take 0.75 GB on the CPU, those of ``Energy()`` 0.45, where the pairs alone are 4.8.
+value and gradient of ``MMD()`` take 0.75 GB on the CPU, those of ``EnergyDistance()`` 0.45, where the pairs alone are 4.8.
 """
 
 from collections.abc import Callable

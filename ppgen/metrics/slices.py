@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both samples about their common centre, so that rounding is relative to their extent, not to the origin."""
-    centre = torch.cat((x, y)).detach().mean(0)
-    return x - centre, y - centre
+def centered(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both samples about their common center, so that rounding is relative to their extent, not to the origin."""
+    center = torch.cat((x, y)).detach().mean(0)
+    return x - center, y - center
 
 
 def directions(x: Tensor, number: int) -> Tensor:
@@ -29,7 +29,7 @@ def directions(x: Tensor, number: int) -> Tensor:
 
 def on_lines(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Positions ``(lines, n)`` and ``(lines, m)`` on ``number`` random lines; on one line where ``d = 1``."""
-    x, y = centred(x, y)
+    x, y = centered(x, y)
     if x.shape[1] == 1:
         return x.T, y.T
     theta = directions(x, number)

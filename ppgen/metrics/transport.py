@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ppgen.metrics.kernel import distance_power
 from ppgen.metrics.metric import Metric, squared_distances
-from ppgen.metrics.slices import centred, check_number, check_positive, directions, line_plan, on_lines
+from ppgen.metrics.slices import centered, check_number, check_positive, directions, line_plan, on_lines
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -72,7 +72,7 @@ class SlicedWasserstein(TransportMetric):
 class MaxSlicedWasserstein(TransportMetric):
     """Max-sliced Wasserstein distance (Deshpande et al. 2019), ``max_theta W_p^p(theta . X, theta . Y)``.
 
-    From ``starts`` random directions, ``steps`` times ``theta <- normalise(theta + g / |g|)``, where ``g`` is the
+    From ``starts`` random directions, ``steps`` times ``theta <- normalize(theta + g / |g|)``, where ``g`` is the
     gradient in ``theta``; the best direction met anywhere on the way counts. The maximum is local, and thereby a
     lower bound. The search sees detached samples and takes as long as a :class:`SlicedWasserstein` of
     ``starts * steps`` projections; in one dimension there is none. A shift by ``s`` has ``max W_2^2 = |s|^2``.
@@ -90,7 +90,7 @@ class MaxSlicedWasserstein(TransportMetric):
         check_number("steps", self.steps)
 
     def estimate(self, x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        x, y = centred(x, y)
+        x, y = centered(x, y)
         theta = x.new_ones(1, 1) if x.shape[1] == 1 else self.best(x, y, p, q)
         value = line_costs(theta @ x.T, theta @ y.T, p, q, self.p).sum()
         return _root(value, self.p) if self.root else value
@@ -182,8 +182,8 @@ class Sinkhorn(TransportMetric):
             cost, log_p, log_q = self.costs(x, y), p.log(), q.log()
             f, g = _soft_min(ladder[0], cost, log_q), _soft_min(ladder[0], cost.T, log_p)
             for eps in ladder:
-                towards = _soft_min(eps, cost, log_q + g / eps), _soft_min(eps, cost.T, log_p + f / eps)
-                f, g = (f + towards[0]) / 2, (g + towards[1]) / 2
+                toward = _soft_min(eps, cost, log_q + g / eps), _soft_min(eps, cost.T, log_p + f / eps)
+                f, g = (f + toward[0]) / 2, (g + toward[1]) / 2
         x_costs, y_costs = self.costs(x, y.detach()), self.costs(y, x.detach())
         return _soft_min(eps, x_costs, log_q + g / eps), _soft_min(eps, y_costs, log_p + f / eps)
 

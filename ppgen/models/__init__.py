@@ -3,12 +3,12 @@
 from ppgen.models.autoencoder import VAE, Autoencoder
 from ppgen.models.dann import DANN, UNKNOWN
 from ppgen.models.diffusion import Diffusion
-from ppgen.models.energy import ENERGIES, Energy
 from ppgen.models.flow import FlowModel
 from ppgen.models.flow_matching import FlowMatching
 from ppgen.models.gan import ALI, Generator
 from ppgen.models.likelihood import COVARIANCES, LIKELIHOODS
-from ppgen.moments import mean
+from ppgen.models.unnormalized_density import ENERGIES, UnnormalizedDensity
+from ppgen.utils.means import mean
 
 __all__ = [
     "ALI",
@@ -20,9 +20,9 @@ __all__ = [
     "VAE",
     "Autoencoder",
     "Diffusion",
-    "Energy",
     "FlowMatching",
     "FlowModel",
     "Generator",
+    "UnnormalizedDensity",
     "mean",
 ]

@@ -10,10 +10,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ppgen.models.generative import NETWORKS, Coder, Generative, arguments, draw, network_options
-from ppgen.models.latent_flow import BentGaussian, FlowCode, make_flow
+from ppgen.models.latent_flow import FlowCode, GaussianFlow, make_flow
 from ppgen.models.likelihood import Gaussian, Head, Point, make_likelihood
 from ppgen.nets import choose, evaluation
-from ppgen.particles import log_weights
+from ppgen.tracing.particles import log_weights
 
 # The least standard deviation of q(z | x). The KL term already holds it up; this only guards the arithmetic.
 ENCODER_FLOOR = 1e-3
@@ -50,7 +50,7 @@ class Encoded(Generative):
         """
         code = self.encode(x, y)
         with evaluation(self):
-            z = code.centre if mean and isinstance(code, BentGaussian) else draw(code, mean)
+            z = code.center if mean and isinstance(code, GaussianFlow) else draw(code, mean)
         return draw(self.decode(z, y), mean)
 
     def _posterior(self, x: Tensor, y: Tensor | None) -> TorchDistribution:

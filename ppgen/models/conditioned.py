@@ -1,18 +1,16 @@
 """A diffusion's law of data as the prior of a Pyro program, and draws of its posterior."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.diffusion import Denoise, PathLaw
+from ppgen.diffusion import Denoise, ProbabilityFlow
 from ppgen.diffusion.guidance import posterior
-from ppgen.draws import given
-
-if TYPE_CHECKING:
-    from ppgen.models.diffusion import Diffusion
+from ppgen.models.sampling import Drawing
+from ppgen.tracing.programs import given
 
 __all__ = ["Conditioned"]
 
@@ -30,17 +28,15 @@ class Conditioned:
         ValueError: the program has no such latent, or one of another law.
     """
 
-    def __init__(
-        self, model: "Diffusion", program: Callable[..., Any], *, site: str | None = None, **guide: Any
-    ) -> None:
+    def __init__(self, model: Drawing, program: Callable[..., Any], *, site: str | None = None, **guide: Any) -> None:
         self.model, self.site, self.guide = model, site, guide
-        self.shape, self.law = torch.Size(model.event_shape), None
+        self.shape, self.distribution = torch.Size(model.event_shape), None
         self.likelihood: Callable[[Tensor], Any]
         if site is None:
             self.likelihood = lambda v: program(model._real(v))
         else:
-            self.likelihood, self.shape, law = given(program, site, like=next(model.denoiser.parameters()))
-            self.law = _path_law(law, site)
+            self.likelihood, self.shape, distribution = given(program, site, like=next(model.denoiser.parameters()))
+            self.distribution = _path_law(distribution, site)
 
     def sample(
         self,
@@ -57,7 +53,7 @@ class Conditioned:
         """n draws: data (n, *event_shape), or, of a site, its values, with n in front of its shape in the program.
 
         Args:
-            y: labels or contexts of a conditional model; of a site they are in the program, ``model.law(y)``.
+            y: labels or contexts of a conditional model; of a site they are in the program, ``model.distribution(y)``.
             sampler, steps, guidance, progress, return_path, options: as `Diffusion.sample` takes them. "ancestral" has
                 the small variance unless told otherwise, since the model's own is that of its prior; of first order,
                 it and "ddim" need hundreds of steps for a spread that is right within a few per cent, Heun's about 18.
@@ -69,22 +65,24 @@ class Conditioned:
         batch = (n, *self.shape[: len(self.shape) - len(self.model.event_shape)])
         options |= {"return_path": return_path, "progress": progress}
         drawn = self.model._drawn(denoise, batch, sampler, steps, options)
-        return self.model._ended(drawn) if self.law is None else drawn
+        return self.model._ended(drawn) if self.distribution is None else drawn
 
     def _prior(self, n: int, y: Tensor | None, guidance: float) -> Denoise:
-        if self.law is None:
+        if self.distribution is None:
             self.model._check_labels(y, torch.Size([n]))
             return self.model._denoise(self.model._context(y), guidance)
         if y is not None or guidance != 1:
-            raise ValueError(f"the law of site {self.site!r} is the program's: give labels there, by model.law(y)")
-        return self.law.denoise
+            raise ValueError(
+                f"the law of site {self.site!r} is the program's: give labels there, by model.distribution(y)"
+            )
+        return self.distribution.denoise
 
 
-def _path_law(law: TorchDistribution, site: str) -> PathLaw:
+def _path_law(distribution: TorchDistribution, site: str) -> ProbabilityFlow:
     """The law of one event that a site has, without its independent rows."""
-    base: Any = law
+    base: Any = distribution
     while isinstance(base, torch.distributions.Independent):
         base = base.base_dist
-    if not isinstance(base, PathLaw):
-        raise ValueError(f"expected site {site!r} to be of the law of a diffusion, model.law(), got {base}")
+    if not isinstance(base, ProbabilityFlow):
+        raise ValueError(f"expected site {site!r} to be of the law of a diffusion, model.distribution(), got {base}")
     return base

@@ -7,7 +7,7 @@ Rows x come from domains d: sources, whose labels y are known, and a target, who
 observes y where it is known. On its own it is a classifier of the source. A term of the loss brings the law of h in the
 target to that in the source, so that what C learned of one holds of the other (Ben-David et al. 2010):
 
-    Evidence() + alpha * match(posterior("h").given(d=0), posterior("h").given(d=1), metric)
+    ELBO() + alpha * match(posterior("h").given(d=0), posterior("h").given(d=1), metric)
 
 with any metric: `ppgen.recipes.dann`. A critic's is the domain-adversarial network of Ganin et al. 2016, which lowers
 T1 - alpha T2 in F, T1 the loss of labels and T2 that of the critic, while the critic lowers T2.
@@ -45,8 +45,8 @@ class DANN(nn.Module):
         features: F, a module (n, *event_shape) -> (n, width), in place of the four above.
         classifier: C, a module (n, width) -> (n, K); a linear one if left out.
         critic: a module (n, width) -> (n,) or (n, 1) makes d a random site, d ~ Bernoulli(sigmoid v(R(h))), where R is
-            gradient reversal: identity forwards, minus identity backwards. Features and critic then learn in one step,
-            by one optimiser (`ppgen.recipes.dann_reversal`). True for a `ppgen.nets.Critic`.
+            gradient reversal: identity forwards, minus identity backward. Features and critic then learn in one step,
+            by one optimizer (`ppgen.recipes.dann_reversal`). True for a `ppgen.nets.Critic`.
         conditional: adds a site ``hy`` (n, width K), the outer product of h and of the class probabilities, which pass
             no gradient on, to be matched in place of h, so that classes meet their own kind (CDAN, Long et al. 2018).
         bayesian: draws the linear classifier's weights, site ``w`` (width + 1, K), bias last, from N(0, 1); the guide's
@@ -118,11 +118,11 @@ class DANN(nn.Module):
                 h = pyro.deterministic("hy", _outer(h, logits.softmax(-1).detach()), event_dim=1)
             if d is not None:
                 self._domain(h, d)
-            law = dist.Categorical(logits=logits)
+            distribution = dist.Categorical(logits=logits)
             if y is None:
-                return pyro.sample("y", law)
+                return pyro.sample("y", distribution)
             with poutine.mask(mask=y >= 0):
-                return pyro.sample("y", law, obs=y.clamp(min=0))
+                return pyro.sample("y", distribution, obs=y.clamp(min=0))
 
     def guide(self, x: Tensor, y: Tensor | None = None, d: Tensor | None = None) -> None:
         """Draws the classifier's weights if they are Bayesian, and labels that are not given."""
@@ -171,8 +171,8 @@ class DANN(nn.Module):
         with evaluation(self):
             if not self.bayesian:
                 return self._logits(h, None).softmax(-1)
-            law = self._posterior()
-            return torch.stack([self._logits(h, law.sample()).softmax(-1) for _ in range(draws)]).mean(0)
+            distribution = self._posterior()
+            return torch.stack([self._logits(h, distribution.sample()).softmax(-1) for _ in range(draws)]).mean(0)
 
     def predict(self, x: Tensor) -> Tensor:
         """The likeliest labels: (n,)."""
@@ -181,8 +181,8 @@ class DANN(nn.Module):
     def _posterior(self) -> dist.Normal:
         return dist.Normal(self.loc, self.log_scale.exp())
 
-    def _weights(self, law: dist.Normal) -> Tensor:
-        return pyro.sample("w", law.to_event(2))
+    def _weights(self, distribution: dist.Normal) -> Tensor:
+        return pyro.sample("w", distribution.to_event(2))
 
     def _logits(self, h: Tensor, weights: Tensor | None) -> Tensor:
         if weights is None:
@@ -194,7 +194,7 @@ class DANN(nn.Module):
         if self.critic is None:
             pyro.sample("d", dist.Delta(d), obs=d)
             return
-        hidden = h.detach() - (h - h.detach())  # h forwards, -h backwards
+        hidden = h.detach() - (h - h.detach())  # h forwards, -h backward
         logits = self.critic(hidden).reshape(h.shape[:-1])
         pyro.sample("d", dist.Bernoulli(logits=logits), obs=d.to(logits.dtype))
 

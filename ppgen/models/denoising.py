@@ -27,8 +27,8 @@ class Denoising(nn.Module):
         *,
         network: str | nn.Module | None,
         hidden: Sequence[int] | None,
-        predicts: str,
-        data_scale: float,
+        prediction_type: str,
+        sigma_data: float,
         learned_scale: bool = False,
         of_share: bool = False,
         levels: int | None,
@@ -44,7 +44,7 @@ class Denoising(nn.Module):
             raise ValueError(f"expected num_classes or context_dim, got both, {num_classes} and {context_dim}")
         if not 0 <= label_dropout < 1:
             raise ValueError(f"expected label_dropout in [0, 1), got {label_dropout}")
-        self.event_shape, self.data_scale = tuple(event_shape), data_scale
+        self.event_shape, self.sigma_data = tuple(event_shape), sigma_data
         self.levels: Any = levels  # K, or None
         self.num_classes, self.context_dim = num_classes, context_dim
         self.conditional = num_classes is not None or context_dim > 0
@@ -53,8 +53,8 @@ class Denoising(nn.Module):
         self.denoiser = Denoiser(
             _network(network, self.event_shape, hidden, learned_scale, width, dict(options or {})),
             self.event_shape,
-            predicts=predicts,
-            data_scale=data_scale,
+            prediction_type=prediction_type,
+            sigma_data=sigma_data,
             learned_scale=learned_scale,
             of_share=of_share,
         )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ppgen.diffusion import Rates, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
 from ppgen.models.conditioned import Conditioned
-from ppgen.models.drawing import Drawing
+from ppgen.models.sampling import Drawing
 from ppgen.nets import choose, evaluation
 
 __all__ = ["Diffusion"]
@@ -37,7 +37,7 @@ VARIANCES = {"small": (False, False), "large": (True, False), "learned": (False,
 class Diffusion(Drawing):
     """A chain z_T, .., z_0, x of T + 1 latents a datum, each over the plate "data" of x's rows.
 
-    `model` and `guide` are the whole chain, for `ppgen.Evidence`; `ppgen.StepwiseEvidence` trains on one step of it at
+    `model` and `guide` are the whole chain, for `ppgen.ELBO`; `ppgen.DiffusionELBO` trains on one step of it at
     a time.
 
     Args:
@@ -46,8 +46,8 @@ class Diffusion(Drawing):
             "dense" of the rest.
         hidden: widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for its own.
         schedule: a row of `ppgen.diffusion.SCHEDULES`, "learned", or a `Schedule`.
-        steps: T; None for continuous time, a chain of infinitely many steps, whose program is `law`.
-        predicts: what the network predicts, a row of `ppgen.diffusion.PREDICTS`.
+        steps: T; None for continuous time, a chain of infinitely many steps, whose program is `distribution`.
+        prediction_type: what the network predicts, a row of `ppgen.diffusion.PREDICTION_TYPES`.
         variance: V above: "small", "large", or "learned".
         data_scale: d, the deviation of a number of the data.
         levels: K, of data that are integers 0 .. K - 1, which are spread over [-1, 1].
@@ -55,7 +55,7 @@ class Diffusion(Drawing):
         context_dim: the width of contexts (n, context_dim) that take the place of labels.
         label_dropout: how often a label, or a context, is left out in training by single steps, so that draws can be
             guided.
-        options: further ones of the network, such as ``{"attention": True}``, and of the schedule, "least" and "most".
+        options: further ones of the network, such as ``{"attention": True}``, and of the schedule, "sigma_min" and "sigma_max".
 
     Raises:
         ValueError: an option is out of range or unknown, or the schedule's end is not noise.
@@ -69,9 +69,9 @@ class Diffusion(Drawing):
         hidden: Sequence[int] | None = None,
         schedule: str | Schedule = "cosine",
         steps: int | None = 100,
-        predicts: str = "edm",
+        prediction_type: str = "edm",
         variance: str = "large",
-        data_scale: float = 1.0,
+        sigma_data: float = 1.0,
         levels: int | None = None,
         num_classes: int | None = None,
         context_dim: int = 0,
@@ -82,13 +82,13 @@ class Diffusion(Drawing):
             raise ValueError(f"expected steps of at least 1, or None for continuous time, got {steps}")
         wide, learned = choose(VARIANCES, variance, option="variance")
         options = dict(options or {})
-        ends = {key: options.pop(key) for key in ("least", "most") if key in options}
+        ends = {key: options.pop(key) for key in ("sigma_min", "sigma_max") if key in options}
         super().__init__(
             event_shape,
             network=network,
             hidden=hidden,
-            predicts=predicts,
-            data_scale=data_scale,
+            prediction_type=prediction_type,
+            sigma_data=sigma_data,
             learned_scale=learned,
             levels=levels,
             num_classes=num_classes,
@@ -99,16 +99,16 @@ class Diffusion(Drawing):
         self.steps, self.wide = steps, wide
         self.schedule = make_schedule(schedule, **ends)
         self.schedule.check_end()
-        if predicts in ("noise", "score") and math.isinf(self.schedule.most):
+        if prediction_type in ("noise", "score") and math.isinf(self.schedule.sigma_max):
             raise ValueError(
-                f"predicts={predicts!r} divides by the signal, of which schedule={schedule!r} leaves none at its end; "
-                "take predicts='velocity' or 'edm'"
+                f"prediction_type={prediction_type!r} divides by the signal, of which schedule={schedule!r} leaves none at its end; "
+                "take prediction_type='velocity' or 'edm'"
             )
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """z_T, then z_{i-1} given z_i down to z_0, then x.
 
-        In continuous time there is x alone, of the law of the probability-flow ODE (see `law`), levels with uniform
+        In continuous time there is x alone, of the law of the probability-flow ODE (see `distribution`), levels with uniform
         noise.
         """
         self._register()
@@ -178,19 +178,19 @@ class Diffusion(Drawing):
         Args:
             program: with observed sites alone, called with data x (n, *event_shape), real numbers where there are
                 levels too; its rows are draws. Or, if a site is named, a whole program without arguments, whose only
-                latent is this site, of the law `law` (of v, levels spread over [-1, 1]), under plates or expanded. It
+                latent is this site, of the law `distribution` (of v, levels spread over [-1, 1]), under plates or expanded. It
                 is run under one more plate, of the draws, to the left of all others, so it must broadcast.
             site: a name in that program.
             cg_steps, floor: see `ppgen.diffusion.posterior`, which says what is approximate in the draws; floor is
-                in units of `data_scale`.
+                in units of `sigma_data`.
 
         Raises:
             ValueError: the program has no such latent, or one of another law; when it is sampled, for likelihoods with
                 latents, without observations, or whose shapes do not broadcast.
         """
-        return Conditioned(self, program, site=site, cg_steps=cg_steps, floor=floor / self.data_scale)
+        return Conditioned(self, program, site=site, cg_steps=cg_steps, floor=floor / self.sigma_data)
 
-    # what StepwiseEvidence asks of a chain
+    # what DiffusionELBO asks of a chain
 
     def ends(self, x: Tensor) -> Tensor:
         """What the chain's two ends contribute to -log p(x), in nats: (n,).
@@ -244,21 +244,21 @@ class Diffusion(Drawing):
         mean, spread = self.denoiser.moments(z, t, context)
         wide = t.over(z)
         if self.wide:
-            spread = wide.spread(self.data_scale)
+            spread = wide.spread(self.sigma_data)
         step = bridge(r.over(z), wide).averaged(z, mean, spread)
         return dist.Normal(*step).to_event(len(self.event_shape))
 
     def _last(self, rates: Rates, batch: torch.Size) -> TorchDistribution:
         """p(z_T)."""
-        scale = rates.size(self.data_scale)
-        law = dist.Normal(torch.zeros_like(scale), scale).expand(batch + self.event_shape)
-        return law.to_event(len(self.event_shape))
+        scale = rates.size(self.sigma_data)
+        distribution = dist.Normal(torch.zeros_like(scale), scale).expand(batch + self.event_shape)
+        return distribution.to_event(len(self.event_shape))
 
     def _options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
         if sampler != "ancestral":
             return options
         if not self.denoiser.learned_scale:
-            return {"variance": "large" if self.wide else "small", "data_scale": self.data_scale} | options
+            return {"variance": "large" if self.wide else "small", "sigma_data": self.sigma_data} | options
         return {"variance": lambda z, rates: self.denoiser.moments(z, rates, context).scale} | options
 
     def _times(self, x: Tensor, steps: int) -> list[Rates]:

@@ -24,7 +24,7 @@ __all__ = ["FlowModel"]
 
 
 class FlowModel(nn.Module):
-    """x_i ~ flow, or flow given the label y_i. Its guide is empty: under `ppgen.Evidence` it learns by the forward KL.
+    """x_i ~ flow, or flow given the label y_i. Its guide is empty: under `ppgen.ELBO` it learns by the forward KL.
 
     Args:
         event_shape: of a row. A flow of `ppgen.flows.FLOWS` has it flattened, one of `IMAGE_FLOWS` as it is.
@@ -84,18 +84,18 @@ class FlowModel(nn.Module):
         if bounds is not None:
             self.flow = bounded(self.flow, *bounds, alpha=alpha)
 
-    def initialise(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Lets the flow's norms take their start from a batch, see `ppgen.flows.Flow.initialise`."""
-        self.flow.initialise(self._scored(x), self._context(y))
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Lets the flow's norms take their start from a batch, see `ppgen.flows.Flow.initialize`."""
+        self.flow.initialize(self._scored(x), self._context(y))
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         """x_i ~ flow(y_i), over the plate "data" of x's rows (n, *event_shape)."""
         pyro.module("flow", self.flow)
-        law, scored = self.flow(self._context(y)), self._scored(x)
+        distribution, scored = self.flow(self._context(y)), self._scored(x)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", law, obs=scored)
+            pyro.sample("x", distribution, obs=scored)
             if self.kinetic and self.training:
-                pyro.factor("kinetic", -self.kinetic * law.kinetic_energy(scored))
+                pyro.factor("kinetic", -self.kinetic * distribution.kinetic_energy(scored))
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """Nothing is inferred."""
@@ -150,10 +150,10 @@ class FlowModel(nn.Module):
         if particles < 1:
             raise ValueError(f"expected particles of at least 1, got {particles}")
         with evaluation(self):
-            law = self.flow(self._context(y))
+            distribution = self.flow(self._context(y))
             if self.levels is None:
-                return law.log_prob(self._scored(x))
-            draws = torch.stack([law.log_prob(self._scored(x)) for _ in range(particles)])
+                return distribution.log_prob(self._scored(x))
+            draws = torch.stack([distribution.log_prob(self._scored(x)) for _ in range(particles)])
             return draws.logsumexp(0) - math.log(particles)
 
     def _check_values(self, x: Tensor, y: Tensor | None) -> None:
@@ -172,14 +172,14 @@ class FlowModel(nn.Module):
         x = x.reshape(len(x), *self.flow.event_shape).to(self.flow.zero.dtype)
         return x if self.levels is None else x + torch.rand_like(x)
 
-    def law(self, y: Tensor | None = None) -> FlowDistribution:
+    def distribution(self, y: Tensor | None = None) -> FlowDistribution:
         """p(x), or p(x | y) for labels y of any shape: a law of events in the flow's own shape."""
         return self.flow(self._context(y))
 
     def pull_back(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z_i = T^-1(x_i), in the flow's own shape, and log |det dz_i / dx_i| (n,), in nats."""
         with evaluation(self):
-            return self.law(y).inverse_and_log_det(self._scored(x))
+            return self.distribution(y).inverse_and_log_det(self._scored(x))
 
     def _context(self, y: Tensor | None) -> Tensor | None:
         return one_hot(y, self.num_classes, self.flow.zero.dtype)

@@ -29,7 +29,7 @@ from torch.distributions import Distribution
 
 from ppgen.diffusion import TIMES, Rates, couple, make_schedule, straight
 from ppgen.diffusion.coupling import check_coupling
-from ppgen.models.drawing import NOISES, Drawing
+from ppgen.models.sampling import NOISES, Drawing
 from ppgen.nets import choose
 
 __all__ = ["FlowMatching"]
@@ -41,7 +41,7 @@ MARGIN = 1e-3  # how far a bridge's times keep from both ends, where its velocit
 class FlowMatching(Drawing):
     """A flow from a base to data, learned from pairs; its guide is empty.
 
-    Under `ppgen.Evidence` or `ppgen.Reconstruction` the loss is E |F(z_u, u) - dz/du|^2 / 2 + D / 2 log 2 pi, by one u
+    Under `ppgen.ELBO` or `ppgen.Reconstruction` the loss is E |F(z_u, u) - dz/du|^2 / 2 + D / 2 log 2 pi, by one u
     for each row: a regression, in nats of its Gaussian, and no bound of log p(x).
 
     Args:
@@ -83,7 +83,7 @@ class FlowMatching(Drawing):
         times: str = "stratified",
         network: str | nn.Module | None = None,
         hidden: Sequence[int] | None = None,
-        data_scale: float = 1.0,
+        sigma_data: float = 1.0,
         levels: int | None = None,
         num_classes: int | None = None,
         context_dim: int = 0,
@@ -94,9 +94,9 @@ class FlowMatching(Drawing):
             event_shape,
             network=network,
             hidden=hidden,
-            predicts="velocity",
+            prediction_type="velocity",
             of_share=True,
-            data_scale=data_scale,
+            sigma_data=sigma_data,
             levels=levels,
             num_classes=num_classes,
             context_dim=context_dim,
@@ -111,7 +111,7 @@ class FlowMatching(Drawing):
         self.coupling: dict[str, Any] = {"coupling": coupling, "epsilon": epsilon, "label_weight": label_weight}
         check_coupling(**self.coupling)
         self.bridge, self.times = bridge, choose(TIMES, times, option="times")
-        self.schedule = make_schedule("straight", least=END)
+        self.schedule = make_schedule("straight", sigma_min=END)
         self.base = base if isinstance(base, Distribution) else None
         self.register_buffer("rows", self._checked(base), persistent=False)
 
@@ -132,7 +132,7 @@ class FlowMatching(Drawing):
         """Nothing is inferred."""
 
     def diagnosed(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> None:
-        """x_i of the law that the velocities make, `law`: what diagnostics run, where `model` is a regression.
+        """x_i of the law that the velocities make, `distribution`: what diagnostics run, where `model` is a regression.
 
         Raises:
             ValueError: for a base of rows, which has no density.
@@ -177,10 +177,10 @@ class FlowMatching(Drawing):
         """The base."""
         if self.rows is not None:
             raise ValueError("a base of rows has no density: build the model with a Pyro law for its base")
-        law = self.base
-        if law is None:
-            law = dist.Normal(torch.zeros_like(rates.noise), 1.0).expand(self.event_shape).to_event()
-        return law.expand(batch)
+        distribution = self.base
+        if distribution is None:
+            distribution = dist.Normal(torch.zeros_like(rates.noise), 1.0).expand(self.event_shape).to_event()
+        return distribution.expand(batch)
 
     def _start(self, levels: Rates, batch: torch.Size) -> Tensor:
         return self._draw(batch.numel()).reshape(*batch, *self.event_shape)

@@ -23,7 +23,7 @@ __all__ = ["ALI", "Generator"]
 class _Implicit(Generative):
     """A model whose observation is the decoder's output, and whose labels, one-hot, are a site (n, num_classes)."""
 
-    def _labelled(self, context: Tensor | None) -> None:
+    def _labeled(self, context: Tensor | None) -> None:
         if context is not None:
             pyro.sample("y", dist.Delta(context, event_dim=1), obs=context)
 

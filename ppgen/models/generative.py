@@ -18,7 +18,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ppgen.models.likelihood import Bernoulli, Categorical, Head
-from ppgen.moments import mean as mean_of
 from ppgen.nets import (
     ConvDecoder,
     ConvEncoder,
@@ -30,6 +29,7 @@ from ppgen.nets import (
     choose,
     evaluation,
 )
+from ppgen.utils.means import mean as mean_of
 
 # The encoder's network and the decoder's.
 NETWORKS: dict[str, tuple[Callable[..., Network], Callable[..., Network]]] = {
@@ -99,7 +99,7 @@ class Generative(nn.Module):
         pyro.module("decoder", self.decoder)
         context = self._context(y)
         with pyro.plate("data", x.shape[0], dim=-1):
-            self._labelled(context)
+            self._labeled(context)
             z = pyro.sample("z", self.prior(x.shape[0]))
             observed = self._seen(self.likelihood.observed(x, self._dtype))
             return pyro.sample("x", self.decoder(z, context), obs=observed)
@@ -109,7 +109,7 @@ class Generative(nn.Module):
         network = self.decoder.network
         return network.seen(x) if isinstance(network, Growing) else x
 
-    def _labelled(self, context: Tensor | None) -> None:
+    def _labeled(self, context: Tensor | None) -> None:
         """What the model says of the labels, one-hot."""
 
     def prior(self, n: int) -> TorchDistribution:

@@ -19,10 +19,10 @@ from ppgen.flows import FLOWS, Flow, FlowDistribution
 from ppgen.models.likelihood import Gaussian, Head
 from ppgen.nets import choose
 
-__all__ = ["BentGaussian", "FlowCode", "make_flow"]
+__all__ = ["FlowCode", "GaussianFlow", "make_flow"]
 
 
-class BentGaussian(TorchDistribution):
+class GaussianFlow(TorchDistribution):
     """z = mu + sigma T(u), the law of T(u) a flow's.
 
     A guide scores the z that it has just drawn. The way back from z to u is `dim` passes of an inverse autoregression,
@@ -37,8 +37,8 @@ class BentGaussian(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
-    def __init__(self, loc: Tensor, scale: Tensor, law: FlowDistribution) -> None:
-        self.loc, self.scale, self.law = loc, scale, law
+    def __init__(self, loc: Tensor, scale: Tensor, distribution: FlowDistribution) -> None:
+        self.loc, self.scale, self.distribution = loc, scale, distribution
         self._last: tuple[Tensor, int, bool, Tensor] | None = None
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
@@ -46,12 +46,12 @@ class BentGaussian(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.real_vector
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "BentGaussian":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "GaussianFlow":
         shape = (*batch_shape, *self.event_shape)
-        return BentGaussian(self.loc.expand(shape), self.scale.expand(shape), self.law.expand(batch_shape))
+        return GaussianFlow(self.loc.expand(shape), self.scale.expand(shape), self.distribution.expand(batch_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        inner, log_prob = self.law.rsample_and_log_prob(sample_shape)
+        inner, log_prob = self.distribution.rsample_and_log_prob(sample_shape)
         z = self.loc + self.scale * inner
         self._last = z, z._version, torch.is_grad_enabled(), log_prob - self.scale.log().sum(-1)
         return z
@@ -61,12 +61,12 @@ class BentGaussian(TorchDistribution):
             z, version, with_gradient, log_prob = self._last
             if value is z and value._version == version and torch.is_grad_enabled() == with_gradient:
                 return log_prob
-        return self.law.log_prob((value - self.loc) / self.scale) - self.scale.log().sum(-1)
+        return self.distribution.log_prob((value - self.loc) / self.scale) - self.scale.log().sum(-1)
 
     @property
-    def centre(self) -> Tensor:
+    def center(self) -> Tensor:
         """mu + sigma T(0): the image of the base's mean, where a Gaussian has its own."""
-        return self.loc + self.scale * self.law.transform(torch.zeros_like(self.loc))
+        return self.loc + self.scale * self.distribution.transform(torch.zeros_like(self.loc))
 
 
 class FlowCode(Head):
@@ -81,7 +81,7 @@ class FlowCode(Head):
     def forward(self, raw: Tensor) -> TorchDistribution:
         numbers, context = raw.split([self.size - 1, 1], -2)
         gaussian = self.gaussian(numbers).base_dist
-        return BentGaussian(gaussian.loc, gaussian.scale, self.flow(context.squeeze(-2)))
+        return GaussianFlow(gaussian.loc, gaussian.scale, self.flow(context.squeeze(-2)))
 
 
 def make_flow(

@@ -161,7 +161,7 @@ class Gaussian(Head):
         if not x.is_floating_point():
             raise ValueError(
                 f"expected floating point data for likelihood='gaussian', got {x.dtype}, where a density "
-                "has no upper bound: dequantise the data (load them with form='continuous')"
+                "has no upper bound: dequantize the data (load them with form='continuous')"
             )
         require(x, x.isfinite(), "finite numbers", "drop or impute the rest")
 

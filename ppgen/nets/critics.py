@@ -28,8 +28,8 @@ class Critic(nn.Module):
             tell narrow modes apart. 0 for none.
         spread: the standard deviation of F, fixed, in radians a unit of u.
 
-    The other options are those of :class:`Dense`. Batch normalisation makes a row's number depend on other rows, which
-    a gradient penalty does not allow for; data and draws are normalised apart. With frequencies, a bound on the layers'
+    The other options are those of :class:`Dense`. Batch normalization makes a row's number depend on other rows, which
+    a gradient penalty does not allow for; data and draws are normalized apart. With frequencies, a bound on the layers'
     slopes (spectral norms, clipping) is none on the critic's.
     """
 

@@ -11,9 +11,9 @@ for a mean, and gives every pixel of a block one value. At level k + a, 0 < a < 
 
 so that nothing jumps when a scale joins, and at a whole level nothing is left of the branch that faded out. A network
 is built with all its scales and stands at the last one, K, where it is a network like any other; `ppgen.fit` takes it
-through the levels by a `ppgen.Growth`.
+through the levels by a `ppgen.ProgressiveGrowing`.
 
-Weights are drawn from N(0, 1) and multiplied, wherever they are used, by gain / sqrt(fan-in): the equalised learning
+Weights are drawn from N(0, 1) and multiplied, wherever they are used, by gain / sqrt(fan-in): the equalized learning
 rate of section 4.1, under which Adam moves all layers at one relative speed.
 """
 

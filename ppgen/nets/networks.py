@@ -1,7 +1,7 @@
 """Networks: maps from tensors of shape (*batch, *in_shape) to tensors of shape (*batch, *out_shape).
 
 Every network here takes any number of leading batch dimensions: it flattens them into one, runs its layers
-and restores them, so that convolutions and batch normalisation work under a plate of particles too. A network
+and restores them, so that convolutions and batch normalization work under a plate of particles too. A network
 with ``context_dim > 0`` also takes a context of shape (*batch, context_dim), a one-hot label for example,
 whose batch dimensions broadcast against those of the input. Nothing in a forward pass looks at a value, so
 that all of it can be traced.
@@ -128,7 +128,7 @@ class ConvEncoder(Network):
         out_dim: the output's width, or the shape of an event.
         hidden: the channels of the layers, at least one.
 
-    The other options are those of :class:`Dense`; dropout drops whole channels, and "layer" normalises over
+    The other options are those of :class:`Dense`; dropout drops whole channels, and "layer" normalizes over
     channels and pixels.
     """
 
@@ -268,7 +268,7 @@ def choose(table: Mapping[str, Row], name: str, *, option: str) -> Row:
 
 @contextmanager
 def evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; afterwards each submodule is in the mode it was in."""
+    """Evaluation mode and no gradients; afterward each submodule is in the mode it was in."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -280,7 +280,7 @@ def evaluation(module: nn.Module) -> Iterator[None]:
 
 
 def between(width: int, activation: str, norm: str | None, dropout: float, *, image: bool) -> list[nn.Module]:
-    """What stands between two affine layers: normalisation, activation, dropout."""
+    """What stands between two affine layers: normalization, activation, dropout."""
     layers = [] if norm is None else [choose(NORMS, norm, option="norm")[image](width)]
     layers.append(choose(ACTIVATIONS, activation, option="activation")())
     if not 0 <= dropout < 1:

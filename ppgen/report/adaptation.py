@@ -1,26 +1,24 @@
 """The report of domain adaptation: what carries over, the game, the plane of features, configuration."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ppgen.diagnostics import Verdict
 from ppgen.models import DANN, UNKNOWN
-from ppgen.referee import Finding
 from ppgen.report import figures
-from ppgen.report.game import game
+from ppgen.report.adversarial import game
 from ppgen.report.page import Figure, Report, Section
 from ppgen.report.posterior import posterior
 from ppgen.report.sections import configuration, summary, training
-
-if TYPE_CHECKING:
-    from ppgen.result import Fit
+from ppgen.training.result import Fitted
+from ppgen.training.training_failures import TrainingWarning
 
 __all__ = ["report_of_adaptation"]
 
-LabelledRows = tuple[Tensor, np.ndarray | None]
+LabeledRows = tuple[Tensor, np.ndarray | None]
 EACH = 1000  # points drawn of each domain
 
 GAME = (
@@ -36,13 +34,13 @@ FEATURES = (
 
 
 def report_of_adaptation(
-    fit: "Fit",
+    fit: Fitted,
     model: DANN,
-    held_out: Mapping[str, LabelledRows],
+    held_out: Mapping[str, LabeledRows],
     *,
     names: tuple[str, str],
     label_names: Sequence[str] | None = None,
-    findings: Sequence[Finding] | None = None,
+    training_warnings: Sequence[TrainingWarning] | None = None,
     idata: Any = None,
     verdict: Verdict | None = None,
     numbers: Mapping[str, Any] | None = None,
@@ -63,7 +61,7 @@ def report_of_adaptation(
     sections = [
         summary(fit, question, numbers or {}, "nats per datum"),
         training(fit, "nats per datum"),
-        game(fit, text=GAME, found=findings),
+        game(fit, text=GAME, found=training_warnings),
         _features(model, held_out, names, label_names),
         posterior(fit, idata, verdict),
         configuration(config),
@@ -73,36 +71,36 @@ def report_of_adaptation(
 
 
 def _features(
-    model: DANN, held_out: Mapping[str, LabelledRows], names: tuple[str, str], label_names: Sequence[str] | None
+    model: DANN, held_out: Mapping[str, LabeledRows], names: tuple[str, str], label_names: Sequence[str] | None
 ) -> Section:
     rows = [held_out[domain] for domain in ("source", "target")]
     h = [model.features_of(x[:EACH]).numpy(force=True) for x, _ in rows]
     domains = np.repeat([0, 1], [len(part) for part in h])
     caption = f"{len(domains)} held-out rows by domain."
-    plane = figures.latent_plane(_centred(h), domains, label_names=names)
+    plane = figures.latent_plane(_centered(h), domains, label_names=names)
     items = [Figure(plane, caption, f"Scatter plot. {caption}")]
     labels = [None if y is None else y[:EACH] for _, y in rows]
-    labelled = [
+    labeled = [
         (part[y != UNKNOWN], y[y != UNKNOWN])
         for part, y in zip(h, labels, strict=True)
         if y is not None and (y != UNKNOWN).any()
     ]
-    classes = sorted({str(label) for _, y in labelled for label in np.unique(y)})
+    classes = sorted({str(label) for _, y in labeled for label in np.unique(y)})
     named = list(label_names) if label_names is not None else [str(k) for k in range(model.num_classes)]
-    if len(classes) * len(labelled) <= 12:  # more combinations than can be told apart by colour
-        where = np.concatenate([y + k * len(named) for k, (_, y) in enumerate(labelled)])
-        both = [f"{label}, {name}" for name in names[: len(labelled)] for label in named]
+    if len(classes) * len(labeled) <= 12:  # more combinations than can be told apart by color
+        where = np.concatenate([y + k * len(named) for k, (_, y) in enumerate(labeled)])
+        both = [f"{label}, {name}" for name in names[: len(labeled)] for label in named]
     else:
-        where, both = np.concatenate([y for _, y in labelled]), named
+        where, both = np.concatenate([y for _, y in labeled]), named
     caption = "The same rows by label" + (" and domain." if len(both) > len(named) else ".")
-    if len(labelled) == 1:
+    if len(labeled) == 1:
         caption = "The rows of the source by label; those of the target have none."
-    of_labelled = _centred([part for part, _ in labelled])
-    plane = figures.latent_plane(of_labelled, where, label_names=both)
+    of_labeled = _centered([part for part, _ in labeled])
+    plane = figures.latent_plane(of_labeled, where, label_names=both)
     items.append(Figure(plane, caption, f"Scatter plot. {caption}"))
     return Section("Features", FEATURES, items)
 
 
-def _centred(parts: list[np.ndarray]) -> np.ndarray:
+def _centered(parts: list[np.ndarray]) -> np.ndarray:
     h = np.concatenate(parts)
     return h - h.mean(0)

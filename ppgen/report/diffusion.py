@@ -94,8 +94,8 @@ def _imputed(model: Any, x: Tensor, *labels: Tensor) -> dict[str, Tensor]:
     blank[..., half:, :] = x.min()
 
     def program(whole: Tensor) -> None:
-        law = dist.Normal(whole[..., :half, :], SEEN * seen.std())
-        pyro.sample("upper half", law.to_event(3), obs=seen[..., :half, :])
+        distribution = dist.Normal(whole[..., :half, :], SEEN * seen.std())
+        pyro.sample("upper half", distribution.to_event(3), obs=seen[..., :half, :])
 
     posterior = model.condition(program)
     drawn = {f"draw {k + 1}": posterior.sample(len(x), *labels) for k in range(IMPUTED)}

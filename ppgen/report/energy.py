@@ -1,17 +1,15 @@
 """The report of a flow against an energy: how near it came, both densities, draws, training, configuration."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ppgen.models import Energy
+from ppgen.models import UnnormalizedDensity
 from ppgen.report import figures
 from ppgen.report.page import Figure, Report, Section
 from ppgen.report.sections import configuration, summary, training
-
-if TYPE_CHECKING:
-    from ppgen.result import Fit
+from ppgen.training.result import Fitted
 
 __all__ = ["report_of_energy"]
 
@@ -23,8 +21,8 @@ DENSITY = (
 
 
 def report_of_energy(
-    fit: "Fit",
-    energy: Energy,
+    fit: Fitted,
+    energy: UnnormalizedDensity,
     side: np.ndarray,
     densities: Mapping[str, np.ndarray],
     draws: np.ndarray,

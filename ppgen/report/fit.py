@@ -2,21 +2,19 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ppgen.diagnostics import Calibration
-from ppgen.diagnostics.verdict import GOOD, MANY, WEIGHTED, enough
-from ppgen.diagnostics.versions import group
+from ppgen.diagnostics.verdict import GOOD, MANY, WEIGHTED, diagnose, enough
 from ppgen.report.page import Report
 from ppgen.report.posterior import log_evidence, posterior
 from ppgen.report.predictions import calibration as calibrated
 from ppgen.report.predictions import predictions
 from ppgen.report.sections import summary, training
-
-if TYPE_CHECKING:
-    from ppgen.result import Fit
+from ppgen.training.result import Fitted
+from ppgen.utils.arviz_versions import group
 
 __all__ = ["report_of_fit"]
 
@@ -24,7 +22,7 @@ MOST = 30_000_000  # numbers of data times draws, up to which replicates are dra
 
 
 def report_of_fit(
-    fit: "Fit",
+    fit: Fitted,
     *data: Tensor,
     title: str = "",
     draws: int | None = None,
@@ -53,13 +51,13 @@ def report_of_fit(
     idata = enough(
         fit, *data, draws=draws, predictive=chains * most * numbers_of_data <= MOST, dims=dims, coords=coords, seed=seed
     )
-    verdict = fit.diagnose(*data, starts=starts, idata=idata, seed=seed)
+    verdict = diagnose(fit, *data, starts=starts, idata=idata, seed=seed)
     numbers: dict[str, Any] = {"posterior": verdict.level}
     if (evidence := log_evidence(group(idata, "vi_stats"), fit.best)) is not None:
         value = evidence if verdict.level in (GOOD, WEIGHTED) else f"{evidence[0]:.5g}, by weights not to be relied on"
         numbers["log evidence, by importance weights (nats)"] = value
-    if "auto" in fit.facts:
-        numbers["guide"] = fit.facts["auto"]
+    if "auto" in fit.metadata:
+        numbers["guide"] = fit.metadata["auto"]
     model = inspect.unwrap(fit.model)
     model = getattr(model, "func", model)  # of a partial
     made = getattr(model, "__self__", model)  # of a method, what it is of

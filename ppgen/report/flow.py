@@ -73,7 +73,9 @@ def _density(model: Any, data: Data, rows: tuple[Tensor, ...]) -> Iterator[Figur
     places = np.stack(np.meshgrid(*axes), axis=-1)
     x = torch.as_tensor(data.scaler.transform(places.reshape(-1, len(axes)))).to(rows[0])
     with torch.no_grad():
-        log_prob = torch.stack([weight.log() + _log_prob(law, x) for weight, law in _laws(model, rows)]).logsumexp(0)
+        log_prob = torch.stack(
+            [weight.log() + _log_prob(distribution, x) for weight, distribution in _laws(model, rows)]
+        ).logsumexp(0)
     values = np.exp(log_prob.numpy(force=True) + data.scaler.log_det())
     picture = figures.density(values.reshape(places.shape[:-1]), axes, source, data.columns)
     caption = f"{len(source)} rows of the training data and the model's density, in the units of the source."
@@ -90,9 +92,9 @@ def _grid(model: Any, data: Data, rows: tuple[Tensor, ...]) -> Iterator[Figure]:
     lines = torch.stack(torch.meshgrid(across, along, indexing="ij"), -1)  # z[0] the same along a line
     z = torch.cat([lines.flip(-1), lines]).to(rows[0])
     drawn = torch.randn(300, 2).to(rows[0])
-    law = max(_laws(model, rows), key=lambda pair: float(pair[0]))[1]
+    distribution = max(_laws(model, rows), key=lambda pair: float(pair[0]))[1]
     with torch.no_grad():
-        through = _carried(law, torch.cat([z.flatten(0, 1), drawn]))
+        through = _carried(distribution, torch.cat([z.flatten(0, 1), drawn]))
     count = len(through) - 1
     chosen = sorted(set(np.linspace(0, count, min(PANELS, count + 1)).round().astype(int).tolist()))
     stages = {}
@@ -114,23 +116,23 @@ def _grid(model: Any, data: Data, rows: tuple[Tensor, ...]) -> Iterator[Figure]:
 def _laws(model: Any, rows: tuple[Tensor, ...]) -> list[tuple[Tensor, Any]]:
     """The model's laws and their weights: one, or one for each label that the rows have."""
     if len(rows) == 1:
-        return [(torch.ones(()), model.law())]
+        return [(torch.ones(()), model.distribution())]
     labels, counts = rows[1].unique(return_counts=True)
-    return [(count / counts.sum(), model.law(label)) for label, count in zip(labels, counts, strict=True)]
+    return [(count / counts.sum(), model.distribution(label)) for label, count in zip(labels, counts, strict=True)]
 
 
-def _log_prob(law: Any, x: Tensor) -> Tensor:
+def _log_prob(distribution: Any, x: Tensor) -> Tensor:
     """log p(x), minus infinity where the flow does not reach."""
-    z, log_det = law.inverse_and_log_det(x)
+    z, log_det = distribution.inverse_and_log_det(x)
     inside = z.isfinite().flatten(1).all(1) & log_det.isfinite()
     z = torch.where(inside.reshape(-1, *[1] * (z.dim() - 1)), z, 0.0)
-    return torch.where(inside, law.flow.base.log_prob(z) + log_det, -torch.inf)
+    return torch.where(inside, distribution.flow.base.log_prob(z) + log_det, -torch.inf)
 
 
-def _carried(law: Any, z: Tensor) -> list[Tensor]:
+def _carried(distribution: Any, z: Tensor) -> list[Tensor]:
     """z, and what each map in turn makes of it, up to x."""
     through = [z]
-    for transform in reversed(list(_maps(law.flow.maps(law.context)))):
+    for transform in reversed(list(_maps(distribution.flow.maps(distribution.context)))):
         through.append(transform.inv(through[-1]))
     return through
 

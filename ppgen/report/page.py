@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure as Drawing
 
-from ppgen.files import write_whole
+from ppgen.utils.files import write_whole
 
 __all__ = ["Figure", "Listing", "Report", "Section", "Table", "write_report"]
 

@@ -6,33 +6,20 @@ show those few that weights move most, or that restarts differ most about.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ppgen.diagnostics import Verdict
-from ppgen.diagnostics.importance import NEGLIGIBLE, PLAIN, RELIED, moved
 from ppgen.diagnostics.reading import DRAWN
-from ppgen.diagnostics.verdict import (
-    AGREE,
-    AWAY,
-    BAD,
-    CLOSE,
-    GOOD,
-    ROWS,
-    UNKNOWN,
-    UNSEEN,
-    WEIGHTED,
-    of_like_evidence,
-)
-from ppgen.diagnostics.versions import group, rhat
+from ppgen.diagnostics.verdict import AGREE, AWAY, BAD, CLOSE, GOOD, ROWS, UNKNOWN, UNSEEN, WEIGHTED, of_like_evidence
+from ppgen.posterior.importance import NEGLIGIBLE, PLAIN, RELIED, moved
 from ppgen.report import figures
 from ppgen.report.figures.posterior import entries
 from ppgen.report.page import Figure, Section, Table
-
-if TYPE_CHECKING:
-    from ppgen.result import Fit
+from ppgen.training.result import Fitted
+from ppgen.utils.arviz_versions import group, rhat
 
 __all__ = ["log_evidence", "posterior"]
 
@@ -60,7 +47,7 @@ MEANINGS = {
 }
 
 
-def posterior(fit: "Fit", idata: Any, verdict: Verdict | None = None) -> Section | None:
+def posterior(fit: Fitted, idata: Any, verdict: Verdict | None = None) -> Section | None:
     """A verdict, the latents, importance weights, the evidence by step, restarts; None without draws to show.
 
     Args:
@@ -161,7 +148,7 @@ def _weights(found: xr.Dataset, stats: xr.Dataset, pareto_k: float, chain: int) 
     yield Figure(picture, caption, f"Histograms. {caption}")
 
 
-def _evidence(fit: "Fit", idata: Any, vi: xr.Dataset) -> Iterator[Figure]:
+def _evidence(fit: Fitted, idata: Any, vi: xr.Dataset) -> Iterator[Figure]:
     """The bound by step, and the level that it has to reach, if that is of the data that were trained on."""
     chain = fit.best
     if "log_marginal" not in vi or "elbo_trace" not in vi or not np.isfinite(vi["elbo_trace"].values[chain]).any():

@@ -1,7 +1,7 @@
 """The sections of a report on what a posterior predicts, and on a calibration of the inference that found it."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -9,12 +9,10 @@ import xarray as xr
 from ppgen.diagnostics import Calibration, Ranks, Verdict, khat_threshold, loo, loo_pit, predictive_check, resample
 from ppgen.diagnostics.reading import DRAWN
 from ppgen.diagnostics.verdict import WEIGHTED
-from ppgen.diagnostics.versions import by_datum, group
 from ppgen.report import figures
 from ppgen.report.page import Figure, Section, Table
-
-if TYPE_CHECKING:
-    from ppgen.result import Fit
+from ppgen.training.result import Fitted
+from ppgen.utils.arviz_versions import by_datum, group
 
 __all__ = ["calibration", "predictions"]
 
@@ -24,7 +22,7 @@ LEAST = 10  # data from which on leaving one out says something
 COLUMNS = 6  # of an observed site that are shown apart; of more, all numbers are taken together
 
 
-def predictions(fit: "Fit", idata: Any, verdict: Verdict | None = None) -> Section | None:
+def predictions(fit: Fitted, idata: Any, verdict: Verdict | None = None) -> Section | None:
     """What the posterior predicts beside data, and leave-one-out; None where latents are those of rows."""
     stats, predictive = group(idata, "sample_stats"), group(idata, "posterior_predictive")
     if stats is None or stats["log_weight"].ndim > 2:

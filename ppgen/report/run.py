@@ -2,14 +2,14 @@
 
 Nothing here knows a class of model. What a model can do is what it has a method for: `sample(n, y=None, mean=...)`,
 `reconstruct(x, y=None)`, `encode(x, y=None)`, `decode(z, y=None)` and `prior(n)`, the last three giving distributions,
-and a flow's `law(y=None)`, `log_prob(x, y=None)` and `pull_back(x, y=None)`. A model with a `denoiser` draws by
+and a flow's `distribution(y=None)`, `log_prob(x, y=None)` and `pull_back(x, y=None)`. A model with a `denoiser` draws by
 `sample(n, y=None, steps=, return_path=)`, and may tell its `error(rates, x, y=None)`. A model whose `num_classes` is
 not None is given labels y. x has shape (n, *event_shape), scaled as the model sees it; figures show it in the units of
 the source.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +20,15 @@ from ppgen.diagnostics import Verdict
 from ppgen.models import mean
 from ppgen.models.likelihood import Point
 from ppgen.report import figures
+from ppgen.report.adversarial import game
+from ppgen.report.coverage import reach
 from ppgen.report.diffusion import diffusion
 from ppgen.report.figures.images import GRID, PAIRS, span
 from ppgen.report.flow import flow
-from ppgen.report.game import game
 from ppgen.report.page import Figure, Report, Section
 from ppgen.report.posterior import posterior
-from ppgen.report.reach import reach
 from ppgen.report.sections import configuration, summary, training
-
-if TYPE_CHECKING:
-    from ppgen.result import Fit
+from ppgen.training.result import Fitted
 
 __all__ = ["report_of_run"]
 
@@ -42,7 +40,7 @@ REACHED, LEAST = 1000, 50  # data that draws are looked for around, and how many
 
 
 def report_of_run(
-    fit: "Fit",
+    fit: Fitted,
     model: Any,
     data: Data,
     *,
@@ -124,8 +122,8 @@ class _Subject:
 
     def prior(self, n: int) -> Any:
         """The law of n codes, if it is a flow; None for N(0, I)."""
-        law = self.model.prior(n) if hasattr(self.model, "prior") else None
-        return law if hasattr(law, "transform") else None
+        distribution = self.model.prior(n) if hasattr(self.model, "prior") else None
+        return distribution if hasattr(distribution, "transform") else None
 
     def decode(self, z: np.ndarray) -> np.ndarray:
         """The means of the decoder at what the prior makes of z ~ N(0, I), in the units of the source."""
@@ -171,7 +169,7 @@ def _stages(subject: _Subject, stages: Sequence[np.ndarray]) -> Section | None:
     caption = "Draws at the same latents when each stage of the growth ended, the latent of a column always the same."
     items = [Figure(figures.sequences(rows, limits=subject.look["limits"]), caption, f"Images. {caption}")]
     text = "What is laid out at a small scale should stay, and be worked out at the next ones."
-    return Section("Growth", text, items)
+    return Section("Progressive growing", text, items)
 
 
 def _reach(subject: _Subject, seed: int) -> Section | None:
@@ -234,9 +232,9 @@ def _codes(subject: _Subject) -> Section | None:
         name = "z" if prior is None else "u"
         walk = figures.latent_walk(subject.decode, n=16 if subject.images else 32, name=name, **subject.look)
         items.append(Figure(walk, caption, caption))
-    law = "the prior N(0, I)" if prior is None else "its prior, a flow"
+    distribution = "the prior N(0, I)" if prior is None else "its prior, a flow"
     text = (
-        f"The model draws codes from {law}. Where the codes of data spread as it does, its draws land among them; "
+        f"The model draws codes from {distribution}. Where the codes of data spread as it does, its draws land among them; "
         "where they leave gaps or gather elsewhere, its draws land on codes that no datum has."
     )
     return Section("Codes", text, items)

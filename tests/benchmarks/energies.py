@@ -20,16 +20,16 @@ import torch
 
 import ppgen
 from ppgen import recipes
-from ppgen.diagnostics.importance import weigh_up
-from ppgen.models import ENERGIES, Energy
-from ppgen.particles import log_weights
-from ppgen.systems import SYSTEMS
+from ppgen.models import ENERGIES, UnnormalizedDensity
+from ppgen.posterior.importance import importance_summary
+from ppgen.runs.methods import SYSTEMS
+from ppgen.tracing.particles import log_weights
 
 CHUNK = 10_000
 DEFAULTS = SYSTEMS["flow"].defaults
 
 
-def one(energy: Energy, seed: int, options: argparse.Namespace) -> tuple[float, ...]:
+def one(energy: UnnormalizedDensity, seed: int, options: argparse.Namespace) -> tuple[float, ...]:
     """KL, its standard error, effective share, error of log Z, seconds of the steps and of compiling."""
     pyro.set_rng_seed(seed)
     guide = ppgen.AutoFlow(energy.model, layers=options.layers, init_scale=DEFAULTS["model.init_scale"])
@@ -43,7 +43,7 @@ def one(energy: Energy, seed: int, options: argparse.Namespace) -> tuple[float, 
         loss=loss,
         optim=adam,
         steps=options.steps,
-        schedule=DEFAULTS["fit.schedule"],
+        lr_scheduler=DEFAULTS["fit.lr_scheduler"],
         seed=seed,
         progress=False,
         compile=True,
@@ -53,7 +53,7 @@ def one(energy: Energy, seed: int, options: argparse.Namespace) -> tuple[float, 
     pyro.set_rng_seed(seed)
     parts = [log_weights(energy.model, guide, (), particles=CHUNK) for _ in range(options.draws // CHUNK)]
     weights = torch.cat(parts).double().numpy()
-    found, error = weigh_up(weights), float(weights.std() / len(weights) ** 0.5)
+    found, error = importance_summary(weights), float(weights.std() / len(weights) ** 0.5)
     kl, share = energy.log_z - float(found.elbo[0]), float(found.effective[0]) / len(weights)
     return kl, error, share, float(found.log_marginal[0]) - energy.log_z, seconds - compiling, compiling
 

@@ -1,4 +1,4 @@
-"""Held-out log evidence on dequantised digits: VAEs with a Gaussian decoder beside factor analysis of the same size.
+"""Held-out log evidence on dequantized digits: VAEs with a Gaussian decoder beside factor analysis of the same size.
 
 Factor analysis has an exact likelihood; the VAE's is the importance weighted bound with k = 500, which is below its
 own log evidence in expectation. Same splits, same latent size, nats per image, over several seeds of data and weights.
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--flows", action="store_true")
     options = parser.parse_args()
-    print(f"held-out log evidence, dequantised digits, {LATENT} latents, {options.seeds} seeds: mean (standard error)")
+    print(f"held-out log evidence, dequantized digits, {LATENT} latents, {options.seeds} seeds: mean (standard error)")
     for name, variant in (FLOWS if options.flows else COVARIANCES).items():
         rows = np.array([one(seed, options.epochs, variant) for seed in range(options.seeds)])
         error = rows.std(0, ddof=1) / math.sqrt(len(rows)) if len(rows) > 1 else np.full(3, np.nan)

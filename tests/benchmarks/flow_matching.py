@@ -61,7 +61,7 @@ def one(coupling: str, seed: int, options: argparse.Namespace) -> tuple[float, .
     flow = FlowMatching((2,), base=base, hidden=(128,) * 3)
     decay = partial(CosineAnnealingLR, T_max=options.steps) if options.schedule == "cosine" else None
     adam = partial(torch.optim.Adam, lr=3e-4)
-    svi = ppgen.SVI(flow.model, flow.guide, adam, ppgen.Evidence(), schedule=decay, compile=True, steps=options.steps)
+    svi = ppgen.SVI(flow.model, flow.guide, adam, ppgen.ELBO(), lr_scheduler=decay, compile=True, steps=options.steps)
     coupled = trained = 0.0
     for step in range(options.steps):
         part = step % (options.pairs // options.batch)

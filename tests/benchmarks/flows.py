@@ -96,7 +96,7 @@ def by_ppgen(x: Tensor, steps: int, seed: int, *, compile: bool) -> tuple[Score,
     pyro.clear_param_store()
     model = FlowModel(x.shape[1:], flow="nsf_autoregressive", layers=LAYERS, hidden=(HIDDEN, HIDDEN))
     optim = partial(torch.optim.Adam, lr=RATE)
-    svi = ppgen.SVI(model.model, model.guide, optim, ppgen.Evidence(), compile=compile)
+    svi = ppgen.SVI(model.model, model.guide, optim, ppgen.ELBO(), compile=compile)
     seconds = []
     for rows in batches(len(x), steps, seed):
         start = time.perf_counter()

@@ -49,9 +49,9 @@ def rows(data: Data, split: str) -> Tensor:
 def gaussian(data: Data, steps: int, seed: int) -> Scored:
     k = rows(data, "train").flatten(1).double()
     covariance = k.T.cov(correction=0) + torch.eye(64) / 12
-    law = torch.distributions.MultivariateNormal(k.mean(0) + 0.5, covariance)
+    distribution = torch.distributions.MultivariateNormal(k.mean(0) + 0.5, covariance)
     held_out = rows(data, "test").flatten(1)
-    return law.log_prob(held_out + torch.rand(held_out.shape).double()), 64 + 64 * 65 // 2
+    return distribution.log_prob(held_out + torch.rand(held_out.shape).double()), 64 + 64 * 65 // 2
 
 
 class ByHand(nn.Module):
@@ -70,14 +70,14 @@ class ByHand(nn.Module):
 
 def by_hand(data: Data, steps: int, seed: int) -> Scored:
     model, train, validation = ByHand(), rows(data, "train"), rows(data, "validation")
-    optimiser = torch.optim.Adam(model.parameters(), RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.Adam(model.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     best, kept = math.inf, model.state_dict()
     for step in range(1, steps + 1):
         loss = -model(train[torch.randint(len(train), (BATCH,))]).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if step % max(1, steps // CHECKS) == 0:
             with torch.no_grad():
@@ -100,7 +100,7 @@ def by_fit(flow: str, data: Data, steps: int, seed: int) -> Scored:
         steps=steps,
         batch_size=BATCH,
         patience=CHECKS,
-        schedule="cosine",
+        lr_scheduler="cosine",
         seed=seed,
         progress=False,
     )

@@ -95,7 +95,7 @@ def by_hand(x: Tensor, width: int, device: str) -> Callable[[], float]:
 
 
 def by_hand_compiled(x: Tensor, width: int, device: str) -> Callable[[], float]:
-    """Loss and gradients of each side compiled as one function, the optimisers fused."""
+    """Loss and gradients of each side compiled as one function, the optimizers fused."""
     generator, critic = networks(width, device)
     parts = [{name: p for name, p in net.named_parameters()} for net in (generator, critic)]  # noqa: C416
     (g, c), run = parts, torch.func.functional_call

@@ -11,7 +11,7 @@ different share of each. Rates are constant, weights averaged. Time is that of t
 what else the machine does counts for nothing.
 
 The measure is that of the paper, section 5: sliced Wasserstein-1 between patches of 7 x 7 pixels of each level of the
-Laplacian pyramids of draws and of held-out data, normalised by the data's own statistics, times 1000; as many draws as
+Laplacian pyramids of draws and of held-out data, normalized by the data's own statistics, times 1000; as many draws as
 held-out images. Beside it, precision and recall in pixels, and that same distance between two halves of the data.
 Mean (standard error) over seeds. The settings are the recipe's own, at widths and a batch that two cores can bear.
 
@@ -35,8 +35,8 @@ from jobs import gather
 import ppgen
 from ppgen import data as datasets
 from ppgen import recipes
-from ppgen.diagnostics import coverage, pyramid_distance, pyramid_noise
-from ppgen.fit import Moment
+from ppgen.evaluation import coverage, pyramid_distance, pyramid_noise
+from ppgen.fitting import TrainingStep
 from ppgen.models import Generator
 from ppgen.nets import growing_parts
 
@@ -89,11 +89,11 @@ def seconds_a_step(name: str, x: torch.Tensor, way: str) -> list[float]:
     return found
 
 
-def watch(seconds: float) -> Callable[[Moment], None]:
+def watch(seconds: float) -> Callable[[TrainingStep], None]:
     """Stops a run that has had its time."""
     began = time.process_time()
 
-    def look(moment: Moment) -> None:
+    def look(moment: TrainingStep) -> None:
         if time.process_time() - began > seconds:
             moment.stop("its time is over")
 
@@ -119,7 +119,7 @@ def one(name: str, way: str, seed: int, minutes: float) -> dict[str, Any]:
         ema=EMA,
         seed=seed,
         compile=False,
-        growth=ppgen.Growth(stages=STAGES[name]) if WAYS[way][2] else None,
+        growth=ppgen.ProgressiveGrowing(stages=STAGES[name]) if WAYS[way][2] else None,
         callbacks=[watch(63 * minutes)],
         progress=False,
     )

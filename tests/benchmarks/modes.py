@@ -34,7 +34,7 @@ from torch import nn
 
 import ppgen
 from ppgen import data, models, nets, recipes
-from ppgen.diagnostics import mode_coverage
+from ppgen.evaluation import mode_coverage
 
 LAWS = {"ring": "gaussians_ring", "grid": "gaussians_grid"}
 BATCH, ROWS = 128, 2500
@@ -80,13 +80,13 @@ GAMES = {
 }
 
 
-def one(name: str, law: str, seed: int, steps: int, compile: Any) -> dict[str, Any]:
+def one(name: str, distribution: str, seed: int, steps: int, compile: Any) -> dict[str, Any]:
     """One run, as a record."""
     torch.set_num_threads(1)
     game = GAMES[name]
-    known = data.modes(LAWS[law])
+    known = data.modes(LAWS[distribution])
     assert known is not None
-    sample = data.load(LAWS[law], size=SIZE, scale="standard", validation=0, test=0, seed=seed)
+    sample = data.load(LAWS[distribution], size=SIZE, scale="standard", validation=0, test=0, seed=seed)
     torch.manual_seed(seed)
     program = game.model((2,), latent_dim=LATENT, hidden=HIDDEN, activation="relu")
     start = time.perf_counter()
@@ -99,7 +99,7 @@ def one(name: str, law: str, seed: int, steps: int, compile: Any) -> dict[str, A
         steps=steps,
         batch_size=BATCH,
         ema=AVERAGE,
-        schedule="cosine",
+        lr_scheduler="cosine",
         seed=seed,
         compile=compile,
         progress=False,
@@ -110,7 +110,7 @@ def one(name: str, law: str, seed: int, steps: int, compile: Any) -> dict[str, A
     found = mode_coverage(generated, known[0], sigma=known[1])
     return {
         "game": name,
-        "law": law,
+        "distribution": distribution,
         "seed": seed,
         "steps": steps,
         "modes": found.captured,
@@ -120,9 +120,9 @@ def one(name: str, law: str, seed: int, steps: int, compile: Any) -> dict[str, A
     }
 
 
-def cell(records: list[dict[str, Any]], law: str, what: str, digits: int) -> str:
+def cell(records: list[dict[str, Any]], distribution: str, what: str, digits: int) -> str:
     """Mean (standard error)."""
-    numbers = np.array([record[what] for record in records if record["law"] == law])
+    numbers = np.array([record[what] for record in records if record["distribution"] == distribution])
     if len(numbers) == 0:
         return ""
     text = f"{numbers.mean():.{digits}f}"
@@ -131,7 +131,9 @@ def cell(records: list[dict[str, Any]], law: str, what: str, digits: int) -> str
 
 def table(records: list[dict[str, Any]]) -> None:
     heads = (
-        f"{law} {what}" for law, total in (("ring", 8), ("grid", 25)) for what in (f"of {total}", "hq %", "rev KL")
+        f"{distribution} {what}"
+        for distribution, total in (("ring", 8), ("grid", 25))
+        for what in (f"of {total}", "hq %", "rev KL")
     )
     print(f"\n{'':16}" + "".join(f"{head:>17}" for head in heads) + f"{'seconds a run':>15}")
     for label, numbers in PUBLISHED.items():
@@ -139,7 +141,7 @@ def table(records: list[dict[str, Any]]) -> None:
     for name in GAMES:
         if of_game := [record for record in records if record["game"] == name]:
             columns = (("modes", 1), ("high_quality", 1), ("reverse_kl", 4))
-            cells = [cell(of_game, law, what, digits) for law in LAWS for what, digits in columns]
+            cells = [cell(of_game, distribution, what, digits) for distribution in LAWS for what, digits in columns]
             seconds = np.mean([record["seconds"] for record in of_game])
             print(f"{name:16}" + "".join(f"{text:>17}" for text in cells) + f"{seconds:15.0f}")
 
@@ -157,7 +159,12 @@ def main() -> None:
     options = parser.parse_args()
     compile = {"auto": "auto", "yes": True, "no": False}[options.compile]
     seeds = range(options.first, options.first + options.seeds)
-    wanted = [(name, law, seed, options.steps) for name in options.only for law in options.laws for seed in seeds]
+    wanted = [
+        (name, distribution, seed, options.steps)
+        for name in options.only
+        for distribution in options.distributions
+        for seed in seeds
+    ]
     network = f"3 x {HIDDEN[0]} ReLU"
     print(f"{options.steps} steps of the generator, batch {BATCH}; {network} generator, z in the plane")
     print(f"{network} critic, of r1_gan and r3_gan on {FREQUENCIES} waves")
@@ -168,7 +175,7 @@ def main() -> None:
         "{game:9} {law} seed {seed:3}: {modes:2} modes, {high_quality:5.1f} %, reverse KL {reverse_kl:.4f}, "
         "{seconds:.0f} s"
     ).format_map
-    key = ("game", "law", "seed", "steps")
+    key = ("game", "distribution", "seed", "steps")
     table(gather(partial(one, compile=compile), wanted, key, jobs=options.jobs, out=options.out, told=told))
 
 

@@ -163,13 +163,13 @@ def eager(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
 
 
 def compiled(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
-    """The loss compiled, its backward run by autograd, the optimiser fused."""
+    """The loss compiled, its backward run by autograd, the optimizer fused."""
     optimizer = torch.optim.Adam(loss.parameters(), lr=RATE, fused=True)
     return by_autograd(torch.compile(loss), optimizer, batch)
 
 
 def compiled_gradients(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
-    """Loss and gradients compiled as one function, the optimiser fused."""
+    """Loss and gradients compiled as one function, the optimizer fused."""
     parameters = dict(loss.named_parameters())
     optimizer = torch.optim.Adam(parameters.values(), lr=RATE, fused=True)
 

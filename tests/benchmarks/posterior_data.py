@@ -126,7 +126,7 @@ DATA: dict[str, Callable[[Generator], Arrays]] = {
     "cancer": cancer,
     "roaches": roaches,
     "horseshoe": horseshoe,
-    "schools_centred": schools,
+    "schools_centered": schools,
     "schools": schools,
     "radon": radon,
     "ar2": ar2,

@@ -111,7 +111,7 @@ def regressions(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
 
 
 def hierarchies(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
-    def schools_centred(y, s):
+    def schools_centered(y, s):
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
         tau = pyro.sample("tau", dist.HalfCauchy(5.0))
         with pyro.plate("data", len(y)):
@@ -136,7 +136,7 @@ def hierarchies(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
         with pyro.plate("data", len(log_radon)):
             pyro.sample("log_radon", dist.Normal(a[..., county] + slope * floor, sigma), obs=log_radon)
 
-    return [schools_centred, schools, radon]
+    return [schools_centered, schools, radon]
 
 
 def series(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
@@ -186,8 +186,8 @@ def processes(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
     def gp(x, y):
         k = covariance(x)
         sigma = pyro.sample("sigma", dist.HalfNormal(1.0))[..., None, None]
-        law = dist.MultivariateNormal(np.zeros_like(x), covariance_matrix=k + sigma**2 * np.eye(len(x)))
-        pyro.sample("y", law, obs=y)
+        distribution = dist.MultivariateNormal(np.zeros_like(x), covariance_matrix=k + sigma**2 * np.eye(len(x)))
+        pyro.sample("y", distribution, obs=y)
 
     def gp_poisson(x, y):
         root = np.linalg.cholesky(covariance(x) + 1e-4 * np.eye(len(x)))
@@ -287,7 +287,7 @@ ABOUT: dict[str, dict[str, Any]] = {
         "exact": horseshoe_moments,
     },
     "garch": {"twin": "garch_at_once"},
-    "schools_centred": {"judged": ("mu", "tau", "theta"), "twin": "schools"},
+    "schools_centered": {"judged": ("mu", "tau", "theta"), "twin": "schools"},
 }
 INDICES = {("radon", 1)}  # arguments that stay integers; Pyro's laws score floats
 

@@ -33,8 +33,9 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuide, AutoMultivariateNormal, AutoNormal
 
 import ppgen
+from ppgen.fitting import Fit
 from ppgen.infer.parameters import State, snapshot
-from ppgen.result import Chain, Fit
+from ppgen.training.result import Chain
 
 DRAWS, STEPS, RATE = 4000, 2000, 0.01
 AIM, SECONDS = 0.1, 10.0
@@ -77,14 +78,14 @@ def stock(guide: type[AutoGuide]) -> Callable[[Program, int], Fit]:
     def train(program: Program, seed: int) -> Fit:
         data = tuple(part.float() if part.is_floating_point() else part for part in program.data)
         pyro.set_rng_seed(seed)
-        law = guide(program.model)
-        svi = SVI(program.model, law, pyro.optim.Adam({"lr": RATE}), Trace_ELBO())
+        distribution = guide(program.model)
+        svi = SVI(program.model, distribution, pyro.optim.Adam({"lr": RATE}), Trace_ELBO())
         start = time.perf_counter()
         losses = np.array([svi.step(*data) for _ in range(STEPS)])
         seconds = time.perf_counter() - start
-        weights = snapshot(State.of(program.model, law, data).tensors)
+        weights = snapshot(State.of(program.model, distribution, data).tensors)
         chain = Chain(weights, {"loss": losses}, {"step": np.zeros(0), "loss": np.zeros(0)}, "", STEPS, seconds)
-        return Fit(program.model, law, Trace_ELBO(), [chain], data)
+        return Fit(program.model, distribution, Trace_ELBO(), [chain], data)
 
     return train
 
@@ -141,13 +142,15 @@ def summary(found: dict[str, dict[str, Line]]) -> None:
         lines = {program: rows[name] for program, rows in found.items() if name in rows}
         levels = {level: [program for program, line in lines.items() if line.level == level] for level in LEVELS}
         seconds = [line.seconds for line in lines.values()]
-        trusted = levels["good"] + levels["usable with weights"]
+        psis_reliable = levels["good"] + levels["usable with weights"]
         print(f"\n{name}, {len(lines)} programs:")
         print(f"- every mean within {AIM}: {sum(line.mean <= AIM for line in lines.values())}")
         print(f"- every mean and log sd within {AIM}: {sum(line.close for line in lines.values())}")
         print(f"- {'; '.join(f'{level}: {len(programs)}' for level, programs in levels.items())}")
         print(f"- good, but not within {AIM}: {listed(p for p in levels['good'] if not lines[p].close)}")
-        print(f"- within {AIM}, but not trusted: {listed(p for p in lines if lines[p].close and p not in trusted)}")
+        print(
+            f"- within {AIM}, but not trusted: {listed(p for p in lines if lines[p].close and p not in psis_reliable)}"
+        )
         print(f"- at most {SECONDS:.0f} s: {sum(s <= SECONDS for s in seconds)}; the longest {max(seconds):.1f} s")
 
 

@@ -13,7 +13,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import Permute, affine_coupling
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO as PyroELBO
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal, init_to_feasible
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class Program:
     batch: tuple[Tensor, ...]
     pyro: Callable[[str], tuple[Callable, Callable]]
     loss: Callable[[], ppgen.Objective]
-    elbo: Callable[[], ELBO]
+    elbo: Callable[[], PyroELBO]
     rows: int
 
 
@@ -49,7 +50,7 @@ def empty_guide(*batch: Tensor) -> None:
 
 
 def schools(device: str) -> Program:
-    """Eight schools (Rubin 1981), mu, tau and the standardised effects under a mean-field Gaussian."""
+    """Eight schools (Rubin 1981), mu, tau and the standardized effects under a mean-field Gaussian."""
     y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], device=device)
     s = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], device=device)
     zero, one, five = (torch.tensor(value, device=device) for value in (0.0, 1.0, 5.0))
@@ -66,7 +67,7 @@ def schools(device: str) -> Program:
         holder.guide = AutoNormal(model, init_loc_fn=init_to_feasible)
         return model, holder.guide
 
-    return Program("eight schools, AutoNormal", (y, s), programs, ppgen.Evidence, Trace_ELBO, 8)
+    return Program("eight schools, AutoNormal", (y, s), programs, ppgen.ELBO, Trace_ELBO, 8)
 
 
 def vae_networks(device: str) -> tuple[nn.Sequential, nn.Sequential]:
@@ -133,9 +134,7 @@ def realnvp(device: str) -> Program:
 
         return model, empty_guide
 
-    return Program(
-        f"RealNVP, {LAYERS} affine couplings, batch 256", (x,), programs, ppgen.Evidence, Trace_ELBO, x.shape[0]
-    )
+    return Program(f"RealNVP, {LAYERS} affine couplings, batch 256", (x,), programs, ppgen.ELBO, Trace_ELBO, x.shape[0])
 
 
 def nsf_flow(device: str) -> nn.Module:
@@ -148,18 +147,18 @@ def nsf_flow(device: str) -> nn.Module:
 class Law(dist.TorchDistribution):
     """A torch distribution that Pyro accepts."""
 
-    def __init__(self, law: torch.distributions.Distribution):
-        self.law = law
-        super().__init__(law.batch_shape, law.event_shape, validate_args=False)
+    def __init__(self, distribution: torch.distributions.Distribution):
+        self.distribution = distribution
+        super().__init__(distribution.batch_shape, distribution.event_shape, validate_args=False)
 
     def expand(self, batch_shape, _instance=None):
-        return Law(self.law.expand(batch_shape))
+        return Law(self.distribution.expand(batch_shape))
 
     def log_prob(self, value):
-        return self.law.log_prob(value)
+        return self.distribution.log_prob(value)
 
     def sample(self, sample_shape=()):
-        return self.law.sample(sample_shape)
+        return self.distribution.sample(sample_shape)
 
 
 def nsf(device: str) -> Program:
@@ -177,7 +176,7 @@ def nsf(device: str) -> Program:
 
         return model, empty_guide
 
-    return Program("NSF, 5 spline layers, batch 256", (x,), programs, ppgen.Evidence, Trace_ELBO, x.shape[0])
+    return Program("NSF, 5 spline layers, batch 256", (x,), programs, ppgen.ELBO, Trace_ELBO, x.shape[0])
 
 
 FEATURES = 14  # of a noise level
@@ -207,7 +206,7 @@ def ddpm(device: str) -> Program:
 
     def programs(name):
         network = Joined(ddpm_network(device))
-        chain = Diffusion((2,), network=network, predicts="noise", steps=10).to(device)
+        chain = Diffusion((2,), network=network, prediction_type="noise", steps=10).to(device)
         return chain.model, chain.guide
 
     return Program("DDPM, 3 x 128 network, batch 256", (x,), programs, ppgen.recipes.ddpm, Trace_ELBO, x.shape[0])

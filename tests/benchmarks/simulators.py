@@ -158,9 +158,9 @@ def learn(task: Task, budget: int, seed: int, restarts: int) -> tuple[ppgen.Fit,
     pyro.set_rng_seed(seed)
     simulator = ppgen.Simulator(task.model)
     table = simulator.draw(budget)
-    guide = ppgen.AutoFlow(simulator, amortised="x", **task.guide)
+    guide = ppgen.AutoFlow(simulator, amortized="x", **task.guide)
     epochs = task.epochs[min(task.epochs, key=lambda known: abs(math.log(known / budget)))]
-    options = {"batch_size": 100, "epochs": epochs, "schedule": "cosine", "ema": 0.99, "restarts": restarts}
+    options = {"batch_size": 100, "epochs": epochs, "lr_scheduler": "cosine", "ema": 0.99, "restarts": restarts}
     adam = partial(torch.optim.Adam, lr=3e-3)
     start = time.perf_counter()
     fit = ppgen.fit(simulator, guide, table, loss=ppgen.Sleep(), optim=adam, seed=seed, progress=False, **options)
@@ -174,7 +174,7 @@ def behind(fit: ppgen.Fit, task: Task) -> tuple[float, float]:
     exact = torch.cat([task.score(*rows) for rows in zip(new.x.split(1000), new.theta.split(1000), strict=True)])
     scores = []
     for chain in range(len(fit.chains)):
-        with torch.no_grad(), fit.evaluating(chain):
+        with torch.no_grad(), fit.eval_mode(chain):
             scores.append(fit.guide.get_posterior(new.x).log_prob(new.theta))  # no map between theta and the line
     gaps = exact - (torch.stack(scores).logsumexp(0) - math.log(len(scores)))
     return float(gaps.mean()), float(gaps.std()) / math.sqrt(DRAWS)
@@ -184,7 +184,7 @@ def draw(fit: ppgen.Fit, x: Tensor, n: int, bound: float) -> Tensor:
     """Draws of all chains, as many of each, and those beyond the bound left out."""
     found = []
     for chain in range(len(fit.chains)):
-        with torch.no_grad(), fit.evaluating(chain):
+        with torch.no_grad(), fit.eval_mode(chain):
             found.append(fit.guide(x.expand(n, -1))["theta"])
     together = torch.stack(found, 1).flatten(0, 1)
     inside = together[(together.abs() <= bound).all(-1)]

@@ -26,7 +26,7 @@ from programs import PROGRAMS, Program
 from steps_apart import FIRST
 
 import ppgen
-from ppgen.fit import Moment
+from ppgen.fitting import TrainingStep
 
 BLOCK, TURN = 20, 0.1  # one peer's steps before the next one's turn: so many at least, for so many seconds
 TOLERANCE = 0.1  # how far first losses may lie apart: noise of eight schools, averaged over a block, is about 0.01
@@ -136,7 +136,7 @@ def time_fit(key: str, program: Program, options: argparse.Namespace) -> None:
     times: dict[str, list[float]] = {"fit": [], "bare steps": []}
     left = 0.0
 
-    def alternate(moment: Moment) -> None:
+    def alternate(moment: TrainingStep) -> None:
         nonlocal left
         if moment.step % FIT_BLOCK:
             return
@@ -162,7 +162,7 @@ def time_fit(key: str, program: Program, options: argparse.Namespace) -> None:
     ms = {name: 1e3 * statistics.median(values) for name, values in times.items()}
     for name, value in ms.items():
         print(f"  {name:34}{value:#10.4g} ms a step")
-    extras = [100 * (ours / bare - 1) for ours, bare in zip(*times.values(), strict=True)]  # neighbours in time
+    extras = [100 * (ours / bare - 1) for ours, bare in zip(*times.values(), strict=True)]  # neighbors in time
     low, middle, high = statistics.quantiles(extras)
     print(f"  {'overhead, median of pairs':34}{middle:10.1f} %, quartiles {low:.1f} and {high:.1f}")
 

@@ -5,7 +5,7 @@ Entries are the shares of repeats in which p <= .05, with the same samples for e
 Permutation tests take 199 deals.
 References are in brackets: `scipy.stats.ks_2samp`; MMD by its plain formula, a Gaussian kernel at the median distance
 and loops over permutations; and 5-fold cross-validation with a binomial p-value, which does not hold its level. The
-last row is the chance that `missing` flags any datum: its power is for dropped modes, not for shifts.
+last row is the chance that `uncovered_data` flags any datum: its power is for dropped modes, not for shifts.
 
     python tests/benchmarks/two_sample.py [--repeats 500]
 """
@@ -22,7 +22,7 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from ppgen.diagnostics import classifier_test, energy_test, ks_test, missing, mmd_test
+from ppgen.evaluation import classifier_test, energy_test, ks_test, mmd_test, uncovered_data
 
 ROWS, DEALS, ALPHA = 100, 199, 0.05
 SHIFTS = {1: 0.3, 10: 0.15}
@@ -70,7 +70,10 @@ TESTS: dict[str, tuple[Test, tuple[int, ...]]] = {
     "classifier_test logistic": (of(classifier_test), (1, 10)),
     "classifier_test knn": (of(classifier_test, classifier="knn"), (1, 10)),
     "classifier_test mlp, halves": (of(classifier_test, classifier="mlp", folds=2), (10,)),
-    "missing (any datum)": (lambda x, y, seed: missing(x, y, permutations=DEALS, seed=seed).p_values.min(), (1, 10)),
+    "missing (any datum)": (
+        lambda x, y, seed: uncovered_data(x, y, permutations=DEALS, seed=seed).p_values.min(),
+        (1, 10),
+    ),
 }
 
 

@@ -60,8 +60,8 @@ def errors_by_noise(log_snr: np.ndarray, errors: Mapping[str, np.ndarray]) -> Fi
         raise ValueError(f"expected errors of shape {np.shape(log_snr)}, at least one, got {shapes}")
     figure = canvas(3.0)
     axis = figure.add_subplot(xlabel="log signal-to-noise ratio (nats)", ylabel="squared error, a number of x")
-    for colour, (name, line) in zip(PALETTE, errors.items(), strict=False):
-        axis.plot(log_snr, np.where(np.asarray(line) > 0, line, np.nan), color=colour, label=name)
+    for color, (name, line) in zip(PALETTE, errors.items(), strict=False):
+        axis.plot(log_snr, np.where(np.asarray(line) > 0, line, np.nan), color=color, label=name)
     axis.set_yscale("log")
     axis.invert_xaxis()
     axis.legend()

@@ -91,8 +91,8 @@ def warped_grid(stages: Mapping[str, np.ndarray], points: Sequence[np.ndarray] =
     figure, grid = panels(len(stages), across=3, height=2.3)
     for i, (axes, (title, lines)) in enumerate(zip(grid, stages.items(), strict=True)):
         half = len(lines) // 2
-        for part, colour in ((lines[:half], MADE), (lines[half:], OTHER)):
-            axes.add_collection(LineCollection(list(part), colors=colour, linewidths=0.6, alpha=0.8))
+        for part, color in ((lines[:half], MADE), (lines[half:], OTHER)):
+            axes.add_collection(LineCollection(list(part), colors=color, linewidths=0.6, alpha=0.8))
         if len(points):
             scatter(axes, points[i], INK, scale=0.4)
         shown = points[i] if len(points) else lines.reshape(-1, 2)
@@ -119,12 +119,12 @@ def log_densities(log_prob: Mapping[str, np.ndarray], log_det: np.ndarray) -> Fi
     lowest, highest = frame(every)
     middle, *quarters = np.quantile(every[np.isfinite(every)], [0.5, 0.25, 0.75])
     edges = np.linspace(max(lowest, middle - FAR * (quarters[1] - quarters[0])), highest, 41)
-    for (name, values), colour in zip(log_prob.items(), (DATA, MADE, OTHER), strict=False):
+    for (name, values), color in zip(log_prob.items(), (DATA, MADE, OTHER), strict=False):
         counts = np.histogram(values[np.isfinite(values)], edges)[0]
-        left.stairs(counts / len(values), edges, fill=True, alpha=0.45, color=colour, label=name)
+        left.stairs(counts / len(values), edges, fill=True, alpha=0.45, color=color, label=name)
         mean = float(np.mean(values[np.isfinite(values)]))
         if mean >= edges[0]:
-            left.axvline(mean, color=colour, **DASHED)
+            left.axvline(mean, color=color, **DASHED)
     left.set(xlabel="log p(x), nats", ylabel="share of rows")
     right.hist(log_det[np.isfinite(log_det)], 40, range=frame(log_det), color=MADE)
     right.set(xlabel="log |det dz/dx|, nats", ylabel="number of rows")
@@ -140,7 +140,7 @@ def pulled_back(z: np.ndarray) -> Figure:
     """The norms of z (n, d) beside their law under N(0, I), chi of d degrees, and each coordinate's quantiles.
 
     Where z follows the base, each coordinate's line of quantiles is the diagonal. The one that is farthest from it, by
-    Kolmogorov's distance, is drawn in colour; of more than 64 coordinates, as many at equal steps.
+    Kolmogorov's distance, is drawn in color; of more than 64 coordinates, as many at equal steps.
 
     Raises:
         ValueError: if z is not (n, d) or holds a value that is not finite.
@@ -149,13 +149,16 @@ def pulled_back(z: np.ndarray) -> Figure:
         raise ValueError(f"expected finite rows z of shape (n, d), not empty, got {z.shape}")
     figure = canvas(3.1)
     left, right = figure.subplots(1, 2)
-    norms, law = np.linalg.norm(z, axis=1), chi(z.shape[1])
-    ends = min(norms.min(), law.ppf(0.001)), min(max(np.quantile(norms, 0.995), law.ppf(0.999)), 3 * law.ppf(0.999))
+    norms, distribution = np.linalg.norm(z, axis=1), chi(z.shape[1])
+    ends = (
+        min(norms.min(), distribution.ppf(0.001)),
+        min(max(np.quantile(norms, 0.995), distribution.ppf(0.999)), 3 * distribution.ppf(0.999)),
+    )
     edges = np.linspace(*ends, 41)
     shares = np.histogram(norms, edges)[0] / len(norms) / np.diff(edges)
     left.stairs(shares, edges, fill=True, color=MADE, alpha=0.6, label="data, pulled back")
     places = np.linspace(*ends, 200)
-    left.plot(places, law.pdf(places), color=INK, label="the base")
+    left.plot(places, distribution.pdf(places), color=INK, label="the base")
     left.set(xlabel="|z|", ylabel="density")
     left.legend(fontsize=7.5)
     levels = (np.arange(200) + 0.5) / 200

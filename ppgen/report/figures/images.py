@@ -1,6 +1,6 @@
 """Images as figures: many small ones tiled into one picture, which is drawn as a whole.
 
-An image is (channels, height, width). Three channels are red, green and blue; others are averaged into grey.
+An image is (channels, height, width). Three channels are red, green and blue; others are averaged into gray.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from ppgen.report.figures.style import MUTED, WIDTH, canvas, note
 
 ACROSS = 16  # images in a row of a figure
 GRID, PAIRS = 64, 20  # images drawn, at most
-BROKEN = (0.9, 0.1, 0.3)  # the colour of a pixel that is not finite
+BROKEN = (0.9, 0.1, 0.3)  # the color of a pixel that is not finite
 
 
 def grids(sets: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
     """Sets of images by their titles, as grids beside each other, of at most 64 a set."""
     count = max(map(len, sets.values()))
     sets = {name: x[:GRID] for name, x in sets.items()}
-    tiled = [tile(colour(x, limits), across=min(max(len(x), 4), ACROSS // len(sets))) for x in sets.values()]
+    tiled = [tile(color(x, limits), across=min(max(len(x), 4), ACROSS // len(sets))) for x in sets.values()]
     tall = max(picture.shape[0] / picture.shape[1] for picture in tiled)
     figure = canvas(0.35 + tall * (WIDTH / len(sets) - 0.15))
     for axes, title, picture in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, tiled, strict=True):
@@ -34,7 +34,7 @@ def grids(sets: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
 def pairs(x: np.ndarray, x_hat: np.ndarray, limits: tuple[float, float]) -> Figure:
     """The first 20 images in rows of 10, each row above its reconstructions."""
     across, x, x_hat = 10, x[:PAIRS], x_hat[:PAIRS]
-    above, below = colour(x, limits), colour(x_hat, limits)
+    above, below = color(x, limits), color(x_hat, limits)
     pictures = [
         tile(half[start : start + across], across=across)
         for start in range(0, len(x), across)
@@ -45,7 +45,7 @@ def pairs(x: np.ndarray, x_hat: np.ndarray, limits: tuple[float, float]) -> Figu
 
 def sequences(rows: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
     """Rows of images by their titles, one above the other."""
-    return _stack([tile(colour(x, limits), across=len(x)) for x in rows.values()], tuple(rows))
+    return _stack([tile(color(x, limits), across=len(x)) for x in rows.values()], tuple(rows))
 
 
 def _stack(pictures: list[np.ndarray], names: Sequence[str]) -> Figure:
@@ -66,7 +66,7 @@ def span(x: np.ndarray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def colour(x: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+def color(x: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """(n, channels, height, width) to (n, height, width, 3) in [0, 1]; what is not finite, in red."""
     low, high = limits
     x = np.moveaxis(x if x.shape[1] == 3 else x.mean(axis=1, keepdims=True), 1, -1)

@@ -23,7 +23,7 @@ from ppgen.report.figures.style import (
     PALETTE,
     WIDTH,
     canvas,
-    colours,
+    colors,
     frame,
     legend,
     note,
@@ -38,7 +38,7 @@ from ppgen.report.figures.style import (
 __all__ = ["latent_plane", "latent_walk"]
 
 PRIOR = "#d3d7dc"
-NAMED = len(PALETTE)  # with more labels than this, a colour bar takes the legend's place
+NAMED = len(PALETTE)  # with more labels than this, a color bar takes the legend's place
 
 
 @styled
@@ -49,7 +49,7 @@ def latent_plane(
     label_names: Sequence[str] | None = None,
     prior: bool | np.ndarray = False,
 ) -> Figure:
-    """Codes z (n, latent_dim) in the plane, coloured by their labels y (n,), integers that index `label_names`.
+    """Codes z (n, latent_dim) in the plane, colored by their labels y (n,), integers that index `label_names`.
 
     More than two dimensions are turned, about the origin, to the two principal axes of the codes; one dimension
     makes a histogram a label. With `prior`, N(0, I) for comparison: the circles that are 1, 2 and 3 standard
@@ -84,7 +84,7 @@ def _line(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool | np.n
     axes = figure.add_subplot(xlabel="z[0]", ylabel="density")
     edges = np.linspace(*frame(z), 41).tolist()
     parts = [z[index == i] for i in range(len(names))]
-    axes.hist(parts, edges, stacked=True, density=True, color=[*colours(len(names))(range(len(names)))], label=names)
+    axes.hist(parts, edges, stacked=True, density=True, color=[*colors(len(names))(range(len(names)))], label=names)
     if not isinstance(prior, bool):
         axes.hist(prior[:, 0], edges, density=True, histtype="step", color=INK, linewidth=1.2, label="the prior")
     elif prior:
@@ -100,7 +100,7 @@ def _plane(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool | np.
     points = z @ axes_of
     figure = canvas(4.4)
     axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1], **EQUAL)
-    palette = colours(len(names))
+    palette = colors(len(names))
     handles = []
     frames = [frame(column) for column in points.T]
     if not isinstance(prior, bool):
@@ -132,8 +132,8 @@ def _plane(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool | np.
     return figure
 
 
-def _dot(colour: Any, name: str) -> Line2D:
-    return Line2D([], [], linestyle="none", marker="o", markersize=5, color=colour, label=shorten(name, 20))
+def _dot(color: Any, name: str) -> Line2D:
+    return Line2D([], [], linestyle="none", marker="o", markersize=5, color=color, label=shorten(name, 20))
 
 
 def _principal(z: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -173,7 +173,7 @@ def latent_walk(
     if means.ndim == 4:
         figure = canvas(0.2 + (WIDTH - 0.5) * means.shape[2] / means.shape[3])
         axes = figure.add_subplot()
-        images.show(axes, images.tile(images.colour(means, limits or images.span(means)), across=n))
+        images.show(axes, images.tile(images.color(means, limits or images.span(means)), across=n))
         axes.set(xlabel=f"{name}[0], {extent}", ylabel=f"{name}[1], {extent}")
     elif means.shape[1:] == (2,):
         figure, axes = plane([frame(column) for column in means.T], columns or ("x[0]", "x[1]"))

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ppgen.diagnostics.importance import PLAIN, RELIED
+from ppgen.posterior.importance import PLAIN, RELIED
 from ppgen.report.figures.style import DASHED, INK, PALETTE, canvas, legend, note, panels, percent, styled
 
 __all__ = ["entries", "khat", "posterior"]
@@ -35,14 +35,14 @@ def khat(values: np.ndarray) -> Figure:
     good, usable = values <= PLAIN, (values > PLAIN) & (values <= RELIED)
     figure = canvas(2.8)
     axes = figure.add_subplot(xlabel=f"k-hat, clipped to {low} .. {high}", ylabel="number of data")
-    for part, colour, text in (
+    for part, color, text in (
         (good, PALETTE[2], f"good (up to {PLAIN})"),
         (usable, PALETTE[4], f"usable (up to {RELIED})"),
         (~good & ~usable, PALETTE[1], "not to be trusted"),
     ):
         shown = np.clip(np.nan_to_num(values[part], nan=high), low + 1e-9, high)
         shown = np.nextafter(shown, -np.inf)  # a bin is then (a, b], as the classes are
-        axes.hist(shown, edges, color=colour, label=f"{percent(part.mean())} {text}")
+        axes.hist(shown, edges, color=color, label=f"{percent(part.mean())} {text}")
     for bound in (PLAIN, RELIED):
         axes.axvline(bound, color=INK, **DASHED)
     legend(figure, axes)
@@ -117,8 +117,8 @@ def _marginal(axes: Axes, draws: np.ndarray) -> None:
                 text.set_bbox({"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1})
             return
         for number, values in enumerate(draws):
-            colour = PALETTE[number % len(PALETTE)]
+            color = PALETTE[number % len(PALETTE)]
             if smooth:
-                az.plot_kde(values, ax=axes, plot_kwargs={"color": colour})
+                az.plot_kde(values, ax=axes, plot_kwargs={"color": color})
             else:
-                axes.hist(values[np.isfinite(values)], 30, histtype="step", density=True, color=colour)
+                axes.hist(values[np.isfinite(values)], 30, histtype="step", density=True, color=color)

@@ -42,10 +42,10 @@ def restarts(
             if not len(values):
                 continue
             low, left, middle, right, high = np.quantile(values, QUANTILES)
-            colour = PALETTE[chain % len(PALETTE)] if counted is None or chain in counted else PALE
-            axes.plot([low, high], [chain, chain], color=colour, linewidth=1.2)
-            axes.plot([left, right], [chain, chain], color=colour, linewidth=3.2, solid_capstyle="butt")
-            axes.plot(middle, chain, "o", color="white", markeredgecolor=colour, markersize=4.5)
+            color = PALETTE[chain % len(PALETTE)] if counted is None or chain in counted else PALE
+            axes.plot([low, high], [chain, chain], color=color, linewidth=1.2)
+            axes.plot([left, right], [chain, chain], color=color, linewidth=3.2, solid_capstyle="butt")
+            axes.plot(middle, chain, "o", color="white", markeredgecolor=color, markersize=4.5)
         found = "" if r_hat is None or name not in r_hat else f"\nR-hat {r_hat[name]:.3f}"
         axes.set_title(f"{shorten(name, 26)}{found}", fontsize=8.5)
         axes.set_ylim(chains - 0.5, -0.5)

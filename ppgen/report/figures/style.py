@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 WIDTH = 6.0  # inches, of every figure
 INK, MUTED, PALE = "#22272e", "#6b7280", "#9aa3af"
 
-# Told apart by colour-blind readers (the first six are Okabe and Ito's, darker ones first).
+# Told apart by color-blind readers (the first six are Okabe and Ito's, darker ones first).
 PALETTE = (
     "#0072b2",
     "#d55e00",
@@ -118,14 +118,14 @@ def note(figure: Figure, text: str) -> None:
         figure.supxlabel(text, x=0.01, ha="left", color=MUTED, fontsize=8)
 
 
-def scatter(axes: Axes, points: np.ndarray, colour: Any, label: str | None = None, *, scale: float = 1.0) -> None:
+def scatter(axes: Axes, points: np.ndarray, color: Any, label: str | None = None, *, scale: float = 1.0) -> None:
     """Points (n, 2), the smaller and fainter the more there are."""
     size, alpha = (12, 0.8) if len(points) < 500 else (6, 0.6)
-    axes.scatter(points[:, 0], points[:, 1], s=scale * size, alpha=alpha, c=colour, label=label, linewidths=0)
+    axes.scatter(points[:, 0], points[:, 1], s=scale * size, alpha=alpha, c=color, label=label, linewidths=0)
 
 
-def colours(count: int) -> ListedColormap:
-    """`count` colours: those of the palette, or for more, evenly spaced ones of viridis."""
+def colors(count: int) -> ListedColormap:
+    """`count` colors: those of the palette, or for more, evenly spaced ones of viridis."""
     if count <= len(PALETTE):
         return ListedColormap(PALETTE[:count])
     return ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 1, count)))

@@ -38,8 +38,8 @@ def overlay(x: np.ndarray, data: np.ndarray | None, names: list[str], labels: tu
     frames = [frame(column) for column in next(iter(sets.values()))[0].T]
     if len(frames) == 2:
         figure, axes = plane(frames, names)
-        for name, (rows, colour) in sets.items():
-            scatter(axes, rows, colour, name, scale=BELOW if name == below else 1.0)
+        for name, (rows, color) in sets.items():
+            scatter(axes, rows, color, name, scale=BELOW if name == below else 1.0)
         legend(figure, axes, markerscale=2)
     else:
         figure = _pairs(sets, frames, names, below)
@@ -97,11 +97,11 @@ def _pairs(sets: dict[str, tuple[np.ndarray, str]], frames: list[Interval], name
         if row < column:
             axes.remove()
             continue
-        for name, (rows, colour) in sets.items():
+        for name, (rows, color) in sets.items():
             if row == column:
-                _histogram(axes, rows[:, row], colour, name, frames[row])
+                _histogram(axes, rows[:, row], color, name, frames[row])
             else:
-                scatter(axes, rows[:, [column, row]], colour, scale=(BELOW if name == below else 1.0) / count)
+                scatter(axes, rows[:, [column, row]], color, scale=(BELOW if name == below else 1.0) / count)
                 axes.set_ylim(frames[row])
         axes.set_xlim(frames[column])
         axes.tick_params(labelsize=8 if count < 4 else 6.5, labelleft=column == 0)
@@ -117,9 +117,9 @@ def _pairs(sets: dict[str, tuple[np.ndarray, str]], frames: list[Interval], name
     return figure
 
 
-def _histogram(axes: Axes, values: np.ndarray, colour: str, name: str, interval: Interval) -> None:
+def _histogram(axes: Axes, values: np.ndarray, color: str, name: str, interval: Interval) -> None:
     """A histogram as a share of all rows, so that sets of different size compare."""
     edges = np.linspace(*interval, 41)
     counts = np.histogram(values[np.isfinite(values)], edges)[0]
-    axes.stairs(counts / len(values), edges, fill=True, alpha=0.35, color=colour, label=name)
-    axes.stairs(counts / len(values), edges, color=colour)
+    axes.stairs(counts / len(values), edges, fill=True, alpha=0.35, color=color, label=name)
+    axes.stairs(counts / len(values), edges, color=color)

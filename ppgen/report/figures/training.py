@@ -4,7 +4,6 @@ A chain's history holds arrays of shape (steps,), "loss" and each term by its na
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,9 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ppgen.report.figures.style import DASHED, INK, MUTED, PALETTE, canvas, legend, note, styled
-
-if TYPE_CHECKING:
-    from ppgen.result import Chain
+from ppgen.training.result import Chain
 
 __all__ = ["evidence_trace", "loss_curves", "term_breakdown"]
 
@@ -23,7 +20,7 @@ NEAR = 5.0  # frames of the best chain's evidence bound, below which another cha
 
 
 @styled
-def loss_curves(chains: Sequence["Chain"], *, unit: str = "nats per datum") -> Figure:
+def loss_curves(chains: Sequence[Chain], *, unit: str = "nats per datum") -> Figure:
     """The loss of each chain by step: every value thin, a moving average thick, held-out values as points.
 
     The frame leaves out the highest 3% of the values, which early in a run can be many times the rest.
@@ -39,12 +36,12 @@ def loss_curves(chains: Sequence["Chain"], *, unit: str = "nats per datum") -> F
     several = len(chains) > 1
     values = []
     for number, chain in enumerate(chains):
-        colour = PALETTE[number % len(PALETTE)]
+        color = PALETTE[number % len(PALETTE)]
         values += [chain.history["loss"], chain.validation.get("loss", np.empty(0))]
-        _curve(axes, chain.history["loss"], colour, f"chain {number}" if several else "training")
+        _curve(axes, chain.history["loss"], color, f"chain {number}" if several else "training")
         if len(values[-1]):
             points = axes.plot(chain.validation["step"], values[-1], "o", markersize=4, zorder=3)[0]
-            points.set(color=colour if several else PALETTE[1], markeredgecolor="white", markeredgewidth=0.5)
+            points.set(color=color if several else PALETTE[1], markeredgecolor="white", markeredgewidth=0.5)
     if any(len(part) for part in values[1::2]):
         axes.plot([], [], "o", markersize=4, color=MUTED if several else PALETTE[1], label="held out")
     above = _fit_frame(axes, np.concatenate(values))
@@ -130,13 +127,13 @@ def term_breakdown(history: Mapping[str, np.ndarray], *, unit: str = "nats per d
     return figure
 
 
-def _curve(axes: Axes, values: np.ndarray, colour: str, label: str | None = None) -> None:
+def _curve(axes: Axes, values: np.ndarray, color: str, label: str | None = None) -> None:
     """The values by step, thin, and their moving average, thick."""
     values, window = np.asarray(values, dtype=float), _window(len(values))
     steps = np.arange(1, len(values) + 1)
     if window > 1:
-        axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.35)
-    axes.plot(steps, _smooth(values, window), color=colour, linewidth=1.6, label=label)
+        axes.plot(steps, values, color=color, linewidth=0.5, alpha=0.35)
+    axes.plot(steps, _smooth(values, window), color=color, linewidth=1.6, label=label)
 
 
 def _window(steps: int) -> int:
@@ -145,7 +142,7 @@ def _window(steps: int) -> int:
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean over the finite values of a centred window, cut short at the ends."""
+    """The mean over the finite values of a centered window, cut short at the ends."""
     finite, box = np.isfinite(values), np.ones(window)
     total = np.convolve(np.where(finite, values, 0.0), box, mode="same")
     count = np.convolve(finite.astype(float), box, mode="same")

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from ppgen.diagnostics.importance import RELIED
+from ppgen.posterior.importance import RELIED
 from ppgen.report.figures.style import DASHED, INK, MUTED, PALETTE, canvas, legend, note, panels, shorten, styled
 
 __all__ = ["moved", "weight_tail"]
@@ -23,8 +23,8 @@ def weight_tail(log_weights: np.ndarray, log_smoothed: np.ndarray, pareto_k: flo
     the weight are those that came where the guide hardly draws, and the posterior is.
 
     Args:
-        log_weights: (K,), in nats, of any normalisation.
-        log_smoothed: (K,), their tail replaced by the Pareto law that was fitted to it; normalised.
+        log_weights: (K,), in nats, of any normalization.
+        log_smoothed: (K,), their tail replaced by the Pareto law that was fitted to it; normalized.
         pareto_k: the shape of that law.
 
     Raises:

@@ -1,0 +1,45 @@
+"""How do generated rows compare with data? Two-sample tests, coverage of modes, distances, labels, domains."""
+
+from ppgen.evaluation.base_space import BaseSpaceTest, base_space_test
+from ppgen.evaluation.coverage import (
+    Coverage,
+    Label,
+    ModeCoverage,
+    UncoveredData,
+    coverage,
+    mode_coverage,
+    uncovered_data,
+)
+from ppgen.evaluation.domains import AdaptationRisk, adaptation_risk, feature_spread, features_collapsed
+from ppgen.evaluation.estimate import estimate
+from ppgen.evaluation.labels import Agreement, label_agreement
+from ppgen.evaluation.pyramid import PyramidDistance, laplacian_pyramid, pyramid_distance, pyramid_noise
+from ppgen.evaluation.two_sample import TwoSample, classifier_test, energy_test, ks_test, mmd_test
+
+__all__ = [
+    "AdaptationRisk",
+    "Agreement",
+    "BaseSpaceTest",
+    "Coverage",
+    "Label",
+    "ModeCoverage",
+    "PyramidDistance",
+    "TwoSample",
+    "UncoveredData",
+    "adaptation_risk",
+    "base_space_test",
+    "classifier_test",
+    "coverage",
+    "energy_test",
+    "estimate",
+    "feature_spread",
+    "features_collapsed",
+    "ks_test",
+    "label_agreement",
+    "laplacian_pyramid",
+    "mmd_test",
+    "mode_coverage",
+    "pyramid_distance",
+    "pyramid_noise",
+    "uncovered_data",
+]

@@ -1,0 +1,28 @@
+from . import recipes, views
+from .annealed_elbo import AnnealedELBO
+from .diffusion_elbo import DiffusionELBO
+from .elbo import ELBO, Rate, Reconstruction
+from .match import Match, match
+from .objective import Objective, Term
+from .wake_sleep import Sleep, Wake, WakeInference
+from .weights import Anneal, Ramp, Schedule
+
+__all__ = [
+    "ELBO",
+    "Anneal",
+    "AnnealedELBO",
+    "DiffusionELBO",
+    "Match",
+    "Objective",
+    "Ramp",
+    "Rate",
+    "Reconstruction",
+    "Schedule",
+    "Sleep",
+    "Term",
+    "Wake",
+    "WakeInference",
+    "match",
+    "recipes",
+    "views",
+]

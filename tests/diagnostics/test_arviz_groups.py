@@ -1,0 +1,307 @@
+"""The posterior in ArviZ's layout, and importance weights against what is known exactly."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoNormal
+from torch.utils.data import TensorDataset
+
+import ppgen
+from ppgen.diagnostics import from_netcdf, importance_summary, to_netcdf
+from ppgen.models import VAE
+from ppgen.tracing.particles import log_weights
+from ppgen.utils import arviz_versions as versions
+
+N, D = 12, 3
+
+
+def chain_of(model, guide, *data, steps=2, **options):
+    """A fit of a few steps: these tests look at the layout, not at the fit."""
+    return ppgen.fit(model, guide, data, steps=steps, progress=False, **options)
+
+
+@pytest.fixture
+def vae():
+    return VAE((D,), latent_dim=2, hidden=(8,))
+
+
+@pytest.fixture
+def regression():
+    """Global latents alone: y ~ N(a + b x, 1)."""
+
+    def model(x, y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            loc = pyro.deterministic("loc", a + (x * b).sum(-1), event_dim=0)
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    return model, AutoNormal(model)
+
+
+def test_layout_of_local_latents(vae):
+    x = torch.randn(N, D)
+    idata = chain_of(vae.model, vae.guide, x, restarts=2).to_arviz(x, draws=30, chunk=13)
+    dims = {group: {k: v.dims for k, v in idata[group].data_vars.items()} for group in GROUPS}
+    sample = ("chain", "draw", "data")
+    assert dims == {
+        "posterior": {"z": (*sample, "z_dim")},
+        "sample_stats": {"lp": sample, "log_q": sample, "log_weight": sample, "log_weight_smoothed": sample},
+        "posterior_predictive": {"x": (*sample, "x_dim")},
+        "prior": {"z": (*sample, "z_dim")},
+        "prior_predictive": {"x": (*sample, "x_dim")},
+        "observed_data": {"x": ("data", "x_dim")},
+        "vi_stats": {
+            "pareto_k": ("chain", "data"),
+            "log_marginal": ("chain", "data"),
+            "log_marginal_error": ("chain", "data"),
+            "effective": ("chain", "data"),
+            "elbo": ("chain", "data"),
+            "elbo_trace": ("chain", "step"),
+        },
+    }
+    assert idata["posterior"]["z"].shape == (2, 30, N, 2)
+    assert idata["vi_stats"]["elbo_trace"].shape == (2, 2)
+    assert np.array_equal(idata["observed_data"]["x"].values, x.numpy())
+
+
+GROUPS = (
+    "posterior",
+    "sample_stats",
+    "posterior_predictive",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "vi_stats",
+)
+
+
+def test_an_amortized_model_has_no_pointwise_likelihood(vae):
+    x = torch.randn(N, D)
+    assert not hasattr(chain_of(vae.model, vae.guide, x).to_arviz(x, draws=25), "log_likelihood")
+
+
+def test_layout_of_global_latents(regression):
+    x, y = torch.randn(N, 2), torch.randn(N)
+    fit = chain_of(*regression, x, y, restarts=2)
+    idata = fit.to_arviz(x, y, draws=40)
+    assert idata["posterior"]["a"].dims == ("chain", "draw")
+    assert idata["posterior"]["b"].dims == ("chain", "draw", "b_dim")
+    assert idata["posterior"]["loc"].dims == ("chain", "draw", "data")
+    assert idata["sample_stats"]["log_weight"].dims == ("chain", "draw")
+    assert idata["log_likelihood"]["y"].dims == ("chain", "draw", "data")
+    assert idata["vi_stats"]["pareto_k"].dims == ("chain",)
+    a, b = (idata["posterior"][k].values for k in "ab")
+    loc = a[..., None] + np.einsum("cdk,nk->cdn", b, x.numpy())
+    np.testing.assert_allclose(idata["posterior"]["loc"].values, loc, atol=1e-5)
+    expected = -0.5 * (y.numpy() - loc) ** 2 - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(idata["log_likelihood"]["y"].values, expected, atol=1e-4)
+
+
+def test_a_program_that_does_not_broadcast_is_run_draw_by_draw(regression):
+    x, y = torch.randn(N, 2), torch.randn(N)
+
+    def model(x, y):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            loc = pyro.deterministic("loc", a + x @ b)
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    vectorized = chain_of(*regression, x, y).to_arviz(x, y, draws=40)
+    single = chain_of(model, AutoNormal(model), x, y).to_arviz(x, y, draws=40)
+    for group in ("posterior", "log_likelihood", "sample_stats", "prior_predictive", "observed_data", "vi_stats"):
+        assert {k: (v.dims, v.shape) for k, v in single[group].data_vars.items()} == {
+            k: (v.dims, v.shape) for k, v in vectorized[group].data_vars.items()
+        }
+    a, b = (single["posterior"][k].values for k in "ab")
+    loc = a[..., None] + np.einsum("cdk,nk->cdn", b, x.numpy())
+    np.testing.assert_allclose(single["posterior"]["loc"].values, loc, atol=1e-5)
+
+
+def test_a_program_that_does_not_broadcast_may_have_any_law():
+    """Of a Beta no draws can be mapped, and Laplace's fill a tensor."""
+    x, y = torch.randn(N, 2), torch.randn(N)
+
+    def model(x, y):
+        share = pyro.sample("share", dist.Beta(2.0, 6.0))
+        b = torch.stack([share, 1 - share])
+        with pyro.plate("data", len(x)):
+            loc = pyro.deterministic("loc", x @ b)
+            pyro.sample("y", dist.Laplace(loc, 1.0), obs=y)
+
+    idata = chain_of(model, AutoNormal(model), x, y).to_arviz(x, y, draws=200)
+    for group, error in (("posterior", None), ("prior", 4 * math.sqrt(0.25 * 0.75 / 9 / 200))):
+        share, loc = (idata[group][name].values for name in ("share", "loc"))
+        b = np.stack([share, 1 - share], -1)
+        np.testing.assert_allclose(loc, b @ x.numpy().T, atol=1e-5)
+        assert error is None or abs(share.mean() - 0.25) < error
+    for group, locs in (("posterior_predictive", "posterior"), ("prior_predictive", "prior")):
+        noise = idata[group]["y"].values - idata[locs]["loc"].values
+        assert abs(np.abs(noise).mean() - 1) < 4 / math.sqrt(noise.size)
+        assert abs(np.corrcoef(noise[0].T)[0, 1]) < 0.3  # each number has a draw of its own
+
+
+@pytest.mark.parametrize("enumerated", [False, True])
+def test_a_wrong_broadcast_without_an_error_is_found(enumerated):
+    """``scale[:, None] * ROOT`` scales columns, not rows, where scales have particles to their left."""
+    y, root = torch.randn(N, 2), torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+
+    def model(y):
+        scale = pyro.sample("scale", dist.HalfNormal(torch.ones(2)).to_event(1))
+        with pyro.plate("data", len(y)):
+            part = pyro.sample("part", dist.Bernoulli(0.5)) if enumerated else torch.tensor(0.0)
+            loc = part[..., None] * torch.ones(2)
+            pyro.sample("y", dist.MultivariateNormal(loc, scale_tril=scale[:, None] * root), obs=y)
+
+    guide = AutoNormal(pyro.poutine.block(model, hide=["part"]), init_scale=0.5)
+    program, loss = config_enumerate(model), TraceEnum_ELBO() if enumerated else None
+    pyro.clear_param_store()
+    fit = ppgen.fit(program, guide, y, loss=loss, steps=2, progress=False, compile=False)
+    idata = fit.to_arviz(y, draws=30, predictive=not enumerated)
+    scale = torch.as_tensor(idata["posterior"]["scale"].values[0])
+    parts = [
+        dist.MultivariateNormal(torch.full((2,), k), scale_tril=(scale[..., None] * root)[:, None]).log_prob(y)
+        for k in (0.0, 1.0)
+    ]
+    of_y = torch.stack(parts).logsumexp(0) - math.log(2) if enumerated else parts[0]
+    expected = dist.HalfNormal(1.0).log_prob(scale).sum(-1) + of_y.sum(-1)
+    np.testing.assert_allclose(idata["sample_stats"]["lp"].values[0], expected.numpy(), rtol=1e-4)
+
+
+def test_data_may_be_given_as_fit_takes_them(regression):
+    x, y = torch.randn(N, 2), torch.randn(N)
+    fit = chain_of(*regression, x, y)
+    apart = fit.to_arviz(x, y, draws=25)
+    for whole in ((x, y), TensorDataset(x, y)):
+        together = fit.to_arviz(whole, draws=25)
+        np.testing.assert_array_equal(together["sample_stats"]["lp"].values, apart["sample_stats"]["lp"].values)
+
+
+def test_an_error_of_the_program_itself_is_not_swallowed(regression):
+    model, guide = regression
+    fit = chain_of(model, guide, torch.randn(N, 2), torch.randn(N))
+    with pytest.raises((RuntimeError, ValueError)):
+        fit.to_arviz(torch.randn(N, 5), torch.randn(N), draws=25)
+
+
+def test_the_joint_density_is_that_of_the_program(regression):
+    x, y = torch.randn(N, 2), torch.randn(N)
+    idata = chain_of(*regression, x, y).to_arviz(x, y, draws=30)
+    a, b = (torch.as_tensor(idata["posterior"][k].values[0]) for k in "ab")
+    prior = dist.Normal(0.0, 1.0)
+    likelihood = torch.as_tensor(idata["log_likelihood"]["y"].values[0]).sum(-1)
+    expected = prior.log_prob(a) + prior.log_prob(b).sum(-1) + likelihood
+    np.testing.assert_allclose(idata["sample_stats"]["lp"].values[0], expected.numpy(), rtol=1e-4)
+
+
+def test_chains_hold_their_own_weights_and_the_live_ones_come_back(regression):
+    x, y = torch.randn(N, 2), torch.randn(N)
+    fit = chain_of(*regression, x, y, restarts=3, steps=1)
+    before = {k: v.clone() for k, v in fit.chains[fit.best].weights.items()}
+    idata = fit.to_arviz(x, y, draws=200)
+    centers = [chain.weights["AutoNormal.locs.a"] for chain in fit.chains]
+    scales = idata["posterior"]["a"].std("draw").values
+    # five standard errors of a mean of 200 draws
+    assert np.all(np.abs(idata["posterior"]["a"].mean("draw").values - np.array(centers)) < 5 * scales / 200**0.5)
+    assert torch.equal(fit.guide.locs.a, before["AutoNormal.locs.a"])
+
+
+def test_loss_trace_unless_the_loss_bounds_the_evidence(vae):
+    x = torch.randn(N, D)
+    fit = chain_of(vae.model, vae.guide, x, loss=ppgen.recipes.vae(beta=2.0))
+    stats = fit.to_arviz(x, draws=25)["vi_stats"]
+    assert "loss_trace" in stats
+    assert "elbo_trace" not in stats
+    np.testing.assert_allclose(stats["loss_trace"].values[0], fit.history["loss"])
+
+
+def test_netcdf_round_trip(vae, tmp_path):
+    x = torch.randn(N, D)
+    idata = chain_of(vae.model, vae.guide, x).to_arviz(x, draws=25)
+    to_netcdf(idata, tmp_path / "posterior.nc")
+    back = from_netcdf(tmp_path / "posterior.nc")
+    for group in GROUPS:
+        assert back[group].equals(idata[group]), group
+
+
+def test_predictive_groups_can_be_left_out(vae):
+    x = torch.randn(N, D)
+    idata = chain_of(vae.model, vae.guide, x).to_arviz(x, draws=25, predictive=False)
+    assert not hasattr(idata, "posterior_predictive")
+    assert hasattr(idata, "posterior")
+
+
+def test_draws_are_seeded_and_leave_the_callers_stream(vae):
+    x = torch.randn(N, D)
+    fit = chain_of(vae.model, vae.guide, x)
+    state = torch.get_rng_state()
+    first, second = (fit.to_arviz(x, draws=25, seed=3)["posterior"]["z"].values for _ in range(2))
+    assert np.array_equal(first, second)
+    assert torch.equal(state, torch.get_rng_state())
+    assert not np.array_equal(first, fit.to_arviz(x, draws=25, seed=4)["posterior"]["z"].values)
+
+
+def exact_pair():
+    """z ~ N(0, 1), x | z ~ N(z, 1), so z | x ~ N(x / 2, 1 / sqrt 2) and x ~ N(0, sqrt 2)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, widen=1.0):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, widen * 0.5**0.5))
+
+    return model, guide
+
+
+def test_an_exact_guide_has_equal_weights_and_no_tail():
+    model, guide = exact_pair()
+    x = torch.randn(N, dtype=torch.float64)
+    summary = importance_summary(log_weights(model, guide, (x,), particles=50).numpy())
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x).numpy()
+    np.testing.assert_allclose(summary.log_marginal, exact, atol=1e-12)
+    np.testing.assert_allclose(summary.elbo, exact, atol=1e-12)
+    np.testing.assert_allclose(summary.effective, 50)
+    assert np.all(np.isneginf(summary.pareto_k))
+
+
+def test_khat_tells_a_narrow_guide_from_a_wide_one():
+    model, guide = exact_pair()
+    x = torch.randn(20, dtype=torch.float64)
+    torch.manual_seed(0)
+    khat = {}
+    for widen in (0.4, 1.5):
+        narrow = lambda x, widen=widen: guide(x, widen)  # noqa: E731
+        khat[widen] = importance_summary(log_weights(model, narrow, (x,), particles=2000).numpy()).pareto_k
+    # the weights' tail shape is 1 - widen^2 in the limit: .84, and below zero
+    assert np.median(khat[0.4]) > 0.7
+    assert np.median(khat[1.5]) < 0.3
+
+
+@pytest.mark.parametrize("shape", [0.3, 0.9])
+def test_psislw_recovers_the_tail_of_pareto_weights(shape):
+    rng = np.random.default_rng(0)
+    log_w = -shape * np.log(rng.uniform(size=20_000))  # Pareto with tail index 1 / shape
+    log_smooth, khat = versions.psislw(log_w)
+    assert khat == pytest.approx(shape, abs=0.15)
+    assert np.exp(log_smooth).sum() == pytest.approx(1.0)
+    assert np.corrcoef(log_smooth, log_w)[0, 1] > 0.95
+
+
+def test_too_few_draws_are_refused(vae):
+    x = torch.randn(N, D)
+    with pytest.raises(ValueError, match="at least 25 draws"):
+        chain_of(vae.model, vae.guide, x).to_arviz(x, draws=10)
+    for draws in (0, 1):  # whose values do not differ, as those of a point
+        with pytest.raises(ValueError, match=f"at least 25 draws, .* got {draws}"):
+            chain_of(vae.model, vae.guide, x).to_arviz(x, draws=draws)
+    with pytest.raises(ValueError, match="chunks of at least 1, got 30 in 0"):
+        chain_of(vae.model, vae.guide, x).to_arviz(x, draws=30, chunk=0)

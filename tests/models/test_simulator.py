@@ -1,0 +1,231 @@
+"""Simulators as programs of rows: what they draw, what `Sleep` does with a table, and what they refuse."""
+
+from functools import partial
+from inspect import signature
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch import nn
+
+import ppgen
+from ppgen.tracing.traces import Traces
+
+
+def one(x=None):
+    """A rate on an interval and a level, seen through noise: z = (a, b) of shapes () and (2,)."""
+    a = pyro.sample("a", dist.Uniform(0.0, 2.0))
+    b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    pyro.sample("x", dist.Normal(a.unsqueeze(-1) * b, 0.1).to_event(1), obs=x)
+
+
+def paths(x=None, y=None):
+    """With a plate of its own, and two observed sites."""
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    with pyro.plate("time", 5, dim=-1):
+        pyro.sample("x", dist.Normal(level, 1.0), obs=x)
+        pyro.sample("y", dist.Poisson(level.exp()), obs=y)
+
+
+class Network(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.sample("x", dist.Normal(self.layer(z), 0.1).to_event(1), obs=x)
+
+
+def simulate(theta):  # code of any kind
+    return np.stack([theta[:, 0].numpy() ** 2, np.sign(theta[:, 1].numpy())], -1)
+
+
+def implicit(x=None):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    pyro.sample("x", ppgen.Implicit(simulate, theta, event_shape=(2,)), obs=x)
+
+
+SHAPES = {
+    "one": (one, {"x": (2,), "a": (), "b": (2,)}),
+    "paths": (paths, {"x": (5,), "y": (5,), "level": (1,)}),
+    "network": (Network(), {"x": (3,), "z": (2,)}),
+    "implicit": (implicit, {"x": (2,), "theta": (2,)}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_table_has_the_rows_that_the_program_takes(name):
+    model, shapes = SHAPES[name]
+    simulator = ppgen.Simulator(model)
+    before = torch.get_rng_state()
+    table = simulator.draw(7, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {k: tuple(v.shape) for k, v in table._asdict().items()} == {k: (7, *s) for k, s in shapes.items()}
+    assert list(signature(simulator).parameters) == [*simulator.data, *simulator.latents] == list(shapes)
+    for part, again in zip(table, simulator.draw(7, seed=1), strict=True):
+        assert torch.equal(part, again)
+        assert not part.requires_grad
+    trace = poutine.trace(simulator).get_trace(*table)
+    for observed in simulator.data:
+        assert torch.equal(trace.nodes[observed]["value"], getattr(table, observed))
+    assert Traces(simulator, lambda *_: None, tuple(table)).generated.nodes["data"]["value"].shape == (7,)
+
+
+@pytest.mark.parametrize("name", ["one", "network"])
+def test_rows_have_the_density_of_one_each(name):
+    model, _ = SHAPES[name]
+    simulator = ppgen.Simulator(model)
+    table = simulator.draw(4, seed=0)
+    values = table._asdict()
+    rows = poutine.trace(poutine.condition(simulator, data=values)).get_trace(table.x)
+    rows.compute_log_prob()
+    for i in range(4):
+        single = poutine.condition(model, data={k: v[i] for k, v in values.items()})
+        trace = poutine.trace(single).get_trace(table.x[i])
+        trace.compute_log_prob()
+        for site in values:
+            torch.testing.assert_close(rows.nodes[site]["log_prob"][i], trace.nodes[site]["log_prob"])
+
+
+def guide(x, a=None, b=None):
+    loc, scale = pyro.param("loc", torch.zeros(2)), pyro.param("scale", torch.ones(2), constraint=POSITIVE)
+    with pyro.plate("data", len(x)):
+        pyro.sample("a", dist.Uniform(0.0, 2.0 + pyro.param("slack", torch.zeros(())) ** 2))
+        pyro.sample("b", dist.Normal(loc * x, scale).to_event(1))
+
+
+POSITIVE = dist.constraints.positive
+
+
+def test_of_a_table_sleep_is_the_mean_score_and_simulates_nothing():
+    simulator = ppgen.Simulator(one)
+    table = simulator.draw(50, seed=5)
+    before = torch.get_rng_state()
+    value = ppgen.Sleep().loss(simulator, guide, *table)
+    assert torch.equal(torch.get_rng_state(), before)
+    expected = dist.Uniform(0.0, 2.0).log_prob(table.a) + dist.Normal(0.0, 1.0).log_prob(table.b).sum(-1)
+    assert value == pytest.approx(-float(expected.mean()), rel=1e-5)
+    anew = {ppgen.Sleep().loss(simulator, guide, table.x) for _ in range(3)}
+    assert len(anew | {value}) == 4
+
+
+@pytest.mark.parametrize("model", [one, implicit])
+def test_a_flow_learns_from_a_table_and_stops_by_what_is_held_out(model):
+    simulator = ppgen.Simulator(model)
+    table = simulator.draw(300, seed=0)
+    torch.manual_seed(0)
+    flow = ppgen.AutoFlow(simulator, amortized="x", flow="maf", layers=1, hidden=(16,), init_scale=1.0)
+    fit = ppgen.fit(
+        *(simulator, flow, table),
+        loss=ppgen.Sleep(),
+        optim=partial(torch.optim.Adam, lr=0.05),
+        batch_size=100,
+        validation=0.2,
+        patience=2,
+        epochs=60,
+        compile=False,
+    )
+    (chain,) = fit.chains
+    losses = chain.validation["loss"]
+    assert losses.min() < losses[0] - 0.2
+    assert chain.stop_reason.startswith("no better validation loss in 2 checks")
+    assert chain.final == losses.min()
+    with fit.eval_mode():
+        drawn = fit.guide(table.x[:1].expand(20, -1))
+    assert set(drawn) == set(simulator.latents)
+    assert all(len(part) == 20 for part in drawn.values())
+
+
+def test_an_encoder_embeds_the_data():
+    """Whose mean is all that tells the level."""
+
+    class Mean(nn.Module):
+        def forward(self, x):
+            return x.mean(-1, keepdim=True)
+
+    def model(x=None):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(level.unsqueeze(-1), 1.0).expand([*level.shape, 8]).to_event(1), obs=x)
+
+    simulator = ppgen.Simulator(model)
+    flow = ppgen.AutoFlow(simulator, amortized="x", flow="lu_linear", encoder=Mean(), init_scale=1.0)
+    adam = partial(torch.optim.Adam, lr=0.05)
+    x = simulator.draw(256, seed=0).x
+    options = {"optim": adam, "steps": 200, "lr_scheduler": "cosine", "compile": False}
+    ppgen.fit(simulator, flow, x, loss=ppgen.Sleep(), **options)
+    distribution = flow.get_posterior(torch.stack([torch.zeros(8), torch.ones(8)]))  # N(8 mean / 9, 1 / 9)
+    u = distribution.expand((4000, 2)).sample().squeeze(-1)
+    assert u.mean(0).tolist() == pytest.approx([0.0, 8 / 9], abs=0.06)
+    assert u.std(0).tolist() == pytest.approx([1 / 3, 1 / 3], abs=0.04)
+
+
+# bad input
+
+
+def named_otherwise(data=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=data)
+
+
+def no_latents(x=None):
+    pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+def with_plate(x=None):
+    with pyro.plate("data", 3):
+        one(x)
+
+
+def first_row(x=None):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    pyro.sample("x", dist.Normal(theta[0], 1.0), obs=x)
+
+
+def summed(x=None):
+    theta = pyro.sample("theta", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    pyro.sample("x", dist.Normal(theta.sum(), 1.0), obs=x)
+
+
+REFUSED = {
+    "no argument of the site's name": (named_otherwise, LookupError, r"arguments, 'data', has the name.*'z', 'x'"),
+    "no latents": (no_latents, ValueError, r"draws 'x' and no latents"),
+    "a plate of data": (with_plate, ValueError, r'has a plate "data"'),
+    "an index from the left": (first_row, ValueError, r"the law of 'x' in one row depends.*z\[\.\.\., 0\]"),
+    "a sum of all": (summed, ValueError, r"the law of 'x' in one row depends on the latents of the other"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_simulator_says_why(name):
+    model, error, said = REFUSED[name]
+    with pytest.raises(error, match=said):
+        ppgen.Simulator(model)
+
+
+def test_calls_that_say_too_little():
+    simulator = ppgen.Simulator(one)
+    table = simulator.draw(3)
+    with pytest.raises(ValueError, match=r"expected rows of 'x', equally many, got none; to simulate, call draw\(n\)"):
+        simulator()
+    with pytest.raises(ValueError, match=r"got \{'x': 3, 'y': 2\}"):
+        ppgen.Simulator(paths)(torch.zeros(3, 5), torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"of shape \(5,\) each, as it draws them, got \(5,\); .* x\[None\]"):
+        ppgen.Simulator(paths)(torch.zeros(5), torch.zeros(5, 5))  # which would be broadcast, as five equal rows
+    with pytest.raises(ValueError, match=r"at least one simulation, got n=0"):
+        simulator.draw(0)
+    with pytest.raises(LookupError, match=r"of the latents 'a', 'b' the simulations lack 'b'"):
+        ppgen.Sleep().loss(simulator, guide, table.x, table.a)
+
+
+def test_an_implicit_law_says_what_it_lacks():
+    theta = torch.zeros(3, 2)
+    with pytest.raises(NotImplementedError, match=r"has no density; Sleep\(\) asks for none"):
+        ppgen.ELBO().loss(ppgen.Simulator(implicit), ppgen.AutoFlow(ppgen.Simulator(implicit), amortized="x"), theta)
+    with pytest.raises(ValueError, match=r"expected draws of shape \(3, 5\) of the function, got \(3, 2\)"):
+        ppgen.Implicit(simulate, theta, event_shape=(5,)).sample()
+    assert ppgen.Implicit(simulate, theta, event_shape=(2,)).expand((4, 3)).sample().shape == (4, 3, 2)

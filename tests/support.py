@@ -1,0 +1,49 @@
+"""What several test files build on: a pair of programs with what is known about it, and inductor's stand-in."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, fx, nn
+
+
+class Pair(NamedTuple):
+    model: Callable
+    guide: Callable
+    args: tuple
+    n: int
+    exact: Any = None
+    """What is known in closed form about the program, where something is."""
+
+
+def gaussian_pair(rows: int = 6, width: int = 3, size: int = 2) -> Pair:
+    """A Gaussian VAE on `rows` data of `width` numbers, with linear networks."""
+    decoder, encoder = nn.Linear(size, width), nn.Linear(width, 2 * size)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([size]).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", x.shape[0]):
+            loc, log_scale = encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return Pair(model, guide, (torch.randn(rows, width),), rows)
+
+
+def interpret(recording: Any, outputs: Any, draws: int) -> Callable:
+    """What inductor builds, run by Python: the recorded operations one by one."""
+    recording.graph.output(outputs)
+    module = fx.GraphModule(recording.root, recording.graph)
+
+    def call(tensors: list[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return list(module(*tensors))
+
+    return call

@@ -1,0 +1,642 @@
+"""Going on: a run that was stopped and taken up again, in a fresh process or not, is the run that was never stopped."""
+
+import functools
+import json
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import bits, frozen_in_training
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule
+from support import gaussian_pair
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ExponentialLR, MultiStepLR, SequentialLR
+
+import ppgen
+from ppgen import recipes
+from ppgen.fitting import TrainingStep
+from ppgen.infer.checkpoint_file import CheckpointError, read, write
+from ppgen.models import Generator
+from ppgen.report import Report
+from ppgen.runs.adaptation import Adaptation
+from ppgen.runs.cli import main
+from ppgen.runs.run import Run
+from ppgen.training.checkpoint import position
+
+pytestmark = [frozen_in_training, pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")]
+
+X = torch.randn(20, 3, generator=torch.Generator().manual_seed(7)) + 1
+STEPS = 16  # in batches of 6, so that epochs end elsewhere; a checkpoint is written after steps 1 and 10
+
+
+class Row(NamedTuple):
+    """A run: what makes its programs and its loss, and options of `fit`."""
+
+    build: Callable[[], tuple[Callable, Callable]]
+    loss: Callable[[], Any] = ppgen.ELBO
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+def networks() -> tuple[Callable, Callable]:
+    pair = gaussian_pair()
+    return pair.model, pair.guide
+
+
+def frozen() -> tuple[Callable, Callable]:
+    decoder, (model, guide) = nn.Linear(2, 3).requires_grad_(False), networks()
+
+    def loaded(x: Tensor) -> None:
+        pyro.module("frozen", decoder)
+        decoder(torch.zeros(1, 2))
+        model(x)
+
+    return loaded, guide
+
+
+def schools(x: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(X), subsample=x):
+        pyro.sample("x", dist.Normal(mu, tau).expand([3]).to_event(1), obs=x)
+
+
+def drawn() -> tuple[Callable, Callable]:
+    """A function whose parameters draw their own start."""
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(pyro.param("loc", lambda: torch.randn(())), 1.0))
+        pyro.sample("tau", dist.LogNormal(pyro.param("log_tau", lambda: torch.randn(())), 1.0))
+
+    return schools, guide
+
+
+class Normed(PyroModule):
+    """With batch norm, whose moments are buffers, and dropout, which draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.2), nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            pyro.sample("x", dist.Normal(self.net(z), 1.0).to_event(1), obs=x)
+
+
+def centered(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.zeros(2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+def generator() -> tuple[Callable, Callable]:
+    module = Generator((3,), latent_dim=2, hidden=(4,))
+    return module.model, module.guide
+
+
+def adam(**options: Any) -> Callable:
+    return functools.partial(torch.optim.Adam, **{"lr": 0.01, **options})
+
+
+def milestones(optimizer: Any) -> Any:
+    """A schedule with schedules and a table of whole numbers inside, neither of which is JSON."""
+    parts = [ExponentialLR(optimizer, 0.9), MultiStepLR(optimizer, [3, 9], 0.5)]
+    return SequentialLR(optimizer, parts, [8])
+
+
+def in_groups(parameters: Any) -> torch.optim.Optimizer:
+    first, *others = parameters
+    return torch.optim.SGD([{"params": [first], "lr": 0.02}, {"params": others}], lr=0.01, momentum=0.9)
+
+
+def by_name(name: str) -> dict[str, Any]:
+    return {"lr": 0.02 if "loc" in name else 0.01, "betas": (0.8, 0.99)}
+
+
+ROWS: dict[str, Row] = {
+    "VAE": Row(networks, lambda: recipes.vae(beta=ppgen.Ramp(1.0)), {"validation": 0.2, "clip_norm": 0.5}),
+    "game": Row(
+        generator, lambda: recipes.r3_gan(hidden=(8,), steps=2, noise=0.1), {"ema": 0.9, "lr_scheduler": "cosine"}
+    ),
+    "clipped critic": Row(generator, lambda: recipes.wgan_clip(hidden=(8,)), {"validation": X[:5], "ema": 0.5}),
+    "critic of spectral norm": Row(generator, lambda: recipes.hinge_gan(hidden=(8,))),
+    "Pyro's optimizer": Row(lambda: (schools, AutoNormal(schools)), options={"optim": pyro.optim.Adam({"lr": 0.05})}),
+    "Pyro's decaying rate": Row(
+        drawn, options={"optim": pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.9}), "restarts": 2}
+    ),
+    "Pyro's arguments by name": Row(drawn, options={"optim": pyro.optim.Adam(by_name)}),
+    "restarts": Row(networks, options={"restarts": 2, "ema": 0.9, "validation": 0.2}),
+    "batch norm": Row(lambda: (Normed(), centered), options={"restarts": 2, "lr_scheduler": "linear"}),
+    "patience": Row(networks, options={"optim": adam(lr=0.5), "validation": X[:6], "patience": 2, "restarts": 2}),
+    "milestones": Row(networks, options={"lr_scheduler": milestones, "optim": in_groups}),
+    "AMSGrad": Row(networks, options={"optim": adam(amsgrad=True, weight_decay=0.1), "batch_size": None}),
+    "frozen": Row(frozen, options={"optim": functools.partial(torch.optim.Rprop, lr=0.01), "restarts": 2}),
+    "a function as loss": Row(networks, lambda: pyro.infer.Trace_ELBO().differentiable_loss),
+    "wake-sleep": Row(
+        networks,
+        lambda: pyro.infer.ReweightedWakeSleep(num_particles=2, vectorize_particles=False, max_plate_nesting=1),
+    ),
+}
+
+
+def fit(row: Row | str, *, built: int = 0, **options: Any) -> ppgen.Fit:
+    """A run of its programs, built anew under a seed and in a clean store, as a new process has them."""
+    row = ROWS[row] if isinstance(row, str) else row
+    pyro.clear_param_store()
+    torch.manual_seed(built)
+    programs = row.build()
+    options = {"steps": STEPS, "batch_size": 6, "optim": adam(), "compile": False, **row.options, **options}
+    torch.manual_seed(built + 1)  # the caller's own numbers are to matter as little
+    return ppgen.fit(*programs, X, loss=row.loss(), progress=False, **options)
+
+
+def same(one: ppgen.Fit, other: ppgen.Fit) -> None:
+    """Two fits are equal, bit for bit, but for how long they took."""
+    assert len(one.chains) == len(other.chains)
+    for a, b in zip(one.chains, other.chains, strict=True):
+        assert (a.stop_reason, a.best_step, a.interrupted) == (b.stop_reason, b.best_step, b.interrupted)
+        for kind in ("history", "validation", "adversarial_metrics", "weights"):
+            mine, others = getattr(a, kind), getattr(b, kind)
+            assert mine.keys() == others.keys(), kind
+            for name, values in mine.items():
+                assert np.array_equal(values, others[name]), (kind, name)
+
+
+class Crash(Exception):
+    pass
+
+
+def at(step: int, how: str = "stop", chain: int = 0) -> Callable[[TrainingStep], None]:
+    """A callback that ends a run there."""
+
+    def end(moment: TrainingStep) -> None:
+        if (moment.chain, moment.step) == (chain, step):
+            if how == "stop":
+                moment.stop("enough")
+            elif how == "Ctrl-C":
+                raise KeyboardInterrupt
+            else:
+                raise Crash
+
+    return end
+
+
+@functools.cache
+def whole(row: str) -> ppgen.Fit:
+    """The run that was never stopped."""
+    return fit(row)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_checkpoint_disturbs_nothing_and_a_complete_run_leaves_none(row, tmp_path):
+    same(fit(row, checkpoint=tmp_path / "run"), whole(row))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "crash"])
+@pytest.mark.parametrize("row", ROWS)
+def test_a_run_taken_up_again_is_the_run_that_was_never_stopped(row, how, tmp_path):
+    """Stopped in the middle of an epoch, where it is kept, or 3 steps after the last time it was kept."""
+    path, last = tmp_path / "run", ROWS[row].options.get("restarts", 1) - 1
+    step = min(13, len(whole(row).chains[last].history["loss"]) - 1)
+    stop = at(step, how, last)
+    if how == "crash":
+        with pytest.raises(Crash):
+            fit(row, checkpoint=path, callbacks=[stop])
+    else:
+        stopped = fit(row, checkpoint=path, callbacks=[stop])
+        assert stopped.chains[-1].stop_reason == f"interrupted at step {step}"
+    assert position(path) == (last, step if how == "Ctrl-C" else (10 if step >= 10 else 1))
+    taken_up: list[tuple[int, int]] = []
+    resumed = fit(row, built=1, checkpoint=path, callbacks=[lambda m: taken_up.append((m.chain, m.step))])
+    assert taken_up[0] == (last, (step if how == "Ctrl-C" else (10 if step >= 10 else 1)) + 1)
+    same(resumed, whole(row))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("row", ["game", "patience"])
+def test_stopped_at_every_step_it_comes_to_the_same(row, tmp_path):
+    """Each step in a new process; the first chain of "patience" ends by itself."""
+    path, steps = tmp_path / "run", sum(len(chain.history["loss"]) for chain in whole(row).chains)
+    result = None
+    for built in range(steps + 2):
+        if result is None or path.exists():
+            result = fit(row, built=built, checkpoint=path, callbacks=[stop_now])
+    assert result is not None
+    assert not path.exists()
+    same(result, whole(row))
+
+
+def stop_now(moment: TrainingStep) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "crash"])
+@pytest.mark.parametrize("row", [name for name, row in ROWS.items() if "restarts" in row.options])
+def test_restarts_after_it_begin_where_they_would_have(row, how, tmp_path):
+    path = tmp_path / "run"
+    try:
+        assert len(fit(row, checkpoint=path, callbacks=[at(4, how)]).chains) == 1
+    except Crash:
+        assert how == "crash"
+    same(fit(row, built=1, checkpoint=path), whole(row))
+
+
+def test_rates_that_a_callback_set_stay_set(tmp_path):
+    def slower(moment: TrainingStep) -> None:
+        if moment.step == 5:
+            for group in moment.svi.player.optimizer.param_groups:
+                group["lr"] /= 3
+
+    expected = fit("VAE", callbacks=[slower])
+    fit("VAE", checkpoint=tmp_path / "run", callbacks=[slower, at(7, "Ctrl-C")])
+    same(fit("VAE", built=1, checkpoint=tmp_path / "run", callbacks=[slower]), expected)
+
+
+def test_a_run_that_fails_right_after_has_the_last_good_weights(tmp_path):
+    def spoil(moment: TrainingStep) -> None:
+        if moment.step == 8:
+            next(iter(moment.svi.player.leaves.values())).data.fill_(float("nan"))
+
+    with pytest.warns(UserWarning, match="the weights are those of step 7"):
+        expected = fit("VAE", callbacks=[spoil])
+    fit("VAE", checkpoint=tmp_path / "run", callbacks=[at(7, "Ctrl-C")])
+    with pytest.warns(UserWarning, match="the weights are those of step 7"):
+        same(fit("VAE", built=1, checkpoint=tmp_path / "run", callbacks=[spoil]), expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_a_callback_stopped_goes_on_when_called_again(tmp_path):
+    path = tmp_path / "run"
+    first = fit("VAE", checkpoint=path, callbacks=[at(7)])
+    assert first.chains[0].stop_reason == "enough, at step 7"
+    second = fit("VAE", checkpoint=path, callbacks=[at(12)])
+    assert second.chains[0].stop_reason == "enough, at step 12"
+    assert len(second.history["loss"]) == 12
+    same(fit("VAE", checkpoint=path), whole("VAE"))
+
+
+def test_a_chain_that_a_callback_stops_before_the_last_is_over(tmp_path):
+    path = tmp_path / "run"
+    expected = fit("restarts", callbacks=[at(7)])
+    same(fit("restarts", checkpoint=path, callbacks=[at(7)]), expected)
+    assert not path.exists()
+    with pytest.raises(Crash):
+        fit("restarts", checkpoint=path, callbacks=[at(7), at(12, "crash", 1)])
+    same(fit("restarts", built=1, checkpoint=path), expected)
+
+
+def test_stopped_after_its_last_step_a_run_has_none_left(tmp_path):
+    path = tmp_path / "run"
+    fit("VAE", checkpoint=path, callbacks=[at(STEPS, "Ctrl-C")])
+    assert position(path) == (0, STEPS)
+    same(fit("VAE", built=1, checkpoint=path), whole("VAE"))
+
+
+def test_a_callback_with_flush_is_called_before_each_writing(tmp_path):
+    class Notes:
+        seen: list[int]
+
+        def __init__(self) -> None:
+            self.seen, self.flushed = [], []
+
+        def __call__(self, moment: TrainingStep) -> None:
+            self.seen.append(moment.step)
+
+        def flush(self) -> None:
+            self.flushed.append(self.seen[-1])
+
+    notes = Notes()
+    fit("VAE", checkpoint=tmp_path / "run", callbacks=[notes, at(15, "Ctrl-C")])
+    assert notes.flushed == [1, 10, 15]
+    fit("VAE", callbacks=[notes := Notes()])
+    assert notes.flushed == []
+
+
+# Ctrl-C itself.
+
+
+def pressed(times: int) -> Row:
+    """A program in the middle of whose tenth step Ctrl-C is pressed."""
+
+    def build() -> tuple[Callable, Callable]:
+        model, guide = networks()
+        steps = 0
+
+        def counted(x: Tensor) -> None:
+            nonlocal steps
+            steps += torch.is_grad_enabled()
+            if steps == 10:
+                for _ in range(times):
+                    signal.raise_signal(signal.SIGINT)
+            model(x)
+
+        return counted, guide
+
+    return Row(build)
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a process in the background is started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_lets_the_step_end(tmp_path):
+    path = tmp_path / "run"
+    stopped = fit(pressed(1), checkpoint=path)
+    assert stopped.chains[0].stop_reason == "interrupted at step 10"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    same(fit(pressed(0), checkpoint=path), fit(pressed(0)))
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_twice_ends_the_step_too_and_leaves_the_last_checkpoint(tmp_path):
+    path = tmp_path / "run"
+    stopped = fit(pressed(2), checkpoint=path)
+    assert stopped.chains[0].stop_reason == "interrupted at step 9"
+    assert position(path) == (0, 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    same(fit(pressed(0), checkpoint=path), fit(pressed(0)))
+
+
+# The compiled step.
+
+
+def close(one: ppgen.Fit, other: ppgen.Fit) -> None:
+    for a, b in zip(one.chains, other.chains, strict=True):
+        np.testing.assert_allclose(a.history["loss"], b.history["loss"], rtol=1e-4, atol=1e-4)
+        for name, weight in a.weights.items():
+            np.testing.assert_allclose(weight, b.weights[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("row", "first", "then"),
+    [("VAE", True, False), ("VAE", False, True), ("game", True, True), ("Pyro's decaying rate", False, True)],
+)
+def test_a_compiled_run_goes_on_compiled_or_eagerly(row, first, then, builds, tmp_path):
+    path, last = tmp_path / "run", ROWS[row].options.get("restarts", 1) - 1
+    fit(row, compile=first, checkpoint=path, callbacks=[at(4, "Ctrl-C", last)])
+    resumed = fit(row, built=1, compile=then, checkpoint=path)
+    assert resumed.chains[-1].compiled.count("compiled at step") == (then and (1 if row != "game" else 2))
+    assert builds
+    close(resumed, whole(row))
+
+
+@pytest.mark.slow
+def test_a_run_compiled_by_inductor_goes_on(tmp_path):
+    path = tmp_path / "run"
+    fit("VAE", compile=True, checkpoint=path, callbacks=[at(13, "Ctrl-C")])
+    close(fit("VAE", built=1, compile=True, checkpoint=path), whole("VAE"))
+
+
+# What is refused.
+
+
+@pytest.fixture
+def stopped(tmp_path) -> Path:
+    fit("restarts", checkpoint=tmp_path / "run", callbacks=[at(4)])
+    fit("restarts", checkpoint=tmp_path / "run", callbacks=[at(4, "Ctrl-C", 1)])
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 17}, "steps: 16 then, 17 now"),
+        ({"seed": 1}, "seed: 0 then, 1 now"),
+        ({"restarts": 3}, "restarts: 2 then, 3 now"),
+        ({"batch_size": 7}, "batch_size: 6 then, 7 now"),
+        ({"ema": None}, r"ema: 0\.9 then, None now"),
+        ({"clip_norm": 1.0}, r"clip_norm: None then, 1\.0 now"),
+        ({"patience": 3}, "patience: None then, 3 now"),
+        ({"lr_scheduler": "cosine"}, "lr_scheduler: None then, cosine now"),
+        ({"validation": None}, r"data: .*\(16, 3\).* then, .*\(20, 3\)"),
+        ({"optim": adam(lr=0.02)}, r"its optimizer is Adam\(lr=0\.01.*, this run's is Adam\(lr=0\.02"),
+        ({"optim": functools.partial(torch.optim.SGD, lr=0.01)}, r"this run's is SGD"),
+        ({"optim": pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.01}, "gamma": 0.9})},
+         "give an optimizer and fit's lr_scheduler="),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_other_options_is_refused_and_nothing_written(options, message, stopped):
+    before = stopped.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        fit("restarts", checkpoint=stopped, **options)
+    assert stopped.read_bytes() == before
+    same(fit("restarts", checkpoint=stopped), whole("restarts"))
+
+
+def test_a_checkpoint_of_other_programs_is_refused_and_they_stay_as_they_are(stopped):
+    before = stopped.read_bytes()
+    others = gaussian_pair(width=3, size=4)
+    held = [p for pair in (others.model, others.guide) for p in pair.__closure__[0].cell_contents.parameters()]
+    weights = bits(held)
+    with pytest.raises(ValueError, match=r"parameter encoder\$\$\$weight: torch\.float32 \(4, 3\) then, .* \(8, 3\)"):
+        ppgen.fit(others.model, others.guide, X, **FULL, checkpoint=stopped)
+    assert bits(held) == weights
+    with pytest.raises(ValueError, match=r"parameter frozen\$\$\$weight: none then, .*frozen now"):
+        fit(Row(frozen, options=ROWS["restarts"].options), checkpoint=stopped)
+    with pytest.raises(ValueError, match=r"loss: ELBO then, Reconstruction \+ Rate now"):
+        fit(Row(networks, recipes.vae, ROWS["restarts"].options), checkpoint=stopped)
+    assert stopped.read_bytes() == before
+
+
+FULL: dict[str, Any] = {
+    **{"steps": STEPS, "batch_size": 6, "compile": False, "progress": False},
+    **ROWS["restarts"].options,
+}
+
+
+def test_a_checkpoint_of_other_rows_is_refused(stopped):
+    pair = gaussian_pair()
+    with pytest.raises(ValueError, match="data: its part 0 has other rows"):
+        ppgen.fit(pair.model, pair.guide, X + 0.01, optim=adam(), **FULL, checkpoint=stopped)
+
+
+def test_a_damaged_checkpoint_is_an_error_and_stays(stopped):
+    content = bytearray(stopped.read_bytes())
+    content[-3] ^= 1
+    stopped.write_bytes(content)
+    with pytest.raises(CheckpointError, match="altered or damaged"):
+        fit("restarts", checkpoint=stopped)
+    assert stopped.read_bytes() == content
+    stopped.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        fit("restarts", checkpoint=stopped)
+
+
+def test_a_saved_fit_is_no_checkpoint(tmp_path):
+    whole("VAE").save(tmp_path / "fit")
+    with pytest.raises(CheckpointError, match="not a checkpoint of a run"):
+        fit("VAE", checkpoint=tmp_path / "fit")
+
+
+def test_what_a_checkpoint_cannot_hold_is_said_at_the_first_step(tmp_path):
+    class Odd(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    self.state[p]["memory"] = [p]
+            return super().step(closure)
+
+    def with_own(*args: Any) -> Tensor:
+        own = pyro.param("own", torch.tensor(0.0))
+        return pyro.infer.Trace_ELBO().differentiable_loss(*args) + own**2
+
+    seen: list[int] = []
+    note = [lambda moment: seen.append(moment.step)]
+    with pytest.raises(TypeError, match="Odd holds 'memory', a list"):
+        fit("VAE", optim=functools.partial(Odd, lr=0.1), checkpoint=tmp_path / "run", callbacks=note)
+    with pytest.raises(ValueError, match="the parameters own on the first batch"):
+        fit(Row(networks, lambda: with_own), checkpoint=tmp_path / "run", callbacks=note)
+    assert seen == [1, 1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_holds_tensors_and_json_alone(stopped):
+    tensors, facts = read(stopped)
+    assert {key.split("/")[0] for key in tensors} == {"live", "watch", "chains", "random", "data", "start", "players"}
+    write(stopped, tensors, facts)
+    same(fit("restarts", checkpoint=stopped), whole("restarts"))
+
+
+def test_a_leaf_frozen_while_it_trained_stays_where_it_was(tmp_path):
+    """Frozen after step 5, by a callback which the run that goes on does not have: its program comes frozen."""
+    encoder = nn.Linear(3, 4)
+
+    def build() -> tuple[Callable, Callable]:
+        model, _ = networks()
+        torch.manual_seed(3)
+        encoder.reset_parameters()
+        encoder.bias.requires_grad_(not build.frozen)
+
+        def guide(x: Tensor) -> None:
+            pyro.module("encoder", encoder)
+            with pyro.plate("data", x.shape[0]):
+                loc, log_scale = encoder(x).chunk(2, -1)
+                pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+        return model, guide
+
+    def freeze(moment: TrainingStep) -> None:
+        if moment.step == 5:
+            encoder.bias.requires_grad_(False)
+
+    build.frozen = False
+    expected = fit(Row(build), callbacks=[freeze])
+    fit(Row(build), checkpoint=tmp_path / "run", callbacks=[freeze, at(8, "Ctrl-C")])
+    with pytest.raises(ValueError, match=r"encoder\$\$\$bias: torch\.float32 \(4,\), frozen then"):
+        fit(Row(build), checkpoint=tmp_path / "run")
+    build.frozen = True
+    same(fit(Row(build), checkpoint=tmp_path / "run"), expected)
+
+
+# The command line.
+
+SMALL = ["--model.hidden", "[8]", "--draws", "0", "--particles", "4", "--data.size", "300", "--fit.batch_size", "32"]
+RUNS = {
+    "vae": ["train", "vae", "moons", "--fit.steps", "30", "--fit.restarts", "2", *SMALL],
+    "r3_gan": ["train", "r3_gan", "moons", "--fit.steps", "30", *SMALL],
+    "dann": ["train", "dann", "--source", "moons", "--target", "rotated_moons", "--fit.steps", "30", *SMALL],
+}
+
+
+@pytest.fixture
+def _here(tmp_path, monkeypatch):
+    """Runs in an empty folder, with a page of a title alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppgen.runs.run.report_of_run", lambda *_, title, **__: Report(title))
+    monkeypatch.setattr("ppgen.runs.adaptation.report_of_adaptation", lambda *_, **__: Report("adapted"))
+
+
+def stop_at(monkeypatch: Any, chain: int, step: int, how: str) -> None:
+    """Ends the next run there, from within what writes its lines."""
+    noted, end = ppgen.runs.run.Record.__call__, at(step, how, chain)
+
+    def note(self: Any, moment: TrainingStep) -> None:
+        noted(self, moment)
+        end(moment)
+
+    monkeypatch.setattr(ppgen.runs.run.Record, "__call__", note)
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(("system", "how"), [("vae", "Ctrl-C"), ("dann", "crash")])
+def test_a_run_folder_goes_on(system, how, tmp_path, monkeypatch, capsys):
+    assert main([*RUNS[system], "--out", "whole"]) == 0
+    with monkeypatch.context() as patched:
+        stop_at(patched, int(system == "vae"), 25, how)
+        if how == "crash":
+            with pytest.raises(Crash):
+                main([*RUNS[system], "--out", "run"])
+        else:
+            assert main([*RUNS[system], "--out", "run"]) == 0
+            assert "go on with it: ppgen resume run" in capsys.readouterr().out
+            assert (tmp_path / "run/report.html").exists()
+    assert (tmp_path / "run/weights.safetensors").exists() == (how == "Ctrl-C")
+    if how == "crash":
+        assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 25  # past the checkpoint
+        assert main(["report", "run"]) == 1
+        assert "not a finished run" in capsys.readouterr().err
+    assert main(["resume", "run"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    files = {name: {path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "run")}
+    assert files["run"] == files["whole"]
+    for name in ("metrics.jsonl", "config.yaml", "numbers.json"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text(), name
+    kind = Adaptation if system == "dann" else Run
+    one, other = kind.load("run").fit, kind.load("whole").fit
+    for mine, others in zip(one.chains, other.chains, strict=True):
+        assert bits(mine.weights.values()) == bits(others.weights.values())
+    assert main(["resume", "run"]) == 1
+    assert "nothing to resume: the run is complete" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_here")
+def test_what_cannot_be_resumed_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        assert main(["resume", folder]) == 1
+        assert f"{folder}: not a run folder" in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        stop_at(patched, 0, 25, "Ctrl-C")
+        assert main([*RUNS["r3_gan"], "--out", "run"]) == 0
+    capsys.readouterr()
+    run = tmp_path / "run"
+    held = {path.name: path.read_bytes() for path in run.iterdir()}
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("steps: 30", "steps: 50"))
+    assert main(["resume", "run"]) == 1
+    assert "steps: 30 then, 50 now" in capsys.readouterr().err
+    (run / "config.yaml").write_bytes(held["config.yaml"])
+    (run / "checkpoint.safetensors").write_bytes(held["checkpoint.safetensors"][:-1])
+    assert main(["resume", "run"]) == 1
+    assert "not a whole safetensors file" in capsys.readouterr().err
+    (run / "checkpoint.safetensors").write_bytes(held["checkpoint.safetensors"])
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == held
+    (run / "checkpoint.safetensors").unlink()
+    (run / "weights.safetensors").unlink()
+    assert main(["resume", "run"]) == 1
+    assert "nothing to resume: it has no checkpoint.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_here")
+def test_half_a_line_of_a_killed_process_is_cut_off(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_at(patched, 0, 25, "crash")
+        with pytest.raises(Crash):
+            main([*RUNS["r3_gan"], "--out", "run"])
+    path = tmp_path / "run/metrics.jsonl"
+    path.write_text(path.read_text() + '{"chain": 0, "st')
+    assert main(["resume", "run"]) == 0
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 31))
