@@ -10,7 +10,7 @@ from torch import Tensor
 from ppgen.diffusion import Denoise, ProbabilityFlow
 from ppgen.diffusion.guidance import posterior
 from ppgen.models.sampling import Drawing
-from ppgen.tracing.programs import given
+from ppgen.tracing.programs import likelihood_of_latent
 
 __all__ = ["Conditioned"]
 
@@ -35,7 +35,7 @@ class Conditioned:
         if site is None:
             self.likelihood = lambda v: program(model._real(v))
         else:
-            self.likelihood, self.shape, distribution = given(program, site, like=next(model.denoiser.parameters()))
+            self.likelihood, self.shape, distribution = likelihood_of_latent(program, site, like=next(model.denoiser.parameters()))
             self.distribution = _path_law(distribution, site)
 
     def sample(

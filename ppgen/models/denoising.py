@@ -30,7 +30,7 @@ class Denoising(nn.Module):
         prediction_type: str,
         sigma_data: float,
         learned_scale: bool = False,
-        of_share: bool = False,
+        by_noise_fraction: bool = False,
         levels: int | None,
         num_classes: int | None,
         context_dim: int,
@@ -56,8 +56,13 @@ class Denoising(nn.Module):
             prediction_type=prediction_type,
             sigma_data=sigma_data,
             learned_scale=learned_scale,
-            of_share=of_share,
+            by_noise_fraction=by_noise_fraction,
         )
+
+    @classmethod
+    def data_form(cls, options: Mapping[str, Any]) -> str:
+        """The model scores gray levels where the data have them, whatever the options are."""
+        return "levels"
 
     def check(self, x: Tensor, y: Tensor | None = None) -> None:
         """Whether the data are what this model expects; looks at every value, so call it once a data set.

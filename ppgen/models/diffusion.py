@@ -22,7 +22,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppgen.diffusion import Rates, bridge, make_schedule
+from ppgen.diffusion import NoiseLevel, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
 from ppgen.models.conditioned import Conditioned
 from ppgen.models.sampling import Drawing
@@ -98,7 +98,7 @@ class Diffusion(Drawing):
         )
         self.steps, self.wide = steps, wide
         self.schedule = make_schedule(schedule, **ends)
-        self.schedule.check_end()
+        self.schedule.check_terminal_snr()
         if prediction_type in ("noise", "score") and math.isinf(self.schedule.sigma_max):
             raise ValueError(
                 f"prediction_type={prediction_type!r} divides by the signal, of which schedule={schedule!r} leaves none at its end; "
@@ -220,37 +220,37 @@ class Diffusion(Drawing):
         if self.steps is None:
             rates = self.schedule(u)
             error = self._error(rates, v, context)
-            return -0.5 * self.schedule.slope(u) * rates.log_snr.exp() * error
+            return -0.5 * self.schedule.log_snr_derivative(u) * rates.log_snr.exp() * error
         i = (u * self.steps).floor().clamp(max=self.steps - 1)
         r, t = self.schedule(i / self.steps), self.schedule((i + 1) / self.steps)
-        wide = t.over(v)
+        wide = t.unsqueeze_like(v)
         z = wide.signal * v + wide.noise * torch.randn_like(v)
-        from_z, from_x, scale = bridge(r.over(v), wide)
+        from_z, from_x, scale = bridge(r.unsqueeze_like(v), wide)
         q = dist.Normal(from_z * z + from_x * v, scale).to_event(len(self.event_shape))
         return self.steps * torch.distributions.kl_divergence(q, self._step(z, r, t, context))
 
-    def error(self, rates: Rates, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def error(self, rates: NoiseLevel, x: Tensor, y: Tensor | None = None) -> Tensor:
         """|v - E[v | z]|^2 at a draw of z for each row, at rates (n,): (n,)."""
         self._register()
         return self._error(rates, self._scaled(x), self._dropped(self._context(y)))
 
-    def _error(self, rates: Rates, v: Tensor, context: Tensor | None) -> Tensor:
-        a, s, _ = rates.over(v)
+    def _error(self, rates: NoiseLevel, v: Tensor, context: Tensor | None) -> Tensor:
+        a, s, _ = rates.unsqueeze_like(v)
         mean = self.denoiser(a * v + s * torch.randn_like(v), rates, context)
         return (v - mean).square().flatten(1).sum(1)
 
-    def _step(self, z: Tensor, r: Rates, t: Rates, context: Tensor | None) -> TorchDistribution:
+    def _step(self, z: Tensor, r: NoiseLevel, t: NoiseLevel, context: Tensor | None) -> TorchDistribution:
         """p(z_r | z_t)."""
         mean, spread = self.denoiser.moments(z, t, context)
-        wide = t.over(z)
+        wide = t.unsqueeze_like(z)
         if self.wide:
-            spread = wide.spread(self.sigma_data)
-        step = bridge(r.over(z), wide).averaged(z, mean, spread)
+            spread = wide.posterior_std(self.sigma_data)
+        step = bridge(r.unsqueeze_like(z), wide).averaged(z, mean, spread)
         return dist.Normal(*step).to_event(len(self.event_shape))
 
-    def _last(self, rates: Rates, batch: torch.Size) -> TorchDistribution:
+    def _last(self, rates: NoiseLevel, batch: torch.Size) -> TorchDistribution:
         """p(z_T)."""
-        scale = rates.size(self.sigma_data)
+        scale = rates.marginal_std(self.sigma_data)
         distribution = dist.Normal(torch.zeros_like(scale), scale).expand(batch + self.event_shape)
         return distribution.to_event(len(self.event_shape))
 
@@ -261,8 +261,8 @@ class Diffusion(Drawing):
             return {"variance": "large" if self.wide else "small", "sigma_data": self.sigma_data} | options
         return {"variance": lambda z, rates: self.denoiser.moments(z, rates, context).scale} | options
 
-    def _times(self, x: Tensor, steps: int) -> list[Rates]:
-        return self.schedule(torch.linspace(0, 1, steps + 1, dtype=self._dtype, device=x.device)).each()
+    def _times(self, x: Tensor, steps: int) -> list[NoiseLevel]:
+        return self.schedule(torch.linspace(0, 1, steps + 1, dtype=self._dtype, device=x.device)).unbind()
 
     def _register(self) -> None:
         pyro.module("denoiser", self.denoiser)

@@ -84,6 +84,11 @@ class FlowModel(nn.Module):
         if bounds is not None:
             self.flow = bounded(self.flow, *bounds, alpha=alpha)
 
+    @classmethod
+    def data_form(cls, options: Mapping[str, Any]) -> str:
+        """The model scores gray levels where the data have them, whatever the options are."""
+        return "levels"
+
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
         """Lets the flow's norms take their start from a batch, see `ppgen.flows.Flow.initialize`."""
         self.flow.initialize(self._scored(x), self._context(y))

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppgen.diffusion import TIMES, Rates, couple, make_schedule, straight
+from ppgen.diffusion import TIMES, NoiseLevel, couple, make_schedule, linear_interpolation
 from ppgen.diffusion.coupling import check_coupling
 from ppgen.models.sampling import NOISES, Drawing
 from ppgen.nets import choose
@@ -95,7 +95,7 @@ class FlowMatching(Drawing):
             network=network,
             hidden=hidden,
             prediction_type="velocity",
-            of_share=True,
+            by_noise_fraction=True,
             sigma_data=sigma_data,
             levels=levels,
             num_classes=num_classes,
@@ -124,14 +124,14 @@ class FlowMatching(Drawing):
         """
         pyro.module("denoiser", self.denoiser)
         u, z, velocity = self.path(x, y, e)
-        predicted = self.denoiser.raw(z, straight(u), self._dropped(self._context(y)))
+        predicted = self.denoiser.raw(z, linear_interpolation(u), self._dropped(self._context(y)))
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("velocity", dist.Normal(predicted, 1.0).to_event(len(self.event_shape)), obs=velocity)
 
     def guide(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> None:
         """Nothing is inferred."""
 
-    def diagnosed(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> None:
+    def density_model(self, x: Tensor, y: Tensor | None = None, e: Tensor | None = None) -> None:
         """x_i of the law that the velocities make, `distribution`: what diagnostics run, where `model` is a regression.
 
         Raises:
@@ -152,7 +152,7 @@ class FlowMatching(Drawing):
         e, u = self._coupled(v, y) if e is None else e.to(v), self.times(v.flatten(1)[:, 0])
         if self.bridge:
             u = MARGIN + (1 - 2 * MARGIN) * u
-        a, s, _ = straight(u).over(v)
+        a, s, _ = linear_interpolation(u).unsqueeze_like(v)
         z, velocity = a * v + s * e, e - v
         if self.bridge:
             noise = self.bridge * (a * s).sqrt() * torch.randn_like(v)
@@ -173,7 +173,7 @@ class FlowMatching(Drawing):
             return self.base.sample(torch.Size([n])).to(parameter)
         return torch.randn(n, *self.event_shape, dtype=parameter.dtype, device=parameter.device)
 
-    def _last(self, rates: Rates, batch: torch.Size) -> Distribution:
+    def _last(self, rates: NoiseLevel, batch: torch.Size) -> Distribution:
         """The base."""
         if self.rows is not None:
             raise ValueError("a base of rows has no density: build the model with a Pyro law for its base")
@@ -182,14 +182,14 @@ class FlowMatching(Drawing):
             distribution = dist.Normal(torch.zeros_like(rates.noise), 1.0).expand(self.event_shape).to_event()
         return distribution.expand(batch)
 
-    def _start(self, levels: Rates, batch: torch.Size) -> Tensor:
+    def _start(self, levels: NoiseLevel, batch: torch.Size) -> Tensor:
         return self._draw(batch.numel()).reshape(*batch, *self.event_shape)
 
-    def _grid(self, steps: int, sampler: str) -> Rates:
+    def _grid(self, steps: int, sampler: str) -> NoiseLevel:
         """Even from u = 1 to 1 / steps, since the last step is one of Euler's to u = 0; that of "adaptive" is small."""
         last, count = (END, max(steps, 2)) if sampler == "adaptive" else (1 / steps, steps)
         like = next(self.denoiser.parameters())
-        return straight(torch.linspace(1, last, count, dtype=like.dtype, device=like.device))
+        return linear_interpolation(torch.linspace(1, last, count, dtype=like.dtype, device=like.device))
 
     def _options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
         """Refuses samplers that add noise where that of a path is not Gaussian and independent of the data."""

@@ -7,7 +7,7 @@ plate of particles for example. The other methods are for users: they run in eva
 leave the mode as it was.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ppgen.models.likelihood import Bernoulli, Categorical, Head
+from ppgen.models.likelihood import LIKELIHOODS, Bernoulli, Categorical, Head
 from ppgen.nets import (
     ConvDecoder,
     ConvEncoder,
@@ -83,6 +83,15 @@ class Generative(nn.Module):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments: ``type(model)(**model.config)`` builds the same class anew."""
         return dict(self._config)
+
+    @classmethod
+    def data_form(cls, options: Mapping[str, Any]) -> str:
+        """The form of data that the likelihood scores, a row of `ppgen.data.FORMS`.
+
+        Args:
+            options: keyword arguments of the constructor.
+        """
+        return choose(LIKELIHOODS, options.get("likelihood", "gaussian"), option="likelihood").form
 
     @property
     def likelihood(self) -> Head:

@@ -12,7 +12,7 @@ density by (2 pi)^(-D/2) floor^(-D).
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -28,6 +28,7 @@ class Head(nn.Module):
     """h of shape (*batch, size, *event_shape) to a distribution over events."""
 
     size = 1
+    form: ClassVar[str] = "continuous"  # of data that the distribution scores, a row of `ppgen.data.FORMS`
 
     def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__()
@@ -59,6 +60,8 @@ class Point(Head):
 class Bernoulli(Head):
     """x_d ~ Bernoulli(sigmoid(h_d)), independently: data are 0 or 1."""
 
+    form = "binary"
+
     def forward(self, raw: Tensor) -> TorchDistribution:
         rank = len(self.event_shape)
         return dist.Bernoulli(logits=raw.squeeze(-1 - rank)).to_event(rank)
@@ -78,6 +81,8 @@ class Categorical(Head):
     The likelihood knows no order among the levels. The encoder sees them as numbers evenly spaced
     from -1 to 1.
     """
+
+    form = "integer"
 
     def __init__(self, event_shape: Sequence[int], *, levels: int | None = None) -> None:
         super().__init__(event_shape)

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppgen.diffusion import Denoise, ProbabilityFlow, Rates, Schedule, classifier_free, draw, straight
+from ppgen.diffusion import Denoise, ProbabilityFlow, NoiseLevel, Schedule, classifier_free, draw, linear_interpolation
 from ppgen.models.denoising import Denoising
 from ppgen.nets import choose, evaluation
 
@@ -126,7 +126,7 @@ class Drawing(Denoising):
         context = self._context(y)
         batch = torch.Size() if context is None else context.shape[:-1]
         least, most = (end.noise / (end.signal + end.noise) for end in (self._end(0), self._end(1)))
-        start = self._last(straight(most), batch)
+        start = self._last(linear_interpolation(most), batch)
         return ProbabilityFlow(self._denoise(context), start, sigma_min=float(least), sigma_max=float(most), **options)
 
     def log_prob(
@@ -160,6 +160,14 @@ class Drawing(Denoising):
                 weights.append(distribution.log_prob(z) + term)
             return torch.stack(weights).logsumexp(0) - math.log(particles)
 
+    def denoise(self, y: Tensor | None = None, *, guidance: float = 1.0) -> Denoise:
+        """The function (z, rates) -> E[v | z] for labels or contexts y, by classifier-free guidance of that weight.
+
+        Raises:
+            ValueError: for guidance of a model that learned nothing without labels.
+        """
+        return self._denoise(self._context(y), guidance)
+
     def _denoise(self, context: Tensor | None, guidance: float = 1.0) -> Denoise:
         """E[v | z] at a context, guided by the weight."""
         if guidance == 1:
@@ -174,19 +182,19 @@ class Drawing(Denoising):
             lambda z, rates: self.denoiser(z, rates, context), lambda z, rates: self.denoiser(z, rates, none), guidance
         )
 
-    def _grid(self, steps: int, sampler: str) -> Rates:
+    def _grid(self, steps: int, sampler: str) -> NoiseLevel:
         """The levels that draws pass."""
         return self.schedule.grid(steps, next(self.denoiser.parameters()))
 
-    def _start(self, levels: Rates, batch: torch.Size) -> Tensor:
+    def _start(self, levels: NoiseLevel, batch: torch.Size) -> Tensor:
         """Draws at the first level, (*batch, *event_shape)."""
-        return self._last(levels.each()[0], batch).sample()
+        return self._last(levels.unbind()[0], batch).sample()
 
     def _options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
         """A sampler's options, with what this model has to say of them."""
         return options
 
-    def _end(self, t: float) -> Rates:
+    def _end(self, t: float) -> NoiseLevel:
         """The rates where the schedule begins, at 0, or ends, at 1; constants."""
         rates = self.schedule(next(self.denoiser.parameters()).new_full((), t))
-        return Rates(*(rate.detach() for rate in rates))
+        return NoiseLevel(*(rate.detach() for rate in rates))

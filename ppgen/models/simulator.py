@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from ppgen.tracing.programs import quiet_sites, signature, validation
+from ppgen.tracing.programs import isolated_sites, signature, validation
 from ppgen.tracing.sites import DATA, Program, Site
 
 __all__ = ["Implicit", "Simulator"]
@@ -52,7 +52,7 @@ class Simulator:
             if parameter.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
         }
         with torch.random.fork_rng():
-            sites = quiet_sites(model, **self._defaults)
+            sites = isolated_sites(model, **self._defaults)
         names = [name for name, site in sites.items() if not site["is_observed"]]
         self.data = tuple(name for name in self._parameters if name in names)
         self.latents = tuple(name for name in names if name not in self.data)
@@ -104,7 +104,7 @@ class Simulator:
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            sites = quiet_sites(self._run, n)
+            sites = isolated_sites(self._run, n)
         names = [name for name in self.__signature__.parameters if name in sites]
         return namedtuple("Simulations", names, rename=True)(*(sites[name]["value"] for name in names))
 
@@ -119,13 +119,13 @@ class Simulator:
     def _check(self) -> None:
         """Holds that a row of latents matters to the densities of its own row alone."""
         with torch.random.fork_rng(), validation(False):
-            one, other = ({k: s["value"] for k, s in quiet_sites(self._run, 2).items()} for _ in range(2))
+            one, other = ({k: s["value"] for k, s in isolated_sites(self._run, 2).items()} for _ in range(2))
             self._shapes = {name: one[name].shape[1:] for name in self.data}
             for row in (0, 1):
                 moved = {name: value.clone() for name, value in one.items()}
                 for name in self.latents:
                     moved[name][row] = other[name][row]
-                at = [quiet_sites(poutine.condition(self._run, data=data), 2) for data in (one, moved)]
+                at = [isolated_sites(poutine.condition(self._run, data=data), 2) for data in (one, moved)]
                 for name in one:
                     before, after = (_density(sites[name])[1 - row] for sites in at)
                     if not torch.allclose(before, after, equal_nan=True):
