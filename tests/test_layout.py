@@ -33,6 +33,7 @@ LAYERS = [
     "diagnostics",
     "report",
     "fitting",
+    "testing",
     "runs",
 ]
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
