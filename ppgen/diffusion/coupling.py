@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ppgen.metrics.metric import squared_distances
-from ppgen.nets import choose
+from ppgen.nets import lookup
 
 __all__ = ["COUPLINGS", "check_coupling", "couple"]
 
@@ -121,7 +121,7 @@ def couple(
 
 def check_coupling(coupling: str, epsilon: float | None, label_weight: float) -> None:
     """Raises ValueError for options that `couple` refuses."""
-    choose(COUPLINGS, coupling, option="coupling")
+    lookup(COUPLINGS, coupling, option="coupling")
     if epsilon is not None and not (epsilon > 0 and coupling == "sinkhorn"):
         raise ValueError(f"expected epsilon > 0 of 'sinkhorn', None of others, got {epsilon} of {coupling!r}")
     if not label_weight >= 0:

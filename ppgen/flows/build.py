@@ -43,7 +43,7 @@ from ppgen.flows.maps import Coupling, Linear, Scale
 from ppgen.flows.residual import Residual
 from ppgen.flows.smooth import Smooth
 from ppgen.flows.zuko import flows, gaussianization, lazy, networks, transforms
-from ppgen.nets import choose
+from ppgen.nets import lookup
 from ppgen.utils.ode import FIXED, SOLVERS
 
 __all__ = [
@@ -217,7 +217,7 @@ def continuous(
         exact: whether the trace of df/dx is exact, or Hutchinson's estimate, which costs one direction in place of
             `dim` and makes the density a random number.
     """
-    choose(dict.fromkeys(SOLVERS), solver, option="solver")
+    lookup(dict.fromkeys(SOLVERS), solver, option="solver")
     if steps < 1 or tolerance <= 0:
         raise ValueError(f"expected steps of at least 1 and a tolerance above 0, got {steps} and {tolerance}")
     if adjoint and solver in FIXED:

@@ -28,7 +28,7 @@ from ppgen.losses.objective import Objective
 from ppgen.losses.wake_sleep import Sleep, Wake, WakeInference
 from ppgen.losses.weights import Anneal, Ramp, Schedule
 from ppgen.metrics import MMD, Metric
-from ppgen.nets import GrowingCritic, choose
+from ppgen.nets import GrowingCritic, lookup
 from ppgen.tracing.sites import Program
 
 __all__ = [
@@ -316,7 +316,7 @@ def progan(
     Raises:
         ValueError: for an unknown distance.
     """
-    recipe, usual = choose(GROWN, distance, option="distance")
+    recipe, usual = lookup(GROWN, distance, option="distance")
     if critic is None:
         critic = partial(GrowingCritic, multi_scale=multi_scale, deviation=deviation, hidden=hidden)
     elif hidden is not None:
@@ -418,7 +418,7 @@ def dann(
         ValueError: for an unknown distance, no source, or a target among them.
     """
     if metric is None:
-        make = choose(ALIGNMENTS, distance, option="distance")
+        make = lookup(ALIGNMENTS, distance, option="distance")
         metric = make(CriticOptions(hidden=hidden, lr=lr, steps=steps, weight=weight))
     if not sources or target in sources:
         raise ValueError(f"expected at least one source, and a target that is none of them, got {sources} and {target}")

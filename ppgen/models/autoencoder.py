@@ -12,7 +12,7 @@ from torch import Tensor
 from ppgen.models.generative import NETWORKS, Coder, Generative, arguments, draw, network_options
 from ppgen.models.latent_flow import FlowCode, GaussianFlow, make_flow
 from ppgen.models.likelihood import Gaussian, Head, Point, make_likelihood
-from ppgen.nets import choose, evaluation
+from ppgen.nets import lookup, evaluation
 from ppgen.tracing.particles import log_weights
 
 # The least standard deviation of q(z | x). The KL term already holds it up; this only guards the arithmetic.
@@ -23,7 +23,7 @@ class Encoded(Generative):
     """A decoder with an encoder, whose head is `code`."""
 
     def __init__(self, code: Head, likelihood: Head, config: dict[str, Any]) -> None:
-        coding, _ = choose(NETWORKS, config["network"], option="network")
+        coding, _ = lookup(NETWORKS, config["network"], option="network")
         there = {} if config["hidden"] is None else {"hidden": config["hidden"]}
         options = there | network_options(config)
         encoder = Coder(coding(config["event_shape"], code.size * config["latent_dim"], **options), code)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ppgen.data.labels import UNKNOWN
 from ppgen.models.generative import NETWORKS, arguments, check_rows
-from ppgen.nets import ACTIVATIONS, Critic, choose, evaluation
+from ppgen.nets import ACTIVATIONS, Critic, lookup, evaluation
 
 __all__ = ["DANN", "UNKNOWN"]
 
@@ -79,10 +79,10 @@ class DANN(nn.Module):
         self.event_shape, self.num_classes = self._config["event_shape"], num_classes
         self.conditional, self.bayesian = conditional, bayesian
         if features is None:
-            encoding: Callable[..., nn.Module] = choose(NETWORKS, network, option="network")[0]
+            encoding: Callable[..., nn.Module] = lookup(NETWORKS, network, option="network")[0]
             options: dict[str, Any] = {"norm": norm, "dropout": dropout, "activation": activation}
             options |= {} if hidden is None else {"hidden": hidden}
-            last = choose(ACTIVATIONS, activation, option="activation")()
+            last = lookup(ACTIVATIONS, activation, option="activation")()
             features = nn.Sequential(encoding(self.event_shape, latent_dim, **options), last)
         self.features = features
         width = _width(features, self.event_shape)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ppgen.diffusion import Denoiser
 from ppgen.models.generative import check_labels, check_rows, one_hot
 from ppgen.models.likelihood import require, require_levels
-from ppgen.nets import ResidualDense, UNet, choose
+from ppgen.nets import ResidualDense, UNet, lookup
 
 __all__ = ["Denoising"]
 
@@ -133,7 +133,7 @@ def _network(
         return network
     images = len(event_shape) == 3
     name = ("unet" if images else "dense") if network is None else network
-    make = choose({"dense": ResidualDense, "unet": UNet}, name, option="network")
+    make = lookup({"dense": ResidualDense, "unet": UNet}, name, option="network")
     first, *rest = event_shape
     out: Any = (2 * first if twice else first, *rest) if make is ResidualDense else (2 * first if twice else first)
     given = options | ({} if hidden is None else {"hidden": tuple(hidden)})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ppgen.flows import FLOWS, IMAGE_FLOWS, FlowDistribution, bounded
 from ppgen.models.generative import check_labels, check_rows, one_hot
 from ppgen.models.likelihood import require, require_levels
-from ppgen.nets import choose, evaluation
+from ppgen.nets import lookup, evaluation
 
 __all__ = ["FlowModel"]
 
@@ -65,7 +65,7 @@ class FlowModel(nn.Module):
         if kinetic < 0 or (kinetic and flow != "continuous"):
             raise ValueError(f"expected kinetic of at least 0, and 0 of any flow but 'continuous', got {kinetic}")
         self.kinetic = kinetic
-        make = choose(FLOWS | IMAGE_FLOWS, flow, option="flow")
+        make = lookup(FLOWS | IMAGE_FLOWS, flow, option="flow")
         given: dict[str, Any] = {} if flow == "lu_linear" else {"hidden": tuple(hidden)}
         given |= {key: value for key, value in (("layers", layers), ("scales", scales)) if value is not None}
         given |= dict(options or {})

@@ -26,7 +26,7 @@ from ppgen.nets import (
     GrowingDecoder,
     GrowingEncoder,
     Network,
-    choose,
+    lookup,
     evaluation,
 )
 from ppgen.utils.means import mean as mean_of
@@ -67,7 +67,7 @@ class Generative(nn.Module):
         self._config = config
         self.event_shape, self.latent_dim = config["event_shape"], config["latent_dim"]
         self.num_classes = config["num_classes"]
-        _, decoding = choose(NETWORKS, config["network"], option="network")
+        _, decoding = lookup(NETWORKS, config["network"], option="network")
         hidden = config["hidden"]
         back = {} if hidden is None else {"hidden": hidden[::-1]}
         if config["network"] in GROWING and isinstance(likelihood, Bernoulli | Categorical):
@@ -91,7 +91,7 @@ class Generative(nn.Module):
         Args:
             options: keyword arguments of the constructor.
         """
-        return choose(LIKELIHOODS, options.get("likelihood", "gaussian"), option="likelihood").form
+        return lookup(LIKELIHOODS, options.get("likelihood", "gaussian"), option="likelihood").form
 
     @property
     def likelihood(self) -> Head:

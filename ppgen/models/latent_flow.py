@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppgen.flows import FLOWS, Flow, FlowDistribution
 from ppgen.models.likelihood import Gaussian, Head
-from ppgen.nets import choose
+from ppgen.nets import lookup
 
 __all__ = ["FlowCode", "GaussianFlow", "make_flow"]
 
@@ -97,7 +97,7 @@ def make_flow(
     Raises:
         ValueError: the flow is unknown, or has no such option.
     """
-    make = choose(FLOWS, flow, option=option)
+    make = lookup(FLOWS, flow, option=option)
     options: dict[str, Any] = {} if flow == "lu_linear" else {"hidden": tuple(hidden)}
     if layers is not None:
         options["layers"] = layers

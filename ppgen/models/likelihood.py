@@ -21,7 +21,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
-from ppgen.nets import choose
+from ppgen.nets import lookup
 
 
 class Head(nn.Module):
@@ -138,7 +138,7 @@ class Gaussian(Head):
         floor: float = 1e-2,
     ) -> None:
         super().__init__(event_shape)
-        row = choose(COVARIANCES, covariance, option="covariance")
+        row = lookup(COVARIANCES, covariance, option="covariance")
         if covariance == "low_rank" and not 1 <= rank <= self.elements:
             raise ValueError(f"expected a rank from 1 to the event's {self.elements} elements, got {rank}")
         if covariance == "fixed":
@@ -233,7 +233,7 @@ def make_likelihood(
         ValueError: there is no such likelihood, an option is out of range, or levels are given to another
             one.
     """
-    kind = choose(LIKELIHOODS, likelihood, option="likelihood")
+    kind = lookup(LIKELIHOODS, likelihood, option="likelihood")
     if kind is Categorical:
         return Categorical(event_shape, levels=levels)
     if levels is not None:

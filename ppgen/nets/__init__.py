@@ -11,7 +11,7 @@ from ppgen.nets.networks import (
     ConvMap,
     Dense,
     Network,
-    choose,
+    lookup,
     evaluation,
 )
 

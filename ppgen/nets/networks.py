@@ -255,7 +255,7 @@ class ConvDecoder(Network):
         return value
 
 
-def choose(table: Mapping[str, Row], name: str, *, option: str) -> Row:
+def lookup(table: Mapping[str, Row], name: str, *, option: str) -> Row:
     """The row of a table of variants.
 
     Raises:
@@ -281,8 +281,8 @@ def evaluation(module: nn.Module) -> Iterator[None]:
 
 def between(width: int, activation: str, norm: str | None, dropout: float, *, image: bool) -> list[nn.Module]:
     """What stands between two affine layers: normalization, activation, dropout."""
-    layers = [] if norm is None else [choose(NORMS, norm, option="norm")[image](width)]
-    layers.append(choose(ACTIVATIONS, activation, option="activation")())
+    layers = [] if norm is None else [lookup(NORMS, norm, option="norm")[image](width)]
+    layers.append(lookup(ACTIVATIONS, activation, option="activation")())
     if not 0 <= dropout < 1:
         raise ValueError(f"expected dropout to be a probability in [0, 1), got {dropout}")
     if dropout > 0:
