@@ -2,7 +2,9 @@
 
 from torch.distributions import Distribution
 
-_before = Distribution._validate_args
+from ppgen.utils.torch_private import distributions_validate
+
+_before = distributions_validate()
 
 from zuko import flows, lazy, transforms  # noqa: E402
 from zuko import nn as networks  # noqa: E402

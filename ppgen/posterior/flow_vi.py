@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppgen.flows import Flow
 from ppgen.posterior.log_density import UnconstrainedLogDensity
-from ppgen.tracing.double_precision import in_double
+from ppgen.tracing.double_precision import double_precision
 from ppgen.tracing.programs import validation
+from ppgen.utils.torch_private import record_function
 
 __all__ = ["FlowVI"]
 
@@ -50,8 +50,7 @@ class FlowVI:
         self.evidence: list[float] = []
         self.passed = 0
         self._log_det = torch.linalg.slogdet(root).logabsdet
-        with in_double(), validation(False):
-            self._step = make_fx(self._gradients)(*self.weights)
+        self._step = record_function(self._gradients, *self.weights)
 
     def run(self, steps: int) -> None:
         """Steps; one whose gradient is not finite is passed over."""
@@ -89,8 +88,9 @@ class FlowVI:
         """The evidence, and the gradients of its negative by each weight."""
         weights = [weight.detach().requires_grad_() for weight in given]
         names = (f"flow.{name}" for name, _ in self.flow.named_parameters())
-        evidence, loss = functional_call(_Loss(self), dict(zip(names, weights, strict=True)), ())
-        return evidence, *torch.autograd.grad(loss, weights)
+        with double_precision(), validation(False):
+            evidence, loss = functional_call(_Loss(self), dict(zip(names, weights, strict=True)), ())
+            return evidence, *torch.autograd.grad(loss, weights)
 
 
 class _Loss(nn.Module):
@@ -102,7 +102,7 @@ class _Loss(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         y, log_q = self.flow().rsample_and_log_prob((self.bend.draws,))
-        log_p = self.bend.target.each(self.bend.center + y @ self.bend.root.mT)
+        log_p = self.bend.target.batched_log_prob(self.bend.center + y @ self.bend.root.mT)
         gain = log_p - log_q
         kept = gain.detach().isfinite()  # of q where there is a density, its evidence has these draws alone
         evidence = torch.where(kept, gain.detach(), 0.0).sum() / kept.sum().clamp(min=1) + kept.double().mean().log()

@@ -17,15 +17,15 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine import Trace
-from torch import Tensor, fx
+from torch import Tensor
 from torch.distributions import biject_to
 from torch.func import grad_and_value, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppgen.tracing.double_precision import in_double
-from ppgen.tracing.programs import joint, validation
-from ppgen.tracing.sites import Program, Site, is_observed, latent_sites, plate_size, sample_sites
-from ppgen.tracing.vmap import Own
+from ppgen.tracing.double_precision import double_precision
+from ppgen.tracing.programs import joint_log_density, validation
+from ppgen.tracing.sites import Program, Site, data_plate_size, is_observed, latent_sites, sample_sites
+from ppgen.tracing.vmap import UnsharedTensors
+from ppgen.utils.torch_private import record_function
 
 __all__ = ["UnconstrainedLogDensity"]
 
@@ -49,8 +49,8 @@ class UnconstrainedLogDensity:
     def __init__(self, model: Program, args: tuple = ()):
         self.model = model
         self.args = tuple(_double(part) for part in args)
-        with in_double(), validation(False), torch.no_grad():
-            trace, self._log_joint = joint(model, self.args, _anywhere)
+        with double_precision(), validation(False), torch.no_grad():
+            trace, self._log_joint = joint_log_density(model, self.args, _anywhere)
         if learned := [name for name, site in trace.nodes.items() if site["type"] == "param"]:
             raise ValueError(
                 f"a posterior is of latents, and the program has parameters, {', '.join(map(repr, learned))}: give "
@@ -58,7 +58,7 @@ class UnconstrainedLogDensity:
             )
         sites = latent_sites(trace)
         self.discrete = [name for name, site in sites.items() if site["fn"].support.is_discrete]
-        self.num_data = plate_size(trace.nodes.values())
+        self.num_data = data_plate_size(trace.nodes.values())
         latent = {name: site for name, site in sites.items() if name not in self.discrete}
         if not latent:
             raise ValueError("the program has no continuous latents, so there is no posterior to find")
@@ -90,13 +90,13 @@ class UnconstrainedLogDensity:
         return torch.cat(parts, -1)
 
     def log_prob(self, u: Tensor) -> Tensor:
-        """log p at points (n, dim): (n,); -inf where it is no number, since there is no density there."""
+        """Log p at points (n, dim): (n,); -inf where it is no number, since there is no density there."""
         with torch.no_grad():
-            value = torch.cat([_quietly(self.each)(part) for part in u.split(8 * BATCH)])
+            value = torch.cat([_quietly(self.batched_log_prob)(part) for part in u.split(8 * BATCH)])
         return torch.where(value.isnan(), -torch.inf, value)
 
     def log_prob_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log p (n,) and its slopes (n, dim) at points (n, dim)."""
+        """Log p (n,) and its slopes (n, dim) at points (n, dim)."""
         parts = [self._slopes(part) for part in u.split(BATCH)]
         return torch.cat([value for _, value in parts]), torch.cat([slope for slope, _ in parts])
 
@@ -108,7 +108,7 @@ class UnconstrainedLogDensity:
         h = (up - down) / (2 * steps[..., None])
         return (h + h.mT) / 2
 
-    def starts(self, count: int, generator: torch.Generator) -> Tensor:
+    def initial_points(self, count: int, generator: torch.Generator) -> Tensor:
         """Points (count, dim) that lie wide apart, uniform on (-2, 2) in each entry, where log p and slopes are finite.
 
         Raises:
@@ -121,15 +121,15 @@ class UnconstrainedLogDensity:
             value, slope = self.log_prob_and_grad(u)
             found = torch.cat([found, u[value.isfinite() & slope.isfinite().all(-1)]])
             if len(found) >= count:
-                with in_double(), validation(True), torch.no_grad():  # data outside of a law's support are found here
-                    joint(self.model, self.args, self._value_at(found[0]))[0].compute_log_prob()
+                with double_precision(), validation(True), torch.no_grad():  # data outside of a law's support are found here
+                    joint_log_density(self.model, self.args, self._value_at(found[0]))[0].compute_log_prob()
                 return found[:count]
             radius *= 0.7
         raise FloatingPointError(self._what_is_not_finite(u[0]))
 
     def _what_is_not_finite(self, u: Tensor) -> str:
-        with in_double(), validation(False), torch.no_grad():
-            trace, _ = joint(self.model, self.args, self._value_at(u))
+        with double_precision(), validation(False), torch.no_grad():
+            trace, _ = joint_log_density(self.model, self.args, self._value_at(u))
             trace.compute_log_prob()
         at = ", ".join(f"{name} = {_short(value)}" for name, value in self.constrain(u).items())
         bad = [k for k, s in sample_sites(trace).items() if not torch.as_tensor(s["log_prob"]).isfinite().all()]
@@ -161,7 +161,7 @@ class UnconstrainedLogDensity:
 
         If it does not, it may be since it writes into tensors that it has made: then each point makes its own.
         """
-        with in_double(), validation(False), torch.no_grad():
+        with double_precision(), validation(False), torch.no_grad():
             for name, site in sample_sites(trace).items():
                 if not is_observed(site) or site["value"].is_floating_point():
                     continue
@@ -192,12 +192,12 @@ class UnconstrainedLogDensity:
     def _one(self, u: Tensor) -> Tensor:
         mapped = self._mapped(u)
         values = {name: value for name, (value, _) in mapped.items()}
-        with Own(u) if self._fills else nullcontext():
+        with UnsharedTensors(u) if self._fills else nullcontext():
             log_joint = self._log_joint(values)
         return log_joint + sum(ladj for _, ladj in mapped.values())
 
-    def each(self, u: Tensor) -> Tensor:
-        """log p at points (n, dim), as operations that can be recorded, and that gradients go through."""
+    def batched_log_prob(self, u: Tensor) -> Tensor:
+        """Log p at points (n, dim), as operations that can be recorded, and that gradients go through."""
         return vmap(self._one)(u)
 
     @cached_property
@@ -210,12 +210,12 @@ class _Recorded:
 
     def __init__(self, function: Callable):
         self.function = _quietly(function)
-        self.graph: fx.GraphModule | None = None
+        self.graph: Callable | None = None
 
     def __call__(self, u: Tensor) -> tuple[Tensor, ...]:
         filled = torch.cat([u, u[:1].expand(BATCH - len(u), -1)])
         if self.graph is None:
-            self.graph = make_fx(self.function)(filled)
+            self.graph = record_function(self.function, filled)
         with torch.no_grad():
             return tuple(part[: len(u)] for part in self.graph(filled))
 
@@ -224,7 +224,7 @@ def _quietly(function: Callable) -> Callable:
     """A function in double precision, without the checks that read values, which a batch does not have."""
 
     def run(u: Tensor) -> Any:
-        with in_double(), validation(False), pyro.poutine.block():
+        with double_precision(), validation(False), pyro.poutine.block():
             return function(u)
 
     return run
