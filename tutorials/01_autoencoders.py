@@ -28,7 +28,7 @@ print(digits)
 # $\mathrm{encoder}(x)$. A loss is a sum of terms:
 #
 # - `recipes.ae()` is `Reconstruction()`, $-\log p(x \mid z)$ at the code of $x$: half the squared error of the
-#   reconstruction, plus a constant. Nothing is said about the law of the codes.
+#   reconstruction, plus a constant. Nothing is said about the distribution of the codes.
 # - `recipes.wae()` adds `10 * match(posterior("z"), prior("z"), MMD)`: the codes of a batch, taken together, are
 #   compared with as many draws of $N(0, I)$. This is the Wasserstein autoencoder of Tolstikhin et al. (2018), a
 #   generative autoencoder: if the codes of data fill $N(0, I)$, the decoder knows what to do everywhere.
@@ -73,10 +73,10 @@ print("  WAE - AE:", with_error(errors["WAE"] - errors["AE"]), "(image by image)
 #
 # ## Codes
 #
-# Is the law of the codes $N(0, I)$? The squared maximum mean discrepancy (MMD) between two samples has mean zero if
-# they come from one law, and is positive on average if not. An estimate scatters about its mean, so a number needs a
-# level to be compared with: below, the value that two samples of $N(0, I)$ of the same size stay under in 95 of 100
-# trials. The kernel's bandwidth is held fixed, so that the numbers are comparable.
+# Is the distribution of the codes $N(0, I)$? The squared maximum mean discrepancy (MMD) between two samples has mean
+# zero if they come from one distribution, and is positive on average if not. An estimate scatters about its mean, so
+# a number needs a level to be compared with: below, the value that two samples of $N(0, I)$ of the same size stay
+# under in 95 of 100 trials. The kernel's bandwidth is held fixed, so that the numbers are comparable.
 
 
 # %%
@@ -87,7 +87,7 @@ def discrepancy(metric: m.Metric, sample, reference: torch.Tensor, repeats: int 
 
 
 def level(metric: m.Metric, two_samples, repeats: int = 100) -> str:
-    """The 95% quantile of MMD² between two samples of one law."""
+    """The 95% quantile of MMD² between two samples of one distribution."""
     return f"{torch.stack([metric(*two_samples()) for _ in range(repeats)]).quantile(0.95):.4f}"
 
 
@@ -102,8 +102,8 @@ for name, z in codes.items():
 print("95% level, two samples of N(0, I):", level(of_codes, lambda: (torch.randn(n, 8), torch.randn(n, 8))))
 
 # %% [markdown]
-# The codes of the plain autoencoder are another law altogether, wider and of no particular shape. Those of the WAE are
-# down to about the level, where a sample of this size can hardly tell them from $N(0, I)$.
+# The codes of the plain autoencoder are another distribution altogether, wider and of no particular shape. Those of
+# the WAE are down to about the level, where a sample of this size can hardly tell them from $N(0, I)$.
 #
 # ## Samples
 #
@@ -119,11 +119,11 @@ halves = level(of_images, lambda: every[torch.randperm(len(every))[: 2 * n]].chu
 print("95% level, two samples of images:", halves)
 
 # %% [markdown]
-# Not from the plain autoencoder: the codes that its decoder was trained on lie further out, as the standard deviations
-# show, and to others it answers with shades. One more term and most of the distance is gone, for a somewhat larger
-# error of reconstruction. Not all of it: the number stays above the level, and among the WAE's samples below are some
-# that are hardly a digit. Its codes have about the right law, as far as this many can show, but a code between two
-# digits still has to be decoded to something.
+# Not from the plain autoencoder: the codes that its decoder was trained on lie further out, as the standard
+# deviations show, and to others it answers with shades. One more term and most of the distance is gone, for a
+# somewhat larger error of reconstruction. Not all of it: the number stays above the level, and among the WAE's
+# samples below are some that are hardly a digit. Its codes have about the right distribution, as far as this many can
+# show, but a code between two digits still has to be decoded to something.
 #
 # The errors above are of the test images and the draws. Another seed of training moves the numbers too; to see by how
 # much, change `manual_seed(0)` and pass `fit` another `seed`.

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # What does the decoder's covariance buy, and how sure is the number?
 #
-# A variational autoencoder is a law $p(x) = \int p(x \mid z) p(z) dz$, so two of them can be compared by a number:
-# the log evidence $\log p(x)$ of images held out. The number is an estimate, and has errors of more than one kind. Here
-# the VAE is first written by hand, as a Pyro program; then four ready-made ones, which differ in the covariance of
-# $p(x \mid z)$, are compared by it.
+# A variational autoencoder is a distribution $p(x) = \int p(x \mid z) p(z) dz$, so two of them can be compared by a
+# number: the log evidence $\log p(x)$ of images held out. The number is an estimate, and has errors of more than one
+# kind. Here the VAE is first written by hand, as a Pyro program; then four ready-made ones, which differ in the
+# covariance of $p(x \mid z)$, are compared by it.
 
 # %%
 from functools import partial
@@ -25,14 +25,14 @@ train, test = torch.as_tensor(digits.train.x), torch.as_tensor(digits.test.x)
 print(digits)
 
 # %% [markdown]
-# The digits are dequantized: level $j$ of 17 became $(j + u) / 17$ with $u$ uniform on $[0, 1)$, so that a density can
-# describe them. Densities may exceed one, and log evidence may be positive: higher is better, the unit is nats.
+# The digits are dequantized: level $j$ of 17 became $(j + u) / 17$ with $u$ uniform on $[0, 1)$, so that a density
+# can describe them. Densities may exceed one, and log evidence may be positive: higher is better, the unit is nats.
 #
 # ## By hand
 #
 # The model draws $z \sim N(0, I)$ and $x \sim N(\mu(z), \mathrm{diag}(\sigma^2(z)))$; the guide draws $z$ from a
-# normal law whose mean and standard deviations the encoder makes of $x$. The plate is called "data": the terms of a
-# loss are averages over the plate of that name.
+# normal distribution whose mean and standard deviations the encoder makes of $x$. The plate is called "data": the
+# terms of a loss are averages over the plate of that name.
 
 
 # %%
@@ -100,9 +100,9 @@ print(f"  log evidence {by_hand.mean():7.2f} ± {error:.2f} nats (k = 500, stand
 # `scalar` learns one number, `diagonal` one a pixel as a function of $z$, `low_rank` adds four directions, also
 # functions of $z$, in which pixels vary together. (`full` exists too, and takes the most time.)
 #
-# The evidence is estimated by importance sampling with $k$ draws of the guide (Burda et al. 2016),
-# $\log \frac1k \sum_j p(x, z_j) / q(z_j \mid x)$. In expectation this is below $\log p(x)$ for every $k$, at $k = 1$ it
-# is the ELBO, and it rises with $k$. Each estimate is repeated eight times.
+# The evidence is estimated by importance sampling with $k$ draws of the guide (Burda et al. 2016), $\log \frac1k
+# \sum_j p(x, z_j) / q(z_j \mid x)$. In expectation this is below $\log p(x)$ for every $k$, at $k = 1$ it is the
+# ELBO, and it rises with $k$. Each estimate is repeated eight times.
 
 # %%
 ks, repeats = (1, 10, 100, 500), 8
@@ -138,14 +138,14 @@ for name, per_image in final.items():
     )
 
 # %% [markdown]
-# From `fixed` to `scalar` to `diagonal` the gains dwarf every error. The picture below shows where they come from: its
-# last column is the standard deviation of each pixel about its mean. The outer columns of a digit are nearly always
-# empty, and only `diagonal` and `low_rank` can say so. The draws of `low_rank` are the smoothest: where the others add
-# grains, it adds strokes, noise in which pixels vary together.
+# From `fixed` to `scalar` to `diagonal` the gains dwarf every error. The picture below shows where they come from:
+# its last column is the standard deviation of each pixel about its mean. The outer columns of a digit are nearly
+# always empty, and only `diagonal` and `low_rank` can say so. The draws of `low_rank` are the smoothest: where the
+# others add grains, it adds strokes, noise in which pixels vary together.
 #
 # From `diagonal` to `low_rank` the difference is of the order of its error, and one error is still missing: that of
-# training once, from one seed. So these data do not say which of the two is better. They do say that `low_rank` is far
-# ahead on the images it was trained on; most of that does not carry over.
+# training once, from one seed. So these data do not say which of the two is better. They do say that `low_rank` is
+# far ahead on the images it was trained on; most of that does not carry over.
 
 # %%
 figure = plt.figure(figsize=(9.5, 7.5), layout="constrained")

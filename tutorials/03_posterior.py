@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Can this posterior be trusted?
 #
-# Variational inference always returns a posterior. This tutorial asks of two of them whether they can be believed: the
-# eight schools, where the exact answer is at hand to check the checks, and a VAE, where it is not.
+# Variational inference always returns a posterior. This tutorial asks of two of them whether they can be believed:
+# the eight schools, where the exact answer is at hand to check the checks, and a VAE, where it is not.
 
 # %%
 import tempfile
@@ -76,8 +76,8 @@ for name, (values, p) in exact.items():
 print(f"exact log evidence: {evidence:.2f} nats")
 
 # %% [markdown]
-# Both programs, each with a guide that is normal in every latent (after a map to the real line) and one that is jointly
-# normal. Each is fitted from four starts; `to_arviz` makes chains of them, so that R-hat compares the starts.
+# Both programs, each with a guide that is normal in every latent (after a map to the real line) and one that is
+# jointly normal. Each is fitted from four starts; `to_arviz` makes chains of them, so that R-hat compares the starts.
 
 # %%
 STEPS = 300
@@ -124,15 +124,15 @@ for which, each in idata.items():
 # %% [markdown]
 # Held against the exact values:
 #
-# - Both fits of the centered program are wrong, and k-hat, near or above 0.7 from every start, says so. Where $\tau$ is
-#   small the $\theta_i$ must be nearly equal, a funnel that no normal guide has; it settles on one width of the funnel,
-#   and the sd of $\tau$ is far too small. R-hat notices as well, since the starts settle on different widths. Weights
-#   do not mend $\tau$: they cannot make up for what was never drawn.
-# - The non-centered program is the same model, and its $\eta_i$ are nearly normal. Yet the guides' own mean of $\tau$ is
-#   too small, and the starts agree on it with an R-hat near one: R-hat compares starts with each other, not with the
-#   truth. k-hat is in the usable range for most starts, and the weighted means and the evidence are right within about
-#   their scatter. So a usable k-hat does not say that the guide is the posterior; it says that weights can make up
-#   for the difference.
+# - Both fits of the centered program are wrong, and k-hat, near or above 0.7 from every start, says so. Where $\tau$
+#   is small the $\theta_i$ must be nearly equal, a funnel that no normal guide has; it settles on one width of the
+#   funnel, and the sd of $\tau$ is far too small. R-hat notices as well, since the starts settle on different widths.
+#   Weights do not correct $\tau$: they cannot make up for what was never drawn.
+# - The non-centered program is the same model, and its $\eta_i$ are nearly normal. Yet the guides' own mean of $\tau$
+#   is too small, and the starts agree on it with an R-hat near one: R-hat compares starts with each other, not with
+#   the truth. k-hat is in the usable range for most starts, and the weighted means and the evidence are right within
+#   about their scatter. So a usable k-hat does not say that the guide is the posterior; it says that weights can make
+#   up for the difference.
 #
 # ## A VAE
 #
@@ -162,24 +162,24 @@ for label, group in (
 print(f"{np.sum((khat > 0.7) != (other > 0.7))} of {len(khat)} images cross 0.7 from one set of 1000 draws to the next")
 
 # %% [markdown]
-# The posterior of an image with a high k-hat reaches further in some direction than the encoder's normal law, and the
-# draws that matter most come seldom. So its log evidence is noisy, and too low: it rises most with more draws. The mean
-# over images, as in the tutorial on the [VAE](02_vae.md), hides both. k-hat is itself an estimate, as the last line
-# shows: read it as a warning about a set of images rather than a verdict on one.
+# The posterior of an image with a high k-hat reaches further in some direction than the encoder's normal
+# distribution, and the draws that matter most come seldom. So its log evidence is noisy, and too low: it rises most
+# with more draws. The mean over images, as in the tutorial on the [VAE](02_vae.md), hides both. k-hat is itself an
+# estimate, as the last line shows: read it as a warning about a set of images rather than a verdict on one.
 #
 # ## To keep
 #
-# `save` writes all starts into one safetensors file, `load` reads it into programs built as they were; what `to_arviz`
-# made goes to NetCDF, for ArviZ anywhere.
+# `save` writes all starts into one safetensors file, `load` reads it into programs built as they were; what
+# `to_arviz` made goes to NetCDF, for ArviZ anywhere.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
     fit.save(Path(folder, "vae.safetensors"))
     to_netcdf(idata["non_centered", "AutoNormal"], Path(folder, "schools.nc"))
-    anew = VAE(**vae.config)
-    ppgen.Fit.load(Path(folder, "vae.safetensors"), anew.model, anew.guide)
+    again = VAE(**vae.config)
+    ppgen.Fit.load(Path(folder, "vae.safetensors"), again.model, again.guide)
     stored = from_netcdf(Path(folder, "schools.nc"))
-    print("the same reconstructions:", torch.equal(anew.reconstruct(held), vae.reconstruct(held)))
+    print("the same reconstructions:", torch.equal(again.reconstruct(held), vae.reconstruct(held)))
     print("the same draws:", bool((stored.posterior.mu == idata["non_centered", "AutoNormal"].posterior.mu).all()))
 
 # %%

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # Which distance between two laws?
+# # Which distance between two distributions?
 #
-# A generative model is taught by a number that says how far its law $Q$ is from that of the data, $P$. There are many
-# such numbers, and they agree on one thing only: that the distance of a law from itself is zero. Here two Gaussians
-# move apart and every metric of ppgen looks on. What a generator feels is not the number but its slope, so the question
-# to keep in mind is where each slope dies.
+# A generative model is taught by a number that says how far its distribution $Q$ is from that of the data, $P$. There
+# are many such numbers, and they agree on one thing only: that the distance of a distribution from itself is zero.
+# Here two Gaussians move apart and every metric of ppgen looks on. What a generator feels is not the number but its
+# gradient, so the question to keep in mind is where each gradient dies.
 
 # %%
 import math
@@ -23,12 +23,13 @@ torch.set_num_threads(1)  # samples as small as these gain nothing from more
 # %% [markdown]
 # ## Two Gaussians that move apart
 #
-# $P = N(0, 1)$ and $Q = N(s, 1)$, with $s$ from 0 to 12. As a sample of each law we take $n$ of its quantiles,
-# $\Phi^{-1}((i - \frac12) / n)$: they stand for the law without sampling error. A metric of samples is a differentiable
-# function of the rows, so the slope in $s$ comes from autograd, the very way in which a generator gets it.
+# $P = N(0, 1)$ and $Q = N(s, 1)$, with $s$ from 0 to 12. As a sample of each distribution we take $n$ of its
+# quantiles, $\Phi^{-1}((i - \frac12) / n)$: they stand for the distribution without sampling error. A metric of
+# samples is a differentiable function of the rows, so the gradient in $s$ comes from autograd, the very way in which
+# a generator gets it.
 #
-# The distribution functions of samples are steps, which have no slope; `temperature` makes them smooth, as one has to
-# for training.
+# The distribution functions of samples are steps, which have no gradient; `temperature` makes them smooth, as one has
+# to for training.
 
 # %%
 n = 200
@@ -50,13 +51,13 @@ of_samples = {
 
 def along(metric: m.Metric) -> tuple[np.ndarray, np.ndarray]:
     """D and dD/ds at every distance."""
-    values, slopes = [], []
+    values, gradients = [], []
     for distance in distances:
         s = distance.clone().requires_grad_()
         value = metric(quantiles, quantiles + s)
         values.append(value.item())
-        slopes.append(torch.autograd.grad(value, s)[0].item())
-    return np.array(values), np.array(slopes)
+        gradients.append(torch.autograd.grad(value, s)[0].item())
+    return np.array(values), np.array(gradients)
 
 
 curves = {name: along(metric) for name, metric in of_samples.items()}
@@ -93,34 +94,34 @@ of_densities = {
     "total variation": lambda s: 2 * torch.special.ndtr(s / 2) - 1,
 }
 for name, divergence in of_densities.items():
-    slope = torch.func.grad_and_value(divergence)
-    pairs = [slope(s) for s in distances]
+    gradient = torch.func.grad_and_value(divergence)
+    pairs = [gradient(s) for s in distances]
     curves[name] = np.array([float(d) for _, d in pairs]), np.array([float(g) for g, _ in pairs])
 
 assert abs(curves["Jensen-Shannon"][0][-1] - math.log(2)) < 1e-6  # the ceiling
 assert np.allclose(curves["Wasserstein-1"][0], distances, atol=1e-6)
-assert np.allclose(curves["Wasserstein-1"][1][1:], 1.0)  # slope one, from the first step to the last
+assert np.allclose(curves["Wasserstein-1"][1][1:], 1.0)  # derivative one, from the first step to the last
 assert np.allclose(curves["Fréchet"][0], distances**2, atol=1e-6)  # between Gaussians it is Wasserstein-2²
 
 # %% [markdown]
-# ## Where each slope dies
+# ## Where each gradient dies
 #
-# Value and, in brackets, slope at three distances; then the distance from which the slope stays below a thousandth of
-# the largest it ever was.
+# Value and, in brackets, gradient at three distances; then the distance from which the gradient stays below a
+# thousandth of the largest it ever was.
 
 
 # %%
-def death(slopes: np.ndarray) -> str:
-    """Where the slope falls below a thousandth of its largest for good."""
-    alive = np.flatnonzero(slopes >= 1e-3 * slopes.max())[-1]
-    return f"{distances[alive + 1]:.1f}" if alive + 1 < len(slopes) else "never"
+def death(gradients: np.ndarray) -> str:
+    """Where the gradient falls below a thousandth of its largest for good."""
+    alive = np.flatnonzero(gradients >= 1e-3 * gradients.max())[-1]
+    return f"{distances[alive + 1]:.1f}" if alive + 1 < len(gradients) else "never"
 
 
 places = [int((distances - s).abs().argmin()) for s in (1.0, 4.0, 12.0)]
-print(f"{'':>21}" + "".join(f"{f's = {distances[i]:.0f}':>20}" for i in places) + "   slope dies at")
-for name, (values, slopes) in curves.items():
-    cells = "".join(f"{values[i]:9.3f} ({slopes[i]:8.1e})" for i in places)
-    print(f"{name:>21} {cells}   {death(slopes)}")
+print(f"{'':>21}" + "".join(f"{f's = {distances[i]:.0f}':>20}" for i in places) + "   gradient dies at")
+for name, (values, gradients) in curves.items():
+    cells = "".join(f"{values[i]:9.3f} ({gradients[i]:8.1e})" for i in places)
+    print(f"{name:>21} {cells}   {death(gradients)}")
 
 dying = ("MMD², σ = 1", "Jensen-Shannon", "Hellinger²", "total variation")
 assert all(death(curves[name][1]) != "never" for name in dying)
@@ -131,19 +132,19 @@ bounded = (*dying, "MMD², σ = median", "KolmogorovSmirnov", "Cramér-von Mises
 unbounded = ("Wasserstein-1", "Wasserstein-2²", "energy", "KL")
 colors = {name: f"C{i}" for i, name in enumerate((*bounded, *unbounded[:3]))} | {"KL": "black"}
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 4.4), layout="constrained")
-for name, (values, slopes) in curves.items():
+for name, (values, gradients) in curves.items():
     if name not in colors:
         continue  # sliced Wasserstein, Sinkhorn and Fréchet lie on Wasserstein-2² here
     style = {"color": colors[name], "label": name, "linewidth": 1.2}
     if name in ("KolmogorovSmirnov", "KL"):
         style["linestyle"] = "--"  # over total variation, and over Wasserstein-2²
     (left if name in bounded else middle).plot(distances, values / (values.max() if name in bounded else 1), **style)
-    right.plot(distances, np.where(slopes > 0, slopes, np.nan) / slopes.max(), **style)
+    right.plot(distances, np.where(gradients > 0, gradients, np.nan) / gradients.max(), **style)
 left.set_title("bounded: D over its largest", fontsize=10)
 middle.set(ylim=(0, 30))
 middle.set_title("unbounded: D", fontsize=10)
 right.set(yscale="log", ylim=(1e-6, 2))
-right.set_title("slope dD/ds over its largest", fontsize=10)
+right.set_title("gradient dD/ds over its largest", fontsize=10)
 for panel in (left, middle, right):
     panel.set_xlabel("distance s")
 for panel in (left, middle):
@@ -152,27 +153,28 @@ figure
 
 # %% [markdown]
 # - **Divergences with a ceiling** (Jensen-Shannon: $\log 2$, squared Hellinger: 2, total variation: 1) see densities
-#   overlap or not overlap. Once they do not, further apart is no worse, and the slope dies like $e^{-s^2 / 8}$.
-# - **KL** does not saturate, but it is finite only where $q > 0$ wherever $p > 0$: a law on a line in the plane is at
-#   an infinite distance from the same line shifted at all.
-# - **MMD** with a fixed bandwidth is as blind beyond some bandwidths. The median bandwidth grows with the distance and
-#   keeps a slope, which falls only like $1 / s$.
-# - **Energy distance and Wasserstein** measure how far mass has to go. Wasserstein-1 has slope one everywhere,
+#   overlap or not overlap. Once they do not, further apart is no worse, and the gradient dies like $e^{-s^2 / 8}$.
+# - **KL** does not saturate, but it is finite only where $q > 0$ wherever $p > 0$: a distribution on a line in the
+#   plane is at an infinite distance from the same line shifted at all.
+# - **MMD** with a fixed bandwidth is as blind beyond some bandwidths. The median bandwidth grows with the distance
+#   and keeps a gradient, which falls only like $1 / s$.
+# - **Energy distance and Wasserstein** measure how far mass has to go. Wasserstein-1 has derivative one everywhere,
 #   Wasserstein-2² is a parabola. Between Gaussians of one shape the sliced, the entropic (Sinkhorn) and the moments'
 #   version (Fréchet) are all the same parabola; in $d$ dimensions the sliced one is a $d$-th of it.
 # - **Distribution functions** saturate too. Smooth ones even turn back: their width is a share of the spread of both
-#   samples, so it grows with the distance, and the far slope has the wrong sign. Good for judging, and for teaching
-#   only from near by.
+#   samples, so it grows with the distance, and the far gradient has the wrong sign. Good for judging, and for
+#   teaching only from near by.
 #
 # ## By a critic
 #
-# A divergence needs the densities, and a generator has none. A critic gets along with samples: for every function $v$,
+# A divergence needs the densities, and a generator has none. A critic gets along with samples: for every function
+# $v$,
 #
 # $$D_f(P, Q) \ge E_P\, a(v(x)) + E_Q\, b(v(x)),$$
 #
-# with equality at the best $v$, so a network that raises the right side estimates the left (Nguyen et al. 2010; Nowozin
-# et al. 2016). `estimate` trains one on half of the samples and judges it on the other half. Here it is beside the
-# truth, with 4000 draws of each law.
+# with equality at the best $v$, so a network that raises the right side estimates the left (Nguyen et al. 2010;
+# Nowozin et al. 2016). `estimate` trains one on half of the samples and judges it on the other half. Here it is
+# beside the truth, with 4000 draws of each distribution.
 
 # %%
 critic = partial(nets.Critic, hidden=(32, 32))
@@ -203,15 +205,15 @@ assert estimates["Jensen-Shannon"][-1] < math.log(2) + 1e-6
 # - **KL fails from afar.** Its payoff is $E_P v - E_Q e^{v - 1}$, and one row of $Q$ with a large $v$ undoes it. No
 #   estimate from samples can do much better: a lower bound that holds with high probability is at most about the
 #   logarithm of the number of rows (McAllester and Stratos 2020), and that of 2000 is 7.6.
-# - **Wasserstein-1 is too large from afar.** The bound holds for critics of slope one, and a gradient penalty is only a
-#   penalty: at weight $w$ it pays to have a slope of about $1 + W_1 / 2w$. The tutorial on the
-#   [Wasserstein critic](06_wasserstein.md) looks into that.
+# - **Wasserstein-1 is too large from afar.** The bound holds for 1-Lipschitz critics, and a gradient penalty is only
+#   a penalty: at weight $w$ it pays to have a gradient norm of about $1 + W_1 / 2w$. The tutorial on the [Wasserstein
+#   critic](06_wasserstein.md) looks into that.
 #
 # ## What each prefers when it cannot have all
 #
-# Metrics agree on when two laws are equal. They differ on what is least bad, which is what matters to a model that is
-# too small. Here one Gaussian $Q = N(\mu, \sigma)$ is to stand for a mixture $P$ of two, and for each metric the best
-# $(\mu, \sigma)$ is looked up on a grid.
+# Metrics agree on when two distributions are equal. They differ on what is least bad, which is what matters to a
+# model that is too small. Here one Gaussian $Q = N(\mu, \sigma)$ is to stand for a mixture $P$ of two, and for each
+# metric the best $(\mu, \sigma)$ is looked up on a grid.
 
 # %%
 t = torch.linspace(-8, 8, 801)
@@ -247,15 +249,17 @@ axes.legend(fontsize=8)
 figure
 
 # %% [markdown]
-# $\mathrm{KL}(P, Q)$ pays for every row of $P$ that $Q$ makes unlikely, so it covers all and draws from the gap between
-# the modes too; this is maximum likelihood. $\mathrm{KL}(Q, P)$ pays for what $Q$ draws where $P$ has nothing, so it
-# takes the larger mode and drops the other; this is the KL of variational inference. Jensen-Shannon sides with it here,
-# line upon line; Wasserstein-1 and the energy distance, which count how far mass has to go, cover.
+# $\mathrm{KL}(P, Q)$ pays for every row of $P$ that $Q$ makes unlikely, so it covers all and draws from the gap
+# between the modes too; this is maximum likelihood. $\mathrm{KL}(Q, P)$ pays for what $Q$ draws where $P$ has
+# nothing, so it takes the larger mode and drops the other; this is the KL of variational inference. Jensen-Shannon
+# sides with it here, line upon line; Wasserstein-1 and the energy distance, which count how far mass has to go,
+# cover.
 #
 # ## From few rows
 #
-# Last, a number is an estimate. Two samples of 200 rows in ten dimensions: what does each metric say of equal laws, and
-# does it notice a shift of 0.2 in every coordinate? The last column is the rise in units of the scatter.
+# Last, a number is an estimate. Two samples of 200 rows in ten dimensions: what does each metric say of equal
+# distributions, and does it notice a shift of 0.2 in every coordinate? The last column is the rise in units of the
+# scatter.
 
 # %%
 d, rows, repeats = 10, 200, 20
@@ -282,9 +286,9 @@ for name, judge in judges.items():
 assert min(told["energy"], told["sliced Wasserstein-2²"]) > told["Wasserstein-2²"]
 
 # %% [markdown]
-# Unbiased estimates (MMD, energy) are zero for equal laws on average. Exact transport is far from zero, since in ten
-# dimensions 200 rows are lonely, and what a shift adds is small beside that. Never read such a number alone: put beside
-# it the number of two samples of real data.
+# Unbiased estimates (MMD, energy) are zero for equal distributions on average. Exact transport is far from zero,
+# since in ten dimensions 200 rows are lonely, and what a shift adds is small beside that. Never read such a number
+# alone: put beside it the number of two samples of real data.
 #
 # ## Which one, then?
 #
@@ -292,7 +296,7 @@ assert min(told["energy"], told["sliced Wasserstein-2²"]) > told["Wasserstein-2
 # |---|---|
 # | the model has a density, or a bound of it | KL: maximum likelihood, the evidence lower bound |
 # | samples only, and no second network | MMD with the median bandwidth, energy distance, sliced Wasserstein |
-# | samples only, laws far apart or on thin sets | Wasserstein-1 by a critic (`recipes.wgan_gp`), Sinkhorn |
+# | samples only, distributions far apart or on thin sets | Wasserstein-1 by a critic (`recipes.wgan_gp`), Sinkhorn |
 # | samples only, and the sharpest eye | a critic under Jensen-Shannon with a penalty (`recipes.r1_gan`, `r3_gan`) |
 # | to judge, not to train | energy distance or MMD with a permutation test (`ppgen.diagnostics`), Kolmogorov |
 # | images, to compare with others | Fréchet distance of features, at equal numbers of rows |

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # What does a GAN play for, and why does it not sit still?
 #
-# A generator makes rows out of noise; a critic tries to tell them from data; each learns from the other. The game has a
-# value, and the value has a meaning. This tutorial looks at the value where everything is known, then writes a GAN as a
-# Pyro program, makes it fail, and lets the library say how.
+# A generator makes rows out of noise; a critic tries to tell them from data; each learns from the other. The game has
+# a value, and the value has a meaning. This tutorial looks at the value where everything is known, then writes a GAN
+# as a Pyro program, makes it fail, and lets the library say how.
 
 # %%
 import math
@@ -27,13 +27,14 @@ torch.set_num_threads(1)  # networks as small as these gain nothing from more
 # ## What the value means
 #
 # A critic $v$ gives each row a number, and $\sigma(v(x))$ is its guess that $x$ is of the data $P$ rather than the
-# generator's law $Q$. It raises (Goodfellow et al. 2014)
+# generator's distribution $Q$. It raises (Goodfellow et al. 2014)
 #
 # $$V(v) = \log 2 + \frac12 E_P \log \sigma(v(x)) + \frac12 E_Q \log(1 - \sigma(v(y))).$$
 #
-# The best critic there is has $v = \log p - \log q$, and its value is the Jensen-Shannon divergence of $P$ and $Q$, in
-# nats: zero for equal laws, $\log 2 \approx 0.693$ for laws that never overlap. Every other critic has less. So what a
-# critic scores is a lower bound, and a value of zero says either that the laws are equal or that the critic is no good.
+# The best critic there is has $v = \log p - \log q$, and its value is the Jensen-Shannon divergence of $P$ and $Q$,
+# in nats: zero for equal distributions, $\log 2 \approx 0.693$ for distributions that never overlap. Every other
+# critic has less. So what a critic scores is a lower bound, and a value of zero says either that the distributions
+# are equal or that the critic is no good.
 #
 # For $P = N(0, 1)$ and $Q = N(s, 1)$ the best critic is linear, $v(x) = s^2 / 2 - s x$, and can be written down. A
 # metric takes any module as its critic:
@@ -64,19 +65,19 @@ assert all(value < math.log(2) + 1e-6 for value in best)
 assert all(value < most + 1e-4 for other in others for value, most in zip(other, best, strict=True))
 
 # %% [markdown]
-# A critic that is too sure of itself can even score below zero. That is worse than no critic at all, since giving every
-# row the same number scores zero.
+# A critic that is too sure of itself can even score below zero. That is worse than no critic at all, since giving
+# every row the same number scores zero.
 #
 # ## To saturate or not
 #
-# The generator wants the value down, and the only part that it can reach is $\frac12 E_Q \log(1 - \sigma(v(y)))$. Where
-# the critic is sure that a row is made up, $\sigma(v(y)) \approx 0$, this is flat: the generator learns nothing exactly
-# when it has most to learn. The usual loss raises $\frac12 E_Q \log \sigma(v(y))$ instead, of the same direction, and
-# steep where the other one is flat. Both slopes in $s$, under the best critic held still:
+# The generator wants the value down, and the only part that it can reach is $\frac12 E_Q \log(1 - \sigma(v(y)))$.
+# Where the critic is sure that a row is made up, $\sigma(v(y)) \approx 0$, this is flat: the generator learns nothing
+# exactly when it has most to learn. The usual loss raises $\frac12 E_Q \log \sigma(v(y))$ instead, of the same
+# direction, and steep where the other one is flat. Both gradients in $s$, under the best critic held still:
 
 
 # %%
-def slope(s: float, saturating: bool) -> float:
+def gradient(s: float, saturating: bool) -> float:
     """d loss / ds of the generator."""
     shift = torch.tensor(s, requires_grad=True)
     loss = m.JensenShannon(Line(s), saturating=saturating)(quantiles, quantiles + shift)
@@ -84,13 +85,13 @@ def slope(s: float, saturating: bool) -> float:
 
 
 shifts = np.linspace(0.1, 10, 100)
-slopes = {kind: [slope(s, kind == "saturating") for s in shifts] for kind in ("saturating", "not saturating")}
+gradients = {kind: [gradient(s, kind == "saturating") for s in shifts] for kind in ("saturating", "not saturating")}
 figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
-for kind, line in slopes.items():
+for kind, line in gradients.items():
     axes.plot(shifts, line, label=kind)
-axes.set(yscale="log", ylim=(1e-8, 20), xlabel="distance s of generator and data", ylabel="slope of its loss")
+axes.set(yscale="log", ylim=(1e-8, 20), xlabel="distance s of generator and data", ylabel="gradient of its loss")
 axes.legend()
-assert slopes["saturating"][-1] < 1e-5 < 1 < slopes["not saturating"][-1]
+assert gradients["saturating"][-1] < 1e-5 < 1 < gradients["not saturating"][-1]
 figure
 
 # %% [markdown]
@@ -98,9 +99,9 @@ figure
 #
 # ## The program
 #
-# The data are two moons, and to make it interesting nobody has centered them: they lie four units off the origin, where
-# the generator starts. The model draws $z \sim N(0, I)$ and puts $x$ at $G(z)$, a law without a density. Nothing is
-# inferred, so the guide is empty. The critic belongs to the loss: it is not part of the program.
+# The data are two moons, and to make it interesting nobody has centered them: they lie four units off the origin,
+# where the generator starts. The model draws $z \sim N(0, I)$ and puts $x$ at $G(z)$, a distribution without a
+# density. Nothing is inferred, so the guide is empty. The critic belongs to the loss: it is not part of the program.
 
 # %%
 moons = torch.as_tensor(data.moons(4096)[0]) + 4.0
@@ -120,12 +121,12 @@ def guide(x):
 
 
 # %% [markdown]
-# Four games, from the same weights and with the same generator's rate of 0.001. Two have a critic whose rate is far too
-# high, 0.05; one of them saturates. A third has a calm critic. The fourth adds a penalty on the critic's slope at data,
-# $\frac{\gamma}{2} E_P |\nabla v|^2$ (R1, Mescheder et al. 2018).
+# Four games, from the same weights and with the same generator's rate of 0.001. Two have a critic whose rate is far
+# too high, 0.05; one of them saturates. A third has a calm critic. The fourth adds a penalty on the critic's gradient
+# at data, $\frac{\gamma}{2} E_P |\nabla v|^2$ (R1, Mescheder et al. 2018).
 #
-# `fit` keeps the losses and gradients of both players in `adversarial_metrics`. Besides, a callback measures every 20 steps what no
-# player sees: the energy distance of draws from data held out.
+# `fit` keeps the losses and gradients of both players in `adversarial_metrics`. Besides, a callback measures every 20
+# steps what no player sees: the energy distance of draws from data held out.
 
 # %%
 games = {
@@ -138,8 +139,8 @@ judge, probe = m.EnergyDistance(), torch.randn(500, 2, generator=torch.Generator
 fits, distance, draws = {}, {}, {}
 
 
-def watch(moment, to: list) -> None:
-    if moment.step % 20 == 0:
+def watch(step, to: list) -> None:
+    if step.number % 20 == 0:
         with torch.no_grad():
             to.append(float(judge(generator(probe), held[:1000])))
 
@@ -178,7 +179,7 @@ for name, fit in fits.items():
     for finding in fit.training_warnings():
         print(f"   {finding}")
 
-seen = {name: [finding.sign for finding in fit.training_warnings()] for name, fit in fits.items()}
+seen = {name: [finding.name for finding in fit.training_warnings()] for name, fit in fits.items()}
 assert seen["fast critic, saturating"] == ["critic won"]
 assert distance["fast critic, saturating"][-1] > 5  # the generator never got away
 assert np.median(distance["calm critic, R1"][20:]) < np.median(distance["calm critic"][20:])
@@ -211,20 +212,20 @@ figure
 # Above, the value of the critic that plays (the gray line is $\log 2$) and the energy distance; below, data held out
 # and draws at the end.
 #
-# - **Fast critic, saturating.** The critic wins at once: its value is $\log 2$, all that there is, and the gradient of
-#   the programs is next to nothing. The generator stays where it started. `training_warnings` says so.
-# - **Fast critic.** The same critic against the other loss: now the generator gets away. But a rate of 0.05 is too high
-#   to follow it. Now and then the critic's value plunges below zero, where it points the wrong way, and the draws leave
-#   the data until it has found them again.
-# - **Calm critic.** No plunges, and yet it does not settle: the two go round each other, critic ahead, generator ahead,
-#   and the draws swing across the data. This is not noise, and no small learning rate cures it: the gradient of a game
-#   turns around the equilibrium rather than pointing to it.
-# - **R1.** The penalty flattens the critic where the data are, and that ends the turning (Mescheder et al. 2018). What
-#   is left to learn is the shape, which takes more steps than these.
+# - **Fast critic, saturating.** The critic wins at once: its value is $\log 2$, all that there is, and the gradient
+#   of the programs is next to nothing. The generator stays where it started. `training_warnings` says so.
+# - **Fast critic.** The same critic against the other loss: now the generator gets away. But a rate of 0.05 is too
+#   high to follow it. Now and then the critic's value plunges below zero, where it points the wrong way, and the
+#   draws leave the data until it has found them again.
+# - **Calm critic.** No plunges, and yet it does not settle: the two go round each other, critic ahead, generator
+#   ahead, and the draws swing across the data. This is not noise, and no small learning rate cures it: the gradient
+#   of a game turns around the equilibrium rather than pointing to it.
+# - **R1.** The penalty flattens the critic where the data are, and that ends the turning (Mescheder et al. 2018).
+#   What is left to learn is the shape, which takes more steps than these.
 #
-# In both calm games the value is about zero at the end. Do the critics say that the laws are equal? The value is a
-# lower bound by a critic that has been following a moving target. A fresh one is trained at leisure on draws that hold
-# still, and judged on rows it has not seen:
+# In both calm games the value is about zero at the end. Do the critics say that the distributions are equal? The
+# value is a lower bound by a critic that has been following a moving target. A fresh one is trained at leisure on
+# draws that hold still, and judged on rows it has not seen:
 
 # %%
 fresh = m.JensenShannon(partial(nets.Critic, hidden=(64, 64)), lr=5e-3)
@@ -236,6 +237,6 @@ for name, fit in fits.items():
 assert all(value < math.log(2) + 1e-6 for value in leisure.values())
 
 # %% [markdown]
-# So a GAN's losses do not tell how good it is. They tell how the game goes: whether one side has won, whether it turns,
-# whether it still moves. How good the draws are has to be asked of the draws, by a metric that took no part, and of the
-# data that they miss ([mode drop](07_mode_drop.md)).
+# So a GAN's losses do not tell how good it is. They tell how the game goes: whether one side has won, whether it
+# turns, whether it still moves. How good the draws are has to be asked of the draws, by a metric that took no part,
+# and of the data that they miss ([mode drop](07_mode_drop.md)).

@@ -2,8 +2,9 @@
 # # What does a Wasserstein critic measure?
 #
 # The Wasserstein-1 distance is the least work of turning one heap of sand into another: mass times way. As a loss it
-# has what divergences lack, a slope that does not die where laws lie apart ([metrics](04_metrics.md)). Here a critic
-# learns it, first between laws whose distance is known, with its slope under observation; then it teaches a generator.
+# has what divergences lack, a gradient that does not die where distributions lie apart ([metrics](04_metrics.md)).
+# Here a critic learns it, first between distributions whose distance is known, with its gradient under observation;
+# then it teaches a generator.
 
 # %%
 from functools import partial
@@ -23,14 +24,14 @@ torch.set_num_threads(1)  # networks as small as these gain nothing from more
 # %% [markdown]
 # ## A distance and its dual
 #
-# With $\pi$ over all joint laws that have $P$ and $Q$ for margins, and $v$ over all functions of slope at most one,
+# With $\pi$ over all joint distributions that have $P$ and $Q$ for margins, and $v$ over all 1-Lipschitz functions,
 #
 # $$W_1(P, Q) = \min_\pi E_\pi |x - y| = \max_{|\nabla v| \le 1} E_P v(x) - E_Q v(y).$$
 #
 # The left side is a plan of what goes where, which `m.Wasserstein(p=1)` finds exactly for two samples, in a time that
-# grows with the cube of their rows. The right side (Kantorovich and Rubinstein 1958) is a price: $v(x)$ is what a unit
-# of sand is worth at $x$, and if no price rises faster than the cost of the way, then no trade gains more than the way
-# costs. That one a network can learn, in batches, if its slope is held at one.
+# grows with the cube of their rows. The right side (Kantorovich and Rubinstein 1958) is a price: $v(x)$ is what a
+# unit of sand is worth at $x$, and if no price rises faster than the cost of the way, then no trade gains more than
+# the way costs. That one a network can learn, in batches, if the norm of its gradient is held at one.
 #
 # The best known way of holding it is a penalty (WGAN-GP, Gulrajani et al. 2017) at points $u$ between data and draws:
 #
@@ -59,14 +60,14 @@ print("one-sided penalty:", *(f"{value:6.2f}" for value in one_sided))
 assert min(one_sided) > 4.0
 
 # %% [markdown]
-# Two surprises, and a line explains both. Let the critic be a slope: $v(x) = -a x$, which scores $a s$ at a distance
+# Two surprises, and a line explains both. Let the critic be linear: $v(x) = -a x$, which scores $a s$ at a distance
 # $s$. With the two-sided penalty it raises $a s - w (|a| - 1)^2$, which has *two* peaks:
 #
-# - at $a = 1 + s / 2w$. The penalty is soft, and a little more slope than allowed pays. The value is
+# - at $a = 1 + s / 2w$. The penalty is soft, and a gradient a little larger than allowed pays. The value is
 #   $s (1 + s / 2w) = 4.8$ rather than 4;
 # - at $a = -1 + s / 2w$, the wrong way round, with the value $-s (1 - s / 2w) = -3.2$. A critic that starts downhill
-#   has to cross slope zero to turn, and the two-sided penalty forbids zero as much as two. With more dimensions it can
-#   turn without crossing zero, but on a line it is stuck.
+#   has to cross gradient zero to turn, and the two-sided penalty forbids zero as much as two. With more dimensions it
+#   can turn without crossing zero, but on a line it is stuck.
 #
 # One-sided, zero costs nothing, and every seed finds the way. So: one-sided where there is a choice, and the soft
 # penalty's factor is known, so that a larger weight removes it.
@@ -83,15 +84,15 @@ for penalty, expected in (
 
 # %% [markdown]
 # The heaviest penalty is off by more than the others, and below: a stiff critic learns slowly, and 500 steps were too
-# few for it. Spectral normalization divides every layer by its largest singular value: a true bound of the slope, so a
-# lower bound of the distance. Clipped weights, the first proposal (Arjovsky et al. 2017), bound the slope by something,
-# and the value is right up to an unknown factor.
+# few for it. Spectral normalization divides every layer by its largest singular value: a true bound of the Lipschitz
+# constant, so a lower bound of the distance. Clipped weights, the first proposal (Arjovsky et al. 2017), bound the
+# Lipschitz constant by something, and the value is right up to an unknown factor.
 #
-# ## In the plane, with the slope measured
+# ## In the plane, with the gradient measured
 #
-# The uniform laws on two circles, of radius 1 and 2: every grain goes straight outwards, $W_1 = 1$, and the best price
-# is $v(x) = -|x|$ between the circles, of slope one. Here the critic is trained by hand, to keep it: `critic_loss` is
-# minus the value plus the penalty.
+# The uniform distributions on two circles, of radius 1 and 2: every grain goes straight outwards, $W_1 = 1$, and the
+# best price is $v(x) = -|x|$ between the circles, with a gradient of norm one. Here the critic is trained by hand, to
+# keep it: `critic_loss` is minus the value plus the penalty.
 
 
 # %%
@@ -111,7 +112,7 @@ for _ in range(600):
     adam.step()
 
 
-def slopes(at: torch.Tensor) -> torch.Tensor:
+def gradients(at: torch.Tensor) -> torch.Tensor:
     at = at.clone().requires_grad_()
     return torch.autograd.grad(metric.critic(at).sum(), at)[0].norm(dim=1)
 
@@ -121,9 +122,9 @@ with torch.no_grad():
     print(f"by the critic {metric(fresh_inner, fresh_outer):.3f}, exact", end=" ")
     print(f"{m.Wasserstein(p=1)(fresh_inner, fresh_outer):.3f}, true 1")
 paths = (1 + torch.rand(1000, 1, generator=generator)) * fresh_inner  # where the best plan carries sand
-on_paths, everywhere = slopes(paths), slopes(4 * torch.rand(4000, 2, generator=generator) - 2)
-print(f"slope on the way from circle to circle: {on_paths.mean():.2f} ± {on_paths.std():.2f}")
-print(f"slope anywhere in the square: {everywhere.mean():.2f} ± {everywhere.std():.2f}")
+on_paths, everywhere = gradients(paths), gradients(4 * torch.rand(4000, 2, generator=generator) - 2)
+print(f"gradient norm on the way from circle to circle: {on_paths.mean():.2f} ± {on_paths.std():.2f}")
+print(f"gradient norm anywhere in the square: {everywhere.mean():.2f} ± {everywhere.std():.2f}")
 
 assert abs(float(on_paths.mean()) - 1) < 0.1
 
@@ -141,14 +142,14 @@ bins = np.linspace(0, 1.5, 46)
 right.hist(on_paths, bins, density=True, histtype="step", label="on the way from circle to circle")
 right.hist(everywhere, bins, density=True, histtype="step", label="anywhere in the square")
 right.axvline(1.0, color="0.6", linewidth=0.8)
-right.set(xlabel="slope of the critic", yticks=[])
+right.set(xlabel="gradient norm of the critic", yticks=[])
 right.legend(fontsize=8, loc="upper left")
 figure
 
 # %% [markdown]
-# The slope is one where sand moves, a little more by the softness of the penalty, and it is that which teaches: a
-# generator whose draws lie on the outer circle feels a pull of one, straight inwards, wherever it stands. Beyond the
-# circles nobody asks for a slope, and the network simply goes on as it came.
+# The gradient norm is one where sand moves, a little more by the softness of the penalty, and it is that which
+# teaches: a generator whose draws lie on the outer circle feels a pull of one, straight inwards, wherever it stands.
+# Beyond the circles nobody asks for a gradient, and the network simply goes on as it came.
 
 # %% [markdown]
 # ## A generator that learns from it
@@ -165,9 +166,9 @@ program = Generator((2,), latent_dim=2, hidden=(64, 64), activation="relu")
 exact: dict[int, float] = {}
 
 
-def look(moment) -> None:
-    if moment.step % 25 == 1:
-        exact[moment.step] = float(m.Wasserstein(p=1)(program.sample(500), held[:500]))
+def look(step) -> None:
+    if step.number % 25 == 1:
+        exact[step.number] = float(m.Wasserstein(p=1)(program.sample(500), held[:500]))
 
 
 fit = ppgen.fit(
@@ -203,9 +204,9 @@ right.set(aspect="equal", title="data (gray) and draws")
 figure
 
 # %% [markdown]
-# The critic's value falls as the exact distance falls, and both settle together: this is the loss curve that a GAN does
-# not have ([GAN](05_gan.md)). It is lower than the exact one for two reasons. The exact distance of two samples of one
-# law is not zero but the gray line, since rows never fall on rows. And the critic, with five steps a turn, never quite
-# catches up: when it says zero there is something left, here the draws on the way from moon to moon. A generator that
-# maps a connected cloud to two moons continuously has to leave some there; how few they are is a matter of its width
-# and its patience.
+# The critic's value falls as the exact distance falls, and both settle together: this is the loss curve that a GAN
+# does not have ([GAN](05_gan.md)). It is lower than the exact one for two reasons. The exact distance of two samples
+# of one distribution is not zero but the gray line, since rows never fall on rows. And the critic, with five steps a
+# turn, never quite catches up: when it says zero there is something left, here the draws on the way from moon to
+# moon. A generator that maps a connected cloud to two moons continuously has to leave some there; how few they are is
+# a matter of its width and its patience.

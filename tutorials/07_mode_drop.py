@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Which data does a generator never draw?
 #
-# A generator that draws a few kinds of rows, each perfect, leaves its critic little to complain about: row by row there
-# is no flaw. This is mode drop. Good-looking draws do not show it, and losses do not show it. This tutorial sees it
-# where the modes are known, then where they are not, asks which data are missed, and cures it.
+# A generator that draws a few kinds of rows, each perfect, leaves its critic little to complain about: row by row
+# there is no flaw. This is mode drop. Good-looking draws do not show it, and losses do not show it. This tutorial
+# sees it where the modes are known, then where they are not, asks which data are missed, and cures it.
 
 # %%
 from functools import partial
@@ -26,8 +26,8 @@ torch.set_num_threads(1)  # networks as small as these gain nothing from more
 # Eight Gaussians on a ring. Two games, with the same generator, batches and rate:
 #
 # - a plain GAN, Adam with the usual memory of games, $\beta_1 = 0.5$;
-# - R3GAN (Huang et al. 2024): data and draws are judged in pairs, the critic's slope is penalized at both, and weights
-#   are averaged under a rate that falls to zero. It has no memory of gradients, $\beta_1 = 0$.
+# - R3GAN (Huang et al. 2024): data and draws are judged in pairs, the critic's gradient is penalized at both, and
+#   weights are averaged under a rate that falls to zero. It has no memory of gradients, $\beta_1 = 0$.
 #
 # Both critics see the data through a few random waves beside the coordinates (`frequencies`), which makes them sharp.
 #
@@ -84,10 +84,10 @@ for name, draws in on_ring.items():
     print(f"{name:5}: {figures(ring[:2000], draws)}")
 
 # %% [markdown]
-# That something is missing is half an answer. *What* is missing is the other half. `uncovered_data` looks at each datum's
-# neighbors among data and draws together, and ranks data by how few of them are draws. Its level, 5 %, is the chance
-# that it flags anything at all if generator and data are one law; it gets it from permutations, so it holds for small
-# samples too.
+# That something is missing is half an answer. *What* is missing is the other half. `uncovered_data` looks at each
+# datum's neighbors among data and draws together, and ranks data by how few of them are draws. Its level, 5 %, is the
+# chance that it flags anything at all if generator and data are one distribution; it gets it from permutations, so it
+# holds for small samples too.
 
 # %%
 absent = {name: uncovered_data(ring[:2000], draws) for name, draws in on_ring.items()}
@@ -132,8 +132,8 @@ for name, (loss, options) in games.items():
     print(f"{name:5}: {figures(held, drawn[name])}, {len(absent[name].flagged)} of {len(held)} data flagged")
 
 # %% [markdown]
-# Where data have labels, `by_label` says which of them are drawn too seldom, each with a p-value (Fisher's exact test,
-# corrected for looking at all ten):
+# Where data have labels, `by_label` says which of them are drawn too seldom, each with a p-value (Fisher's exact
+# test, corrected for looking at all ten):
 
 # %%
 for name, found in absent.items():
@@ -157,10 +157,11 @@ figure
 # %% [markdown]
 # The GAN's draws are the better ones by precision, 0.88 against 0.70, which is what to keep in mind about any figure
 # that looks at draws alone. Fours it does not draw, ones, fives and sixes less than half as often as it should, and
-# `uncovered_data` puts them on top without having been told that there are digits. R3GAN's draws spread over all ten, and
-# nothing is flagged any more, at this level and with this many draws.
+# `uncovered_data` puts them on top without having been told that there are digits. R3GAN's draws spread over all ten,
+# and nothing is flagged any more, at this level and with this many draws.
 #
 # What helps when something is flagged: `recipes.r3_gan` or `r1_gan`; weights averaged (`ema`) and a rate that falls
 # (`schedule`); several rows judged together, `packing=2` (PacGAN, Lin et al. 2018), which makes sameness visible to a
-# critic; less momentum. Their effect on eight and on twenty-five modes, over seeds, is in [results](../results.md). On
-# the command line, `ppgen train` writes the section "What is missing" into the report of every system that can draw.
+# critic; less momentum. Their effect on eight and on twenty-five modes, over seeds, is in [results](../results.md).
+# On the command line, `ppgen train` writes the section "What is missing" into the report of every system that can
+# draw.

@@ -2,9 +2,9 @@
 # # Can labels of one domain serve another?
 #
 # Somebody has labeled one kind of data, and what is wanted are the labels of another: the camera was changed, the
-# hospital is a different one. A domain-adversarial network (Ganin et al. 2016) learns features on which a critic cannot
-# tell the two domains apart, and a classifier on them that was taught by the first domain alone. It is the one game of
-# this course in which the critic is meant to fail.
+# hospital is a different one. A domain-adversarial network (Ganin et al. 2016) learns features on which a critic
+# cannot tell the two domains apart, and a classifier on them that was taught by the first domain alone. It is the one
+# game of this course in which the critic is meant to fail.
 
 # %%
 from functools import partial
@@ -26,8 +26,8 @@ torch.set_num_threads(1)  # networks as small as these gain nothing from more
 # %% [markdown]
 # ## Two domains
 #
-# Two moons, labeled, are the source. The target is the same law turned by 35 degrees. Its labels are in this script,
-# to judge by; training gets `UNKNOWN` in their place.
+# Two moons, labeled, are the source. The target is the same distribution turned by 35 degrees. Its labels are in this
+# script, to judge by; training gets `UNKNOWN` in their place.
 
 # %%
 x, y = map(torch.as_tensor, data.moons(300, seed=0))
@@ -40,9 +40,9 @@ domains = torch.arange(2).repeat_interleave(300)
 # %% [markdown]
 # ## The program and the loss
 #
-# `DANN` is a Pyro program with three sites: features $h = F(x)$, the domain $d$, and $y \sim \text{Categorical}(C(h))$,
-# masked where it is not known. Its evidence is the source's label loss, $T_1$. Bringing the features of both domains
-# together is one more term:
+# `DANN` is a Pyro program with three sites: features $h = F(x)$, the domain $d$, and $y \sim
+# \text{Categorical}(C(h))$, masked where it is not known. Its evidence is the source's label loss, $T_1$. Bringing
+# the features of both domains together is one more term:
 
 # %%
 critic = {"hidden": (16,), "lr": 0.02}
@@ -57,12 +57,12 @@ assert str(by_hand) == str(recipes.dann(**critic, weight=0.2))
 
 # %% [markdown]
 # The value of that match is $\log 2 - T_2$, where $T_2$ is the critic's loss: together $T_1 - \alpha T_2$, with
-# $\alpha$ rising from 0 by Ganin's ramp, since features that have learned nothing yet should not be matched. Four ways,
-# from the same weights: the source alone, which is $\alpha = 0$; the match; the same match of $h \otimes p(y | h)$, so
-# that every class meets its own kind (CDAN, Long et al. 2018); and gradient reversal, where critic and features share
-# one step of one optimizer. There is no place for the critic's penalty in that step, so its slope is bounded by
-# spectral norms, without which reversal does no better on these moons than the source alone. A rate of its own the
-# critic can have, by arguments for each parameter, as Pyro's optimizers take them.
+# $\alpha$ rising from 0 by Ganin's ramp, since features that have learned nothing yet should not be matched. Four
+# ways, from the same weights: the source alone, which is $\alpha = 0$; the match; the same match of $h \otimes p(y |
+# h)$, so that every class meets its own kind (CDAN, Long et al. 2018); and gradient reversal, where critic and
+# features share one step of one optimizer. There is no place for the critic's penalty in that step, so its Lipschitz
+# constant is bounded by spectral norms, without which reversal does no better on these moons than the source alone. A
+# rate of its own the critic can have, by arguments for each parameter, as Pyro's optimizers take them.
 
 # %%
 torch.manual_seed(0)
@@ -103,7 +103,7 @@ new, new_y = map(torch.as_tensor, data.moons(600, seed=2))
 new_there, new_theirs = map(torch.as_tensor, data.rotated_moons(600, degrees=35.0, seed=3))
 new, new_there = (2 * (part - torch.tensor([0.5, 0.25])) for part in (new, new_there))
 right = {}
-print(f"{'':13}   source   target | source risk   told apart   weighted risk")
+print(f"{'':13}   source   target | source riskdistinguished  weighted risk")
 for name, model in models.items():
     wrong = model.predict(new) != new_y
     risk = adaptation_risk(model.features_of(new), model.features_of(new_there), wrong, classifier="mlp")
@@ -116,9 +116,9 @@ assert right["source alone"] < 0.9 < right["DANN"]
 
 # %% [markdown]
 # All of them are right in the source, or nearly, so the source's risk cannot choose between them, and neither can its
-# weighted form: where no row of the source is wrong, no weight makes it so. The distance between the domains can: what
-# lowers it without costing accuracy in the source is to be preferred. It sets the source alone apart from the others,
-# though it does not rank these.
+# weighted form: where no row of the source is wrong, no weight makes it so. The distance between the domains can:
+# what lowers it without costing accuracy in the source is to be preferred. It sets the source alone apart from the
+# others, though it does not rank these.
 #
 # Above, the decision that each has learned, data of the target as crosses colored by their true labels; below,
 # the features in the plane of their principal axes.
@@ -165,9 +165,10 @@ for row, (name, pictures) in zip(axes, {"source": here, **targets}.items(), stri
 figure
 
 # %% [markdown]
-# Of each half 600 are trained on, and the others are judged by. Beside the accuracies stand the test of domains and the
-# signs that `training_warnings` saw of the game. A critic that is meant to fail has two of its own: "critic never fooled", where
-# the domains stay apart, and "critic at chance too early", where it told nothing apart, so that nothing was aligned.
+# Of each half 600 are trained on, and the others are judged by. Beside the accuracies stand the test of domains and
+# the signs that `training_warnings` saw of the game. A critic that is meant to fail has two of its own: "critic never
+# fooled", where the domains stay apart, and "critic at chance too early", where it told nothing apart, so that
+# nothing was aligned.
 
 
 # %%
@@ -191,8 +192,8 @@ def adapt(target, loss, **options):
     source, target = here[600:], target[600:]
     right = [(model.predict(x) == y).float().mean() for x, y in ((source, here_y[600:]), (target, others_y[600:]))]
     told = classifier_test(model.features_of(source), model.features_of(target)).statistic
-    signs = ", ".join(finding.sign for finding in fit.training_warnings()) or "none"
-    print(f"source {right[0]:.3f}   target {right[1]:.3f}   told apart {told:.2f}   signs: {signs}")
+    signs = ", ".join(finding.name for finding in fit.training_warnings()) or "none"
+    print(f"source {right[0]:.3f}   target {right[1]:.3f}   distinguished {told:.2f}   warnings: {signs}")
     return right[1]
 
 
@@ -207,8 +208,8 @@ print("inverted: DANN")
 assert adapt(targets["inverted"], recipes.dann(**critic)) < 0.1
 
 # %% [markdown]
-# Of the moved digits more are right, if not nearly all: a dense network has to learn anew what each pixel means. Of the
-# inverted ones fewer are right than by guessing. Neither the accuracy in the source nor a sign shows it; the distance
-# does: features by which the domains are told apart nearly always carry nothing over. (A low number would be no proof
-# of the contrary: features can be alike though each class has met another.) So keep some labels of the target to judge
-# by, however few; and where it can be said beforehand what differs, as here, undo it in the rows.
+# Of the moved digits more are right, if not nearly all: a dense network has to learn again what each pixel means. Of
+# the inverted ones fewer are right than by guessing. Neither the accuracy in the source nor a sign shows it; the
+# distance does: features by which the domains are distinguished nearly always carry nothing over. (A low number would
+# be no proof of the contrary: features can be alike though each class has met another.) So keep some labels of the
+# target to judge by, however few; and where it can be said beforehand what differs, as here, undo it in the rows.

@@ -29,8 +29,8 @@ x = torch.as_tensor(digits.train.x)
 # ## Levels
 #
 # A growing network has scales, here of 2, 4 and 8 pixels a side, and a level, the one it stands at. Its images are of
-# the whole size at every level. At a whole level it sees what blocks of pixels have for a mean; between two levels, the
-# next scale has faded in by so much. That is how the data look to it, too:
+# the whole size at every level. At a whole level it sees what blocks of pixels have for a mean; between two levels,
+# the next scale has faded in by so much. That is how the data look to it, too:
 
 # %%
 network = nets.GrowingDecoder(32, (1, 8, 8), hidden=(64, 32, 16), norm="pixel")
@@ -57,8 +57,8 @@ show(seen, [f"level {level:g}" for level in levels])
 
 # %% [markdown]
 # The generator's images move in the same way from one scale to the next. At level $k + a$ they are $(1 -
-# a)\,\mathrm{up}(\mathrm{rgb}_k(h_k)) + a\,\mathrm{rgb}_{k+1}(h_{k+1})$, so that a scale joins without a jump: where it
-# begins, its images are those of the scale before, each pixel repeated.
+# a)\,\mathrm{up}(\mathrm{rgb}_k(h_k)) + a\,\mathrm{rgb}_{k+1}(h_{k+1})$, so that a scale joins without a jump: where
+# it begins, its images are those of the scale before, each pixel repeated.
 
 # %%
 z = torch.randn(10, 32)
@@ -73,11 +73,11 @@ with torch.no_grad():
 # %% [markdown]
 # ## Growing
 #
-# Nothing else is new. The program is the generator of any game, $z \sim N(0, I)$, $x = G(z)$; the loss is a game whose
-# critic grows too, here Jensen-Shannon with a penalty on the critic's slope at data; and a `ProgressiveGrowing` says when. `fit`
-# follows it: here the last of the three stages is as long as the other two, and a scale fades in during the first half
-# of its stage. The callback draws from the same latents whenever a stage ends, by the averaged weights, which are the
-# ones that the run would leave.
+# Nothing else is new. The program is the generator of any game, $z \sim N(0, I)$, $x = G(z)$; the loss is a game
+# whose critic grows too, here Jensen-Shannon with a penalty on the critic's gradient at data; and a
+# `ProgressiveGrowing` says when. `fit` follows it: here the last of the three stages is as long as the other two, and
+# a scale fades in during the first half of its stage. The callback draws from the same latents whenever a stage ends,
+# by the averaged weights, which are the ones that the run would leave.
 
 # %%
 STEPS, BATCH = 1000, 32
@@ -113,9 +113,9 @@ model = generator()
 stages, seconds, latents = [], [time.process_time()], torch.randn(12, 32)
 
 
-def picture(moment):
-    if moment.stage_done:
-        with moment.result():
+def picture(step):
+    if step.stage_done:
+        with step.eval_mode():
             stages.append(model.decode(latents).sample())
         seconds.append(time.process_time())
 
@@ -127,20 +127,20 @@ for sides, spent, count in zip(network.sides, np.diff(seconds), steps, strict=Tr
     print(f"{sides[0]} x {sides[1]}: {count} steps of {1e3 * spent / count:.0f} ms")
 
 # %% [markdown]
-# A column is one latent. What is laid out at a small scale stays where it is, and is worked out at the next. The early
-# stages are also the cheap ones, which is the other half of the idea.
+# A column is one latent. What is laid out at a small scale stays where it is, and is worked out at the next. The
+# early stages are also the cheap ones, which is the other half of the idea.
 #
 # ## Did it pay?
 #
-# A fair comparison gives both the same time. The networks at full size from the first step on get as many steps as fit
-# into the seconds that growing took. The measure is the paper's: the sliced Wasserstein distance between patches of
-# each level of the Laplacian pyramid, here in units of the data's own deviations, of draws and of digits that neither
-# has seen. Two halves of the data tell what zero looks like.
+# A fair comparison gives both the same time. The networks at full size from the first step on get as many steps as
+# fit into the seconds that growing took. The measure is the paper's: the sliced Wasserstein distance between patches
+# of each level of the Laplacian pyramid, here in units of the data's own deviations, of draws and of digits that
+# neither has seen. Two halves of the data tell what zero looks like.
 
 # %%
 each = []
 fixed = generator()
-pilot = lambda moment: each.append(time.process_time())  # noqa: E731
+pilot = lambda step: each.append(time.process_time())  # noqa: E731
 train(generator(), None, 30, [pilot])
 as_many = int(grown_in / np.median(np.diff(each)))
 _, fixed_in = train(fixed, None, as_many)
@@ -161,11 +161,11 @@ torch.manual_seed(3)
 show([x[:12], model.sample(12), fixed.sample(12)], ["data", "growing", "fixed"])
 
 # %% [markdown]
-# Here it did not: at 8 x 8 pixels there is little to lay out beforehand, and the steps that went into small scales are
-# missing at the last one. What growing is for are images whose full size is dear and hard to begin with. The benchmark
-# `tests/benchmarks/growing.py` asks the same question of Fashion-MNIST at 32 x 32, and of two other ways to work at
-# several scales: a critic that sees all of them at once (`multi_scale=True`), and a generator that adds up the levels
-# of a Laplacian pyramid (`network="pyramid"`). Its figures, in `docs/results.md`, are the ones to go by.
+# Here it did not: at 8 x 8 pixels there is little to lay out beforehand, and the steps that went into small scales
+# are missing at the last one. What growing is for are images whose full size is expensive and hard to begin with. The
+# benchmark `tests/benchmarks/growing.py` asks the same question of Fashion-MNIST at 32 x 32, and of two other ways to
+# work at several scales: a critic that sees all of them at once (`multi_scale=True`), and a generator that adds up
+# the levels of a Laplacian pyramid (`network="pyramid"`). Its figures, in `docs/results.md`, are the ones to go by.
 #
 # On the command line: `ppgen train progan digits`, whose report shows the same latents at every stage;
 # `--fit.growth null` trains at full size from the start, `--conditional true` by label.

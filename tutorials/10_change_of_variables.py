@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Change of variables, by hand
 #
-# A normalizing flow is a bijection $x = T(z)$ of a simple law of $z$. Its density is the base's, times how much the way
-# back stretches:
+# A normalizing flow is a bijection $x = T(z)$ of a simple distribution of $z$. Its density is the base's, times how
+# much the way back stretches:
 #
 # $$\log p(x) = \log p_0(z) + \log \left| \det \frac{\partial z}{\partial x} \right|, \qquad z = T^{-1}(x).$$
 #
@@ -38,9 +38,9 @@ def log_normal(z: torch.Tensor) -> torch.Tensor:
 # %% [markdown]
 # ## A triangular matrix
 #
-# $x = L z + b$ with $L$ lower triangular is solved from the top, one unknown after another, and
-# $\log |\det \partial z / \partial x| = -\sum_i \log |l_{ii}|$. The law is a Gaussian of covariance $L L^T$, and every
-# Gaussian is one of these (Cholesky), so that there is something to check against.
+# $x = L z + b$ with $L$ lower triangular is solved from the top, one unknown after another, and $\log |\det \partial
+# z / \partial x| = -\sum_i \log |l_{ii}|$. The distribution is a Gaussian of covariance $L L^T$, and every Gaussian
+# is one of these (Cholesky), so that there is something to check against.
 
 # %%
 L = torch.tensor([[1.5, 0.0], [1.2, 0.5]])
@@ -56,8 +56,8 @@ assert torch.allclose(by_hand, known, atol=1e-5)
 # %% [markdown]
 # ## A triangular function
 #
-# The matrix may depend on $x$, as long as the order stays: coordinate $i$ is moved and stretched by functions of those
-# before it. This is one autoregressive layer,
+# The matrix may depend on $x$, as long as the order stays: coordinate $i$ is moved and stretched by functions of
+# those before it. This is one autoregressive layer,
 #
 # $$z_i = x_i \, e^{s_i(x_{<i})} + m_i(x_{<i}), \qquad
 #   \frac{\partial z_i}{\partial x_j} = 0 \text{ for } j > i, \qquad
@@ -98,8 +98,8 @@ assert torch.allclose(torch.linalg.slogdet(jacobian).logabsdet, log_det, atol=1e
 # %% [markdown]
 # A grid shows what such maps do. Where its lines come close, volume is lost and density gained. The matrix shears and
 # stretches alike everywhere; the function bends, but only up and down, since the first coordinate stays; and a second
-# layer, with the coordinates the other way round, bends the other way. The Jacobian of a composition is the product of
-# Jacobians, so log determinants add up.
+# layer, with the coordinates the other way round, bends the other way. The Jacobian of a composition is the product
+# of Jacobians, so log determinants add up.
 
 
 # %%
@@ -136,11 +136,11 @@ figure
 # %% [markdown]
 # ## Masks that make a network triangular
 #
-# For $d$ coordinates one wants all $s_i(x_{<i})$ and $m_i(x_{<i})$ from one network, in one pass (MADE, Germain et al.
-# 2015). Give each unit a number: input $i$ has number $i$, hidden units have numbers from 1 to $d - 1$, outputs $i$. A
-# weight is kept where information flows upward: into a hidden unit from numbers up to its own, into output $i$ from
-# numbers *below* $i$. The product of the masks is then strictly lower triangular: output $i$ has no path from $x_i$ or
-# what comes after.
+# For $d$ coordinates one wants all $s_i(x_{<i})$ and $m_i(x_{<i})$ from one network, in one pass (MADE, Germain et
+# al. 2015). Give each unit a number: input $i$ has number $i$, hidden units have numbers from 1 to $d - 1$, outputs
+# $i$. A weight is kept where information flows upward: into a hidden unit from numbers up to its own, into output $i$
+# from numbers *below* $i$. The product of the masks is then strictly lower triangular: output $i$ has no path from
+# $x_i$ or what comes after.
 
 
 # %%
@@ -191,8 +191,8 @@ assert torch.allclose(jacobian.diagonal().log().sum(), layer(x)[1], atol=1e-5)
 assert torch.allclose(layer.inverse(layer(x)[0]), x, atol=1e-4)
 
 # %% [markdown]
-# That is one layer of a masked autoregressive flow (Papamakarios et al. 2017). Several of them, the order turned round
-# in between, trained by the log density itself, are what the library calls `maf`:
+# That is one layer of a masked autoregressive flow (Papamakarios et al. 2017). Several of them, the order turned
+# round in between, trained by the log density itself, are what the library calls `maf`:
 
 # %%
 moons, _ = data.moons(4096)
@@ -272,9 +272,9 @@ for name, options in (("lu_linear", {}), ("maf", {"layers": 2, "hidden": (32,)})
     print(f"{name:>9}: {fitted:6.2f} nats a row of those fitted, {held_out:6.2f} of those held out")
 
 # %% [markdown]
-# The freedom pays on the rows that were fitted, and costs on those that were not: a density has no ceiling, and a table
-# this small cannot hold a flow down. Compare on held-out rows, with a Gaussian beside it.
+# The freedom pays on the rows that were fitted, and costs on those that were not: a density has no ceiling, and a
+# table this small cannot hold a flow down. Compare on held-out rows, with a Gaussian beside it.
 #
-# On the command line, `ppgen train nsf moons` and `ppgen train maf wine.csv` do the same and leave a report behind: the
-# density beside the data, the grid through all maps, the log determinants, and whether data pulled back follow the
-# base, which is the next tutorial's subject.
+# On the command line, `ppgen train nsf moons` and `ppgen train maf wine.csv` do the same and leave a report behind:
+# the density beside the data, the grid through all maps, the log determinants, and whether data pulled back follow
+# the base, which is the next tutorial's subject.

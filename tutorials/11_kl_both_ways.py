@@ -1,14 +1,14 @@
 # %% [markdown]
 # # KL both ways, in both spaces
 #
-# The Kullback-Leibler divergence has a direction. With $p$ the law of the data and $q$ the model,
+# The Kullback-Leibler divergence has a direction. With $p$ the distribution of the data and $q$ the model,
 #
 # $$\mathrm{KL}(p, q) = E_p \log \frac{p}{q} \quad \text{(forward)}, \qquad
 #   \mathrm{KL}(q, p) = E_q \log \frac{q}{p} \quad \text{(reverse)}.$$
 #
-# Forward is infinite where $q$ leaves out what $p$ has; reverse is infinite where $q$ has what $p$ leaves out. A model
-# that can be $p$ itself does not care. One that is too small must choose, and the direction chooses for it. Here the
-# data have two modes and the model is a Gaussian, written as a flow of one map, $x = \mu + \sigma z$.
+# Forward is infinite where $q$ leaves out what $p$ has; reverse is infinite where $q$ has what $p$ leaves out. A
+# model that can be $p$ itself does not care. One that is too small must choose, and the direction chooses for it.
+# Here the data have two modes and the model is a Gaussian, written as a flow of one map, $x = \mu + \sigma z$.
 
 # %%
 from functools import partial
@@ -61,7 +61,7 @@ distributions = {}
 
 
 def train(name: str, loss, model: FlowModel, steps: int = 400) -> None:
-    """Fits a model to the data and keeps its law."""
+    """Fits a model to the data and keeps its distribution."""
     options = {"steps": steps, "batch_size": 256, "compile": False, "progress": False}
     ppgen.fit(model.model, model.guide, data, loss=loss, optim=adam, **options)
     distributions[name] = model.distribution()
@@ -78,9 +78,9 @@ train("forward", ppgen.ELBO(), gaussian(1.0))
 # %% [markdown]
 # ## Reverse: the model's draws under the target
 #
-# Put the flow into the *guide*, and a program with the law $p$ in the place of the model. `ELBO()` is now
-# $E_q[\log q - \log p]$, the reverse KL itself. It asks for the density $p$ (up to a constant, in general), and for no
-# data.
+# Put the flow into the *guide*, and a program with the distribution $p$ in the place of the model. `ELBO()` is now
+# $E_q[\log q - \log p]$, the reverse KL itself. It asks for the density $p$ (up to a constant, in general), and for
+# no data.
 
 
 # %%
@@ -90,7 +90,7 @@ def target():
 
 
 def reverse_from(loc: float):
-    """The law that the reverse KL leads to from N(loc, 1)."""
+    """The distribution that the reverse KL leads to from N(loc, 1)."""
     flow = maf(1, layers=1)
     start(flow, loc)
 
@@ -121,8 +121,8 @@ table(distributions)
 
 # %% [markdown]
 # Forward covers: mean and deviation are those of the data, and many draws fall where there are none. Reverse seeks a
-# mode: which one, the start decides, and it never learns that there is another. What that costs it is $\log 2 = 0.693$
-# nats, since half of the data are missing, whereas by the forward KL it is fourteen nats off.
+# mode: which one, the start decides, and it never learns that there is another. What that costs it is $\log 2 =
+# 0.693$ nats, since half of the data are missing, whereas by the forward KL it is fourteen nats off.
 #
 # ## In z
 #
@@ -133,7 +133,7 @@ table(distributions)
 #
 # and the reverse KL is that of the base against pulled-back data. Sums over a grid in $z$, which know of $x$ only
 # through $p_z$, say the same as those over $x$. Where $p$ is not known, `base_space_test` estimates the first of
-# them from rows of data alone, by nearest neighbors: it can, since the second law is known.
+# them from rows of data alone, by nearest neighbors: it can, since the second distribution is known.
 
 # %%
 z = torch.linspace(-16, 16, 32001)[:, None]
@@ -193,5 +193,5 @@ train("a spline, forward", ppgen.ELBO(), FlowModel((1,), flow="nsf_autoregressiv
 table(list(distributions)[3:])
 
 # %% [markdown]
-# With a tenth of the forward divergence the Gaussian keeps both modes; the critic alone leads it into one, as the known
-# density did. And a flow that can be $p$ need not choose: what is small in one direction is small in the other.
+# With a tenth of the forward divergence the Gaussian keeps both modes; the critic alone leads it into one, as the
+# known density did. And a flow that can be $p$ need not choose: what is small in one direction is small in the other.

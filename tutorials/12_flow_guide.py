@@ -1,9 +1,9 @@
 # %% [markdown]
 # # How much of a posterior does a guide have? A flow as the guide of somebody's Pyro program
 #
-# A guide can only find posteriors of its own shape. This tutorial takes a program whose posterior is curved and in two
-# pieces, gives it three of Pyro's and ppgen's guides, and asks of each how much of the posterior it has, where a grid
-# knows the answer.
+# A guide can only find posteriors of its own shape. This tutorial takes a program whose posterior is curved and in
+# two pieces, gives it three of Pyro's and ppgen's guides, and asks of each how much of the posterior it has, where a
+# grid knows the answer.
 
 # %%
 from functools import partial
@@ -29,8 +29,8 @@ torch.set_num_threads(1)  # programs as small as these gain nothing from more
 #
 # $$a, b \sim N(0, 1.5), \qquad y_i \sim N(a\, b\, x_i, 0.8)$$
 #
-# The data know the product and nothing else, so the posterior lies along a hyperbola; and since $(-a)(-b) = ab$, there
-# are two of it.
+# The data know the product and nothing else, so the posterior lies along a hyperbola; and since $(-a)(-b) = ab$,
+# there are two of it.
 
 # %%
 table = load_diabetes(scaled=False)
@@ -55,10 +55,10 @@ print(f"slope by least squares {float((x * y).mean()):.2f}; exact log evidence {
 # %% [markdown]
 # ## Three guides
 #
-# `AutoFlow` is a guide like Pyro's own: all latents, mapped to the real line, get one law, here an affine map after a
-# flow of splines. It starts as a Gaussian, so it is never worse than one at the start. All three minimize the reverse
-# KL, $\mathrm{KL}(q, p) = \log p(y) - \mathrm{ELBO}$, by `recipes.reverse_kl`: 64 draws a step, path derivatives
-# (below).
+# `AutoFlow` is a guide like Pyro's own: all latents, mapped to the real line, get one distribution, here an affine
+# map after a flow of splines. It starts as a Gaussian, so it is never worse than one at the start. All three minimize
+# the reverse KL, $\mathrm{KL}(q, p) = \log p(y) - \mathrm{ELBO}$, by `recipes.reverse_kl`: 64 draws a step, path
+# derivatives (below).
 
 # %%
 adam = partial(torch.optim.Adam, lr=0.01)
@@ -90,13 +90,13 @@ shown = {name: judge(name, learn(guide)) for name, guide in guides.items()}
 # %% [markdown]
 # ## Annealing
 #
-# The reverse KL asks that draws lie where the posterior has mass, not that all of the mass is drawn. Once every draw is
-# at one branch there is no slope toward the other. The way out is to begin where there is only one: minimize
+# The reverse KL asks that draws lie where the posterior has mass, not that all of the mass is drawn. Once every draw
+# is at one branch there is no gradient toward the other. The way out is to begin where there is only one: minimize
 #
 # $$E_q[\log q - t \log p - (1 - t) \log \mathrm{base}]$$
 #
-# with $t$ from 0 to 1. By default the base is the program's own prior, so that $t$ weighs the likelihood; another is a
-# Pyro program of the same latents (`ppgen.AnnealedELBO`). Here the way takes the first 80% of the steps, slowly at
+# with $t$ from 0 to 1. By default the base is the program's own prior, so that $t$ weighs the likelihood; another is
+# a Pyro program of the same latents (`ppgen.AnnealedELBO`). Here the way takes the first 80% of the steps, slowly at
 # first: as soon as the likelihood has a say, the two branches part.
 
 # %%
@@ -118,16 +118,17 @@ figure
 # - The flow has one arm, whole. Its KL is about $\log 2 = 0.69$, and its weighted draws estimate an evidence that is
 #   too low by as much: the other arm, which it never draws. No weight of a draw can tell: k-hat judges the draws that
 #   there are. Without the grid, the sign of it is that other seeds end at the other arm.
-# - From the prior, the flow follows both, and the evidence is right. How the mass is shared between them is settled on
-#   the way, while there is a path across, and not precisely: the exact share is one half. Importance weights mend that.
+# - From the prior, the flow follows both, and the evidence is right. How the mass is shared between them is settled
+#   on the way, while there is a path across, and not precisely: the exact share is one half. Importance weights
+#   correct that.
 #
 # ## Path derivatives
 #
-# With $z = T(e; \phi)$ the gradient of $\log q(z; \phi)$ has a part that goes by the draw and the score, which is zero
-# on average but not at each draw. `path_derivative=True` leaves the score out (Roeder et al. 2017). What that is worth
-# depends on how near the guide is: where $q$ is the posterior nothing is left, and the last steps have no noise. A
-# regression whose posterior is normal, and the annealed flow; standard deviations of gradients of 64 draws, all
-# parameters together.
+# With $z = T(e; \phi)$ the gradient of $\log q(z; \phi)$ has a part that goes by the draw and the score, which is
+# zero on average but not at each draw. `path_derivative=True` leaves the score out (Roeder et al. 2017). What that is
+# worth depends on how near the guide is: where $q$ is the posterior nothing is left, and the last steps have no
+# noise. A regression whose posterior is normal, and the annealed flow; standard deviations of gradients of 64 draws,
+# all parameters together.
 
 
 # %%
@@ -158,8 +159,8 @@ for name, program, fit in (("regression", linear, normal), ("two arms, flow", mo
 # ## Amortized
 #
 # Where a model has latents of its own for each row of a plate, `amortized="x"` makes the flow's context a function of
-# the row: the argument of the model that has the rows is named, and new rows need no new fit. Here a row is the length
-# of a vector of the plane, measured with an error of 0.2, and each posterior is a ring.
+# the row: the argument of the model that has the rows is named, and new rows need no new fit. Here a row is the
+# length of a vector of the plane, measured with an error of 0.2, and each posterior is a ring.
 
 
 # %%

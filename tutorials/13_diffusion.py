@@ -29,8 +29,8 @@ held_out = torch.as_tensor(moons.test.x, dtype=torch.float32)
 #
 # $$q(z_T \mid x) = N(a_T x, s_T^2 I), \qquad q(z_{i-1} \mid z_i, x) = N(b_i z_i + c_i x,\ g_i^2 I),$$
 #
-# where $b_i, c_i, g_i$ are such that every $z_i$ by itself is $N(a_i x, s_i^2 I)$. The model goes the same way without
-# knowing $x$: it begins at noise, and puts a network's guess $E[x \mid z_i]$ where the guide has $x$,
+# where $b_i, c_i, g_i$ are such that every $z_i$ by itself is $N(a_i x, s_i^2 I)$. The model goes the same way
+# without knowing $x$: it begins at noise, and puts a network's guess $E[x \mid z_i]$ where the guide has $x$,
 #
 # $$p(z_T) = N(0, I), \qquad p(z_{i-1} \mid z_i) = N(b_i z_i + c_i E[x \mid z_i],\ \ldots), \qquad p(x \mid z_0).$$
 #
@@ -115,8 +115,8 @@ print(f"eight steps: {mean:.3f} +- {error:.3f} nats a held-out datum")
 # %% [markdown]
 # ## Step by step
 #
-# What each step costs: how much the guide knows of $z_{i-1}$, told $x$, that the model does not. At the noisy end there
-# is little to know; at the other the guess of $x$ is nearly right. What the data are is settled in between.
+# What each step costs: how much the guide knows of $z_{i-1}$, told $x$, that the model does not. At the noisy end
+# there is little to know; at the other the guess of $x$ is nearly right. What the data are is settled in between.
 
 # %%
 with torch.no_grad():
@@ -135,10 +135,11 @@ print(f"both ends: {last:.3f}; sum {last + sum(costs.values()):.3f}")
 #
 # ## How many steps?
 #
-# The same noise, in more and smaller steps. Each reverse step is Gaussian, and the smaller it is, the nearer the truth
-# is to a Gaussian: the bound rises to that of continuous time (`steps=None`), where there are no sites any more. The
-# same denoiser then has a second law, that of an ordinary differential equation, the probability flow, whose density is
-# exact (`Diffusion.distribution`). Were the denoiser perfect the two would agree; what it errs costs the bound more.
+# The same noise, in more and smaller steps. Each reverse step is Gaussian, and the smaller it is, the nearer the
+# truth is to a Gaussian: the bound rises to that of continuous time (`steps=None`), where there are no sites any
+# more. The same denoiser then has a second distribution, that of an ordinary differential equation, the probability
+# flow, whose density is exact (`Diffusion.distribution`). Were the denoiser perfect the two would agree; what it errs
+# costs the bound more.
 
 # %%
 torch.manual_seed(0)
@@ -181,6 +182,6 @@ torch.manual_seed(1)
 print(f"{'data':10} beside data: {float(distance(x[: len(x) // 2], x[len(x) // 2 :])):.3f}")
 
 # %% [markdown]
-# Ask of a diffusion its bound, and it is a VAE with many layers; ask for draws, and it is a differential equation with
-# a choice of solvers. From the command line: `ppgen train vdm moons`, then `ppgen sample runs/vdm-moons --sampler
-# heun`.
+# Ask of a diffusion its bound, and it is a VAE with many layers; ask for draws, and it is a differential equation
+# with a choice of solvers. From the command line: `ppgen train vdm moons`, then `ppgen sample runs/vdm-moons
+# --sampler heun`.

@@ -3,8 +3,8 @@
 #
 # A flow can be learned without ever being solved: choose a path from each row of noise to a row of data, and regress
 # the velocity. Which noise goes with which data is left to us, and decides how many steps a draw takes. This tutorial
-# pairs rows at random and by optimal transport, looks at the paths, and then leaves noise behind: the way may begin at
-# any law.
+# pairs rows at random and by optimal transport, looks at the paths, and then leaves noise behind: the way may begin
+# at any distribution.
 
 # %%
 from functools import partial
@@ -31,9 +31,9 @@ held_out = 3 * torch.as_tensor(moons.test.x, dtype=torch.float32) - 1
 #
 # $$z_u = (1 - u)\, x + u\, e, \qquad \frac{dz_u}{du} = e - x.$$
 #
-# Through one point go many paths; the flow that carries the law of $z_1$ to that of $z_0$ follows their mean velocity,
-# $F(z, u) = E[e - x \mid z_u = z]$. A mean is what least squares find. So the model is a regression, a Pyro program
-# that observes velocities, and its evidence is the loss of flow matching.
+# Through one point go many paths; the flow that carries the distribution of $z_1$ to that of $z_0$ follows their mean
+# velocity, $F(z, u) = E[e - x \mid z_u = z]$. A mean is what least squares find. So the model is a regression, a Pyro
+# program that observes velocities, and its evidence is the loss of flow matching.
 
 # %%
 torch.manual_seed(0)
@@ -45,8 +45,8 @@ print(f"{site['name']}: observed, {tuple(site['value'].shape)}, under {type(site
 # ## Pairs
 #
 # Pairs at random give paths that cross, and where they cross, a mean velocity that follows none of them: the flow
-# bends. Transport within the batch gives pairs that do not cross (Tong et al. 2024; Pooladian et al. 2023). The law of
-# $z_0$ is the same.
+# bends. Transport within the batch gives pairs that do not cross (Tong et al. 2024; Pooladian et al. 2023). The
+# distribution of $z_0$ is the same.
 
 
 # %%
@@ -72,12 +72,12 @@ for coupling, model in flows.items():
     print(f"{coupling:12}: loss {train(model, x):.2f} nats")
 
 # %% [markdown]
-# The loss of the second is lower, and says nothing about draws: what is left of it is how much the velocities of pairs
-# vary about their mean, which random pairs do more. Draws say it, and their paths.
+# The loss of the second is lower, and says nothing about draws: what is left of it is how much the velocities of
+# pairs vary about their mean, which random pairs do more. Draws say it, and their paths.
 
 
 # %%
-def bend(path):
+def relative_length(path):
     """The mean length of paths over the distance from start to end."""
     states = torch.stack(path)
     length = states.diff(dim=0).norm(dim=-1).sum(0)
@@ -92,7 +92,7 @@ for axis, (coupling, model) in zip(axes, flows.items(), strict=True):
     states = torch.stack(path)
     axis.plot(states[:, :, 0], states[:, :, 1], color="C0", alpha=0.25, linewidth=0.7)
     axis.scatter(*states[-1].T, s=6, color="C1", zorder=3)
-    axis.set(title=f"{coupling}: paths {bend(path):.3f} times as long as straight ones", aspect="equal")
+    axis.set(title=f"{coupling}: paths {relative_length(path):.3f} times as long as straight ones", aspect="equal")
 plt.show()
 
 # %%
@@ -108,7 +108,8 @@ print(f"{'data':12} beside data: {float(distance(x[:600], held_out[:600])):.2f}"
 # %% [markdown]
 # ## Densities
 #
-# The flow is a law like any other, with an exact density by the same equation, and can stand in anybody's program.
+# The flow is a distribution like any other, with an exact density by the same equation, and can stand in anybody's
+# program.
 
 # %%
 for coupling, model in flows.items():
@@ -126,10 +127,10 @@ with torch.no_grad():
 # %% [markdown]
 # ## From data to data
 #
-# Nothing asked the base to be Gaussian. Here the way goes from eight Gaussians on a ring to the moons, the pair of laws
-# that papers compare on: the base is a tensor of rows. And with the labels of the moons known, transport that does not
-# see them would give each moon a part of the base for itself, from which a draw under a label would not start; so both
-# sides get labels, and a pair of two labels costs (Cheng & Schwing 2025).
+# Nothing asked the base to be Gaussian. Here the way goes from eight Gaussians on a ring to the moons, the pair of
+# distributions that papers compare on: the base is a tensor of rows. And with the labels of the moons known,
+# transport that does not see them would give each moon a part of the base for itself, from which a draw under a label
+# would not start; so both sides get labels, and a pair of two labels costs (Cheng & Schwing 2025).
 
 # %%
 angle = torch.randint(8, (4000, 1)) * torch.pi / 4

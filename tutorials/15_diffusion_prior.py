@@ -1,9 +1,9 @@
 # %% [markdown]
 # # What can the lower half be? A diffusion as the prior of a Pyro program
 #
-# A diffusion that has learned images is a law $p(x)$ like any other. A Pyro program can take it for its prior and say
-# what is seen of an image; the posterior is then drawn by the same sampler, its denoiser guided by the program. No
-# network is trained for the question that is asked, and the next question is another program.
+# A diffusion that has learned images is a distribution $p(x)$ like any other. A Pyro program can take it for its
+# prior and say what is seen of an image; the posterior is then drawn by the same sampler, its denoiser guided by the
+# program. No network is trained for the question that is asked, and the next question is another program.
 
 # %%
 import time
@@ -74,8 +74,8 @@ show([x[:12].numpy(), model.sample(12).numpy()], ["data", "draws"])
 #
 # $$D + V A^\top (S + A V A^\top)^{-1} (y - A(D))$$
 #
-# (Rozet et al. 2024), solved within a few directions (a Krylov space). For a normal prior and a linear program that is
-# exact; of digits it is an approximation, which is checked below.
+# (Rozet et al. 2024), solved within a few directions (a Krylov space). For a normal prior and a linear program that
+# is exact; of digits it is an approximation, which is checked below.
 
 # %%
 seen = held[:6, :, :4]
@@ -96,15 +96,15 @@ rows = [
 show(rows, [f"{i}" for i in range(6)])
 
 # %% [markdown]
-# From left to right: what is seen, the truth, eight draws, their mean and their spread. The draws keep to what is seen
-# and go on as digits do: where an upper half may be of several, so are they; where it is of one, they differ along its
-# edges.
+# From left to right: what is seen, the truth, eight draws, their mean and their spread. The draws keep to what is
+# seen and go on as digits do: where an upper half may be of several, so are they; where it is of one, they differ
+# along its edges.
 #
 # ## Is the spread right?
 #
 # If the posterior is right, the truth is one more draw: its distance from the mean of $k$ draws is on average
-# $\sqrt{1 + 1/k}$ times their deviation, and it is the least or the greatest among all $k + 1$ in $2 / (k + 1)$ of all
-# cases. Digits held out, and the pixels of their lower halves that ever vary:
+# $\sqrt{1 + 1/k}$ times their deviation, and it is the least or the greatest among all $k + 1$ in $2 / (k + 1)$ of
+# all cases. Digits held out, and the pixels of their lower halves that ever vary:
 
 # %%
 n, k = 60, 8
@@ -127,13 +127,14 @@ for name, drawn in (("prior", free), ("posterior", guide_trace)):
     print(f"{name:9}: off by {float(off):.3f}, expected {float(std):.3f}; outermost {float(outer):.0%}, expected 22%")
 
 # %% [markdown]
-# What is seen is met within its error, and the draws know much more of the lower half than the prior does. Their spread
-# errs on the wide side: a network trained for two minutes has a blurred idea of digits, and the posterior inherits it.
+# What is seen is met within its error, and the draws know much more of the lower half than the prior does. Their
+# spread errs on the wide side: a network trained for two minutes has a blurred idea of digits, and the posterior
+# inherits it.
 #
 # ## Another question
 #
-# The same prior, and a program of its own: two digits are seen only as their sum. Here the diffusion's law is a site of
-# the program, of two rows at once, and `condition` is told its name.
+# The same prior, and a program of its own: two digits are seen only as their sum. Here the diffusion's distribution
+# is a site of the program, of two rows at once, and `condition` is told its name.
 
 # %%
 two = held[[0, 7]]
@@ -154,5 +155,5 @@ show(
 )
 
 # %% [markdown]
-# A column is one draw of both, the truth first. Nothing tells which of the two comes first, so some draws have them the
-# other way round.
+# A column is one draw of both, the truth first. Nothing tells which of the two comes first, so some draws have them
+# the other way round.

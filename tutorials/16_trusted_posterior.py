@@ -27,8 +27,8 @@ torch.set_num_threads(1)  # programs as small as these gain nothing from more
 # %% [markdown]
 # ## The data, as they come
 #
-# Progress of diabetes in 442 patients, against age, sex, body mass index, blood pressure and six measurements of blood
-# serum: no column is rescaled, and their deviations range from half a unit to more than thirty.
+# Progress of diabetes in 442 patients, against age, sex, body mass index, blood pressure and six measurements of
+# blood serum: no column is rescaled, and their deviations range from half a unit to more than thirty.
 
 # %%
 table = load_diabetes(scaled=False)
@@ -48,8 +48,8 @@ def model(x, y):
 # %% [markdown]
 # ## No guide
 #
-# `guide="auto"` climbs from four starts that lie wide apart to modes, measures the curvature there, fits a Gaussian of
-# full rank in coordinates in which that curvature is one, and stops when it has come to rest. Scales of covariates
+# `guide="auto"` finds modes from four starts that lie far apart, measures the curvature there, fits a Gaussian of
+# full rank in coordinates in which that curvature is one, and stops when it has converged. Scales of covariates
 # drop out.
 
 # %%
@@ -61,8 +61,8 @@ idata = fit.to_arviz(x, y, dims={"slopes": ["covariate"]}, coords={"covariate": 
 az.summary(idata, kind="stats")
 
 # %% [markdown]
-# A regression with priors as weak as these has nearly the posterior of least squares, so there is an answer to hold it
-# against: estimates, and their standard errors.
+# A regression with priors as weak as these has nearly the posterior of least squares, so there is an answer to hold
+# it against: estimates, and their standard errors.
 
 # %%
 design = np.column_stack([np.ones(len(table.target)), table.data])
@@ -80,16 +80,16 @@ print(
 #
 # `diagnose` weighs the guide's draws by p / q. The tail of these weights, k-hat, says whether the guide misses mass;
 # their effective share how much is lost by weighing; R-hat whether the four restarts ended at one place; `elsewhere`
-# whether climbing from other starts finds a mode where the guide is not; `shift` and `log_ratio` by how much weights
-# would move means and deviations.
+# whether the search from other starts finds a mode where the guide is not; `shift` and `log_ratio` by how much
+# weights would move means and deviations.
 
 # %%
 verdict = fit.diagnose(x, y)
 print(verdict)
 
 # %% [markdown]
-# The same groups serve ArviZ's comparison of models: leave-one-out densities of a model with all covariates and of one
-# with two of them. They take the guide into account, as draws of a guide are not draws of the posterior.
+# The same groups serve ArviZ's comparison of models: leave-one-out densities of a model with all covariates and of
+# one with two of them. They take the guide into account, as draws of a guide are not draws of the posterior.
 
 # %%
 two = x[:, [2, 3]]
@@ -157,7 +157,7 @@ fig.tight_layout()
 # ## As a page
 #
 # `report` writes the verdict with the figures behind it: the tail of the weights, which latents they move, restarts,
-# the evidence by step, data sets drawn anew, and leave-one-out PIT. Names of dimensions are given as to `to_arviz`.
+# the evidence by step, replicated data sets, and leave-one-out PIT. Names of dimensions are given as to `to_arviz`.
 
 # %%
 names = {"dims": {"slopes": ["covariate"]}, "coords": {"covariate": table.feature_names}}

@@ -28,8 +28,8 @@ torch.set_num_threads(1)  # programs as small as these gain nothing from more
 # cases of 40 days, of which about half are reported. The likelihood of the reports is a sum over all courses
 # that the epidemic may have taken.
 #
-# `Implicit` makes a law of code: rows of parameters in, rows of data out. The rest is a model of one datum; priors may
-# be bounded.
+# `Implicit` makes a distribution of code: rows of parameters in, rows of data out. The rest is a model of one datum;
+# priors may be bounded.
 
 
 # %%
@@ -63,13 +63,13 @@ print({name: tuple(part.shape) for name, part in table._asdict().items()})
 # ## Learning to invert it
 #
 # `Simulator` is the program of many simulations, in a plate of rows, so that guides, losses and `fit` take it as any
-# other. `AutoFlow(..., amortized="reports")` is a flow over both parameters, mapped to the real line, whose context is
-# a function of a row of reports: the `encoder`, an embedding network, here of the logarithms of the counts.
+# other. `AutoFlow(..., amortized="reports")` is a flow over both parameters, mapped to the real line, whose context
+# is a function of a row of reports: the `encoder`, an embedding network, here of the logarithms of the counts.
 #
 # `Sleep()` is the mean of $-\log q(\beta, \gamma \mid x)$ over simulations, which is least where $q$ is the posterior
 # at every $x$ that the simulator makes. With a table of simulations for data, `fit` draws batches of it, holds some
 # out, and stops when those are no longer predicted better. Given reports alone, ``simulator.draw(256).reports``, it
-# would simulate anew in each step.
+# would simulate again in each step.
 
 
 # %%
@@ -99,9 +99,9 @@ print(f"{fit.chains[0].stop_reason}; held-out loss {fit.chains[0].final:.3f}, {l
 # %% [markdown]
 # ## A posterior
 #
-# The guide takes rows of data, so many draws for one course are one row repeated. Reports that rise and fall tell both
-# parameters, along a line of nearly equal growth; where the epidemic died out at once, not much more is known than that
-# few were infected for each who recovered.
+# The guide takes rows of data, so many draws for one course are one row repeated. Reports that rise and fall tell
+# both parameters, along a line of nearly equal growth; where the epidemic died out at once, not much more is known
+# than that few were infected for each who recovered.
 
 
 # %%
@@ -126,9 +126,9 @@ figure
 # %% [markdown]
 # ## Is it right?
 #
-# Parameters of the prior are draws of the posterior at the data that they make. So over new simulations the true value
-# has a uniform rank among the guide's draws, if those are right. `sbc` ranks both parameters, and the distance to a
-# random point for both together (TARP), with p-values that hold their level. Beside it a flow that has seen 200
+# Parameters of the prior are draws of the posterior at the data that they make. So over new simulations the true
+# value has a uniform rank among the guide's draws, if those are right. `sbc` ranks both parameters, and the distance
+# to a random point for both together (TARP), with p-values that hold their level. Beside it a flow that has seen 200
 # simulations, for far too long.
 
 # %%
@@ -140,9 +140,9 @@ print("\nof 200 simulations, without stopping:")
 print(overfitted)
 
 # %% [markdown]
-# The shares of ranks up to each, less what is expected, are to stay within the gray band, which has all of a right path
-# with probability .95. Where draws are too narrow, true values lie below or above them too often: the path is too high
-# on the left and too low on the right.
+# The shares of ranks up to each, less what is expected, are to stay within the gray band, which has all of a right
+# path with probability .95. Where draws are too narrow, true values lie below or above them too often: the path is
+# too high on the left and too low on the right.
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained", sharey=True)

@@ -22,8 +22,8 @@ torch.set_num_threads(1)  # programs as small as these gain nothing from more
 # %% [markdown]
 # ## A classification
 #
-# 569 tumours, benign or not, by four measurements as they come: from fractions of a unit (smoothness) to more than two
-# thousand (area).
+# 569 tumours, benign or not, by four measurements as they come: from fractions of a unit (smoothness) to more than
+# two thousand (area).
 
 # %%
 table = load_breast_cancer()
@@ -83,8 +83,8 @@ print(doubted)
 
 # %% [markdown]
 # Where `tau` is small, all effects have to be near `mu`, so that a narrow neck joins a wide body: no guide of finite
-# size follows it to its end. The advice is another form of the program, of the same law: each effect by its distance
-# from `mu` in units of `tau`.
+# size follows it to its end. The advice is another form of the program, of the same distribution: each effect by its
+# distance from `mu` in units of `tau`.
 
 
 # %%
@@ -119,7 +119,8 @@ for name in ("mu", "tau"):
 # ## A mixture
 #
 # Petals of 150 irises by their length alone. Which part a flower belongs to is a discrete latent: it is summed out
-# while the rest is found, and drawn from its own posterior after. Nothing in the program says which part is the first.
+# while the rest is found, and drawn from its own posterior after. Nothing in the program says which part is the
+# first.
 
 # %%
 length = torch.as_tensor(load_iris().data[:, 2])
