@@ -7,7 +7,7 @@
     prior, prior_predictive  z, x: chain, draw, data, ...          the model on its own
     observed_data            x: data, x_dim
     log_likelihood           x: chain, draw, data                  log p(x_i given what is global)
-    vi_stats                 pareto_k, log_marginal, log_marginal_error, effective, elbo: chain (, data);
+    vi_stats                 pareto_k, log_marginal, log_marginal_error, ess, elbo: chain (, data);
                              elbo_trace or loss_trace: chain, step
     two_sample               x: chain, two_sample                  programs without a density alone
 
@@ -41,21 +41,21 @@ from torch import Tensor
 from ppgen.diagnostics.integrated import integrated
 from ppgen.diagnostics.naming import Variable, dataset, new_names, observed, variable
 from ppgen.evaluation.two_sample import mmd_test
-from ppgen.infer.parameters import owner
-from ppgen.posterior.importance import LEAST, importance_summary, khat_threshold, psis_reliable, resample
+from ppgen.infer.parameters import owning_module
+from ppgen.posterior.importance import MIN_DRAWS, importance_summary, khat_threshold, psis_reliable, resample
 from ppgen.tracing.enumeration import SUMMED_OUT
-from ppgen.tracing.particles import particle_draws
+from ppgen.tracing.particles import particle_traces
 from ppgen.tracing.sites import (
     DATA,
     PARTICLES,
     Site,
-    data_frame,
+    data_plate,
+    is_delta,
     is_local,
     is_observed,
-    is_point,
     latent_sites,
     log_density,
-    quoted,
+    quote_names,
     sample_sites,
 )
 from ppgen.tracing.traces import Traces
@@ -66,7 +66,7 @@ __all__ = ["to_arviz"]
 
 Groups = dict[str, dict[str, Variable]]
 STATS = {"pareto_k": "pareto_k", "log_marginal": "log_marginal", "log_marginal_error": "error"}
-STATS |= {"effective": "effective", "elbo": "elbo"}
+STATS |= {"ess": "ess", "elbo": "elbo"}
 TESTED = 1000  # rows of data that the two-sample test takes, at most
 
 
@@ -105,9 +105,9 @@ def to_arviz(
     """
     if resampled not in ("with", "without", None):
         raise ValueError(f'to_arviz: resampled is "with" or "without" replacement, or None, got {resampled!r}')
-    if draws < LEAST or chunk < 1:
-        raise ValueError(f"to_arviz: expected at least {LEAST} draws, in chunks of at least 1, got {draws} in {chunk}")
-    model = getattr(owner(fit.model), "diagnosed", fit.model)  # of models whose program is a regression, the law of x
+    if draws < MIN_DRAWS or chunk < 1:
+        raise ValueError(f"to_arviz: expected at least {MIN_DRAWS} draws, in chunks of at least 1, got {draws} in {chunk}")
+    model = getattr(owning_module(fit.model), "density_model", fit.model)  # of models whose program is a regression, the law of x
     chains: list[Groups] = []
     notes: list[dict[str, str]] = [{} for _ in fit.chains]
     for number, note in enumerate(notes):
@@ -133,7 +133,7 @@ def to_arviz(
                 f"k-hat is above {khat_threshold(draws):.2f}, so that weights do not mend the guide, in the chains "
                 f"{[number for number in range(len(chains)) if number not in kept]}, which are left out"
             )
-    bound = getattr(fit.loss, "is_evidence", False) and model is fit.model
+    bound = getattr(fit.loss, "is_negative_elbo", False) and model is fit.model
     kind = "elbo_trace" if bound else "loss_trace"
     losses = [chain.history["loss"] for chain in fit.chains]
     trace = np.full((len(losses), max(map(len, losses))), np.nan)
@@ -159,9 +159,9 @@ def _chain(
     parts, points = [], set()
     with torch.no_grad():
         for start in range(0, draws, chunk):
-            for some in particle_draws(model, guide, data, particles=min(chunk, draws - start)):
+            for some in particle_traces(model, guide, data, particles=min(chunk, draws - start)):
                 parts.append(_part(some, predictive, integrate, note))
-                points |= {name for name, site in latent_sites(some.guide_trace).items() if is_point(site)}
+                points |= {name for name, site in latent_sites(some.guide_trace).items() if is_delta(site)}
     groups: Groups = {}
     for group, variables in parts[0].items():
         groups[group] = {
@@ -171,7 +171,7 @@ def _chain(
     fixed = [name for name in sorted(points) if name in groups["posterior"] and _is_constant(groups["posterior"][name])]
     if fixed:
         note["density"] = (
-            f"none: the guide gives {quoted(fixed)} a single value, a point without a density, so there are no "
+            f"none: the guide gives {quote_names(fixed)} a single value, a point without a density, so there are no "
             "importance weights and no k-hat"
         )
     if "density" in note:
@@ -191,10 +191,10 @@ def _chain(
 
 def _part(draws: Traces, predictive: bool, integrate: int, note: dict[str, str]) -> Groups:
     """Some draws of one chain, by group; "draw" comes first in all but the observations."""
-    density, guide_trace = draws.weighted
-    sites, local = sample_sites(draws.sampled), is_local(density, guide_trace)
+    density, guide_trace = draws.with_summed_discrete
+    sites, local = sample_sites(draws.with_sampled_discrete), is_local(density, guide_trace)
     seen = {name: site for name, site in sites.items() if is_observed(site)}
-    latent = latent_sites(draws.sampled) | {k: s for k, s in sites.items() if s["infer"].get("_deterministic")}
+    latent = latent_sites(draws.with_sampled_discrete) | {k: s for k, s in sites.items() if s["infer"].get("_deterministic")}
     lp, log_q = (log_density(trace, per_datum=local).numpy(force=True) for trace in (density, guide_trace))
     stats = {"lp": lp, "log_q": np.broadcast_to(log_q, lp.shape), "log_weight": lp - log_q}
     groups: Groups = {
@@ -203,20 +203,20 @@ def _part(draws: Traces, predictive: bool, integrate: int, note: dict[str, str])
         "observed_data": {name: observed(name, site) for name, site in seen.items()},
     }
     terms = sample_sites(density)
-    implicit = [k for k, s in seen.items() if is_point(s) and k in terms and terms[k]["log_prob"].isneginf().any()]
+    implicit = [k for k, s in seen.items() if is_delta(s) and k in terms and terms[k]["log_prob"].isneginf().any()]
     if implicit:
         note["density"] = (
-            f"none: the model gives {quoted(implicit)} by a Delta, exactly, so that data have no likelihood; there "
+            f"none: the model gives {quote_names(implicit)} by a Delta, exactly, so that data have no likelihood; there "
             "are no importance weights and no k-hat"
         )
-    elif all(data_frame(site) is None for site in latent_sites(guide_trace).values()):
+    elif all(data_plate(site) is None for site in latent_sites(guide_trace).values()):
         groups["log_likelihood"] = _pointwise(terms, seen)
     elif integrate:
         groups["log_likelihood"] = {
             name: (("draw", DATA), value) for name, value in integrated(draws, particles=integrate).items()
         }
     if predictive:
-        drawn = sample_sites(draws.redrawn)
+        drawn = sample_sites(draws.posterior_predictive)
         groups["posterior_predictive"] = {name: variable(name, drawn[name]) for name in seen}
         try:
             generated = sample_sites(draws.generated)
@@ -247,7 +247,7 @@ def _plates(site: Site) -> list[str]:
 def _resampled(groups: Groups, draws: int, replace: bool, seed: int) -> list[int]:
     """Adds the group of resampled draws; the chains that it has."""
     dims, log_weights = groups["sample_stats"]["log_weight_smoothed"]
-    serves = psis_reliable(groups["vi_stats"]["pareto_k"][1], groups["vi_stats"]["effective"][1], draws)
+    serves = psis_reliable(groups["vi_stats"]["pareto_k"][1], groups["vi_stats"]["ess"][1], draws)
     local = DATA in dims
     kept = [int(number) for number in np.flatnonzero(serves.any(-1) if local else serves)]
     if not kept:

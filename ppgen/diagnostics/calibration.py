@@ -26,10 +26,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ppgen.infer.parameters import Evaluation, Parameters
-from ppgen.losses.wake_sleep import dream
+from ppgen.infer.parameters import CollectParameters, EvalMode
+from ppgen.losses.wake_sleep import simulate_joint
 from ppgen.models.simulator import Simulator
-from ppgen.tracing.sites import Program, data_frame, latent_sites, nearest
+from ppgen.tracing.sites import Program, data_plate, did_you_mean, latent_sites
 from ppgen.tracing.traces import Traces
 
 __all__ = ["Calibration", "ECDFBand", "Ranks", "calibrate", "sbc", "sbc_of", "tarp"]
@@ -241,10 +241,10 @@ def sbc(
     with _quietly(seed):
         while not truths or sum(len(next(iter(part.values()))) for part in truths) < simulations:
             base = Traces(model, guide, data)
-            latents, asleep = dream(base)
+            latents, asleep = simulate_joint(base)
             names = _chosen(sites, latents)
             generated = latent_sites(base.generated)
-            local = all(data_frame(generated[name]) is not None for name in names)
+            local = all(data_plate(generated[name]) is not None for name in names)
             truths.append({name: _rows(generated[name], local) for name in names})
             traces = [asleep.run(guide) for _ in range(draws)]
             drawn.append({k: torch.stack([_rows(t.nodes[k], local) for t in traces], 1) for k in names})
@@ -283,12 +283,12 @@ def sbc_of(
                 latents = {name: simulated[name][0] for name in model.latents}
                 given = tuple(simulated[name][0] for name in model.data)
             else:
-                latents, asleep = dream(Traces(model, lambda *_: None, data))
+                latents, asleep = simulate_joint(Traces(model, lambda *_: None, data))
                 given = asleep.args
             names = _chosen(sites, latents)
             found = posterior(*given)
             if missed := [name for name in names if name not in found]:
-                raise LookupError(f"sbc_of: the posterior's draws lack {missed[0]!r}; {nearest(missed[0], found)}")
+                raise LookupError(f"sbc_of: the posterior's draws lack {missed[0]!r}; {did_you_mean(missed[0], found)}")
             truths.append({name: latents[name].reshape(1, -1) for name in names})
             drawn.append({k: torch.as_tensor(found[k]).detach().reshape(1, len(found[k]), -1) for k in names})
     stacked = [{k: torch.cat([part[k] for part in parts]) for k in parts[0]} for parts in (truths, drawn)]
@@ -297,7 +297,7 @@ def sbc_of(
 
 @contextmanager
 def _quietly(seed: int):
-    with torch.no_grad(), torch.random.fork_rng(), Evaluation(), Parameters():
+    with torch.no_grad(), torch.random.fork_rng(), EvalMode(), CollectParameters():
         torch.manual_seed(seed)
         yield
 
@@ -305,13 +305,13 @@ def _quietly(seed: int):
 def _chosen(sites: Sequence[str] | None, latents: Mapping[str, Any]) -> list[str]:
     for name in sites or ():
         if name not in latents:
-            raise LookupError(f"sbc: the model draws no latent {name!r}; {nearest(name, latents)}")
+            raise LookupError(f"sbc: the model draws no latent {name!r}; {did_you_mean(name, latents)}")
     return list(latents if sites is None else sites)
 
 
 def _rows(site: dict[str, Any], local: bool) -> Tensor:
     """A site's values as rows of the plate "data", or all as one row."""
-    value, frame = site["value"].detach(), data_frame(site)
+    value, frame = site["value"].detach(), data_plate(site)
     if not local or frame is None:
         return value.reshape(1, -1)
     return value.movedim(value.dim() - site["fn"].event_dim + frame.dim, 0).reshape(frame.size, -1)

@@ -13,13 +13,13 @@ from pyro.poutine import Trace
 
 from ppgen.tracing.sites import (
     DATA,
-    data_frame,
-    holding,
+    data_plate,
+    is_delta,
     is_observed,
-    is_point,
     latent_sites,
     log_density,
     sample_sites,
+    trace_with_values,
 )
 from ppgen.tracing.traces import Traces
 
@@ -33,18 +33,18 @@ def integrated(draws: Traces, *, particles: int) -> dict[str, np.ndarray]:
         ValueError: if rows' latents are drawn together, as by a full Gaussian over all, so that no row's own density is
             there; if an observed site lies in no row.
     """
-    model_trace, guide_trace = draws.weighted
-    shared = {k: s["value"] for k, s in latent_sites(draws.guide_trace).items() if data_frame(s) is None}
-    loose = [k for k, s in sample_sites(model_trace).items() if is_observed(s) and data_frame(s) is None]
+    model_trace, guide_trace = draws.with_summed_discrete
+    shared = {k: s["value"] for k, s in latent_sites(draws.guide_trace).items() if data_plate(s) is None}
+    loose = [k for k, s in sample_sites(model_trace).items() if is_observed(s) and data_plate(s) is None]
     if loose:
         raise ValueError(f"integrate: the observed sites {loose} lie in no row of the plate {DATA!r}")
     names = [k for k, s in sample_sites(model_trace).items() if is_observed(s)]
     before, logs = latent_sites(guide_trace), []
     for _ in range(particles):
-        again = draws.at(holding(draws.guide_trace, shared))
-        parts = [_rows(trace) for trace in again.weighted]
+        again = draws.resampled(fixed=trace_with_values(draws.guide_trace, shared))
+        parts = [_rows(trace) for trace in again.with_summed_discrete]
         for name, site in latent_sites(again.guide_trace).items():
-            if data_frame(site) is not None and is_point(site) and torch.equal(site["value"], before[name]["value"]):
+            if data_plate(site) is not None and is_delta(site) and torch.equal(site["value"], before[name]["value"]):
                 raise ValueError(
                     f"integrate: the guide's {name!r} follows from latents outside of the plate {DATA!r}, so its rows "
                     "have no density of their own; take a guide that draws each row's latents in the plate, AutoNormal "
@@ -59,6 +59,6 @@ def _rows(trace: Trace) -> Trace:
     """The sites that lie in a row alone."""
     kept = Trace()
     for name, site in sample_sites(trace).items():
-        if data_frame(site) is not None:
+        if data_plate(site) is not None:
             kept.add_node(name, **site)
     return kept

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from ppgen.tracing.sites import DATA, PARTICLES, Site, nearest, observation
+from ppgen.tracing.sites import DATA, PARTICLES, Site, did_you_mean, observation
 
 __all__ = ["Variable", "dataset", "new_names", "observed", "variable"]
 
@@ -66,7 +66,7 @@ def new_names(
     names: dict[str, str] = {}
     for name, given in (dims or {}).items():
         if name not in known:
-            raise ValueError(f"dims: no variable {name!r}; {nearest(name, known)}")
+            raise ValueError(f"dims: no variable {name!r}; {did_you_mean(name, known)}")
         own = [d for d in known[name][0] if d not in LEADING]
         event = [d for d in own if d in _event_dims(name, 1) or d.startswith(f"{name}_dim_")]
         given = [given] if isinstance(given, str) else list(given)
@@ -96,7 +96,7 @@ def new_names(
                 )
     for dim, values in (coords or {}).items():
         if dim not in sizes or dim in LEADING:
-            raise ValueError(f"coords: no dimension {dim!r}; {nearest(dim, set(sizes) - set(LEADING))}")
+            raise ValueError(f"coords: no dimension {dim!r}; {did_you_mean(dim, set(sizes) - set(LEADING))}")
         size, name = sizes[dim]
         if len(values) != size:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Variables out of what `to_arviz` gives, with restarts pooled, for diagnostics that are computed from it."""
+"""Access to the groups that `to_arviz` returns, for the diagnostics that are computed from them."""
 
 from typing import Any
 
@@ -8,69 +8,90 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.posterior.log_density import UnconstrainedLogDensity
-from ppgen.tracing.sites import nearest
+from ppgen.tracing.sites import did_you_mean
 from ppgen.utils.arviz_versions import group
 
-__all__ = ["attribute", "cumulative", "on_the_line", "pick", "pooled"]
+__all__ = [
+    "SAMPLE_DIMS",
+    "find_variable",
+    "pool_chains",
+    "randomized_pit",
+    "read_attribute",
+    "unconstrained_draws",
+]
 
-DRAWN = ("chain", "draw")
+SAMPLE_DIMS = ("chain", "draw")
 
 
-def attribute(idata: Any, name: str) -> str | None:
-    """What `to_arviz` notes of all groups under this name, such as why there is no "density"; None for nothing."""
+def read_attribute(idata: Any, name: str) -> str | None:
+    """An attribute that `to_arviz` gives to all groups, such as the reason why there is no "density"; None if absent."""
     groups = (group(idata, of) for of in ("observed_data", "posterior", "vi_stats"))
     return next((found.attrs[name] for found in groups if found is not None and name in found.attrs), None)
 
 
-def on_the_line(target: UnconstrainedLogDensity, posterior: xr.Dataset, chain: int) -> Tensor:
-    """Draws (S, dim) of a chain, as the target has its latents: side by side, on the real line."""
+def unconstrained_draws(target: UnconstrainedLogDensity, posterior: xr.Dataset, chain: int) -> Tensor:
+    """The draws (S, dim) of a chain in the target's unconstrained space.
+
+    Args:
+        target: The unconstrained log density, which has the order of the latents.
+        posterior: The group "posterior".
+        chain: The chain.
+    """
     values = {name: torch.as_tensor(posterior[name].values[chain].copy()) for name in target.shapes}
     return target.unconstrain(values)
 
 
-def pick(idata: Any, of: str, var_name: str | None, *, otherwise: str) -> xr.DataArray:
-    """A group's variable of that name, or its only one.
+def find_variable(idata: Any, of: str, var_name: str | None, *, missing: str) -> xr.DataArray:
+    """A variable of a group.
 
     Args:
-        otherwise: what is said where there is no such group; its attribute "density" comes first if it has one.
+        idata: The result of `to_arviz`.
+        of: The group.
+        var_name: The variable's name; not needed if the group has only one.
+        missing: What the error says if there is no such group; the attribute "density" comes first if there is one.
 
     Raises:
-        ValueError: if there is no such group; for an unknown name; for several variables and no name.
+        ValueError: If there is no such group; for an unknown name; for several variables and no name.
     """
     found = group(idata, of)
     if found is None or not found.data_vars:
-        reason = attribute(idata, "density")
-        raise ValueError(f"no group {of!r}: {'density: ' + reason if reason else otherwise}")
+        reason = read_attribute(idata, "density")
+        raise ValueError(f"no group {of!r}: {'density: ' + reason if reason else missing}")
     names = [str(name) for name in found.data_vars]
     if var_name is None and len(names) > 1:
         raise ValueError(f"{of} has several variables: name one, var_name=; there are {', '.join(map(repr, names))}")
     if var_name is not None and var_name not in names:
-        raise ValueError(f"{of} has no variable {var_name!r}; {nearest(var_name, names)}")
+        raise ValueError(f"{of} has no variable {var_name!r}; {did_you_mean(var_name, names)}")
     return found[var_name or names[0]]
 
 
-def pooled(array: xr.DataArray, chain: int | None) -> np.ndarray:
-    """Values (S, ...) of one chain, or of all, one after another.
+def pool_chains(array: xr.DataArray, chain: int | None) -> np.ndarray:
+    """The values (S, ...) of one chain, or of all chains one after another.
+
+    Args:
+        array: A variable with the dimensions "chain" and "draw".
+        chain: The chain; all of them if None.
 
     Raises:
-        ValueError: for a chain that is not there.
+        ValueError: If there is no such chain.
     """
     known = [int(number) for number in array["chain"].values]
     if chain is not None and chain not in known:
         raise ValueError(f"chain: expected one of {known}, got {chain}")
     array = array if chain is None else array.sel(chain=[chain])
-    values = array.transpose(*DRAWN, ...).values
+    values = array.transpose(*SAMPLE_DIMS, ...).values
     return values.reshape(-1, *values.shape[2:])
 
 
-def cumulative(drawn: np.ndarray, seen: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
-    """P(y' < y) + U P(y' = y), U ~ U(0, 1): uniform where y is one more draw, whether its law has atoms or not.
+def randomized_pit(drawn: np.ndarray, observed: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
+    """P(y' < y) + U P(y' = y) with U ~ U(0, 1): uniform if y has the distribution of y', continuous or discrete.
 
     Args:
-        drawn: (S, ...) draws y'.
-        seen: (...) observations y.
-        weights: of draws, (S, ...) or what broadcasts to it, that sum to one.
+        drawn: Draws y' (S, ...).
+        observed: Observations y (...).
+        weights: Weights of the draws, of a shape that broadcasts to (S, ...), whose sum over draws is one.
+        seed: The seed of U.
     """
-    ties = np.random.default_rng(seed).uniform(size=seen.shape)
-    below = np.where(drawn < seen, 1.0, np.where(drawn == seen, ties, 0.0))
+    ties = np.random.default_rng(seed).uniform(size=observed.shape)
+    below = np.where(drawn < observed, 1.0, np.where(drawn == observed, ties, 0.0))
     return np.clip((weights * below).sum(0), 0.0, 1.0)

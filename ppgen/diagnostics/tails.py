@@ -1,17 +1,19 @@
-"""Whether a guide whose weights are all but equal leaves out anything that counts.
+"""Does a guide with almost equal importance weights miss mass in the tails of the posterior?
 
-k-hat is the shape of the weights' tail, whatever its size: a Gaussian guide of a density that falls exponentially has a
-large one, though next to nothing lies out there. That nothing does, equal weights cannot say: draws of the guide do not
-get there, and a hundredth of the mass in a law ten times as wide changes none of them, though it doubles the variance.
-As many are made of a wider law t, Student's on the real line with 3 degrees of freedom, the guide's mean and its
-covariance as scale, and both are weighed as draws of their mixture (Veach & Guibas 1995; Owen & Zhou 2000):
+k-hat is the shape of the weights' tail, whatever its size. A Gaussian guide has a large k-hat if the posterior falls
+exponentially, even if there is almost no mass in the tails. Almost equal weights do not show that there is none, because
+draws from the guide do not get there: a component with a hundredth of the mass, ten times as wide, changes no weight and
+doubles the variance. Therefore as many draws come from a wider distribution t, Student's t in unconstrained space with 3
+degrees of freedom, the guide's mean, and the guide's covariance as scale. All draws are weighted as draws from the
+mixture of q and t (multiple importance sampling, Veach & Guibas 1995, https://doi.org/10.1145/218380.218498; Owen & Zhou
+2000, https://doi.org/10.1080/01621459.2000.10473909):
 
-    w_k = p(x, u_k) / ((q(u_k) + t(u_k)) / 2)        which stay small where p falls no slower than t
+    w_k = p(x, u_k) / ((q(u_k) + t(u_k)) / 2)        which is bounded if p falls no slower than t
 
-By these weights
+With these weights
 
-    unseen      1 - Z_q / Z        the share of the posterior's mass that the guide's own draws do not find
-    shift, log_ratio               how far the posterior's moments are from those of the guide's draws, without weights
+    missed_mass        1 - Z_q / Z     share of the posterior's mass that the guide's own draws do not find
+    shift, log_ratio                   distance of the posterior's moments from those of the guide's unweighted draws
 """
 
 import math
@@ -23,59 +25,67 @@ from pyro.distributions import MultivariateStudentT
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
 
-from ppgen.posterior.importance import importance_summary, most_moved
+from ppgen.posterior.importance import importance_summary, largest_moment_shifts
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.tracing.sites import Program
 
-__all__ = ["Tails", "look_beyond"]
+__all__ = ["TailCheck", "check_tails"]
 
-FREEDOM = 3
+DEGREES_OF_FREEDOM = 3
 
 
 @dataclass(frozen=True)
-class Tails:
-    """What the draws of guide and wider law together say, as the module has it.
+class TailCheck:
+    """What draws from the guide and from the wider distribution show together.
 
     Attributes:
-        effective: how many of all draws are, Kish's number.
-        unseen: a share.
-        moments: the largest `shift` and `log_ratio` of all latents.
+        ess: Kish's effective sample size of all draws.
+        missed_mass: The share of the posterior's mass that the guide's draws do not find.
+        moment_shifts: The largest `shift` and `log_ratio` of the latents.
     """
 
-    effective: float
-    unseen: float
-    moments: dict[str, float]
+    ess: float
+    missed_mass: float
+    moment_shifts: dict[str, float]
 
 
-def look_beyond(target: UnconstrainedLogDensity, guide: Program, u: Tensor, generator: torch.Generator) -> Tails | None:
-    """The tails of a guide from draws u (S, dim) of it; None for one whose density elsewhere is not to be had.
+def check_tails(
+    target: UnconstrainedLogDensity, guide: Program, u: Tensor, generator: torch.Generator
+) -> TailCheck | None:
+    """Compares a guide's draws with draws from a wider distribution.
 
     Args:
-        target: the program's density on the data.
-        guide: one of Pyro's autoguides of all latents together, which has met its data.
+        target: The program's unconstrained log density on the data.
+        guide: The guide: one of Pyro's autoguides of all latents together, which has been run on the data.
+        u: Draws (S, dim) of the guide in unconstrained space.
+        generator: The source of random numbers.
+
+    Returns:
+        The comparison; None if the guide's density is not available at other points.
     """
     covariance = torch.atleast_2d(u.mT.cov())
     root, failed = torch.linalg.cholesky_ex(covariance)
     if not isinstance(guide, AutoContinuous) or failed or not u.isfinite().all():
         return None
-    noise = torch.randn(len(u), u.shape[1] + FREEDOM, generator=generator, dtype=u.dtype)
-    scale = (noise[:, -FREEDOM:].square().mean(1)).rsqrt()
-    points = torch.cat([u, u.mean(0) + scale[:, None] * noise[:, :-FREEDOM] @ root.mT])
+    noise = torch.randn(len(u), u.shape[1] + DEGREES_OF_FREEDOM, generator=generator, dtype=u.dtype)
+    scale = (noise[:, -DEGREES_OF_FREEDOM:].square().mean(1)).rsqrt()
+    points = torch.cat([u, u.mean(0) + scale[:, None] * noise[:, :-DEGREES_OF_FREEDOM] @ root.mT])
     with torch.no_grad():
-        wide = MultivariateStudentT(torch.tensor(float(FREEDOM)).to(u), u.mean(0), root).log_prob(points)
-        own = next(iter(guide.parameters())).dtype
-        log_q = guide.get_posterior(*target.args).log_prob(points.to(own)).to(u)
+        student_t = MultivariateStudentT(torch.tensor(float(DEGREES_OF_FREEDOM)).to(u), u.mean(0), root)
+        log_t = student_t.log_prob(points)
+        dtype = next(iter(guide.parameters())).dtype
+        log_q = guide.get_posterior(*target.args).log_prob(points.to(dtype)).to(u)
         log_p = target.log_prob(points)
-        values = target.constrain(points)
-    found = importance_summary((log_p - torch.logaddexp(log_q, wide) + math.log(2))[:, None].numpy())
-    own_mass = importance_summary((log_p - log_q)[: len(u), None].numpy()).log_marginal
-    weights = found.log_smoothed[:, 0]
-    reached = np.exp(weights) > 0  # without a weight, a point far out may be no number off the line
-    if not reached.any():
+        latents = target.constrain(points)
+    summary = importance_summary((log_p - torch.logaddexp(log_q, log_t) + math.log(2))[:, None].numpy())
+    log_guide_mass = importance_summary((log_p - log_q)[: len(u), None].numpy()).log_marginal
+    log_weights = summary.log_smoothed[:, 0]
+    positive = np.exp(log_weights) > 0  # a point of weight zero may be so far out that a latent is not finite there
+    if not positive.any():
         return None
-    pairs = ((z[: len(u)], z[reached]) for z in (value.numpy() for value in values.values()))
-    return Tails(
-        effective=float(found.effective[0]),
-        unseen=1 - math.exp(min(0.0, float(own_mass[0] - found.log_marginal[0]))),
-        moments=most_moved(pairs, weights[reached]),
+    pairs = ((z[: len(u)], z[positive]) for z in (value.numpy() for value in latents.values()))
+    return TailCheck(
+        ess=float(summary.ess[0]),
+        missed_mass=1 - math.exp(min(0.0, float(log_guide_mass[0] - summary.log_marginal[0]))),
+        moment_shifts=largest_moment_shifts(pairs, log_weights[positive]),
     )

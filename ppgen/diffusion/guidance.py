@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from ppgen.diffusion.sampler import Denoise
-from ppgen.diffusion.schedule import Rates
-from ppgen.tracing.programs import weighing_sites
+from ppgen.diffusion.schedule import NoiseLevel
+from ppgen.tracing.programs import likelihood_sites
 from ppgen.tracing.sites import Site
 
 __all__ = ["classifier", "classifier_free", "posterior"]
@@ -38,15 +38,15 @@ def classifier_free(conditional: Denoise, unconditional: Denoise, weight: float)
     draws are of no law in particular, with less variety than p(v | y).
     """
 
-    def guided(z: Tensor, rates: Rates) -> Tensor:
-        none = unconditional(z, rates)
-        return none + weight * (conditional(z, rates) - none)
+    def guided(z: Tensor, level: NoiseLevel) -> Tensor:
+        none = unconditional(z, level)
+        return none + weight * (conditional(z, level) - none)
 
     return guided
 
 
 def classifier(
-    denoise: Denoise, log_prob: Callable[[Tensor, Rates], Tensor], weight: float = 1.0, *, floor: float = 0.01
+    denoise: Denoise, log_prob: Callable[[Tensor, NoiseLevel], Tensor], weight: float = 1.0, *, floor: float = 0.01
 ) -> Denoise:
     """E[v | z] + w (s^2 / a) grad_z log p(y | z) (Dhariwal & Nichol 2021, in the mean instead of the step).
 
@@ -56,13 +56,13 @@ def classifier(
         floor: the least a / s at which the gradient is taken, see above.
     """
 
-    def guided(z: Tensor, rates: Rates) -> Tensor:
-        near = _with_signal(rates, floor)
-        a, s, _ = near.over(z)
+    def guided(z: Tensor, level: NoiseLevel) -> Tensor:
+        near = _with_signal(level, floor)
+        a, s, _ = near.unsqueeze_like(z)
         with torch.enable_grad():
             point = z.detach().requires_grad_()
             (slope,) = torch.autograd.grad(log_prob(point, near).sum(), point, materialize_grads=True)
-        return denoise(z, rates) + weight * s.square() / a * slope
+        return denoise(z, level) + weight * s.square() / a * slope
 
     return guided
 
@@ -100,10 +100,10 @@ def posterior(
     if cg_steps < 0:
         raise ValueError(f"expected cg_steps of at least 0, got {cg_steps}")
 
-    def guided(z: Tensor, rates: Rates) -> Tensor:
-        near = _with_signal(rates, floor)
-        a, s, _ = near.over(z)
-        more = (a / s).square() - rates.over(z).log_snr.exp()
+    def guided(z: Tensor, level: NoiseLevel) -> Tensor:
+        near = _with_signal(level, floor)
+        a, s, _ = near.unsqueeze_like(z)
+        more = (a / s).square() - level.unsqueeze_like(z).log_snr.exp()
         with torch.enable_grad():
             point = z.detach().requires_grad_()
             through = denoise(point, near)
@@ -115,11 +115,11 @@ def posterior(
 
         def spread(w: Tensor) -> Tensor:
             moved = spread_near(w)
-            for _ in range(0 if near is rates else 2):
+            for _ in range(0 if near is level else 2):
                 moved = spread_near(w + more * moved)
             return moved
 
-        mean = through.detach() if near is rates else denoise(z, rates).detach()
+        mean = through.detach() if near is level else denoise(z, level).detach()
         local = _linearize(likelihood, mean)
         residual = local.residual
         if local.slope is not None:
@@ -178,7 +178,7 @@ class Local(NamedTuple):
 def _linearize(likelihood: Callable[[Tensor], Any], x: Tensor) -> Local:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        trace, sites = weighing_sites(likelihood, x)
+        trace, sites = likelihood_sites(likelihood, x)
         for name, site in sites.items():
             _check_shape(name, site, len(x))
         normal = {name: e for name, site in sites.items() if (e := _whitened(site)) is not None}
@@ -244,10 +244,10 @@ def _check_shape(name: str, site: Site, n: int) -> None:
         )
 
 
-def _with_signal(rates: Rates, floor: float) -> Rates:
+def _with_signal(level: NoiseLevel, floor: float) -> NoiseLevel:
     """The rates, those with a / s below the floor raised to it; the same object if there are none."""
-    low = rates.signal < floor * rates.noise
+    low = level.signal < floor * level.noise
     if not bool(low.any()):
-        return rates
-    signal = torch.where(low, floor * rates.noise, rates.signal)
-    return Rates(signal, rates.noise, 2 * (signal / rates.noise).log())
+        return level
+    signal = torch.where(low, floor * level.noise, level.signal)
+    return NoiseLevel(signal, level.noise, 2 * (signal / level.noise).log())

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ppgen.losses.elbo import ELBO
 from ppgen.losses.weights import Ramp, Schedule
-from ppgen.tracing.sites import Program, is_subsample, nearest
+from ppgen.tracing.programs import SubstituteLatents
+from ppgen.tracing.sites import Program, did_you_mean, is_subsample
 from ppgen.tracing.traces import Traces
 
 __all__ = ["AnnealedELBO"]
@@ -60,9 +61,9 @@ class AnnealedELBO(ELBO):
             with _Values() as values, _Weighed(t, latents=self.base is not None):
                 draws.model(*args, **kwargs)
             if self.base is not None:
-                with _Weighed(1 - t), _At(values) as at:
+                with _Weighed(1 - t), _ObserveBase(values) as observed:
                     self.base(*args, **kwargs)
-                at.check()
+                observed.check()
 
         return super().value(Traces(between, draws.guide, draws.args, draws.kwargs))
 
@@ -95,26 +96,29 @@ class _Values(Messenger):
             (self.subsamples if is_subsample(msg) else self.latents)[msg["name"]] = msg["value"]
 
 
-class _At(Messenger):
-    """Observes a program's latents at the values of another's, under names of their own."""
+class _ObserveBase(SubstituteLatents):
+    """Observes the latents of the base at the values that the model drew, under names of their own."""
 
     def __init__(self, values: _Values):
-        super().__init__()
-        self.values, self.left = values.latents | values.subsamples, set(values.latents)
+        self.values, self.missing = values.latents | values.subsamples, set(values.latents)
+        super().__init__(self._value)
+
+    def _value(self, site: dict[str, Any]) -> Tensor:
+        name = site["name"]
+        if name not in self.values:
+            known = did_you_mean(name, self.values)
+            raise LookupError(f"AnnealedELBO: the base draws {name!r}, which is no latent of the model; {known}")
+        self.missing.discard(name)
+        return self.values[name]
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        name = msg["name"]
-        if msg["is_observed"]:
-            return
-        if name not in self.values:
-            known = nearest(name, self.values)
-            raise LookupError(f"AnnealedELBO: the base draws {name!r}, which is no latent of the model; {known}")
-        self.left.discard(name)
-        msg.update(name=f"base of {name}", value=self.values[name], is_observed=not is_subsample(msg), done=True)
+        if not msg["is_observed"]:
+            super()._pyro_sample(msg)
+            msg.update(name=f"base of {msg['name']}", is_observed=not is_subsample(msg))
 
     def check(self) -> None:
-        if missed := sorted(self.left):
+        if missing := sorted(self.missing):
             raise LookupError(
-                f"AnnealedELBO: the base does not draw {', '.join(map(repr, missed))}, which the model samples; "
+                f"AnnealedELBO: the base does not draw {', '.join(map(repr, missing))}, which the model samples; "
                 "add a pyro.sample of that name to the base"
             )

@@ -26,17 +26,17 @@ from torch.distributions import kl_divergence
 
 from ppgen.losses.objective import Objective, Term
 from ppgen.losses.path_derivative import log_density_by_path
-from ppgen.tracing.programs import PlateSize
+from ppgen.tracing.programs import DataPlateSize
 from ppgen.tracing.sites import (
     Site,
-    check_drawn,
-    hides_gradient,
+    blocks_gradient,
+    check_no_enumeration,
+    data_plate_size,
+    did_you_mean,
     importance_log_weights,
     is_local,
     is_observed,
     latent_sites,
-    nearest,
-    plate_size,
     sample_sites,
 )
 from ppgen.tracing.traces import Traces
@@ -84,7 +84,7 @@ class ELBO(Term):
             particles = [draws]
         else:
             particles = list(self.elbo._get_traces(draws.model, draws.guide, draws.args, draws.kwargs))
-        pairs = [particle.importance for particle in particles]
+        pairs = [particle.with_log_probs for particle in particles]
         if self.path_derivative and torch.is_grad_enabled():
             return self._by_path(particles)
         if isinstance(self.elbo, RenyiELBO):
@@ -98,12 +98,12 @@ class ELBO(Term):
         elbo = copy.copy(self.elbo)
         elbo._get_traces = lambda *_: pairs
         loss = elbo.differentiable_loss(draws.model, draws.guide, *draws.args, **draws.kwargs)
-        return loss / plate_size(pairs[0][0].nodes.values())
+        return loss / data_plate_size(pairs[0][0].nodes.values())
 
     def _by_path(self, particles: list[Traces]) -> Tensor:
         loss = torch.zeros(())
         for particle in particles:
-            model_trace, _ = particle.importance
+            model_trace, _ = particle.with_log_probs
             log_p = sum(site["log_prob_sum"] for site in sample_sites(model_trace).values())
             loss = loss + log_density_by_path(particle) - log_p
         return loss / self.elbo.num_particles / particles[0].num_data
@@ -111,7 +111,7 @@ class ELBO(Term):
     def _by_itself(self, draws: Traces) -> Tensor:
         """An ELBO that runs the programs in a way of its own, enumerating."""
         args = (draws.model, draws.guide, *draws.args)
-        with PlateSize() as plate:
+        with DataPlateSize() as plate:
             if torch.is_grad_enabled():
                 loss = self.elbo.differentiable_loss(*args, **draws.kwargs)
             else:  # which that method may refuse
@@ -124,7 +124,7 @@ class ELBO(Term):
         log_weights = torch.cat([importance_log_weights(*pair) for pair in pairs])
         order = 1.0 - self.elbo.alpha
         bounds = ((order * log_weights).logsumexp(0) - math.log(len(log_weights))) / order
-        return -bounds.mean() if is_local(*pairs[0]) else -bounds.sum() / plate_size(pairs[0][0].nodes.values())
+        return -bounds.mean() if is_local(*pairs[0]) else -bounds.sum() / data_plate_size(pairs[0][0].nodes.values())
 
     def __str__(self) -> str:
         if self.path_derivative:
@@ -155,7 +155,7 @@ class Reconstruction(Term):
         model_trace, guide_trace = draws.model_trace, draws.guide_trace
         names = [k for k, s in sample_sites(model_trace).items() if is_observed(s)]
         if self.site is not None and self.site not in names:
-            raise LookupError(f"{self.name}: the model observes no such site; {nearest(self.site, names)}")
+            raise LookupError(f"{self.name}: the model observes no such site; {did_you_mean(self.site, names)}")
         if not names:
             raise LookupError(f"{self.name}: the model observes no site; give one obs=")
         _check_reparameterized(model_trace, guide_trace, self.name)
@@ -218,9 +218,9 @@ def _closed_form(site: Site, prior: Site) -> Tensor | None:
 
 
 def _check_reparameterized(model_trace: Trace, guide_trace: Trace, term: str) -> None:
-    check_drawn(model_trace, guide_trace)
+    check_no_enumeration(model_trace, guide_trace)
     for name, site in latent_sites(guide_trace).items():
-        if hides_gradient(site):
+        if blocks_gradient(site):
             raise ValueError(
                 f"{term}: the guide's site {name!r} has no rsample, so no gradient would reach its parameters; "
                 "take ELBO(), which scores such sites, or ELBO(elbo=TraceEnum_ELBO()), which sums them out"

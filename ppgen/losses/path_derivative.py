@@ -16,8 +16,8 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 
-from ppgen.tracing.programs import check_apart
-from ppgen.tracing.sites import hides_gradient, holding, is_point, latent_sites, sample_sites
+from ppgen.tracing.programs import check_separate_guide
+from ppgen.tracing.sites import blocks_gradient, is_delta, latent_sites, sample_sites, trace_with_values
 from ppgen.tracing.traces import Traces
 
 __all__ = ["log_density_by_path"]
@@ -31,18 +31,18 @@ def log_density_by_path(draws: Traces) -> Tensor:
         ValueError: for a guide with a draw that has no rsample, a density of its own parameters at a point (the
             Jacobian of a learned map, say), or random numbers outside of its sample sites.
     """
-    check_apart(draws.guide, "path_derivative")
+    check_separate_guide(draws.guide, "path_derivative")
     guide_trace = draws.guide_trace
-    drawn = {k: s["value"] for k, s in latent_sites(guide_trace).items() if not is_point(s)}
+    drawn = {k: s["value"] for k, s in latent_sites(guide_trace).items() if not is_delta(s)}
     for name in drawn:
-        if hides_gradient(guide_trace.nodes[name]):
+        if blocks_gradient(guide_trace.nodes[name]):
             raise ValueError(
                 f"path_derivative: the guide's site {name!r} has no rsample, so no path leads from its parameters to "
                 "its draw; take ELBO(), which scores such sites"
             )
     fixed = {name: value.detach().requires_grad_(value.is_floating_point()) for name, value in drawn.items()}
     before = _random_state()
-    again = draws.run(draws.guide, holding(guide_trace, fixed))
+    again = draws.run(draws.guide, trace_with_values(guide_trace, fixed))
     if is_validation_enabled():
         _check(again, fixed, before)
     again.compute_log_prob()
@@ -67,7 +67,7 @@ def _check(again: Trace, fixed: dict[str, Tensor], before: list[Tensor]) -> None
         )
     known = set(map(id, fixed.values()))
     for name, site in latent_sites(again).items():
-        if is_point(site) and any(id(leaf) not in known for leaf in _leaves(site["fn"].log_prob(site["value"]))):
+        if is_delta(site) and any(id(leaf) not in known for leaf in _leaves(site["fn"].log_prob(site["value"]))):
             raise ValueError(
                 f"path_derivative: the density of the guide's site {name!r}, a Delta, depends on parameters at a fixed "
                 "draw, as the Jacobian of a learned map does; let the guide draw from the mapped law instead, by a "

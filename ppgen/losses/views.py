@@ -21,7 +21,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from ppgen.tracing.sites import Site, data_frame, hides_gradient, latent_sites, observation
+from ppgen.tracing.sites import Site, blocks_gradient, data_plate, latent_sites, observation
 from ppgen.tracing.traces import Traces
 from ppgen.utils.means import mean
 
@@ -150,7 +150,7 @@ def _drawn(distribution: str, site: str, of: str) -> View:
 
 
 def _frame(distribution: str, name: str, site: Site) -> CondIndepStackFrame:
-    frame = data_frame(site)
+    frame = data_plate(site)
     if frame is None:
         plates = ", ".join(repr(f.name) for f in site["cond_indep_stack"]) or "none"
         raise ValueError(
@@ -206,7 +206,7 @@ def _check_gradient(distribution: str, name: str, site: Site, draws: Traces, *, 
     if distribution == "reconstructed":
         sites |= latent_sites(draws.guide_trace)
     for key, drawn in sites.items():
-        if hides_gradient(drawn):
+        if blocks_gradient(drawn):
             by_mean = (
                 f'take its mean, {distribution}({name!r}, of="mean"); ' if key == name and distribution in MEANS else ""
             )

@@ -13,32 +13,31 @@ a simulator for a model (`ppgen.Simulator`) that is neural posterior estimation.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from pyro.infer import RenyiELBO
 from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppgen.losses.objective import Term
-from ppgen.tracing.programs import check_apart, signature
+from ppgen.tracing.programs import SubstituteLatents, check_separate_guide, signature
 from ppgen.tracing.sites import (
     Program,
     Site,
-    check_sites,
-    data_frame,
-    holding,
+    check_guide_sites,
+    data_plate,
+    data_plate_size,
+    did_you_mean,
+    is_delta,
     is_local,
     is_observed,
-    is_point,
     is_subsample,
     latent_sites,
     log_density,
-    nearest,
-    plate_size,
     sample_sites,
+    trace_with_values,
 )
 from ppgen.tracing.traces import Traces
 
@@ -61,17 +60,17 @@ class _Waking(Term):
 
         Waking terms of one K share them.
         """
-        check_apart(draws.guide, self.name)
+        check_separate_guide(draws.guide, self.name)
         key = "awake", self.particles
         if key not in draws.shared:
             programs = draws.model, draws.guide
             if self.particles > 1:
                 (together,) = self._together._get_traces(*programs, draws.args, draws.kwargs)
                 programs = together.model, together.guide
-            still = draws.beside(model=programs[0], guide=_held_still(programs[1]))
+            still = draws.replace(model=programs[0], guide=_held_still(programs[1]))
             draws.shared[key] = still, programs[1]
         still, guide = draws.shared[key]
-        model_trace, guide_trace = still.importance
+        model_trace, guide_trace = still.with_log_probs
         local = is_local(model_trace, guide_trace)
         log_q = log_density(guide_trace, per_datum=local).detach()  # a law may hold parameters that were not held still
         return still, log_density(model_trace, per_datum=local) - log_q, guide
@@ -123,11 +122,11 @@ class WakeInference(_Waking):
     def value(self, draws: Traces) -> Tensor:
         still, log_weights, guide = self.still(draws)
         weights = log_weights.detach().softmax(0)
-        model_trace, guide_trace = still.importance
-        drawn = {k: s["value"].detach() for k, s in latent_sites(guide_trace).items() if not is_point(s)}
+        model_trace, guide_trace = still.with_log_probs
+        drawn = {k: s["value"].detach() for k, s in latent_sites(guide_trace).items() if not is_delta(s)}
         if not drawn:
             raise ValueError(f"{self.name}: the guide's draws are points, which have no density to raise")
-        again = still.run(guide, holding(guide_trace, drawn))
+        again = still.run(guide, trace_with_values(guide_trace, drawn))
         again.compute_log_prob()
         scores = log_density(again, per_datum=is_local(model_trace, guide_trace))
         return -_per_datum((weights * scores).sum(0), still)
@@ -159,19 +158,19 @@ class Sleep(Term):
         self.data = None if data is None else dict(data)
 
     def value(self, draws: Traces) -> Tensor:
-        check_apart(draws.guide, self.name)
+        check_separate_guide(draws.guide, self.name)
         latents, asleep, size = _given(draws), draws, 1
         if latents is None:
-            latents, asleep = dream(draws, self.data)
+            latents, asleep = simulate_joint(draws, self.data)
             size = draws.num_data
-        guide_trace = asleep.run(_At(latents)(draws.guide))
+        guide_trace = asleep.run(SubstituteLatents(_guide_values(latents))(draws.guide))
         _check(latents, guide_trace)
         guide_trace.compute_log_prob()
         total = sum((torch.as_tensor(s["log_prob_sum"]) for s in sample_sites(guide_trace).values()), torch.zeros(()))
-        return -total / plate_size(guide_trace.nodes.values(), default=size)
+        return -total / data_plate_size(guide_trace.nodes.values(), default=size)
 
 
-def dream(draws: Traces, data: Mapping[str, str] | None = None) -> tuple[dict[str, Tensor], Traces]:
+def simulate_joint(draws: Traces, data: Mapping[str, str] | None = None) -> tuple[dict[str, Tensor], Traces]:
     """What the model generates, cut off from the graph: its latents, and a draw with its observations for arguments.
 
     Args:
@@ -191,9 +190,9 @@ def dream(draws: Traces, data: Mapping[str, str] | None = None) -> tuple[dict[st
     observed = {k: s for k, s in sites.items() if is_observed(s)}
     held_by = {site: name for name, site in data.items()} if data is not None else {k: k for k in observed}
     if unknown := [name for name in held_by.values() if data is not None and name not in given]:
-        raise LookupError(f"Sleep: data names the argument {unknown[0]!r}; {nearest(unknown[0], given)}")
+        raise LookupError(f"Sleep: data names the argument {unknown[0]!r}; {did_you_mean(unknown[0], given)}")
     if unknown := [site for site in held_by if site not in sites]:
-        raise LookupError(f"Sleep: data names the site {unknown[0]!r}; {nearest(unknown[0], observed)}")
+        raise LookupError(f"Sleep: data names the site {unknown[0]!r}; {did_you_mean(unknown[0], observed)}")
     values: dict[str, Tensor] = {}
     for name, site in observed.items():
         argument = held_by.get(name, name)
@@ -214,7 +213,7 @@ def dream(draws: Traces, data: Mapping[str, str] | None = None) -> tuple[dict[st
     names = list(signature(draws.model).parameters)
     args = tuple(values.get(name, arg) for name, arg in zip(names, draws.args, strict=False))
     kwargs = {name: values.get(name, arg) for name, arg in draws.kwargs.items()}
-    return latents, draws.beside(args=args, kwargs=kwargs)
+    return latents, draws.replace(args=args, kwargs=kwargs)
 
 
 def _given(draws: Traces) -> dict[str, Tensor] | None:
@@ -244,7 +243,7 @@ def _in_place_of(given: Tensor, site: Site, draws: Traces, name: str) -> Tensor:
     Raises:
         ValueError: if it has another shape.
     """
-    value, frame = site["value"].detach().to(given.dtype), data_frame(site)
+    value, frame = site["value"].detach().to(given.dtype), data_plate(site)
     if value.shape == given.shape:
         return value
     if frame is not None and frame.size < (frame.full_size or 0):
@@ -269,37 +268,35 @@ def _held_still(program: Program) -> Program:
 
 def _per_datum(values: Tensor, still: Traces) -> Tensor:
     """The mean of one number for each datum; of one for all data together, that over N."""
-    model_trace, guide_trace = still.importance
+    model_trace, guide_trace = still.with_log_probs
     return (
-        values.mean() if is_local(model_trace, guide_trace) else values.sum() / plate_size(model_trace.nodes.values())
+        values.mean()
+        if is_local(model_trace, guide_trace)
+        else values.sum() / data_plate_size(model_trace.nodes.values())
     )
 
 
-class _At(Messenger):
-    """Has a guide draw given latents. A draw of its own that they follow from says how it follows from them."""
+def _guide_values(latents: Mapping[str, Tensor]) -> Callable[[Site], Tensor | None]:
+    """The guide's values at given latents, for `SubstituteLatents`.
 
-    def __init__(self, latents: Mapping[str, Tensor]):
-        super().__init__()
-        self.latents = latents
+    An auxiliary site of the guide, from which some of the latents follow, says in its infer "pulled_back" how its own
+    value follows from theirs.
+    """
+    implied: set[str] = set()
 
-    def __enter__(self) -> "_At":
-        self.followed: set[str] = set()
-        return super().__enter__()
+    def value_of(site: Site) -> Tensor | None:
+        names, pulled_back = site["infer"].get("pulled_back", ((), None))
+        if pulled_back is not None and all(k in latents for k in names):
+            implied.update(names)
+            return pulled_back(latents)
+        return None if is_subsample(site) or site["name"] in implied else latents.get(site["name"])
 
-    def _pyro_sample(self, msg: Site) -> None:
-        name, (names, pulled_back) = msg["name"], msg["infer"].get("pulled_back", ((), None))
-        if msg["is_observed"] or is_subsample(msg):
-            return
-        if pulled_back is not None and all(k in self.latents for k in names):
-            msg["value"], msg["done"] = pulled_back(self.latents), True
-            self.followed |= set(names)
-        elif name in self.latents and name not in self.followed:
-            msg["value"], msg["done"] = self.latents[name], True
+    return value_of
 
 
 def _check(latents: Mapping[str, Tensor], guide_trace: Trace) -> None:
     drawn = latent_sites(guide_trace)
-    check_sites(latents, guide_trace)
+    check_guide_sites(latents, guide_trace)
     known = {k for s in drawn.values() for k in s["infer"].get("pulled_back", ((),))[0]}
     for name, site in drawn.items():
         if name not in latents and "pulled_back" not in site["infer"]:
@@ -307,5 +304,5 @@ def _check(latents: Mapping[str, Tensor], guide_trace: Trace) -> None:
                 f"Sleep: the guide's draw {name!r} cannot be told from the latents that it gives, so neither can their "
                 "density; take AutoFlow(model, amortized=...), or a guide that draws the latents themselves"
             )
-        if name in latents and name not in known and is_point(site):
+        if name in latents and name not in known and is_delta(site):
             raise ValueError(f"Sleep: the guide's {name!r} is a point, which has no density; give it a law")

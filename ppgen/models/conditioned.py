@@ -35,7 +35,9 @@ class Conditioned:
         if site is None:
             self.likelihood = lambda v: program(model._real(v))
         else:
-            self.likelihood, self.shape, distribution = likelihood_of_latent(program, site, like=next(model.denoiser.parameters()))
+            self.likelihood, self.shape, distribution = likelihood_of_latent(
+                program, site, like=next(model.denoiser.parameters())
+            )
             self.distribution = _path_law(distribution, site)
 
     def sample(

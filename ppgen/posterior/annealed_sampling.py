@@ -137,7 +137,7 @@ class _Points(NamedTuple):
     by_b: Tensor
 
     def height(self, beta: float) -> Tensor:
-        """log f."""
+        """Log f."""
         return beta * self.log_p + (1 - beta) * self.log_b
 
     def slope(self, beta: float) -> Tensor:

@@ -27,15 +27,15 @@ from torch import Tensor
 
 from ppgen.flows import FLOWS
 from ppgen.infer import AutoFlow, AutoMixture
-from ppgen.infer.parameters import State, snapshot, tell_apart
+from ppgen.infer.parameters import ProgramState, separate_names, snapshot
 from ppgen.losses.elbo import ELBO
 from ppgen.posterior.flow_vi import FlowVI
-from ppgen.posterior.gaussian_vi import Gaussians, fit_gaussians
-from ppgen.posterior.gaussians import Normals
-from ppgen.posterior.importance import NEGLIGIBLE, PLAIN, Importance, importance_summary, psis_reliable
+from ppgen.posterior.gaussian_vi import FittedGaussians, fit_gaussians
+from ppgen.posterior.gaussians import GaussianBatch
+from ppgen.posterior.importance import KHAT_GOOD, NEGLIGIBLE_NATS, Importance, importance_summary, psis_reliable
 from ppgen.posterior.log_density import UnconstrainedLogDensity
-from ppgen.posterior.newton import LocalGaussian, find_modes
-from ppgen.tracing.double_precision import InDouble, in_double
+from ppgen.posterior.newton import LocalGaussians, find_modes
+from ppgen.tracing.double_precision import DoublePrecision, double_precision
 from ppgen.tracing.sites import Program
 from ppgen.training.result import Chain, Fitted
 
@@ -77,7 +77,7 @@ def find(
             f"{target.dim} numbers. Give a guide (AutoLowRankMultivariateNormal(model) or AutoNormal(model), say); if "
             "most are a number a datum, one that is amortized over data"
         )
-    starts = target.starts(restarts, generator)
+    starts = target.initial_points(restarts, generator)
     found = _Found(target, starts, seed, began)
     summit = _summits(target, starts, generator, progress)
     gaussians = fit_gaussians(target, summit.center, summit.root, generator, progress=progress)
@@ -99,7 +99,7 @@ def find(
 
 def _summits(
     target: UnconstrainedLogDensity, starts: Tensor, generator: torch.Generator, progress: Callable[[str], None]
-) -> LocalGaussian:
+) -> LocalGaussians:
     """Where starts lead; those that lead nowhere are begun again, wide around the best in its own scales."""
     found = find_modes(target, starts, generator, progress=progress)
     best = found.evidence.argmax()
@@ -122,14 +122,14 @@ class _Found:
     def __init__(self, target: UnconstrainedLogDensity, starts: Tensor, seed: int, began: float):
         self.target, self.seed, self.began, self.starts = target, seed, began, len(starts)
         self.start = init_to_value(values=target.constrain(starts[0]))  # a prior may have no draws
-        self.model = self.latent = InDouble(target.model)
+        self.model = self.latent = DoublePrecision(target.model)
         self.loss = ELBO(path_derivative=True)
         if target.discrete:  # the guide leaves them to enumeration
             self.model = config_enumerate(self.model)
             self.latent = poutine.block(self.model, hide=target.discrete)
             self.loss = ELBO(elbo=TraceEnum_ELBO())
 
-    def gaussian(self, q: Gaussians, generator: torch.Generator) -> tuple["_Candidate", Importance]:
+    def gaussian(self, q: FittedGaussians, generator: torch.Generator) -> tuple["_Candidate", Importance]:
         """The fit of Gaussians, a chain each, and the importance weights of all of them."""
         noise = torch.randn(len(q.center), JUDGED, self.target.dim, generator=generator, dtype=q.center.dtype)
         log_p = self.target.log_prob(q.rsample(noise).flatten(0, 1)).reshape(noise.shape[:2])
@@ -149,7 +149,7 @@ class _Found:
         return _Candidate.of(fit, log_weights[:, [fit.best]]), importance_summary(log_weights)
 
     def mixture(
-        self, q: Gaussians, modes: Sequence[int], log_marginal: np.ndarray, generator: torch.Generator
+        self, q: FittedGaussians, modes: Sequence[int], log_marginal: np.ndarray, generator: torch.Generator
     ) -> "_Candidate":
         """The fit of a mixture of those Gaussians, weighed by what evidence each has found."""
         logits = torch.as_tensor(log_marginal)
@@ -159,7 +159,7 @@ class _Found:
             with torch.no_grad():
                 guide.logits.copy_(logits)
             distribution, weights = guide.get_posterior(), self._weights(guide)
-        parts = Normals(q.center[modes], q.root[modes])
+        parts = GaussianBatch(q.center[modes], q.root[modes])
         noise = torch.randn(len(modes), JUDGED, self.target.dim, generator=generator, dtype=q.center.dtype)
         which = torch.multinomial(logits.softmax(0), JUDGED, replacement=True, generator=generator)
         u = parts.rsample(noise)[which, torch.arange(JUDGED)]
@@ -171,12 +171,12 @@ class _Found:
         fit = self._fit(guide, [weights], evidence, [why], "mixture of Gaussians", loss)
         return _Candidate.of(fit, log_weights)
 
-    def flow(self, q: Gaussians, best: int, progress: Callable[[str], None]) -> "_Candidate":
+    def flow(self, q: FittedGaussians, best: int, progress: Callable[[str], None]) -> "_Candidate":
         """The fit of a flow after the best Gaussian."""
         center, root, dim = q.center[best], q.root[best], self.target.dim
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            with in_double():
+            with double_precision():
                 flow = FLOWS["iaf" if dim > 1 else "nsf_autoregressive"](dim, hidden=HIDDEN)
             bend, now, served = FlowVI(self.target, flow, center, root, ROUND * ROUNDS), "", False
             for number in range(ROUNDS):
@@ -202,13 +202,13 @@ class _Found:
     @contextmanager
     def _set_up(self, guide: Any) -> Iterator[None]:
         """An autoguide that has met its model, in double precision; the caller's random state is kept."""
-        tell_apart(self.model, guide)
-        with torch.random.fork_rng(), in_double():
+        separate_names(self.model, guide)
+        with torch.random.fork_rng(), double_precision():
             guide(*self.target.args)
             yield
 
     def _weights(self, guide: Any) -> dict[str, Tensor]:
-        return snapshot(State.of(self.model, guide, self.target.args).tensors)
+        return snapshot(ProgramState.from_programs(self.model, guide, self.target.args).tensors)
 
     def _fit(
         self, guide: Any, weights: list, evidence: np.ndarray, why: Sequence[str], what: str, loss: Any = None
@@ -245,16 +245,16 @@ class _Candidate:
 
 def _serves(weights: Importance) -> bool:
     """Whether draws may be taken without weights."""
-    return bool(psis_reliable(weights.pareto_k, weights.effective, JUDGED, most=PLAIN)[0])
+    return bool(psis_reliable(weights.pareto_k, weights.ess, JUDGED, max_khat=KHAT_GOOD)[0])
 
 
-def _modes(q: Gaussians, log_marginal: np.ndarray) -> list[int]:
+def _modes(q: FittedGaussians, log_marginal: np.ndarray) -> list[int]:
     """Chains that ended at places of their own, those of most evidence first; those of next to no mass are left out."""
     kept: list[int] = []
     log_marginal = np.where(np.isfinite(log_marginal), log_marginal, -np.inf)
     away = q.whitened(q.center).norm(dim=-1)  # of a column's center, in a row's units
     for chain in map(int, np.argsort(-log_marginal)):
-        if not log_marginal[chain] >= log_marginal.max() - NEGLIGIBLE:
+        if not log_marginal[chain] >= log_marginal.max() - NEGLIGIBLE_NATS:
             break
         if all(float(away[other, chain]) > 1 + ERROR * math.sqrt(len(q.center[0])) for other in kept):
             kept.append(chain)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppgen.posterior.gaussians import LOG_2PI_E, Normals
+from ppgen.posterior.gaussians import LOG_2PI_E, GaussianBatch
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 
 __all__ = ["Gaussians", "fit_gaussians"]
@@ -39,7 +39,7 @@ FULL = 48  # latents up to which L has more than its diagonal: beyond, its noise
 
 
 @dataclass
-class Gaussians(Normals):
+class FittedGaussians(GaussianBatch):
     """A Gaussian a chain, their roots lower triangular.
 
     Attributes:
@@ -58,7 +58,7 @@ def fit_gaussians(
     generator: torch.Generator,
     *,
     progress: Callable[[str], None] = lambda _: None,
-) -> Gaussians:
+) -> FittedGaussians:
     """Gaussians of most evidence, from guesses (n, dim), (n, dim, dim) of any square roots."""
     path = _Path(target, center, root, generator)
     while len(path.evidence) < STEPS:
@@ -75,7 +75,7 @@ def fit_gaussians(
             errors = path.average()
             if (errors < CLOSE).all():
                 break
-    return Gaussians(path.center, _triangular(path.root), torch.stack(path.evidence, 1), errors < CLOSE)
+    return FittedGaussians(path.center, _triangular(path.root), torch.stack(path.evidence, 1), errors < CLOSE)
 
 
 class _Path:

@@ -12,7 +12,7 @@ LOG_2PI_E = 1 + math.log(2 * math.pi)
 
 
 @dataclass
-class Normals:
+class GaussianBatch:
     """N(center, root root'), one a row.
 
     Attributes:
@@ -25,7 +25,7 @@ class Normals:
 
     @property
     def log_det(self) -> Tensor:
-        """log |det root|: (n,)."""
+        """Log |det root|: (n,)."""
         return torch.linalg.slogdet(self.root).logabsdet
 
     @property
@@ -42,5 +42,5 @@ class Normals:
         return torch.linalg.solve(self.root[:, None], (u - self.center[:, None])[..., None]).squeeze(-1)
 
     def log_prob(self, noise: Tensor) -> Tensor:
-        """log q at the points of noise: (n, k)."""
+        """Log q at the points of noise: (n, k)."""
         return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - self.log_det[:, None]

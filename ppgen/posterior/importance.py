@@ -26,18 +26,18 @@ __all__ = [
     "evidence",
     "importance_summary",
     "khat_threshold",
-    "most_moved",
+    "largest_moment_shifts",
     "moved",
     "psis_reliable",
     "resample",
     "smooth",
 ]
 
-EQUAL = 0.99  # share of effective draws from which on weights are all but equal
-RELIED = 0.7  # k-hat up to which averages over weights converge at a practical rate
-PLAIN = 0.5  # k-hat up to which weights have a variance, and draws may serve as they are
-NEGLIGIBLE = 7.0  # nats of evidence below another: less than a thousandth of its mass
-LEAST = 25  # draws from which a tail can be fitted
+EQUAL_WEIGHTS_ESS_RATIO = 0.99  # share of effective draws from which on weights are all but equal
+KHAT_USABLE = 0.7  # k-hat up to which averages over weights converge at a practical rate
+KHAT_GOOD = 0.5  # k-hat up to which weights have a variance, and draws may serve as they are
+NEGLIGIBLE_NATS = 7.0  # nats of evidence below another: less than a thousandth of its mass
+MIN_DRAWS = 25  # draws from which a tail can be fitted
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,21 @@ def khat_threshold(draws: int) -> float:
     """
     if draws < 2:
         raise ValueError(f"khat_threshold: expected at least 2 draws, got {draws}")
-    return min(1 - 1 / math.log10(draws), RELIED)
+    return min(1 - 1 / math.log10(draws), KHAT_USABLE)
 
 
 def psis_reliable(pareto_k: np.ndarray, effective: np.ndarray, draws: int, *, most: float | None = None) -> np.ndarray:
     """Whether weights can be relied on: their k-hat is at most `most`, or they are all but equal.
 
     Args:
-        most: `khat_threshold` if left out; `PLAIN` asks whether draws may serve without weights.
+        most: `khat_threshold` if left out; `KHAT_GOOD` asks whether draws may serve without weights.
 
     k-hat is the shape of a tail, whatever its size: a Gaussian guide to a logistic posterior has 1, though no draw may
     weigh twice as much as another. With an effective share of .99 or more there is no tail among the draws to speak of;
     what lies beyond them, `ppgen.diagnostics.tails` looks for.
     """
     most = khat_threshold(draws) if most is None else most
-    return (pareto_k <= most) | (effective >= EQUAL * draws)
+    return (pareto_k <= most) | (effective >= EQUAL_WEIGHTS_ESS_RATIO * draws)
 
 
 def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,8 +105,8 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ValueError: if there are fewer than 25 draws, too few for a tail to be fitted.
     """
     draws = len(log_weights)
-    if draws < LEAST:
-        raise ValueError(f"importance weights: expected at least {LEAST} draws to judge their tail, got {draws}")
+    if draws < MIN_DRAWS:
+        raise ValueError(f"importance weights: expected at least {MIN_DRAWS} draws to judge their tail, got {draws}")
     log_weights = np.asarray(log_weights, dtype=np.float64)
     khat = np.full(log_weights.shape[1], -np.inf)
     smoothed = np.full_like(log_weights, -math.log(draws))
@@ -167,7 +167,7 @@ def moved(z: np.ndarray, log_weights: np.ndarray, *, among: np.ndarray | None = 
     return np.where(constant, 0.0, shift), np.where(constant, 0.0, log_ratio)
 
 
-def most_moved(pairs: Iterable[tuple[np.ndarray, np.ndarray]], log_weights: np.ndarray) -> dict[str, float]:
+def largest_moment_shifts(pairs: Iterable[tuple[np.ndarray, np.ndarray]], log_weights: np.ndarray) -> dict[str, float]:
     """The largest `shift` and `log_ratio`, as `moved` has them, without their signs, of several latents.
 
     Args:
@@ -183,7 +183,7 @@ def most_moved(pairs: Iterable[tuple[np.ndarray, np.ndarray]], log_weights: np.n
 
 
 def evidence(log_weights: np.ndarray, *, level: float = 0.95) -> EvidenceEstimate:
-    """log p(x) by importance weights, with an interval by the delta method: log_marginal -+ z error.
+    """Log p(x) by importance weights, with an interval by the delta method: log_marginal -+ z error.
 
     Weights per datum make the evidence of all data together: the sum, with the errors' squares added.
 

@@ -121,7 +121,11 @@ class UnconstrainedLogDensity:
             value, slope = self.log_prob_and_grad(u)
             found = torch.cat([found, u[value.isfinite() & slope.isfinite().all(-1)]])
             if len(found) >= count:
-                with double_precision(), validation(True), torch.no_grad():  # data outside of a law's support are found here
+                with (
+                    double_precision(),
+                    validation(True),
+                    torch.no_grad(),
+                ):  # data outside of a law's support are found here
                     joint_log_density(self.model, self.args, self._value_at(found[0]))[0].compute_log_prob()
                 return found[:count]
             radius *= 0.7

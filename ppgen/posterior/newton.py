@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppgen.posterior.gaussians import Normals
+from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 
 __all__ = ["LocalGaussian", "find_modes"]
@@ -30,7 +30,7 @@ FLAT = 1e-6  # nats by which a density falls along a direction that it does not 
 
 
 @dataclass
-class LocalGaussian(Normals):
+class LocalGaussians(GaussianBatch):
     """A Gaussian a start.
 
     Attributes:
@@ -49,7 +49,7 @@ def find_modes(
     *,
     steps: int = STEPS,
     progress: Callable[[str], None] = lambda _: None,
-) -> LocalGaussian:
+) -> LocalGaussians:
     """Gaussians near modes, from starts (n, dim).
 
     Raises:
@@ -57,7 +57,7 @@ def find_modes(
     """
     u, count, dim = starts, *starts.shape
     lengths = LENGTHS.to(u)
-    best = LocalGaussian(u.clone(), torch.eye(dim).to(u).repeat(count, 1, 1), u.new_full((count,), -torch.inf), 0)
+    best = LocalGaussians(u.clone(), torch.eye(dim).to(u).repeat(count, 1, 1), u.new_full((count,), -torch.inf), 0)
     near = 1e-5 * (1 + u.abs())  # over which slopes are compared; later a part of a standard deviation
     noise = torch.randn(DRAWS // 2, dim, generator=generator, dtype=u.dtype)
     noise = torch.cat([noise, -noise])
@@ -67,7 +67,7 @@ def find_modes(
         h = -target.hessian(u, near)
         root = _root(h, slope, u)
         near = torch.where(h.isfinite().all(-1), NEAR / _scales(h), near)
-        here = Normals(u, root)
+        here = GaussianBatch(u, root)
         log_p = target.log_prob(here.rsample(noise).reshape(-1, dim)).reshape(count, DRAWS)
         evidence = log_p.mean(-1) + here.entropy
         better = evidence > best.evidence

@@ -12,9 +12,9 @@ import numpy as np
 import xarray as xr
 
 from ppgen.diagnostics import Verdict
-from ppgen.diagnostics.reading import DRAWN
+from ppgen.diagnostics.reading import SAMPLE_DIMS
 from ppgen.diagnostics.verdict import AGREE, AWAY, BAD, CLOSE, GOOD, ROWS, UNKNOWN, UNSEEN, WEIGHTED, of_like_evidence
-from ppgen.posterior.importance import NEGLIGIBLE, PLAIN, RELIED, moved
+from ppgen.posterior.importance import KHAT_GOOD, KHAT_USABLE, NEGLIGIBLE_NATS, moved
 from ppgen.report import figures
 from ppgen.report.figures.posterior import entries
 from ppgen.report.page import Figure, Section, Table
@@ -34,7 +34,7 @@ WORDS = {
     UNKNOWN: "No verdict:",
 }
 MEANINGS = {
-    "pareto_k": f"k-hat, the tail of the importance weights: good up to {PLAIN}",
+    "pareto_k": f"k-hat, the tail of the importance weights: good up to {KHAT_GOOD}",
     "bad_rows": f"share of data whose weights cannot be relied on: up to {ROWS}",
     "unseen": f"share of the mass that a wider law finds and the guide does not: up to {UNSEEN}",
     "effective": "share of effective draws",
@@ -74,7 +74,7 @@ def posterior(fit: Fitted, idata: Any, verdict: Verdict | None = None) -> Sectio
         if vi["pareto_k"].ndim > 1:
             caption = (
                 "Pareto k-hat, a number a datum: how heavy the tail of the importance weights p(x, z) / q(z | x) is. "
-                f"Up to {RELIED}, weighted draws of the guide stand in for the posterior; above, the guide misses too "
+                f"Up to {KHAT_USABLE}, weighted draws of the guide stand in for the posterior; above, the guide misses too "
                 "much of it."
             )
             khat = vi["pareto_k"].isel(chain=chain)
@@ -193,11 +193,11 @@ def _restarts(found: xr.Dataset, vi: xr.Dataset) -> Iterator[Figure | Table]:
     names = [list(every)[i] for i in order]
     r_hat = {}
     if len(counted) > 1:
-        ranked = rhat(xr.Dataset({str(i): (DRAWN, z[k][counted]) for i, k in enumerate(order)}))
+        ranked = rhat(xr.Dataset({str(i): (SAMPLE_DIMS, z[k][counted]) for i, k in enumerate(order)}))
         r_hat = {name: float(ranked[str(i)]) for i, name in enumerate(names)}
     caption = (
         "Restarts: medians, central 50% and 94% of each one's draws. R-hat is of those whose evidence is within "
-        f"{NEGLIGIBLE:.0f} nats of the best one's; others are pale."
+        f"{NEGLIGIBLE_NATS:.0f} nats of the best one's; others are pale."
     )
     picture = figures.restarts({name: every[name] for name in names}, r_hat=r_hat, counted=counted, of=len(every))
     yield Figure(picture, caption, f"Intervals. {caption}")

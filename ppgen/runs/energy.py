@@ -1,5 +1,6 @@
-"""A run of a flow against an energy: no data, and a divergence that is absolute."""
+"""A run of a flow that is fitted to an unnormalized density, without data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -7,101 +8,130 @@ from typing import Any, ClassVar
 import numpy as np
 import pyro
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppgen.posterior.importance import importance_summary
 from ppgen.infer import AutoFlow
 from ppgen.models import ENERGIES, UnnormalizedDensity
+from ppgen.runs.folder import REPORT
+from ppgen.runs.methods import Method
+from ppgen.runs.run import Run, method_of
 from ppgen.tracing.particles import log_weights
-from ppgen.report import write_report
-from ppgen.report.energy import report_of_energy
-from ppgen.runs.run import Run
-from ppgen.tracing.sites import nearest
+from ppgen.tracing.sites import did_you_mean
 
 __all__ = ["EnergyRun"]
 
-CHUNK = 10_000  # draws at a time
-GRID, SHOWN = 200, 2000  # points of a side, and draws, in the report
+CHUNK = 10_000  # importance samples that are computed at a time
+GRID, SAMPLES = 200, 2000  # grid points of each axis, and samples of the flow, in the report
 
 
 @dataclass
-class Programs:
-    """An energy and its guide."""
+class DensityAndFlow:
+    """The program of an unnormalized density, and the flow that is fitted to it as its guide."""
 
     model: Any
     guide: AutoFlow
 
-    def check(self) -> None:
-        """There are no data to be checked."""
+    def check(self, *data: Any) -> None:
+        """Checks nothing, since there are no data."""
 
 
 @dataclass
 class EnergyRun(Run):
-    """As `ppgen.runs.run.Run`; its data are an `UnnormalizedDensity`, its model the energy with the guide that was fitted to it."""
+    """A run without data: `data` is an `UnnormalizedDensity`, the guide of `model` a flow that is fitted to it."""
 
     data: UnnormalizedDensity
-    model: Programs
-    of_energy: ClassVar[bool] = True
+    model: DensityAndFlow
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def add_arguments(cls, parser: ArgumentParser, method: Method) -> None:
+        """Adds the unnormalized density."""
+        explanation = f"the unnormalized density: {', '.join(ENERGIES)}"
+        parser.add_argument("--energy", required=True, help=explanation)
+        super().add_arguments(parser, method)
+
+    @classmethod
+    def sources(cls, config: Mapping[str, Any]) -> list[str]:
+        """The unnormalized density."""
+        return [config["energy"]]
 
     @classmethod
     def load_data(cls, config: dict[str, Any]) -> UnnormalizedDensity:
+        """Looks the unnormalized density up.
+
+        Raises:
+            ValueError: If there is none of this name.
+        """
         if config["energy"] not in ENERGIES:
-            raise ValueError(f"no energy {config['energy']!r}; {nearest(config['energy'], ENERGIES)}")
+            raise ValueError(f"no energy {config['energy']!r}; {did_you_mean(config['energy'], ENERGIES)}")
         return ENERGIES[config["energy"]]
 
     @classmethod
-    def make_model(cls, config: dict[str, Any], data: UnnormalizedDensity) -> Programs:
-        return Programs(data.model, AutoFlow(data.model, **config["model"]))
+    def make_model(cls, config: dict[str, Any], data: UnnormalizedDensity) -> DensityAndFlow:
+        """Makes the flow."""
+        return DensityAndFlow(data.model, method_of(config).model_class()(data.model, **config["model"]))
+
+    @classmethod
+    def loss_arguments(cls, config: dict[str, Any]) -> Mapping[str, Any]:
+        """The base distribution of an annealed objective; the program has no plates."""
+        return {"base": cls.load_data(config).base, "max_plate_nesting": 0}
 
     @classmethod
     def rows(cls, config: dict[str, Any], data: UnnormalizedDensity, split: str) -> tuple[Tensor, ...]:
+        """Nothing: the programs have no arguments."""
         return ()
 
-    def evaluate(self) -> None:
+    def evaluate(self) -> dict[str, Any]:
+        """Estimates KL(flow, target) and log Z by importance sampling from the flow."""
+        from ppgen.posterior.importance import importance_summary  # late: ArviZ is slow to import
+
         count = self.config["particles"]
         with self.fit.eval_mode(), torch.random.fork_rng():
             torch.manual_seed(self.config["fit"]["seed"])
             sizes = [min(CHUNK, count - done) for done in range(0, count, CHUNK)]
             parts = [log_weights(self.model.model, self.model.guide, (), particles=size) for size in sizes]
         weights = torch.cat(parts).double().numpy(force=True)
-        found, error = importance_summary(weights), float(weights.std() / count**0.5)
-        log_z, bound = self.data.log_z, float(found.elbo[0])
-        self.keep(
-            {
-                "KL from the flow to the energy: log Z - evidence bound (nats)": (log_z - bound, error),
-                "evidence bound (nats)": (bound, error),
-                "log Z, by quadrature": log_z,
-                f"log Z, by {count} importance samples": float(found.log_marginal[0]),
-                "effective share of importance samples": float(found.effective[0]) / count,
-                "Pareto k-hat": float(found.pareto_k[0]),
-            }
-        )
+        summary, error = importance_summary(weights), float(weights.std() / count**0.5)
+        log_z, elbo = self.data.log_z, float(summary.elbo[0])
+        return {
+            "KL(flow, target) = log Z - ELBO (nats)": (log_z - elbo, error),
+            "ELBO (nats)": (elbo, error),
+            "log Z by quadrature (nats)": log_z,
+            f"log Z by {count} importance samples (nats)": float(summary.log_marginal[0]),
+            "effective sample size / importance samples": float(summary.ess[0]) / count,
+            "Pareto k-hat": float(summary.pareto_k[0]),
+        }
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log q(x) of points (..., 2)."""
+        """The log-density of the flow.
+
+        Args:
+            x: Points (..., 2).
+
+        Returns:
+            log q(x) in nats, (...).
+        """
         with self.fit.eval_mode(), torch.no_grad():
             transform = biject_to(self.data.support)
             u = transform.inv(x)
             return self.model.guide.get_posterior().log_prob(u) - transform.log_abs_det_jacobian(u, x)
 
-    def draws(self, n: int, *, seed: int = 0) -> np.ndarray:
-        """n draws (n, 2) of the flow."""
+    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
+        """Draws n samples (n, 2) of the flow; see `Run.sample`."""
+        if label is not None or mean or how:
+            raise ValueError(f"{self.folder}: a flow of an unnormalized density has no labels, means or samplers")
         with self.fit.eval_mode(), torch.random.fork_rng(), torch.no_grad(), pyro.plate("draws", n):
             torch.manual_seed(seed)
             return self.model.guide()["x"].numpy(force=True)
 
-    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
-        """As `draws`.
-
-        Raises:
-            ValueError: for a label, means or a sampler, which a flow against an energy has not.
-        """
-        if label is not None or mean or how:
-            raise ValueError(f"{self.folder}: a flow against an energy has no labels, means of draws or samplers")
-        return self.draws(n, seed=seed)
-
     def report(self) -> Path:
+        """Writes the report; returns its path."""
+        from ppgen.report import write_report  # late: ArviZ and Matplotlib are slow to import
+        from ppgen.report.energy import report_of_energy
+
         side, x = self.data.grid(GRID)
         page = report_of_energy(
             self.fit,
@@ -111,8 +141,8 @@ class EnergyRun(Run):
                 "energy": (-self.data.potential(x) - self.data.log_z).exp().numpy(),
                 "flow": self.log_density(x.to(torch.get_default_dtype())).exp().numpy(force=True),
             },
-            self.draws(SHOWN),
+            self.sample(SAMPLES),
             numbers=self.numbers,
             config=self.config,
         )
-        return write_report(self.folder / "report.html", page)
+        return write_report(self.folder / REPORT, page)

@@ -1,1 +1,1 @@
-"""What one run of a Pyro program holds: traces of model and guide, their sites, many particles at once."""
+"""Traces of a model and its guide: running the programs, reading their sites, many particles at once."""

@@ -1,4 +1,4 @@
-"""Programs in double precision, whatever the precision of the tensors that they hold or make."""
+"""Running a program in double precision, whatever the precision of the tensors that it holds or makes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,59 +9,65 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["InDouble", "in_double"]
+__all__ = ["DoublePrecision", "double_precision"]
 
-DATA = Tensor.data.__get__  # type: ignore[attr-defined]
-NARROW = (torch.float16, torch.bfloat16, torch.float32)
+GET_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+LOWER_PRECISION = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @contextmanager
-def in_double() -> Iterator[None]:
-    """New floating tensors are of double precision here, and older ones are taken as such wherever they are used.
+def double_precision() -> Iterator[None]:
+    """A context in which new floating tensors are float64, and other floating tensors are converted where they are used.
 
-    What fails at one point of many, a Cholesky factorization, gives NaN there.
+    A Cholesky factorization that fails at one matrix of a batch gives NaN there and does not raise.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with _Widening():
+        with _ConvertToDouble():
             yield
     finally:
         torch.set_default_dtype(before)
 
 
-class InDouble:
-    """A program that runs in double precision."""
+class DoublePrecision:
+    """A program that runs in double precision.
+
+    Args:
+        program: a Pyro program.
+    """
 
     def __init__(self, program: Callable):
         self.program = program
         update_wrapper(self, program, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with in_double():
+        with double_precision():
             return self.program(*args, **kwargs)
 
 
-class _Widening(TorchFunctionMode):
+class _ConvertToDouble(TorchFunctionMode):
+    """Converts the floating arguments of every torch function to float64."""
+
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func == DATA:  # which vmap refuses, and Pyro's enumeration reads
+        if func == GET_DATA:  # Pyro's enumeration reads .data, which vmap refuses
             return args[0].detach()
-        kwargs = {name: _wide(value) for name, value in (kwargs or {}).items()}
+        kwargs = {name: _to_double(value) for name, value in (kwargs or {}).items()}
         if func is torch.linalg.cholesky:
-            return _factor(*map(_wide, args), **kwargs)
-        return func(*map(_wide, args), **kwargs)
+            return _cholesky_or_nan(*map(_to_double, args), **kwargs)
+        return func(*map(_to_double, args), **kwargs)
 
 
-def _factor(matrix: Tensor, *, upper: bool = False) -> Tensor:
-    """The Cholesky factor; NaN where there is none, in place of an error that would stop all points of a batch."""
+def _cholesky_or_nan(matrix: Tensor, *, upper: bool = False) -> Tensor:
+    """The Cholesky factor, or NaN for a matrix that has none: one bad matrix must not stop a whole batch."""
     factor, info = torch.linalg.cholesky_ex(matrix, upper=upper)
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
-def _wide(value: Any) -> Any:
-    """A tensor of double precision, or a list or tuple of such; what else it may be is left as it is."""
+def _to_double(value: Any) -> Any:
+    """Converts a floating tensor, or a list or tuple of them, to float64; returns anything else as it is."""
     if isinstance(value, Tensor):
-        return value.double() if value.dtype in NARROW else value
-    if type(value) in (list, tuple):  # and no torch.Size, which is another thing as a tuple
-        return type(value)(map(_wide, value))
+        return value.double() if value.dtype in LOWER_PRECISION else value
+    if type(value) in (list, tuple):  # an exact type: a torch.Size or a named tuple has to keep its own
+        return type(value)(map(_to_double, value))
     return value

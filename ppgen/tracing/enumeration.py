@@ -1,12 +1,12 @@
-"""Discrete latents that a guide leaves to enumeration, summed out of a program's joint density.
+"""Summing out the discrete latents that a guide leaves to enumeration.
 
-Run under enumeration, a latent c has all of its values at once, along a dimension of their own to the left of all
-plates, and so has the log density of every site that c touches. Sites that share such dimensions make a component;
-its factor, in the plates that all of it has in common,
+Under enumeration a discrete latent c takes all of its values at once, along a dimension of its own to the left of all
+plates, and so does the log density of every site that depends on c. Sites that share such dimensions form a component.
+Its factor, in the plates that all sites of the component have in common, is
 
-    log sum_c prod_{sites s of the component} p(s | what precedes it)
+    log sum_c prod_{sites s of the component} p(s | its parents)
 
-is a number for each row where c belongs to one: with c_i and x_i in the plate "data", log p(x_i | global latents).
+If c_i and x_i lie in the plate "data", this is one number per row: log p(x_i | the global latents).
 """
 
 import math
@@ -19,89 +19,93 @@ from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
 
-from ppgen.tracing.log_einsum import LogSums
+from ppgen.tracing.log_einsum import VmapLogRing
 from ppgen.tracing.sites import Site
 
-__all__ = ["SUMMED_OUT", "check_enumerable", "summed_out"]
+__all__ = ["SUMMED_OUT", "check_enumerable", "sum_out_enumerated"]
 
-SUMMED_OUT = "_ppgen_summed_out"  # in a factor's infer: the names of its observed sites
+SUMMED_OUT = "_ppgen_summed_out"  # key in a factor's "infer": the names of the observed sites that it replaces
 
 
 def check_enumerable(latent: dict[str, Site]) -> None:
-    """Refuses latents that cannot be enumerated, all at once, without a guide.
+    """Checks that latents can be enumerated in parallel.
+
+    Args:
+        latent: their sites by name.
 
     Raises:
-        ValueError: naming them.
+        ValueError: if a latent has no finite support, or is set to another kind of enumeration.
     """
     for name, site in latent.items():
         if not site["fn"].has_enumerate_support:
             raise ValueError(
-                f"the guide leaves {name!r} to enumeration, but its law {type(site['fn']).__name__} has no finite "
-                "support to enumerate; draw it in the guide, or take a law of finitely many values"
+                f"the guide leaves {name!r} to enumeration, but its distribution {type(site['fn']).__name__} has no "
+                "finite support to enumerate; sample it in the guide, or use a distribution of finitely many values"
             )
         if site["infer"].get("enumerate") != "parallel":
             raise ValueError(
-                f"the guide leaves {name!r} to enumeration that is {site['infer'].get('enumerate')!r}; one that the "
-                "model does by itself is infer={'enumerate': 'parallel'}"
+                f"the guide leaves {name!r} to enumeration that is {site['infer'].get('enumerate')!r}; the model can "
+                "only be enumerated with infer={'enumerate': 'parallel'}"
             )
 
 
-def summed_out(trace: Trace) -> Trace:
-    """An enumerated trace with each component in place of its sites, as a factor in the plates that are left.
+def sum_out_enumerated(trace: Trace) -> Trace:
+    """A copy of an enumerated trace in which one factor replaces the sites of each component.
 
-    The factor is named after the component's observed sites, joined by "+", or after its latents where it has none.
+    The factor is named after the observed sites of the component, joined by "+", or after its latents if it has none.
 
     Args:
-        trace: run under `pyro.poutine.EnumMessenger`, without sites of subsamples.
+        trace: run under `pyro.poutine.EnumMessenger`, without subsample sites.
 
     Raises:
-        ValueError: if sites of one component are scaled differently.
+        ValueError: if sites of one component have different scales.
     """
     trace.compute_log_prob()
     trace.pack_tensors()
     plates = set(trace.plate_to_symbol.values())
     sites = {k: s for k, s in trace.nodes.items() if s["type"] == "sample"}
     dims = {k: set(s["packed"]["unscaled_log_prob"]._pyro_dims) - plates for k, s in sites.items()}
-    result, factors = Trace(), {names[0]: names for names in _components(dims)}
-    gone = {name for names in factors.values() for name in names}
+    result, components = Trace(), {names[0]: names for names in _components(dims)}
+    replaced = {name for names in components.values() for name in names}
     for name, site in trace.nodes.items():
-        if name in factors:
-            names = factors[name]
+        if name in components:
+            names = components[name]
             factor = _factor({k: sites[k] for k in names}, set().union(*(dims[k] for k in names)), trace)
             result.add_node(factor["name"], **factor)
-        elif name not in gone:
+        elif name not in replaced:
             result.add_node(name, **site)
     return result
 
 
 def _components(dims: dict[str, set[str]]) -> Iterator[list[str]]:
-    """Names of sites that share dimensions, directly or through others; each in the order of the trace."""
-    left = {name: set(own) for name, own in dims.items() if own}
-    while left:
-        first = next(iter(left))
-        shared = left.pop(first)
+    """Names of sites that share enumeration dimensions, directly or through other sites, in the order of the trace."""
+    remaining = {name: set(own) for name, own in dims.items() if own}
+    while remaining:
+        first = next(iter(remaining))
+        shared = remaining.pop(first)
         names = {first}
-        while touched := [name for name, own in left.items() if own & shared]:
-            for name in touched:
-                shared |= left.pop(name)
+        while connected := [name for name, own in remaining.items() if own & shared]:
+            for name in connected:
+                shared |= remaining.pop(name)
                 names.add(name)
         yield [name for name in dims if name in names]
 
 
 def _factor(sites: dict[str, Site], dims: set[str], trace: Trace) -> Site:
+    """The factor site of one component: `dims` summed out of the product of its densities."""
     symbols = trace.plate_to_symbol
     scales = {float(torch.as_tensor(s["scale"]).max()) for s in sites.values()}
     if len(scales) > 1 or any(torch.as_tensor(s["scale"]).numel() > 1 for s in sites.values()):
         raise ValueError(
-            f"{', '.join(map(repr, sites))} share an enumerated latent but not their scale ({sorted(scales)}), so that "
-            "the sum over it is no density; put all of them in the same plates and handlers"
+            f"{', '.join(map(repr, sites))} share an enumerated latent but have different scales ({sorted(scales)}), "
+            "so the sum over the latent is not a density; put all of them in the same plates and handlers"
         )
     tree: OrderedDict = OrderedDict()
     for site in sites.values():
         ordinal = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         term = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
         tree.setdefault(ordinal, []).append(term)
-    ((ordinal, (term,)),) = contract_tensor_tree(tree, dims, ring=LogSums({})).items()
+    ((ordinal, (term,)),) = contract_tensor_tree(tree, dims, ring=VmapLogRing({})).items()
     frames = {symbols[f.name]: f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized}
     stack = tuple(frames[symbol] for symbol in sorted(ordinal))
     shape = [1] * -min((f.dim for f in stack), default=0)

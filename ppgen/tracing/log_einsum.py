@@ -1,6 +1,7 @@
-"""Sums of products of densities on the log scale, in operations that `torch.func` can transform.
+"""Sums of products on the log scale, in operations that `torch.func` can transform.
 
-Pyro's own backend of opt_einsum takes logarithms by an autograd function that vmap refuses; this is one in its place.
+Pyro's own log-scale backend for opt_einsum uses an autograd function that vmap does not support. This module has the
+interface of such a backend: `einsum`, `tensordot` and `transpose`.
 """
 
 import torch
@@ -8,21 +9,22 @@ from pyro.ops.einsum.util import Tensordot
 from pyro.ops.rings import LogRing
 from torch import Tensor
 
-__all__ = ["LogSums", "einsum", "tensordot", "transpose"]
+__all__ = ["VmapLogRing", "einsum", "tensordot", "transpose"]
 
 
-class LogSums(LogRing):
-    """The ring of Pyro's contractions whose sums are those of this module."""
+class VmapLogRing(LogRing):
+    """The log-sum-exp ring of Pyro's tensor contractions, with this module as its backend."""
 
     _backend = __name__
 
 
 def transpose(a: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Permutes the axes of a tensor."""
     return a.permute(axes)
 
 
 def einsum(equation: str, *operands: Tensor) -> Tensor:
-    """The logarithm of einsum of the operands' exponentials."""
+    """log einsum(equation, exp(operand), ...), computed stably."""
     inputs, output = equation.split("->")
     dims = output + "".join(sorted(set(inputs) - set(output) - {","}))
     total = torch.zeros(())
@@ -31,8 +33,8 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
         operand = operand.permute([names.index(name) for name in present])
         sizes = iter(operand.shape)
         total = total + operand.reshape([next(sizes) if name in names else 1 for name in dims])
-    gone = tuple(range(len(output), len(dims)))
-    return torch.logsumexp(total, gone) if gone else total + 0.0
+    summed = tuple(range(len(output), len(dims)))
+    return torch.logsumexp(total, summed) if summed else total + 0.0
 
 
 tensordot = Tensordot(einsum)

@@ -1,8 +1,11 @@
-"""Draws of many latents at once, and their importance weights.
+"""Many particles at once, z_k ~ q(z | x) for k = 1 .. K, and their importance weights.
 
-A program that broadcasts runs once, under one more plate to the left of all of its own, and a particle's density is
-held against what it is alone; one that does not (``x @ b``, say) runs under `torch.func.vmap`; one that reads values
-runs once for each.
+Three ways to run K particles, from the fastest to the most general:
+
+1. Programs that broadcast run once, under one more plate to the left of all of their own. The density of one particle is
+   checked against a run of that particle alone.
+2. Programs that do not broadcast (``x @ b``) run under `torch.func.vmap`.
+3. Programs that vmap refuses, because they read values, run once for each particle.
 """
 
 import warnings
@@ -21,19 +24,19 @@ from ppgen.tracing.sites import (
     PARTICLES,
     Program,
     Site,
-    holding,
     importance_log_weights,
     is_observed,
     latent_sites,
     log_density,
     sample_sites,
+    trace_with_values,
 )
 from ppgen.tracing.traces import Traces
-from ppgen.tracing.vmap import Own
+from ppgen.tracing.vmap import UnsharedTensors
 
-__all__ = ["log_weights", "particle_draws"]
+__all__ = ["log_weights", "particle_traces"]
 
-CLOSE = {torch.float64: 1e-8, torch.float32: 1e-4}  # by which log densities may differ, in nats and relatively
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # of equal log densities: nats, and relative
 
 
 def log_weights(
@@ -41,186 +44,214 @@ def log_weights(
 ) -> Tensor:
     """Importance log weights log p(x_i, z_ik) - log q(z_ik | x_i), in nats, without gradients.
 
+    Latents that the guide leaves to enumeration are summed out.
+
+    Args:
+        model: a Pyro program.
+        guide: a Pyro program.
+        args: positional arguments of both.
+        particles: K.
+        kwargs: keyword arguments of both.
+
     Returns:
-        (particles, n), one column a datum, if every site lies in the plate "data"; otherwise (particles, 1),
-        the weight of the whole data set. Latents that the guide leaves to enumeration are summed out.
+        (K, n), one column per datum, if every site lies in the plate "data"; otherwise (K, 1), the weight of the whole
+        data set.
 
     Raises:
-        LookupError: if the guide does not serve the model.
-        ValueError: if a latent that is left to enumeration cannot be enumerated.
+        LookupError: if the guide does not draw the latents of the model.
+        ValueError: if a latent that the guide leaves to enumeration cannot be enumerated.
     """
     with torch.no_grad():
-        draws = particle_draws(model, guide, args, kwargs, particles=particles)
-        return torch.cat([importance_log_weights(*part.weighted) for part in draws])
+        parts = particle_traces(model, guide, args, kwargs, particles=particles)
+        return torch.cat([importance_log_weights(*part.with_summed_discrete) for part in parts])
 
 
-def particle_draws(
+def particle_traces(
     model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None, *, particles: int
 ) -> list[Traces]:
-    """Draws of `particles` latents, weighed: all in one under one more plate, to the left of all of the programs' own.
+    """Traces of K particles: one `Traces` of all of them, or K of one particle each (see the module's docstring).
 
-    Programs that do not broadcast to such a plate (``x @ weights``, say) are mapped over the particles, or run once for
-    each if they read values. Plates that draw a subsample take all of their rows, or warn that they cannot (see
-    `all_rows`).
+    Plates that would draw a subsample use all of their rows (see `all_rows`). If the programs do not run on all rows,
+    they use a random subsample, with a warning.
+
+    Args:
+        model: a Pyro program.
+        guide: a Pyro program.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+        particles: K.
+
+    Raises:
+        LookupError: if the guide does not draw the latents of the model.
+        ValueError: if a latent that the guide leaves to enumeration cannot be enumerated.
     """
-    once = _with_all_rows(model, guide, args, kwargs)
-    whole = once.whole
-    sites = [*once.guide_trace.nodes.values(), *once.model_trace.nodes.values()]
+    single = _with_all_rows(model, guide, args, kwargs)
+    use_all_rows = single.use_all_rows
+    sites = [*single.guide_trace.nodes.values(), *single.model_trace.nodes.values()]
     dims = [f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized]
-    outer = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
-    together = Traces(outer(model), outer(guide), args, kwargs, whole=whole)
+    plate = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
+    batched = Traces(plate(model), plate(guide), args, kwargs, use_all_rows=use_all_rows)
     try:
-        with validation(True):  # so that most wrong broadcasts are errors
-            if _broadcasts(together, once):
-                return [together]
+        with validation(True):  # turns most wrong broadcasts into errors
+            if _broadcasts_correctly(batched, single):
+                return [batched]
     except (RuntimeError, ValueError, IndexError):
         pass
     try:
-        if once._left is None:
-            mapped = _Mapped(once, particles, depth=1 - min(dims, default=0))
-            mapped.importance  # noqa: B018
+        if single.enumeration_dim is None:
+            mapped = _VmappedTraces(single, particles, depth=1 - min(dims, default=0))
+            mapped.with_log_probs  # noqa: B018
             return [mapped]
-    except (RuntimeError, ValueError, NotImplementedError):  # an operation that no rule maps, or one that reads values
+    except (RuntimeError, ValueError, NotImplementedError):  # vmap has no rule for an operation, or a value is read
         pass
-    return [Traces(model, guide, args, kwargs, whole=whole) for _ in range(particles)]
+    return [Traces(model, guide, args, kwargs, use_all_rows=use_all_rows) for _ in range(particles)]
 
 
-def _broadcasts(together: Traces, once: Traces) -> bool:
-    """Whether a particle has the log density that it has alone.
+def _broadcasts_correctly(batched: Traces, single: Traces) -> bool:
+    """Whether the last particle of a batch has the log density that it has alone.
 
-    ``scale[:, None] * root`` runs with particles to the left too, and multiplies columns in place of rows.
+    Some programs run with a plate of particles but compute something else: ``scale[:, None] * root`` then multiplies
+    columns in place of rows.
     """
     values = {}
-    for name, site in latent_sites(together.guide_trace).items():
-        shape = once.guide_trace.nodes[name]["value"].shape
-        if site["value"].numel() == shape.numel():  # of no particle's own
+    for name, site in latent_sites(batched.guide_trace).items():
+        shape = single.guide_trace.nodes[name]["value"].shape
+        if site["value"].numel() == shape.numel():  # one value for all particles
             values[name] = site["value"].reshape(shape)
         else:
             values[name] = site["value"][-1].reshape(shape)
-    alone = together.beside(model=once.model, guide=once.guide).at(holding(once.guide_trace, values))
-    last, own = (log_density(draws.weighted[0], per_datum=False)[-1] for draws in (together, alone))
-    close = CLOSE.get(last.dtype, max(CLOSE.values()))
-    return torch.allclose(last, own.to(last.dtype), rtol=close, atol=close, equal_nan=True)
+    fixed = trace_with_values(single.guide_trace, values)
+    alone = batched.replace(model=single.model, guide=single.guide).resampled(fixed=fixed)
+    in_batch, expected = (
+        log_density(traces.with_summed_discrete[0], per_datum=False)[-1] for traces in (batched, alone)
+    )
+    tolerance = TOLERANCE.get(in_batch.dtype, max(TOLERANCE.values()))
+    return torch.allclose(in_batch, expected.to(in_batch.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping | None) -> Traces:
-    """A draw on all rows of each plate; if the programs do not run so, on the rows that they choose.
+    """Traces on all rows of each plate, or on the rows that the programs choose if they do not run on all rows.
 
-    Programs that take batches, with a plate of the size of the data set around them, are of the second kind: their
-    arguments are the rows. Of others it is said, since nobody has chosen these rows.
+    Programs whose arguments are a batch, under a plate of the size of the data set, do not run on all rows, and have
+    chosen theirs. If instead an argument holds the whole data set, the subsample is random, and a warning says so.
     """
-    draws = Traces(model, guide, args, kwargs, whole=True)
+    traces = Traces(model, guide, args, kwargs, use_all_rows=True)
     try:
         with validation(True):
-            draws.weighted  # noqa: B018
+            traces.with_summed_discrete  # noqa: B018
     except (RuntimeError, ValueError, IndexError):
-        draws = Traces(model, guide, args, kwargs)
-        frames = [f for s in draws.model_trace.nodes.values() if s["type"] == "sample" for f in s["cond_indep_stack"]]
-        parts = {len(part) for part in args if isinstance(part, Tensor) and part.dim()}
+        traces = Traces(model, guide, args, kwargs)
+        sites = [site for site in traces.model_trace.nodes.values() if site["type"] == "sample"]
+        frames = [frame for site in sites for frame in site["cond_indep_stack"]]
+        lengths = {len(part) for part in args if isinstance(part, Tensor) and part.dim()}
         for frame in frames:
-            if (frame.full_size or frame.size) != frame.size and frame.full_size in parts:
+            if (frame.full_size or frame.size) != frame.size and frame.full_size in lengths:
                 warnings.warn(
                     f"the plate {frame.name!r} draws {frame.size} of {frame.full_size} rows, and the programs do not "
-                    "run on all of them: what follows is of a random subsample. Index by the plate's rows in the model "
+                    "run on all of them: the result is for a random subsample. Index by the plate's rows in the model "
                     "and in the guide (x[rows]), and give an autoguide create_plates= if it has latents in that plate",
                     stacklevel=4,
                 )
                 break
-    return draws
+    return traces
 
 
-class _Mapped(Traces):
-    """Draws of many particles by `torch.func.vmap`: each a run of its own, for which no program need broadcast.
+class _VmappedTraces(Traces):
+    """Traces of many particles by `torch.func.vmap`: each particle is a run of its own, so programs need not broadcast.
 
     Args:
-        once: a draw of the programs, whose sites say of what shape a particle's are.
-        depth: how many dimensions to the left of an event the particles' lies, that of all plates and one.
+        single: traces of one particle, which give the shape of each site.
+        particles: K.
+        depth: the position of the particles' plate: how many dimensions left of the event, one more than all plates.
     """
 
-    def __init__(self, once: Traces, particles: int, *, depth: int):
-        super().__init__(once.model, once.guide, once.args, once.kwargs, clock=once.clock, whole=once.whole)
-        self.once, self.particles, self.depth = once, particles, depth
+    def __init__(self, single: Traces, particles: int, *, depth: int):
+        same = {"clock": single.clock, "use_all_rows": single.use_all_rows}
+        super().__init__(single.model, single.guide, single.args, single.kwargs, **same)
+        self.single, self.particles, self.depth = single, particles, depth
 
     @cached_property
-    def _pair(self) -> tuple[Trace, Trace]:
-        model_trace, guide_trace = self._runs("importance")
+    def _model_and_guide(self) -> tuple[Trace, Trace]:
+        model_trace, guide_trace = self._run_particles("with_log_probs")
         return model_trace, guide_trace
 
     @property
-    def importance(self) -> tuple[Trace, Trace]:
-        return self._pair
+    def with_log_probs(self) -> tuple[Trace, Trace]:
+        return self._model_and_guide
 
     @cached_property
     def generated(self) -> Trace:
-        return self._runs("generated")[0]
+        return self._run_particles("generated")[0]
 
     @cached_property
     def reconstructed(self) -> Trace:
-        return self._runs("reconstructed", self.guide_trace)[0]
+        return self._run_particles("reconstructed", at=self.guide_trace)[0]
 
-    def _runs(self, distribution: str, at: Trace | None = None) -> tuple[Trace, ...]:
-        """The traces of one law, over all particles; at the particles' own draws of the guide, if given."""
-        fixed = {} if at is None else {k: self._own(s) for k, s in latent_sites(at).items()}
+    def _run_particles(self, kind: str, *, at: Trace | None = None) -> tuple[Trace, ...]:
+        """The traces of one kind, an attribute of `Traces`, for all particles; optionally at given draws of the guide."""
+        latents = {} if at is None else {k: self._particle_values(s) for k, s in latent_sites(at).items()}
 
         def run(number: Tensor, values: dict[str, Tensor]) -> list[dict[str, tuple[Tensor, Tensor, Tensor]]]:
-            draws = Traces(self.model, self.guide, self.args, self.kwargs, clock=self.clock, whole=self.whole)
+            """The value, log probability and unscaled log probability of each site, for one particle."""
+            same = {"clock": self.clock, "use_all_rows": self.use_all_rows}
+            traces = Traces(self.model, self.guide, self.args, self.kwargs, **same)
             if at is not None:
-                draws._pair = (self.once.model_trace, holding(self.once.guide_trace, values))
-            with Own(number):
-                traces = getattr(draws, distribution)
-            traces = traces if isinstance(traces, tuple) else (traces,)
-            for trace in traces:
+                traces._model_and_guide = (self.single.model_trace, trace_with_values(self.single.guide_trace, values))
+            with UnsharedTensors(number):
+                found = _as_tuple(getattr(traces, kind))
+            for trace in found:
                 trace.compute_log_prob()
             return [
                 {k: (s["value"], s["log_prob"], s["unscaled_log_prob"]) for k, s in sample_sites(trace).items()}
-                for trace in traces
+                for trace in found
             ]
 
         with validation(False), torch.no_grad():
             try:
-                found = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), fixed)
+                batched = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), latents)
             except RuntimeError:
-                if distribution == "importance":
+                if kind == "with_log_probs":
                     raise
-                found = self._one_by_one(run, fixed)  # a Beta's draws, say, which no rule maps
-        like = getattr(self.once, distribution)
-        like = like if isinstance(like, tuple) else (like,)
-        return tuple(self._spread(trace, values) for trace, values in zip(like, found, strict=True))
+                batched = self._loop(run, latents)  # vmap has no rule for some draws, a Beta's for example
+        templates = _as_tuple(getattr(self.single, kind))
+        return tuple(self._batched_trace(trace, values) for trace, values in zip(templates, batched, strict=True))
 
-    def _one_by_one(self, run: Callable, fixed: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """What vmap would give of a run, by as many runs as there are particles."""
-        runs = [run(torch.tensor(i), {k: v[i] for k, v in fixed.items()}) for i in range(self.particles)]
+    def _loop(self, run: Callable, latents: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """The result of vmap over a run, by a loop over the particles."""
+        runs = [run(torch.tensor(i), {k: v[i] for k, v in latents.items()}) for i in range(self.particles)]
         return [
-            {k: tuple(map(torch.stack, zip(*(some[k] for some in traces), strict=True))) for k in traces[0]}
+            {k: tuple(map(torch.stack, zip(*(trace[k] for trace in traces), strict=True))) for k in traces[0]}
             for traces in zip(*runs, strict=True)
         ]
 
-    def _spread(self, like: Trace, values: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Trace:
-        """A trace of one particle as one of all, their values in place of its own."""
+    def _batched_trace(self, template: Trace, values: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Trace:
+        """The trace of one particle with the values and log probabilities of all."""
         trace, frame = Trace(), CondIndepStackFrame(PARTICLES, -self.depth, self.particles, 0, self.particles)
         for name, (value, *log_probs) in values.items():
-            site = like.nodes[name]
-            if site["infer"].get("_deterministic"):  # whose law may call its plates' axes an event's too
+            site = template.nodes[name]
+            if site["infer"].get("_deterministic"):  # its Delta may count the axes of plates as event axes
                 plates = -min((f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
                 rank = min(site["fn"].event_dim, max(0, site["value"].dim() - plates))
                 site = {**site, "fn": pyro.distributions.Delta(site["value"], event_dim=rank)}
-            log_prob, unscaled = (self._placed(part, 0) for part in log_probs)
-            value = (
-                site["value"]
-                if site["is_observed"] and is_observed(site)
-                else self._placed(value, site["fn"].event_dim)
-            )
-            new = {"value": value, "log_prob": log_prob}
-            new |= {"unscaled_log_prob": unscaled, "cond_indep_stack": (frame, *site["cond_indep_stack"])}
-            trace.add_node(name, **{**site, **new})
+            log_prob, unscaled = (self._move_to_plate(part, 0) for part in log_probs)
+            if site["is_observed"] and is_observed(site):
+                value = site["value"]
+            else:
+                value = self._move_to_plate(value, site["fn"].event_dim)
+            new = {"value": value, "log_prob": log_prob, "unscaled_log_prob": unscaled}
+            trace.add_node(name, **{**site, **new, "cond_indep_stack": (frame, *site["cond_indep_stack"])})
         return trace
 
-    def _placed(self, value: Tensor, event_dim: int) -> Tensor:
-        """The particles' dimension, which vmap puts first, where their plate has it."""
+    def _move_to_plate(self, value: Tensor, event_dim: int) -> Tensor:
+        """Moves the particles' dimension from the front, where vmap puts it, to their plate's."""
         missing = self.depth + event_dim - value.dim()
         return value.reshape(value.shape[:1] + (1,) * missing + value.shape[1:])
 
-    def _own(self, site: Site) -> Tensor:
-        """The particles' values as `_runs` has them, first and without dimensions that `_placed` added."""
-        shape = self.once.guide_trace.nodes[site["name"]]["value"].shape
+    def _particle_values(self, site: Site) -> Tensor:
+        """The inverse of `_move_to_plate`: (particles, *shape of one particle's value)."""
+        shape = self.single.guide_trace.nodes[site["name"]]["value"].shape
         return site["value"].reshape(self.particles, *shape)
+
+
+def _as_tuple(traces: Trace | tuple[Trace, ...]) -> tuple[Trace, ...]:
+    return traces if isinstance(traces, tuple) else (traces,)

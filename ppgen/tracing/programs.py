@@ -1,4 +1,4 @@
-"""What a single program does: runs of it under handlers, its joint density, its likelihood."""
+"""Running one program under handlers: its joint density, its likelihood, its sites."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -11,44 +11,60 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer import config_enumerate
 from pyro.poutine import Trace
-from pyro.poutine.subsample_messenger import SubsampleMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from ppgen.tracing.enumeration import check_enumerable, summed_out
+from ppgen.tracing.enumeration import check_enumerable, sum_out_enumerated
+from ppgen.tracing.plates import all_rows
 from ppgen.tracing.sites import (
     PARTICLES,
     Program,
     Site,
+    data_plate_size,
+    did_you_mean,
     is_subsample,
     latent_sites,
-    nearest,
-    plate_size,
-    quoted,
+    quote_names,
     sample_sites,
 )
 
 
 def signature(program: Program) -> inspect.Signature:
-    """The arguments that a program takes; of a module, those of its forward."""
+    """The signature of a program; for a module, that of its ``forward``."""
     return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
 
 
-def given(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.Size, TorchDistribution]:
-    """A program without arguments as a likelihood of one of its latents.
+def get_trace(program: Program, *args: Any, **kwargs: Any) -> Trace:
+    """A trace of one run of a program."""
+    return poutine.trace(program).get_trace(*args, **kwargs)
+
+
+def likelihood_of_latent(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.Size, TorchDistribution]:
+    """Turns a program without arguments into a likelihood p(x | z) of one of its latents z.
+
+    The program runs once for this, at z = 0.
+
+    Args:
+        program: a Pyro program without arguments.
+        name: the latent z.
+        like: a tensor of the type and device that z has.
 
     Returns:
-        the likelihood, a program to be called with values (n, *shape), for each its own under one more plate to the
-        left of all others; the shape; and the law that the program gives the latent. The program is run once for that,
-        at a value of zeros of the type of `like`.
+        a program to call with values (n, *shape), which runs under one more plate of size n to the left of all others;
+        the shape of z; the distribution that the program gives z.
 
     Raises:
-        ValueError: if it has no such latent.
+        ValueError: if the program has no such latent.
     """
-    trace = traced(_Blank(name, like)(program))
+
+    def zeros(site: Site) -> Tensor | None:
+        return like.new_zeros(site["fn"].shape()) if site["name"] == name else None
+
+    trace = get_trace(SubstituteLatents(zeros)(program))
     latent = latent_sites(trace)
     if name not in latent:
-        raise ValueError(f"the program has no latent {name!r}; {nearest(name, latent)}")
+        raise ValueError(f"the program has no latent {name!r}; {did_you_mean(name, latent)}")
     distribution = latent[name]["fn"]
     rank = max(len(site["fn"].batch_shape) for site in sample_sites(trace).values())
     shape = torch.Size((1,) * (rank - len(distribution.batch_shape)) + distribution.shape())
@@ -61,77 +77,97 @@ def given(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.
     return likelihood, shape, distribution
 
 
-def joint(
+def joint_log_density(
     program: Program, args: tuple, value_of: Callable[[Site], Tensor]
 ) -> tuple[Trace, Callable[[Mapping[str, Tensor]], Tensor]]:
-    """A run of a program at given values of its continuous latents, and its log density as a function of them.
+    """The joint log density log p(x, z) of the whole data set as a function of the continuous latents z.
+
+    Discrete latents are summed out, and plates use all of their rows.
+
+    Args:
+        program: a Pyro program.
+        args: its arguments.
+        value_of: the value of each continuous latent, for a first run that finds the sites.
 
     Returns:
-        the trace; and values by name to log p(x, z), in nats, of the whole data set, discrete latents summed out.
+        the trace of the first run; a function from values by name to log p(x, z), in nats.
 
     Raises:
-        ValueError: for discrete latents that cannot be enumerated.
+        ValueError: if a discrete latent cannot be enumerated.
     """
-    with all_rows():
-        once = traced(_At(value_of)(program), *args)
-    left = {name: site for name, site in latent_sites(once).items() if site["fn"].support.is_discrete}
-    if left:
-        check_enumerable({name: {**site, "infer": {"enumerate": "parallel"}} for name, site in left.items()})
-        sites = (site for site in once.nodes.values() if site["type"] == "sample")
+
+    def run(program: Program, value_of: Callable[[Site], Tensor]) -> Trace:
+        def continuous(site: Site) -> Tensor | None:
+            return None if is_subsample(site) or site["fn"].support.is_discrete else value_of(site)
+
+        with all_rows():
+            return get_trace(SubstituteLatents(continuous)(program), *args)
+
+    first = run(program, value_of)
+    discrete = {name: site for name, site in latent_sites(first).items() if site["fn"].support.is_discrete}
+    if discrete:
+        check_enumerable({name: {**site, "infer": {"enumerate": "parallel"}} for name, site in discrete.items()})
+        sites = (site for site in first.nodes.values() if site["type"] == "sample")
         dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
         program = poutine.enum(config_enumerate(program), first_available_dim=min(dims, default=0) - 1)
 
     def log_joint(values: Mapping[str, Tensor]) -> Tensor:
-        with all_rows():
-            trace = prune_subsample_sites(traced(_At(lambda site: values[site["name"]])(program), *args))
-        return summed_out(trace).log_prob_sum() if left else trace.log_prob_sum()
+        trace = prune_subsample_sites(run(program, lambda site: values[site["name"]]))
+        return sum_out_enumerated(trace).log_prob_sum() if discrete else trace.log_prob_sum()
 
-    return once, log_joint
+    return first, log_joint
 
 
-def quiet_sites(program: Program, *args: Any, **kwargs: Any) -> dict[str, Site]:
-    """The random sites of one run of a program without gradients, of which no handler outside notices."""
+def isolated_sites(program: Program, *args: Any, **kwargs: Any) -> dict[str, Site]:
+    """The sample sites of one run of a program, without gradients and hidden from the handlers around the call."""
     with torch.no_grad(), poutine.block():
-        return sample_sites(traced(program, *args, **kwargs))
+        return sample_sites(get_trace(program, *args, **kwargs))
 
 
-def weighing_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Site]]:
-    """A run of a program that has no latents, and what in it has a density: its observations and its factors.
+def likelihood_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Site]]:
+    """Runs a likelihood: a program without latents.
+
+    Returns:
+        the trace; its observed and factor sites, which have a density.
 
     Raises:
-        ValueError: naming the latents if it has some; if it observes nothing.
+        ValueError: if the program has latents, or observes nothing.
     """
-    trace = traced(program, *args)
+    trace = get_trace(program, *args)
     if latent := latent_sites(trace):
         raise ValueError(
-            f"a likelihood has observed sites alone, got the latents {quoted(latent)}: give them values "
+            f"expected a likelihood, with observed sites only, got the latents {quote_names(latent)}: set their values "
             "(pyro.poutine.condition), or marginalize them"
         )
     sites = {k: s for k, s in sample_sites(trace).items() if not s["infer"].get("_deterministic")}
     if not sites:
         raise ValueError(
-            "a likelihood observes something, got a program without an observed site: pyro.sample(name, law, obs=y)"
+            "expected a likelihood, got a program without an observed site: pyro.sample(name, distribution, obs=y)"
         )
     return trace, sites
 
 
-def check_apart(guide: Program, term: str) -> None:
-    """Refuses a guide that is one of Pyro's messengers.
+def check_separate_guide(guide: Program, term: str) -> None:
+    """Checks that a guide can run without the model.
+
+    Args:
+        guide: a guide.
+        term: the name of the loss term, for the message.
 
     Raises:
-        TypeError: naming it.
+        TypeError: if the guide is one of Pyro's guide messengers.
     """
     messenger = poutine.unwrap(guide)
-    if isinstance(messenger, poutine.messenger.Messenger):
+    if isinstance(messenger, Messenger):
         raise TypeError(
-            f"{term}: {type(messenger).__name__} runs model and guide at once, and cannot be run again by itself; take "
-            "a guide that is no messenger"
+            f"{term}: {type(messenger).__name__} runs model and guide together, and this term has to run the guide "
+            "alone; use a guide that is not a messenger"
         )
 
 
 @contextmanager
 def validation(on: bool) -> Iterator[None]:
-    """As `pyro.validation_enabled`, and leaves torch's own default as it was, which zuko turns off."""
+    """Sets Pyro's validation, as `pyro.validation_enabled` does, and restores torch's own default, which zuko changes."""
     before = torch.distributions.Distribution._validate_args
     try:
         with pyro.validation_enabled(on):
@@ -140,58 +176,27 @@ def validation(on: bool) -> Iterator[None]:
         torch.distributions.Distribution.set_default_validate_args(before)
 
 
-class PlateSize(poutine.messenger.Messenger):
-    """Notes the full size N of the plate "data" while programs run under it (1 if the plate never comes)."""
+class DataPlateSize(Messenger):
+    """A handler that records the full size N of the plate "data": its `size` is 1 until a site lies in that plate."""
 
     size = 1
 
     def _pyro_post_sample(self, msg: Site) -> None:
-        self.size = plate_size([msg], default=self.size)
+        self.size = data_plate_size([msg], default=self.size)
 
 
-@contextmanager
-def all_rows() -> Iterator[None]:
-    """While this is open, plates that would draw a subsample of their rows take all of them, in order.
+class SubstituteLatents(Messenger):
+    """A handler that sets the values of unobserved sites, as NumPyro's ``substitute`` does.
 
-    A plate that is told its rows, ``subsample=x``, keeps them. How large a subsample is stands in no message that a
-    handler could change, so the function by which plates choose their rows is put aside.
+    Args:
+        value_of: a function from an unobserved sample site (also one in which a plate draws its subsample) to its
+            value, or to None to let the program draw it.
     """
-    drawn = SubsampleMessenger._subsample
 
-    def whole(name: str, size: int | None = None, subsample_size: int | None = None, subsample=None, *rest: Any):
-        size_left = None if size is not None and subsample is None else subsample_size
-        return drawn(name, size, size_left, subsample, *rest)
-
-    SubsampleMessenger._subsample = staticmethod(whole)
-    try:
-        yield
-    finally:
-        SubsampleMessenger._subsample = staticmethod(drawn)
-
-
-def traced(program: Program, *args: Any, **kwargs: Any) -> Trace:
-    return poutine.trace(program).get_trace(*args, **kwargs)
-
-
-class _Blank(poutine.messenger.Messenger):
-    """Gives one latent zeros for a value instead of a draw."""
-
-    def __init__(self, name: str, like: Tensor):
-        super().__init__()
-        self.name, self.like = name, like
-
-    def _pyro_sample(self, msg: Site) -> None:
-        if msg["name"] == self.name and not msg["is_observed"]:
-            msg["value"] = self.like.new_zeros(msg["fn"].shape())
-
-
-class _At(poutine.messenger.Messenger):
-    """Gives continuous latents their values."""
-
-    def __init__(self, value_of: Callable[[Site], Tensor]):
+    def __init__(self, value_of: Callable[[Site], Tensor | None]):
         super().__init__()
         self.value_of = value_of
 
     def _pyro_sample(self, msg: Site) -> None:
-        if not (msg["is_observed"] or is_subsample(msg) or msg["fn"].support.is_discrete):
-            msg["value"] = self.value_of(msg)
+        if not msg["is_observed"] and (value := self.value_of(msg)) is not None:
+            msg["value"], msg["done"] = value, True

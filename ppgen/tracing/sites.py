@@ -1,6 +1,7 @@
-"""What a trace holds: its sites, told apart and read; nothing here runs a program.
+"""Reading the sites of a trace. Nothing here runs a program.
 
-A site is a message of Pyro's, a dictionary with its law "fn", its "value", and the plates around it.
+A site is a Pyro message: a dictionary with the distribution "fn", the "value", and the plates around the statement in
+"cond_indep_stack". Two plate names have a meaning: rows of data lie in `DATA`, particles in `PARTICLES`.
 """
 
 import difflib
@@ -20,36 +21,37 @@ Program = Callable[..., Any]
 Site = dict[str, Any]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """'did you mean ...? there are ...', for an error about an unknown name."""
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: "did you mean ...? there are ..."."""
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return f"{hint}there are {', '.join(map(repr, known)) or 'none'}"
 
 
-def quoted(names: Iterable[str]) -> str:
+def quote_names(names: Iterable[str]) -> str:
+    """Names in quotes, separated by commas; "nothing" if there are none."""
     return ", ".join(map(repr, names)) or "nothing"
 
 
 def sample_sites(trace: Trace) -> dict[str, Site]:
-    """The random sites of a trace by name, plates' subsamples left out."""
+    """The sample sites of a trace by name, without the sites in which plates choose a subsample."""
     return {k: s for k, s in trace.nodes.items() if s["type"] == "sample" and not is_subsample(s)}
 
 
 def latent_sites(trace: Trace) -> dict[str, Site]:
-    """The unobserved random sites of a trace by name."""
+    """The unobserved sample sites of a trace by name."""
     return {k: s for k, s in sample_sites(trace).items() if not s["is_observed"]}
 
 
 def is_observed(site: Site) -> bool:
-    """Whether the program gave the site a value, deterministic and factor sites left out."""
-    given = site["is_observed"] or site["infer"].get("was_observed", False)
-    return given and not site["infer"].get("_deterministic") and type(site["fn"]).__name__ != "Unit"
+    """Whether the program observed data at the site. Deterministic and factor sites do not count."""
+    observed = site["is_observed"] or site["infer"].get("was_observed", False)
+    return observed and not site["infer"].get("_deterministic") and type(site["fn"]).__name__ != "Unit"
 
 
-def is_point(site: Site) -> bool:
-    """Whether a site's law is a Delta: its value follows from others, as an autoguide's do from its auxiliary ones."""
+def is_delta(site: Site) -> bool:
+    """Whether the site's distribution is a Delta, as for latents that an autoguide computes from an auxiliary site."""
     distribution = site["fn"]
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
@@ -57,111 +59,127 @@ def is_point(site: Site) -> bool:
 
 
 def is_subsample(site: Site) -> bool:
+    """Whether the site is the one in which a plate chooses its rows."""
     return site["type"] == "sample" and type(site["fn"]).__name__ == "_Subsample"
 
 
 def observation(site: Site) -> Tensor:
-    """The value that the program gave the site, also where a run drew it anew."""
+    """The value that the program observed at the site, even if the trace sampled the site again."""
     return site["infer"]["obs"] if site["infer"].get("was_observed") else site["value"]
 
 
-def hides_gradient(site: Site) -> bool:
-    """Whether a draw passes no gradient on to the parameters that its law has."""
+def blocks_gradient(site: Site) -> bool:
+    """Whether the distribution has parameters that require gradients but its draw, without rsample, passes none on."""
     if site["is_observed"] or site["fn"].has_rsample or not torch.is_grad_enabled():
         return False
     return site["fn"].log_prob(site["value"]).requires_grad
 
 
-def data_frame(site: Site) -> CondIndepStackFrame | None:
-    """The frame of a vectorized plate "data" around a site, or None."""
+def data_plate(site: Site) -> CondIndepStackFrame | None:
+    """The frame of the vectorized plate "data" around a site, or None."""
     return next((f for f in site["cond_indep_stack"] if f.name == DATA and f.vectorized), None)
 
 
-def plate_size(sites: Iterable[Site], default: int = 1) -> int:
-    """Full size of the plate "data" among `sites`."""
+def data_plate_size(sites: Iterable[Site], default: int = 1) -> int:
+    """The full size N of the plate "data", from the first site that lies in it; `default` if none does."""
     frames = (f for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.name == DATA)
     return next((int(f.full_size or f.size) for f in frames), default)
 
 
-def holding(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
-    """A trace to be replayed that holds these values of its sites, and no others."""
-    held = Trace()
+def trace_with_values(trace: Trace, values: Mapping[str, Tensor]) -> Trace:
+    """A trace to replay: only the sites named in `values`, with these values."""
+    result = Trace()
     for name, value in values.items():
-        held.add_node(name, **{**trace.nodes[name], "value": value})
-    return held
+        result.add_node(name, **{**trace.nodes[name], "value": value})
+    return result
 
 
-def check_drawn(model_trace: Trace, guide_trace: Trace) -> None:
-    """Refuses a pair whose guide leaves latents to enumeration: they are draws of the prior, without a density q.
+def check_no_enumeration(model_trace: Trace, guide_trace: Trace) -> None:
+    """Checks that the guide draws every latent, so that log q is defined for each of them.
 
     Raises:
-        LookupError: naming them.
+        LookupError: if the guide leaves latents to enumeration. Their values here are draws from the prior.
     """
-    left = [k for k in latent_sites(model_trace) if k not in guide_trace]
-    if left:
+    enumerated = [k for k in latent_sites(model_trace) if k not in guide_trace]
+    if enumerated:
         raise LookupError(
-            f"the guide leaves {quoted(left)} to enumeration; take ELBO(elbo=TraceEnum_ELBO()), which sums over "
-            "its values, or draw it in the guide"
+            f"the guide leaves {quote_names(enumerated)} to enumeration; use ELBO(elbo=TraceEnum_ELBO()), which sums "
+            "over its values, or sample it in the guide"
         )
 
 
-def check_sites(latent: Collection[str], guide_trace: Trace, *, enumerated: Collection[str] = ()) -> None:
-    """Refuses a guide that misses a latent of the model, unless it is one to be enumerated, or adds one.
+def check_guide_sites(latent: Collection[str], guide_trace: Trace, *, enumerated: Collection[str] = ()) -> None:
+    """Checks that the guide draws exactly the latents of the model.
+
+    Args:
+        latent: names of the model's latents.
+        guide_trace: a trace of the guide.
+        enumerated: names of latents that the guide may leave out.
 
     Raises:
-        LookupError: naming them.
+        LookupError: if the guide misses a latent, or draws a site that is neither a latent nor auxiliary.
     """
     drawn = latent_sites(guide_trace)
-    missed = [k for k in latent if k not in drawn and k not in enumerated]
+    missing = [k for k in latent if k not in drawn and k not in enumerated]
     added = [k for k, s in drawn.items() if k not in latent and not s["infer"].get("is_auxiliary")]
-    if missed:
+    if missing:
         raise LookupError(
-            f"the guide does not draw {quoted(missed)}, which the model samples; it draws {quoted(drawn)}: add a "
-            "pyro.sample of that name to the guide"
+            f"the guide does not draw {quote_names(missing)}, which the model samples; it draws {quote_names(drawn)}: "
+            "add a pyro.sample of that name to the guide"
         )
     if added:
         raise LookupError(
-            f"the guide draws {quoted(added)}, which is no latent of the model; those are {quoted(latent)}: rename "
-            "the guide's site, or mark it with infer={'is_auxiliary': True}"
+            f"the guide draws {quote_names(added)}, which is no latent of the model; those are {quote_names(latent)}: "
+            "rename the guide's site, or mark it with infer={'is_auxiliary': True}"
         )
 
 
 def importance_log_weights(model_trace: Trace, guide_trace: Trace) -> Tensor:
-    """Log weights (particles, n) or (particles, 1), as `log_weights` describes, of one pair of traces."""
+    """Log weights log p(x, z) - log q(z | x) of a pair of traces, in nats.
+
+    Returns:
+        (particles, n) if every site lies in the plate "data", else (particles, 1), as `log_weights` describes.
+    """
     local = is_local(model_trace, guide_trace)
     return log_density(model_trace, per_datum=local) - log_density(guide_trace, per_datum=local)
 
 
 def log_density(trace: Trace, *, per_datum: bool) -> Tensor:
-    """The joint log density of a trace's sites, (particles, n) per datum or (particles, 1) of all data together.
+    """The joint log density of a trace's sites, in nats.
 
-    Per datum, a subsample's scale N / B is taken out: a density is a datum's own.
+    Args:
+        trace: with log probabilities.
+        per_datum: whether to keep the rows of the plate "data" apart. The scale N / B of a subsample of B rows is then
+            divided out, so that each entry is the density of one datum.
+
+    Returns:
+        (particles, n) per datum, or (particles, 1) for all data together.
     """
     total = torch.zeros(())
     for site in sample_sites(trace).values():
-        log_prob, frame = torch.as_tensor(site["log_prob"]), data_frame(site)
+        log_prob, frame = torch.as_tensor(site["log_prob"]), data_plate(site)
         if per_datum and frame is not None:
             log_prob = log_prob * (frame.size / (frame.full_size or frame.size))
-        total = total + _particles_by_rows(log_prob, site, per_datum)
+        total = total + _sum_to_particles_and_rows(log_prob, site, per_datum)
     return torch.atleast_2d(total)
 
 
 def is_local(*traces: Trace) -> bool:
-    """Whether every site with a density belongs to one datum, that is, lies in the plate "data"."""
+    """Whether every site that has a density lies in the plate "data", so that each datum has its own density."""
     return all(
-        data_frame(site) is not None
+        data_plate(site) is not None
         for trace in traces
         for site in sample_sites(trace).values()
         if not site["infer"].get("_deterministic")
     )
 
 
-def _particles_by_rows(log_prob: Tensor, site: Site, local: bool) -> Tensor:
-    """Sums a site's log probability over all of its plates but the particles' and, if `local`, the data's."""
+def _sum_to_particles_and_rows(log_prob: Tensor, site: Site, keep_rows: bool) -> Tensor:
+    """Sums a log probability over all plates except the particles and, if asked, the data: (particles, n or 1)."""
     log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, site["fn"].batch_shape))
     outer = [f for f in site["cond_indep_stack"] if f.name in (PARTICLES, "num_particles_vectorized")]
-    rows = [f for f in (data_frame(site),) if local and f is not None]
+    rows = [f for f in (data_plate(site),) if keep_rows and f is not None]
     keep = {f.dim + log_prob.dim() for f in outer + rows}
-    gone = [d for d in range(log_prob.dim()) if d not in keep]
-    log_prob = log_prob.sum(gone) if gone else log_prob
+    summed = [d for d in range(log_prob.dim()) if d not in keep]
+    log_prob = log_prob.sum(summed) if summed else log_prob
     return log_prob.reshape(outer[0].size if outer else 1, rows[0].size if rows else 1)

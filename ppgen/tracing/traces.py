@@ -1,14 +1,21 @@
-"""The traces of one training step, made when first asked for and shared by every term of a loss.
+"""The traces of one training step, each made on first use and shared by all terms of a loss.
 
-Notation: a model p(x, z) = p(z) p(x | z) and a guide q(z | x) are Pyro programs called with the same arguments.
-Four runs of them serve every objective:
+Notation: the model p(x, z) = p(z) p(x | z) and the guide q(z | x) are Pyro programs, called with the same arguments; x is
+the observed data and x' an observation that is sampled again. Four traces serve most objectives:
 
-    guided         q(z | x)            the guide, run on the data
-    encoded        p(x, z)             the model at the guide's z and the observed x
-    generated      p(z) p(x' | z)      the model on its own, its observations drawn anew
-    reconstructed  q(z | x) p(x' | z)  the model at the guide's z, its observations drawn anew
+    guide_trace             z ~ q(z | x)                        the guide on the data
+    model_trace             z ~ q(z | x), x                     the model at the guide's z and the observed x
+    generated               z ~ p(z), x' ~ p(x' | z)            the model on its own
+    reconstructed           z ~ q(z | x), x' ~ p(x' | z)        the model at the guide's z
 
-All four share one subsample of each plate, so their rows are the same data. This is the one file that traces programs.
+A guide may leave discrete latents c to enumeration, so that p(x, z, c) = p(z) p(c | z) p(x | z, c). The traces above then
+draw c ~ p(c | z) from its prior, and three more treat it exactly:
+
+    with_summed_discrete    log p(x, z) = log sum_c p(x, z, c), and log q(z | x)
+    with_sampled_discrete   z ~ q(z | x), c ~ p(c | z, x), x
+    posterior_predictive    z ~ q(z | x), c ~ p(c | z, x), x' ~ p(x' | z, c)
+
+All traces use one subsample of each plate, so that their rows are the same data.
 """
 
 import math
@@ -27,30 +34,34 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from ppgen.tracing.enumeration import check_enumerable, summed_out
-from ppgen.tracing.programs import all_rows, traced
+from ppgen.tracing.enumeration import check_enumerable, sum_out_enumerated
+from ppgen.tracing.plates import all_rows
+from ppgen.tracing.programs import get_trace
 from ppgen.tracing.sites import (
     Program,
     Site,
-    check_drawn,
-    check_sites,
-    holding,
+    check_guide_sites,
+    check_no_enumeration,
+    data_plate_size,
+    did_you_mean,
     is_observed,
     is_subsample,
     latent_sites,
-    nearest,
-    plate_size,
     sample_sites,
+    trace_with_values,
 )
 
 
 class Traces:
-    """One joint draw of model and guide on one batch, each trace made on first use.
+    """The traces of a model and a guide on one batch, each made on first use (formulas in the module's docstring).
 
     Args:
-        model, guide: Pyro programs, called as ``model(*args, **kwargs)``.
-        clock: the number of the step and the length of the run, None where not known, as schedules take them.
-        whole: whether plates that would draw a subsample of their rows take all of them (see `all_rows`).
+        model: a Pyro program, called as ``model(*args, **kwargs)``.
+        guide: a Pyro program, called as ``guide(*args, **kwargs)``.
+        args: positional arguments of both.
+        kwargs: keyword arguments of both.
+        clock: the number of the step and the length of the run (None if unknown), for schedules.
+        use_all_rows: whether plates that would draw a subsample use all of their rows (see `all_rows`).
     """
 
     def __init__(
@@ -61,39 +72,43 @@ class Traces:
         kwargs: Mapping | None = None,
         *,
         clock: tuple[Tensor, int | None] | None = None,
-        whole: bool = False,
+        use_all_rows: bool = False,
     ):
         self.model, self.guide, self.args, self.kwargs = model, guide, args, dict(kwargs or {})
-        self.whole = whole
+        self.use_all_rows = use_all_rows
         self.clock = (torch.zeros((), dtype=torch.long), None) if clock is None else clock
         self.shared: dict[Hashable, Any] = {}
-        """What several terms use beside the traces, under names that they agree on."""
+        """Results that several loss terms share, under keys on which they agree."""
         self._subsample = Trace()
 
-    def beside(self, **changed: Any) -> "Traces":
-        """Another joint draw on the same subsample of each plate: by another `model` or `guide`, of other `args`."""
-        same = {key: getattr(self, key) for key in ("model", "guide", "args", "kwargs", "clock", "whole")}
-        draws = Traces(**(same | changed))
-        draws._subsample = self._subsample
-        return draws
+    def replace(self, **changes: Any) -> "Traces":
+        """New traces on the same subsample of each plate, with another `model`, `guide`, `args` or `kwargs`."""
+        same = {key: getattr(self, key) for key in ("model", "guide", "args", "kwargs", "clock", "use_all_rows")}
+        traces = Traces(**(same | changes))
+        traces._subsample = self._subsample
+        return traces
+
+    def resampled(self, *, fixed: Trace) -> "Traces":
+        """New traces on the same rows, in which the guide samples again all latents except those in `fixed`."""
+        return self.replace(guide=poutine.replay(self.guide, trace=fixed))
 
     def subsample(self, plate: str) -> Tensor:
-        """The rows of a plate that this draw is of."""
+        """The row indices that a plate uses."""
         return self._subsample.nodes[plate]["value"]
 
     def run(self, program: Program, *replayed: Trace) -> Trace:
-        """A trace of a program at the values of others, on this draw's subsample."""
+        """A trace of a program on these rows, at the values of other traces."""
         for trace in (self._subsample, *replayed):
             program = poutine.replay(program, trace=trace)
-        with all_rows() if self.whole else nullcontext():
-            trace = traced(program, *self.args, **self.kwargs)
+        with all_rows() if self.use_all_rows else nullcontext():
+            trace = get_trace(program, *self.args, **self.kwargs)
         for name, site in trace.nodes.items():
             if is_subsample(site) and name not in self._subsample:
                 self._subsample.add_node(name, **site)
         return trace
 
     @cached_property
-    def _pair(self) -> tuple[Trace, Trace]:
+    def _model_and_guide(self) -> tuple[Trace, Trace]:
         messenger = poutine.unwrap(self.guide)
         if isinstance(messenger, poutine.messenger.Messenger):  # Pyro's GuideMessenger runs both at once
             self.run(self.guide)
@@ -102,34 +117,47 @@ class Traces:
             guide_trace = self.run(self.guide)
             model_trace = self.run(self.model, guide_trace)
         latent = latent_sites(model_trace)
-        check_sites(latent, guide_trace, enumerated=[k for k, s in latent.items() if s["infer"].get("enumerate")])
+        enumerated = [k for k, s in latent.items() if s["infer"].get("enumerate")]
+        check_guide_sites(latent, guide_trace, enumerated=enumerated)
         return model_trace, guide_trace
 
     @property
     def model_trace(self) -> Trace:
-        return self._pair[0]
+        """The model at z ~ q(z | x) and the observed x.
+
+        Raises:
+            LookupError: if the guide misses a latent of the model, or draws a site that is not one.
+        """
+        return self._model_and_guide[0]
 
     @property
     def guide_trace(self) -> Trace:
-        return self._pair[1]
+        """The guide: z ~ q(z | x).
+
+        Raises:
+            LookupError: as `model_trace`.
+        """
+        return self._model_and_guide[1]
 
     @cached_property
     def generated(self) -> Trace:
-        return self.run(_Unobserved()(self.model))
+        """The model on its own: z ~ p(z), x' ~ p(x' | z)."""
+        return self.run(_SampleObservations()(self.model))
 
     @cached_property
     def reconstructed(self) -> Trace:
-        return self.run(_Unobserved()(self.model), self.guide_trace)
+        """The model at the guide's latents: z ~ q(z | x), x' ~ p(x' | z)."""
+        return self.run(_SampleObservations()(self.model), self.guide_trace)
 
     @cached_property
-    def importance(self) -> tuple[Trace, Trace]:
-        """(encoded, guided) with log probabilities and score parts, as Pyro's ELBOs take them.
+    def with_log_probs(self) -> tuple[Trace, Trace]:
+        """`model_trace` with log p and `guide_trace` with log q and score parts, as Pyro's ELBOs expect them.
 
         Raises:
-            LookupError: if the guide leaves a latent to enumeration, which no single draw stands for.
+            LookupError: as `model_trace`; if the guide leaves a latent to enumeration.
         """
-        model_trace, guide_trace = self._pair
-        check_drawn(model_trace, guide_trace)
+        model_trace, guide_trace = self._model_and_guide
+        check_no_enumeration(model_trace, guide_trace)
         check = is_validation_enabled()
         if check:
             check_model_guide_match(model_trace, guide_trace)
@@ -143,76 +171,80 @@ class Traces:
         return model_trace, guide_trace
 
     @cached_property
-    def _left(self) -> int | None:
-        """The first dimension that is free for latents that the guide leaves to enumeration; None if there are none.
+    def enumeration_dim(self) -> int | None:
+        """The first free dimension for latents that the guide leaves to enumeration; None if it leaves none.
 
         Raises:
             ValueError: if one of them cannot be enumerated.
         """
-        left = {k: s for k, s in latent_sites(self.model_trace).items() if k not in self.guide_trace}
-        if not left:
+        enumerated = {k: s for k, s in latent_sites(self.model_trace).items() if k not in self.guide_trace}
+        if not enumerated:
             return None
-        check_enumerable(left)
+        check_enumerable(enumerated)
         sites = [*sample_sites(self.model_trace).values(), *sample_sites(self.guide_trace).values()]
         return min((f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0) - 1
 
     @cached_property
-    def sampled(self) -> Trace:
-        """`model_trace`, with latents that the guide leaves to enumeration drawn from their posterior given all others.
+    def with_summed_discrete(self) -> tuple[Trace, Trace]:
+        """As `with_log_probs`, but latents c left to enumeration are summed out: log p(x, z) = log sum_c p(x, z, c).
 
         Raises:
             ValueError: if one of them cannot be enumerated.
         """
-        if self._left is None:
-            return self.model_trace
-        model = self.model  # replayed inside: a run under enumeration is hidden from the handlers around it
-        for trace in (self._subsample, self.guide_trace):
-            model = poutine.replay(model, trace=trace)
-        return self.run(infer_discrete(model, first_available_dim=self._left))
-
-    @cached_property
-    def redrawn(self) -> Trace:
-        """`reconstructed`, with latents that the guide leaves to enumeration as `sampled` has them."""
-        return self.reconstructed if self._left is None else self.run(_Unobserved()(self.model), self._latents)
-
-    @cached_property
-    def weighted(self) -> tuple[Trace, Trace]:
-        """As `importance`, with latents that the guide leaves to enumeration summed out (see `ppgen.tracing.enumeration`).
-
-        Raises:
-            ValueError: if one of them cannot be enumerated.
-        """
-        if self._left is None:
-            return self.importance
-        with EnumMessenger(self._left):
+        if self.enumeration_dim is None:
+            return self.with_log_probs
+        with EnumMessenger(self.enumeration_dim):
             model_trace = prune_subsample_sites(self.run(self.model, self.guide_trace))
         guide_trace = prune_subsample_sites(self.guide_trace)
         guide_trace.compute_log_prob()
-        return summed_out(model_trace), guide_trace
+        return sum_out_enumerated(model_trace), guide_trace
 
-    def at(self, values: Trace) -> "Traces":
-        """Another draw on the same rows, in which the guide draws anew all but these values."""
-        return self.beside(guide=poutine.replay(self.guide, trace=values))
-
-    @property
-    def _latents(self) -> Trace:
-        return holding(self.sampled, {k: s["value"] for k, s in latent_sites(self.sampled).items()})
-
-    @property
-    def observed(self) -> Trace:
-        """A trace that carries the observations: one already made if there is one."""
-        made = vars(self)
-        return self.generated if "generated" in made and "_pair" not in made else self.model_trace
-
-    def find(self, distribution: str, name: str) -> Site:
-        """The site `name` of one of the laws ``data, posterior, prior, generated, reconstructed``.
+    @cached_property
+    def with_sampled_discrete(self) -> Trace:
+        """As `model_trace`, but latents c left to enumeration come from their posterior: c ~ p(c | z, x).
 
         Raises:
-            LookupError: if the law has no such site; the message lists the nearest names.
+            ValueError: if one of them cannot be enumerated.
+        """
+        if self.enumeration_dim is None:
+            return self.model_trace
+        model = self.model
+        for trace in (self._subsample, self.guide_trace):  # inside: infer_discrete hides its runs from outer handlers
+            model = poutine.replay(model, trace=trace)
+        return self.run(infer_discrete(model, first_available_dim=self.enumeration_dim))
+
+    @cached_property
+    def posterior_predictive(self) -> Trace:
+        """As `reconstructed`, but with the latents of `with_sampled_discrete`: x' ~ p(x' | z, c), c ~ p(c | z, x).
+
+        Raises:
+            ValueError: as `with_sampled_discrete`.
+        """
+        if self.enumeration_dim is None:
+            return self.reconstructed
+        trace = self.with_sampled_discrete
+        latents = trace_with_values(trace, {k: s["value"] for k, s in latent_sites(trace).items()})
+        return self.run(_SampleObservations()(self.model), latents)
+
+    @property
+    def _with_observations(self) -> Trace:
+        """A trace that holds the observations: one already made, if there is one."""
+        made = vars(self)
+        return self.generated if "generated" in made and "_model_and_guide" not in made else self.model_trace
+
+    def find(self, distribution: str, name: str) -> Site:
+        """The site `name` of one distribution.
+
+        Args:
+            distribution: "data" (observed x), "posterior" (guide), "prior", "generated" or "reconstructed".
+            name: the site.
+
+        Raises:
+            LookupError: if there is no such site; the message suggests similar names.
         """
         if distribution == "data":
-            sites = {k: s for k, s in sample_sites(self.observed).items() if is_observed(s)}
-        elif distribution == "posterior":  # without the latents that are left to enumeration, here draws of the prior
+            sites = {k: s for k, s in sample_sites(self._with_observations).items() if is_observed(s)}
+        elif distribution == "posterior":  # latents left to enumeration are excluded: here they are prior draws
             sites = {
                 k: s for k, s in sample_sites(self.model_trace).items() if s["is_observed"] or k in self.guide_trace
             }
@@ -220,17 +252,17 @@ class Traces:
         else:
             sites = sample_sites(self.reconstructed if distribution == "reconstructed" else self.generated)
         if name not in sites:
-            raise LookupError(f"{distribution}({name!r}): the programs have no such site; {nearest(name, sites)}")
+            raise LookupError(f"{distribution}({name!r}): the programs have no such site; {did_you_mean(name, sites)}")
         return sites[name]
 
     @property
     def num_data(self) -> int:
-        """Full size N of the plate "data", 1 for a program without it (its data set then counts as one datum)."""
-        return plate_size(self.observed.nodes.values())
+        """The full size N of the plate "data"; 1 without that plate, when the whole data set counts as one datum."""
+        return data_plate_size(self._with_observations.nodes.values())
 
 
-class _Unobserved(poutine.messenger.Messenger):
-    """Draws observations anew and notes what they were; deterministic and factor sites stay as they are."""
+class _SampleObservations(poutine.messenger.Messenger):
+    """Samples observed sites again and keeps their observed values; leaves deterministic and factor sites alone."""
 
     def _pyro_sample(self, msg: Site) -> None:
         if is_observed(msg):

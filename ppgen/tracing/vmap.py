@@ -1,7 +1,7 @@
-"""Programs under `torch.func.vmap`, which write into tensors that they have made.
+"""Running programs that write into their own tensors under `torch.func.vmap`.
 
-A tensor made of a shape alone is shared by all runs under vmap, so that it can take neither a draw (``x.normal_()``)
-nor what depends on a latent (``mean[0] = z``), which differ between them.
+A tensor that is made from a shape alone is shared by all calls that vmap batches. Writing into it fails when the value
+differs between calls: a draw (``x.normal_()``), or a value that depends on a latent (``mean[0] = z``).
 """
 
 from typing import Any, ClassVar
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Own"]
+__all__ = ["UnsharedTensors"]
 
 
-class Own(TorchFunctionMode):
-    """What is made here is each run's own.
+class UnsharedTensors(TorchFunctionMode):
+    """Makes every new tensor a batched one, so that each call under vmap may write into its own.
 
     Args:
-        like: a tensor that differs between runs.
+        like: a tensor that vmap batches.
     """
 
-    MAKERS: ClassVar[set[Any]] = {
+    FACTORIES: ClassVar[set[Any]] = {
         *(torch.zeros, torch.zeros_like, Tensor.new_zeros, torch.ones, torch.ones_like, Tensor.new_ones),
         *(torch.empty, torch.empty_like, Tensor.new_empty, torch.full, torch.full_like, Tensor.new_full),
         *(torch.clone, Tensor.clone),
@@ -31,14 +31,14 @@ class Own(TorchFunctionMode):
         self.like = like
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is Tensor.__setitem__ and _is_fill(*args):  # which vmap knows as this alone
+        if func is Tensor.__setitem__ and _is_masked_fill(*args):  # vmap has a rule for masked_fill_ only
             args[0].masked_fill_(args[1], args[2])
             return None
         made = func(*args, **(kwargs or {}))
-        return self.like.new_empty(made.shape, dtype=made.dtype).copy_(made) if func in self.MAKERS else made
+        return self.like.new_empty(made.shape, dtype=made.dtype).copy_(made) if func in self.FACTORIES else made
 
 
-def _is_fill(tensor: Tensor, key: Any, value: Any) -> bool:
-    """Whether ``tensor[key] = value`` puts a number where a mask of the tensor's own shape is true."""
-    mask = isinstance(key, Tensor) and key.dtype == torch.bool and key.shape == tensor.shape
-    return mask and isinstance(value, int | float)
+def _is_masked_fill(tensor: Tensor, key: Any, value: Any) -> bool:
+    """Whether ``tensor[key] = value`` writes a number where a mask of the same shape is true."""
+    is_mask = isinstance(key, Tensor) and key.dtype == torch.bool and key.shape == tensor.shape
+    return is_mask and isinstance(value, int | float)

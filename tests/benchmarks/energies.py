@@ -54,7 +54,7 @@ def one(energy: UnnormalizedDensity, seed: int, options: argparse.Namespace) -> 
     parts = [log_weights(energy.model, guide, (), particles=CHUNK) for _ in range(options.draws // CHUNK)]
     weights = torch.cat(parts).double().numpy()
     found, error = importance_summary(weights), float(weights.std() / len(weights) ** 0.5)
-    kl, share = energy.log_z - float(found.elbo[0]), float(found.effective[0]) / len(weights)
+    kl, share = energy.log_z - float(found.elbo[0]), float(found.ess[0]) / len(weights)
     return kl, error, share, float(found.log_marginal[0]) - energy.log_z, seconds - compiling, compiling
 
 

@@ -13,8 +13,8 @@ from scipy.stats import norm
 
 import ppgen
 from ppgen import models, recipes
-from ppgen.tracing.particles import log_weights, particle_draws
-from ppgen.tracing.programs import all_rows
+from ppgen.tracing.particles import log_weights, particle_traces
+from ppgen.tracing.plates import all_rows
 from ppgen.tracing.traces import Traces
 
 N, B = 20, 4
@@ -139,7 +139,7 @@ def test_a_random_subsample_is_said_to_be_one():
             pyro.sample("x", dist.Normal(w, 1.0), obs=x[rows])
 
     with pytest.warns(UserWarning, match=rf"plate 'data' draws {B} of {N} rows.*x\[rows\]"):
-        particle_draws(model, AutoNormal(model), (torch.randn(N),), particles=3)
+        particle_traces(model, AutoNormal(model), (torch.randn(N),), particles=3)
 
 
 # names
@@ -248,9 +248,9 @@ def test_at_given_parameters_weights_are_the_exact_evidence_and_draws_differ():
     weights = log_weights(model, lambda x: None, (x,), particles=2000)
     exact = logsumexp([np.log(0.7) + norm(-1, 1).logpdf(x), np.log(0.3) + norm(1, 1).logpdf(x)], axis=0)
     np.testing.assert_allclose(weights[:1].numpy(), exact[None], atol=1e-5)
-    (draws,) = particle_draws(model, lambda x: None, (x,), particles=2000)
+    (draws,) = particle_traces(model, lambda x: None, (x,), particles=2000)
     share = expit(np.log(0.3) + norm(1, 1).logpdf(x) - np.log(0.7) - norm(-1, 1).logpdf(x))
-    drawn = draws.sampled.nodes["c"]["value"].expand(2000, 7).mean(0)
+    drawn = draws.with_sampled_discrete.nodes["c"]["value"].expand(2000, 7).mean(0)
     np.testing.assert_allclose(drawn.numpy(), share, atol=0.05)  # four and a half standard errors of a share
 
 
@@ -309,7 +309,7 @@ def test_a_latent_that_cannot_be_enumerated_is_named():
             pyro.sample("x", dist.Normal(c, 1.0), obs=x)
 
     x = torch.randn(4)
-    for model, says in ((counts, "its law Poisson has no finite support"), (sequential, "'sequential'; one that")):
+    for model, says in ((counts, "its distribution Poisson has no finite support"), (sequential, "'sequential'; the model can")):
         with pytest.raises(ValueError, match=rf"leaves 'c' to enumeration.*{says}"):
             log_weights(model, lambda x: None, (x,), particles=2)
 

@@ -60,7 +60,7 @@ def test_layout_of_local_latents(vae):
             "pareto_k": ("chain", "data"),
             "log_marginal": ("chain", "data"),
             "log_marginal_error": ("chain", "data"),
-            "effective": ("chain", "data"),
+            "ess": ("chain", "data"),
             "elbo": ("chain", "data"),
             "elbo_trace": ("chain", "step"),
         },
@@ -269,7 +269,7 @@ def test_an_exact_guide_has_equal_weights_and_no_tail():
     exact = dist.Normal(0.0, 2**0.5).log_prob(x).numpy()
     np.testing.assert_allclose(summary.log_marginal, exact, atol=1e-12)
     np.testing.assert_allclose(summary.elbo, exact, atol=1e-12)
-    np.testing.assert_allclose(summary.effective, 50)
+    np.testing.assert_allclose(summary.ess, 50)
     assert np.all(np.isneginf(summary.pareto_k))
 
 

@@ -298,7 +298,7 @@ def test_moved_draws_have_the_moments_of_their_weights():
     z = np.stack([np.random.default_rng(0).normal(scale=2.0, size=40_000), np.full(40_000, 3.0)], 1)
     log_w = stats.norm.logpdf(z[:, 0], 1.0, 1.0) - stats.norm.logpdf(z[:, 0], 0.0, 2.0)
     shift, log_ratio = moved(z, log_w - np.logaddexp.reduce(log_w))
-    error = 4 / math.sqrt(importance_summary(log_w[:, None]).effective[0])
+    error = 4 / math.sqrt(importance_summary(log_w[:, None]).ess[0])
     np.testing.assert_allclose(shift, [1.0, 0.0], atol=error)
     np.testing.assert_allclose(log_ratio, [-math.log(2), 0.0], atol=error)
     for none in moved(z, np.full(len(z), -math.log(len(z)))):

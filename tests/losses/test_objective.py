@@ -24,7 +24,7 @@ from torch import nn
 import ppgen
 from ppgen import metrics as m
 from ppgen import views as v
-from ppgen.tracing.particles import particle_draws
+from ppgen.tracing.particles import particle_traces
 from ppgen.tracing.traces import Traces
 
 Normal = dist.Normal
@@ -250,8 +250,8 @@ def test_evidence_is_reconstruction_plus_rate(pair):
 def test_rate_in_closed_form_is_the_mean_of_its_draws(vae):
     rate = ppgen.Rate().loss(vae.model, vae.guide, *vae.args)
     with torch.no_grad():
-        (many,) = particle_draws(vae.model, vae.guide, vae.args, particles=20_000)
-    model_trace, guide_trace = many.importance
+        (many,) = particle_traces(vae.model, vae.guide, vae.args, particles=20_000)
+    model_trace, guide_trace = many.with_log_probs
     draws = (guide_trace.nodes["z"]["log_prob"] - model_trace.nodes["z"]["log_prob"]).mean(-1)
     error = draws.std() / len(draws) ** 0.5
     assert abs(draws.mean() - rate) < 4 * error  # level 6e-5
@@ -289,7 +289,7 @@ def test_rate_of_a_chain_is_its_kl_in_either_order(reverse):
     pair = gaussian_chain(reverse=reverse)
     draws = Traces(pair.model, pair.guide)
     rate = ppgen.Rate().value(draws)
-    model_trace, guide_trace = draws.importance
+    model_trace, guide_trace = draws.with_log_probs
     log_ratio = sum(guide_trace.nodes[k]["log_prob"] - model_trace.nodes[k]["log_prob"] for k in "ab")
     error = log_ratio.std() / pair.n**0.5  # an upper bound on that of the closed form, which averages over a only
     assert abs(rate - pair.exact) < 4 * error  # level 6e-5
@@ -517,8 +517,8 @@ def test_what_counts_as_an_evidence_bound():
     bounds = [evidence, 1 * evidence, whole + rate, rate + whole, ppgen.ELBO(elbo=RenyiELBO())]
     others = [2 * evidence, whole, rate, whole + 2 * rate, ppgen.Reconstruction("x") + rate, evidence + evidence]
     others += [ppgen.Ramp(1.0) * evidence, evidence + 0 * ppgen.match(v.data("x"), v.generated("x"), m.MMD())]
-    assert [bound.is_evidence for bound in bounds] == [True] * len(bounds)
-    assert [other.is_evidence for other in others] == [False] * len(others)
+    assert [bound.is_negative_elbo for bound in bounds] == [True] * len(bounds)
+    assert [other.is_negative_elbo for other in others] == [False] * len(others)
 
 
 def test_the_wrapped_elbo_is_not_altered(vae):

@@ -16,7 +16,7 @@ from ppgen.diffusion import (
     TIMES,
     Denoiser,
     LearnedSchedule,
-    Rates,
+    NoiseLevel,
     Schedule,
     bridge,
     make_schedule,
@@ -54,41 +54,41 @@ def schedule(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_rates_are_monotone_and_end_where_they_say(name):
     made = schedule(name)
-    rates = made(T)
-    assert (rates.log_snr.diff() < 0).all()
-    assert (rates.noise.diff() > 0).all()
-    assert (rates.signal.diff() <= 1e-12).all()
-    ratio = rates.noise / rates.signal
+    level = made(T)
+    assert (level.log_snr.diff() < 0).all()
+    assert (level.noise.diff() > 0).all()
+    assert (level.signal.diff() <= 1e-12).all()
+    ratio = level.noise / level.signal
     assert ratio[0] == pytest.approx(made.sigma_min, rel=1e-6)
     assert ratio[-1] == pytest.approx(made.sigma_max, rel=1e-6)
     inner = slice(0, -1 if math.isinf(made.sigma_max) else None)
-    torch.testing.assert_close(2 * (rates.signal / rates.noise).log()[inner], rates.log_snr[inner])
+    torch.testing.assert_close(2 * (level.signal / level.noise).log()[inner], level.log_snr[inner])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_options_move_the_ends(name):
     made = make_schedule(name, sigma_min=0.02, sigma_max=None if name == "straight" else 30.0).double()
-    rates = made.requires_grad_(False)(T)
-    assert rates.noise[0] / rates.signal[0] == pytest.approx(0.02, rel=1e-6)
+    level = made.requires_grad_(False)(T)
+    assert level.noise[0] / level.signal[0] == pytest.approx(0.02, rel=1e-6)
     if name != "straight":
-        assert rates.noise[-1] / rates.signal[-1] == pytest.approx(30.0, rel=1e-6)
+        assert level.noise[-1] / level.signal[-1] == pytest.approx(30.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slopes_are_those_of_the_log_ratio(name):
     made, t, h = schedule(name), T[5:95], 1e-6
     difference = (made(t + h).log_snr - made(t - h).log_snr) / (2 * h)
-    torch.testing.assert_close(made.slope(t).detach(), difference, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made.log_snr_derivative(t).detach(), difference, rtol=1e-5, atol=1e-5)
 
 
 def test_some_paths_keep_the_variance_and_some_the_signal():
     for name in ("linear", "cosine", "learned"):
-        rates = schedule(name)(T)
-        torch.testing.assert_close(rates.signal**2 + rates.noise**2, torch.ones_like(T))
+        level = schedule(name)(T)
+        torch.testing.assert_close(level.signal**2 + level.noise**2, torch.ones_like(T))
     for name in ("exponential", "karras"):
         assert (schedule(name)(T).signal == 1).all()
-    rates = schedule("straight")(T)
-    torch.testing.assert_close(rates.signal + rates.noise, torch.ones_like(T))
+    level = schedule("straight")(T)
+    torch.testing.assert_close(level.signal + level.noise, torch.ones_like(T))
 
 
 def test_linear_is_the_schedule_of_ho_et_al():
@@ -134,7 +134,7 @@ def test_a_bridge_has_the_variance_of_ho_et_al():
         (lambda: Schedule("straight", sigma_max=5.0), "ends in pure noise"),
         (
             lambda: Diffusion((2,), schedule="exponential", options={"sigma_max": 2.0}),
-            "the schedule's end is not noise",
+            "the schedule does not end in noise",
         ),
         (lambda: Diffusion((2,), schedule="straight", prediction_type="noise"), "divides by the signal"),
         (lambda: Diffusion((2,), prediction_type="nothing"), "expected prediction_type to be one of"),
@@ -147,7 +147,7 @@ def test_a_bridge_has_the_variance_of_ho_et_al():
         (lambda: Diffusion((2,), options={"attention": True}), "no such option"),
         (lambda: Diffusion((2,), network=nn.Linear(2, 2), hidden=(3,)), "those of a network by name"),
         (lambda: Diffusion((2,), hidden=(3, 4)), "all the same"),
-        (lambda: Diffusion((2,), sigma_data=0.0), "expected data_scale > 0"),
+        (lambda: Diffusion((2,), sigma_data=0.0), "expected sigma_data > 0"),
         (lambda: ppgen.DiffusionELBO("best"), "weighting is one of"),
         (lambda: ppgen.DiffusionELBO(times="now"), "times is one of"),
     ],
@@ -164,9 +164,9 @@ def test_bad_options_are_refused(make, said):
 @pytest.mark.parametrize("name", FINITE)
 def test_whatever_a_network_predicts_the_posterior_mean_is_the_same(prediction_type, name):
     torch.manual_seed(0)
-    rates, d = schedule(name)(torch.rand(50).double()), 0.7
+    level, d = schedule(name)(torch.rand(50).double()), 0.7
     x, e = d * torch.randn(50, 3).double(), torch.randn(50, 3).double()
-    a, s, _ = rates.over(x)
+    a, s, _ = level.unsqueeze_like(x)
     p, q = PREDICTION_TYPES[prediction_type](a, s, d)
 
     class Oracle(nn.Module):
@@ -174,17 +174,17 @@ def test_whatever_a_network_predicts_the_posterior_mean_is_the_same(prediction_t
             return p * x + q * e
 
     denoiser = Denoiser(Oracle(), (3,), prediction_type=prediction_type, sigma_data=d)
-    torch.testing.assert_close(denoiser(a * x + s * e, rates), x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(denoiser(a * x + s * e, level), x, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_a_denoiser_minds_the_noise_level_alone_and_not_the_scale_of_the_path(prediction_type):
     torch.manual_seed(0)
     model = Diffusion((3,), prediction_type=prediction_type, hidden=(16,)).double()
-    rates = schedule("cosine")(torch.rand(20).double())
-    z, c = torch.randn(20, 3).double(), 1 / (rates.signal + rates.noise)
-    scaled = Rates(rates.signal * c, rates.noise * c, rates.log_snr)
-    torch.testing.assert_close(model.denoiser(z, rates), model.denoiser(z * c[:, None], scaled))
+    level = schedule("cosine")(torch.rand(20).double())
+    z, c = torch.randn(20, 3).double(), 1 / (level.signal + level.noise)
+    scaled = NoiseLevel(level.signal * c, level.noise * c, level.log_snr)
+    torch.testing.assert_close(model.denoiser(z, level), model.denoiser(z * c[:, None], scaled))
 
 
 def test_a_denoiser_of_another_shape_says_so():
@@ -201,7 +201,7 @@ def test_rates_of_one_time_serve_all_rows_and_leading_dimensions():
     torch.manual_seed(0)
     model = Diffusion((3,), hidden=(16,))
     one, z = make_schedule("cosine")(torch.tensor(0.3)), torch.randn(4, 5, 3)
-    many = Rates(*(rate.expand(4, 5) for rate in one))
+    many = NoiseLevel(*(rate.expand(4, 5) for rate in one))
     torch.testing.assert_close(model.denoiser(z, one), model.denoiser(z, many))
 
 
@@ -234,7 +234,7 @@ def test_in_continuous_time_the_rate_is_that_in_closed_form(name):
         time = torch.full((len(x),), u).double()
         rate, snr = model.rate(time, x).detach(), model.schedule(time).log_snr[0].detach().exp()
         expected = (
-            -0.5 * model.schedule.slope(time)[0].detach() * snr / (1 + snr)
+            -0.5 * model.schedule.log_snr_derivative(time)[0].detach() * snr / (1 + snr)
         )  # as E|x - E[x | z]|^2 = 1 / (1 + SNR)
         # twenty-one such, each within five standard errors
         assert float(rate.mean()) == pytest.approx(float(expected), abs=5 * float(rate.std()) / len(x) ** 0.5)
@@ -250,7 +250,7 @@ def test_one_step_estimates_the_evidence_of_the_chain_term_by_term(variance, lev
     x = torch.randn(1, 2).expand(n, 2) if levels is None else torch.tensor([[1, 3]]).expand(n, 2)
     with torch.no_grad():
         draws = Traces(model.model, model.guide, (x,))
-        model_trace, guide_trace = draws.importance
+        model_trace, guide_trace = draws.with_log_probs
         whole = {name: -site["log_prob"] for name, site in sample_sites(model_trace).items()}
         for name, site in sample_sites(guide_trace).items():
             whole[name] = whole[name] + site["log_prob"]
@@ -298,21 +298,21 @@ def test_stratified_times_make_the_estimate_less_noisy():
 @pytest.mark.parametrize("name", FINITE)
 def test_weights_are_of_the_errors_that_they_name(name):
     torch.manual_seed(0)
-    rates = schedule(name)(torch.rand(30).double())
+    level = schedule(name)(torch.rand(30).double())
     x, e = torch.randn(30, 3).double(), torch.randn(30, 3).double()
-    a, s, _ = rates.over(x)
+    a, s, _ = level.unsqueeze_like(x)
     z, guess = a * x + s * e, x + 0.1 * torch.randn(30, 3).double()
     noise = (z - a * guess) / s
     error = (x - guess).square().sum(-1)
     named = {
         "simple": (e - noise).square().sum(-1),
-        "min_snr": ((e - noise).square().sum(-1) * (5 / rates.log_snr.exp()).clamp(max=1)),
+        "min_snr": ((e - noise).square().sum(-1) * (5 / level.log_snr.exp()).clamp(max=1)),
         "velocity": ((e - x) - (noise - guess)).square().sum(-1),
         "edm": error * ((s / a).square() + 1)[:, 0] / (s / a).square()[:, 0],
     }
     assert set(named) == set(WEIGHTINGS)
     for weighting, expected in named.items():
-        torch.testing.assert_close(WEIGHTINGS[weighting].weight(rates.log_snr, 1.0) * error, expected)
+        torch.testing.assert_close(WEIGHTINGS[weighting].weight(level.log_snr, 1.0) * error, expected)
 
 
 def test_stepwise_evidence_asks_for_a_chain():
@@ -324,8 +324,8 @@ def test_stepwise_evidence_asks_for_a_chain():
 def test_names_say_what_is_no_evidence():
     assert str(ppgen.DiffusionELBO()) == "DiffusionELBO"
     assert str(2 * ppgen.DiffusionELBO("simple")) == "2 * StepwiseError(simple)"
-    assert ppgen.DiffusionELBO().is_evidence
-    assert not ppgen.DiffusionELBO("edm").is_evidence
+    assert ppgen.DiffusionELBO().is_negative_elbo
+    assert not ppgen.DiffusionELBO("edm").is_negative_elbo
 
 
 @pytest.mark.parametrize("given", [{"num_classes": 3}, {"context_dim": 2}])
@@ -340,9 +340,9 @@ def test_labels_and_contexts_reach_the_network_and_are_dropped_in_training_alone
     share = (model.train()._dropped(context) == 0).all(-1).float().mean()
     assert share == pytest.approx(0.5, abs=5 * 0.5 / 20)  # five deviations
     model.check(torch.randn(400, 2), y)
-    z, rates = torch.randn(1, 2), make_schedule("cosine")(torch.tensor(0.5))
+    z, level = torch.randn(1, 2), make_schedule("cosine")(torch.tensor(0.5))
     other = torch.eye(context.shape[-1])[1:2]
-    assert not torch.allclose(model.denoiser(z, rates, context[:1]), model.denoiser(z, rates, other))
+    assert not torch.allclose(model.denoiser(z, level, context[:1]), model.denoiser(z, level, other))
     with pytest.raises(ValueError, match="expected"):
         model.check(torch.randn(4, 2))
 
@@ -372,7 +372,7 @@ def test_compiled_steps_are_eager_ones(options, loss):
         model = Diffusion((2,), hidden=(8,), **options)
         svi = ppgen.SVI(model.model, model.guide, partial(torch.optim.Adam, lr=1e-3), loss(), compile=compiled)
         losses.append([svi.step(*rows) for _ in range(12)])
-        assert any(shape.capture is not None for shape in svi.stepper._shapes.values()) == compiled
+        assert any(shape.capture is not None for shape in svi.compiled_step._shapes.values()) == compiled
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=1e-5)
 
 

@@ -104,7 +104,7 @@ def test_the_density_is_the_joint_with_the_maps_volume():
 
     y = torch.randn(5, dtype=torch.float64)
     target = UnconstrainedLogDensity(model, (y,))
-    u = target.starts(4, torch.Generator().manual_seed(0))
+    u = target.initial_points(4, torch.Generator().manual_seed(0))
     z = target.constrain(u)
     expected = dist.Gamma(2.0, 1.0).log_prob(z["s"]) + dist.Dirichlet(torch.ones(3).double()).log_prob(z["w"])
     expected += dist.Normal(z["w"][:, :1], z["s"][:, None]).log_prob(y).sum(-1)
@@ -132,7 +132,7 @@ def test_discrete_latents_are_summed_out():
 
     x = torch.randn(6, dtype=torch.float64)
     target = UnconstrainedLogDensity(model, (x,))
-    u = target.starts(3, torch.Generator().manual_seed(0))
+    u = target.initial_points(3, torch.Generator().manual_seed(0))
     components = dist.Normal(u[:, :, None], 1.0).log_prob(x) + torch.tensor([0.3, 0.7]).double().log()[:, None]
     expected = dist.Normal(torch.tensor([-1.0, 1.0]).double(), 1.0).log_prob(u).sum(-1) + components.logsumexp(1).sum(
         -1
@@ -355,7 +355,7 @@ def test_a_hierarchy_of_many_latents_is_found():
     fit = ppgen.fit(model, "auto", y, progress=False)
     verdict = fit.diagnose(y)
     assert verdict.level in (GOOD, WEIGHTED), str(verdict)
-    assert "elsewhere" in verdict.figures
+    assert "missed_mode_mass" in verdict.statistics
     found = fit.to_arviz(y, draws=2000, predictive=False).posterior
     mu, tau, sigma = (float(found[name].mean()) for name in ("mu", "tau", "sigma"))
     precision = each / sigma**2 + 1 / tau**2
@@ -422,7 +422,7 @@ def test_a_gaussian_process_is_found_though_some_points_have_no_factor():
 
 def _started(target: UnconstrainedLogDensity) -> tuple:
     generator = torch.Generator().manual_seed(0)
-    return target, target.starts(4, generator), generator
+    return target, target.initial_points(4, generator), generator
 
 
 def test_the_same_seed_finds_the_same_and_leaves_the_callers_numbers():
@@ -470,7 +470,7 @@ def failing(name: str) -> tuple[Fit, tuple]:
     [
         ("mean field of a correlated law", "pareto_k"),
         ("centered eight schools", "pareto_k"),
-        ("one of two modes", "elsewhere"),
+        ("one of two modes", "missed_mode_mass"),
         ("both modes, by different restarts", "r_hat"),
         ("light tails", "pareto_k"),
         ("stopped too early", "pareto_k"),
@@ -480,7 +480,7 @@ def test_a_planted_failure_is_called_one(name, figure):
     fit, data = failing(name)
     verdict = fit.diagnose(*data)
     assert verdict.level == BAD, str(verdict)
-    assert figure in verdict.against
+    assert figure in verdict.reasons
     assert verdict.advice
     assert figure in str(verdict)
     assert BAD in str(verdict)
@@ -498,8 +498,8 @@ def test_a_mode_elsewhere_is_told_on_one_line():
             pyro.sample("x", dist.Normal(4.0, 0.5))
 
     verdict = given(model, guide).diagnose()
-    assert "x = [" in verdict.against["elsewhere"]
-    assert len(str(verdict).splitlines()) == 1 + len(verdict.figures) + len(verdict.advice)
+    assert "x = [" in verdict.reasons["missed_mode_mass"]
+    assert len(str(verdict).splitlines()) == 1 + len(verdict.statistics) + len(verdict.advice)
 
 
 @pytest.mark.parametrize(("share", "width", "level"), [(0.01, 10.0, BAD), (0.003, 4.0, GOOD)])
@@ -513,9 +513,9 @@ def test_a_wide_tail_behind_equal_weights_is_judged_by_what_it_holds(share, widt
 
     guide = AutoDiagonalNormal(model, init_loc_fn=init_to_value(values={"z": torch.zeros(())}), init_scale=1.0)
     verdict = trained(model, guide, steps=1).diagnose(draws=4000)  # hardly a step from N(0, 1)
-    assert verdict.figures["effective"] > 0.99
-    assert verdict.figures["pareto_k"] > 0.5
-    assert "unseen" in verdict.figures
+    assert verdict.statistics["ess_ratio"] > 0.99
+    assert verdict.statistics["pareto_k"] > 0.5
+    assert "missed_tail_mass" in verdict.statistics
     assert verdict.level == level, str(verdict)
 
 
@@ -576,7 +576,7 @@ def test_a_mode_with_a_hole_beside_it_is_not_overlooked():
     """Below -5.2, 2.4 deviations from the other mode, log p is NaN, where draws from there fall."""
     verdict = given(two_sides(0.5, edge=-5.2), drawing("x", dist.Normal(4.0, 0.5))).diagnose()
     assert verdict.level == BAD, str(verdict)
-    assert "elsewhere" in verdict.against
+    assert "missed_mode_mass" in verdict.reasons
 
 
 @pytest.mark.parametrize("hole", [math.nan, -math.inf])
@@ -642,10 +642,10 @@ def test_a_guide_too_wide_needs_its_weights_though_their_tail_is_good(taken):
 
     verdict = given(standard, drawing("z", dist.Normal(torch.zeros(2), 1.15).to_event(1))).diagnose()
     assert taken == [1000, 4000]
-    assert verdict.figures["pareto_k"] < 0.3
-    assert verdict.figures["log_ratio"] == pytest.approx(math.log(1.15), abs=0.03)
+    assert verdict.statistics["pareto_k"] < 0.3
+    assert verdict.statistics["log_ratio"] == pytest.approx(math.log(1.15), abs=0.03)
     assert verdict.level == WEIGHTED
-    assert list(verdict.against) == ["log_ratio"]
+    assert list(verdict.reasons) == ["log_ratio"]
 
 
 # amortized guides
@@ -676,7 +676,7 @@ def test_an_amortized_guide_is_judged_by_its_rows(wrong, level):
     x = torch.randn(200, generator=torch.Generator().manual_seed(0)) * math.sqrt(1.25)
     verdict = given(rows, amortized(wrong), x).diagnose(x)
     assert verdict.level == level, str(verdict)
-    assert ("bad_rows" in verdict.against) == wrong
+    assert ("bad_rows" in verdict.reasons) == wrong
 
 
 # bad input
@@ -730,7 +730,7 @@ def test_bad_options_are_refused():
     with pytest.raises(ValueError, match=r"at most 3000; the program has 3001 numbers.*AutoLowRank"):
         ppgen.fit(wide, "auto", (y,))
 
-    with pytest.raises(ValueError, match=r"'n' to enumeration, but its law Poisson has no finite"):
+    with pytest.raises(ValueError, match=r"'n' to enumeration, but its distribution Poisson has no finite"):
         ppgen.fit(counted, "auto", (y,))
 
 
@@ -768,6 +768,6 @@ def test_climbing_stops_before_a_density_without_end():
     """Eight schools' joint density rises without end as tau goes to 0: what is taken has most evidence, not height."""
     target = UnconstrainedLogDensity(schools, (SCHOOLS,))
     generator = torch.Generator().manual_seed(0)
-    found = find_modes(target, target.starts(4, generator), generator)
+    found = find_modes(target, target.initial_points(4, generator), generator)
     assert (found.center[:, target.labels.index("tau")] > -2).all()
     assert found.evidence.isfinite().all()

@@ -13,7 +13,7 @@ from support import Pair
 import ppgen as o
 from ppgen import metrics as m
 from ppgen import views as v
-from ppgen.tracing.particles import log_weights, particle_draws
+from ppgen.tracing.particles import log_weights, particle_traces
 from ppgen.tracing.sites import PARTICLES, is_local, is_observed, log_density, sample_sites
 from ppgen.tracing.traces import Traces
 
@@ -216,7 +216,7 @@ def test_a_latent_left_to_enumeration_is_no_posterior_draw(mixture):
     with pytest.raises(LookupError, match=r"posterior\('c'\)"):
         draws.find("posterior", "c")
     with pytest.raises(LookupError, match="leaves 'c' to enumeration"):
-        draws.importance  # noqa: B018
+        draws.with_log_probs  # noqa: B018
 
 
 def test_a_guide_that_does_not_fit_is_told_how():
@@ -295,7 +295,7 @@ def test_weights_of_a_program_with_something_global_are_of_the_whole_data_set(su
     pyro.set_rng_seed(1)
     weights = log_weights(*args, particles=3)
     pyro.set_rng_seed(1)
-    (draws,) = particle_draws(*args, particles=3)
+    (draws,) = particle_traces(*args, particles=3)
     sites = sample_sites(draws.guide_trace)
     w, z = sites["w"]["value"], sites["z"]["value"]
     (x,) = subsampled.args
@@ -332,8 +332,8 @@ def test_weights_of_nested_plates_are_summed_over_the_inner_one(nested):
     weights = log_weights(nested.model, nested.guide, nested.args, particles=4)
     pyro.set_rng_seed(1)
     with torch.no_grad():
-        (draws,) = particle_draws(nested.model, nested.guide, nested.args, particles=4)
-    model_trace, guide_trace = draws.importance
+        (draws,) = particle_traces(nested.model, nested.guide, nested.args, particles=4)
+    model_trace, guide_trace = draws.with_log_probs
     z, x = model_trace.nodes["z"], model_trace.nodes["x"]
     assert x["log_prob"].shape == (4, 3, 5)
     expected = x["log_prob"].sum(1) + (z["log_prob"] - guide_trace.nodes["z"]["log_prob"]).squeeze(1)
@@ -348,13 +348,13 @@ def test_a_guide_without_latents_has_the_density_one():
     x = torch.randn(4)
     weights = log_weights(model, lambda x: None, (x,), particles=2)
     torch.testing.assert_close(weights, Normal(0.0, 1.0).log_prob(x).expand(2, 4))
-    _, guide_trace = Traces(model, lambda x: None, (x,)).importance
+    _, guide_trace = Traces(model, lambda x: None, (x,)).with_log_probs
     assert log_density(guide_trace, per_datum=True).tolist() == [[0.0]]
 
 
 @pytest.mark.parametrize("particles", [1, 3])
 def test_particles_lie_to_the_left_of_every_plate(nested, particles):
-    (draws,) = particle_draws(nested.model, nested.guide, nested.args, particles=particles)
+    (draws,) = particle_traces(nested.model, nested.guide, nested.args, particles=particles)
     for name in "zx":
         (frame,) = (f for f in draws.model_trace.nodes[name]["cond_indep_stack"] if f.name == PARTICLES)
         assert (frame.dim, frame.size) == (-3, particles)
@@ -373,7 +373,7 @@ def test_programs_that_do_not_broadcast_are_runs_of_their_own(reads_values):
     def guide():
         pyro.sample("w", dist.Delta(at, event_dim=1))
 
-    assert len(particle_draws(model, guide, (), particles=3)) == (3 if reads_values else 1)
+    assert len(particle_traces(model, guide, (), particles=3)) == (3 if reads_values else 1)
     expected = Normal(0.0, 1.0).log_prob(at).sum() + Normal(x @ at, 1.0).log_prob(y).sum()
     torch.testing.assert_close(log_weights(model, guide, (), particles=3), expected.expand(3, 1))
 
@@ -381,7 +381,7 @@ def test_programs_that_do_not_broadcast_are_runs_of_their_own(reads_values):
 def test_a_guide_messenger_serves_every_law(vae):
     guide = AutoNormalMessenger(vae.model)
     draws = Traces(vae.model, guide, vae.args)
-    model_trace, guide_trace = draws.importance
+    model_trace, guide_trace = draws.with_log_probs
     assert torch.equal(model_trace.nodes["z"]["value"], guide_trace.nodes["z"]["value"])
     assert torch.equal(draws.reconstructed.nodes["z"]["value"], guide_trace.nodes["z"]["value"])
     assert log_weights(vae.model, guide, vae.args, particles=3).shape == (3, 6)

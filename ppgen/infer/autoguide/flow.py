@@ -33,7 +33,7 @@ from ppgen.flows import FLOWS, Flow, FlowDistribution
 from ppgen.flows.zuko import networks
 from ppgen.nets import Dense
 from ppgen.tracing.programs import signature
-from ppgen.tracing.sites import Program, nearest
+from ppgen.tracing.sites import Program, did_you_mean
 
 __all__ = ["AutoFlow"]
 
@@ -82,7 +82,7 @@ class AutoFlow(AutoContinuous):
         if not init_scale > 0:
             raise ValueError(f"AutoFlow: init_scale is more than 0, got {init_scale}")
         if isinstance(flow, str) and flow not in FLOWS:
-            raise ValueError(f"AutoFlow: no flow {flow!r}; {nearest(flow, FLOWS)}")
+            raise ValueError(f"AutoFlow: no flow {flow!r}; {did_you_mean(flow, FLOWS)}")
         super().__init__(model, init_loc_fn=init_loc_fn)
         if amortized and not hidden:
             raise ValueError("AutoFlow: hidden has the width of contexts for its last, got none")
@@ -90,7 +90,7 @@ class AutoFlow(AutoContinuous):
         self._rows_of = (amortized,) if isinstance(amortized, str) else tuple(amortized or ())
         for name in self._rows_of:
             if name not in self._signature.parameters:
-                known = nearest(name, self._signature.parameters)
+                known = did_you_mean(name, self._signature.parameters)
                 raise ValueError(f"AutoFlow: amortized={name!r} is no argument of the model; {known}")
         if encoder is not None and not self._rows_of:
             raise ValueError("AutoFlow: an encoder needs the names of the arguments that it reads: amortized=")
@@ -146,7 +146,7 @@ class AutoFlow(AutoContinuous):
         return {"loc": start - scale * loc, "scale": scale, "scale_tril": torch.eye(len(start)).to(start)}
 
     @torch.no_grad()
-    def restarted(self) -> None:
+    def after_restart(self) -> None:
         """After a restart has moved all parameters: a Gaussian of `init_scale` again, where it was if amortized.
 
         Not amortized, its mean keeps the move. In scales and correlations of many latents it would lead far off, and a

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ppgen.posterior.importance import PLAIN, RELIED
+from ppgen.posterior.importance import KHAT_GOOD, KHAT_USABLE
 from ppgen.report.figures.style import DASHED, INK, PALETTE, canvas, legend, note, panels, percent, styled
 
 __all__ = ["entries", "khat", "posterior"]
@@ -32,18 +32,18 @@ def khat(values: np.ndarray) -> Figure:
         raise ValueError("expected a k-hat for each datum, got none")
     low, high = -0.5, 1.5
     edges = np.linspace(low, high, 41).tolist()  # 0.05 wide; the bounds are among them
-    good, usable = values <= PLAIN, (values > PLAIN) & (values <= RELIED)
+    good, usable = values <= KHAT_GOOD, (values > KHAT_GOOD) & (values <= KHAT_USABLE)
     figure = canvas(2.8)
     axes = figure.add_subplot(xlabel=f"k-hat, clipped to {low} .. {high}", ylabel="number of data")
     for part, color, text in (
-        (good, PALETTE[2], f"good (up to {PLAIN})"),
-        (usable, PALETTE[4], f"usable (up to {RELIED})"),
+        (good, PALETTE[2], f"good (up to {KHAT_GOOD})"),
+        (usable, PALETTE[4], f"usable (up to {KHAT_USABLE})"),
         (~good & ~usable, PALETTE[1], "not to be trusted"),
     ):
         shown = np.clip(np.nan_to_num(values[part], nan=high), low + 1e-9, high)
         shown = np.nextafter(shown, -np.inf)  # a bin is then (a, b], as the classes are
         axes.hist(shown, edges, color=color, label=f"{percent(part.mean())} {text}")
-    for bound in (PLAIN, RELIED):
+    for bound in (KHAT_GOOD, KHAT_USABLE):
         axes.axvline(bound, color=INK, **DASHED)
     legend(figure, axes)
     return figure

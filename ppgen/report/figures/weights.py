@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from ppgen.posterior.importance import RELIED
+from ppgen.posterior.importance import KHAT_USABLE
 from ppgen.report.figures.style import DASHED, INK, MUTED, PALETTE, canvas, legend, note, panels, shorten, styled
 
 __all__ = ["moved", "weight_tail"]
@@ -46,7 +46,7 @@ def weight_tail(log_weights: np.ndarray, log_smoothed: np.ndarray, pareto_k: flo
     left.plot(share[:tail], np.exp(smoothed[:tail]) * count, color=PALETTE[1], linewidth=1.4, label="smoothed tail")
     start = np.exp(smoothed[tail]) * count
     left.plot(
-        share[:tail], start * (share[:tail] / share[tail]) ** -RELIED, color=INK, label=f"slope {RELIED}", **DASHED
+        share[:tail], start * (share[:tail] / share[tail]) ** -KHAT_USABLE, color=INK, label=f"slope {KHAT_USABLE}", **DASHED
     )
     left.set(xscale="log", yscale="log", xlabel="share of draws, the heaviest first", ylabel="weight, in equal shares")
     left.set_ylim(max(shares[seen].min(), LIGHT) / 1.5, min(left.get_ylim()[1], 2 * count))

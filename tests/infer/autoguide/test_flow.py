@@ -15,7 +15,7 @@ from torch import nn
 import ppgen
 from ppgen.flows import FLOWS
 from ppgen.infer import AutoFlow
-from ppgen.infer.parameters import State, snapshot
+from ppgen.infer.parameters import ProgramState, snapshot
 from ppgen.tracing.particles import log_weights
 from ppgen.tracing.traces import Traces
 
@@ -141,7 +141,7 @@ def test_a_restart_begins_at_a_gaussian_again(name, amortized):
     """
     model, args = (subsampled, (DATA,)) if amortized else (gaussian, ())
     guide = made(model, *args, flow=name, amortized=amortized, init_scale=0.5)
-    state = State.of(model, guide, args)
+    state = ProgramState.from_programs(model, guide, args)
     start = snapshot(state.tensors)
     before = guide.get_posterior(*args).expand((4000, len(DATA)) if amortized else (4000,)).sample().mean(0)
     moved(guide, by=1.0)
@@ -169,7 +169,7 @@ def test_draws_are_in_their_supports_and_plates(name):
     model, amortized = PROGRAMS[name]
     guide = moved(made(model, DATA, amortized=amortized))
     draws = Traces(model, guide, (DATA,))
-    draws.importance  # noqa: B018
+    draws.with_log_probs  # noqa: B018
     shapes = {k: s["value"].shape for k, s in draws.guide_trace.nodes.items() if k in ("weights", "scale", "z", "s")}
     rows = 4 if model is drawn_rows else 6
     expected = {
@@ -214,7 +214,7 @@ def test_amortized_rows_are_each_others_strangers(name):
     assert not torch.allclose(distribution.loc[0], distribution.loc[1])
     # and is weighed as the model weighs it
     for rows in (6, 2):
-        model_trace, guide_trace = Traces(model, guide, (DATA[:rows],)).importance
+        model_trace, guide_trace = Traces(model, guide, (DATA[:rows],)).with_log_probs
         assert (
             guide_trace.nodes["z"]["scale"]
             == model_trace.nodes["z"]["scale"]
@@ -342,8 +342,8 @@ def test_a_flow_of_ones_own_starts_where_it_is():
     guide()
     e = torch.randn(5, 2)
     torch.testing.assert_close(guide.get_posterior().log_prob(e), FlowAt(flow, guide.loc)(e))
-    state = State.of(gaussian, guide, ())
-    assert {id(p) for p in flow.parameters()} <= {id(leaf) for leaf in state.leaves.values()}
+    state = ProgramState.from_programs(gaussian, guide, ())
+    assert {id(p) for p in flow.parameters()} <= {id(leaf) for leaf in state.parameters.values()}
 
 
 class FlowAt(nn.Module):
