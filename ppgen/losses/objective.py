@@ -13,7 +13,7 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
-from ppgen.infer.adversarial import Critics
+from ppgen.infer.adversarial import CriticTrainer
 from ppgen.losses.weights import Schedule
 from ppgen.tracing.sites import Program
 from ppgen.tracing.traces import Traces
@@ -56,7 +56,7 @@ class Objective(PyroELBO):
         self.terms = terms
         self.step = torch.zeros((), dtype=torch.long)
         self.total: int | None = None
-        self._critics: Critics | None = None
+        self._critics: CriticTrainer | None = None
 
     @property
     def critics(self) -> dict[str, tuple["Term", ...]]:
@@ -92,7 +92,7 @@ class Objective(PyroELBO):
         Critics take their steps first.
         """
         if self._critics is None:
-            self._critics = Critics(self)
+            self._critics = CriticTrainer(self)
         for turn in range(self._critics.turns):
             self._critics.move(turn, model, guide, args, kwargs)
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
@@ -107,7 +107,7 @@ class Objective(PyroELBO):
             return {k: float(v) for k, v in self.values(model, guide, *args, **kwargs).items()}
 
     @property
-    def is_evidence(self) -> bool:
+    def is_negative_elbo(self) -> bool:
         """Whether the loss is a negative evidence bound, unweighted: `ELBO()`, of one step, or in two parts."""
         names = sorted(w.term.name for w in self.terms)
         plain = all(factor == 1 for w in self.terms for factor in w.factors)
@@ -127,7 +127,7 @@ class Objective(PyroELBO):
         return named
 
     def _get_trace(self, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> tuple:
-        return Traces(model, guide, args, kwargs).importance
+        return Traces(model, guide, args, kwargs).with_log_probs
 
     def __add__(self, other: Any) -> "Objective":
         if other == 0:  # so that sum() works
@@ -180,7 +180,7 @@ class Term(Objective):
         return None
 
     @property
-    def aligns(self) -> bool:
+    def is_alignment(self) -> bool:
         """Whether the critic is meant to fail: its two samples are one law in two selections of rows."""
         return False
 
