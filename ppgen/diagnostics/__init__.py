@@ -2,6 +2,7 @@
 
 from ppgen.diagnostics.arviz import to_arviz
 from ppgen.diagnostics.calibration import Calibration, ECDFBand, Ranks, calibrate, sbc, sbc_of, tarp
+from ppgen.diagnostics.checks import CHECKS, describe_checks
 from ppgen.diagnostics.evidence_bounds import bidirectional_ais
 from ppgen.diagnostics.loo import loo, loo_pit
 from ppgen.diagnostics.predictive import pit, predictive_check
@@ -18,6 +19,7 @@ from ppgen.posterior.importance import (
 from ppgen.utils.arviz_versions import from_netcdf, to_netcdf
 
 __all__ = [
+    "CHECKS",
     "Calibration",
     "ECDFBand",
     "EvidenceEstimate",
@@ -26,6 +28,7 @@ __all__ = [
     "Verdict",
     "bidirectional_ais",
     "calibrate",
+    "describe_checks",
     "diagnose",
     "evidence",
     "from_netcdf",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ppgen.diagnostics.arviz import to_arviz
-from ppgen.diagnostics.reading import on_the_line
+from ppgen.diagnostics.reading import unconstrained_draws
 from ppgen.posterior.annealed_sampling import EvidenceBounds, ais_bounds
 from ppgen.posterior.importance import resample
 from ppgen.posterior.log_density import UnconstrainedLogDensity
@@ -41,7 +41,7 @@ def bidirectional_ais(
         raise ValueError("bidirectional_ais: expected a program with a density and global latents alone")
     with fit.eval_mode(fit.best):
         target = UnconstrainedLogDensity(fit.model, data)
-        u = on_the_line(target, posterior, fit.best)
+        u = unconstrained_draws(target, posterior, fit.best)
         root = WIDER * torch.linalg.cholesky(u.T.cov().reshape(target.dim, target.dim))
         rows = resample(stats["log_weight_smoothed"].values[fit.best], size=draws, seed=seed)
         return ais_bounds(target, u.mean(0), root, posterior=u[rows], draws=draws, temperatures=temperatures, seed=seed)

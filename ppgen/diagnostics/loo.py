@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from scipy.special import logsumexp
 
-from ppgen.diagnostics.reading import DRAWN, cumulative, pick, pooled
+from ppgen.diagnostics.reading import SAMPLE_DIMS, find_variable, pool_chains, randomized_pit
 from ppgen.posterior.importance import khat_threshold, smooth
 from ppgen.utils.arviz_versions import elpd
 
@@ -78,31 +78,31 @@ def loo_pit(idata: Any, *, var_name: str | None = None, chain: int | None = None
     """
     likelihood, values, ratios = _given(idata, var_name, chain)
     name = str(likelihood.name)
-    drawn = pooled(
-        pick(idata, "posterior_predictive", name, otherwise="to_arviz(..., predictive=True) draws it"), chain
+    drawn = pool_chains(
+        find_variable(idata, "posterior_predictive", name, missing="to_arviz(..., predictive=True) draws it"), chain
     )
-    seen = pick(idata, "observed_data", name, otherwise="to_arviz gives it").values
+    seen = find_variable(idata, "observed_data", name, missing="to_arviz gives it").values
     if drawn.shape != values.shape:
         raise ValueError(
             f"loo_pit: expected a number for each likelihood of {name!r}, of shape {values.shape[1:]}, got data of "
             f"shape {drawn.shape[1:]}; an event of several numbers has no one distribution function"
         )
     log_weights, _ = smooth(ratios[:, None] - values.reshape(len(values), -1))
-    found = cumulative(drawn, seen, np.exp(log_weights).reshape(values.shape), seed)
+    found = randomized_pit(drawn, seen, np.exp(log_weights).reshape(values.shape), seed)
     return _by_datum(likelihood, found.reshape(-1)).rename(name)
 
 
 def _given(idata: Any, var_name: str | None, chain: int | None) -> tuple[xr.DataArray, np.ndarray, np.ndarray]:
     """The log likelihood, its values (S, ...) and log p(y, theta) - log q(theta) (S,)."""
-    likelihood = pick(idata, "log_likelihood", var_name, otherwise=UNFIT)
-    log_weight = pick(idata, "sample_stats", "log_weight", otherwise="to_arviz gives it")
-    if set(log_weight.dims) > set(DRAWN):
+    likelihood = find_variable(idata, "log_likelihood", var_name, missing=UNFIT)
+    log_weight = find_variable(idata, "sample_stats", "log_weight", missing="to_arviz gives it")
+    if set(log_weight.dims) > set(SAMPLE_DIMS):
         raise ValueError(
             "leave-one-out needs latents that all rows share, and here is none: what the parameters have learned of a "
             "row stays when it is left out. vi_stats.log_marginal has log p(y_i) of each row under them; give it "
             "held-out data"
         )
-    return likelihood, pooled(likelihood, chain).astype(np.float64), pooled(log_weight, chain).astype(np.float64)
+    return likelihood, pool_chains(likelihood, chain).astype(np.float64), pool_chains(log_weight, chain).astype(np.float64)
 
 
 def _by_datum(likelihood: xr.DataArray, values: np.ndarray) -> xr.DataArray:

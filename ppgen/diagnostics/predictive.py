@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ppgen.diagnostics.reading import DRAWN, cumulative, pick, pooled
+from ppgen.diagnostics.reading import SAMPLE_DIMS, find_variable, pool_chains, randomized_pit
 
 __all__ = ["STATISTICS", "pit", "predictive_check"]
 
@@ -65,7 +65,7 @@ def predictive_check(
             that is no number.
     """
     drawn, seen = _both(idata, group, var_name)
-    replicates, weights = pooled(drawn, chain), _weights(idata, group, drawn, weighted, chain)
+    replicates, weights = pool_chains(drawn, chain), _weights(idata, group, drawn, weighted, chain)
     rows = {}
     for name, statistic in (STATISTICS if statistics is None else statistics).items():
         observed = _number(name, statistic, seen.values)
@@ -91,16 +91,16 @@ def pit(
     See `ppgen.diagnostics.loo_pit` for values that have not, and `predictive_check` for the arguments.
     """
     drawn, seen = _both(idata, group, var_name)
-    replicates, weights = pooled(drawn, chain), _weights(idata, group, drawn, weighted, chain)
+    replicates, weights = pool_chains(drawn, chain), _weights(idata, group, drawn, weighted, chain)
     weights = weights.reshape(-1, *(1,) * (replicates.ndim - 1))
-    return seen.copy(data=cumulative(replicates, seen.values, weights, seed))
+    return seen.copy(data=randomized_pit(replicates, seen.values, weights, seed))
 
 
 def _both(idata: Any, group: Group, var_name: str | None) -> tuple[xr.DataArray, xr.DataArray]:
     if group not in ("posterior_predictive", "prior_predictive"):
         raise ValueError(f'group is "posterior_predictive" or "prior_predictive", got {group!r}')
-    drawn = pick(idata, group, var_name, otherwise=ABSENT)
-    return drawn, pick(idata, "observed_data", str(drawn.name), otherwise="to_arviz gives it")
+    drawn = find_variable(idata, group, var_name, missing=ABSENT)
+    return drawn, find_variable(idata, "observed_data", str(drawn.name), missing="to_arviz gives it")
 
 
 def _weights(idata: Any, group: Group, drawn: xr.DataArray, weighted: bool, chain: int | None) -> np.ndarray:
@@ -108,13 +108,13 @@ def _weights(idata: Any, group: Group, drawn: xr.DataArray, weighted: bool, chai
     if not weighted:
         count = drawn.sizes["draw"] * (drawn.sizes["chain"] if chain is None else 1)
         return np.full(count, 1 / count)
-    log_weight = pick(idata, "sample_stats", "log_weight_smoothed", otherwise="there are no importance weights")
-    if group == "prior_predictive" or set(log_weight.dims) > set(DRAWN):
+    log_weight = find_variable(idata, "sample_stats", "log_weight_smoothed", missing="there are no importance weights")
+    if group == "prior_predictive" or set(log_weight.dims) > set(SAMPLE_DIMS):
         raise ValueError(
             "weighted: expected replicates of the posterior and weights of the whole data set, got "
             f"{group} and weights along {log_weight.dims}; leave weighted out"
         )
-    weights = np.exp(pooled(log_weight, chain))
+    weights = np.exp(pool_chains(log_weight, chain))
     return weights / weights.sum()
 
 

@@ -1,0 +1,144 @@
+"""The posterior draws that all checks read, with the quantities that several of them share."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppgen.diagnostics.mode_search import NO_DENSITY, ModeSearch, search_modes
+from ppgen.diagnostics.reading import unconstrained_draws
+from ppgen.diagnostics.tails import TailCheck, check_tails
+from ppgen.posterior.importance import NEGLIGIBLE_NATS, largest_moment_shifts, psis_reliable
+from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.training.result import Fitted
+from ppgen.utils.arviz_versions import group
+
+__all__ = ["PosteriorDraws", "comparable_chains"]
+
+MAX_DIM = 300  # latents up to which the unconstrained density is used
+
+
+@dataclass(frozen=True)
+class PosteriorDraws:
+    """The draws of a fit's guide, their importance weights, and the program that they are draws for.
+
+    Attributes:
+        fit: The fit.
+        data: The data of the draws; None if they are not known.
+        posterior: The group "posterior".
+        sample_stats: The group "sample_stats".
+        vi_stats: The group "vi_stats".
+        starts: The number of points from which other modes are searched for.
+        seed: The seed of all random numbers.
+    """
+
+    fit: Fitted
+    data: tuple[Tensor, ...] | None
+    posterior: xr.Dataset
+    sample_stats: xr.Dataset
+    vi_stats: xr.Dataset
+    starts: int = 0
+    seed: int = 0
+
+    @classmethod
+    def read(
+        cls, fit: Fitted, data: tuple[Tensor, ...] | None, idata: Any, *, starts: int = 0, seed: int = 0
+    ) -> "PosteriorDraws | None":
+        """Reads the draws from the result of `to_arviz`; None if there are no latents or no importance weights."""
+        posterior, stats, vi = (group(idata, name) for name in ("posterior", "sample_stats", "vi_stats"))
+        if posterior is None or not posterior.data_vars or stats is None or vi is None:
+            return None
+        return cls(fit, data, posterior, stats, vi, starts, seed)
+
+    @property
+    def chain(self) -> int:
+        """The chain that is judged: the best one."""
+        return self.fit.best
+
+    @property
+    def size(self) -> int:
+        """The number of draws in each chain."""
+        return self.posterior.sizes["draw"]
+
+    @property
+    def per_datum(self) -> bool:
+        """Whether each datum has latents, and so importance weights, of its own."""
+        return self.vi_stats["pareto_k"].ndim > 1
+
+    @property
+    def pareto_k(self) -> np.ndarray:
+        """k-hat: a scalar, or one value for each datum."""
+        return self.vi_stats["pareto_k"].values[self.chain]
+
+    @property
+    def ess(self) -> np.ndarray:
+        """Kish's effective sample size: a scalar, or one value for each datum."""
+        return self.vi_stats["ess"].values[self.chain]
+
+    @property
+    def log_weights(self) -> np.ndarray:
+        """Smoothed and normalized log weights (draw, ...) of the judged chain."""
+        return self.sample_stats["log_weight_smoothed"].values[self.chain]
+
+    def reliable(self, max_khat: float | None = None) -> np.ndarray:
+        """Whether the importance weights can be relied on, see `ppgen.posterior.importance.psis_reliable`."""
+        return psis_reliable(self.pareto_k, self.ess, self.size, max_khat=max_khat)
+
+    @cached_property
+    def moment_shifts(self) -> dict[str, float]:
+        """`shift` and `log_ratio` of the latents under the weights; empty if a weight is not finite."""
+        if not np.isfinite(np.exp(self.log_weights)).all():
+            return {}
+        latents = (self.posterior[name].values[self.chain].astype(float) for name in self.posterior.data_vars)
+        # discrete latents are drawn from their exact conditional posterior: the weights do not depend on them
+        return largest_moment_shifts(((z, z) for z in latents if (z != z.round()).any()), self.log_weights)
+
+    @cached_property
+    def target(self) -> UnconstrainedLogDensity | None:
+        """The program's unconstrained log density; None if it is not available or has other latents than the draws.
+
+        The programs must hold the weights of the judged chain when this is first read.
+        """
+        if self.data is None:
+            return None
+        try:
+            target = UnconstrainedLogDensity(self.fit.model, self.data)
+        except NO_DENSITY:
+            return None
+        return target if target.dim <= MAX_DIM and set(target.shapes) <= set(self.posterior.data_vars) else None
+
+    @cached_property
+    def tails(self) -> TailCheck | None:
+        """What draws from a wider proposal find beyond the guide's; None if that cannot be computed."""
+        with self.fit.eval_mode(self.chain):
+            if self.target is None:
+                return None
+            return check_tails(self.target, self.fit.guide, self._unconstrained(self.target), self._generator())
+
+    @cached_property
+    def mode_search(self) -> ModeSearch | None:
+        """The search for modes that the guide misses; None if there is none, or it failed."""
+        if self.per_datum or not self.starts:
+            return None
+        with self.fit.eval_mode(self.chain):
+            if self.target is None:
+                return None
+            u, log_evidence = self._unconstrained(self.target), float(self.vi_stats["log_marginal"].values[self.chain])
+            options: dict[str, Any] = {"starts": self.starts, "generator": self._generator()}
+            return search_modes(self.target, u, self.log_weights, log_evidence, **options)
+
+    def _unconstrained(self, target: UnconstrainedLogDensity) -> Tensor:
+        return unconstrained_draws(target, self.posterior, self.chain)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+
+def comparable_chains(vi_stats: xr.Dataset) -> np.ndarray:
+    """The chains whose evidence is not negligible beside that of the best one."""
+    evidence = vi_stats["log_marginal"].values.reshape(vi_stats.sizes["chain"], -1).sum(-1)
+    return np.flatnonzero(evidence > np.nanmax(evidence, initial=-np.inf) - NEGLIGIBLE_NATS)

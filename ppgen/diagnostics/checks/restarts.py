@@ -1,0 +1,50 @@
+"""Checks of the restarts: how many there were, and whether they agree."""
+
+import numpy as np
+
+from ppgen.diagnostics.checks.check import BAD, WEIGHTED, Check, Finding
+from ppgen.diagnostics.checks.draws import PosteriorDraws, comparable_chains
+from ppgen.utils.arviz_versions import rhat
+
+__all__ = ["RESTARTS", "R_HAT"]
+
+MAX_RHAT = 1.05
+
+
+def restarts(draws: PosteriorDraws) -> Finding:
+    """The number of restarts."""
+    fit = draws.fit
+    alone = len(fit.chains) == fit.metadata.get("starts", 1) == 1
+    if alone and not draws.per_datum and draws.mode_search is None:
+        return Finding(1.0, "there was one restart, and no search for other modes", WEIGHTED, advise=True)
+    return Finding(float(len(fit.chains)))
+
+
+def r_hat(draws: PosteriorDraws) -> Finding | None:
+    """The largest R-hat of the latents across restarts whose evidence is comparable."""
+    chains = comparable_chains(draws.vi_stats)
+    if len(chains) < 2:
+        return None
+    found = rhat(draws.posterior.isel(chain=chains))
+    values = np.concatenate([np.ravel(found[name].values) for name in found.data_vars])
+    value = float(np.nanmax(values, initial=1.0))
+    if value > MAX_RHAT:
+        reason = f"above {MAX_RHAT}: restarts of comparable evidence ended at different places"
+        return Finding(value, reason, BAD, advise=True)
+    return Finding(value)
+
+
+RESTARTS = Check(
+    "restarts",
+    "The number of fits from different starting points.",
+    restarts,
+    "One is enough if other modes were searched for, and two are needed for R-hat.",
+    advice=("restarts=4",),
+)
+R_HAT = Check(
+    "r_hat",
+    "The largest R-hat of the latents, across restarts of comparable evidence.",
+    r_hat,
+    f"It should be at most {MAX_RHAT}.",
+    advice=("a model whose modes are identified (ordered components, say), or AnnealedELBO to cover all of them",),
+)

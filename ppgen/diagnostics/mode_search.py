@@ -1,0 +1,74 @@
+"""A search for modes of the posterior that a guide misses.
+
+From several starting points the modes are found, and a Gaussian is fitted to each. The posterior's mass in a ball around
+a mode is estimated twice: by importance sampling from that Gaussian, and by the guide's weighted draws. The guide misses
+the mode if its estimate is less than a quarter of the other one.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.posterior.importance import importance_summary
+from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.newton import find_modes
+
+__all__ = ["NO_DENSITY", "ModeSearch", "search_modes"]
+
+COVERED = 4.0  # the guide covers a mode if it has at least the fourth part of the mass there
+NO_DENSITY = ValueError, RuntimeError, FloatingPointError, NotImplementedError  # of programs that have none, or no mode
+
+
+@dataclass(frozen=True)
+class ModeSearch:
+    """The mode that the guide misses most.
+
+    Attributes:
+        missed_mass: Its share of the posterior's mass; 0 if no mode is missed.
+        location: The latents there, by name.
+    """
+
+    missed_mass: float
+    location: dict[str, Tensor]
+
+
+def search_modes(
+    target: UnconstrainedLogDensity,
+    u: Tensor,
+    log_weights: np.ndarray,
+    log_evidence: float,
+    *,
+    starts: int,
+    generator: torch.Generator,
+) -> ModeSearch | None:
+    """Searches for modes that the guide misses.
+
+    Args:
+        target: The program's unconstrained log density.
+        u: Draws (S, dim) of the guide in unconstrained space.
+        log_weights: Their smoothed and normalized log weights (S,).
+        log_evidence: The log evidence by these weights, in nats.
+        starts: The number of starting points.
+        generator: The source of random numbers.
+
+    Returns:
+        The mode that is missed most; None if no mode can be found, or no weight is finite.
+    """
+    try:
+        modes = find_modes(target, target.initial_points(starts, generator), generator)
+    except NO_DENSITY:
+        return None
+    noise = torch.randn(starts, *u.shape, generator=generator, dtype=torch.float64)
+    log_p = target.log_prob(modes.rsample(noise).flatten(0, 1)).reshape(starts, len(u))
+    if not (np.isfinite(log_weights).any() and np.isfinite(log_evidence)):
+        return None
+    radius = math.sqrt(target.dim) + 2
+    log_ratio = torch.where(noise.norm(dim=-1) < radius, log_p - modes.log_prob(noise), -torch.inf)
+    log_mass = importance_summary(log_ratio.mT.numpy()).log_marginal
+    guide_mass = (modes.whitened(u).norm(dim=-1) < radius).double().numpy() @ np.exp(log_weights)
+    share = 1 / (1 + np.exp(np.clip(log_evidence - log_mass, -50, 50)))
+    missed = np.where(np.isfinite(log_mass) & (guide_mass < share / COVERED), share, 0.0)
+    return ModeSearch(float(missed.max(initial=0.0)), target.constrain(modes.center[int(missed.argmax())]))
