@@ -1,28 +1,9 @@
-"""Model and guide pairs ready to use."""
+"""Models and their guides, ready to use.
 
-from ppgen.models.autoencoder import VAE, Autoencoder
-from ppgen.models.dann import DANN, UNKNOWN
-from ppgen.models.diffusion import Diffusion
-from ppgen.models.flow import FlowModel
-from ppgen.models.flow_matching import FlowMatching
-from ppgen.models.gan import ALI, Generator
-from ppgen.models.likelihood import COVARIANCES, LIKELIHOODS
-from ppgen.models.unnormalized_density import ENERGIES, UnnormalizedDensity
-from ppgen.utils.means import mean
+``__init__.pyi`` lists the public names, one row for each module; a name is imported when it is first used. What a model
+can do is decided by its methods, see `ppgen.models.protocols`.
+"""
 
-__all__ = [
-    "ALI",
-    "COVARIANCES",
-    "DANN",
-    "ENERGIES",
-    "LIKELIHOODS",
-    "UNKNOWN",
-    "VAE",
-    "Autoencoder",
-    "Diffusion",
-    "FlowMatching",
-    "FlowModel",
-    "Generator",
-    "UnnormalizedDensity",
-    "mean",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -9,160 +10,183 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.models.generative import NETWORKS, Coder, Generative, arguments, draw, network_options
-from ppgen.models.latent_flow import FlowCode, GaussianFlow, make_flow
+from ppgen.models.latent_flow import FlowHead, GaussianFlow, make_flow
+from ppgen.models.latent_variable import NETWORKS, ConditionalDistribution, LatentVariableModel, mean_or_draw
 from ppgen.models.likelihood import Gaussian, Head, Point, make_likelihood
-from ppgen.nets import lookup, evaluation
+from ppgen.models.options import NetworkOptions, constructed_from
+from ppgen.nets import evaluation, lookup
 from ppgen.tracing.particles import log_weights
 
-# The least standard deviation of q(z | x). The KL term already holds it up; this only guards the arithmetic.
+__all__ = ["VAE", "Autoencoder", "AutoencoderOptions", "EncoderDecoder", "VAEOptions"]
+
+# The least standard deviation of q(z | x). The KL term bounds it already; this only protects the arithmetic.
 ENCODER_FLOOR = 1e-3
+# The default chunk of log_evidence keeps the decoder's output below this many numbers.
+MAX_OUTPUT = 2**23
 
 
-class Encoded(Generative):
-    """A decoder with an encoder, whose head is `code`."""
+class EncoderDecoder(LatentVariableModel):
+    """A latent variable model with an encoder q(z | x).
 
-    def __init__(self, code: Head, likelihood: Head, config: dict[str, Any]) -> None:
-        coding, _ = lookup(NETWORKS, config["network"], option="network")
-        there = {} if config["hidden"] is None else {"hidden": config["hidden"]}
-        options = there | network_options(config)
-        encoder = Coder(coding(config["event_shape"], code.size * config["latent_dim"], **options), code)
-        super().__init__(likelihood, config)
+    Args:
+        code: the head of the encoder.
+        likelihood: the head of the decoder.
+        options: the arguments of the constructor.
+    """
+
+    def __init__(self, code: Head, likelihood: Head, options: NetworkOptions) -> None:
+        network, _ = lookup(NETWORKS, options.network, option="network")
+        width, context_dim = code.size * options.latent_dim, options.num_classes or 0
+        encoder = network(options.event_shape, width, context_dim=context_dim, **options.network_options())
+        encoder = ConditionalDistribution(encoder, code)
+        super().__init__(likelihood, options)
         self.encoder = encoder
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """z_i ~ q(z | x_i, y_i), over the plate "data" of x's rows; arguments as in ``model``."""
+        """The program z_i ~ q(z | x_i, y_i), over the plate "data" of the rows of x; arguments as in `model`."""
         pyro.module("encoder", self.encoder)
         posterior = self._posterior(x, y)
         with pyro.plate("data", x.shape[0], dim=-1):
             return pyro.sample("z", posterior)
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
-        """q(z | x): batch shape (n,), event shape (latent_dim,). Raises as ``check`` does."""
+        """q(z | x): batch shape (n,), event shape (latent_dim,). Arguments and errors are those of `check`."""
         self.check(x, y)
         with evaluation(self):
             return self._posterior(x, y)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None, *, mean: bool = True) -> Tensor:
-        """(n, *event_shape): E[x | E[z | x]], or with ``mean=False`` x' ~ p(x | z) at z ~ q(z | x).
+        """E[x | E[z | x]], or a draw of p(x | z) at z ~ q(z | x).
 
-        A flow posterior has no mean that is known; the image of its base's stands in. Raises as ``check`` does.
+        The mean of a flow posterior is not known; the image of the mean of its base replaces it.
+
+        Args:
+            x: as in `check`.
+            y: as in `check`.
+            mean: whether to use the means.
+
+        Returns:
+            A tensor (n, *event_shape).
         """
         code = self.encode(x, y)
         with evaluation(self):
-            z = code.center if mean and isinstance(code, GaussianFlow) else draw(code, mean)
-        return draw(self.decode(z, y), mean)
+            z = code.center if mean and isinstance(code, GaussianFlow) else mean_or_draw(code, mean)
+        return mean_or_draw(self.decode(z, y), mean)
 
     def _posterior(self, x: Tensor, y: Tensor | None) -> TorchDistribution:
         return self.encoder(self.likelihood.features(x, self._dtype), self._context(y))
 
 
-class Autoencoder(Encoded):
-    """A deterministic code: q(z | x) is a Delta at the encoder's output.
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderOptions(NetworkOptions):
+    """Options of :class:`Autoencoder`.
 
-    Its evidence lower bound is log p(x | z) + log N(z; 0, I) at z = encoder(x), a reconstruction with a
-    penalty on the code. Nothing makes the codes of data follow the prior; an objective that matches the two
-    (MMD, a critic) does, and only then is ``sample`` of use.
-
-    Args:
-        event_shape: (features,) of a table or (channels, height, width) of images.
-        latent_dim: the width of z.
-        hidden: the encoder's hidden widths (channels, when convolutional), mirrored in the decoder; None for
-            the network's own: (256, 256) dense, (32, 64) convolutional.
-        network: "dense", or "convolutional" for images.
-        likelihood: "gaussian", "bernoulli" (data 0 or 1) or "categorical" (data 0 .. levels - 1).
-        covariance: of a Gaussian likelihood, a row of ``COVARIANCES``.
+    Attributes:
+        likelihood: a row of `ppgen.models.LIKELIHOODS`: "gaussian", "bernoulli" (data 0 or 1) or "categorical" (data
+            0 .. levels - 1).
+        covariance: the covariance of a Gaussian likelihood, a row of `ppgen.models.COVARIANCES`.
         rank: the rank of a "low_rank" covariance.
-        scale: of a Gaussian likelihood, the standard deviation that learning starts from, or that "fixed"
-            holds.
-        floor: of a Gaussian likelihood, the least standard deviation learned.
-        levels: of a categorical likelihood, the number of values.
-        num_classes: the number of labels when the model is conditioned on them, None when it is not.
-        norm, dropout, activation: as in :class:`ppgen.nets.Dense`.
+        scale: the initial standard deviation of a Gaussian likelihood, or the constant one of "fixed".
+        floor: the least standard deviation of a Gaussian likelihood that can be learned.
+        levels: the number of values of a categorical likelihood.
+    """
+
+    likelihood: str = "gaussian"
+    covariance: str = "diagonal"
+    rank: int = 4
+    scale: float = 1.0
+    floor: float = 1e-2
+    levels: int | None = None
+
+    def make_likelihood(self) -> Head:
+        """The head of the decoder."""
+        return make_likelihood(
+            self.event_shape,
+            likelihood=self.likelihood,
+            covariance=self.covariance,
+            rank=self.rank,
+            scale=self.scale,
+            floor=self.floor,
+            levels=self.levels,
+        )
+
+
+class Autoencoder(EncoderDecoder):
+    """An autoencoder with a deterministic code: q(z | x) is a point mass at the output of the encoder.
+
+    Its evidence lower bound is log p(x | z) + log N(z; 0, I) at z = encoder(x): a reconstruction with a penalty on the
+    code. Nothing in it makes the codes of data follow the prior. An objective that matches the two distributions does
+    (MMD, a critic), and only then is ``sample`` of use.
+
+    The arguments are the fields of :class:`AutoencoderOptions`.
 
     Raises:
-        ValueError: an option is not in its table or out of range, or a convolutional network meets a table.
+        ValueError: if an option is unknown or out of range, or a convolutional network is combined with a table.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        *,
-        latent_dim: int = 8,
-        hidden: Sequence[int] | None = None,
-        network: str = "dense",
-        likelihood: str = "gaussian",
-        covariance: str = "diagonal",
-        rank: int = 4,
-        scale: float = 1.0,
-        floor: float = 1e-2,
-        levels: int | None = None,
-        num_classes: int | None = None,
-        norm: str | None = None,
-        dropout: float = 0.0,
-        activation: str = "silu",
-    ) -> None:
-        config = arguments(locals())
-        super().__init__(Point((latent_dim,)), _likelihood(config), config)
+    @constructed_from(AutoencoderOptions)
+    def __init__(self, options: AutoencoderOptions) -> None:
+        super().__init__(Point((options.latent_dim,)), options.make_likelihood(), options)
 
 
-class VAE(Encoded):
-    """A variational autoencoder: q(z | x) = N(mu(x), Sigma(x)) (Kingma and Welling, Auto-encoding variational
-    Bayes, 2014), or a flow of it; p(z) = N(0, I), or a flow of that.
+@dataclass(frozen=True, kw_only=True)
+class VAEOptions(AutoencoderOptions):
+    """Options of :class:`VAE`.
 
-    Both flows start as the Gaussians. A posterior draws z, whose density comes with the draw, and the prior scores it:
-    "iaf" makes a cheap posterior and "maf" a cheap prior. With a flow the KL has no closed form; draws estimate it.
-
-    Args:
-        encoder_covariance: Sigma's form, a row of ``COVARIANCES``; "low_rank" takes ``rank``.
-        prior: of z, "gaussian" or a row of `ppgen.flows.FLOWS`; the same for all labels.
-        posterior: "gaussian", or a row of `ppgen.flows.FLOWS`, of which the encoder gives the context.
-        flow_layers: how many maps either flow is made of; None for its own number.
-        flow_hidden: the widths of either flow's networks.
-
-    The other arguments and the errors are those of :class:`Autoencoder`.
+    Attributes:
+        encoder_covariance: the covariance of q(z | x), a row of `ppgen.models.COVARIANCES`; ``rank`` applies to it too.
+        prior: "gaussian", or a row of `ppgen.flows.FLOWS`; the same for all labels.
+        posterior: "gaussian", or a row of `ppgen.flows.FLOWS`, conditioned on the output of the encoder.
+        flow_layers: the number of layers of each flow; None for the default of the flow.
+        flow_hidden: hidden widths of the networks of each flow.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        *,
-        latent_dim: int = 8,
-        hidden: Sequence[int] | None = None,
-        network: str = "dense",
-        likelihood: str = "gaussian",
-        covariance: str = "diagonal",
-        rank: int = 4,
-        scale: float = 1.0,
-        floor: float = 1e-2,
-        levels: int | None = None,
-        encoder_covariance: str = "diagonal",
-        prior: str = "gaussian",
-        posterior: str = "gaussian",
-        flow_layers: int | None = None,
-        flow_hidden: Sequence[int] = (64, 64),
-        num_classes: int | None = None,
-        norm: str | None = None,
-        dropout: float = 0.0,
-        activation: str = "silu",
-    ) -> None:
-        config = arguments(locals())
-        flows: dict[str, Any] = {"layers": flow_layers, "hidden": flow_hidden}
-        code: Head
-        if posterior == "gaussian":
-            code = Gaussian((latent_dim,), covariance=encoder_covariance, rank=rank, floor=ENCODER_FLOOR)
-        elif encoder_covariance == "diagonal":
-            code = FlowCode((latent_dim,), flow=posterior, floor=ENCODER_FLOOR, **flows)
-        else:
+    encoder_covariance: str = "diagonal"
+    prior: str = "gaussian"
+    posterior: str = "gaussian"
+    flow_layers: int | None = None
+    flow_hidden: Sequence[int] = (64, 64)
+
+    def make_code(self) -> Head:
+        """The head of the encoder.
+
+        Raises:
+            ValueError: if the posterior is a flow and the encoder's covariance is not diagonal.
+        """
+        shape = (self.latent_dim,)
+        if self.posterior == "gaussian":
+            return Gaussian(shape, covariance=self.encoder_covariance, rank=self.rank, floor=ENCODER_FLOOR)
+        if self.encoder_covariance != "diagonal":
             raise ValueError(
-                f"posterior={posterior!r} bends a diagonal Gaussian and makes its correlations itself: leave "
-                f"encoder_covariance at 'diagonal', got {encoder_covariance!r}"
+                f"posterior={self.posterior!r} transforms a diagonal Gaussian and models correlations itself: leave "
+                f"encoder_covariance at 'diagonal', got {self.encoder_covariance!r}"
             )
-        super().__init__(code, _likelihood(config), config)
-        self.latent_flow = None if prior == "gaussian" else make_flow(prior, latent_dim, option="prior", **flows)
+        return FlowHead(shape, flow=self.posterior, floor=ENCODER_FLOOR, **self.flow_options())
+
+    def flow_options(self) -> dict[str, Any]:
+        """Keyword arguments of `make_flow`."""
+        return {"layers": self.flow_layers, "hidden": self.flow_hidden}
+
+
+class VAE(EncoderDecoder):
+    """A variational autoencoder: q(z | x) = N(mu(x), Sigma(x)) and p(z) = N(0, I), or flows in their place.
+
+    The method is that of Kingma and Welling, https://arxiv.org/abs/1312.6114. Both flows are initialized close to the
+    Gaussians. The posterior draws z together with its density, and the prior scores z, so that "iaf" is a cheap
+    posterior and "maf" a cheap prior. With a flow the KL divergence has no closed form and is estimated from draws.
+
+    The arguments are the fields of :class:`VAEOptions`, the errors those of :class:`Autoencoder`.
+    """
+
+    @constructed_from(VAEOptions)
+    def __init__(self, options: VAEOptions) -> None:
+        super().__init__(options.make_code(), options.make_likelihood(), options)
+        self.latent_flow = None
+        if options.prior != "gaussian":
+            self.latent_flow = make_flow(options.prior, self.latent_dim, option="prior", **options.flow_options())
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """z_i ~ p(z), x_i ~ p(x | z_i, y_i), over the plate "data" of x's rows; arguments as in `Generative.model`."""
+        """The program z_i ~ p(z), x_i ~ p(x | z_i, y_i); arguments as in `LatentVariableModel.model`."""
         if self.latent_flow is not None:
             pyro.module("prior", self.latent_flow)
         return super().model(x, y)
@@ -174,24 +198,28 @@ class VAE(Encoded):
     def log_evidence(
         self, x: Tensor, y: Tensor | None = None, *, particles: int = 100, chunk: int | None = None
     ) -> Tensor:
-        """log (1 / k) sum_k p(x_i, z_ik) / q(z_ik | x_i), in nats, with draws z_ik ~ q(z | x_i), k of them.
+        """The importance sampling estimate log (1 / k) sum_k p(x_i, z_ik) / q(z_ik | x_i) at draws z_ik ~ q(z | x_i).
 
-        The expectation is a lower bound of log p(x_i) that rises to it with the number of particles (Burda,
-        Grosse and Salakhutdinov, Importance weighted autoencoders, 2016).
+        Its expectation is a lower bound of log p(x_i), which becomes tight as k grows (Burda et al.,
+        https://arxiv.org/abs/1509.00519).
 
         Args:
-            x: (n, *event_shape).
-            y: (n,) integer labels, with ``num_classes`` alone.
-            particles: k.
-            chunk: how many pairs (particle, datum) to hold in memory at once; None for as many as keep the
-                decoder's output below 2^23 numbers. The draws under a given seed depend on it.
+            x: as in `check`.
+            y: as in `check`.
+            particles: the number k of draws.
+            chunk: the number of pairs (particle, row) in memory at once; None for the most that keep the output of the
+                decoder below 2^23 numbers. The draws under a given seed depend on it.
 
         Returns:
-            (n,). Raises as ``check`` does, and ValueError for particles or chunk below 1.
+            log p(x_i) in nats, (n,).
+
+        Raises:
+            TypeError: as `check` does.
+            ValueError: as `check` does, and for particles or chunk below 1.
         """
         self.check(x, y)
         if chunk is None:
-            chunk = max(1, 2**23 // math.prod(self.decoder.network.out_shape))
+            chunk = max(1, MAX_OUTPUT // math.prod(self.decoder.network.out_shape))
         if particles < 1 or chunk < 1:
             raise ValueError(f"expected particles and chunk of at least 1, got {particles} and {chunk}")
         evidence = []
@@ -201,11 +229,6 @@ class VAE(Encoded):
                 args = (x[rows], None if y is None else y[rows])
                 step = max(1, chunk // len(args[0]))
                 sizes = [min(step, particles - done) for done in range(0, particles, step)]
-                parts = [log_weights(self.model, self.guide, args, particles=k).logsumexp(0) for k in sizes]
+                parts = [log_weights(self.model, self.guide, args, particles=size).logsumexp(0) for size in sizes]
                 evidence.append(torch.stack(parts).logsumexp(0) - math.log(particles))
         return torch.cat(evidence)
-
-
-def _likelihood(config: dict[str, Any]) -> Head:
-    kind = ("likelihood", "covariance", "rank", "scale", "floor", "levels")
-    return make_likelihood(config["event_shape"], **{key: config[key] for key in kind})

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.diffusion import Denoiser
-from ppgen.models.generative import check_labels, check_rows, one_hot
-from ppgen.models.likelihood import require, require_levels
+from ppgen.models.checks import check_event_shape, check_labels, check_levels, check_support, one_hot
 from ppgen.nets import ResidualDense, UNet, lookup
 
 __all__ = ["Denoising"]
@@ -72,13 +71,13 @@ class Denoising(nn.Module):
             ValueError: x is not (n, *event_shape), not finite, of integers without levels or of other levels; y is
                 missing, not wanted, or no label.
         """
-        check_rows(x, self.event_shape)
+        check_event_shape(x, self.event_shape)
         if self.levels is not None:
-            require_levels(x, self.levels, f"the support of a model of levels={self.levels}")
+            check_levels(x, self.levels, f"the support of a model of levels={self.levels}")
         elif not x.is_floating_point():
             raise ValueError(f"a density has no bound on integers, got {x.dtype}; build the model with their levels")
         else:
-            require(x, x.isfinite(), "finite numbers", "drop or impute the rest")
+            check_support(x, x.isfinite(), "finite numbers", "drop or impute the rest")
         self._check_labels(y, x.shape[:1])
 
     def _check_labels(self, y: Tensor | None, shape: torch.Size) -> None:

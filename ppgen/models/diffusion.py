@@ -26,7 +26,7 @@ from ppgen.diffusion import NoiseLevel, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
 from ppgen.models.conditioned import Conditioned
 from ppgen.models.sampling import Drawing
-from ppgen.nets import choose, evaluation
+from ppgen.nets import evaluation, lookup
 
 __all__ = ["Diffusion"]
 
@@ -80,7 +80,7 @@ class Diffusion(Drawing):
     ) -> None:
         if steps is not None and steps < 1:
             raise ValueError(f"expected steps of at least 1, or None for continuous time, got {steps}")
-        wide, learned = choose(VARIANCES, variance, option="variance")
+        wide, learned = lookup(VARIANCES, variance, option="variance")
         options = dict(options or {})
         ends = {key: options.pop(key) for key in ("sigma_min", "sigma_max") if key in options}
         super().__init__(
@@ -218,9 +218,9 @@ class Diffusion(Drawing):
         self._register()
         v, context = self._scaled(x), self._dropped(self._context(y))
         if self.steps is None:
-            rates = self.schedule(u)
-            error = self._error(rates, v, context)
-            return -0.5 * self.schedule.log_snr_derivative(u) * rates.log_snr.exp() * error
+            level = self.schedule(u)
+            error = self._error(level, v, context)
+            return -0.5 * self.schedule.log_snr_derivative(u) * level.log_snr.exp() * error
         i = (u * self.steps).floor().clamp(max=self.steps - 1)
         r, t = self.schedule(i / self.steps), self.schedule((i + 1) / self.steps)
         wide = t.unsqueeze_like(v)
@@ -229,14 +229,14 @@ class Diffusion(Drawing):
         q = dist.Normal(from_z * z + from_x * v, scale).to_event(len(self.event_shape))
         return self.steps * torch.distributions.kl_divergence(q, self._step(z, r, t, context))
 
-    def error(self, rates: NoiseLevel, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def error(self, level: NoiseLevel, x: Tensor, y: Tensor | None = None) -> Tensor:
         """|v - E[v | z]|^2 at a draw of z for each row, at rates (n,): (n,)."""
         self._register()
-        return self._error(rates, self._scaled(x), self._dropped(self._context(y)))
+        return self._error(level, self._scaled(x), self._dropped(self._context(y)))
 
-    def _error(self, rates: NoiseLevel, v: Tensor, context: Tensor | None) -> Tensor:
-        a, s, _ = rates.unsqueeze_like(v)
-        mean = self.denoiser(a * v + s * torch.randn_like(v), rates, context)
+    def _error(self, level: NoiseLevel, v: Tensor, context: Tensor | None) -> Tensor:
+        a, s, _ = level.unsqueeze_like(v)
+        mean = self.denoiser(a * v + s * torch.randn_like(v), level, context)
         return (v - mean).square().flatten(1).sum(1)
 
     def _step(self, z: Tensor, r: NoiseLevel, t: NoiseLevel, context: Tensor | None) -> TorchDistribution:
@@ -248,9 +248,9 @@ class Diffusion(Drawing):
         step = bridge(r.unsqueeze_like(z), wide).averaged(z, mean, spread)
         return dist.Normal(*step).to_event(len(self.event_shape))
 
-    def _last(self, rates: NoiseLevel, batch: torch.Size) -> TorchDistribution:
+    def _last(self, level: NoiseLevel, batch: torch.Size) -> TorchDistribution:
         """p(z_T)."""
-        scale = rates.marginal_std(self.sigma_data)
+        scale = level.marginal_std(self.sigma_data)
         distribution = dist.Normal(torch.zeros_like(scale), scale).expand(batch + self.event_shape)
         return distribution.to_event(len(self.event_shape))
 
@@ -259,7 +259,7 @@ class Diffusion(Drawing):
             return options
         if not self.denoiser.learned_scale:
             return {"variance": "large" if self.wide else "small", "sigma_data": self.sigma_data} | options
-        return {"variance": lambda z, rates: self.denoiser.moments(z, rates, context).scale} | options
+        return {"variance": lambda z, level: self.denoiser.moments(z, level, context).scale} | options
 
     def _times(self, x: Tensor, steps: int) -> list[NoiseLevel]:
         return self.schedule(torch.linspace(0, 1, steps + 1, dtype=self._dtype, device=x.device)).unbind()

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.flows import FLOWS, IMAGE_FLOWS, FlowDistribution, bounded
-from ppgen.models.generative import check_labels, check_rows, one_hot
-from ppgen.models.likelihood import require, require_levels
-from ppgen.nets import lookup, evaluation
+from ppgen.models.checks import check_event_shape, check_labels, check_levels, check_support, one_hot
+from ppgen.nets import evaluation, lookup
 
 __all__ = ["FlowModel"]
 
@@ -163,14 +162,14 @@ class FlowModel(nn.Module):
 
     def _check_values(self, x: Tensor, y: Tensor | None) -> None:
         """Shapes, support and labels."""
-        check_rows(x, self.event_shape)
+        check_event_shape(x, self.event_shape)
         check_labels(y, x.shape[:1], self.num_classes)
         if self.levels is not None:
-            require_levels(x, self.levels, f"the support of a model of levels={self.levels}")
+            check_levels(x, self.levels, f"the support of a model of levels={self.levels}")
         elif self.bounds is not None:
             low, high = float(self.flow.support.lower_bound), float(self.flow.support.upper_bound)
             expected = f"above {low:g} and below {high:g}, the support of a flow of bounds {self.bounds}"
-            require(x, (x > low) & (x < high), expected, "scale the data, or change bounds")
+            check_support(x, (x > low) & (x < high), expected, "scale the data, or change bounds")
 
     def _scored(self, x: Tensor) -> Tensor:
         """x as the flow scores it: in its shape and type, and without gaps between levels."""

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppgen.diffusion import TIMES, NoiseLevel, couple, make_schedule, linear_interpolation
+from ppgen.diffusion import TIMES, NoiseLevel, couple, linear_interpolation, make_schedule
 from ppgen.diffusion.coupling import check_coupling
 from ppgen.models.sampling import NOISES, Drawing
-from ppgen.nets import choose
+from ppgen.nets import lookup
 
 __all__ = ["FlowMatching"]
 
@@ -110,7 +110,7 @@ class FlowMatching(Drawing):
             epsilon = 2 * bridge**2
         self.coupling: dict[str, Any] = {"coupling": coupling, "epsilon": epsilon, "label_weight": label_weight}
         check_coupling(**self.coupling)
-        self.bridge, self.times = bridge, choose(TIMES, times, option="times")
+        self.bridge, self.times = bridge, lookup(TIMES, times, option="times")
         self.schedule = make_schedule("straight", sigma_min=END)
         self.base = base if isinstance(base, Distribution) else None
         self.register_buffer("rows", self._checked(base), persistent=False)
@@ -173,13 +173,13 @@ class FlowMatching(Drawing):
             return self.base.sample(torch.Size([n])).to(parameter)
         return torch.randn(n, *self.event_shape, dtype=parameter.dtype, device=parameter.device)
 
-    def _last(self, rates: NoiseLevel, batch: torch.Size) -> Distribution:
+    def _last(self, level: NoiseLevel, batch: torch.Size) -> Distribution:
         """The base."""
         if self.rows is not None:
             raise ValueError("a base of rows has no density: build the model with a Pyro law for its base")
         distribution = self.base
         if distribution is None:
-            distribution = dist.Normal(torch.zeros_like(rates.noise), 1.0).expand(self.event_shape).to_event()
+            distribution = dist.Normal(torch.zeros_like(level.noise), 1.0).expand(self.event_shape).to_event()
         return distribution.expand(batch)
 
     def _start(self, levels: NoiseLevel, batch: torch.Size) -> Tensor:

@@ -1,98 +1,84 @@
-"""Implicit models: x = G(z) exactly, a law that can be drawn from and has no density.
+"""Implicit models: x = G(z), a distribution that can be sampled and has no density.
 
-p(z) = N(0, I) and p(x | z) a Delta at the decoder's output. Only losses that compare samples serve them: critics,
-MMD, Sinkhorn. Where there are labels, y is a site of the model too, which repeats the labels that the data have, so
-that a critic of x and y together is told which label a draw was made for: ``data("x") & data("y")`` against
+p(z) = N(0, I), and p(x | z) is a point mass at the output of the decoder. Such a model is trained by losses that compare
+samples: critics, MMD, Sinkhorn divergences. With labels, y is a site of the model as well, which repeats the labels of
+the data, so that a critic of x and y together knows the label of each draw: ``data("x") & data("y")`` against
 ``generated("x") & generated("y")``.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ppgen.models.autoencoder import ENCODER_FLOOR, Encoded
-from ppgen.models.generative import Generative, arguments
+from ppgen.models.autoencoder import ENCODER_FLOOR, EncoderDecoder
+from ppgen.models.latent_variable import LatentVariableModel
 from ppgen.models.likelihood import Gaussian, Head, Point
+from ppgen.models.options import NetworkOptions, constructed_from
 
-__all__ = ["ALI", "Generator"]
+__all__ = ["ALI", "ALIOptions", "Generator", "ImplicitModel"]
 
 
-class _Implicit(Generative):
-    """A model whose observation is the decoder's output, and whose labels, one-hot, are a site (n, num_classes)."""
+class ImplicitModel(LatentVariableModel):
+    """A model whose observation is the output of the decoder, and whose one-hot labels y (n, num_classes) are a site."""
 
-    def _labeled(self, context: Tensor | None) -> None:
+    def _observe_labels(self, context: Tensor | None) -> None:
         if context is not None:
             pyro.sample("y", dist.Delta(context, event_dim=1), obs=context)
 
 
-class Generator(_Implicit):
-    """The generator of an adversarial game or of a transport problem: x = G(z), z ~ N(0, I).
+class Generator(ImplicitModel):
+    """The generator of a GAN (Goodfellow et al., https://arxiv.org/abs/1406.2661) or of a transport problem: x = G(z).
 
-    Its guide draws z from the prior: nothing is inferred from x.
-
-    Args:
-        event_shape: (features,) of a table or (channels, height, width) of images.
-        latent_dim: the width of z.
-        hidden: the network's hidden widths (channels, when convolutional) from the data's side to the code's, as an
-            encoder has them; None for the network's own: (256, 256) dense, (32, 64) convolutional.
-        network: "dense", or "convolutional" for images.
-        num_classes: the number of labels when the model is conditioned on them, None when it is not.
-        norm, dropout, activation: as in :class:`ppgen.nets.Dense`.
+    Its guide draws z from the prior, because nothing is inferred from x. The arguments are the fields of
+    :class:`ppgen.models.options.NetworkOptions`.
 
     Raises:
-        ValueError: an option is out of range or unknown.
+        ValueError: if an option is unknown or out of range.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        *,
-        latent_dim: int = 8,
-        hidden: Sequence[int] | None = None,
-        network: str = "dense",
-        num_classes: int | None = None,
-        norm: str | None = None,
-        dropout: float = 0.0,
-        activation: str = "silu",
-    ) -> None:
-        config = arguments(locals())
-        super().__init__(Point(config["event_shape"]), config)
+    @constructed_from(NetworkOptions)
+    def __init__(self, options: NetworkOptions) -> None:
+        super().__init__(Point(options.event_shape), options)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """z_i ~ N(0, I), over the plate "data" of x's rows; arguments as in ``model``."""
+        """The program z_i ~ N(0, I), over the plate "data" of the rows of x; arguments as in `model`."""
         with pyro.plate("data", x.shape[0], dim=-1):
             return pyro.sample("z", self.prior(x.shape[0]))
 
 
-class ALI(_Implicit, Encoded):
-    """Adversarially learned inference (Dumoulin et al. 2017): x = G(z) and an encoder q(z | x), learned in one game.
+@dataclass(frozen=True, kw_only=True)
+class ALIOptions(NetworkOptions):
+    """Options of :class:`ALI`.
 
-    A critic sees pairs (x, z): of data with the encoder's codes, and of the prior with the decoder's outputs. Where it
-    cannot tell them apart, G is the law of the data and q(z | x) the posterior (BiGAN: Donahue et al. 2017).
-
-    The arguments are those of :class:`Generator`; with ``encoder_covariance="point"`` the code is deterministic, as in
-    BiGAN, otherwise it is Gaussian with that covariance, a row of ``COVARIANCES``; "low_rank" takes ``rank``.
+    Attributes:
+        encoder_covariance: the covariance of the Gaussian q(z | x), a row of `ppgen.models.COVARIANCES`; "point" for a
+            deterministic code, as in BiGAN.
+        rank: the rank of a "low_rank" covariance.
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        *,
-        latent_dim: int = 8,
-        hidden: Sequence[int] | None = None,
-        network: str = "dense",
-        encoder_covariance: str = "diagonal",
-        rank: int = 4,
-        num_classes: int | None = None,
-        norm: str | None = None,
-        dropout: float = 0.0,
-        activation: str = "silu",
-    ) -> None:
-        config: dict[str, Any] = arguments(locals())
-        code: Head = Point((latent_dim,))
-        if encoder_covariance != "point":
-            code = Gaussian((latent_dim,), covariance=encoder_covariance, rank=rank, floor=ENCODER_FLOOR)
-        super().__init__(code, Point(config["event_shape"]), config)
+    encoder_covariance: str = "diagonal"
+    rank: int = 4
+
+    def make_code(self) -> Head:
+        """The head of the encoder."""
+        shape = (self.latent_dim,)
+        if self.encoder_covariance == "point":
+            return Point(shape)
+        return Gaussian(shape, covariance=self.encoder_covariance, rank=self.rank, floor=ENCODER_FLOOR)
+
+
+class ALI(ImplicitModel, EncoderDecoder):
+    """Adversarially learned inference: a generator x = G(z) and an encoder q(z | x), trained against one critic.
+
+    The critic sees pairs (x, z): data with codes from the encoder, and draws of the prior with outputs of the decoder.
+    Where it cannot distinguish the two, G(z) has the distribution of the data and q(z | x) is the posterior. See Dumoulin
+    et al., https://arxiv.org/abs/1606.00704, and for BiGAN Donahue et al., https://arxiv.org/abs/1605.09782.
+
+    The arguments are the fields of :class:`ALIOptions`, the errors those of :class:`Generator`.
+    """
+
+    @constructed_from(ALIOptions)
+    def __init__(self, options: ALIOptions) -> None:
+        super().__init__(options.make_code(), Point(options.event_shape), options)

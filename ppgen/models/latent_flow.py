@@ -1,11 +1,12 @@
-"""Flows of latents: laws p(z) and q(z | x) that begin as a VAE's Gaussians and bend from there.
+"""Flows of latent codes: distributions p(z) and q(z | x) that are initialized close to the Gaussians of a VAE.
 
     prior        z = T(u),                          u ~ N(0, I)
     posterior    z = mu(x) + sigma(x) T(u; h(x)),   u ~ N(0, I)
 
-T is any row of `ppgen.flows.FLOWS`, most of which start as the identity; mu, sigma and h, as wide as z, are
-read from the encoder. In the posterior the flow works on z less its mean and over its scale, so that bins of splines
-stand where draws fall, and the start is the encoder's Gaussian (Rezende & Mohamed 2015; Kingma et al. 2016).
+T is any row of `ppgen.flows.FLOWS`; most of them are the identity at initialization. mu, sigma and h, each as wide as z,
+are outputs of the encoder. The flow of the posterior acts on the standardized z, so that the bins of splines lie where
+the draws fall. See Rezende and Mohamed, https://arxiv.org/abs/1505.05770, and Kingma et al.,
+https://arxiv.org/abs/1606.04934.
 """
 
 from collections.abc import Sequence
@@ -19,19 +20,20 @@ from ppgen.flows import FLOWS, Flow, FlowDistribution
 from ppgen.models.likelihood import Gaussian, Head
 from ppgen.nets import lookup
 
-__all__ = ["FlowCode", "GaussianFlow", "make_flow"]
+__all__ = ["FlowHead", "GaussianFlow", "make_flow"]
 
 
 class GaussianFlow(TorchDistribution):
-    """z = mu + sigma T(u), the law of T(u) a flow's.
+    """The distribution of z = mu + sigma v, where v has the distribution of a flow.
 
-    A guide scores the z that it has just drawn. The way back from z to u is `dim` passes of an inverse autoregression,
-    or a search; so the law remembers the density of its last draw, which came with it, and hands it out for this very
-    tensor, unchanged, under the same gradient mode. Any other value is scored by going back.
+    A guide scores the z that it has just drawn. Inverting the flow at z would cost `dim` passes of an autoregressive
+    network or a root search, so the distribution caches the density of its last draw, which was computed with the draw.
+    The cache serves the same unmodified tensor under the same gradient mode; any other value is scored by inversion.
 
     Args:
-        loc, scale: mu and sigma, (*batch, dim).
-        law: the law of T(u), of the same batch.
+        loc: mu (*batch, dim).
+        scale: sigma (*batch, dim).
+        distribution: the distribution of v, with batch shape (*batch).
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -39,38 +41,49 @@ class GaussianFlow(TorchDistribution):
 
     def __init__(self, loc: Tensor, scale: Tensor, distribution: FlowDistribution) -> None:
         self.loc, self.scale, self.distribution = loc, scale, distribution
-        self._last: tuple[Tensor, int, bool, Tensor] | None = None
+        self._last_draw: tuple[Tensor, int, bool, Tensor] | None = None
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:
+        """Real vectors."""
         return constraints.real_vector
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "GaussianFlow":
+        """The same distribution with another batch shape."""
         shape = (*batch_shape, *self.event_shape)
         return GaussianFlow(self.loc.expand(shape), self.scale.expand(shape), self.distribution.expand(batch_shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        inner, log_prob = self.distribution.rsample_and_log_prob(sample_shape)
-        z = self.loc + self.scale * inner
-        self._last = z, z._version, torch.is_grad_enabled(), log_prob - self.scale.log().sum(-1)
+        """Draws with gradients; their density is cached."""
+        v, log_prob = self.distribution.rsample_and_log_prob(sample_shape)
+        z = self.loc + self.scale * v
+        self._last_draw = z, z._version, torch.is_grad_enabled(), log_prob - self.scale.log().sum(-1)
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._last is not None:
-            z, version, with_gradient, log_prob = self._last
+        """The log density, from the cache if the value is the last draw."""
+        if self._last_draw is not None:
+            z, version, with_gradient, log_prob = self._last_draw
             if value is z and value._version == version and torch.is_grad_enabled() == with_gradient:
                 return log_prob
         return self.distribution.log_prob((value - self.loc) / self.scale) - self.scale.log().sum(-1)
 
     @property
     def center(self) -> Tensor:
-        """mu + sigma T(0): the image of the base's mean, where a Gaussian has its own."""
+        """mu + sigma T(0), the image of the mean of the base; it replaces the mean, which is not known."""
         return self.loc + self.scale * self.distribution.transform(torch.zeros_like(self.loc))
 
 
-class FlowCode(Head):
-    """The head of an encoder whose posterior is a flow; its options are those of `make_flow`."""
+class FlowHead(Head):
+    """The head of an encoder whose posterior is a flow.
+
+    Args:
+        event_shape: the shape of z.
+        flow: a row of `ppgen.flows.FLOWS`.
+        floor: the least sigma.
+        options: further options of `make_flow`.
+    """
 
     def __init__(self, event_shape: Sequence[int], *, flow: str, floor: float, **options: Any) -> None:
         super().__init__(event_shape)
@@ -79,23 +92,27 @@ class FlowCode(Head):
         self.flow = make_flow(flow, self.elements, context_dim=self.elements, option="posterior", **options)
 
     def forward(self, raw: Tensor) -> TorchDistribution:
-        numbers, context = raw.split([self.size - 1, 1], -2)
-        gaussian = self.gaussian(numbers).base_dist
+        """q(z | x)."""
+        gaussian_raw, context = raw.split([self.size - 1, 1], -2)
+        gaussian = self.gaussian(gaussian_raw).base_dist
         return GaussianFlow(gaussian.loc, gaussian.scale, self.flow(context.squeeze(-2)))
 
 
 def make_flow(
     flow: str, dim: int, *, option: str, layers: int | None, hidden: Sequence[int], context_dim: int = 0
 ) -> Flow:
-    """A row of `FLOWS`.
+    """Builds a flow of vectors.
 
     Args:
-        option: what the flow is for, as errors name it.
-        layers: how many maps it is made of; None for its own number.
-        hidden: the widths of its networks.
+        flow: a row of `ppgen.flows.FLOWS`.
+        dim: the width of the vectors.
+        option: the name of the user's option, for errors.
+        layers: the number of layers; None for the default of the flow.
+        hidden: hidden widths of the networks.
+        context_dim: the width of the context.
 
     Raises:
-        ValueError: the flow is unknown, or has no such option.
+        ValueError: if the flow is unknown or does not accept an option.
     """
     make = lookup(FLOWS, flow, option=option)
     options: dict[str, Any] = {} if flow == "lu_linear" else {"hidden": tuple(hidden)}

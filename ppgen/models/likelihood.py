@@ -21,6 +21,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
+from ppgen.models.checks import check_levels, check_support
 from ppgen.nets import lookup
 
 
@@ -67,7 +68,7 @@ class Bernoulli(Head):
         return dist.Bernoulli(logits=raw.squeeze(-1 - rank)).to_event(rank)
 
     def check(self, x: Tensor) -> None:
-        require(
+        check_support(
             x,
             (x == 0) | (x == 1),
             "0 or 1, the support of likelihood='bernoulli'",
@@ -101,7 +102,7 @@ class Categorical(Head):
         return x.long()
 
     def check(self, x: Tensor) -> None:
-        require_levels(x, self.levels, "the support of likelihood='categorical'")
+        check_levels(x, self.levels, "the support of likelihood='categorical'")
 
 
 class Gaussian(Head):
@@ -168,7 +169,7 @@ class Gaussian(Head):
                 f"expected floating point data for likelihood='gaussian', got {x.dtype}, where a density "
                 "has no upper bound: dequantize the data (load them with form='continuous')"
             )
-        require(x, x.isfinite(), "finite numbers", "drop or impute the rest")
+        check_support(x, x.isfinite(), "finite numbers", "drop or impute the rest")
 
 
 class Covariance(NamedTuple):
@@ -251,19 +252,3 @@ def _reshaped(base: TorchDistribution, event_shape: tuple[int, ...]) -> TorchDis
     if base.event_shape == event_shape:
         return base
     return dist.TransformedDistribution(base, ReshapeTransform(base.event_shape, torch.Size(event_shape)))
-
-
-def require_levels(x: Tensor, levels: int, what: str) -> None:
-    """Raises ValueError unless all values are integers 0 .. levels - 1."""
-    inside = (x >= 0) & (x < levels) & (x == x.long())
-    require(x, inside, f"integers 0 .. {levels - 1}, {what}", "recode the data, or change levels")
-
-
-def require(x: Tensor, allowed: Tensor, expected: str, mend: str) -> None:
-    """Raises ValueError, with how many are not and the range of all, unless all values are allowed."""
-    outside = int((~allowed).sum())
-    if outside:
-        raise ValueError(
-            f"expected the values of x to be {expected}; {outside} of {x.numel()} are not "
-            f"(min {x.min().item():g}, max {x.max().item():g}): {mend}"
-        )

@@ -27,12 +27,12 @@ A model has a capability if it has the methods; it inherits from nothing. All pr
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.diffusion import Denoise, Rates
+from ppgen.diffusion import Denoise, NoiseLevel
 
 __all__ = [
     "AdaptsDomains",
@@ -161,6 +161,9 @@ class HasBound(Protocol):
 class TransportsToBase(Protocol):
     """A flow x = T(z) from a base distribution of z, with the density that follows from it."""
 
+    if TYPE_CHECKING:  # a submodule, which isinstance would not find in Python 3.12
+        flow: Any
+
     def distribution(self, y: Tensor | None = None) -> Any:
         """p(x), or p(x | y): a `ppgen.flows.FlowDistribution`."""
 
@@ -176,7 +179,7 @@ class Denoises(Protocol):
     """Generates data from noise by a denoiser, in steps of a sampler."""
 
     def denoise(self, y: Tensor | None = None, *, guidance: float = 1.0) -> Denoise:
-        """The function (z, rates) -> E[v | z], v the scaled data."""
+        """The function (z, level) -> E[v | z], v the scaled data."""
 
     def sample(self, n: int, y: Tensor | None = None, *, mean: bool = False) -> Any:
         """n draws of x; further options are ``sampler``, ``steps``, ``guidance`` and ``return_path``."""
@@ -186,8 +189,8 @@ class Denoises(Protocol):
 class HasDenoisingError(Protocol):
     """Measures the squared error of its denoiser."""
 
-    def error(self, rates: Rates, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """|v - E[v | z]|^2 for each row, at noise rates of shape (n,): (n,)."""
+    def error(self, level: NoiseLevel, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """|v - E[v | z]|^2 for each row, at noise levels of shape (n,): (n,)."""
 
 
 @runtime_checkable

@@ -14,9 +14,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppgen.diffusion import Denoise, ProbabilityFlow, NoiseLevel, Schedule, classifier_free, draw, linear_interpolation
+from ppgen.diffusion import (
+    Denoise,
+    NoiseLevel,
+    ProbabilityFlow,
+    Schedule,
+    classifier_free,
+    linear_interpolation,
+    sample,
+)
 from ppgen.models.denoising import Denoising
-from ppgen.nets import choose, evaluation
+from ppgen.nets import evaluation, lookup
 
 __all__ = ["Drawing"]
 
@@ -93,13 +101,13 @@ class Drawing(Denoising):
         """Draws of v (*batch, *event_shape) by a denoiser, this model's or one turned to a condition.
 
         Args:
-            options: of `ppgen.diffusion.draw`.
+            options: of `ppgen.diffusion.sample`.
         """
         if batch[0] < 1 or steps < 1:
             raise ValueError(f"expected n and steps of at least 1, got {batch[0]} and {steps}")
         with evaluation(self):
             levels = self._grid(steps, sampler)
-            return draw(denoise, self._start(levels, torch.Size(batch)), levels, sampler=sampler, **options)
+            return sample(denoise, self._start(levels, torch.Size(batch)), levels, sampler=sampler, **options)
 
     def _ended(self, drawn: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         """Draws as data, the states on the way to them as they are."""
@@ -148,7 +156,7 @@ class Drawing(Denoising):
         self.check(x, y)
         if particles < 1:
             raise ValueError(f"expected particles of at least 1, got {particles}")
-        fill = choose(self.noises, noise, option="noise")
+        fill = lookup(self.noises, noise, option="noise")
         options.setdefault("probes", None if math.prod(self.event_shape) <= EXACT else 1)
         with evaluation(self):
             distribution = self.distribution(y, **options)
@@ -171,7 +179,7 @@ class Drawing(Denoising):
     def _denoise(self, context: Tensor | None, guidance: float = 1.0) -> Denoise:
         """E[v | z] at a context, guided by the weight."""
         if guidance == 1:
-            return lambda z, rates: self.denoiser(z, rates, context)
+            return lambda z, level: self.denoiser(z, level, context)
         if context is None or not self.label_dropout:
             raise ValueError(
                 f"guidance without a conditional training: guidance={guidance} needs a model of labels or contexts "
@@ -179,7 +187,7 @@ class Drawing(Denoising):
             )
         none = torch.zeros_like(context)
         return classifier_free(
-            lambda z, rates: self.denoiser(z, rates, context), lambda z, rates: self.denoiser(z, rates, none), guidance
+            lambda z, level: self.denoiser(z, level, context), lambda z, level: self.denoiser(z, level, none), guidance
         )
 
     def _grid(self, steps: int, sampler: str) -> NoiseLevel:
@@ -196,5 +204,5 @@ class Drawing(Denoising):
 
     def _end(self, t: float) -> NoiseLevel:
         """The rates where the schedule begins, at 0, or ends, at 1; constants."""
-        rates = self.schedule(next(self.denoiser.parameters()).new_full((), t))
-        return NoiseLevel(*(rate.detach() for rate in rates))
+        level = self.schedule(next(self.denoiser.parameters()).new_full((), t))
+        return NoiseLevel(*(value.detach() for value in level))

@@ -1,0 +1,14 @@
+from .autoencoder import VAE as VAE
+from .autoencoder import Autoencoder as Autoencoder
+from .dann import DANN as DANN
+from .dann import UNKNOWN as UNKNOWN
+from .diffusion import Diffusion as Diffusion
+from .flow import FlowModel as FlowModel
+from .flow_matching import FlowMatching as FlowMatching
+from .gan import ALI as ALI
+from .gan import Generator as Generator
+from .latent_variable import mean as mean
+from .likelihood import COVARIANCES as COVARIANCES
+from .likelihood import LIKELIHOODS as LIKELIHOODS
+from .unnormalized_density import ENERGIES as ENERGIES
+from .unnormalized_density import UnnormalizedDensity as UnnormalizedDensity
