@@ -1,19 +1,19 @@
-"""Diffusion: noise levels, denoisers, and ways from noise back to data."""
+"""Diffusion models: noise schedules, denoisers, samplers, guidance, and couplings of noise with data."""
 
 from ppgen.diffusion.coupling import COUPLINGS, couple
 from ppgen.diffusion.denoiser import PREDICTION_TYPES, Denoiser
 from ppgen.diffusion.guidance import classifier, classifier_free, posterior
 from ppgen.diffusion.probability_flow import ProbabilityFlow
-from ppgen.diffusion.sampler import SAMPLERS, Denoise, draw
+from ppgen.diffusion.sampler import SAMPLERS, Denoise, sample
 from ppgen.diffusion.schedule import (
     SCHEDULES,
     LearnedSchedule,
-    Rates,
+    NoiseLevel,
     Schedule,
-    at_noise,
     bridge,
+    linear_interpolation,
     make_schedule,
-    straight,
+    variance_exploding,
 )
 from ppgen.diffusion.times import TIMES
 
@@ -26,16 +26,16 @@ __all__ = [
     "Denoise",
     "Denoiser",
     "LearnedSchedule",
+    "NoiseLevel",
     "ProbabilityFlow",
-    "Rates",
     "Schedule",
-    "at_noise",
     "bridge",
     "classifier",
     "classifier_free",
     "couple",
-    "draw",
+    "linear_interpolation",
     "make_schedule",
     "posterior",
-    "straight",
+    "sample",
+    "variance_exploding",
 ]

@@ -1,20 +1,22 @@
-"""Couplings: which row z_i of a base goes with which row x_j of data, in a batch of n rows of each.
+"""Couplings of noise with data: which row z_i of the base is paired with which row x_j of the data in a mini-batch.
 
-A coupling is a joint law of rows with both marginals kept, pi_ij >= 0 with all row and column sums 1 / n:
+For n rows of each, a coupling is a joint distribution pi_ij >= 0 whose row and column sums are all 1 / n:
 
-    coupling       pi
-    "independent"  each with any: rows as they come
-    "exact"        least sum_ij pi_ij c_ij, a permutation     mini-batch optimal transport, Pooladian et al. 2023
-    "sinkhorn"     least sum_ij pi_ij c_ij + eps KL(pi, 1 / n^2), from which i is drawn given j    Tong et al. 2024
+    "independent"  pairs the rows in the order in which they come
+    "exact"        minimizes sum_ij pi_ij c_ij over permutations: mini-batch optimal transport,
+                   Pooladian et al. 2023 (https://arxiv.org/abs/2304.14772)
+    "sinkhorn"     minimizes sum_ij pi_ij c_ij + eps KL(pi, 1 / n^2), then samples i given j from pi,
+                   Tong et al. 2024 (https://arxiv.org/abs/2302.00482)
 
-with the cost c_ij = |z_i - x_j|^2. Under a condition y_j of the data, transport that does not see it would give each y
-a part of the base for itself: p(z | y) would not be the base, from which draws start. So z gets the conditions too, in
-a random order, and what differs costs (Cheng & Schwing 2025, C2OT):
+The cost is c_ij = |z_i - x_j|^2. If the data have conditions y_j, transport that ignores them would assign each y its
+own part of the base: p(z | y) would differ from the base, from which sampling starts. Therefore z also gets conditions,
+the same ones in a random order, and pairs with different conditions cost more (Cheng & Schwing 2025, C2OT,
+https://arxiv.org/abs/2503.10636):
 
-    c_ij = |z_i - x_j|^2 + w mean(|z - x|^2) d(y_i, y_j),    d of labels [y_i != y_j], of contexts |y_i - y_j|^2 / 2
+    c_ij = |z_i - x_j|^2 + w mean(|z - x|^2) d(y_i, y_j),
 
-so that at a large w rows go with rows of their own label alone, and p(z | y) is the base, since y_i tells nothing of
-z_i.
+where d(y_i, y_j) is [y_i != y_j] for labels and |y_i - y_j|^2 / 2 for contexts. For large w only rows with the same
+label are paired, and p(z | y) is the base, since y_i is independent of z_i.
 """
 
 from collections.abc import Callable
@@ -27,11 +29,12 @@ from ppgen.nets import lookup
 
 __all__ = ["COUPLINGS", "check_coupling", "couple"]
 
-FALL, STEPS, LAST = 12, 5, 50  # how often epsilon falls to the one asked for, iterations on the way and at its end
+# epsilon-scaling: the number of reductions of epsilon, of iterations after each, and of iterations at the final epsilon
+REDUCTIONS, ITERATIONS, FINAL_ITERATIONS = 12, 5, 50
 
 
 def _exact(cost: Tensor, epsilon: float | None, uniform: Tensor) -> Tensor:
-    import ot  # late: it takes SciPy along
+    import ot  # late, because it imports SciPy
 
     weights = torch.full((len(cost),), 1 / len(cost), dtype=torch.float64).numpy()
     plan = ot.emd(weights, weights, cost.nan_to_num().double().cpu().numpy(), numItermax=10**7)
@@ -40,32 +43,36 @@ def _exact(cost: Tensor, epsilon: float | None, uniform: Tensor) -> Tensor:
 
 def _sinkhorn(cost: Tensor, epsilon: float | None, uniform: Tensor) -> Tensor:
     plan = entropic_plan(cost, cost.mean() / 20 if epsilon is None else cost.new_full((), epsilon))
-    below = (plan / plan.sum(0)).cumsum(0)  # p(i or less | j)
-    return (below < uniform).sum(0).clamp(max=len(cost) - 1)
+    cdf = (plan / plan.sum(0)).cumsum(0)  # P(index <= i | j)
+    return (cdf < uniform).sum(0).clamp(max=len(cost) - 1)
 
 
 def entropic_plan(cost: Tensor, epsilon: Tensor) -> Tensor:
-    """The plan (n, n) of "sinkhorn", with sums of one in place of 1 / n, by scaling of rows and columns.
+    """The entropic plan n pi (n, n), whose row and column sums are one, by Sinkhorn iterations.
 
-    Sums of columns are exact, those of rows nearly so: to .1 % in the mean where epsilon is above a 100th of the mean
-    cost, to a few % at a 1000th. The scaling goes into the exponents as epsilon falls, so that nothing becomes too
-    large or small (Schmitzer 2019).
+    Column sums are exact. Row sums have a mean error of 0.1 % if epsilon is above 1 / 100 of the mean cost, and of a
+    few percent at 1 / 1000. Scalings are absorbed into the potentials while epsilon decreases, which avoids overflow
+    and underflow (Schmitzer 2019, https://arxiv.org/abs/1610.06519).
+
+    Args:
+        cost: c (n, n).
+        epsilon: The regularization, a scalar in units of the cost.
     """
     cost, last = cost.double(), epsilon.double()
     first = torch.maximum(cost.max(), last)
     f, g = torch.zeros_like(cost[0]), torch.zeros_like(cost[0])
-    for k in range(FALL + 1):
-        eps = first * (last / first) ** (k / FALL)
+    for k in range(REDUCTIONS + 1):
+        eps = first * (last / first) ** (k / REDUCTIONS)
         kernel = ((f[:, None] + g - cost) / eps).exp()
         v = torch.ones_like(g)
-        for _ in range(STEPS if k < FALL else LAST):
+        for _ in range(ITERATIONS if k < REDUCTIONS else FINAL_ITERATIONS):
             u = 1 / (kernel @ v)
             v = 1 / (u @ kernel)
         f, g = f + eps * u.log(), g + eps * v.log()
     return u[:, None] * kernel * v
 
 
-# cost (n, n), epsilon, uniform numbers (n,) to draw by -> the row i for each j; None where that is j
+# each maps the cost (n, n), epsilon, and uniform random numbers (n,) to the row i for each j; None stands for i = j
 COUPLINGS: dict[str, Callable[[Tensor, float | None, Tensor], Tensor] | None] = {
     "independent": None,
     "exact": _exact,
@@ -75,7 +82,7 @@ COUPLINGS: dict[str, Callable[[Tensor, float | None, Tensor], Tensor] | None] = 
 
 @torch.library.custom_op("ppgen::solve_coupling", mutates_args=())
 def _solve(cost: Tensor, uniform: Tensor, coupling: str, epsilon: float | None) -> Tensor:
-    """One operation whatever goes on inside, so that a step around it can be compiled."""
+    """The coupling as one opaque operator, so that a training step around it can be compiled."""
     return COUPLINGS[coupling](cost, epsilon, uniform)  # type: ignore[misc]
 
 
@@ -95,18 +102,20 @@ def couple(
     labels_x: Tensor | None = None,
     label_weight: float = 1000.0,
 ) -> Tensor:
-    """The row of z that goes with each row of x: i (n,), so that the pairs are z[i] and x.
+    """Returns the index i (n,) of the row of z that is paired with each row of x: the pairs are ``z[i]`` and ``x``.
 
     Args:
-        z, x: (n, *event), both n rows of one shape.
-        coupling: a row of `COUPLINGS`.
-        epsilon: of "sinkhorn", in squared units of the data; None for a 20th of the mean cost.
-        labels_z, labels_x: conditions of the rows, labels (n,) or contexts (n, k); none, or both.
-        label_weight: w, what a wrong label costs, in mean squared distances.
+        z: Rows of the base (n, *event).
+        x: Rows of the data, of the same shape.
+        coupling: A key of `COUPLINGS`.
+        epsilon: The regularization of "sinkhorn", in squared units of the data; None for 1 / 20 of the mean cost.
+        labels_z: Conditions of the rows of z: labels (n,) or contexts (n, k); None if there are none.
+        labels_x: Conditions of the rows of x; given if and only if `labels_z` is.
+        label_weight: w, the cost of a different label in units of the mean squared distance.
 
     Raises:
-        ValueError: there is no such coupling, shapes differ, one of the labels is missing, epsilon is not positive or
-            not wanted, or label_weight is below zero.
+        ValueError: If the coupling is unknown, shapes differ, only one of the labels is given, epsilon is not positive
+            or given for another coupling, or `label_weight` is negative.
     """
     check_coupling(coupling, epsilon, label_weight)
     if z.shape != x.shape or z.dim() < 2:
@@ -115,20 +124,32 @@ def couple(
         return torch.arange(len(x), device=x.device)
     cost = squared_distances(z.flatten(1), x.flatten(1))
     if labels_z is not None or labels_x is not None:
-        cost = cost + label_weight * cost.mean() * _mismatch(labels_z, labels_x, len(x)).to(cost.dtype)
+        cost = cost + label_weight * cost.mean() * _label_distances(labels_z, labels_x, len(x)).to(cost.dtype)
     return _solve(cost, torch.rand_like(cost[0]), coupling, epsilon)
 
 
 def check_coupling(coupling: str, epsilon: float | None, label_weight: float) -> None:
-    """Raises ValueError for options that `couple` refuses."""
+    """Checks the options of `couple`.
+
+    Args:
+        coupling: A key of `COUPLINGS`.
+        epsilon: The regularization of "sinkhorn", otherwise None.
+        label_weight: The cost of a different label.
+
+    Raises:
+        ValueError: If the coupling is unknown, epsilon is not positive or given for a coupling other than "sinkhorn",
+            or `label_weight` is negative.
+    """
     lookup(COUPLINGS, coupling, option="coupling")
     if epsilon is not None and not (epsilon > 0 and coupling == "sinkhorn"):
-        raise ValueError(f"expected epsilon > 0 of 'sinkhorn', None of others, got {epsilon} of {coupling!r}")
+        raise ValueError(
+            f"expected epsilon > 0 for coupling='sinkhorn' and None for any other, got {epsilon} for {coupling!r}"
+        )
     if not label_weight >= 0:
         raise ValueError(f"expected label_weight of at least 0, got {label_weight}")
 
 
-def _mismatch(labels_z: Tensor | None, labels_x: Tensor | None, n: int) -> Tensor:
+def _label_distances(labels_z: Tensor | None, labels_x: Tensor | None, n: int) -> Tensor:
     """d(y_i, y_j): (n, n)."""
     if labels_z is None or labels_x is None or labels_z.shape != labels_x.shape or len(labels_x) != n:
         got = [None if labels is None else tuple(labels.shape) for labels in (labels_z, labels_x)]

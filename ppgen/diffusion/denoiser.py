@@ -1,17 +1,26 @@
-"""Denoisers: a network that learns E[x | z] for z = a x + s e, whatever it is asked to predict.
+"""Denoisers: a network that learns E[x | z] for z = a x + s e, for any choice of what the network predicts.
 
-What a network predicts is a mix p x + q e of data and noise, with p and q given by the rates a and s:
+A network F predicts a linear combination p x + q e of data and noise, where p and q depend on the noise level (a, s):
 
-    predicts     p                        q
-    "data"       1                        0
-    "noise"      0                        1                        Ho et al. 2020
-    "velocity"   -1                       1                        Liu et al. 2023: dz/du of z = (1 - u) x + u e
-    "score"      0                        -1                       Song et al. 2021: s grad log p(z), of size one
-    "edm"        s / (d r)                -a d / r, r = |(s, a d)| Karras et al. 2022, d the data's deviation
+    prediction type   p                        q
+    "data"            1                        0
+    "noise"           0                        1                          Ho et al. 2020
+    "velocity"        -1                       1                          Liu et al. 2023
+    "score"           0                        -1                         Song et al. 2021
+    "edm"             s / (d r)                -a d / r                   Karras et al. 2022
 
-(the last, at d = 1, is minus the v of Salimans & Ho 2022). Since z is another mix of the two, each gives the posterior
-mean of x, x = (q z - s F) / (q a - p s), and all the rest follows: noise (z - a x) / s, score, velocity. The network
-sees z / r, of size one, and features of log SNR; so a denoiser serves every schedule.
+- "velocity" is dz/du on the linear path z = (1 - u) x + u e (https://arxiv.org/abs/2209.03003).
+- "score" is s grad log p(z), which has unit scale (https://arxiv.org/abs/2011.13456); "noise" is its negative
+  (https://arxiv.org/abs/2006.11239).
+- "edm" (https://arxiv.org/abs/2206.00364) has d = `sigma_data`, the standard deviation of the data, and
+  r = (s^2 + a^2 d^2)^(1/2). With d = 1 it is minus the v of Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512).
+
+Since z is another linear combination of x and e, each prediction gives the posterior mean,
+
+    E[x | z] = (q z - s F) / (q a - p s),
+
+and from it the predicted noise (z - a E[x | z]) / s, the score and the velocity. The network's inputs are z / r, of
+unit scale, and an embedding of log SNR, so one denoiser works with every schedule.
 """
 
 import math
@@ -21,12 +30,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ppgen.diffusion.schedule import Rates
-from ppgen.nets import choose
+from ppgen.diffusion.schedule import NoiseLevel
+from ppgen.nets import lookup
 
-__all__ = ["PREDICTION_TYPES", "Denoiser", "LevelFeatures"]
+__all__ = ["PREDICTION_TYPES", "Denoiser", "NoiseEmbedding"]
 
-Mix = Callable[[Tensor, Tensor, float], tuple[Tensor | float, Tensor | float]]
+Coefficients = Callable[[Tensor, Tensor, float], tuple[Tensor | float, Tensor | float]]
 
 
 def _edm(a: Tensor, s: Tensor, d: float) -> tuple[Tensor, Tensor]:
@@ -34,7 +43,8 @@ def _edm(a: Tensor, s: Tensor, d: float) -> tuple[Tensor, Tensor]:
     return s / (d * r), -a * d / r
 
 
-PREDICTION_TYPES: dict[str, Mix] = {
+# (a, s, d) to the coefficients (p, q)
+PREDICTION_TYPES: dict[str, Coefficients] = {
     "data": lambda a, s, d: (1.0, 0.0),
     "noise": lambda a, s, d: (0.0, 1.0),
     "velocity": lambda a, s, d: (-1.0, 1.0),
@@ -43,59 +53,65 @@ PREDICTION_TYPES: dict[str, Mix] = {
 }
 
 
-class LevelFeatures(nn.Module):
-    """A noise level to a vector: log SNR between -1 and 1, the share s / (a + s) of noise, and waves.
+class NoiseEmbedding(nn.Module):
+    """Embeds log SNR as a vector: log SNR scaled to [-1, 1], the noise fraction s / (a + s), and sines and cosines.
 
     Args:
-        of_share: whether the waves are harmonics of the share, and it stands for log SNR, so that all is smooth up to
-            both ends of the straight path, where log SNR is infinite; else waves of log SNR, of doubling frequency.
+        by_noise_fraction: Whether sines and cosines are harmonics of the noise fraction, which then replaces log SNR as
+            the first feature. All features are then smooth up to both ends of the linear path, where log SNR is
+            infinite. Otherwise they are functions of log SNR with doubling frequencies.
     """
 
     dim = 14
-    reach = 20.0
+    max_log_snr = 20.0
 
-    def __init__(self, *, of_share: bool = False) -> None:
+    def __init__(self, *, by_noise_fraction: bool = False) -> None:
         super().__init__()
-        self.of_share = of_share
+        self.by_noise_fraction = by_noise_fraction
 
     def forward(self, log_snr: Tensor) -> Tensor:
-        """(*batch,) to (*batch, dim); waves of log SNR take levels beyond +-`reach` for it."""
-        share = (-log_snr / 2).sigmoid()
-        count = torch.arange((self.dim - 2) // 2, dtype=share.dtype, device=share.device)
-        if self.of_share:
-            level, phase = 2 * share - 1, share[..., None] * (math.pi * (1 + count))
+        """Maps log SNR (*batch,) to features (*batch, dim); log SNR is clamped to +-`max_log_snr`."""
+        fraction = (-log_snr / 2).sigmoid()
+        k = torch.arange((self.dim - 2) // 2, dtype=fraction.dtype, device=fraction.device)
+        if self.by_noise_fraction:
+            scaled, phase = 2 * fraction - 1, fraction[..., None] * (math.pi * (1 + k))
         else:
-            level = (log_snr / self.reach).clamp(-1, 1)
-            phase = level[..., None] * (math.pi * 2**count)
-        return torch.cat([level[..., None], share[..., None], phase.sin(), phase.cos()], -1)
+            scaled = (log_snr / self.max_log_snr).clamp(-1, 1)
+            phase = scaled[..., None] * (math.pi * 2**k)
+        return torch.cat([scaled[..., None], fraction[..., None], phase.sin(), phase.cos()], -1)
 
 
 class Moments(NamedTuple):
-    """E[x | z], and the deviation of x given z where the network learns one."""
+    """The mean of x given z, and its standard deviation where the network learns one.
+
+    Attributes:
+        mean: E[x | z].
+        scale: The standard deviation of x given z, or None.
+    """
 
     mean: Tensor
     scale: Tensor | None
 
 
 class Denoiser(nn.Module):
-    """E[x | z] at rates, by a network.
+    """E[x | z] at a noise level, by a network.
 
     Args:
-        network: called as ``network(z, context)`` with a context (*batch, width): features of the noise level, then
-            those of the condition. It returns an event like z, or with ``learned_scale`` twice as many numbers along
-            the event's first dimension, of which the second half is the logarithm of a factor of the deviation. Its
-            context has the width `level_dim` plus that of the condition.
-        event_shape: of x.
-        prediction_type: a row of `PREDICTION_TYPES`.
-        data_scale: d, the deviation of a number of the data.
-        learned_scale: whether the deviation of x given z is learned too (see `Moments`).
-        of_share: which features of the noise level the network has, see `LevelFeatures`.
+        network: Called as ``network(z, context)``. Its context (*batch, width) is the embedding of the noise level, of
+            width `level_dim`, followed by the features of the condition. It returns an event like z. With
+            ``learned_scale`` it returns twice as many numbers along the event's first dimension; the second half is the
+            logarithm of a factor of the standard deviation.
+        event_shape: The shape of x.
+        prediction_type: A key of `PREDICTION_TYPES`.
+        sigma_data: d, the standard deviation of one number of the data.
+        learned_scale: Whether the standard deviation of x given z is learned too (see `Moments`).
+        by_noise_fraction: Which embedding of the noise level the network gets (see `NoiseEmbedding`).
 
     Raises:
-        ValueError: there is no such row, or a scale is not positive.
+        ValueError: If the prediction type is unknown or `sigma_data` is not positive.
     """
 
-    level_dim = LevelFeatures.dim
+    level_dim = NoiseEmbedding.dim
 
     def __init__(
         self,
@@ -105,69 +121,88 @@ class Denoiser(nn.Module):
         prediction_type: str = "edm",
         sigma_data: float = 1.0,
         learned_scale: bool = False,
-        of_share: bool = False,
+        by_noise_fraction: bool = False,
     ) -> None:
         super().__init__()
         if not sigma_data > 0:
-            raise ValueError(f"expected data_scale > 0, got {sigma_data}")
-        self.mix = choose(PREDICTION_TYPES, prediction_type, option="prediction_type")
+            raise ValueError(f"expected sigma_data > 0, got {sigma_data}")
+        self.coefficients = lookup(PREDICTION_TYPES, prediction_type, option="prediction_type")
         self.network, self.event_shape, self.prediction_type = network, tuple(event_shape), prediction_type
         self.sigma_data, self.learned_scale = sigma_data, learned_scale
-        self.levels = LevelFeatures(of_share=of_share)
+        self.embedding = NoiseEmbedding(by_noise_fraction=by_noise_fraction)
 
-    def forward(self, z: Tensor, rates: Rates, context: Tensor | None = None) -> Tensor:
-        """E[x | z] (*batch, *event) for z (*batch, *event), rates of shape () or (*batch,), and a context."""
-        return self.moments(z, rates, context).mean
+    def forward(self, z: Tensor, level: NoiseLevel, context: Tensor | None = None) -> Tensor:
+        """Returns E[x | z].
 
-    def moments(self, z: Tensor, rates: Rates, context: Tensor | None = None) -> Moments:
-        """E[x | z] and, if learned, the deviation of x given z, about d s / |(s, a d)|: (*batch, *event).
-
-        Raises:
-            ValueError: the network's output has another shape.
+        Args:
+            z: Noisy data (*batch, *event).
+            level: The noise level, of shape () or (*batch,).
+            context: Features of the condition (*batch, width), or None.
         """
-        raw, wide = self.raw(z, rates, context), self._wide(z, rates)
-        if not self.learned_scale:
-            return Moments(self._mean(raw, z, wide), None)
-        raw, log_factor = raw.chunk(2, z.dim() - len(self.event_shape))
-        spread = wide.spread(self.sigma_data)
-        return Moments(self._mean(raw, z, wide), spread * log_factor.clamp(-5, 5).exp())
+        return self.moments(z, level, context).mean
 
-    def raw(self, z: Tensor, rates: Rates, context: Tensor | None = None) -> Tensor:
-        """What the network predicts, of `raw_shape` for each row of z.
+    def moments(self, z: Tensor, level: NoiseLevel, context: Tensor | None = None) -> Moments:
+        """Returns E[x | z] and, if learned, the standard deviation of x given z, both (*batch, *event).
+
+        The standard deviation is d s / r, that of Gaussian data, times a learned factor.
+
+        Args:
+            z: Noisy data (*batch, *event).
+            level: The noise level, of shape () or (*batch,).
+            context: Features of the condition (*batch, width), or None.
 
         Raises:
-            ValueError: the network's output has another shape.
+            ValueError: If the network's output has the wrong shape.
+        """
+        raw, per_row = self.raw(z, level, context), self._per_row(z, level)
+        if not self.learned_scale:
+            return Moments(self._mean(raw, z, per_row), None)
+        raw, log_factor = raw.chunk(2, z.dim() - len(self.event_shape))
+        scale = per_row.posterior_std(self.sigma_data) * log_factor.clamp(-5, 5).exp()
+        return Moments(self._mean(raw, z, per_row), scale)
+
+    def raw(self, z: Tensor, level: NoiseLevel, context: Tensor | None = None) -> Tensor:
+        """Returns the network's prediction (*batch, *raw_shape).
+
+        Args:
+            z: Noisy data (*batch, *event).
+            level: The noise level, of shape () or (*batch,).
+            context: Features of the condition (*batch, width), or None.
+
+        Raises:
+            ValueError: If the network's output has the wrong shape.
         """
         batch = z.shape[: z.dim() - len(self.event_shape)]
-        size = self._wide(z, rates).size(self.sigma_data)
-        raw = self.network(z / size, self.context(rates.log_snr.expand(batch), context))
+        scaled = z / self._per_row(z, level).marginal_std(self.sigma_data)
+        raw = self.network(scaled, self.context(level.log_snr.expand(batch), context))
         expected = batch + self.raw_shape
         if raw.shape != expected:
             raise ValueError(
                 f"expected the network to return {tuple(expected)} for z {tuple(z.shape)}, got {tuple(raw.shape)}: "
-                "its output is an event like its input" + (", twice" if self.learned_scale else "")
+                "its output must be an event like its input"
+                + (", with twice as many numbers along the first dimension" if self.learned_scale else "")
             )
         return raw
 
-    def _wide(self, z: Tensor, rates: Rates) -> Rates:
-        """Rates that go with rows z."""
+    def _per_row(self, z: Tensor, level: NoiseLevel) -> NoiseLevel:
+        """The level of each row of z, with a shape that broadcasts with z."""
         batch = z.shape[: z.dim() - len(self.event_shape)]
-        return Rates(*(rate.expand(batch) for rate in rates)).over(z)
+        return NoiseLevel(*(value.expand(batch) for value in level)).unsqueeze_like(z)
 
     @property
     def raw_shape(self) -> tuple[int, ...]:
-        """Of the network's output for one event."""
+        """The shape of the network's output for one event."""
         first, *rest = self.event_shape
         return (2 * first if self.learned_scale else first, *rest)
 
     def context(self, log_snr: Tensor, context: Tensor | None) -> Tensor:
-        """Features of levels (*batch,) and of a condition (*batch, width), joined."""
-        features = self.levels(log_snr)
+        """Concatenates the embedding of log SNR (*batch,) with the features of a condition (*batch, width)."""
+        features = self.embedding(log_snr)
         if context is None:
             return features
         return torch.cat([features, context.expand(*log_snr.shape, context.shape[-1])], -1)
 
-    def _mean(self, raw: Tensor, z: Tensor, rates: Rates) -> Tensor:
-        a, s, _ = rates
-        p, q = self.mix(a, s, self.sigma_data)
+    def _mean(self, raw: Tensor, z: Tensor, level: NoiseLevel) -> Tensor:
+        a, s, _ = level
+        p, q = self.coefficients(a, s, self.sigma_data)
         return (q * z - s * raw) / (q * a - p * s)

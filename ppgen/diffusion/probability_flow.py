@@ -1,16 +1,16 @@
-"""The law of data that the probability-flow ODE makes of a law of noise, with its density.
+"""The distribution of data that the probability-flow ODE makes of a distribution of noise, with its density.
 
-On the straight path w = (1 - u) v + u e, of which every path is a rescaling (`ppgen.diffusion.schedule`), the ODE and
-what it does to a density along it are (Song et al. 2021, section 4.3)
+On the linear path w = (1 - u) v + u e, of which every path is a rescaling (`ppgen.diffusion.schedule`), the ODE and the
+change of the log density along its solutions are (Song et al. 2021, section 4.3, https://arxiv.org/abs/2011.13456)
 
     dw/du = (w - E[v | w]) / u,        d log p(w) / du = -(D - tr dE/dw) / u,
 
-D the numbers of an event. From the noisy end u_1, where w has a law that is known, to the data end u_0 > 0 and
-x = w / (1 - u_0), which is data with noise of deviation u_0 / (1 - u_0),
+where D is the number of dimensions. It is solved from the noisy end u_1, where the distribution of w is known, to the
+data end u_0 > 0. The result x = w / (1 - u_0) is data with noise of standard deviation u_0 / (1 - u_0), and
 
     log p(x) = log p(w_1) + int (D - tr dE/dw) / u du + D log(1 - u_0).
 
-Steps are even in tau = u^(1/rho), so that they are finer where there is little noise; d/dtau is rho u / tau d/du.
+Steps are equal in tau = u^(1/rho), so they are finer where there is little noise; d/dtau = (rho u / tau) d/du.
 """
 
 import math
@@ -22,8 +22,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from ppgen.diffusion.sampler import Denoise
-from ppgen.diffusion.schedule import straight
-from ppgen.nets import choose
+from ppgen.diffusion.schedule import linear_interpolation
+from ppgen.nets import lookup
 from ppgen.utils.ode import SOLVERS, State, solve
 
 __all__ = ["ProbabilityFlow"]
@@ -32,22 +32,22 @@ RHO = 2.0
 
 
 class ProbabilityFlow(TorchDistribution):
-    """The law of x, as a Pyro distribution: draws by the ODE one way, densities by the ODE the other.
+    """The distribution of x as a Pyro distribution: the ODE is solved one way to sample, the other way to score.
 
     Args:
-        denoise: E[v | z] of z (*sample, *batch, *event) and of rates of shape ().
-        start: the law of w at `sigma_max`, of the same batch and event.
-        least: u_0.
-        most: u_1; 1 is noise alone.
-        solver: one of `ppgen.utils.ode.SOLVERS`.
-        steps: of a solver of fixed steps.
-        tolerance: absolute and relative, of a solver that chooses its steps.
-        probes: None for the exact trace, by D derivatives of E a time; otherwise Hutchinson's estimate, the mean of
-            p' (dE/dw) p over so many vectors p of random signs, drawn anew for each density (Grathwohl et al. 2019). It
-            is right in the mean, and each density is one draw.
+        denoise: E[v | z] as a function of z (*sample, *batch, *event) and a noise level of shape ().
+        base: The distribution of w at `sigma_max`, with the same batch and event shapes.
+        sigma_min: u_0, the scale of the noise at the data end of the linear path.
+        sigma_max: u_1, the scale of the noise at the noisy end; 1 is pure noise.
+        solver: One of `ppgen.utils.ode.SOLVERS`.
+        steps: The number of steps of a fixed-step solver.
+        tolerance: The absolute and relative tolerance of an adaptive solver.
+        probes: None for the exact trace, which takes D derivatives of E per evaluation. Otherwise the number of random
+            sign vectors p in Hutchinson's estimate of it, the mean of p' (dE/dw) p (Grathwohl et al. 2019,
+            https://arxiv.org/abs/1810.01367). They are sampled once per density, whose logarithm is then unbiased.
 
     Raises:
-        ValueError: an option is out of range or unknown, or `start` is a law of numbers rather than of events.
+        ValueError: If an option is unknown or out of range, or `base` has no event dimensions.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -55,7 +55,7 @@ class ProbabilityFlow(TorchDistribution):
     def __init__(
         self,
         denoise: Denoise,
-        start: TorchDistribution,
+        base: TorchDistribution,
         *,
         sigma_min: float,
         sigma_max: float = 1.0,
@@ -64,87 +64,89 @@ class ProbabilityFlow(TorchDistribution):
         tolerance: float = 1e-5,
         probes: int | None = None,
     ) -> None:
-        if not start.event_shape:
-            raise ValueError("expected a start with events, such as Normal(0, 1).expand([2]).to_event(1), got numbers")
+        if not base.event_shape:
+            raise ValueError(
+                "expected a base with event dimensions, such as Normal(0, 1).expand([2]).to_event(1), got one without"
+            )
         if not 0 < sigma_min < sigma_max <= 1:
             raise ValueError(
                 f"expected 0 < sigma_min < sigma_max <= 1, got sigma_min={sigma_min} and sigma_max={sigma_max}"
             )
-        choose(dict.fromkeys(SOLVERS), solver, option="solver")
+        lookup(dict.fromkeys(SOLVERS), solver, option="solver")
         if steps < 1 or not tolerance > 0:
             raise ValueError(f"expected steps of at least 1 and tolerance above 0, got {steps} and {tolerance}")
         if probes is not None and probes < 1:
             raise ValueError(f"expected probes of at least 1, or None for the exact trace, got {probes}")
-        self.denoise, self.start, self.sigma_min, self.sigma_max, self.probes = (
-            denoise,
-            start,
-            sigma_min,
-            sigma_max,
-            probes,
-        )
-        self.has_rsample = start.has_rsample
+        self.denoise, self.base, self.probes = denoise, base, probes
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.has_rsample = base.has_rsample
         self.options: dict[str, Any] = {"solver": solver, "steps": steps, "tolerance": tolerance}
-        super().__init__(start.batch_shape, start.event_shape, validate_args=False)
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:
+        """All real events."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "ProbabilityFlow":
-        start = self.start.expand(torch.Size(batch_shape))
+        """Returns the distribution with the given batch shape."""
+        base = self.base.expand(torch.Size(batch_shape))
         return ProbabilityFlow(
-            self.denoise, start, sigma_min=self.sigma_min, sigma_max=self.sigma_max, probes=self.probes, **self.options
+            self.denoise, base, sigma_min=self.sigma_min, sigma_max=self.sigma_max, probes=self.probes, **self.options
         )
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        w = self._started(sample_shape)
+        """Samples x (*sample, *batch, *event), with gradients if the base has them."""
 
-        def motion(tau: Tensor, state: State) -> State:
+        def velocity(tau: Tensor, state: State) -> State:
             return (self._velocity(tau, state[0])[0],)
 
-        return solve(motion, (w,), self._ends[::-1], **self.options)[0] / (1 - self.sigma_min)
+        w = self._sample_base(sample_shape)
+        return solve(velocity, (w,), self._interval[::-1], **self.options)[0] / (1 - self.sigma_min)
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """A draw and its log density, on one way."""
-        w = self._started(sample_shape)
-        end, spread = self._carried(w, back=True)
-        return end / (1 - self.sigma_min), self.start.log_prob(w) - spread + self._log_scale
-
-    def _started(self, sample_shape: Sequence[int]) -> Tensor:
-        """Draws at the noisy end; a law of one that has no `rsample`, a mixture say, has none itself."""
-        draw = self.start.rsample if self.has_rsample else self.start.sample
-        return draw(torch.Size(sample_shape))
+        """Samples x and returns its log density too, in nats, by one solution of the ODE."""
+        w = self._sample_base(sample_shape)
+        end, divergence = self._transport(w, to_data=True)
+        return end / (1 - self.sigma_min), self.base.log_prob(w) - divergence + self._log_scale
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """The log density (*sample, *batch), in nats."""
         rank = value.dim() - len(self.event_shape)
         batch = torch.broadcast_shapes(value.shape[:rank], self.batch_shape)
-        w, spread = self._carried(value.expand(*batch, *self.event_shape) * (1 - self.sigma_min), back=False)
-        return self.start.log_prob(w) + spread + self._log_scale
+        x = value.expand(*batch, *self.event_shape)
+        w, divergence = self._transport(x * (1 - self.sigma_min), to_data=False)
+        return self.base.log_prob(w) + divergence + self._log_scale
 
-    def _carried(self, w: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
-        """w at the other end of the path, and the integral of the divergence on the way there."""
+    def _sample_base(self, sample_shape: Sequence[int]) -> Tensor:
+        """Samples w at the noisy end, without gradients if the base has no `rsample`, as a mixture has none."""
+        sample = self.base.rsample if self.has_rsample else self.base.sample
+        return sample(torch.Size(sample_shape))
+
+    def _transport(self, w: Tensor, *, to_data: bool) -> tuple[Tensor, Tensor]:
+        """Returns w at the other end of the path and the integral of the divergence from here to there."""
         dims = tuple(range(w.dim() - len(self.event_shape), w.dim()))
-        along = self._directions(w)
+        probes = self._probes(w)
         track = torch.is_grad_enabled()
 
-        def motion(tau: Tensor, state: State) -> State:
-            with torch.enable_grad():  # the trace is made of derivatives, whether or not it is to have some
+        def velocity_and_divergence(tau: Tensor, state: State) -> State:
+            with torch.enable_grad():  # the trace consists of derivatives, even if the result needs no gradient
                 w = state[0] if track and state[0].requires_grad else state[0].detach().requires_grad_()
                 velocity, mean, rate = self._velocity(tau, w)
-                turned = [
+                products = [
                     (p * torch.autograd.grad(mean, w, p, create_graph=track, retain_graph=True)[0]).sum(dims)
-                    for p in along
+                    for p in probes
                 ]
-                trace = sum(turned) if self.probes is None else sum(turned) / self.probes
-                spread = rate * (self.event_shape.numel() - trace)
-            return (velocity, spread) if track else (velocity.detach(), spread.detach())
+                trace = sum(products) if self.probes is None else sum(products) / self.probes
+                divergence = rate * (self.event_shape.numel() - trace)
+            return (velocity, divergence) if track else (velocity.detach(), divergence.detach())
 
-        ends = self._ends[::-1] if back else self._ends
-        w, spread = solve(motion, (w, w.new_zeros(w.shape[: dims[0]])), ends, **self.options)
-        return w, spread
+        interval = self._interval[::-1] if to_data else self._interval
+        w, divergence = solve(velocity_and_divergence, (w, w.new_zeros(w.shape[: dims[0]])), interval, **self.options)
+        return w, divergence
 
-    def _directions(self, w: Tensor) -> list[Tensor]:
-        """Vectors p (*event or like w): their p' J p add up to the trace, or are an estimate of it each."""
+    def _probes(self, w: Tensor) -> list[Tensor]:
+        """Vectors p like w; the trace of J is the sum of p' J p over unit vectors, or its mean over random signs."""
         if self.probes is not None:
             return [torch.where(torch.rand_like(w) < 0.5, -1.0, 1.0).to(w.dtype) for _ in range(self.probes)]
         size = self.event_shape.numel()
@@ -153,13 +155,15 @@ class ProbabilityFlow(TorchDistribution):
 
     def _velocity(self, tau: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dw/dtau = (rho / tau) (w - E), E, and rho / tau."""
-        mean, rate = self.denoise(w, straight(tau**RHO)), RHO / tau
+        mean, rate = self.denoise(w, linear_interpolation(tau**RHO)), RHO / tau
         return rate * (w - mean), mean, rate
 
     @property
-    def _ends(self) -> tuple[float, float]:
+    def _interval(self) -> tuple[float, float]:
+        """The values of tau at the data end and at the noisy end."""
         return self.sigma_min ** (1 / RHO), self.sigma_max ** (1 / RHO)
 
     @property
     def _log_scale(self) -> float:
+        """D log(1 - u_0)."""
         return self.event_shape.numel() * math.log1p(-self.sigma_min)

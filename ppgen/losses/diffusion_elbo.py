@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppgen.diffusion import TIMES, Rates, at_noise
+from ppgen.diffusion import TIMES, NoiseLevel, variance_exploding
 from ppgen.losses.objective import Term
 from ppgen.tracing.traces import Traces
 
@@ -86,14 +86,14 @@ class DiffusionELBO(Term):
         if self.weighting is None:
             return (chain.ends(x) + chain.rate(u, *draws.args, **draws.kwargs)).mean()
         row = WEIGHTINGS[self.weighting]
-        rates = self._lognormal(u, chain.sigma_data) if row.lognormal else chain.schedule(u)
-        error = chain.error(rates, *draws.args, **draws.kwargs)
-        return (0.5 * row.weight(rates.log_snr, chain.sigma_data) * error).mean()
+        level = self._lognormal(u, chain.sigma_data) if row.lognormal else chain.schedule(u)
+        error = chain.error(level, *draws.args, **draws.kwargs)
+        return (0.5 * row.weight(level.log_snr, chain.sigma_data) * error).mean()
 
-    def _lognormal(self, u: Tensor, sigma_data: float) -> Rates:
+    def _lognormal(self, u: Tensor, sigma_data: float) -> NoiseLevel:
         mean, std = self.lognormal
         normal = math.sqrt(2) * torch.erfinv((2 * u - 1).clamp(-1 + 1e-6, 1 - 1e-6))
-        return at_noise(sigma_data * (mean + std * normal).exp())
+        return variance_exploding(sigma_data * (mean + std * normal).exp())
 
     def __str__(self) -> str:
         return self.name

@@ -157,8 +157,8 @@ def sampling(repeats: int = 5) -> None:
 
         def forward(self, z: Tensor, t: Tensor, **_: Any) -> DiracPosterior:
             a, s = self.schedule(t)
-            rates = ppgen.diffusion.Rates(a, s, 2 * (a / s).log())
-            return DiracPosterior(model.denoiser(z, rates))
+            level = ppgen.diffusion.NoiseLevel(a, s, 2 * (a / s).log())
+            return DiracPosterior(model.denoiser(z, level))
 
     sampler = HeunSampler(Theirs(), steps=18, silent=True)
     z = torch.randn(10_000, 2)

@@ -139,7 +139,7 @@ def test_no_gradient_passes_and_no_row_moves():
     ("options", "message"),
     [
         ({"coupling": "best"}, r"'exact'"),
-        ({"epsilon": 0.1}, r"epsilon > 0 of 'sinkhorn', None of others, got 0\.1 of 'exact'"),
+        ({"epsilon": 0.1}, r"epsilon > 0 for coupling='sinkhorn' and None for any other, got 0\.1 for 'exact'"),
         ({"coupling": "sinkhorn", "epsilon": -1.0}, r"epsilon > 0"),
         ({"label_weight": -1.0}, r"label_weight of at least 0, got -1"),
         ({"labels_x": torch.zeros(12)}, r"expected labels of z and of x.*got None and \(12,\)"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from ppgen.diffusion import Rates, draw, make_schedule
+from ppgen.diffusion import NoiseLevel, make_schedule, sample
 from ppgen.diffusion.guidance import classifier, classifier_free, krylov, posterior
 from ppgen.models import Diffusion
 
@@ -18,16 +18,16 @@ NOISE = torch.tensor([0.3, 0.5]).double()
 SEEN = torch.tensor([1.2, 0.4]).double()
 
 
-def rates(signal: float, noise: float) -> Rates:
+def noise_level(signal: float, noise: float) -> NoiseLevel:
     a, s = torch.tensor([signal, noise]).double()
-    return Rates(a, s, 2 * (a / s).log())
+    return NoiseLevel(a, s, 2 * (a / s).log())
 
 
 def gaussian(mean=MEAN, cov=COV):
     """E[v | z] of v ~ N(mean, cov)."""
 
-    def denoise(z, rates):
-        a, s, _ = rates
+    def denoise(z, level):
+        a, s, _ = level
         gain = a * torch.linalg.solve(a**2 * cov + s**2 * torch.eye(len(mean)).to(cov), cov)
         return mean + (z - a * mean) @ gain
 
@@ -77,37 +77,37 @@ LEVELS = {
 
 
 @pytest.mark.parametrize("program", [likelihood, in_parts, correlated])
-@pytest.mark.parametrize("level", LEVELS)
-def test_posterior_of_gaussian_data_is_exact(level, program):
+@pytest.mark.parametrize("name", LEVELS)
+def test_posterior_of_gaussian_data_is_exact(name, program):
     torch.manual_seed(0)
-    at = rates(*LEVELS[level])
+    at = noise_level(*LEVELS[name])
     z = at.signal * MEAN + at.noise * torch.randn(5, 3).double()
-    guide_trace = posterior(gaussian(), program, cg_steps=2, floor=1e-4)(z, at)
-    torch.testing.assert_close(guide_trace, gaussian(*conditioned())(z, at), rtol=1e-6, atol=1e-6)
+    guided = posterior(gaussian(), program, cg_steps=2, floor=1e-4)(z, at)
+    torch.testing.assert_close(guided, gaussian(*conditioned())(z, at), rtol=1e-6, atol=1e-6)
 
 
 def test_posterior_without_signal_is_that_of_the_prior():
     z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double()
-    at = Rates(*torch.tensor([0.0, 1.0, -torch.inf]).double())
+    at = NoiseLevel(*torch.tensor([0.0, 1.0, -torch.inf]).double())
     mean, _ = conditioned()
     for floor, tolerance in ((0.2, 1e-3), (0.1, 2e-5)):  # the error falls as its sixth power
-        guide_trace = posterior(gaussian(), likelihood, cg_steps=2, floor=floor)(z, at)
-        torch.testing.assert_close(guide_trace, mean.expand(4, 3), rtol=0, atol=tolerance)
+        guided = posterior(gaussian(), likelihood, cg_steps=2, floor=floor)(z, at)
+        torch.testing.assert_close(guided, mean.expand(4, 3), rtol=0, atol=tolerance)
 
 
 def test_levels_of_rows():
     """Rates (n,), one of them below the floor."""
     z = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double()
     a, s = torch.tensor([[0.0, 0.5, 0.9], [1.0, 0.5, 0.1]]).double()
-    rows = Rates(a, s, 2 * (a / s).log())
+    rows = NoiseLevel(a, s, 2 * (a / s).log())
 
     def denoise(z, at):
-        parts = [Rates(*part) for part in zip(*(rate.expand(len(z)) for rate in at), strict=True)]
+        parts = [NoiseLevel(*part) for part in zip(*(rate.expand(len(z)) for rate in at), strict=True)]
         return torch.cat([gaussian()(row[None], part) for row, part in zip(z, parts, strict=True)])
 
     together = posterior(denoise, likelihood, cg_steps=2)(z, rows)
     apart = [
-        posterior(gaussian(), likelihood, cg_steps=2)(z[i : i + 1], Rates(*(r[i] for r in rows))) for i in range(3)
+        posterior(gaussian(), likelihood, cg_steps=2)(z[i : i + 1], NoiseLevel(*(r[i] for r in rows))) for i in range(3)
     ]
     torch.testing.assert_close(together, torch.cat(apart))
 
@@ -122,7 +122,7 @@ def test_draws_are_of_the_closed_form_posterior(schedule, eta):
     n = 4000
     grid = make_schedule(schedule).grid(300 if eta else 120, MEAN)
     z = torch.randn(n, 3).double() * (grid.signal[0].square() + grid.noise[0].square()).sqrt()
-    x = draw(posterior(gaussian(), likelihood, cg_steps=2), z, grid, sampler="ddim", eta=eta)
+    x = sample(posterior(gaussian(), likelihood, cg_steps=2), z, grid, sampler="ddim", eta=eta)
     mean, cov = conditioned()
     # whitened, the mean is N(0, 1 / n) and the covariance has deviations of (2 / n)^1/2; at 4.5 of them each of nine
     # entries fails in 7e-6 of runs. The steps, of first order, add up to 0.06 of their own.
@@ -141,8 +141,8 @@ class Exact(torch.nn.Module):
         self.unused = torch.nn.Parameter(torch.zeros(()).double())
         self.mean = gaussian(mean, cov)
 
-    def forward(self, z, rates, context=None):
-        return self.mean(z, rates)
+    def forward(self, z, level, context=None):
+        return self.mean(z, level)
 
 
 def exact_model(**options):
@@ -270,48 +270,48 @@ CENTRES = torch.stack([MEAN, -2 * MEAN])
 COVS = torch.stack([COV, 0.5 * torch.eye(3).double()])
 
 
-def log_classes(z, rates):
+def log_classes(z, level):
     """log p(z | k) + log p(k) of a mixture's two classes: (n, 2)."""
-    a, s, _ = rates
+    a, s, _ = level
     distributions = dist.MultivariateNormal(a * CENTRES, a**2 * COVS + s**2 * torch.eye(3).double())
     return distributions.log_prob(z[:, None]) + WEIGHTS.log()
 
 
-def mixture(z, rates):
+def mixture(z, level):
     """E[v | z] of both classes together."""
-    share = log_classes(z, rates).softmax(1)
-    means = torch.stack([gaussian(m, c)(z, rates) for m, c in zip(CENTRES, COVS, strict=True)], 1)
+    share = log_classes(z, level).softmax(1)
+    means = torch.stack([gaussian(m, c)(z, level) for m, c in zip(CENTRES, COVS, strict=True)], 1)
     return (share[..., None] * means).sum(1)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_the_exact_classifier_gives_the_class(level):
-    at = rates(*LEVELS[level])
+@pytest.mark.parametrize("name", LEVELS)
+def test_the_exact_classifier_gives_the_class(name):
+    at = noise_level(*LEVELS[name])
     z = at.noise * torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
-    guide_trace = classifier(mixture, lambda z, at: log_classes(z, at).log_softmax(1)[:, 0], floor=1e-6)
-    torch.testing.assert_close(guide_trace(z, at), gaussian(CENTRES[0], COVS[0])(z, at), rtol=1e-5, atol=1e-5)
+    guided = classifier(mixture, lambda z, at: log_classes(z, at).log_softmax(1)[:, 0], floor=1e-6)
+    torch.testing.assert_close(guided(z, at), gaussian(CENTRES[0], COVS[0])(z, at), rtol=1e-5, atol=1e-5)
     unguided = classifier(mixture, lambda z, at: log_classes(z, at).log_softmax(1)[:, 0], weight=0.0)
     torch.testing.assert_close(unguided(z, at), mixture(z, at))
 
 
 def test_the_exact_classifier_without_signal_gives_the_mean_of_the_class():
     z = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double()
-    at = Rates(*torch.tensor([0.0, 1.0, -torch.inf]).double())
-    guide_trace = classifier(mixture, lambda z, at: log_classes(z, at).log_softmax(1)[:, 0], floor=1e-6)(z, at)
-    torch.testing.assert_close(guide_trace, CENTRES[0].expand(4, 3), rtol=0, atol=1e-4)
+    at = NoiseLevel(*torch.tensor([0.0, 1.0, -torch.inf]).double())
+    guided = classifier(mixture, lambda z, at: log_classes(z, at).log_softmax(1)[:, 0], floor=1e-6)(z, at)
+    torch.testing.assert_close(guided, CENTRES[0].expand(4, 3), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("weight", "mean"), [(0.0, MEAN), (1.0, 2 * MEAN), (3.0, 4 * MEAN)])
 def test_classifier_free_at_weights(weight, mean):
-    guide_trace = classifier_free(lambda z, at: (2 * MEAN).expand_as(z), lambda z, at: MEAN.expand_as(z), weight)
+    guided = classifier_free(lambda z, at: (2 * MEAN).expand_as(z), lambda z, at: MEAN.expand_as(z), weight)
     z = torch.zeros(4, 3).double()
-    torch.testing.assert_close(guide_trace(z, rates(0.5, 0.5)), mean.expand(4, 3))
+    torch.testing.assert_close(guided(z, noise_level(0.5, 0.5)), mean.expand(4, 3))
 
 
-@pytest.mark.parametrize("level", ["data", "half", "much"])
-def test_other_sites_move_by_their_slope(level):
+@pytest.mark.parametrize("name", ["data", "half", "much"])
+def test_other_sites_move_by_their_slope(name):
     """A factor of slope g is guidance by V g, and normal sites come after it: exact for log-linear factors."""
-    at, slope = rates(*LEVELS[level]), torch.tensor([0.4, -0.3, 0.2]).double()
+    at, slope = noise_level(*LEVELS[name]), torch.tensor([0.4, -0.3, 0.2]).double()
     z = at.signal * MEAN + at.noise * torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
 
     def program(x):
@@ -320,8 +320,8 @@ def test_other_sites_move_by_their_slope(level):
 
     # exp(g' v) N(v; m, S) is a normal law again, with m + S g
     exact = gaussian(*conditioned(MEAN + COV @ slope))(z, at)
-    guide_trace = posterior(gaussian(), program, cg_steps=2, floor=1e-4)(z, at)
-    torch.testing.assert_close(guide_trace, exact, rtol=1e-6, atol=1e-6)
+    guided = posterior(gaussian(), program, cg_steps=2, floor=1e-4)(z, at)
+    torch.testing.assert_close(guided, exact, rtol=1e-6, atol=1e-6)
 
 
 def test_observations_of_a_bernoulli_law_move_draws_their_way():
@@ -336,15 +336,15 @@ def test_observations_of_a_bernoulli_law_move_draws_their_way():
 
     z = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)).double()
     grid = make_schedule("cosine").grid(40, MEAN)
-    free, guide_trace = (draw(denoise, z, grid) for denoise in (gaussian(), posterior(gaussian(), sided)))
+    free, guided = (sample(denoise, z, grid) for denoise in (gaussian(), posterior(gaussian(), sided)))
     # the first number is N(0.5, 0.81)
     side = torch.linspace(-6, 6, 4001).double()
     weights = dist.Normal(0.5, 0.9).log_prob(side).exp() * side.sigmoid() ** 2
     exact = float((side * weights).sum() / weights.sum())
-    shift = float((guide_trace - free)[:, 0].mean())
+    shift = float((guided - free)[:, 0].mean())
     assert 0.9 < shift / (exact - 0.5) < 1.25  # too much, since its spread is left out of the likelihood
     with pytest.raises(ValueError, match=r"site 'y' has shape \(2, 4\).* expected the 4 rows"):
-        posterior(gaussian(), coins)(z[:4], rates(0.5, 0.5))
+        posterior(gaussian(), coins)(z[:4], noise_level(0.5, 0.5))
 
 
 def test_the_system_is_solved_by_rows_and_where_it_is_positive():
@@ -389,15 +389,15 @@ def other_rows(x):
     ("program", "message"),
     [
         (latent, r"got the latents 'scale'"),
-        (detached, r"none of 'y' has a derivative in x"),
+        (detached, r"none of the sites 'y' depends differentiably on x"),
         (unseen, r"without an observed site"),
-        (mismatched, r"site 'y' observes values of shape \(5,\) under a law of shape \(4, 2\)"),
+        (mismatched, r"site 'y' observes values of shape \(5,\) under a distribution of shape \(4, 2\)"),
         (other_rows, r"site 'y' has shape \(7, 4, 2\).*expected the 4 rows"),
     ],
 )
 def test_a_likelihood_that_is_none_is_refused(program, message):
     with pytest.raises(ValueError, match=message):
-        posterior(gaussian(), program)(torch.zeros(4, 3).double(), rates(0.5, 0.5))
+        posterior(gaussian(), program)(torch.zeros(4, 3).double(), noise_level(0.5, 0.5))
 
 
 def test_options_out_of_range():

@@ -27,13 +27,13 @@ def gaussian(shape, *, sigma_max=1.0, **options):
     m = torch.linspace(-1, 1.5, size, dtype=torch.float64).reshape(shape)
     d = torch.linspace(0.4, 1.6, size, dtype=torch.float64).reshape(shape)
 
-    def denoise(z, rates):
-        a, s, _ = rates
+    def denoise(z, level):
+        a, s, _ = level
         return m + a * d**2 / (s**2 + (a * d) ** 2) * (z - a * m)
 
-    start = dist.Normal((1 - sigma_max) * m, (((1 - sigma_max) * d) ** 2 + sigma_max**2).sqrt()).to_event(len(shape))
+    base = dist.Normal((1 - sigma_max) * m, (((1 - sigma_max) * d) ** 2 + sigma_max**2).sqrt()).to_event(len(shape))
     exact = dist.Normal(m, (d**2 + SPREAD**2).sqrt()).to_event(len(shape))
-    return ProbabilityFlow(denoise, start, sigma_min=LEAST, sigma_max=sigma_max, **options), exact
+    return ProbabilityFlow(denoise, base, sigma_min=LEAST, sigma_max=sigma_max, **options), exact
 
 
 def random_law(dim, *, context=None, batch=(), seed=0, **options):
@@ -45,8 +45,8 @@ def random_law(dim, *, context=None, batch=(), seed=0, **options):
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    start = dist.Normal(torch.zeros(*batch, dim, dtype=torch.float64), 1.0).to_event(1)
-    return ProbabilityFlow(lambda z, rates: denoiser(z, rates, context), start, sigma_min=LEAST, **options), denoiser
+    base = dist.Normal(torch.zeros(*batch, dim, dtype=torch.float64), 1.0).to_event(1)
+    return ProbabilityFlow(lambda z, level: denoiser(z, level, context), base, sigma_min=LEAST, **options), denoiser
 
 
 @pytest.mark.parametrize("sigma_max", [1.0, 0.95])
@@ -58,7 +58,7 @@ def test_gaussian_data_have_their_exact_density(shape, sigma_max):
     assert (distribution.batch_shape, distribution.event_shape) == (torch.Size(), torch.Size(shape))
     torch.testing.assert_close(distribution.log_prob(x), exact.log_prob(x), rtol=0, atol=2e-6)
     torch.manual_seed(0)
-    z = (distribution.start.sample((20,)) - distribution.start.mean) / distribution.start.stddev
+    z = (distribution.base.sample((20,)) - distribution.base.mean) / distribution.base.stddev
     torch.manual_seed(0)
     torch.testing.assert_close(distribution.rsample((20,)), exact.mean + exact.stddev * z, rtol=0, atol=2e-6)
 
@@ -158,7 +158,7 @@ def test_batches_are_those_of_the_context():
     assert whole.shape == (4, 3)
     for i in range(3):
         one = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
-        single = ProbabilityFlow(lambda z, rates, i=i: denoiser(z, rates, context[i]), one, sigma_min=LEAST, steps=5)
+        single = ProbabilityFlow(lambda z, level, i=i: denoiser(z, level, context[i]), one, sigma_min=LEAST, steps=5)
         torch.testing.assert_close(single.log_prob(x[:, i]), whole[:, i])
     wide = distribution.expand((4, 3))
     assert wide.batch_shape == (4, 3)
@@ -196,13 +196,13 @@ def test_in_a_program_it_is_a_prior():
         ({"steps": 0}, r"expected steps of at least 1 and tolerance above 0, got 0"),
         ({"tolerance": 0.0}, r"expected steps of at least 1 and tolerance above 0, got 20 and 0.0"),
         ({"probes": 0}, r"expected probes of at least 1, or None for the exact trace, got 0"),
-        ({"start": dist.Normal(torch.zeros(2), 1.0)}, r"expected a start with events"),
+        ({"base": dist.Normal(torch.zeros(2), 1.0)}, r"expected a base with event dimensions"),
     ],
 )
 def test_what_it_refuses(options, message):
-    given = {"start": dist.Normal(torch.zeros(2), 1.0).to_event(1), "sigma_min": 0.01} | options
+    given = {"base": dist.Normal(torch.zeros(2), 1.0).to_event(1), "sigma_min": 0.01} | options
     with pytest.raises(ValueError, match=message):
-        ProbabilityFlow(lambda z, rates: z, **given)
+        ProbabilityFlow(lambda z, level: z, **given)
 
 
 # of a model

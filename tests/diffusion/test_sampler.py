@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
-from ppgen.diffusion import SAMPLERS, SCHEDULES, Rates, Schedule, draw
+from ppgen.diffusion import SAMPLERS, SCHEDULES, NoiseLevel, Schedule, sample
 from ppgen.models import Diffusion
 
 M, D = torch.tensor([1.0, -0.5], dtype=torch.float64), torch.tensor([0.5, 1.5], dtype=torch.float64)
@@ -29,18 +29,18 @@ STOCHASTIC = [
 ALL = [(name, options) for name, (_, options) in ORDERS.items()] + [("adaptive", {}), *STOCHASTIC]
 
 
-def denoise(z, rates, m=M, d=D):
-    a, s, _ = rates
+def denoise(z, level, m=M, d=D):
+    a, s, _ = level
     return m + a * d**2 / (s**2 + (a * d) ** 2) * (z - a * m)
 
 
-def deviation(rates):
+def deviation(level):
     """Of z, for each number."""
-    return (rates.noise**2 + (rates.signal * D) ** 2).sqrt()
+    return (level.noise**2 + (level.signal * D) ** 2).sqrt()
 
 
 def at(levels, i):
-    return Rates(*(rate[i] for rate in levels))
+    return NoiseLevel(*(rate[i] for rate in levels))
 
 
 def problem(schedule, count, rows=32):
@@ -49,7 +49,7 @@ def problem(schedule, count, rows=32):
     first, last = at(levels, 0), at(levels, -1)
     generator = torch.Generator().manual_seed(99)  # other numbers than the samplers' own
     unit = torch.randn(rows, 2, dtype=M.dtype, generator=generator)
-    z, end = (rates.signal * M + deviation(rates) * unit for rates in (first, last))
+    z, end = (level.signal * M + deviation(level) * unit for level in (first, last))
     return levels, z, denoise(end, last)
 
 
@@ -64,7 +64,7 @@ def test_deterministic_samplers_converge_to_the_ode_at_the_order_they_claim(samp
     errors = []
     for steps in (128, 256):
         levels, z, exact = problem(schedule, steps + 1)
-        errors.append((draw(denoise, z, levels, sampler=sampler, **options) - exact).abs().max())
+        errors.append((sample(denoise, z, levels, sampler=sampler, **options) - exact).abs().max())
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
     assert errors[1] < (0.05 if order == 1 else 0.005)
 
@@ -73,7 +73,7 @@ def test_deterministic_samplers_converge_to_the_ode_at_the_order_they_claim(samp
 def test_the_adaptive_one_keeps_to_its_tolerance(schedule):
     levels, z, exact = problem(schedule, 3)
     fine, rough = (
-        (draw(denoise, z, levels, sampler="adaptive", tolerance=tolerance) - exact).abs().max()
+        (sample(denoise, z, levels, sampler="adaptive", tolerance=tolerance) - exact).abs().max()
         for tolerance in (1e-8, 1e-3)
     )
     assert fine < 1e-6 < rough < 0.1
@@ -85,7 +85,7 @@ def test_stochastic_samplers_draw_from_the_marginal(sampler, options, schedule):
     torch.manual_seed(0)
     n = 4000
     levels, z, _ = problem(schedule, 400, rows=n)
-    v = draw(denoise, z, levels, sampler=sampler, **options)
+    v = sample(denoise, z, levels, sampler=sampler, **options)
     last = at(levels, -1)
     std = last.signal * D**2 / deviation(last)  # of E[v | z]
     # each of 72 numbers within 4.5 deviations of its mean, and the bias of 400 steps: fails once in 2000 times at most
@@ -99,16 +99,16 @@ def test_ancestral_draws_of_the_right_variance_are_exact_at_any_number_of_steps(
     n = 20000
     levels, z, _ = problem(schedule, 4, rows=n)
 
-    def posterior(z, rates):
-        return (D * rates.noise / deviation(rates)).expand(z.shape)
+    def posterior(z, level):
+        return (D * level.noise / deviation(level)).expand(z.shape)
 
-    path = draw(denoise, z, levels, sampler="ancestral", variance=posterior, return_path=True)
+    path = sample(denoise, z, levels, sampler="ancestral", variance=posterior, return_path=True)
     for i, state in enumerate(path[:-1]):
-        rates = at(levels, i)
+        level = at(levels, i)
         # 4 levels, 2 numbers, 5 schedules, mean and deviation: 80 at 4.5 deviations, fails once in 2000 times
-        assert ((state.mean(0) - rates.signal * M).abs() < 4.5 * deviation(rates) / n**0.5).all()
-        assert ((state.var(0) / deviation(rates) ** 2 - 1).abs() < 4.5 * (2 / n) ** 0.5).all()
-    small = draw(denoise, z, levels, sampler="ancestral")
+        assert ((state.mean(0) - level.signal * M).abs() < 4.5 * deviation(level) / n**0.5).all()
+        assert ((state.var(0) / deviation(level) ** 2 - 1).abs() < 4.5 * (2 / n) ** 0.5).all()
+    small = sample(denoise, z, levels, sampler="ancestral")
     assert ((small.var(0) / D**2 - 1).abs() > 0.1).any()  # which the small variance is not
 
 
@@ -127,7 +127,7 @@ def test_samplers_that_are_one(one, other, schedule):
     draws = []
     for sampler, options in (one, other):
         torch.manual_seed(3)
-        draws.append(draw(denoise, z, levels, sampler=sampler, **options))
+        draws.append(sample(denoise, z, levels, sampler=sampler, **options))
     torch.testing.assert_close(*draws)
 
 
@@ -137,9 +137,12 @@ def test_a_rescaled_path_has_the_same_draws(sampler, options, schedule):
     levels, z, _ = problem(schedule, 12)
     size = levels.signal + levels.noise
     draws = []
-    for start, rates in ((z, levels), (z / size[0], Rates(levels.signal / size, levels.noise / size, levels.log_snr))):
+    for start, level in (
+        (z, levels),
+        (z / size[0], NoiseLevel(levels.signal / size, levels.noise / size, levels.log_snr)),
+    ):
         torch.manual_seed(3)
-        draws.append(draw(denoise, start, rates, sampler=sampler, **options))
+        draws.append(sample(denoise, start, level, sampler=sampler, **options))
     torch.testing.assert_close(*draws)
 
 
@@ -147,10 +150,10 @@ def test_a_rescaled_path_has_the_same_draws(sampler, options, schedule):
 @pytest.mark.parametrize(("sampler", "options"), ALL, ids=str)
 def test_one_level_is_the_mean_and_single_precision_is_enough(sampler, options, schedule):
     levels, z, _ = problem(schedule, 1)
-    torch.testing.assert_close(draw(denoise, z, levels, sampler=sampler, **options), denoise(z, at(levels, 0)))
+    torch.testing.assert_close(sample(denoise, z, levels, sampler=sampler, **options), denoise(z, at(levels, 0)))
     levels, z, _ = problem(schedule, 30)
     single = partial(denoise, m=M.float(), d=D.float())
-    v = draw(single, z.float(), Rates(*(rate.float() for rate in levels)), sampler=sampler, **options)
+    v = sample(single, z.float(), NoiseLevel(*(rate.float() for rate in levels)), sampler=sampler, **options)
     assert v.dtype == torch.float32
     assert v.isfinite().all()
 
@@ -159,30 +162,30 @@ def test_one_level_is_the_mean_and_single_precision_is_enough(sampler, options, 
 def test_paths_and_how_often_a_sampler_asks(sampler, options):
     asked = []
 
-    def counted(z, rates):
-        asked.append(rates)
-        return denoise(z, rates)
+    def counted(z, level):
+        asked.append(level)
+        return denoise(z, level)
 
     levels, z, _ = problem("straight", 6)
     torch.manual_seed(3)
-    path = draw(counted, z, levels, sampler=sampler, return_path=True, **options)
+    path = sample(counted, z, levels, sampler=sampler, return_path=True, **options)
     assert len(path) == 7
     torch.testing.assert_close(path[0], z)
     torch.testing.assert_close(path[-1], denoise(path[-2], at(levels, -1)))
     if sampler != "adaptive":
         assert len(asked) == (11 if sampler in ("heun", "edm") else 6)
-    for rates in asked:  # churned ones too are rates of a path
-        torch.testing.assert_close(rates.log_snr, 2 * (rates.signal / rates.noise).log())
+    for level in asked:  # churned ones too are rates of a path
+        torch.testing.assert_close(level.log_snr, 2 * (level.signal / level.noise).log())
     torch.manual_seed(3)
     near = {"rtol": 1e-3, "atol": 1e-3} if sampler == "adaptive" else {}  # it does not stop at the levels now
-    torch.testing.assert_close(draw(denoise, z, levels, sampler=sampler, **options), path[-1], **near)
+    torch.testing.assert_close(sample(denoise, z, levels, sampler=sampler, **options), path[-1], **near)
 
 
 def test_gradients_pass():
     levels, z, _ = problem("cosine", 6)
     z.requires_grad_()
     for sampler in SAMPLERS:
-        (slope,) = torch.autograd.grad(draw(denoise, z, levels, sampler=sampler).sum(), z)
+        (slope,) = torch.autograd.grad(sample(denoise, z, levels, sampler=sampler).sum(), z)
         assert (slope > 0).all()
 
 
@@ -193,27 +196,27 @@ def test_gradients_pass():
         ({"sampler": "heun", "eta": 0.5}, r"sampler='heun' has no such option: .*'eta'"),
         ({"sampler": "ddim", "eta": 1.5}, r"expected eta in \[0, 1\], got 1.5"),
         ({"sampler": "ancestral", "variance": "wide"}, r"expected variance to be 'small', 'large' or a function"),
-        ({"sampler": "ancestral", "sigma_data": 0.0}, r"expected data_scale > 0, got 0.0"),
+        ({"sampler": "ancestral", "sigma_data": 0.0}, r"expected sigma_data > 0, got 0.0"),
         ({"sampler": "edm", "churn": -1.0}, r"expected churn of at least 0"),
-        ({"sampler": "edm", "s_max": math.inf}, r"sampler='edm' adds noise .* the first level has none"),
+        ({"sampler": "edm", "s_max": math.inf}, r"sampler='edm' adds noise .* infinite at the first level"),
         ({"sampler": "adaptive", "tolerance": 0.0}, r"expected tolerance > 0, got 0.0"),
     ],
 )
 def test_samplers_refuse(options, message):
     levels, z, _ = problem("straight", 6)
     with pytest.raises(ValueError, match=message):
-        draw(denoise, z, levels, **options)
+        sample(denoise, z, levels, **options)
 
 
 def test_levels_that_no_sampler_serves():
     levels, z, _ = problem("cosine", 6)
-    backward = Rates(*(rate.flip(0) for rate in levels))
-    noiseless = Rates(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.0]), torch.tensor([0.0, math.inf]))
+    backward = NoiseLevel(*(rate.flip(0) for rate in levels))
+    noiseless = NoiseLevel(torch.tensor([0.5, 1.0]), torch.tensor([0.5, 0.0]), torch.tensor([0.0, math.inf]))
     for wrong in (backward, noiseless):
-        with pytest.raises(ValueError, match="expected levels from most noise to least"):
-            draw(denoise, z, wrong)
+        with pytest.raises(ValueError, match="expected levels from the most noise to the least"):
+            sample(denoise, z, wrong)
     with pytest.raises(ValueError, match=r"expected levels of shape \(n,\)"):
-        draw(denoise, z, at(levels, 0))
+        sample(denoise, z, at(levels, 0))
 
 
 # draws of a model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ppgen
-from ppgen.diffusion import straight
+from ppgen.diffusion import linear_interpolation
 from ppgen.models import FlowMatching
 
 D, B, M = 0.5, 1.5, 2.0  # deviations of Gaussian data and base, and where the data lie
@@ -141,7 +141,7 @@ def test_the_closed_form_is_the_minimizer(together):
     """
     model = exact(together=together)
     u, z, velocity = model.path(distribution(M, D).sample((2000 if together else 50_000,)))
-    error = velocity - model.denoiser.raw(z, straight(u), None).detach()
+    error = velocity - model.denoiser.raw(z, linear_interpolation(u), None).detach()
     u = u[:, None]
     directions = [torch.ones_like(u), u, z, u * z, z.square(), (3 * u).cos()]
     if together:
