@@ -248,7 +248,7 @@ def test_where_noise_is_gaussian_and_independent_such_samplers_draw():
     [
         ({"coupling": "best"}, ValueError, r"'sinkhorn'"),
         ({"times": "now"}, ValueError, r"'stratified'"),
-        ({"epsilon": 0.1}, ValueError, r"epsilon > 0 of 'sinkhorn'"),
+        ({"epsilon": 0.1}, ValueError, r"epsilon > 0 for coupling='sinkhorn'"),
         ({"bridge": -1.0}, ValueError, r"bridge of at least 0, got -1"),
         ({"label_weight": -1.0}, ValueError, r"label_weight"),
         ({"base": dist.Normal(0.0, 1.0)}, ValueError, r"one event of shape \(2,\), got batch shape \(\)"),
