@@ -37,8 +37,8 @@ class EncoderDecoder(LatentVariableModel):
     def __init__(self, code: Head, likelihood: Head, options: NetworkOptions) -> None:
         network, _ = lookup(NETWORKS, options.network, option="network")
         width, context_dim = code.size * options.latent_dim, options.num_classes or 0
-        encoder = network(options.event_shape, width, context_dim=context_dim, **options.network_options())
-        encoder = ConditionalDistribution(encoder, code)
+        body = network(options.event_shape, width, context_dim=context_dim, **options.network_options())
+        encoder = ConditionalDistribution(body, code)
         super().__init__(likelihood, options)
         self.encoder = encoder
 

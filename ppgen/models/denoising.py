@@ -1,6 +1,10 @@
-"""What models made of a denoiser share: its network, the labels that it is conditioned on, and checks of data."""
+"""What all models with a denoiser share: the network, its conditioning on labels or contexts, and the scale of data.
+
+The denoiser sees data x as v: as they are, or gray levels 0 .. K - 1 mapped to [-1, 1].
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,50 +14,118 @@ from ppgen.diffusion import Denoiser
 from ppgen.models.checks import check_event_shape, check_labels, check_levels, check_support, one_hot
 from ppgen.nets import ResidualDense, UNet, lookup
 
-__all__ = ["Denoising"]
+__all__ = ["DenoiserOptions", "DenoisingModel"]
+
+NETWORKS: dict[str, Any] = {"dense": ResidualDense, "unet": UNet}
 
 
-class Denoising(nn.Module):
-    """A denoiser, and data (n, *event_shape) with labels or contexts; arguments as `ppgen.models.Diffusion` has them.
+@dataclass(frozen=True, kw_only=True)
+class DenoiserOptions:
+    """Options of a model with a denoiser.
+
+    Attributes:
+        event_shape: (features,) of a table or (channels, height, width) of images.
+        network: "dense", "unet", or a module as `ppgen.diffusion.Denoiser` calls it; None for "unet" of images and
+            "dense" of tables.
+        hidden: hidden widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for its default.
+        sigma_data: the standard deviation of an element of v, by which the network's input and output are scaled.
+        levels: K, of data that are integers 0 .. K - 1; None for real numbers.
+        num_classes: the number of labels of a conditional model; None without labels.
+        context_dim: the width of contexts (n, context_dim), which replace labels.
+        label_dropout: the probability that a label or context is dropped in training, which guidance needs.
+        options: further options of the network, such as ``{"attention": True}``.
 
     Raises:
-        ValueError: an option is out of range or unknown.
+        ValueError: if an option is out of range.
+    """
+
+    event_shape: Sequence[int] = field(kw_only=False)
+    network: str | nn.Module | None = None
+    hidden: Sequence[int] | None = None
+    sigma_data: float = 1.0
+    levels: int | None = None
+    num_classes: int | None = None
+    context_dim: int = 0
+    label_dropout: float = 0.1
+    options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.levels is not None and self.levels < 2:
+            raise ValueError(f"expected levels of at least 2, got {self.levels}")
+        if self.num_classes is not None and self.context_dim:
+            got = f"{self.num_classes} and {self.context_dim}"
+            raise ValueError(f"expected num_classes or context_dim, got both, {got}")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"expected label_dropout in [0, 1), got {self.label_dropout}")
+
+    def network_options(self) -> dict[str, Any]:
+        """Further options of the network alone."""
+        return dict(self.options or {})
+
+    def make_network(self, *, learned_scale: bool) -> nn.Module:
+        """The network of the denoiser.
+
+        Args:
+            learned_scale: whether it has twice as many outputs, the second half for a standard deviation.
+
+        Raises:
+            ValueError: if the network is unknown or does not accept an option.
+        """
+        options = self.network_options()
+        if isinstance(self.network, nn.Module):
+            if self.hidden is not None or options:
+                raise ValueError(
+                    "hidden and options are those of a network by name, got a module and "
+                    f"hidden={self.hidden}, options={options}"
+                )
+            return self.network
+        default = "unet" if len(self.event_shape) == 3 else "dense"
+        name = default if self.network is None else self.network
+        make = lookup(NETWORKS, name, option="network")
+        first, *rest = self.event_shape
+        channels = 2 * first if learned_scale else first
+        out = (channels, *rest) if make is ResidualDense else channels
+        if self.hidden is not None:
+            options["hidden"] = tuple(self.hidden)
+        context_dim = Denoiser.level_dim + (self.num_classes or 0) + self.context_dim
+        try:
+            return make(tuple(self.event_shape), out, context_dim=context_dim, **options)
+        except TypeError as error:
+            raise ValueError(f"network={name!r} has no such option: {error}") from error
+
+
+class DenoisingModel(nn.Module):
+    """A denoiser E[v | z], and the map between data x and v.
+
+    Args:
+        options: the options of the constructor.
+        prediction_type: the target of the network, a row of `ppgen.diffusion.PREDICTION_TYPES`.
+        learned_scale: whether the network predicts a standard deviation of v given z as well.
+        by_noise_fraction: the embedding of the noise level, see `ppgen.diffusion.Denoiser`.
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
     """
 
     def __init__(
         self,
-        event_shape: Sequence[int],
+        options: DenoiserOptions,
         *,
-        network: str | nn.Module | None,
-        hidden: Sequence[int] | None,
         prediction_type: str,
-        sigma_data: float,
         learned_scale: bool = False,
         by_noise_fraction: bool = False,
-        levels: int | None,
-        num_classes: int | None,
-        context_dim: int,
-        label_dropout: float,
-        options: Mapping[str, Any] | None,
     ) -> None:
         super().__init__()
-        if levels is not None and levels < 2:
-            raise ValueError(f"expected levels of at least 2, got {levels}")
-        if num_classes is not None and context_dim:
-            raise ValueError(f"expected num_classes or context_dim, got both, {num_classes} and {context_dim}")
-        if not 0 <= label_dropout < 1:
-            raise ValueError(f"expected label_dropout in [0, 1), got {label_dropout}")
-        self.event_shape, self.sigma_data = tuple(event_shape), sigma_data
-        self.levels: Any = levels  # K, or None
-        self.num_classes, self.context_dim = num_classes, context_dim
-        self.conditional = num_classes is not None or context_dim > 0
-        self.label_dropout = label_dropout if self.conditional else 0.0
-        width = (num_classes or 0) + context_dim
+        self.event_shape, self.sigma_data = tuple(options.event_shape), options.sigma_data
+        self.levels: Any = options.levels  # int or None
+        self.num_classes, self.context_dim = options.num_classes, options.context_dim
+        self.conditional = self.num_classes is not None or self.context_dim > 0
+        self.label_dropout = options.label_dropout if self.conditional else 0.0
         self.denoiser = Denoiser(
-            _network(network, self.event_shape, hidden, learned_scale, width, dict(options or {})),
+            options.make_network(learned_scale=learned_scale),
             self.event_shape,
             prediction_type=prediction_type,
-            sigma_data=sigma_data,
+            sigma_data=self.sigma_data,
             learned_scale=learned_scale,
             by_noise_fraction=by_noise_fraction,
         )
@@ -64,12 +136,16 @@ class Denoising(nn.Module):
         return "levels"
 
     def check(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Whether the data are what this model expects; looks at every value, so call it once a data set.
+        """Checks the data. This reads every value, so call it once for a data set.
+
+        Args:
+            x: data (n, *event_shape).
+            y: labels (n,) or contexts (n, context_dim), if and only if the model is conditional.
 
         Raises:
-            TypeError: x is no tensor.
-            ValueError: x is not (n, *event_shape), not finite, of integers without levels or of other levels; y is
-                missing, not wanted, or no label.
+            TypeError: if x is not a tensor.
+            ValueError: if x is not (n, *event_shape), is not finite, has integers in a model without levels or values
+                that are no levels; if y is missing, not expected, or not valid.
         """
         check_event_shape(x, self.event_shape)
         if self.levels is not None:
@@ -78,9 +154,18 @@ class Denoising(nn.Module):
             raise ValueError(f"a density has no bound on integers, got {x.dtype}; build the model with their levels")
         else:
             check_support(x, x.isfinite(), "finite numbers", "drop or impute the rest")
-        self._check_labels(y, x.shape[:1])
+        self.check_labels(y, x.shape[:1])
 
-    def _check_labels(self, y: Tensor | None, shape: torch.Size) -> None:
+    def check_labels(self, y: Tensor | None, shape: torch.Size) -> None:
+        """Checks labels or contexts.
+
+        Args:
+            y: labels (*shape), contexts (*shape, context_dim), or None.
+            shape: the expected shape.
+
+        Raises:
+            ValueError: if y is missing, not expected, or not valid.
+        """
         if self.context_dim:
             if y is None or tuple(y.shape) != (*shape, self.context_dim):
                 got = "none" if y is None else tuple(y.shape)
@@ -88,56 +173,27 @@ class Denoising(nn.Module):
         else:
             check_labels(y, shape, self.num_classes)
 
+    def unscale(self, v: Tensor) -> Tensor:
+        """The data x of v, before levels are rounded."""
+        return v if self.levels is None else (v + 1) / 2 * (self.levels - 1)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        """The values v of data x."""
+        v = x.to(self._dtype)
+        return v if self.levels is None else 2 * v / (self.levels - 1) - 1
+
     def _context(self, y: Tensor | None) -> Tensor | None:
+        """The context of the network: one-hot labels, or contexts."""
         if self.context_dim and y is not None:
             return y.to(self._dtype)
         return one_hot(y, self.num_classes, self._dtype)
 
-    def _dropped(self, context: Tensor | None) -> Tensor | None:
-        """The context, in training left out of some rows: zeros stand for none."""
+    def _drop_context(self, context: Tensor | None) -> Tensor | None:
+        """In training, replaces the context by zeros with probability `label_dropout`, row by row."""
         if context is None or not self.training or not self.label_dropout:
             return context
         return context * (torch.rand_like(context[:, :1]) >= self.label_dropout)
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        """v: the data as the chain has them."""
-        v = x.to(self._dtype)
-        return v if self.levels is None else 2 * v / (self.levels - 1) - 1
-
-    def _unscaled(self, v: Tensor) -> Tensor:
-        """The data that v stands for."""
-        return v if self.levels is None else self._real(v).round().clamp(0, self.levels - 1).long()
-
-    def _real(self, v: Tensor) -> Tensor:
-        """The same before levels are rounded."""
-        return v if self.levels is None else (v + 1) / 2 * (self.levels - 1)
-
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.denoiser.parameters()).dtype
-
-
-def _network(
-    network: str | nn.Module | None,
-    event_shape: tuple[int, ...],
-    hidden: Sequence[int] | None,
-    twice: bool,
-    context_dim: int,
-    options: dict[str, Any],
-) -> nn.Module:
-    """The network of a denoiser."""
-    if isinstance(network, nn.Module):
-        if hidden is not None or options:
-            raise ValueError(f"hidden and options are those of a network by name, got a module and {hidden}, {options}")
-        return network
-    images = len(event_shape) == 3
-    name = ("unet" if images else "dense") if network is None else network
-    make = lookup({"dense": ResidualDense, "unet": UNet}, name, option="network")
-    first, *rest = event_shape
-    out: Any = (2 * first if twice else first, *rest) if make is ResidualDense else (2 * first if twice else first)
-    given = options | ({} if hidden is None else {"hidden": tuple(hidden)})
-    width = Denoiser.level_dim + context_dim
-    try:
-        return make(event_shape, out, context_dim=width, **given)
-    except TypeError as error:
-        raise ValueError(f"network={name!r} has no such option: {error}") from error

@@ -1,142 +1,153 @@
-"""Diffusion as a hierarchical pair: a guide that adds noise to data, and a model that takes it off again.
+"""Diffusion as a hierarchical model: the guide adds noise to data step by step, and the model removes it again.
 
-With rates a_i, s_i at times i / T of a schedule (see `ppgen.diffusion.schedule`) and v the data, scaled,
+With signal a_i and noise s_i at times i / T of a schedule (see `ppgen.diffusion.schedule`) and v the scaled data,
 
     guide    q(z_T | x) = N(a_T v, s_T^2 I),    q(z_{i-1} | z_i, x) = N(b z_i + c v, g^2 I)        fixed
     model    p(z_T) = N(0, (s_T^2 + a_T^2 d^2) I),
              p(z_{i-1} | z_i) = N(b z_i + c E[v | z_i], (g^2 + c^2 V_i) I),    p(x | z_0)
 
-b, c, g being those of the bridge q(z_{i-1} | z_i, x). The model's step is the guide's, averaged over a Gaussian at the
-denoiser's E[v | z_i] with variance V_i: zero, that of data N(0, d^2 I), or a learned one. Two of these are Ho et al.'s
-variances, beta~ and beta (2020, section 3.2). Given z_0 the data are levels with probabilities in proportion to
-N(z_0; a_0 v, s_0^2), or numbers N(z_0 / a_0, (s_0 / a_0)^2) (Kingma et al. 2021, equation 8).
+where b, c and g are those of the bridge q(z_{i-1} | z_i, x). A step of the model is a step of the guide, averaged over
+v ~ N(E[v | z_i], V_i I). The variance V_i is zero ("small"), that of Gaussian data N(0, d^2 I) ("large"), or learned; the
+first two are the variances beta~ and beta of Ho et al., https://arxiv.org/abs/2006.11239, section 3.2. Given z_0, the data
+are levels with probabilities proportional to N(z_0; a_0 v, s_0^2), or numbers from N(z_0 / a_0, (s_0 / a_0)^2) (Kingma et
+al., https://arxiv.org/abs/2107.00630, equation 8).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppgen.diffusion import NoiseLevel, bridge, make_schedule
 from ppgen.diffusion.schedule import Schedule
 from ppgen.models.conditioned import Conditioned
-from ppgen.models.sampling import Drawing
+from ppgen.models.denoising import DenoiserOptions
+from ppgen.models.options import constructed_from
+from ppgen.models.sampling import DEQUANTIZATIONS, DenoisingSampler, Dequantization
 from ppgen.nets import evaluation, lookup
 
-__all__ = ["Diffusion"]
+__all__ = ["Diffusion", "DiffusionOptions"]
 
-# by name: whether V is that of data N(0, d^2 I), and whether it is learned
+# by name: whether V is that of Gaussian data N(0, d^2 I), and whether it is learned
 VARIANCES = {"small": (False, False), "large": (True, False), "learned": (False, True)}
+SCHEDULE_OPTIONS = ("sigma_min", "sigma_max")
 
 
-class Diffusion(Drawing):
-    """A chain z_T, .., z_0, x of T + 1 latents a datum, each over the plate "data" of x's rows.
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions(DenoiserOptions):
+    """Options of :class:`Diffusion`; ``options`` may contain "sigma_min" and "sigma_max" of the schedule too.
 
-    `model` and `guide` are the whole chain, for `ppgen.ELBO`; `ppgen.DiffusionELBO` trains on one step of it at
-    a time.
-
-    Args:
-        event_shape: (features,) of a table or (channels, height, width) of images.
-        network: "dense", "unet", or a module as `ppgen.diffusion.Denoiser` takes it; None for "unet" of images and
-            "dense" of the rest.
-        hidden: widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for its own.
+    Attributes:
         schedule: a row of `ppgen.diffusion.SCHEDULES`, "learned", or a `Schedule`.
         steps: T; None for continuous time, a chain of infinitely many steps, whose program is `distribution`.
-        prediction_type: what the network predicts, a row of `ppgen.diffusion.PREDICTION_TYPES`.
-        variance: V above: "small", "large", or "learned".
-        data_scale: d, the deviation of a number of the data.
-        levels: K, of data that are integers 0 .. K - 1, which are spread over [-1, 1].
-        num_classes: the number of labels when the model is conditioned on them.
-        context_dim: the width of contexts (n, context_dim) that take the place of labels.
-        label_dropout: how often a label, or a context, is left out in training by single steps, so that draws can be
-            guided.
-        options: further ones of the network, such as ``{"attention": True}``, and of the schedule, "sigma_min" and "sigma_max".
-
-    Raises:
-        ValueError: an option is out of range or unknown, or the schedule's end is not noise.
+        prediction_type: the target of the network, a row of `ppgen.diffusion.PREDICTION_TYPES`.
+        variance: the variance V: "small", "large", or "learned".
     """
 
-    def __init__(
-        self,
-        event_shape: Sequence[int],
-        *,
-        network: str | nn.Module | None = None,
-        hidden: Sequence[int] | None = None,
-        schedule: str | Schedule = "cosine",
-        steps: int | None = 100,
-        prediction_type: str = "edm",
-        variance: str = "large",
-        sigma_data: float = 1.0,
-        levels: int | None = None,
-        num_classes: int | None = None,
-        context_dim: int = 0,
-        label_dropout: float = 0.1,
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        if steps is not None and steps < 1:
-            raise ValueError(f"expected steps of at least 1, or None for continuous time, got {steps}")
-        wide, learned = lookup(VARIANCES, variance, option="variance")
-        options = dict(options or {})
-        ends = {key: options.pop(key) for key in ("sigma_min", "sigma_max") if key in options}
-        super().__init__(
-            event_shape,
-            network=network,
-            hidden=hidden,
-            prediction_type=prediction_type,
-            sigma_data=sigma_data,
-            learned_scale=learned,
-            levels=levels,
-            num_classes=num_classes,
-            context_dim=context_dim,
-            label_dropout=label_dropout,
-            options=options,
-        )
-        self.steps, self.wide = steps, wide
-        self.schedule = make_schedule(schedule, **ends)
-        self.schedule.check_terminal_snr()
-        if prediction_type in ("noise", "score") and math.isinf(self.schedule.sigma_max):
+    schedule: str | Schedule = "cosine"
+    steps: int | None = 100
+    prediction_type: str = "edm"
+    variance: str = "large"
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"expected steps of at least 1, or None for continuous time, got {self.steps}")
+        super().__post_init__()
+
+    def network_options(self) -> dict[str, Any]:
+        """Further options of the network alone."""
+        return {key: value for key, value in super().network_options().items() if key not in SCHEDULE_OPTIONS}
+
+    def make_schedule(self) -> Schedule:
+        """The schedule.
+
+        Raises:
+            ValueError: if it is unknown, does not end in noise, or does not suit the prediction type.
+        """
+        options = dict(self.options or {})
+        schedule = make_schedule(self.schedule, **{key: options[key] for key in SCHEDULE_OPTIONS if key in options})
+        schedule.check_terminal_snr()
+        if self.prediction_type in ("noise", "score") and math.isinf(schedule.sigma_max):
             raise ValueError(
-                f"prediction_type={prediction_type!r} divides by the signal, of which schedule={schedule!r} leaves none at its end; "
-                "take prediction_type='velocity' or 'edm'"
+                f"prediction_type={self.prediction_type!r} divides by the signal, which is zero at the end of "
+                f"schedule={self.schedule!r}; choose prediction_type='velocity' or 'edm'"
             )
+        return schedule
+
+
+def _normal(model: "Diffusion", x: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise and probabilities of levels as in the chain, q(z_0 | x) and P(x | z_0).
+
+    This suits a density that has learned a peak at each level, as it does if there are few levels.
+    """
+    first, v = model._noise_level(0), model._scale(x)
+    q = dist.Normal(v, first.noise / first.signal).to_event(len(model.event_shape))
+    z = q.sample()
+    return z, model.observation(first.signal * z).log_prob(x) - q.log_prob(z)
+
+
+class Diffusion(DenoisingSampler):
+    """A chain z_T, .., z_0, x of T + 1 latents per row, over the plate "data" of the rows of x.
+
+    `model` and `guide` are the whole chain, for `ppgen.ELBO`; `ppgen.DiffusionELBO` trains on one step of it at a time
+    (Sohl-Dickstein et al., https://arxiv.org/abs/1503.03585; Ho et al., https://arxiv.org/abs/2006.11239).
+
+    The arguments are the fields of :class:`DiffusionOptions`.
+
+    Raises:
+        ValueError: if an option is unknown or out of range, or the schedule does not end in noise.
+    """
+
+    dequantizations: ClassVar[dict[str, Dequantization]] = DEQUANTIZATIONS | {"normal": _normal}
+
+    @constructed_from(DiffusionOptions)
+    def __init__(self, options: DiffusionOptions) -> None:
+        wide, learned = lookup(VARIANCES, options.variance, option="variance")
+        super().__init__(options, prediction_type=options.prediction_type, learned_scale=learned)
+        self.steps, self.wide = options.steps, wide
+        self.schedule = options.make_schedule()
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        """z_T, then z_{i-1} given z_i down to z_0, then x.
+        """The program z_T, then z_{i-1} given z_i down to z_0, then x.
 
-        In continuous time there is x alone, of the law of the probability-flow ODE (see `distribution`), levels with uniform
-        noise.
+        In continuous time it has the site x alone, distributed as `distribution`, levels with uniform noise.
+
+        Args:
+            x: data (n, *event_shape).
+            y: labels (n,) or contexts (n, context_dim) of a conditional model.
         """
         self._register()
         if self.steps is None:
-            return self._marginal(x, y)
-        times, context = self._times(x, self.steps), self._context(y)
+            return self._density_program(x, y)
+        levels, context = self._levels(x, self.steps), self._context(y)
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample(f"z_{self.steps}", self._last(times[-1], x.shape[:1]))
-            for i in range(len(times) - 1, 0, -1):
-                z = pyro.sample(f"z_{i - 1}", self._step(z, times[i - 1], times[i], context))
-            pyro.sample("x", self.observation(z), obs=x if self.levels is not None else self._scaled(x))
+            z = pyro.sample(f"z_{self.steps}", self._terminal_distribution(levels[-1], x.shape[:1]))
+            for i in range(len(levels) - 1, 0, -1):
+                z = pyro.sample(f"z_{i - 1}", self._step(z, levels[i - 1], levels[i], context))
+            pyro.sample("x", self.observation(z), obs=x if self.levels is not None else self._scale(x))
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """z_T given x, then z_{i-1} given z_i and x: the data with less and less noise; in continuous time, nothing."""
+        """The program z_T given x, then z_{i-1} given z_i and x; empty in continuous time. Arguments as in `model`."""
         if self.steps is None:
             return
         if self._learns_schedule:
             pyro.module("schedule", self.schedule)
-        times, v, rank = self._times(x, self.steps), self._scaled(x), len(self.event_shape)
+        levels, v, rank = self._levels(x, self.steps), self._scale(x), len(self.event_shape)
         with pyro.plate("data", len(x), dim=-1):
-            last = times[-1]
+            last = levels[-1]
             z = pyro.sample(f"z_{self.steps}", dist.Normal(last.signal * v, last.noise).to_event(rank))
-            for i in range(len(times) - 1, 0, -1):
-                from_z, from_x, scale = bridge(times[i - 1], times[i])
+            for i in range(len(levels) - 1, 0, -1):
+                from_z, from_x, scale = bridge(levels[i - 1], levels[i])
                 z = pyro.sample(f"z_{i - 1}", dist.Normal(from_z * z + from_x * v, scale).to_event(rank))
 
     def observation(self, z: Tensor) -> TorchDistribution:
-        """p(x | z_0)."""
+        """p(x | z_0), for z_0 (*batch, *event_shape)."""
         first, rank = self.schedule(z.new_zeros(())), len(self.event_shape)
         mean, scale = z / first.signal, first.noise / first.signal
         if self.levels is None:
@@ -145,13 +156,22 @@ class Diffusion(Drawing):
         return dist.Categorical(logits=-((mean.unsqueeze(-1) - grid) / scale).square() / 2).to_event(rank)
 
     def bound(self, x: Tensor, y: Tensor | None = None, *, particles: int = 1) -> Tensor:
-        """A lower bound of log p(x_i), or log p(x_i | y_i), by the chain, estimated without bias, in nats: (n,).
+        """An unbiased estimate of the chain's lower bound of log p(x), or of log p(x | y).
 
-        The mean over m draws, `particles`, of what `ends` and `rate` have, with opposite sign, and of one step in each
-        of m equal parts of the chain.
+        It is minus the mean, over m draws, of `ends` and `rate`, where each draw takes a step in another of m equal parts
+        of the chain.
+
+        Args:
+            x: as in `check`.
+            y: as in `check`.
+            particles: the number m of draws.
+
+        Returns:
+            The estimates in nats, (n,).
 
         Raises:
-            ValueError: for particles below 1, and values, shapes and labels that `check` refuses.
+            TypeError: as `check` does.
+            ValueError: as `check` does, and for particles below 1.
         """
         self.check(x, y)
         if particles < 1:
@@ -166,73 +186,88 @@ class Diffusion(Drawing):
     def condition(
         self, program: Callable[..., Any], *, site: str | None = None, cg_steps: int = 5, floor: float = 0.2
     ) -> Conditioned:
-        """p(x | y) by what a Pyro program observes, this model being the prior of x; to be drawn by its `sample`.
+        """p(x | y) for the observations y of a Pyro program, with this model as the prior of x; call its `sample`.
 
         ::
 
-            def half(x):
+            def upper_rows(x):
                 pyro.sample("y", dist.Normal(x[..., :4, :], 0.1).to_event(3), obs=y)
 
-            model.condition(half).sample(16)
+            model.condition(upper_rows).sample(16)
 
         Args:
-            program: with observed sites alone, called with data x (n, *event_shape), real numbers where there are
-                levels too; its rows are draws. Or, if a site is named, a whole program without arguments, whose only
-                latent is this site, of the law `distribution` (of v, levels spread over [-1, 1]), under plates or expanded. It
-                is run under one more plate, of the draws, to the left of all others, so it must broadcast.
-            site: a name in that program.
-            cg_steps, floor: see `ppgen.diffusion.posterior`, which says what is approximate in the draws; floor is
-                in units of `sigma_data`.
+            program: a program with observed sites only, called with draws x (n, *event_shape), real numbers also in a
+                model with levels. If a site is named, a program without arguments whose only latent is that site, with
+                the distribution `distribution` (of v, levels in [-1, 1]), in plates or expanded. It runs in one more
+                plate, of the draws, to the left of all others, so it must broadcast.
+            site: the name of the latent site.
+            cg_steps: as in `ppgen.diffusion.posterior`, which describes the approximation.
+            floor: as in `ppgen.diffusion.posterior`, in units of `sigma_data`.
 
         Raises:
-            ValueError: the program has no such latent, or one of another law; when it is sampled, for likelihoods with
-                latents, without observations, or whose shapes do not broadcast.
+            ValueError: if the program has no such latent site, or its distribution is another one. The draws raise it
+                for likelihoods with latents, without observations, or with shapes that do not broadcast.
         """
         return Conditioned(self, program, site=site, cg_steps=cg_steps, floor=floor / self.sigma_data)
 
-    # what DiffusionELBO asks of a chain
+    # the methods that DiffusionELBO needs, see `ppgen.models.protocols.DiffusionChain`
 
     def ends(self, x: Tensor) -> Tensor:
-        """What the chain's two ends contribute to -log p(x), in nats: (n,).
+        """The terms of -log p(x) at both ends of the chain, in nats: (n,).
 
-        KL(q(z_T | x), p(z_T)), in closed form, and -log p(x | z_0) at a draw of z_0.
+        KL(q(z_T | x), p(z_T)) in closed form, and -log p(x | z_0) at a draw of z_0.
         """
-        v, rank = self._scaled(x), len(self.event_shape)
+        v, rank = self._scale(x), len(self.event_shape)
         first, last = (self.schedule(v.new_full((), t)) for t in (0.0, 1.0))
         q = dist.Normal(last.signal * v, last.noise).to_event(rank)
+        kl = torch.distributions.kl_divergence(q, self._terminal_distribution(last, v.shape[:1]))
         z = first.signal * v + first.noise * torch.randn_like(v)
-        scored = x if self.levels is not None else v
-        return torch.distributions.kl_divergence(q, self._last(last, v.shape[:1])) - self.observation(z).log_prob(
-            scored
-        )
+        return kl - self.observation(z).log_prob(x if self.levels is not None else v)
 
     def rate(self, u: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """What the steps contribute, by one step for each row, the one at u (n,) in [0, 1): (n,), in nats.
+        """The terms of -log p(x) at the steps of the chain, estimated from one step for each row.
 
-        T KL(q(z_{i-1} | z_i, x), p(z_{i-1} | z_i)) with i - 1 = floor(u T), or in continuous time
+        This is T KL(q(z_{i-1} | z_i, x), p(z_{i-1} | z_i)) with i - 1 = floor(u T), or in continuous time
 
-            -1/2 SNR'(u) |v - E[v | z_u]|^2                                          Kingma et al. 2021, equation 17
+            -1/2 SNR'(u) |v - E[v | z_u]|^2            Kingma et al., https://arxiv.org/abs/2107.00630, equation 17
 
         Its mean over u is the sum over all steps.
+
+        Args:
+            u: times (n,) in [0, 1).
+            x: as in `check`.
+            y: as in `check`.
+
+        Returns:
+            The estimates in nats, (n,).
         """
         self._register()
-        v, context = self._scaled(x), self._dropped(self._context(y))
+        v, context = self._scale(x), self._drop_context(self._context(y))
         if self.steps is None:
             level = self.schedule(u)
             error = self._error(level, v, context)
             return -0.5 * self.schedule.log_snr_derivative(u) * level.log_snr.exp() * error
         i = (u * self.steps).floor().clamp(max=self.steps - 1)
         r, t = self.schedule(i / self.steps), self.schedule((i + 1) / self.steps)
-        wide = t.unsqueeze_like(v)
-        z = wide.signal * v + wide.noise * torch.randn_like(v)
-        from_z, from_x, scale = bridge(r.unsqueeze_like(v), wide)
+        per_row = t.unsqueeze_like(v)
+        z = per_row.signal * v + per_row.noise * torch.randn_like(v)
+        from_z, from_x, scale = bridge(r.unsqueeze_like(v), per_row)
         q = dist.Normal(from_z * z + from_x * v, scale).to_event(len(self.event_shape))
         return self.steps * torch.distributions.kl_divergence(q, self._step(z, r, t, context))
 
     def error(self, level: NoiseLevel, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """|v - E[v | z]|^2 at a draw of z for each row, at rates (n,): (n,)."""
+        """The squared error |v - E[v | z]|^2 at a draw of z for each row.
+
+        Args:
+            level: noise levels (n,).
+            x: as in `check`.
+            y: as in `check`.
+
+        Returns:
+            The errors (n,).
+        """
         self._register()
-        return self._error(level, self._scaled(x), self._dropped(self._context(y)))
+        return self._error(level, self._scale(x), self._drop_context(self._context(y)))
 
     def _error(self, level: NoiseLevel, v: Tensor, context: Tensor | None) -> Tensor:
         a, s, _ = level.unsqueeze_like(v)
@@ -241,27 +276,28 @@ class Diffusion(Drawing):
 
     def _step(self, z: Tensor, r: NoiseLevel, t: NoiseLevel, context: Tensor | None) -> TorchDistribution:
         """p(z_r | z_t)."""
-        mean, spread = self.denoiser.moments(z, t, context)
-        wide = t.unsqueeze_like(z)
+        mean, std = self.denoiser.moments(z, t, context)
+        per_row = t.unsqueeze_like(z)
         if self.wide:
-            spread = wide.posterior_std(self.sigma_data)
-        step = bridge(r.unsqueeze_like(z), wide).averaged(z, mean, spread)
+            std = per_row.posterior_std(self.sigma_data)
+        step = bridge(r.unsqueeze_like(z), per_row).averaged(z, mean, std)
         return dist.Normal(*step).to_event(len(self.event_shape))
 
-    def _last(self, level: NoiseLevel, batch: torch.Size) -> TorchDistribution:
+    def _terminal_distribution(self, level: NoiseLevel, batch: torch.Size) -> TorchDistribution:
         """p(z_T)."""
         scale = level.marginal_std(self.sigma_data)
         distribution = dist.Normal(torch.zeros_like(scale), scale).expand(batch + self.event_shape)
         return distribution.to_event(len(self.event_shape))
 
-    def _options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
+    def _sampler_options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
         if sampler != "ancestral":
             return options
         if not self.denoiser.learned_scale:
             return {"variance": "large" if self.wide else "small", "sigma_data": self.sigma_data} | options
         return {"variance": lambda z, level: self.denoiser.moments(z, level, context).scale} | options
 
-    def _times(self, x: Tensor, steps: int) -> list[NoiseLevel]:
+    def _levels(self, x: Tensor, steps: int) -> list[NoiseLevel]:
+        """The noise levels of the chain, from the data to the noise."""
         return self.schedule(torch.linspace(0, 1, steps + 1, dtype=self._dtype, device=x.device)).unbind()
 
     def _register(self) -> None:

@@ -1,8 +1,8 @@
-"""What every model by a denoiser can do: draws by any sampler, and the law of the probability-flow ODE, with density.
+"""What all models with a denoiser can do: sampling, and the density of the probability-flow ODE.
 
-Data are scored as v, of which z = a v + s e: as they are, or levels 0 .. K - 1 spread over [-1, 1]. The ODE's law p is
-that of z_0 / a_0, data with the little noise, of deviation s_0 / a_0, that the schedule starts with. Levels have
-probabilities by noise that fills the gaps between them, see `NOISES`, which bounds log P(x).
+The ODE defines a density of z_0 / a_0: data with the small noise, of standard deviation s_0 / a_0, at which the schedule
+starts. Gray levels have probabilities. They are bounded from below by the density of levels to which noise is added, see
+`DEQUANTIZATIONS`.
 """
 
 import math
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ppgen.diffusion import (
     Denoise,
@@ -23,42 +23,38 @@ from ppgen.diffusion import (
     linear_interpolation,
     sample,
 )
-from ppgen.models.denoising import Denoising
+from ppgen.models.denoising import DenoisingModel
 from ppgen.nets import evaluation, lookup
 
-__all__ = ["Drawing"]
+__all__ = ["DEQUANTIZATIONS", "DenoisingSampler"]
 
-EXACT = 16  # numbers of an event up to which the trace of the density's equation is exact by default
+MAX_EXACT_TRACE = 16  # elements of an event up to which log_prob computes the trace exactly by default
+
+Dequantization = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 
 
-def _uniform(model: "Drawing", x: Tensor) -> tuple[Tensor, Tensor]:
-    assert model.levels is not None
+def _uniform(model: "DenoisingSampler", x: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniform noise over the width of a level."""
     width = 2 / (model.levels - 1)
-    v = model._scaled(x)
+    v = model._scale(x)
     z = v + width * (torch.rand_like(v) - 0.5)
     return z, z.new_full(x.shape[:1], math.log(width) * math.prod(model.event_shape))
 
 
-def _normal(model: "Drawing", x: Tensor) -> tuple[Tensor, Tensor]:
-    first, v = model._end(0), model._scaled(x)
-    q = dist.Normal(v, first.noise / first.signal).to_event(len(model.event_shape))
-    z = q.sample()
-    return z, model.observation(first.signal * z).log_prob(x) - q.log_prob(z)
+# By name, a function of a model and levels x that returns a draw z of v with noise and a term c(x, z) with
+# log P(x) >= E [log p(z) + c]. "uniform" is that of Theis et al., https://arxiv.org/abs/1511.01844, section 3.1.
+DEQUANTIZATIONS: dict[str, Dequantization] = {"uniform": _uniform}
 
 
-# by name a draw z of v with noise, and a term c(x, z) for which log P(x) >= E [log p(z) + c]: "uniform", over the width
-# of a level (Theis et al. 2016, section 3.1); "normal", q(z_0 | x) and P(x | z_0) as the chain has them (see
-# `Diffusion.observation`), for a p that has learned its peak at each level, as it does where levels are few
-NOISES: dict[str, Callable[["Drawing", Tensor], tuple[Tensor, Tensor]]] = {"uniform": _uniform, "normal": _normal}
+class DenoisingSampler(DenoisingModel):
+    """A model with a denoiser and a schedule, from which it samples and by which it scores data.
 
+    A subclass sets `schedule` and defines `_terminal_distribution`. `Conditioned` and other code that replaces the
+    denoiser use `denoise`, `run_sampler`, `unscale` and `to_data`.
+    """
 
-class Drawing(Denoising):
-    """Draws and densities of a model that has the attributes below, as `ppgen.models.Diffusion` does."""
-
-    noises: ClassVar[dict[str, Any]] = NOISES
+    dequantizations: ClassVar[dict[str, Dequantization]] = DEQUANTIZATIONS
     schedule: Schedule
-    observation: Any  # z_0 to p(x | z_0)
-    _last: Any  # rates and a batch shape to the law of z there, where little is left of the data
 
     def sample(
         self,
@@ -73,136 +69,176 @@ class Drawing(Denoising):
         return_path: bool = False,
         **options: Any,
     ) -> Tensor | list[Tensor]:
-        """n draws (n, *event_shape), integers where there are levels.
+        """Draws data.
 
         Args:
-            y: labels (n,), or contexts (n, context_dim), of a conditional model.
+            n: the number of draws.
+            y: labels (n,) or contexts (n, context_dim) of a conditional model.
+            mean: accepted for the interface of other models; must be False.
             sampler: a row of `ppgen.diffusion.SAMPLERS`.
-            steps: how many levels of noise, even in the schedule's time, the draws pass; "adaptive" takes its own.
-            guidance: w of E + w (E_y - E), E the mean without labels (Ho & Salimans 2022); 1 for E_y.
-            progress: whether a bar is shown, in a terminal.
-            return_path: whether the states z at all levels are returned too, in a list that ends with the draws.
-            options: of the sampler. "ancestral" has this model's own variance unless told otherwise.
+            steps: the number of noise levels, equally spaced in the time of the schedule; "adaptive" chooses its own.
+            guidance: the weight w of E + w (E_y - E), where E is the mean without labels (Ho and Salimans,
+                https://arxiv.org/abs/2207.12598); 1 for E_y.
+            progress: whether to show a progress bar, in a terminal.
+            return_path: whether to return the states z at all levels too.
+            options: further options of the sampler. "ancestral" has the variance of this model by default.
+
+        Returns:
+            Draws (n, *event_shape), integers if the model has levels; with `return_path` a list that ends with them.
 
         Raises:
-            ValueError: for means, since a sampler's last step is E already and leaves no noise out; for guidance of a
-                model that learned nothing without labels; for options out of range; for labels that `check` refuses.
+            ValueError: for ``mean=True``, because a draw is the mean E[v | z] at the last level already; for guidance of
+                a model without label dropout; for options out of range; for labels that `check` refuses.
         """
         if mean:
             raise ValueError("a sampler's draws end in means already, E[v | z] at the least noise: leave mean=True out")
-        self._check_labels(y, torch.Size([n]))
-        context = self._context(y)
-        options = self._options(sampler, context, options) | {"return_path": return_path, "progress": progress}
-        return self._ended(self._drawn(self._denoise(context, guidance), (n,), sampler, steps, options))
+        self.check_labels(y, torch.Size([n]))
+        options = self._sampler_options(sampler, self._context(y), options)
+        options |= {"return_path": return_path, "progress": progress}
+        return self.to_data(self.run_sampler(self.denoise(y, guidance=guidance), (n,), sampler, steps, **options))
 
-    def _drawn(
-        self, denoise: Denoise, batch: Sequence[int], sampler: str, steps: int, options: dict[str, Any]
-    ) -> Tensor | list[Tensor]:
-        """Draws of v (*batch, *event_shape) by a denoiser, this model's or one turned to a condition.
+    def denoise(self, y: Tensor | None = None, *, guidance: float = 1.0) -> Denoise:
+        """The function (z, level) -> E[v | z, y].
 
         Args:
-            options: of `ppgen.diffusion.sample`.
+            y: labels or contexts of a conditional model, with the batch shape of z.
+            guidance: the weight of classifier-free guidance, as in `sample`.
+
+        Raises:
+            ValueError: if y is missing or not expected; for guidance of a model without label dropout.
         """
-        if batch[0] < 1 or steps < 1:
-            raise ValueError(f"expected n and steps of at least 1, got {batch[0]} and {steps}")
+        context = self._context(y)
+
+        def conditional(z: Tensor, level: NoiseLevel) -> Tensor:
+            return self.denoiser(z, level, context)
+
+        if guidance == 1:
+            return conditional
+        if context is None or not self.label_dropout:
+            raise ValueError(
+                f"guidance without a conditional training: guidance={guidance} needs a model of labels or contexts, "
+                "trained with label_dropout above 0"
+            )
+        zeros = torch.zeros_like(context)
+        return classifier_free(conditional, lambda z, level: self.denoiser(z, level, zeros), guidance)
+
+    def run_sampler(
+        self, denoise: Denoise, batch_shape: Sequence[int], sampler: str, steps: int, **options: Any
+    ) -> Tensor | list[Tensor]:
+        """Draws v by a denoiser, that of this model or another one, on the schedule of this model.
+
+        Args:
+            denoise: the function (z, level) -> E[v | z].
+            batch_shape: the batch shape of the draws.
+            sampler: as in `sample`.
+            steps: as in `sample`.
+            options: options of `ppgen.diffusion.sample`.
+
+        Returns:
+            Draws of v (*batch_shape, *event_shape), or the list of states with ``return_path=True``.
+
+        Raises:
+            ValueError: if n or steps are below 1, or an option is out of range.
+        """
+        if batch_shape[0] < 1 or steps < 1:
+            raise ValueError(f"expected n and steps of at least 1, got {batch_shape[0]} and {steps}")
         with evaluation(self):
-            levels = self._grid(steps, sampler)
-            return sample(denoise, self._start(levels, torch.Size(batch)), levels, sampler=sampler, **options)
+            levels = self._noise_levels(steps, sampler)
+            noise = self._initial_noise(levels, torch.Size(batch_shape))
+            return sample(denoise, noise, levels, sampler=sampler, **options)
 
-    def _ended(self, drawn: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        """Draws as data, the states on the way to them as they are."""
-        return [*drawn[:-1], self._unscaled(drawn[-1])] if isinstance(drawn, list) else self._unscaled(drawn)
+    def to_data(self, v: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        """The data x of draws v, levels rounded; in a list of states only the last one is transformed."""
+        if isinstance(v, list):
+            return [*v[:-1], self._round(v[-1])]
+        return self._round(v)
 
-    def _marginal(self, x: Tensor, y: Tensor | None) -> None:
-        """The program of x by `distribution`; of levels its density is a bound of log P."""
+    def _round(self, v: Tensor) -> Tensor:
+        return v if self.levels is None else self.unscale(v).round().clamp(0, self.levels - 1).long()
+
+    def _density_program(self, x: Tensor, y: Tensor | None) -> None:
+        """The program x_i ~ `distribution`; for levels its density is a lower bound of log P."""
         distribution = self.distribution(y)
-        z, term = (self._scaled(x), None) if self.levels is None else NOISES["uniform"](self, x)
+        z, term = (self._scale(x), None) if self.levels is None else _uniform(self, x)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", distribution, obs=z)
             if term is not None:
                 pyro.factor("levels", term)
 
     def distribution(self, y: Tensor | None = None, **options: Any) -> ProbabilityFlow:
-        """The law of v, or of v given y (*batch,), by the probability-flow ODE between the schedule's ends.
+        """The distribution of v, or of v given y, that the probability-flow ODE defines between the schedule's ends.
 
-        Its batch shape is that of y. It is made of the denoiser as it is now, and has gradients in its parameters; of a
-        schedule that is learned, its ends are taken for constants.
+        It uses the present denoiser and has gradients with respect to its parameters. The ends of a learned schedule are
+        constants.
 
         Args:
-            options: of `ppgen.diffusion.ProbabilityFlow`: solver, steps, tolerance, probes.
+            y: labels (*batch) or contexts (*batch, context_dim) of a conditional model.
+            options: options of `ppgen.diffusion.ProbabilityFlow`: solver, steps, tolerance, probes.
+
+        Returns:
+            The distribution, of batch shape (*batch).
         """
         context = self._context(y)
         batch = torch.Size() if context is None else context.shape[:-1]
-        least, most = (end.noise / (end.signal + end.noise) for end in (self._end(0), self._end(1)))
-        start = self._last(linear_interpolation(most), batch)
-        return ProbabilityFlow(self._denoise(context), start, sigma_min=float(least), sigma_max=float(most), **options)
+        least, most = (end.noise / (end.signal + end.noise) for end in (self._noise_level(0), self._noise_level(1)))
+        base = self._terminal_distribution(linear_interpolation(most), batch)
+        return ProbabilityFlow(self.denoise(y), base, sigma_min=float(least), sigma_max=float(most), **options)
 
     def log_prob(
         self, x: Tensor, y: Tensor | None = None, *, particles: int = 1, noise: str = "uniform", **options: Any
     ) -> Tensor:
-        """log p(x_i), or log p(x_i | y_i), of the law, in nats: (n,).
+        """The log density of x, or of x given y, by the probability-flow ODE.
 
-        Of levels, log (1 / m) sum_j p(z_j) exp(c(x_i, z_j)) with m draws z_j, `particles`: in the mean a lower bound of
-        log P(x_i), which rises with m. Divided by -D log 2 it is bits per dimension.
+        For levels, it is log (1 / m) sum_j p(z_j) exp(c(x_i, z_j)) with m draws z_j of noisy levels. Its expectation is
+        a lower bound of log P(x_i), which increases with m. Divided by -D log 2 it is in bits per dimension.
 
         Args:
-            noise: of levels, a row of `noises`.
-            options: of `ppgen.diffusion.ProbabilityFlow`. Events of more than 16 numbers have ``probes=1`` unless told
-                otherwise; an estimate of the trace is right in the mean, and a bound no longer with more particles.
+            x: as in `check`.
+            y: as in `check`.
+            particles: the number m of draws, for levels.
+            noise: the noise of levels, a row of `dequantizations`.
+            options: options of `ppgen.diffusion.ProbabilityFlow`. By default, events of more than 16 elements have
+                ``probes=1``: an unbiased estimate of the trace, with which more particles no longer give a bound.
+
+        Returns:
+            log p(x_i) in nats, (n,).
 
         Raises:
-            ValueError: for particles below 1, options out of range, and values, shapes and labels that `check` refuses.
+            TypeError: as `check` does.
+            ValueError: as `check` does, for particles below 1, and for options out of range.
         """
         self.check(x, y)
         if particles < 1:
             raise ValueError(f"expected particles of at least 1, got {particles}")
-        fill = lookup(self.noises, noise, option="noise")
-        options.setdefault("probes", None if math.prod(self.event_shape) <= EXACT else 1)
+        dequantize = lookup(self.dequantizations, noise, option="noise")
+        options.setdefault("probes", None if math.prod(self.event_shape) <= MAX_EXACT_TRACE else 1)
         with evaluation(self):
             distribution = self.distribution(y, **options)
             if self.levels is None:
-                return distribution.log_prob(self._scaled(x))
+                return distribution.log_prob(self._scale(x))
             weights = []
             for _ in range(particles):
-                z, term = fill(self, x)
+                z, term = dequantize(self, x)
                 weights.append(distribution.log_prob(z) + term)
             return torch.stack(weights).logsumexp(0) - math.log(particles)
 
-    def denoise(self, y: Tensor | None = None, *, guidance: float = 1.0) -> Denoise:
-        """The function (z, rates) -> E[v | z] for labels or contexts y, by classifier-free guidance of that weight.
+    def _terminal_distribution(self, level: NoiseLevel, batch: torch.Size) -> Distribution:
+        """The distribution of z at a level with little signal, with that batch shape."""
+        raise NotImplementedError
 
-        Raises:
-            ValueError: for guidance of a model that learned nothing without labels.
-        """
-        return self._denoise(self._context(y), guidance)
-
-    def _denoise(self, context: Tensor | None, guidance: float = 1.0) -> Denoise:
-        """E[v | z] at a context, guided by the weight."""
-        if guidance == 1:
-            return lambda z, level: self.denoiser(z, level, context)
-        if context is None or not self.label_dropout:
-            raise ValueError(
-                f"guidance without a conditional training: guidance={guidance} needs a model of labels or contexts "
-                "that learned to do without them too, by label_dropout above 0"
-            )
-        none = torch.zeros_like(context)
-        return classifier_free(
-            lambda z, level: self.denoiser(z, level, context), lambda z, level: self.denoiser(z, level, none), guidance
-        )
-
-    def _grid(self, steps: int, sampler: str) -> NoiseLevel:
-        """The levels that draws pass."""
+    def _noise_levels(self, steps: int, sampler: str) -> NoiseLevel:
+        """The noise levels of a sampler."""
         return self.schedule.grid(steps, next(self.denoiser.parameters()))
 
-    def _start(self, levels: NoiseLevel, batch: torch.Size) -> Tensor:
+    def _initial_noise(self, levels: NoiseLevel, batch: torch.Size) -> Tensor:
         """Draws at the first level, (*batch, *event_shape)."""
-        return self._last(levels.unbind()[0], batch).sample()
+        return self._terminal_distribution(levels.unbind()[0], batch).sample()
 
-    def _options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
-        """A sampler's options, with what this model has to say of them."""
+    def _sampler_options(self, sampler: str, context: Tensor | None, options: dict[str, Any]) -> dict[str, Any]:
+        """The user's options of a sampler, with the defaults and checks of this model."""
         return options
 
-    def _end(self, t: float) -> NoiseLevel:
-        """The rates where the schedule begins, at 0, or ends, at 1; constants."""
+    def _noise_level(self, t: float) -> NoiseLevel:
+        """The noise level at time t of the schedule, as a constant."""
         level = self.schedule(next(self.denoiser.parameters()).new_full((), t))
         return NoiseLevel(*(value.detach() for value in level))

@@ -420,7 +420,7 @@ def of_another_law(model):
     ("write", "message"),
     [
         (no_such, r"no latent 'z'; .*there are 'x'"),
-        (of_another_law, r"site 'x' to be of the law of a diffusion, model.distribution\(\), got Normal"),
+        (of_another_law, r"site 'x' to have the distribution of a diffusion, model.distribution\(\), got Normal"),
     ],
 )
 def test_a_program_without_the_prior_is_refused(write, message):

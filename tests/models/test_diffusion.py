@@ -336,8 +336,8 @@ def test_labels_and_contexts_reach_the_network_and_are_dropped_in_training_alone
     nn.init.normal_(model.denoiser.network.blocks[0].layers[-1].weight)
     y = torch.zeros(400).long() if "num_classes" in given else torch.ones(400, 2)
     context = model._context(y)
-    assert (model.eval()._dropped(context) == context).all()
-    share = (model.train()._dropped(context) == 0).all(-1).float().mean()
+    assert (model.eval()._drop_context(context) == context).all()
+    share = (model.train()._drop_context(context) == 0).all(-1).float().mean()
     assert share == pytest.approx(0.5, abs=5 * 0.5 / 20)  # five deviations
     model.check(torch.randn(400, 2), y)
     z, level = torch.randn(1, 2), make_schedule("cosine")(torch.tensor(0.5))

@@ -128,7 +128,7 @@ def test_a_bridges_pairs_have_the_schrodinger_bridges_covariance():
     found = []
     for _ in range(2):
         x = distribution(M, D).sample((500,))
-        found.append(float(torch.cov(torch.cat([model._coupled(x, None), x], 1).T)[0, 1]))
+        found.append(float(torch.cov(torch.cat([model._couple(x, None), x], 1).T)[0, 1]))
     expected = (math.sqrt(4 * B**2 * D**2 + sigma**4) - sigma**2) / 2
     assert sum(found) / 2 == pytest.approx(expected, abs=0.08)
 

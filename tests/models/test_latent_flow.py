@@ -197,7 +197,7 @@ def test_the_report_shows_the_prior_that_there_is(monkeypatch):
 
 def test_the_command_line_takes_flows(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ppgen.runs.run.report_of_run", lambda *_, title, **__: ppgen.report.Report(title))
+    monkeypatch.setattr("ppgen.report.report_of_run", lambda *_, title, **__: ppgen.report.Report(title))
     quick = ["--fit.steps", "4", "--model.hidden", "[8]", "--draws", "0", "--particles", "4", "--data.size", "300"]
     flows = ["--model.prior", "realnvp", "--model.posterior", "iaf", "--model.flow_hidden", "[8]", "--out", "run"]
     assert main(["train", "vae", "digits", *quick, *flows]) == 0
