@@ -13,7 +13,7 @@ import torch
 from support import Pair, gaussian_pair, interpret
 from torch import Tensor
 
-from ppgen.infer.compile import step as capture
+from ppgen.infer.compile import compiled_function
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes, which would wait for each other's threads
     torch.set_num_threads(1)
@@ -139,6 +139,6 @@ def builds(monkeypatch, inductor) -> list:
         made.append(interpret(*args))
         return made[-1]
 
-    monkeypatch.setattr(inductor, "build", build)
-    monkeypatch.setattr(capture, "_library", OrderedDict())
+    monkeypatch.setattr(inductor, "compile_graph", build)
+    monkeypatch.setattr(compiled_function, "_cache", OrderedDict())
     return made

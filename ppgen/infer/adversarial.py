@@ -1,7 +1,8 @@
-"""The other players of a loss: its critics, each a network with an optimizer, that move before the programs do.
+"""Adversarial training: the critics of a loss take their own optimizer steps before each step of the programs.
 
-A step of the programs down a loss with critics is a round: for each turn, up to the most steps that a critic takes, a
-new draw of the programs without gradients, and a step of every critic that still has one; then the programs' own step.
+In one step of the programs there are as many iterations as the critic with the most steps takes. In each iteration the
+programs are sampled again without gradients, and every critic that still has a step left takes it. Then the programs
+take theirs.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,87 +12,105 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.infer.optimizers import ParameterOptimizer
-from ppgen.infer.parameters import Evaluation, Parameters, prepare
+from ppgen.infer.parameters import CollectParameters, EvalMode, setup_programs
 from ppgen.tracing.programs import validation
 from ppgen.tracing.sites import Program
 from ppgen.tracing.traces import Traces
 
-__all__ = ["Critics", "gradient_norm", "networks"]
+__all__ = ["CriticTrainer", "build_critics", "gradient_norm"]
 
 
-class Critics:
-    """The critics of an objective, and what moves them.
+class CriticTrainer:
+    """The critics of an objective and their optimizers.
 
     Args:
-        objective: has `critics`, terms by name.
-        schedule: optimizer -> torch learning-rate schedule, as the programs' own has.
+        objective: a loss; its attribute `critics`, if it has one, holds the terms of each critic by name.
+        lr_scheduler: optimizer -> torch learning-rate scheduler, as for the programs.
 
     Attributes:
-        players: an optimizer each.
-        turns: the most steps that one of them takes in a round.
+        optimizers: the optimizer of each critic, by name.
+        iterations: the largest number of steps that a critic takes before one step of the programs.
     """
 
-    def __init__(self, objective: Any, *, lr_scheduler: Callable | None = None):
+    def __init__(self, objective: Any, *, lr_scheduler: Callable | None = None) -> None:
         self.terms: dict[str, tuple] = getattr(objective, "critics", {})
         self.metrics = {name: terms[0].critic for name, terms in self.terms.items()}
-        self.players = {
+        self.optimizers = {
             name: ParameterOptimizer(metric.optimizer, lr_scheduler=lr_scheduler)
             for name, metric in self.metrics.items()
         }
-        self.turns = max((metric.steps for metric in self.metrics.values()), default=0)
+        self.iterations = max((metric.steps for metric in self.metrics.values()), default=0)
 
-    def of_turn(self, turn: int) -> tuple[str, ...]:
-        """The critics that take a step in a turn, counted from 0."""
-        return tuple(name for name, metric in self.metrics.items() if metric.steps > turn)
+    def active(self, iteration: int) -> tuple[str, ...]:
+        """The critics that take a step in an iteration, counted from 0."""
+        return tuple(name for name, metric in self.metrics.items() if metric.steps > iteration)
 
-    def move(self, turn: int, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> dict[str, Tensor]:
-        """One step of each critic of a turn; returns each one's loss and the norm of its gradient."""
-        seen: dict[str, Tensor] = {}
-        prepare(model, guide, args, kwargs)
-        with torch.no_grad(), Parameters():
-            draws = Traces(model, guide, args, kwargs)
-            losses = {name: [term.critic_loss(draws) for term in self.terms[name]] for name in self.of_turn(turn)}
+    def step(self, iteration: int, model: Program, guide: Program, args: tuple, kwargs: Mapping) -> dict[str, Tensor]:
+        """Takes one step with each active critic.
+
+        Args:
+            iteration: counted from 0.
+            model: the model.
+            guide: its guide.
+            args: the arguments of both.
+            kwargs: their keyword arguments.
+
+        Returns:
+            Each critic's loss and the norm of its gradient, by name.
+        """
+        metrics: dict[str, Tensor] = {}
+        setup_programs(model, guide, args, kwargs)
+        with torch.no_grad(), CollectParameters():
+            traces = Traces(model, guide, args, kwargs)
+            losses = {name: [term.critic_loss(traces) for term in self.terms[name]] for name in self.active(iteration)}
         for name, parts in losses.items():
-            metric, player, loss = self.metrics[name], self.players[name], sum(parts, torch.zeros(()))
-            player.meet(dict(metric.network.named_parameters()))
-            seen[f"critic {name}"] = loss.detach()
-            if not loss.requires_grad:  # a critic whose weights are frozen
+            metric, optimizer, loss = self.metrics[name], self.optimizers[name], sum(parts, torch.zeros(()))
+            optimizer.add_parameters(dict(metric.network.named_parameters()))
+            metrics[f"critic {name}"] = loss.detach()
+            if not loss.requires_grad:  # all weights of the critic are frozen
                 continue
-            gradients = player.gradients(loss)
-            seen[f"gradient of critic {name}"] = gradient_norm(gradients)
-            player.update(gradients)
+            gradients = optimizer.gradients(loss)
+            metrics[f"gradient of critic {name}"] = gradient_norm(gradients)
+            optimizer.update(gradients)
             metric.after_step()
-        return seen
+        return metrics
 
-    def advance(self) -> None:
-        """One step of the learning-rate schedules."""
-        for player in self.players.values():
-            player.advance()
+    def step_schedulers(self) -> None:
+        """Advances the learning-rate schedulers by one step."""
+        for optimizer in self.optimizers.values():
+            optimizer.step_scheduler()
 
-    def facts(self) -> list:
-        """The critics' options, which a compiled step holds on to."""
+    def options(self) -> list:
+        """The critics' options, which are constants of a compiled step."""
         return [dict(vars(metric)) for metric in self.metrics.values()]
 
 
-def networks(objective: Any, model: Program, guide: Program, args: tuple) -> dict[str, nn.Module]:
-    """The networks of an objective's critics by name; those that are not there yet are made for a draw of the programs.
+def build_critics(objective: Any, model: Program, guide: Program, args: tuple) -> dict[str, nn.Module]:
+    """The networks of an objective's critics, by name; missing ones are built for samples of the programs.
+
+    Args:
+        objective: a loss.
+        model: the model.
+        guide: its guide.
+        args: the arguments of both.
 
     Raises:
-        LookupError, ValueError: if the programs do not serve the critics.
+        LookupError: if a critic needs a site that the programs do not have.
+        ValueError: if a site has no samples that a critic can use.
     """
-    found: dict[str, nn.Module] = {}
+    networks: dict[str, nn.Module] = {}
     for name, (term, *_) in getattr(objective, "critics", {}).items():
         if term.critic.network is None:
             with torch.random.fork_rng():
-                with torch.no_grad(), Parameters(), Evaluation(), validation(False):
-                    prepare(model, guide, args)
+                with torch.no_grad(), CollectParameters(), EvalMode(), validation(False):
+                    setup_programs(model, guide, args)
                     sample = term.critic_sample(Traces(model, guide, args))
                 term.critic.build(sample)
-        found[name] = term.critic.network
-    return found
+        networks[name] = term.critic.network
+    return networks
 
 
 def gradient_norm(gradients: list[Tensor | None]) -> Tensor:
     """The Euclidean norm of all gradients together."""
-    found = [gradient.detach() for gradient in gradients if gradient is not None]
-    return torch.stack([g.square().sum() for g in found]).sum().sqrt() if found else torch.zeros(())
+    present = [gradient.detach() for gradient in gradients if gradient is not None]
+    return torch.stack([g.square().sum() for g in present]).sum().sqrt() if present else torch.zeros(())

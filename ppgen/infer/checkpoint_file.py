@@ -1,4 +1,7 @@
-"""Tensors and facts in one safetensors file, written whole or not at all, and checked when read. No pickle."""
+"""Tensors and metadata in one safetensors file, which is written whole or not at all and checked when read.
+
+No pickle is involved: reading a file cannot run code.
+"""
 
 import hashlib
 import json
@@ -13,29 +16,44 @@ from torch import Tensor
 
 from ppgen.utils.files import write_whole
 
-__all__ = ["CheckpointError", "read", "under", "write"]
+__all__ = ["CheckpointError", "read", "with_prefix", "write"]
 
 T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
-    """A stored file is damaged, or not one of ours."""
+    """A file is damaged, or ppgen did not write it."""
 
 
-def write(path: str | os.PathLike, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Writes tensors, and facts as JSON, to `path`, whole or not at all."""
+def write(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: where to; an existing file is replaced.
+        tensors: by name.
+        metadata: anything that JSON can hold.
+
+    Raises:
+        TypeError: if JSON cannot hold the metadata.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    described = json.dumps(facts)
-    header = {"facts": described, "digest": _digest(tensors, described)}
+    text = json.dumps(metadata)
+    header = {"metadata": text, "digest": _digest(tensors, text)}
     write_whole(path, safetensors.torch.save(tensors, metadata=header))
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts of a file that `write` made.
+    """Reads a file that `write` wrote.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The tensors by name, and the metadata.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is cut short, altered, or of another make.
+        CheckpointError: if it is truncated, altered, or not written by ppgen.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,23 +64,23 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
-    if "facts" not in header or "digest" not in header:
-        raise CheckpointError(f"{path}: a safetensors file, but not one that ppgen wrote")
-    if _digest(tensors, header["facts"]) != header["digest"]:
-        raise CheckpointError(f"{path}: its content does not match its digest; it was altered or damaged")
-    return tensors, json.loads(header["facts"])
+    if "metadata" not in header or "digest" not in header:
+        raise CheckpointError(f"{path}: a safetensors file, but ppgen did not write it")
+    if _digest(tensors, header["metadata"]) != header["digest"]:
+        raise CheckpointError(f"{path}: its content does not match its digest; the file was altered or damaged")
+    return tensors, json.loads(header["metadata"])
 
 
-def under(entries: dict[str, T], name: str) -> dict[str, T]:
-    """The entries whose keys begin with ``name/``, by what follows."""
-    return {key.removeprefix(f"{name}/"): value for key, value in entries.items() if key.startswith(f"{name}/")}
+def with_prefix(entries: dict[str, T], prefix: str) -> dict[str, T]:
+    """The entries whose keys begin with ``prefix/``, by the rest of the key."""
+    return {key.removeprefix(f"{prefix}/"): value for key, value in entries.items() if key.startswith(f"{prefix}/")}
 
 
-def _digest(tensors: dict[str, Tensor], facts: str) -> str:
-    digest = hashlib.sha256(facts.encode())
+def _digest(tensors: dict[str, Tensor], metadata: str) -> str:
+    digest = hashlib.sha256(metadata.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if tensor.numel():  # an empty one may have strides that no view takes
+        if tensor.numel():  # the strides of an empty tensor may not allow a view
             digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""An optimizer made ready to be recorded: its learning rates in tensors, so that a schedule moves a compiled step."""
+"""Learning rates in tensors, so that a schedule changes the rates of a compiled step without another compilation."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,84 +8,87 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Rates"]
+__all__ = ["LearningRates"]
 
-FLAGS = {"capturable": True, "foreach": True, "fused": None, "differentiable": False}
-FUSED = {"capturable": False, "foreach": False, "fused": True, "differentiable": False}
-FUSIBLE = {(torch.float32, "cpu"), (torch.float64, "cpu")}  # on a GPU inductor itself makes one kernel of all
-MANY = 8  # parameters of a group from which on one kernel for all of them beats code for each
+CAPTURABLE_FLAGS = {"capturable": True, "foreach": True, "fused": None, "differentiable": False}
+FUSED_FLAGS = {"capturable": False, "foreach": False, "fused": True, "differentiable": False}
+FUSIBLE = {(torch.float32, "cpu"), (torch.float64, "cpu")}  # on a GPU, inductor fuses all updates itself
+FUSE_FROM = 8  # a group with more parameters is faster with one kernel for all of them
 
 
-class Rates:
-    """The learning rates of an optimizer, which a recorded step reads from tensors.
+class LearningRates:
+    """The learning rates of an optimizer as tensors that a recorded step reads.
 
-    Outside of `recordable` the optimizer is as its user made it, and schedules set its rates as ever.
+    Outside of `recordable` the optimizer is as its user made it, and schedules set its rates as usual.
 
     Args:
         optimizer: a torch optimizer that has taken a step.
     """
 
-    def __init__(self, optimizer: Optimizer):
+    def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.count = len(optimizer.param_groups)
+        self.num_groups = len(optimizer.param_groups)
         self.groups = [group for group in optimizer.param_groups if "lr" in group]
         self.tensors = [
             torch.tensor(float(group["lr"]), dtype=torch.float64, device=group["params"][0].device)
             for group in self.groups
         ]
-        self._known = [float(group["lr"]) for group in self.groups]
+        self._current = [float(group["lr"]) for group in self.groups]
 
     @contextmanager
     def recordable(self) -> Iterator[None]:
-        """Puts tensors in place of the rates, and lets torch's optimizers count steps in tensors."""
+        """Replaces the rates with tensors, and lets torch's optimizers count steps in tensors."""
         self.refresh()
         for parameter, state in self.optimizer.state.items():
             if isinstance(step := state.get("step"), Tensor):
-                # beta ** step in float32 is off by 1e-5 while steps are few
+                # in float32, beta ** step has an error of 1e-5 in the first steps
                 state["step"] = step.to(parameter.device, torch.float64)
-        kept = [dict(group) for group in self.optimizer.param_groups]
+        options = [dict(group) for group in self.optimizer.param_groups]
         try:
             for group in self.optimizer.param_groups:
-                flags = FUSED if _fusible(group) else FLAGS
+                flags = FUSED_FLAGS if _fusible(group) else CAPTURABLE_FLAGS
                 group.update({flag: value for flag, value in flags.items() if flag in group})
             for group, tensor in zip(self.groups, self.tensors, strict=True):
                 group["lr"] = tensor
             yield
         finally:
-            for group, old in zip(self.optimizer.param_groups, kept, strict=False):  # others may have joined
-                group.update({key: old[key] for key in ("lr", *FLAGS) if key in old})
+            for group, old in zip(self.optimizer.param_groups, options, strict=False):  # others may have joined
+                group.update({key: old[key] for key in ("lr", *CAPTURABLE_FLAGS) if key in old})
 
     def refresh(self) -> None:
-        """Brings the tensors to the rates as they are now."""
+        """Copies the current learning rates to the tensors."""
         for i, group in enumerate(self.groups):
-            if group["lr"] != self._known[i]:
-                self._known[i] = float(group["lr"])
-                self.tensors[i].fill_(self._known[i])
+            if group["lr"] != self._current[i]:
+                self._current[i] = float(group["lr"])
+                self.tensors[i].fill_(self._current[i])
 
     def settings(self) -> list[tuple[dict, str, Any]]:
-        """What the optimizer was told, (group, key, value), rates left out: a recorded step keeps these numbers."""
+        """The optimizer's options besides the rates, as (group, key, value); they are constants of a recorded step."""
         groups = self.optimizer.param_groups
         return [(g, k, v) for g in groups for k, v in g.items() if k not in ("params", "lr")]
 
-    def keep(self) -> Callable[[], None]:
-        """Takes note of the optimizer's state, tensors by reference; calling the result goes back to it."""
-        kept = {parameter: dict(state) for parameter, state in self.optimizer.state.items()}
+    def save_state(self) -> Callable[[], None]:
+        """Keeps the optimizer's state, tensors by reference; the result restores it."""
+        saved = {parameter: dict(state) for parameter, state in self.optimizer.state.items()}
 
-        def back() -> None:
+        def restore_state() -> None:
             self.optimizer.state.clear()
-            self.optimizer.state.update(kept)
+            self.optimizer.state.update(saved)
 
-        return back
+        return restore_state
 
-    def numbers(self) -> dict[Any, Any]:
-        """All that the optimizer holds in Python numbers; if a step changes them, it cannot be recorded."""
-        held = [*self.optimizer.param_groups, *self.optimizer.state.values()]
+    def python_numbers(self) -> dict[Any, Any]:
+        """All numbers that the optimizer does not keep in tensors; a step that changes them cannot be recorded."""
+        dicts = [*self.optimizer.param_groups, *self.optimizer.state.values()]
         return {
-            (id(d), k): v for d in held for k, v in d.items() if k not in ("params", "lr") and not isinstance(v, Tensor)
+            (id(d), k): v
+            for d in dicts
+            for k, v in d.items()
+            if k not in ("params", "lr") and not isinstance(v, Tensor)
         }
 
 
 def _fusible(group: dict[str, Any]) -> bool:
-    """Whether torch's fused kernel takes a group, and pays."""
+    """Whether torch's fused kernel supports a group and is faster."""
     kinds = {(parameter.dtype, parameter.device.type) for parameter in group["params"]}
-    return "fused" in group and len(group["params"]) > MANY and len(kinds) == 1 and kinds <= FUSIBLE
+    return "fused" in group and len(group["params"]) > FUSE_FROM and len(kinds) == 1 and kinds <= FUSIBLE

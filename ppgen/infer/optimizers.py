@@ -1,4 +1,4 @@
-"""One torch optimizer over all parameters, from what a user of Pyro or of torch hands in."""
+"""One torch optimizer over all parameters, made from a Pyro optimizer or from a function that makes a torch one."""
 
 import re
 import warnings
@@ -14,26 +14,35 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 
-from ppgen.infer.checkpoint_file import under
-from ppgen.infer.learning_rates import Rates
-from ppgen.infer.parameters import unused
+from ppgen.infer.checkpoint_file import with_prefix
+from ppgen.infer.learning_rates import LearningRates
+from ppgen.infer.parameters import unique_name
 from ppgen.infer.pyro_optimizers import traceable_equivalent
+
+__all__ = ["OptimizerFactory", "ParameterOptimizer"]
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 
 class ParameterOptimizer:
-    """The parameters that one loss moves, their optimizer, clipping and learning-rate schedule.
+    """The parameters that one loss updates, with their optimizer, gradient clipping and learning-rate scheduler.
 
     Args:
-        optim: a Pyro optimizer (``pyro.optim.Adam({"lr": 1e-3})``, its per-parameter arguments, clipping and
-            schedulers included), or a torch factory: parameters -> optimizer (``torch.optim.Adam`` itself, a
-            `functools.partial` of it, a function).
-        clip: bound on the norm of all gradients together.
-        schedule: optimizer -> torch learning-rate schedule, advanced every step.
+        optim: a Pyro optimizer (``pyro.optim.Adam({"lr": 1e-3})``, with its per-parameter arguments, clipping and
+            schedulers), or a function parameters -> torch optimizer (``torch.optim.Adam`` itself, a
+            `functools.partial` of it, or any other).
+        clip_norm: bound on the Euclidean norm of all gradients together.
+        lr_scheduler: optimizer -> torch learning-rate scheduler, advanced every step.
+
+    Attributes:
+        parameters: the leaf tensors by name, frozen ones left out unless they were frozen later.
+        torch_optimizer: the optimizer of all of them; None before the first parameter.
+        scheduler: the learning-rate scheduler, if there is one.
+        last_gradients: (parameter, gradient) pairs of the last recorded step.
 
     Raises:
-        TypeError: for anything else, an optimizer already built among them.
+        TypeError: if `optim` is something else, such as an optimizer that is already built.
+        ValueError: if `clip_norm` is not positive.
     """
 
     def __init__(
@@ -42,42 +51,48 @@ class ParameterOptimizer:
         *,
         clip_norm: float | None = None,
         lr_scheduler: Callable | None = None,
-    ):
+    ) -> None:
         if isinstance(optim, Optimizer):
             raise TypeError(
-                f"optim is an optimizer already built ({type(optim).__name__}); parameters may not exist yet: pass "
-                "what builds one, such as functools.partial(torch.optim.Adam, lr=1e-3)"
+                f"optim is an optimizer already built ({type(optim).__name__}), but parameters may not exist yet: pass "
+                "a function that builds one, such as functools.partial(torch.optim.Adam, lr=1e-3)"
             )
         if not isinstance(optim, PyroOptim) and not callable(optim):
-            raise TypeError(f"optim is a Pyro optimizer or a function parameters -> torch optimizer, got {optim!r}")
+            raise TypeError(
+                f"optim must be a Pyro optimizer or a function parameters -> torch optimizer, got {optim!r}"
+            )
         if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm is a positive bound on the gradients' norm, got {clip_norm}")
+            raise ValueError(f"clip_norm must be a positive bound on the norm of the gradients, got {clip_norm}")
         self.optim, self.clip_norm, self.lr_scheduler = optim, clip_norm, lr_scheduler
-        self.optimizer: Optimizer | None = None
+        self.torch_optimizer: Optimizer | None = None
         self.scheduler: Any = None
-        self.leaves: dict[str, Tensor] = {}
-        self.last: list[tuple[Tensor, Tensor | None]] = []
-        self._rates: Rates | None = None
-        self._watched = False
-        self._advances = 0
+        self.parameters: dict[str, Tensor] = {}
+        self.last_gradients: list[tuple[Tensor, Tensor | None]] = []
+        self._learning_rates: LearningRates | None = None
+        self._recording = False
+        self._scheduler_steps = 0
 
-    def meet(self, leaves: dict[str, Tensor]) -> None:
-        """Takes in trainable leaves not seen before (programs may make or thaw parameters at any step)."""
-        known = {id(leaf) for leaf in self.leaves.values()}
-        new = {k: leaf for k, leaf in leaves.items() if leaf.requires_grad and id(leaf) not in known}
+    def add_parameters(self, parameters: dict[str, Tensor]) -> None:
+        """Adds the trainable leaf tensors that are new; programs may create or unfreeze parameters at any step.
+
+        Args:
+            parameters: leaf tensors by name; frozen and known ones are ignored.
+        """
+        known = {id(leaf) for leaf in self.parameters.values()}
+        new = {k: leaf for k, leaf in parameters.items() if leaf.requires_grad and id(leaf) not in known}
         if not new:
             return
         for name, leaf in new.items():
-            self.leaves[unused(name, self.leaves)] = leaf
+            self.parameters[unique_name(name, self.parameters)] = leaf
         optimizer = self._build(new)
-        if self.optimizer is not None:  # the later ones join it, and follow its schedule
-            self.optimizer.state.update(optimizer.state)
-            if self._each:
-                self.optimizer.param_groups.extend(optimizer.param_groups)
+        if self.torch_optimizer is not None:  # the new parameters join it and follow its schedule
+            self.torch_optimizer.state.update(optimizer.state)
+            if self._per_parameter:
+                self.torch_optimizer.param_groups.extend(optimizer.param_groups)
             else:
-                self.optimizer.param_groups[0]["params"].extend(new.values())
+                self.torch_optimizer.param_groups[0]["params"].extend(new.values())
             return
-        self.optimizer = optimizer
+        self.torch_optimizer = optimizer
         if isinstance(self.optim, PyroLRScheduler):
             scheduler = self.optim.pt_scheduler_constructor(optimizer, **self.optim.kwargs)
             self.optim.optim_objs = {next(iter(new.values())): scheduler}  # so that optim.step() advances it
@@ -85,158 +100,168 @@ class ParameterOptimizer:
             self.scheduler = self.lr_scheduler(optimizer)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
-        """d loss / d leaf in the order of `leaves`, None where the loss does not use a leaf or the leaf is frozen."""
-        leaves = [leaf for leaf in self.leaves.values() if leaf.requires_grad]
-        if not loss.requires_grad or not leaves:
-            return [None] * len(self.leaves)
-        found = dict(zip(map(id, leaves), torch.autograd.grad(loss, leaves, allow_unused=True), strict=True))
-        return [found.get(id(leaf)) for leaf in self.leaves.values()]
+        """The gradients of a scalar loss in the order of `parameters`; None for unused and for frozen parameters."""
+        trainable = [leaf for leaf in self.parameters.values() if leaf.requires_grad]
+        if not loss.requires_grad or not trainable:
+            return [None] * len(self.parameters)
+        found = dict(zip(map(id, trainable), torch.autograd.grad(loss, trainable, allow_unused=True), strict=True))
+        return [found.get(id(leaf)) for leaf in self.parameters.values()]
 
     def update(self, gradients: list[Tensor | None]) -> None:
-        """One step along the gradients, given in the order of `leaves`.
+        """Takes one step of the optimizer.
+
+        Args:
+            gradients: in the order of `parameters`.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if no parameter has a gradient.
         """
-        if self.optimizer is None or all(gradient is None for gradient in gradients):
+        if self.torch_optimizer is None or all(gradient is None for gradient in gradients):
             raise ValueError(
-                "the loss depends on no trainable parameter: register networks with pyro.module, or parameters with "
-                "pyro.param, and leave requires_grad set on what is to train"
+                "the loss depends on no trainable parameter: register networks with pyro.module or parameters with "
+                "pyro.param, and set requires_grad on those that are to be trained"
             )
-        leaves = list(self.leaves.values())
-        gradients = [_laid_out(gradient, leaf) for gradient, leaf in zip(gradients, leaves, strict=True)]
+        leaves = list(self.parameters.values())
+        gradients = [_match_layout(gradient, leaf) for gradient, leaf in zip(gradients, leaves, strict=True)]
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         if self.clip_norm is not None:
             clip_grad_norm_(leaves, self.clip_norm)
         self._clip_each()
-        self.optimizer.step()
+        self.torch_optimizer.step()
         for leaf in leaves:
             leaf.grad = None
-        if self._watched:
-            self.last = list(zip(leaves, gradients, strict=True))
+        if self._recording:
+            self.last_gradients = list(zip(leaves, gradients, strict=True))
 
-    def advance(self) -> None:
-        """One step of the learning-rate schedule."""
+    def step_scheduler(self) -> None:
+        """Advances the learning-rate scheduler by one step, if there is one."""
         if self.scheduler is not None:
             self.scheduler.step()
-            self._advances += 1
+            self._scheduler_steps += 1
 
     @property
-    def rates(self) -> Rates:
-        """The learning rates as a recorded step reads them; made anew when parameters have joined."""
-        assert self.optimizer is not None
-        if self._rates is None or self._rates.count != len(self.optimizer.param_groups):
-            self._rates = Rates(self.optimizer)
-        return self._rates
+    def learning_rates(self) -> LearningRates:
+        """The learning rates as a recorded step reads them; a new object when parameter groups have joined."""
+        assert self.torch_optimizer is not None
+        if self._learning_rates is None or self._learning_rates.num_groups != len(self.torch_optimizer.param_groups):
+            self._learning_rates = LearningRates(self.torch_optimizer)
+        return self._learning_rates
 
     @contextmanager
     def recordable(self) -> Iterator[None]:
-        """Lets steps be recorded; `last` then keeps a step's leaves and gradients."""
-        self._watched = True
+        """Lets the steps inside ``with`` be recorded; `last_gradients` then holds their gradients."""
+        self._recording = True
         try:
-            with self.rates.recordable():
+            with self.learning_rates.recordable():
                 yield
         finally:
-            self._watched = False
+            self._recording = False
 
-    def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """What the optimizer gathers of gradients, by kind."""
-        for state in self.optimizer.state.values() if self.optimizer is not None else ():
+    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields the tensors of the optimizer's state, such as moments of gradients, each with its name."""
+        for state in self.torch_optimizer.state.values() if self.torch_optimizer is not None else ():
             yield from ((kind, tensor) for kind, tensor in state.items() if isinstance(tensor, Tensor))
 
-    def stored(self, names: Mapping[int, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Leaves met and what the optimizer holds, as tensors and facts for a file; `go_on` takes them.
+    def get_state(self, names: Mapping[int, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The parameters' names and the optimizer's state, for a checkpoint; `set_state` restores them.
 
         Args:
-            names: of leaves by their id, under which another process finds them.
+            names: of the parameters by id, by which another process finds them.
+
+        Returns:
+            Tensors by name, and metadata as JSON holds it.
 
         Raises:
-            ValueError: if a leaf has no name. TypeError: if the optimizer holds what is no tensor, number or word.
+            ValueError: if a parameter is not among `names`.
+            TypeError: if the optimizer's state has other values than tensors, numbers and strings.
         """
-        if late := [name for name, leaf in self.leaves.items() if id(leaf) not in names]:
+        if late := [name for name, leaf in self.parameters.items() if id(leaf) not in names]:
             raise ValueError(
-                f"checkpoint: the programs did not show the parameters {', '.join(late)} on the first batch, so that a "
-                "run cannot go on with them; let the programs make all parameters on every batch, or give no checkpoint"
+                f"checkpoint: the programs did not create the parameters {', '.join(late)} on the first batch, so that "
+                "a run cannot be resumed with them; create all parameters on every batch, or give no checkpoint"
             )
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, Any] = {}
-        groups = [] if self.optimizer is None else self.optimizer.param_groups
-        for i, leaf in enumerate(self.leaves.values()):
-            assert self.optimizer is not None
-            for kind, value in self.optimizer.state.get(leaf, {}).items():
+        groups = [] if self.torch_optimizer is None else self.torch_optimizer.param_groups
+        for i, leaf in enumerate(self.parameters.values()):
+            assert self.torch_optimizer is not None
+            for kind, value in self.torch_optimizer.state.get(leaf, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"{i}/{kind}"] = value.detach().clone()
                 else:
-                    numbers[f"{i}/{kind}"] = self._plain(kind, value)
-        options = [{k: self._plain(k, v) for k, v in group.items() if k != "params"} for group in groups]
+                    numbers[f"{i}/{kind}"] = self._json_value(kind, value)
+        options = [{k: self._json_value(k, v) for k, v in group.items() if k != "params"} for group in groups]
         return tensors, {
-            "leaves": {name: names[id(leaf)] for name, leaf in self.leaves.items()},
-            "optimizer": self._described,
+            "parameters": {name: names[id(leaf)] for name, leaf in self.parameters.items()},
+            "optimizer": self._description,
             "groups": options,
             "numbers": numbers,
-            "on the CPU": [key for key, tensor in tensors.items() if tensor.device.type == "cpu"],
-            "advances": self._advances,
+            "on_cpu": [key for key, tensor in tensors.items() if tensor.device.type == "cpu"],
+            "scheduler_steps": self._scheduler_steps,
         }
 
-    def go_on(self, leaves: Mapping[str, Tensor], tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Takes back what `stored` gave, before the first step.
+    def set_state(self, leaves: Mapping[str, Tensor], tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Restores a state that `get_state` returned, before the first step.
 
         Args:
-            leaves: by the names that `stored` was given.
+            leaves: the parameters by the names that `get_state` was given.
+            tensors: the tensors that it returned.
+            metadata: the metadata that it returned.
 
         Raises:
-            ValueError: if the optimizer is another one.
+            ValueError: if the optimizer differs from the stored one.
         """
-        met = {name: leaves[known] for name, known in facts["leaves"].items()}
-        frozen = [leaf for leaf in met.values() if not leaf.requires_grad]  # since they were met
+        parameters = {name: leaves[stored] for name, stored in metadata["parameters"].items()}
+        frozen = [leaf for leaf in parameters.values() if not leaf.requires_grad]  # after they were added
         for leaf in frozen:
             leaf.requires_grad_(True)
-        self.meet(met)
+        self.add_parameters(parameters)
         for leaf in frozen:
             leaf.requires_grad_(False)
-        if self._described != facts["optimizer"]:
-            raise ValueError(f"checkpoint: its optimizer is {facts['optimizer']}, this run's is {self._described}")
-        if self.optimizer is None:
+        if self._description != metadata["optimizer"]:
+            raise ValueError(f"checkpoint: its optimizer is {metadata['optimizer']}, this run's is {self._description}")
+        if self.torch_optimizer is None:
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of a schedule that moves before its optimizer
-            for _ in range(facts["advances"]):  # schedules hold more than JSON does, and follow from the steps alone
-                self.advance()
-        for group, options in zip(self.optimizer.param_groups, facts["groups"], strict=True):
+            warnings.simplefilter("ignore")  # torch's, about a scheduler that steps before its optimizer
+            for _ in range(metadata["scheduler_steps"]):  # JSON cannot hold a scheduler, but its steps determine it
+                self.step_scheduler()
+        for group, options in zip(self.torch_optimizer.param_groups, metadata["groups"], strict=True):
             for key, value in options.items():
                 if isinstance(group.get(key), Tensor):
                     group[key].fill_(value)
                 else:
                     group[key] = tuple(value) if isinstance(value, list) else value
-        for i, leaf in enumerate(met.values()):
-            kinds, on_cpu = under(tensors, str(i)), facts["on the CPU"]
-            gathered: dict[str, Any] = {k: _like(leaf, v, f"{i}/{k}" in on_cpu) for k, v in kinds.items()}
-            self.optimizer.state[leaf] = gathered | under(facts["numbers"], str(i))
+        for i, leaf in enumerate(parameters.values()):
+            kinds, on_cpu = with_prefix(tensors, str(i)), metadata["on_cpu"]
+            state: dict[str, Any] = {k: _like(leaf, v, f"{i}/{k}" in on_cpu) for k, v in kinds.items()}
+            self.torch_optimizer.state[leaf] = state | with_prefix(metadata["numbers"], str(i))
 
     @property
-    def _described(self) -> str:
-        if self.optimizer is None:
+    def _description(self) -> str:
+        """The optimizer's class, options and number of parameters."""
+        if self.torch_optimizer is None:
             return "none"
-        options = ", ".join(f"{key}={value}" for key, value in self.optimizer.defaults.items())
-        sizes = ", ".join(str(len(group["params"])) for group in self.optimizer.param_groups)
-        return f"{type(self.optimizer).__name__}({options}) of {sizes} parameters"
+        options = ", ".join(f"{key}={value}" for key, value in self.torch_optimizer.defaults.items())
+        sizes = ", ".join(str(len(group["params"])) for group in self.torch_optimizer.param_groups)
+        return f"{type(self.torch_optimizer).__name__}({options}) of {sizes} parameters"
 
-    def _plain(self, key: str, value: Any) -> Any:
-        """A number or word, or a tuple of them, as JSON holds it."""
+    def _json_value(self, key: str, value: Any) -> Any:
+        """A number, a string or a tuple of them, as JSON holds it."""
         if isinstance(value, Tensor) and value.dim() == 0:
             return value.item()
         parts = value if isinstance(value, tuple) else (value,)
         if not all(part is None or isinstance(part, bool | int | float | str) for part in parts):
             raise TypeError(
-                f"checkpoint: {type(self.optimizer).__name__} holds {key!r}, a {type(value).__name__}, which a "
-                "checkpoint does not take; give another optim, or no checkpoint"
+                f"checkpoint: {type(self.torch_optimizer).__name__} holds {key!r}, a {type(value).__name__}, which a "
+                "checkpoint cannot store; give another optim, or no checkpoint"
             )
         return value
 
     @property
-    def _each(self) -> bool:
-        """Whether every parameter has arguments of its own, by a user's function."""
+    def _per_parameter(self) -> bool:
+        """Whether a user's function gives each parameter its own arguments."""
         return callable(getattr(self.optim, "pt_optim_args", None))
 
     def _build(self, leaves: dict[str, Tensor]) -> Optimizer:
@@ -244,31 +269,32 @@ class ParameterOptimizer:
         make = traceable_equivalent(optim.pt_optim_constructor) if isinstance(optim, PyroOptim) else optim
         if not isinstance(optim, PyroOptim):
             optimizer = make(values)
-        elif self._each:
+        elif self._per_parameter:
             whole = optim.pt_optim_args_argc == 1
-            arguments = [_ask(optim.pt_optim_args, name, whole=whole) for name in leaves]
+            arguments = [_arguments_of(optim.pt_optim_args, name, whole=whole) for name in leaves]
             groups = [{"params": [leaf], **given} for leaf, given in zip(values, arguments, strict=True)]
             optimizer = make(groups)
         else:
             optimizer = make(values, **optim.pt_optim_args)
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optim is to make a torch optimizer of a list of parameters, it made {optimizer!r}")
+            raise TypeError(f"optim must return a torch optimizer for a list of parameters, it returned {optimizer!r}")
         return optimizer
 
     def _clip_each(self) -> None:
+        """Clips the gradient of each parameter, as the arguments of a Pyro optimizer ask for."""
         arguments = getattr(self.optim, "pt_clip_args", None)
         if not arguments:
             return
-        for name, leaf in self.leaves.items():
-            bounds = _ask(arguments, name, whole=False) if callable(arguments) else arguments
+        for name, leaf in self.parameters.items():
+            bounds = _arguments_of(arguments, name, whole=False) if callable(arguments) else arguments
             if leaf.grad is not None and "clip_norm" in bounds:
                 clip_grad_norm_(leaf, bounds["clip_norm"])
             if leaf.grad is not None and "clip_value" in bounds:
                 clip_grad_value_(leaf, bounds["clip_value"])
 
 
-def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
-    """A gradient in the memory layout of its leaf, which torch's fused optimizers take for granted."""
+def _match_layout(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
+    """A gradient in the memory layout of its parameter, which torch's fused optimizers assume."""
     if gradient is None or gradient.layout != torch.strided or gradient.stride() == leaf.stride():
         return gradient
     if gradient.is_contiguous() and leaf.is_contiguous():
@@ -277,16 +303,16 @@ def _laid_out(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:
 
 
 def _like(leaf: Tensor, tensor: Tensor, on_cpu: bool) -> Tensor:
-    """A stored tensor where it was, and in the memory layout of its leaf if it has the leaf's shape."""
+    """A stored tensor on its former device; in the memory layout of its parameter if the shapes are equal."""
     device = torch.device("cpu") if on_cpu else leaf.device
     if tensor.shape != leaf.shape:
         return tensor.to(device)
     return torch.empty_like(leaf, dtype=tensor.dtype, device=device, requires_grad=False).copy_(tensor)
 
 
-def _ask(arguments: Callable[..., dict[str, Any]], name: str, *, whole: bool) -> dict[str, Any]:
-    """A user's arguments for one parameter, asked for in one of Pyro's ways: by whole name, or by module and name."""
+def _arguments_of(function: Callable[..., dict[str, Any]], name: str, *, whole: bool) -> dict[str, Any]:
+    """A user's arguments for one parameter: by its whole name, or by module and name, as Pyro's optimizers allow."""
     name = re.sub(r"#\d+$", "", name)
     if whole:
-        return arguments(normalize_param_name(name))
-    return arguments(module_from_param_with_module_name(name), user_param_name(name))
+        return function(normalize_param_name(name))
+    return function(module_from_param_with_module_name(name), user_param_name(name))

@@ -1,7 +1,8 @@
-"""The tensors that Pyro programs own: parameters that train, buffers that move with them.
+"""The tensors of Pyro programs: parameters, which are trained, and buffers, which are updated along with them.
 
-Pyro hands out a parameter by name, so that two modules of one name share a value and a frozen one is thawed. Here a
-parameter is the leaf tensor itself: all leaves that a program uses are found by running it, and frozen ones stay.
+Pyro finds a parameter by its name in a global store, so that two modules of one name share a value, and a frozen
+parameter is unfrozen. Here a parameter is the leaf tensor itself: running the programs finds all leaf tensors that they
+use, and frozen ones stay frozen.
 """
 
 import inspect
@@ -23,20 +24,36 @@ from ppgen.tracing.programs import validation
 from ppgen.tracing.sites import Program
 from ppgen.tracing.traces import Traces
 
+__all__ = [
+    "CRITIC",
+    "CollectParameters",
+    "EvalMode",
+    "ProgramState",
+    "owning_module",
+    "restore",
+    "separate_names",
+    "setup_programs",
+    "snapshot",
+    "unique_name",
+]
+
 Message = dict[str, Any]
 
-CRITIC = "critic "  # how the names of critics' weights begin
+CRITIC = "critic "  # the prefix of the names of critics' weights
 
 
-class Parameters(Messenger):
-    """Collects the leaves of the programs that run inside: `leaves`, name to unconstrained tensor.
+class CollectParameters(Messenger):
+    """Collects the parameters of the programs that run inside ``with``.
 
-    Frozen leaves are collected too and stay frozen. Two leaves of one name get the names ``w`` and ``w#2``.
+    Frozen parameters are collected too and stay frozen. Two parameters of one name are called ``w`` and ``w#2``.
+
+    Attributes:
+        parameters: the unconstrained leaf tensors by name.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.leaves: dict[str, Tensor] = {}
+        self.parameters: dict[str, Tensor] = {}
         self._seen: set[int] = set()
 
     def _pyro_param(self, msg: Message) -> None:
@@ -47,7 +64,7 @@ class Parameters(Messenger):
     def _pyro_post_param(self, msg: Message) -> None:
         value, initial = msg["value"], _initial(msg)
         if initial is not None and "$$$" in msg["name"]:
-            leaf = initial  # pyro.module: the network computes with its own tensor, whatever the store holds
+            leaf = initial  # of pyro.module: the network computes with its own tensor, whatever the store has
         else:
             leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
         self._add(msg["name"], leaf)
@@ -56,14 +73,14 @@ class Parameters(Messenger):
         if not leaf.is_leaf or id(leaf) in self._seen:
             return
         self._seen.add(id(leaf))
-        same = self.leaves.get(name)
+        same = self.parameters.get(name)
         if same is None or same.data_ptr() != leaf.data_ptr():
-            name = unused(name, self.leaves)
-        # else a lazy autoguide met during its set-up: Pyro wraps the tensor once more as an nn.Parameter
-        self.leaves[name] = leaf
+            name = unique_name(name, self.parameters)
+        # else Pyro has wrapped a tensor of a lazy autoguide as an nn.Parameter since it was collected
+        self.parameters[name] = leaf
 
 
-def unused(name: str, names: Container[str]) -> str:
+def unique_name(name: str, names: Container[str]) -> str:
     """The name, or the first of ``name#2``, ``name#3`` ... that is not among `names`."""
     unique, count = name, 2
     while unique in names:
@@ -72,71 +89,81 @@ def unused(name: str, names: Container[str]) -> str:
 
 
 def _initial(msg: Message) -> nn.Parameter | None:
-    given = msg["args"][1] if len(msg["args"]) > 1 else None
-    return given if isinstance(given, nn.Parameter) else None
+    """The nn.Parameter that a pyro.param statement was given, if any."""
+    initial = msg["args"][1] if len(msg["args"]) > 1 else None
+    return initial if isinstance(initial, nn.Parameter) else None
 
 
-def prepare(model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None) -> None:
-    """Makes two programs ready to run: lets lazy autoguides make their parameters, and frees names in Pyro's store.
+def setup_programs(model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None) -> None:
+    """Prepares two programs to run: lets lazy autoguides create their parameters, and separates parameter names.
 
-    Pyro would make an autoguide's parameters during the first step, when the step has already met others.
+    Pyro would create an autoguide's parameters during the first step, after other parameters were collected.
+
+    Args:
+        model: the model.
+        guide: its guide.
+        args: the arguments of both.
+        kwargs: their keyword arguments.
     """
-    tell_apart(model, guide)
-    module = owner(guide)
+    separate_names(model, guide)
+    module = owning_module(guide)
     if isinstance(module, AutoGuide) and module.prototype_trace is None:
         with poutine.block():
-            for part in list(module.modules()):  # a list of guides comes before its parts
+            for part in list(module.modules()):  # an AutoGuideList comes before its guides
                 if isinstance(part, AutoGuide) and part.prototype_trace is None:
                     part._setup_prototype(*args, **(kwargs or {}))
 
 
-def tell_apart(model: Program, guide: Program) -> None:
-    """Frees PyroModules from what Pyro's store holds under their names for other modules.
+def separate_names(model: Program, guide: Program) -> None:
+    """Removes from Pyro's store what other modules left there under the names of these modules.
 
-    Pyro's store rules by name: a module takes over the tensor that an earlier one left there, and of a model and a
-    guide with one attribute name the second takes over the first's. What others left is forgotten; a guide whose
-    names the model has too becomes "guide", which sets them apart.
+    Pyro's store goes by name: a module takes over the tensor that an earlier one left there, and if a model and a guide
+    have an attribute of the same name, the second takes over the tensor of the first. Entries of other modules are
+    therefore removed. A guide that shares names with its model is renamed "guide".
+
+    Args:
+        model: the model.
+        guide: its guide.
     """
-    modules = [m for m in map(owner, (model, guide)) if isinstance(m, PyroModule)]
+    modules = [m for m in map(owning_module, (model, guide)) if isinstance(m, PyroModule)]
     if len(modules) == 2 and modules[0] is not modules[1] and not modules[1]._pyro_name:
-        taken = _own(modules[0])
-        if any(taken.get(name, p) is not p for name, p in _own(modules[1]).items()):
+        taken = _named_as_in_store(modules[0])
+        if any(taken.get(name, p) is not p for name, p in _named_as_in_store(modules[1]).items()):
             for part in modules[1].modules():
                 if isinstance(part, PyroModule) and (part is modules[1] or part._pyro_name):
                     part._pyro_name = f"guide.{part._pyro_name}".rstrip(".")
     store = pyro.get_param_store()
     for module in modules:
-        own = _own(module)
+        own = _named_as_in_store(module)
         lazy = isinstance(module, AutoGuide) and module.prototype_trace is None
         for name, leaf in list(store.named_parameters()):
             if own.get(name, leaf) is not leaf or (lazy and name.startswith(f"{module._pyro_name}.")):
-                with suppress(KeyError):  # a tensor of two names, already forgotten under the other
+                with suppress(KeyError):  # a tensor of two names, already removed under the other
                     del store[name]
 
 
-def _own(module: PyroModule) -> dict[str, nn.Parameter]:
-    """A module's parameters by the names that Pyro's store has for them."""
-    return {_full_name(module, name): p for name, p in module.named_parameters()}
+def _named_as_in_store(module: PyroModule) -> dict[str, nn.Parameter]:
+    """A module's parameters by their names in Pyro's store."""
+    prefix = f"{module._pyro_name}." if module._pyro_name else ""
+    return {prefix + name.removesuffix("_unconstrained"): p for name, p in module.named_parameters()}
 
 
-def _full_name(module: PyroModule, name: str) -> str:
-    name = name.removesuffix("_unconstrained")
-    return f"{module._pyro_name}.{name}" if module._pyro_name else name
+class EvalMode:
+    """Runs every nn.Module inside ``with`` in eval mode, whichever program calls it.
 
+    Programs that are functions do not list their networks; this finds them by running.
 
-class Evaluation:
-    """Runs every nn.Module inside ``with`` in eval mode, whoever calls it, and notes it: `modules`, in order.
-
-    Programs that are functions do not say which networks they hold; this finds them by running.
+    Attributes:
+        modules: the modules that ran, in order.
     """
 
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
 
-    def __enter__(self) -> "Evaluation":
+    def __enter__(self) -> "EvalMode":
         self._seen: set[int] = set()
         self._training: list[nn.Module] = []
-        self._handle = nn.modules.module.register_module_forward_pre_hook(self._note)
+        self._handle = nn.modules.module.register_module_forward_pre_hook(self._before_forward)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -144,7 +171,7 @@ class Evaluation:
         for module in self._training:
             module.training = True
 
-    def _note(self, module: nn.Module, inputs: Any) -> None:
+    def _before_forward(self, module: nn.Module, inputs: Any) -> None:
         if id(module) not in self._seen:
             self._seen.add(id(module))
             self.modules.append(module)
@@ -154,40 +181,51 @@ class Evaluation:
 
 
 @dataclass
-class State:
-    """What two programs hold: `leaves`, `buffers` (batch norm's moments, say) and the `modules` that ran."""
+class ProgramState:
+    """The tensors of two programs and of the critics of their loss.
 
-    leaves: dict[str, Tensor]
+    Attributes:
+        parameters: the unconstrained leaf tensors by name, frozen ones too.
+        buffers: the buffers of the modules by name, such as batch norm's running statistics.
+        modules: all modules that ran, with their submodules.
+    """
+
+    parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
     modules: list[nn.Module]
 
     @classmethod
-    def of(
+    def from_programs(
         cls,
         model: Program,
         guide: Program,
         args: tuple,
         kwargs: Mapping | None = None,
         critics: Mapping[str, nn.Module] | None = None,
-    ) -> "State":
-        """Finds it by running the programs, which leaves random numbers and modes as they were.
+    ) -> "ProgramState":
+        """Finds the state by running the programs, which changes neither the random state nor training modes.
 
-        Critics, networks by name, belong to it too.
+        Args:
+            model: the model.
+            guide: its guide.
+            args: the arguments of both.
+            kwargs: their keyword arguments.
+            critics: the critics' networks by name.
         """
         critics = critics or {}
         with torch.random.fork_rng(), torch.no_grad(), validation(False):
-            prepare(model, guide, args, kwargs)
-            with Evaluation() as run, Parameters():
-                _touch(Traces(model, guide, args, kwargs))
-            tops = [m for m in (*run.modules, owner(model), owner(guide)) if m is not None]
+            setup_programs(model, guide, args, kwargs)
+            with EvalMode() as run, CollectParameters():
+                _run(Traces(model, guide, args, kwargs))
+            tops = [m for m in (*run.modules, owning_module(model), owning_module(guide)) if m is not None]
             modules = list(dict.fromkeys(part for top in tops for part in top.modules()))
-            # once more with frozen networks thawed, which pyro.module would pass over: names must not depend on that
+            # pyro.module skips frozen networks; a second run with all unfrozen makes names independent of that
             frozen = [p for m in modules for p in m.parameters(recurse=False) if not p.requires_grad]
             try:
                 for parameter in frozen:
                     parameter.requires_grad_(parameter.is_floating_point())
-                with Evaluation(), Parameters() as used:
-                    _touch(Traces(model, guide, args, kwargs))
+                with EvalMode(), CollectParameters() as used:
+                    _run(Traces(model, guide, args, kwargs))
             finally:
                 for parameter in frozen:
                     parameter.requires_grad_(False)
@@ -196,58 +234,63 @@ class State:
             for i, module in enumerate(modules)
             for name, buffer in module.named_buffers(recurse=False)
         }
-        leaves = used.leaves
+        parameters = used.parameters
         for key, critic in critics.items():
-            leaves |= {f"{CRITIC}{key}.{name}": parameter for name, parameter in critic.named_parameters()}
+            parameters |= {f"{CRITIC}{key}.{name}": parameter for name, parameter in critic.named_parameters()}
             buffers |= {f"{CRITIC}{key}.{name}": buffer for name, buffer in critic.named_buffers()}
             modules += critic.modules()
-        return cls(leaves, buffers, modules)
+        return cls(parameters, buffers, modules)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        return self.leaves | self.buffers
+        """Parameters and buffers by name."""
+        return self.parameters | self.buffers
 
-    def restart(self, start: dict[str, Tensor], spread: float = 2.0) -> None:
-        """A new start, in place: layers draw their weights again, every other leaf moves by U(-spread, spread).
+    def restart(self, initial: dict[str, Tensor], spread: float = 2.0) -> None:
+        """Draws new initial values, in place: layers draw their weights again, all else moves by U(-spread, spread).
 
-        The uniform move, in unconstrained space, is Stan's default start (reference manual, "Initialization").
-        A module with a method ``restarted`` has the last word. Frozen leaves stay, and so do the buffers of a frozen
-        layer.
+        The uniform move of unconstrained parameters is Stan's default initialization (Stan reference manual,
+        https://mc-stan.org/docs/reference-manual/). A module with a method ``after_restart`` has it called at the end.
+        Frozen parameters keep their values, and so do the buffers of frozen layers.
+
+        Args:
+            initial: the values of `tensors` from which the other parameters move.
+            spread: of the uniform moves.
         """
-        restore(self.tensors, start)
-        trained = {id(leaf) for leaf in self.leaves.values() if leaf.requires_grad}
-        renewed: set[int] = set()
+        restore(self.tensors, initial)
+        trained = {id(leaf) for leaf in self.parameters.values() if leaf.requires_grad}
+        redrawn: set[int] = set()
         for module in self.modules:
             kind = type(module)
             reset = getattr(kind, "reset_parameters", None) or getattr(kind, "_reset_parameters", None)
             own = {id(p) for p in module.parameters()}
             if callable(reset) and (own & trained or not own):
-                reset(_Plain(module) if hasattr(module, "parametrizations") else module)
-                renewed |= own
+                reset(_WithoutParametrizations(module) if hasattr(module, "parametrizations") else module)
+                redrawn |= own
         with torch.no_grad():
-            for leaf in self.leaves.values():
-                if leaf.requires_grad and id(leaf) not in renewed:
+            for leaf in self.parameters.values():
+                if leaf.requires_grad and id(leaf) not in redrawn:
                     leaf.add_(torch.empty_like(leaf).uniform_(-spread, spread))
             for module in self.modules:
-                if callable(restarted := getattr(type(module), "restarted", None)):
-                    restarted(module)
-            for name, leaf in self.leaves.items():
+                if callable(after_restart := getattr(type(module), "after_restart", None)):
+                    after_restart(module)
+            for name, leaf in self.parameters.items():
                 if not leaf.requires_grad:
-                    leaf.copy_(start[name])
+                    leaf.copy_(initial[name])
 
 
-def _touch(draws: Traces) -> None:
-    """Runs both programs for what they touch."""
+def _run(traces: Traces) -> None:
+    """Runs both programs."""
     try:
-        draws.model_trace  # noqa: B018
-    except LookupError:  # a guide that infers nothing, as an adversarial game's; a loss that needs it says so itself
-        draws.generated  # noqa: B018
+        traces.model_trace  # noqa: B018
+    except LookupError:  # a guide that infers nothing, as in adversarial training; a loss that needs one reports it
+        traces.generated  # noqa: B018
 
 
-class _Plain:
-    """A layer as it would be without parametrizations, such as a spectral norm: their originals are its weights."""
+class _WithoutParametrizations:
+    """A layer as it is without parametrizations such as spectral norm: its weights are the original tensors."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
 
     def __getattr__(self, name: str) -> Any:
@@ -255,10 +298,10 @@ class _Plain:
         return parametrized[name].original if name in parametrized else getattr(self.layer, name)
 
 
-def owner(program: Callable) -> nn.Module | None:
-    """The module behind a program: itself, or the one whose method it is, handlers and partials taken off."""
+def owning_module(program: Callable) -> nn.Module | None:
+    """The module that a program is, or whose method it is, beneath handlers and partials; None for a function."""
     program = inspect.unwrap(program)
-    while isinstance(program, partial):  # a messenger's wrapper is one too, of (messenger, program)
+    while isinstance(program, partial):  # a handler wraps a program as a partial of (messenger, program)
         handled = len(program.args) > 1 and isinstance(program.args[0], Messenger)
         program = inspect.unwrap(program.args[1] if handled else program.func)
     candidate = program if isinstance(program, nn.Module) else getattr(program, "__self__", None)
@@ -266,21 +309,26 @@ def owner(program: Callable) -> nn.Module | None:
 
 
 def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, cut off from the graph."""
+    """Detached copies of tensors."""
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def restore(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Writes values into tensors, in place.
+    """Writes values into tensors, in place; nothing is written if they do not match.
+
+    Args:
+        tensors: by name.
+        values: by the same names, of the same shapes.
 
     Raises:
-        LookupError, ValueError: if a name is missing or a shape differs, before anything is written.
+        LookupError: if the names differ.
+        ValueError: if a shape differs.
     """
     missing, extra = tensors.keys() - values.keys(), values.keys() - tensors.keys()
     if missing or extra:
         raise LookupError(
             f"the programs and the stored state do not match: not stored {sorted(missing)}, not in the programs "
-            f"{sorted(extra)}; build the programs as they were when it was stored"
+            f"{sorted(extra)}; build the programs as they were when the state was stored"
         )
     for name, tensor in tensors.items():
         if tensor.shape != values[name].shape:

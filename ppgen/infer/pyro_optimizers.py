@@ -99,7 +99,7 @@ class ClippedAdam(_Counted):
         clip_norm: float = 10.0,
         lrd: float = 1.0,
         centered_variance: bool = False,
-    ):
+    ) -> None:
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -137,7 +137,7 @@ class AdagradRMSProp(_Counted):
 
     moments = ("sum",)
 
-    def __init__(self, params: Iterable[Any], eta: float | Tensor = 1.0, delta: float = 1e-16, t: float = 0.1):
+    def __init__(self, params: Iterable[Any], eta: float | Tensor = 1.0, delta: float = 1e-16, t: float = 0.1) -> None:
         super().__init__(params, {"eta": eta, "delta": delta, "t": t})
 
     def _move(self, p: Tensor, g: Tensor, group: dict[str, Any], step: Tensor, **moments: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from pyro.infer import ELBO as PyroELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ppgen.infer.adversarial import Critics, gradient_norm
+from ppgen.infer.adversarial import CriticTrainer, gradient_norm
 from ppgen.infer.compile.step import Compile, CompiledStep
 from ppgen.infer.optimizers import OptimizerFactory, ParameterOptimizer
-from ppgen.infer.parameters import Parameters, prepare, tell_apart
+from ppgen.infer.parameters import CollectParameters, separate_names, setup_programs
 from ppgen.tracing.sites import Program
 
 __all__ = ["SVI"]
@@ -22,30 +22,39 @@ GRADIENT = "gradient of the programs"
 
 
 class SVI:
-    """Fits a model and a guide by steps down a loss; takes what ``pyro.infer.SVI`` takes.
+    """Fits a model and a guide by gradient steps on a loss; accepts the arguments of ``pyro.infer.SVI``.
 
-    Against Pyro's: a parameter is the tensor that the program computes with, so a model and a guide that use one
-    attribute name both train; a new PyroModule does not start from what an earlier one of its name left in the
-    parameter store; frozen parameters (``requires_grad_(False)``) stay bitwise unchanged; clipping is of all gradients
-    together.
+    It differs from Pyro's in this: a parameter is the tensor that the program computes with, so that a model and a
+    guide that share an attribute name are both trained; a new PyroModule does not start from values that an earlier one
+    of its name left in the parameter store; frozen parameters (``requires_grad_(False)``) stay bitwise unchanged; the
+    gradient norm is clipped over all parameters together.
+
+    If the loss has critics, training is adversarial (`ppgen.infer.adversarial`): the critics take steps with their own
+    optimizers before each step of the programs. `clip_norm` applies to the programs alone, `lr_scheduler` to all.
 
     Args:
-        model, guide: Pyro programs, functions or modules.
+        model: a Pyro program, a function or a module.
+        guide: a Pyro program, a function or a module.
         optim: a Pyro optimizer, or a function parameters -> torch optimizer.
         loss: a ppgen objective, a Pyro ELBO, or a function (model, guide, *args, **kwargs) -> scalar tensor.
-        loss_and_grads: as in Pyro: runs backward itself and returns the loss; then `loss` only evaluates.
-        clip: bound on the norm of all gradients together.
-        schedule: optimizer -> torch learning-rate schedule, advanced every step.
-        compile: whether the whole step is compiled, once for each shape of its arguments: True; False; or "auto", once
-            the steps still to come make it pay (see `ppgen.infer.compile.step`). Python in the programs then runs no more.
-            What was decided is logged to "ppgen", and kept in ``svi.stepper.said``.
-        steps: how many steps there will be, which "auto" goes by; unknown if left out.
-
-    A loss with critics is a game (`ppgen.infer.adversarial`): they take their own steps, by their own optimizers, before
-    each step of the programs; `clip_norm` is the programs' alone, `lr_scheduler` everybody's.
+        loss_and_grads: as in Pyro, a function that runs backward itself and returns the loss; `loss` is then used for
+            evaluation only.
+        clip_norm: bound on the Euclidean norm of all gradients together.
+        lr_scheduler: optimizer -> torch learning-rate scheduler, advanced every step.
+        compile: whether to compile the whole step, once for each shape of its arguments: True, False, or "auto" for
+            when that saves time over the remaining steps (see `ppgen.infer.compile.step`). A compiled step does not run
+            the Python of the programs. Decisions are logged to "ppgen" and kept in `compile_status`.
+        steps: the total number of steps, which "auto" uses; None if it is not known.
 
     Attributes:
-        signals: of the last step of a game: each critic's loss, and the norms of the gradients of every player.
+        optimizer: the optimizer of the programs' parameters.
+        critics: the critics of the loss, with their optimizers.
+        adversarial_metrics: of the last step with critics: each critic's loss, and the gradient norms of the critics
+            and of the programs.
+
+    Raises:
+        TypeError: if `optim` is not an optimizer as described.
+        ValueError: if `clip_norm`, `compile` or `steps` is out of range.
     """
 
     def __init__(
@@ -60,58 +69,59 @@ class SVI:
         lr_scheduler: Callable | None = None,
         compile: Compile = "auto",
         steps: int | None = None,
-    ):
-        tell_apart(model, guide)
+    ) -> None:
+        separate_names(model, guide)
         self.model, self.guide, self.optim = model, guide, optim
         self.objective: Any = loss
-        self.player = ParameterOptimizer(optim, clip_norm=clip_norm, lr_scheduler=lr_scheduler)
+        self.optimizer = ParameterOptimizer(optim, clip_norm=clip_norm, lr_scheduler=lr_scheduler)
         self._loss_and_grads = loss_and_grads
         self._differentiable: Any = loss
         if isinstance(loss, PyroELBO):
             self._differentiable = getattr(loss, "differentiable_loss", None)
             if self._differentiable is None and loss_and_grads is None:
                 self._loss_and_grads = loss.loss_and_grads  # an ELBO that only runs backward itself
-        self.critics = Critics(loss, lr_scheduler=lr_scheduler)
+        self.critics = CriticTrainer(loss, lr_scheduler=lr_scheduler)
         self.adversarial_metrics: dict[str, Tensor] = {}
         self._compile: Compile = compile
-        self.renew(steps)
+        self.recompile(steps)
 
-    def renew(self, steps: int | None = None) -> None:
-        """Forgets what is compiled; players and their optimizers stay. For when the programs' structure has changed.
+    def recompile(self, steps: int | None = None) -> None:
+        """Discards all compiled steps, for when the programs' structure has changed; optimizers keep their state.
 
         Args:
-            steps: how many steps there will be, as for the constructor.
+            steps: the number of steps to come, as for the constructor.
         """
-
-        def stepper(take: Callable, players: list[ParameterOptimizer], to_come: int | None) -> CompiledStep:
-            return CompiledStep(take, players, self._facts, compile=self._compile, steps=to_come)
-
-        self.stepper = stepper(self._take, [self.player], steps)
-        self._turns: list[CompiledStep] = []  # of each turn, those of equal critics shared
-        steppers: dict[tuple[str, ...], CompiledStep] = {}
-        for names in map(self.critics.of_turn, range(self.critics.turns)):
-            if names not in steppers:
-                players = [self.critics.players[name] for name in names]
-                turns = sum(self.critics.of_turn(turn) == names for turn in range(self.critics.turns))
-                take = partial(self._take_turn, len(self._turns))
-                steppers[names] = stepper(take, players, None if steps is None else steps * turns)
-            self._turns.append(steppers[names])
+        self.compiled_step = self._compiled(self._program_step, [self.optimizer], steps)
+        by_critics: dict[tuple[str, ...], CompiledStep] = {}  # iterations of the same critics share a step
+        iterations = [self.critics.active(iteration) for iteration in range(self.critics.iterations)]
+        for iteration, names in enumerate(iterations):
+            if names not in by_critics:
+                step = partial(self._critic_step, iteration)
+                optimizers = [self.critics.optimizers[name] for name in names]
+                total = None if steps is None else steps * iterations.count(names)
+                by_critics[names] = self._compiled(step, optimizers, total)
+        self.critic_steps = [by_critics[names] for names in iterations]
 
     @property
-    def said(self) -> str:
-        """What was decided about compiling, in words; empty so far as nothing was."""
-        of_critics = [f"critics: {turn.said}" for turn in dict.fromkeys(self._turns) if turn.said]
-        return "; ".join([*([self.stepper.said] if self.stepper.said else []), *of_critics])
+    def compile_status(self) -> str:
+        """The last decisions about compiling, in words; empty before there is one."""
+        critics = [f"critics: {step.status}" for step in dict.fromkeys(self.critic_steps) if step.status]
+        return "; ".join([*([self.compiled_step.status] if self.compiled_step.status else []), *critics])
 
     @property
-    def players(self) -> list[ParameterOptimizer]:
-        """Who moves parameters: the programs' player, and each critic's."""
-        return [self.player, *self.critics.players.values()]
+    def optimizers(self) -> list[ParameterOptimizer]:
+        """The programs' optimizer, then each critic's."""
+        return [self.optimizer, *self.critics.optimizers.values()]
 
     def step(self, *args: Any, **kwargs: Any) -> float:
-        """One step down the loss on a batch; returns the loss before it, in the loss's own unit.
+        """Takes one step on a batch.
 
-        A loss in parts, as ReweightedWakeSleep's, is their sum here.
+        Args:
+            *args: the arguments of model and guide.
+            **kwargs: their keyword arguments.
+
+        Returns:
+            The loss before the step, in its own unit. A loss in parts, such as ReweightedWakeSleep's, is their sum.
 
         Raises:
             ValueError: if the loss depends on no trainable parameter.
@@ -122,70 +132,92 @@ class SVI:
         return loss
 
     def update(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """As `step`, and returns the loss term by term, detached tensors that sum to it."""
+        """Takes one step as `step` does.
+
+        Args:
+            *args: the arguments of model and guide.
+            **kwargs: their keyword arguments.
+
+        Returns:
+            The terms of the loss by name, detached tensors that sum to it.
+        """
         adversarial_metrics: dict[str, Tensor] = {}
-        for turn in self._turns:
-            adversarial_metrics |= turn(args, kwargs)
-        values = self.stepper(args, kwargs)
-        if self._turns:
+        for critic_step in self.critic_steps:
+            adversarial_metrics |= critic_step(args, kwargs)
+        values = self.compiled_step(args, kwargs)
+        if self.critic_steps:
             self.adversarial_metrics = adversarial_metrics | {GRADIENT: values.pop(GRADIENT)}
-        self.player.advance()
-        self.critics.advance()
+        self.optimizer.step_scheduler()
+        self.critics.step_schedulers()
         return values
 
-    def _take_turn(self, turn: int, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        """A step of the critics of one turn."""
-        return self.critics.move(turn, self.model, self.guide, args, kwargs)
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
+        """The loss on a batch without gradients; modules keep their training modes, and no parameter changes.
 
-    def _take(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        """One step, in tensors alone."""
-        values, leaves = self._losses(args, kwargs)
-        self.player.meet(leaves)
-        self._move_step()
+        Args:
+            *args: the arguments of model and guide.
+            **kwargs: their keyword arguments.
+        """
+        loss = self.objective.loss if isinstance(self.objective, PyroELBO) else self.objective
+        setup_programs(self.model, self.guide, args, kwargs)
+        with torch.no_grad(), CollectParameters():
+            return _total(_parts(loss(self.model, self.guide, *args, **kwargs)))
+
+    def _compiled(self, step: Callable, optimizers: list[ParameterOptimizer], steps: int | None) -> CompiledStep:
+        return CompiledStep(step, optimizers, self._static_values, compile=self._compile, steps=steps)
+
+    def _critic_step(self, iteration: int, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        """One step of the critics of an iteration."""
+        return self.critics.step(iteration, self.model, self.guide, args, kwargs)
+
+    def _program_step(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        """One step of the programs, which reads and writes tensors only."""
+        values, parameters = self._losses(args, kwargs)
+        self.optimizer.add_parameters(parameters)
+        self._move_step_counter()
         if self._loss_and_grads is not None:
-            gradients = [leaf.grad for leaf in self.player.leaves.values()]
+            gradients = [leaf.grad for leaf in self.optimizer.parameters.values()]
         else:
-            gradients = self.player.gradients(sum(values.values(), torch.zeros(())))
-        adversarial_metrics = {GRADIENT: gradient_norm(gradients)} if self._turns else {}
-        self.player.update(gradients)  # last of all, so that the optimizer's kernel can leave a compiled step
+            gradients = self.optimizer.gradients(sum(values.values(), torch.zeros(())))
+        adversarial_metrics = {GRADIENT: gradient_norm(gradients)} if self.critic_steps else {}
+        self.optimizer.update(gradients)  # last, so that a fused optimizer can run after the compiled graph
         if hasattr(self.objective, "advance"):
             self.objective.advance()
         return {name: value.detach() for name, value in values.items()} | adversarial_metrics
 
-    def _move_step(self) -> None:
-        """Puts the count of steps where the parameters are: a CUDA graph reads nothing off the GPU."""
-        step, leaf = getattr(self.objective, "step", None), next(iter(self.player.leaves.values()), None)
+    def _move_step_counter(self) -> None:
+        """Moves the objective's step counter to the device of the parameters: a CUDA graph reads GPU memory only."""
+        step, leaf = getattr(self.objective, "step", None), next(iter(self.optimizer.parameters.values()), None)
         if isinstance(step, Tensor) and leaf is not None and step.device != leaf.device:
             step.data = step.data.to(leaf.device)
 
-    def _facts(self) -> tuple:
-        """What a compiled step holds on to that is no tensor."""
-        known = self.model, self.guide, self.objective, getattr(self.objective, "total", None), self.player.clip_norm
-        return (*known, self.critics.facts()) if self._turns else known
+    def _static_values(self) -> tuple:
+        """All that a step depends on besides tensors."""
+        values = (
+            self.model,
+            self.guide,
+            self.objective,
+            getattr(self.objective, "total", None),
+            self.optimizer.clip_norm,
+        )
+        return (*values, self.critics.options()) if self.critic_steps else values
 
     def _losses(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The loss term by term, and the leaves it was computed with."""
+        """The loss term by term, and the parameters that it was computed with."""
         programs = (self.model, self.guide)
-        prepare(*programs, args, kwargs)
-        with Parameters() as used:
+        setup_programs(*programs, args, kwargs)
+        with CollectParameters() as used:
             if self._loss_and_grads is not None:
                 values = _parts(self._loss_and_grads(*programs, *args, **kwargs))
             elif hasattr(self.objective, "values"):
                 values = self.objective.values(*programs, *args, **kwargs)
             else:
                 values = _parts(self._differentiable(*programs, *args, **kwargs))
-        return values, used.leaves
-
-    def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
-        """The loss on a batch, without gradients, the modules in the mode they are in; no parameter moves."""
-        loss = self.objective.loss if isinstance(self.objective, PyroELBO) else self.objective
-        prepare(self.model, self.guide, args, kwargs)
-        with torch.no_grad(), Parameters():
-            return _total(_parts(loss(self.model, self.guide, *args, **kwargs)))
+        return values, used.parameters
 
 
 def _parts(loss: Any) -> dict[str, Tensor]:
-    """A loss by name; Pyro's wake-sleep gives a pair, one for the model and one for the guide."""
+    """A loss by name; Pyro's wake-sleep returns a pair, for the model and for the guide."""
     parts = loss if isinstance(loss, tuple) else (loss,)
     names = [f"loss {i + 1}" for i in range(len(parts))] if len(parts) > 1 else ["loss"]
     return {name: torch.as_tensor(part) for name, part in zip(names, parts, strict=True)}

@@ -19,7 +19,7 @@ import ppgen
 from ppgen import metrics as m
 from ppgen import nets, recipes
 from ppgen import views as v
-from ppgen.infer.adversarial import Critics, networks
+from ppgen.infer.adversarial import CriticTrainer, build_critics
 from ppgen.losses.recipes import RECIPES
 from ppgen.models import Generator
 
@@ -84,9 +84,9 @@ def play(make: Callable[[], Any], game: str, *, steps: int = 8, between: Callabl
         adversarial_metrics.append(
             torch.tensor([float(signal) for signal in getattr(svi, "adversarial_metrics", {}).values()])
         )
-    leaves = [leaf for _, leaf in sorted(pyro.get_param_store().named_parameters())]
-    leaves += [tensor for critic in critics_of(loss) for tensor in (*critic.parameters(), *critic.buffers())]
-    weights = torch.cat([leaf.detach().flatten() for leaf in leaves])
+    parameters = [leaf for _, leaf in sorted(pyro.get_param_store().named_parameters())]
+    parameters += [tensor for critic in critics_of(loss) for tensor in (*critic.parameters(), *critic.buffers())]
+    weights = torch.cat([leaf.detach().flatten() for leaf in parameters])
     return Played(svi, torch.tensor(losses), weights, torch.stack(adversarial_metrics))
 
 
@@ -112,9 +112,9 @@ def test_a_game_in_stock_svi_is_the_game_in_ours(game):
 
 def assert_compiled_is_eager(game: str) -> None:
     run = play(compiled, game, steps=12)
-    steppers = [run.svi.stepper, *run.svi._turns]
-    assert all(any(shape.capture for shape in stepper._shapes.values()) for stepper in steppers)
-    assert run.svi.said.count("compiled at step") == len(set(map(id, steppers)))
+    steps = [run.svi.compiled_step, *run.svi.critic_steps]
+    assert all(step.compiled_shapes for step in steps)
+    assert run.svi.compile_status.count("compiled at step") == len(set(map(id, steps)))
     still = play(eager, game, steps=12)
     assert_same(run, still)
     torch.testing.assert_close(run.adversarial_metrics, still.adversarial_metrics, rtol=1e-3, atol=1e-4)
@@ -136,10 +136,10 @@ def test_a_schedule_is_everybodys_and_a_clip_the_programs_alone(builds):
     make = functools.partial(ppgen.SVI, lr_scheduler=decay, clip_norm=1e-6)
     runs = [play(functools.partial(make, compile=compile), "several", steps=10) for compile in (True, False)]
     assert_same(*runs)
-    players = [runs[0].svi.player, *runs[0].svi.critics.players.values()]
-    rates = [player.optimizer.param_groups[0]["lr"] for player in players]
+    optimizers = [runs[0].svi.optimizer, *runs[0].svi.critics.optimizers.values()]
+    rates = [optimizer.torch_optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     assert rates == pytest.approx([0.01 * 0.9**10] * 4)
-    assert [player.clip_norm for player in players] == [1e-6, None, None, None]
+    assert [optimizer.clip_norm for optimizer in optimizers] == [1e-6, None, None, None]
 
 
 # The game of one number against one number, by hand (Mescheder et al. 2018, section 2): data at 0, draws at theta, the
@@ -201,12 +201,12 @@ def test_the_duel_is_as_by_hand(builds, make, turns, weight):
 @every
 def test_each_side_moves_itself_alone(game):
     pair, loss = gaussian_pair(), GAMES[game]()
-    critics = networks(loss, pair.model, pair.guide, pair.args).values()
+    critics = build_critics(loss, pair.model, pair.guide, pair.args).values()
     loss.loss(pair.model, pair.guide, *pair.args)  # registers the programs' parameters
     programs = [leaf for _, leaf in sorted(pyro.get_param_store().named_parameters())]
 
     before, judges = bits(programs), [bits(critic.parameters()) for critic in critics]
-    seen = Critics(loss).move(0, pair.model, pair.guide, pair.args, {})
+    seen = CriticTrainer(loss).step(0, pair.model, pair.guide, pair.args, {})
     assert bits(programs) == before
     assert all(bits(critic.parameters()) != old for critic, old in zip(critics, judges, strict=True))
     assert set(seen) == {f"{what}critic {name}" for name in loss.critics for what in ("", "gradient of ")}
@@ -242,8 +242,8 @@ def test_looking_moves_no_critic(game):
 class Counting(torch.optim.SGD):
     """Notes the name of its critic at each step."""
 
-    def __init__(self, leaves: Any, name: str, taken: list[str]) -> None:
-        super().__init__(leaves, lr=0.01)
+    def __init__(self, parameters: Any, name: str, taken: list[str]) -> None:
+        super().__init__(parameters, lr=0.01)
         self.name, self.taken = name, taken
 
     def step(self, closure: Any = None) -> None:
@@ -280,7 +280,7 @@ def test_a_critic_of_two_terms_goes_down_the_sum_of_their_losses():
             critic.weight.copy_(before)
             critic.bias.fill_(0.3)
         pyro.set_rng_seed(2)
-        Critics(loss).move(0, pair.model, pair.guide, pair.args, {})
+        CriticTrainer(loss).step(0, pair.model, pair.guide, pair.args, {})
         moves.append(critic.weight.detach() - before)
     torch.testing.assert_close(moves[2], moves[0] + moves[1])
     assert (moves[0] != 0).any()
@@ -497,7 +497,7 @@ def test_the_average_is_of_critics_too():
     critic = SMALL((3,))
     path = [[p.detach().clone() for p in critic.parameters()]]
 
-    def note(moment: Any) -> None:
+    def note(step: Any) -> None:
         path.append([p.detach().clone() for p in critic.parameters()])
 
     fit(recipes.gan(critic, lr=0.01), ema=0.5, steps=5, callbacks=[note])
@@ -513,9 +513,9 @@ def test_the_average_is_of_critics_too():
 def test_all_rates_fall_to_zero(lr_scheduler):
     rates: list[list[float]] = []
 
-    def note(moment: Any) -> None:
-        players = [moment.svi.player, *moment.svi.critics.players.values()]
-        rates.append([player.optimizer.param_groups[0]["lr"] for player in players])
+    def note(step: Any) -> None:
+        optimizers = [step.svi.optimizer, *step.svi.critics.optimizers.values()]
+        rates.append([optimizer.torch_optimizer.param_groups[0]["lr"] for optimizer in optimizers])
 
     result = fit("gan", lr_scheduler=lr_scheduler, steps=10, callbacks=[note], restarts=2)
     assert len(result.chains) == 2
@@ -528,7 +528,7 @@ def test_all_rates_fall_to_zero(lr_scheduler):
 
 
 def test_a_schedule_of_another_name_is_an_error():
-    with pytest.raises(ValueError, match="fit: lr_scheduler is 'linear' or 'cosine', a function or None, got 'step'"):
+    with pytest.raises(ValueError, match="fit: lr_scheduler must be 'linear', 'cosine', a function or None, got 'step'"):
         fit("gan", lr_scheduler="step")
 
 
@@ -571,21 +571,21 @@ def test_validation_and_breakdown_move_no_critic(game):
     ids=["patience", "restarts"],
 )
 def test_what_goes_by_the_loss_of_a_game_warns(options, named):
-    with pytest.warns(UserWarning, match=f"{named} by the loss, which in a game need not fall"):
+    with pytest.warns(UserWarning, match=f"{named} by the loss, which in adversarial training need not fall"):
         fit("gan", steps=2, **options)
 
 
 def test_early_stopping_goes_back_to_the_best_critic_too():
     seen: list[list[bytes]] = []
     loss = GAMES["gan"]()
-    with pytest.warns(UserWarning, match="in a game need not fall"):
+    with pytest.warns(UserWarning, match="in adversarial training need not fall"):
         result = fit(
             loss,
             validation=X[:8],
             patience=2,
             steps=40,
             optim=functools.partial(torch.optim.Adam, lr=0.1),
-            callbacks=[lambda moment: seen.append(bits(critics_of(loss)[0].parameters()))],
+            callbacks=[lambda step: seen.append(bits(critics_of(loss)[0].parameters()))],
         )
     (chain,) = result.chains
     assert bits(critics_of(loss)[0].parameters()) == seen[chain.best_step - 1]
@@ -601,7 +601,7 @@ def test_two_time_scales():
         tensors = [*module.parameters(), *critics_of(loss)[0].parameters()]
         return {name: t.detach().clone() for name, t in zip("abcdefgh", tensors, strict=True)}
 
-    networks(loss, module.model, module.guide, (X,))
+    build_critics(loss, module.model, module.guide, (X,))
     starts = held()
     fit(loss, (module.model, module.guide), steps=1, optim=functools.partial(torch.optim.Adam, lr=1e-3))
     moved = {name: float((t - starts[name]).abs().max()) for name, t in held().items()}

@@ -107,7 +107,7 @@ def test_an_altered_tensor_is_named_as_such(stored):
 def test_a_foreign_file_is_an_error(tmp_path):
     foreign = tmp_path / "foreign"
     safetensors.torch.save_file({"a": torch.ones(2)}, foreign)
-    with pytest.raises(CheckpointError, match="not one that ppgen wrote"):
+    with pytest.raises(CheckpointError, match="ppgen did not write it"):
         read(foreign)
     torch.save({"a": torch.ones(2)}, foreign)
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):

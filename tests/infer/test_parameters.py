@@ -14,7 +14,7 @@ from pyro.nn import PyroModule, PyroParam
 from support import gaussian_pair
 from torch import Tensor, nn
 
-from ppgen.infer.parameters import Evaluation, Parameters, State, owner, prepare, restore, snapshot
+from ppgen.infer.parameters import EvalMode, CollectParameters, ProgramState, owning_module, setup_programs, restore, snapshot
 
 frozen_in_training = pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 
@@ -91,9 +91,9 @@ WRAPPERS: dict[str, Callable] = {
 @pytest.mark.parametrize("wrap", WRAPPERS)
 def test_a_program_belongs_to_the_module_behind_it(wrap):
     model = Model()
-    assert owner(WRAPPERS[wrap](model)) is model
-    assert owner(WRAPPERS[wrap](model.method)) is model
-    assert owner(WRAPPERS[wrap](guide)) is None
+    assert owning_module(WRAPPERS[wrap](model)) is model
+    assert owning_module(WRAPPERS[wrap](model.method)) is model
+    assert owning_module(WRAPPERS[wrap](guide)) is None
 
 
 # What the programs hold.
@@ -101,24 +101,24 @@ def test_a_program_belongs_to_the_module_behind_it(wrap):
 
 def test_parameters_are_collected_by_name_frozen_ones_too():
     first, second = nn.Linear(1, 1), nn.Linear(1, 1, bias=False)
-    with Parameters() as used:
+    with CollectParameters() as used:
         pyro.module("net", first)
         pyro.module("net", second)
         scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
         pyro.param("scale").unconstrained().requires_grad_(False)
-    assert set(used.leaves) == {"net$$$weight", "net$$$bias", "net$$$weight#2", "scale"}
-    assert used.leaves["net$$$weight"] is first.weight
-    assert used.leaves["net$$$weight#2"] is second.weight
-    assert used.leaves["scale"] is scale.unconstrained()
+    assert set(used.parameters) == {"net$$$weight", "net$$$bias", "net$$$weight#2", "scale"}
+    assert used.parameters["net$$$weight"] is first.weight
+    assert used.parameters["net$$$weight#2"] is second.weight
+    assert used.parameters["scale"] is scale.unconstrained()
 
 
 def test_the_state_is_every_parameter_and_buffer():
     model = Model()
-    state = State.of(model, guide, (x(),))
-    assert set(state.leaves) == LEAVES
+    state = ProgramState.from_programs(model, guide, (x(),))
+    assert set(state.parameters) == LEAVES
     held = {id(t) for t in state.tensors.values()}
     assert {id(t) for t in (*model.parameters(), *model.buffers())} < held
-    assert held - {id(t) for t in (*model.parameters(), *model.buffers())} == {id(state.leaves["loc"])}
+    assert held - {id(t) for t in (*model.parameters(), *model.buffers())} == {id(state.parameters["loc"])}
 
 
 def test_finding_the_state_leaves_everything_as_it_was():
@@ -128,9 +128,9 @@ def test_finding_the_state_leaves_everything_as_it_was():
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    State.of(model, guide, (x(),))
+    ProgramState.from_programs(model, guide, (x(),))
     torch.manual_seed(3)
-    State.of(model, guide, (torch.zeros(6, 3),))
+    ProgramState.from_programs(model, guide, (torch.zeros(6, 3),))
     assert torch.equal(torch.rand(1), expected)
     assert bits(model.state_dict()) == before
     assert {m: m.training for m in model.modules()} == modes
@@ -144,11 +144,11 @@ def test_freezing_changes_neither_the_names_nor_the_flags():
         model = Model()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not freeze(name))
-        state = State.of(model, guide, (x(),))
+        state = ProgramState.from_programs(model, guide, (x(),))
         assert [p.requires_grad for _, p in model.named_parameters()] == [
             not freeze(n) for n, _ in model.named_parameters()
         ]
-        return set(state.leaves), set(state.buffers)
+        return set(state.parameters), set(state.buffers)
 
     assert names(lambda name: False) == names(lambda name: name.startswith("net.0")) == names(lambda name: True)
 
@@ -162,7 +162,7 @@ def test_a_frozen_network_is_thawed_only_while_its_state_is_sought():
             raise RuntimeError("in the second run")
 
     with pytest.warns(UserWarning, match="not registered"), pytest.raises(RuntimeError, match="second run"):
-        State.of(model, failing, (x(),))
+        ProgramState.from_programs(model, failing, (x(),))
     assert not any(p.requires_grad for p in model.parameters())
 
 
@@ -185,7 +185,7 @@ class Attending(nn.Module):
 
 def test_modules_that_are_never_called_belong_to_the_state():
     whole = Attending()
-    state = State.of(whole.model, guide, (torch.randn(5, 2),))
+    state = ProgramState.from_programs(whole.model, guide, (torch.randn(5, 2),))
     held = {id(t) for t in state.tensors.values()}
     assert {id(t) for t in (*whole.parameters(), *whole.buffers())} < held
 
@@ -217,10 +217,10 @@ AUTOGUIDES: dict[str, Callable] = {
 def test_an_autoguides_state_is_the_same_before_and_after_its_set_up(kind, hidden):
     auto = AUTOGUIDES[kind]()
     program = (lambda y: auto(y)) if hidden else auto
-    lazy, ready = (State.of(schools, program, (torch.randn(4),)) for _ in range(2))
+    lazy, ready = (ProgramState.from_programs(schools, program, (torch.randn(4),)) for _ in range(2))
     assert {k: id(v) for k, v in lazy.tensors.items()} == {k: id(v) for k, v in ready.tensors.items()}
-    assert set(map(id, lazy.leaves.values())) == set(map(id, auto.parameters()))
-    assert not any("#" in name for name in lazy.leaves)
+    assert set(map(id, lazy.parameters.values())) == set(map(id, auto.parameters()))
+    assert not any("#" in name for name in lazy.parameters)
 
 
 def test_preparing_forgets_what_others_left_under_a_modules_names():
@@ -228,7 +228,7 @@ def test_preparing_forgets_what_others_left_under_a_modules_names():
     with torch.no_grad():
         first(x())
     assert "scale" in pyro.get_param_store()
-    prepare(second, guide, (x(),))
+    setup_programs(second, guide, (x(),))
     assert not {"scale", "offset"} & set(pyro.get_param_store().keys())
     own = [id(p) for p in second.parameters()]
     with torch.no_grad():
@@ -243,7 +243,7 @@ def test_preparing_keeps_what_functions_hold_and_what_is_the_modules_own():
         model(x())
         guide(x())
     held = {name: id(leaf) for name, leaf in pyro.get_param_store().named_parameters()}
-    prepare(model, guide, (x(),))
+    setup_programs(model, guide, (x(),))
     assert {name: id(leaf) for name, leaf in pyro.get_param_store().named_parameters()} == held
 
 
@@ -260,7 +260,7 @@ def test_a_tensor_of_two_names_is_forgotten_under_both():
     for _ in range(2):
         weight = nn.Parameter(torch.ones(1))
         programs = Tied("w", weight), Tied("v", weight)
-        prepare(*programs, ())
+        setup_programs(*programs, ())
         assert not pyro.get_param_store().keys()
         for program in programs:
             program()
@@ -274,7 +274,7 @@ def test_evaluation_runs_every_module_in_eval_mode_and_back():
     net[0].eval()
     modes = [m.training for m in net.modules()]
     before = bits(net.state_dict())
-    with Evaluation() as run:
+    with EvalMode() as run:
         value = torch.randn(4, 3)
         assert torch.equal(net(value), net(value))
     assert run.modules == [net, *net]
@@ -285,7 +285,7 @@ def test_evaluation_runs_every_module_in_eval_mode_and_back():
 
 def test_evaluation_nests_and_gives_the_modes_back_on_an_error():
     net = nn.Dropout(0.5)
-    with pytest.raises(ZeroDivisionError), Evaluation(), Evaluation():
+    with pytest.raises(ZeroDivisionError), EvalMode(), EvalMode():
         raise ZeroDivisionError(net(torch.ones(1)))
     assert net.training
 
@@ -294,7 +294,7 @@ def test_evaluation_nests_and_gives_the_modes_back_on_an_error():
 
 
 def test_restore_writes_in_place():
-    state = State.of(Model(), guide, (x(),))
+    state = ProgramState.from_programs(Model(), guide, (x(),))
     saved, ids = snapshot(state.tensors), {k: id(t) for k, t in state.tensors.items()}
     expected = bits(saved)
     with torch.no_grad():
@@ -329,16 +329,16 @@ def test_restore_of_something_else_names_it_and_writes_nothing(values, error, me
 
 def test_a_restart_draws_layers_anew_and_moves_the_rest_by_at_most_two():
     model = Model()
-    state = State.of(model, guide, (x(),))
+    state = ProgramState.from_programs(model, guide, (x(),))
     start, ids = snapshot(state.tensors), {k: id(t) for k, t in state.tensors.items()}
     moments(model).fill_(5.0)
     state.restart(start)
     assert {k: id(t) for k, t in state.tensors.items()} == ids
-    moves = {name: state.leaves[name].detach() - start[name] for name in state.leaves}
+    moves = {name: state.parameters[name].detach() - start[name] for name in state.parameters}
     for name in ("scale", "offset", "loc"):
         assert 0 < moves[name].abs().max() <= 2
     for layer in (0, 3):  # torch's own start: U(-1 / sqrt(fan in), 1 / sqrt(fan in))
-        weight = state.leaves[f"net$$${layer}.weight"]
+        weight = state.parameters[f"net$$${layer}.weight"]
         assert moves[f"net$$${layer}.weight"].abs().max() > 0
         assert weight.abs().max() <= weight.shape[1] ** -0.5
     assert torch.equal(norm(model).weight, torch.ones(4))
@@ -348,7 +348,7 @@ def test_a_restart_draws_layers_anew_and_moves_the_rest_by_at_most_two():
 
 def test_a_restart_of_attention_draws_it_as_torch_does():
     whole = Attending()
-    state = State.of(whole.model, guide, (torch.randn(5, 2),))
+    state = ProgramState.from_programs(whole.model, guide, (torch.randn(5, 2),))
     start = snapshot(state.tensors)
     state.restart(start)
     weight = whole.attention.in_proj_weight
@@ -364,7 +364,7 @@ def test_a_restart_leaves_what_is_frozen_and_what_the_programs_do_not_use():
     norm(model).requires_grad_(False)
     model.scale_unconstrained.requires_grad_(False)
     moments(model).fill_(5.0)
-    state = State.of(model, guide, (x(),))
+    state = ProgramState.from_programs(model, guide, (x(),))
     still = {
         "weight of a layer": first.weight,
         **dict(norm(model).named_parameters()),
@@ -381,5 +381,5 @@ def test_a_restart_leaves_what_is_frozen_and_what_the_programs_do_not_use():
 
 def test_a_function_program_has_a_state_too():
     pair = gaussian_pair()
-    state = State.of(pair.model, pair.guide, pair.args)
-    assert set(state.leaves) == {f"{n}$$${k}" for n in ("encoder", "decoder") for k in ("weight", "bias")}
+    state = ProgramState.from_programs(pair.model, pair.guide, pair.args)
+    assert set(state.parameters) == {f"{n}$$${k}" for n in ("encoder", "decoder") for k in ("weight", "bias")}

@@ -139,10 +139,10 @@ def test_modules_with_local_parameters_follow_a_loop_in_torch():
         for by_hand in (False, True):
             pyro.set_rng_seed(1)
             model, guide, args = modules()
-            leaves = [*model.parameters(), *guide.parameters()]
+            parameters = [*model.parameters(), *guide.parameters()]
             losses = []
             if by_hand:
-                elbo, optim = infer.Trace_ELBO()(model, guide), torch.optim.Adam(leaves, lr=0.02)
+                elbo, optim = infer.Trace_ELBO()(model, guide), torch.optim.Adam(parameters, lr=0.02)
                 for _ in range(5):
                     optim.zero_grad()
                     losses.append(elbo(*args))
@@ -151,7 +151,7 @@ def test_modules_with_local_parameters_follow_a_loop_in_torch():
             else:
                 svi = ppgen.SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), infer.Trace_ELBO())
                 losses = [torch.tensor(svi.step(*args)) for _ in range(5)]
-            runs.append((torch.stack(losses).detach(), torch.cat([p.detach().flatten() for p in leaves])))
+            runs.append((torch.stack(losses).detach(), torch.cat([p.detach().flatten() for p in parameters])))
     assert not pyro.get_param_store().keys()
     assert_same(*runs)
 
@@ -161,7 +161,7 @@ def test_modules_with_local_parameters_follow_a_loop_in_torch():
     [
         pytest.param(torch.optim.Adam, id="class"),
         pytest.param(functools.partial(torch.optim.Adam, lr=1e-3), id="partial"),
-        pytest.param(lambda leaves: torch.optim.Adam(leaves, lr=1e-3), id="function"),
+        pytest.param(lambda parameters: torch.optim.Adam(parameters, lr=1e-3), id="function"),
     ],
 )
 def test_a_torch_factory_is_pyros_optimizer(factory):
@@ -242,8 +242,8 @@ def test_a_torch_schedule_advances_every_step():
         svi.step()
     expected = (1 - 0.1) * (1 - 0.05) * (1 - 0.025)
     assert pyro.param("w").item() == pytest.approx(expected)
-    assert svi.player.optimizer is not None
-    assert [group["lr"] for group in svi.player.optimizer.param_groups] == pytest.approx([0.1 / 8])
+    assert svi.optimizer.torch_optimizer is not None
+    assert [group["lr"] for group in svi.optimizer.torch_optimizer.param_groups] == pytest.approx([0.1 / 8])
 
 
 def test_pyros_schedule_advances_when_told():
@@ -272,15 +272,15 @@ def test_evaluating_the_loss_moves_nothing_and_is_pyros(program):
     model, guide, args = PROGRAMS[program]()
     svi = ppgen.SVI(model, guide, torch.optim.Adam, infer.Trace_ELBO())
     svi.step(*args)
-    leaves = list(svi.player.leaves.values())
-    before = bits(leaves)
+    parameters = list(svi.optimizer.parameters.values())
+    before = bits(parameters)
     pyro.set_rng_seed(2)
     ours = svi.evaluate_loss(*args)
     pyro.set_rng_seed(2)
     stock = infer.SVI(model, guide, pyro.optim.Adam({}), infer.Trace_ELBO()).evaluate_loss(*args)
     assert ours == pytest.approx(stock, rel=1e-6)
-    assert bits(leaves) == before
-    assert all(leaf.grad is None for leaf in leaves)
+    assert bits(parameters) == before
+    assert all(leaf.grad is None for leaf in parameters)
 
 
 # Every parameter is trained, once.
@@ -294,11 +294,11 @@ def test_a_lazy_autoguide_is_in_the_optimizer_whole_and_once(guide, hidden):
     svi = ppgen.SVI(schools, program, torch.optim.Adam, ppgen.ELBO())
     for _ in range(2):
         svi.step(SCHOOLS)
-    assert svi.player.optimizer is not None
-    held = [leaf for group in svi.player.optimizer.param_groups for leaf in group["params"]]
+    assert svi.optimizer.torch_optimizer is not None
+    held = [leaf for group in svi.optimizer.torch_optimizer.param_groups for leaf in group["params"]]
     assert len(held) == len(set(map(id, held)))
     assert set(map(id, held)) == set(map(id, auto.parameters()))
-    assert not any("#" in name for name in svi.player.leaves)
+    assert not any("#" in name for name in svi.optimizer.parameters)
 
 
 @pytest.mark.parametrize("guide", GUIDES)
@@ -458,7 +458,7 @@ def test_frozen_parameters_stay_bitwise(kind, optim):
         svi.evaluate_loss(x)
     assert bits(still) == before
     assert not any(p.requires_grad for p in still)
-    assert not set(map(id, still)) & set(map(id, svi.player.leaves.values()))
+    assert not set(map(id, still)) & set(map(id, svi.optimizer.parameters.values()))
 
 
 @frozen_in_training
@@ -468,7 +468,7 @@ def test_parameters_freeze_and_thaw_between_steps(kind):
     x = torch.randn(20, 1) + 1
     svi = ppgen.SVI(model, guide, functools.partial(torch.optim.Adam, lr=0.01), ppgen.ELBO())
     svi.step(x)
-    moving = list(svi.player.leaves.values())
+    moving = list(svi.optimizer.parameters.values())
     for parameter in still:
         parameter.requires_grad_(True)
     for parameter in moving:
@@ -485,9 +485,9 @@ def test_parameters_freeze_and_thaw_between_steps(kind):
 class Prepared(torch.optim.Optimizer):
     """Gradient descent at a rate of 0.1, kept in a state that is made when the optimizer is built."""
 
-    def __init__(self, leaves: list[Tensor]) -> None:
-        super().__init__(leaves, {})
-        for leaf in leaves:
+    def __init__(self, parameters: list[Tensor]) -> None:
+        super().__init__(parameters, {})
+        for leaf in parameters:
             self.state[leaf]["rate"] = 0.1
 
     @torch.no_grad()
@@ -537,7 +537,7 @@ def test_a_late_parameter_of_a_name_already_taken_leaves_the_first_in_place():
     before = bits([first.weight, second.weight])
     svi.step()
     assert all(new != old for new, old in zip(bits([first.weight, second.weight]), before, strict=True))
-    assert len(svi.player.leaves) == 2
+    assert len(svi.optimizer.parameters) == 2
 
 
 def test_a_parameter_that_the_loss_does_not_use_stays():
@@ -578,13 +578,13 @@ def test_what_is_no_optimizer_is_an_error():
         descend(loss, torch.optim.Adam([torch.ones(1, requires_grad=True)]))
     with pytest.raises(TypeError, match="got 'adam'"):
         descend(loss, "adam")
-    with pytest.raises(TypeError, match="it made None"):
-        descend(loss, lambda leaves: None).step()
+    with pytest.raises(TypeError, match="it returned None"):
+        descend(loss, lambda parameters: None).step()
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, -1.0, math.nan])
 def test_a_clip_that_is_no_bound_is_an_error(clip_norm):
-    with pytest.raises(ValueError, match="clip_norm is a positive bound"):
+    with pytest.raises(ValueError, match="clip_norm must be a positive bound"):
         descend(bowl(("w", 1.0)), clip_norm=clip_norm)
 
 

@@ -78,7 +78,7 @@ class AutoFlow(AutoContinuous):
         encoder: nn.Module | None = None,
         init_loc_fn: Callable = init_to_median,
         init_scale: float = 0.1,
-    ):
+    ) -> None:
         if not init_scale > 0:
             raise ValueError(f"AutoFlow: init_scale is more than 0, got {init_scale}")
         if isinstance(flow, str) and flow not in FLOWS:
@@ -276,7 +276,7 @@ class Affine(TorchDistribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, flow: FlowDistribution, loc: Tensor, scale: Tensor, scale_tril: Tensor):
+    def __init__(self, flow: FlowDistribution, loc: Tensor, scale: Tensor, scale_tril: Tensor) -> None:
         self.flow, self.loc, self.scale, self.scale_tril = flow, loc, scale, scale_tril
         self._drawn: tuple[Tensor, Tensor] | None = None
         batch_shape = torch.broadcast_shapes(flow.batch_shape, loc.shape[:-1])
@@ -313,7 +313,7 @@ class Encoder(nn.Module):
     center: Tensor
     spread: Tensor
 
-    def __init__(self, rows: tuple[Tensor, ...], hidden: Sequence[int]):
+    def __init__(self, rows: tuple[Tensor, ...], hidden: Sequence[int]) -> None:
         super().__init__()
         flat = _side_by_side(rows)
         spread = flat.std(0, correction=0)

@@ -45,7 +45,7 @@ class AutoMixture(AutoContinuous):
         components: int = 2,
         init_loc_fn: Callable = init_to_median,
         init_scale: float = 0.1,
-    ):
+    ) -> None:
         if components < 1 or not init_scale > 0:
             raise ValueError(
                 f"AutoMixture: expected components of at least 1 and init_scale above 0, got {components}, {init_scale}"

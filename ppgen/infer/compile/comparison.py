@@ -1,8 +1,8 @@
-"""Whether a compiled step did what the eager one did, up to rounding.
+"""Whether a compiled step agrees with the eager one, up to rounding.
 
-Rounding differs between the two, and an adaptive optimizer can blow it up: where a gradient is nothing but rounding,
-as of a bias before batch norm, Adam steps by its full rate in a direction of chance. So gradients are compared by what
-the optimizer gathers of them, all parameters together, and parameters only where the gradient means something.
+The two round differently, and an adaptive optimizer can amplify that: where a gradient is rounding error alone, such as
+that of a bias before batch norm, Adam takes a full step in a random direction. Gradients are therefore compared through
+the optimizer's state, all parameters together, and parameters only where the gradient is not negligible.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,61 +15,63 @@ from ppgen.infer.compile.recording import Recording
 
 __all__ = ["disagreement"]
 
-TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}  # relative; coarser types below
-COARSE = 5e-2
-NOISE = 1e-4  # gradients below this share of the greatest one are taken for rounding
-STEP = 0.05  # relative, of a parameter's move
+TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3}  # relative
+COARSE_TOLERANCE = 5e-2  # of all other types
+NEGLIGIBLE = 1e-4  # gradients below this fraction of the largest one are taken for rounding error
+STEP_TOLERANCE = 0.05  # relative to a parameter's update
 
 
 @torch.no_grad()
 def disagreement(
     recording: Recording,
-    reference: list[Tensor],
+    eager_results: list[Tensor],
+    eager_values: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
-    repeated: Mapping[str, Tensor],
-    players: Sequence[RecordableOptimizer],
+    optimizers: Sequence[RecordableOptimizer],
 ) -> str | None:
-    """How the step just repeated differs from the recorded one; None if it agrees.
+    """Compares the compiled step, which has just run, with the recorded eager step.
 
     Args:
-        recording: of the eager step, which overwrote ``recording.before``.
-        reference: what the eager step left there, in the same order; the tensors hold what the repetition left.
-        values, repeated: the outputs of the two.
-        players: with their gradients of the eager step.
+        recording: of the eager step, which overwrote ``recording.overwritten``.
+        eager_results: the values that the eager step left there, in that order; the tensors hold the compiled results.
+        eager_values: the outputs of the eager step.
+        values: the outputs of the compiled step.
+        optimizers: with their gradients of the eager step.
+
+    Returns:
+        The first difference in words; None if the two agree.
     """
-    for name, value in values.items():
-        if not _close(repeated[name], value, floor=1e-3):
-            return f"{name} is {float(repeated[name]):.8g}, eagerly {float(value):.8g}"
-    gradients = {id(leaf): grad for player in players for leaf, grad in player.last if grad is not None}
-    greatest = max((float(grad.abs().max()) for grad in gradients.values() if grad.numel()), default=0.0)
-    kinds = {id(tensor): kind for player in players for kind, tensor in player.moments()}
-    together: dict[object, list[tuple[Tensor, Tensor]]] = {}
-    for (tensor, before), eager in zip(recording.before, reference, strict=True):
+    for name, value in eager_values.items():
+        if not _close(values[name], value, floor=1e-3):
+            return f"{name} is {float(values[name]):.8g}, eagerly {float(value):.8g}"
+    gradients = {id(p): grad for optimizer in optimizers for p, grad in optimizer.last_gradients if grad is not None}
+    largest = max((float(grad.abs().max()) for grad in gradients.values() if grad.numel()), default=0.0)
+    kinds = {id(tensor): kind for optimizer in optimizers for kind, tensor in optimizer.state_tensors()}
+    states: dict[object, list[tuple[Tensor, Tensor]]] = {}
+    for (tensor, before), eager in zip(recording.overwritten, eager_results, strict=True):
         if id(tensor) in gradients:
-            means = gradients[id(tensor)].abs() > NOISE * greatest
-            off = ((tensor - eager).abs() * means).max() if tensor.numel() else tensor.new_zeros(())
-            if off > STEP * (eager - before).abs().max() + 1e-6 * eager.abs().max():
-                return f"a parameter of shape {tuple(tensor.shape)} moves otherwise, by {float(off):.3g}"
+            counted = gradients[id(tensor)].abs() > NEGLIGIBLE * largest
+            error = ((tensor - eager).abs() * counted).max() if tensor.numel() else tensor.new_zeros(())
+            if error > STEP_TOLERANCE * (eager - before).abs().max() + 1e-6 * eager.abs().max():
+                return f"the update of a parameter of shape {tuple(tensor.shape)} differs by {float(error):.3g}"
         elif not tensor.is_floating_point():
             if not torch.equal(tensor, eager):
-                return f"a tensor of {tensor.dtype} and shape {tuple(tensor.shape)} is another"
+                return f"a tensor of {tensor.dtype} and shape {tuple(tensor.shape)} differs"
         else:
-            together.setdefault(kinds.get(id(tensor), id(tensor)), []).append((tensor.detach(), eager))
-    for kind, pairs in together.items():
+            states.setdefault(kinds.get(id(tensor), id(tensor)), []).append((tensor.detach(), eager))
+    for kind, pairs in states.items():
         if not _close(*(torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*pairs, strict=True))):
-            what = (
-                f"{kind} of the optimizer" if isinstance(kind, str) else f"a tensor of shape {tuple(pairs[0][0].shape)}"
-            )
-            return f"{what} is another"
+            shape = tuple(pairs[0][0].shape)
+            return f"{kind} of the optimizer differs" if isinstance(kind, str) else f"a tensor of shape {shape} differs"
     return None
 
 
-def _close(got: Tensor, expected: Tensor, *, floor: float = 1e-6) -> bool:
-    """Whether two tensors are the same within what their type can hold, relative to the greatest of their numbers."""
-    tolerance = TOLERANCE.get(expected.dtype, COARSE)
-    got, expected = got.detach().double(), expected.detach().double()
-    if not torch.equal(got.isfinite(), expected.isfinite()):
+def _close(value: Tensor, expected: Tensor, *, floor: float = 1e-6) -> bool:
+    """Whether two tensors are equal within the precision of their type, relative to the largest entry."""
+    tolerance = TOLERANCES.get(expected.dtype, COARSE_TOLERANCE)
+    value, expected = value.detach().double(), expected.detach().double()
+    if not torch.equal(value.isfinite(), expected.isfinite()):
         return False
-    got, expected = got[got.isfinite()], expected[expected.isfinite()]
+    value, expected = value[value.isfinite()], expected[expected.isfinite()]
     scale = expected.abs().max() if expected.numel() else 0.0
-    return bool((got - expected).abs().le(tolerance * (scale + floor)).all())
+    return bool((value - expected).abs().le(tolerance * (scale + floor)).all())

@@ -1,64 +1,63 @@
-"""The optimizer's own kernel after a graph has run: one call for all parameters, in place of code for each of them.
+"""Fused optimizers run after the graph: one kernel for all parameters, in place of compiled code for each of them.
 
-Torch's fused optimizers are single operations on lists of tensors. Recorded as the last thing that a step does, such an
-operation leaves the graph, which then gives out the gradients: there is less to compile.
+Torch's fused optimizers are single operations on lists of tensors. If such an operation is the last thing that a step
+does, it is removed from the graph, which then returns the gradients. There is less to compile.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from ppgen.infer.compile.recording import Recording
+from ppgen.utils.torch_private import FUSED_OPTIMIZERS
 
-__all__ = ["step_outside"]
+__all__ = ["FusedUpdate", "extract_fused_updates"]
 
-aten = torch.ops.aten
-FUSED = (aten._fused_adam_, aten._fused_adamw_, aten._fused_sgd_, aten._fused_adagrad_)
-
-Tail = Callable[[Sequence[Tensor]], None]
+FusedUpdate = Callable[[Sequence[Tensor]], None]
 
 
-def step_outside(recording: Recording) -> tuple[list[fx.Node], list[Tail]]:
-    """Takes the fused operations that nothing comes after out of a recording's graph.
+def extract_fused_updates(recording: Recording) -> tuple[list[fx.Node], list[FusedUpdate]]:
+    """Removes the fused operations that no other operation follows from a recording's graph.
+
+    Args:
+        recording: the step; its graph is changed.
 
     Returns:
-        the nodes whose values they need from the graph, and what runs them on these values.
+        The nodes whose values the fused operations need, and functions that run them on these values.
     """
     inputs = dict(zip((n for n in recording.graph.nodes if n.op == "placeholder"), recording.inputs, strict=True))
     needed: list[fx.Node] = []
-    tails: list[Tail] = []
-    later: set[fx.Node] = set()  # what the operations after this one read
+    updates: list[FusedUpdate] = []
+    read_later: set[fx.Node] = set()
     for node in reversed(recording.graph.nodes):
-        fused = isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket in FUSED
-        if fused and later.isdisjoint(node.all_input_nodes):
-            of_graph = [source for source in node.all_input_nodes if source not in inputs]
-            places = {source: len(needed) + i for i, source in enumerate(of_graph)}
-            needed += of_graph
-            known = inputs | {source: _Result(place) for source, place in places.items()}
-            tails.append(_tail(node, known))
+        fused = getattr(node.target, "overloadpacket", None) in FUSED_OPTIMIZERS
+        if fused and read_later.isdisjoint(node.all_input_nodes):
+            computed = [source for source in node.all_input_nodes if source not in inputs]
+            positions = {source: _Result(len(needed) + i) for i, source in enumerate(computed)}
+            needed += computed
+            updates.append(_update(node, inputs | positions))
             recording.graph.erase_node(node)
         else:
-            later.update(node.all_input_nodes)
-    return needed, tails
+            read_later.update(node.all_input_nodes)
+    return needed, updates
 
 
 class _Result(int):
-    """The place of a tensor among the graph's results."""
+    """The position of a tensor among the graph's results."""
 
 
-def _tail(node: fx.Node, known: dict[fx.Node, Any]) -> Tail:
+def _update(node: fx.Node, values: dict[fx.Node, Any]) -> FusedUpdate:
     func: Any = node.target
-    mapped: Any = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+    mapped: Any = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     args, kwargs = mapped
     lists = [isinstance(arg, list | tuple) and any(isinstance(part, _Result) for part in arg) for arg in args]
 
     def run(results: Sequence[Tensor]) -> None:
-        given = [
-            [results[part] if isinstance(part, _Result) else part for part in arg] if of_results else arg
-            for arg, of_results in zip(args, lists, strict=True)
+        filled = [
+            [results[part] if isinstance(part, _Result) else part for part in arg] if has_results else arg
+            for arg, has_results in zip(args, lists, strict=True)
         ]
-        func(*given, **kwargs)
+        func(*filled, **kwargs)
 
     return run

@@ -1,4 +1,8 @@
-"""A traced step as machine code, by torch's inductor, called without the guards and wrappers of torch.compile."""
+"""A recorded step as machine code, by torch's inductor, called without the guards and wrappers of torch.compile.
+
+All private interfaces of torch's compiler are imported here, and this module is imported when the first step is
+compiled. If one is missing, that import fails and steps stay eager (see `ppgen.utils.torch_private`).
+"""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,28 +22,37 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._pytree import tree_leaves
 
+from ppgen.infer.compile.arguments import leaves
 from ppgen.infer.compile.recording import Recording
 
-__all__ = ["build"]
+__all__ = ["compile_graph"]
 
-Call = Callable[[list[Tensor]], list[Tensor]]
+CompiledGraph = Callable[[list[Tensor]], list[Tensor]]
 
 OPTIONS = {
     "fallback_random": True,  # random numbers left in the graph come from torch's generators, as in eager mode
-    "size_asserts": False,  # a capture is called with the shapes that it was made for
+    "size_asserts": False,  # a compiled step is called with the shapes that it was made for
     "alignment_asserts": False,
-    "cpp.vec_isa_ok": True,  # a compiler that lacks the processor's vectors fails, and the step stays eager
+    "cpp.vec_isa_ok": True,  # a compiler without vector instructions fails, and the step stays eager
 }
 LARGE = 32  # elements from which on a scalar is worth computing once
-SERIAL = 32768  # elements of the largest tensor up to which a second thread costs more than it brings
+SERIAL = 32768  # elements of the largest tensor up to which a second thread costs more time than it saves
 aten = torch.ops.aten
-SAME = (aten.detach.default, aten.alias.default)
+ALIASES = (aten.detach.default, aten.alias.default)
 
 
-def build(recording: Recording, outputs: list[fx.Node], draws: int) -> Call:
-    """Compiles a recorded step: a function of its inputs and its random numbers, which moves what the step moves."""
+def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> CompiledGraph:
+    """Compiles a recorded step.
+
+    Args:
+        recording: the step, whose graph is finished with these outputs.
+        outputs: the nodes whose values the compiled function returns.
+        draws: how many of the last inputs are random numbers.
+
+    Returns:
+        A function of the inputs, which updates the same tensors as the step.
+    """
     recording.graph.output(outputs)
     module = fx.GraphModule(recording.root, recording.graph)
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
@@ -56,28 +69,28 @@ def build(recording: Recording, outputs: list[fx.Node], draws: int) -> Call:
                 decomposition_table=select_decomp_table(),
                 _allow_non_fake_inputs=True,
             )(*examples)
-        _tidy(functional, draws)
+        _simplify(functional, draws)
         remove_noop_ops(functional.graph)
         constant_fold_uniform_value(functional)
         _compute_once(functional)
-        lowerings.setdefault(torch.ops.ppgen.once.default, _keep)
+        lowerings.setdefault(torch.ops.ppgen.once.default, _realize)
         compiled = compile_fx_inner(functional, examples)
-    run = getattr(compiled, "current_callable", None) or compiled  # without the hooks of torch's profiling
+    run = getattr(compiled, "current_callable", None) or compiled  # without the hooks of torch's profiler
 
     def call(tensors: list[Tensor]) -> list[Tensor]:
         enabled = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)  # as torch.no_grad(), at a fifth of its time
+        torch.set_grad_enabled(False)  # as torch.no_grad(), at half its time
         try:
             return run(tensors)
         finally:
-            torch._C._set_grad_enabled(enabled)
+            torch.set_grad_enabled(enabled)
 
     return call
 
 
 @torch.library.custom_op("ppgen::once", mutates_args=())
 def _once(x: Tensor) -> Tensor:
-    """A scalar that is computed once and then read, where inductor would compute it anew for every element."""
+    """A scalar that is computed once and then read; inductor would compute it again for every element."""
     return x.clone()
 
 
@@ -86,7 +99,7 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def _keep(x: Any) -> Any:
+def _realize(x: Any) -> Any:
     x.realize()
     return x
 
@@ -106,22 +119,22 @@ def _compute_once(module: fx.GraphModule) -> None:
 
 
 def _numel(node: fx.Node) -> int:
-    return max((part.numel() for part in tree_leaves(node.meta.get("val")) if isinstance(part, Tensor)), default=0)
+    return max((part.numel() for part in leaves(node.meta.get("val")) if isinstance(part, Tensor)), default=0)
 
 
 def _empty(shape: tuple, stride: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty_strided(shape, stride, dtype=dtype, device=device)
 
 
-def _tidy(module: fx.GraphModule, draws: int) -> None:
-    """Takes out what changes nothing: aliases, and writing back into random numbers that nobody reads again."""
+def _simplify(module: fx.GraphModule, draws: int) -> None:
+    """Removes operations without effect: aliases, and writes into random numbers that are not read again."""
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
     drawn = placeholders[len(placeholders) - draws :]
     for node in list(module.graph.nodes):
         if node.target is aten.copy_.default and node.args[0] in drawn:
             node.replace_all_uses_with(node.args[1])
             module.graph.erase_node(node)
-        elif node.target in SAME:
+        elif node.target in ALIASES:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()

@@ -1,4 +1,4 @@
-"""What the compiled step asks of an optimizer: its parameters, state and learning rates."""
+"""What the compiled step needs of an optimizer: its parameters, state and learning rates."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -10,23 +10,35 @@ from torch.optim import Optimizer
 __all__ = ["RecordableOptimizer"]
 
 
-class LearningRates(Protocol):
-    """Learning rates as tensors that a recorded step reads, see `ppgen.infer.learning_rates.Rates`."""
+class RecordableLearningRates(Protocol):
+    """Learning rates as tensors that a recorded step reads, see `ppgen.infer.learning_rates.LearningRates`."""
 
-    def keep(self) -> Callable[[], None]: ...
-    def numbers(self) -> dict[Any, Any]: ...
-    def refresh(self) -> None: ...
-    def settings(self) -> Iterable[tuple[dict[str, Any], str, Any]]: ...
+    def save_state(self) -> Callable[[], None]:
+        """Keeps the optimizer's state; the result restores it."""
+
+    def python_numbers(self) -> dict[Any, Any]:
+        """All numbers that the optimizer does not keep in tensors."""
+
+    def refresh(self) -> None:
+        """Copies the current learning rates to the tensors."""
+
+    def settings(self) -> Iterable[tuple[dict[str, Any], str, Any]]:
+        """The optimizer's options, as (group, key, value)."""
 
 
 class RecordableOptimizer(Protocol):
-    """The parameters that one loss moves, and their optimizer, see `ppgen.infer.optimizers.ParameterOptimizer`."""
+    """An optimizer whose steps can be recorded, see `ppgen.infer.optimizers.ParameterOptimizer`."""
 
-    leaves: dict[str, Tensor]
-    last: list[tuple[Tensor, Tensor | None]]
-    optimizer: Optimizer | None
+    parameters: dict[str, Tensor]
+    last_gradients: list[tuple[Tensor, Tensor | None]]
+    torch_optimizer: Optimizer | None
 
     @property
-    def rates(self) -> LearningRates: ...
-    def moments(self) -> Iterable[tuple[str, Tensor]]: ...
-    def recordable(self) -> AbstractContextManager[None]: ...
+    def learning_rates(self) -> RecordableLearningRates:
+        """The learning rates, as a recorded step reads them."""
+
+    def state_tensors(self) -> Iterable[tuple[str, Tensor]]:
+        """The tensors of the optimizer's state, by kind."""
+
+    def recordable(self) -> AbstractContextManager[None]:
+        """Lets the steps inside ``with`` be recorded."""

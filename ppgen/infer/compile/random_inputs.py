@@ -1,4 +1,4 @@
-"""Random numbers drawn before a graph runs, in the eager step's order: what is left is arithmetic, free to fuse."""
+"""Random numbers are drawn before the graph runs, in the order of the eager step; the rest is arithmetic to fuse."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,33 +8,40 @@ import torch
 from torch import Tag, Tensor, fx
 
 from ppgen.infer.compile.recording import Recording
+from ppgen.utils.torch_private import written_arguments
 
-__all__ = ["draw_outside"]
+__all__ = ["extract_draws"]
 
 
-def draw_outside(recording: Recording) -> list[Callable[[], Tensor]]:
-    """Turns a recording's random numbers into further inputs of its graph; returns what draws them.
+def extract_draws(recording: Recording) -> list[Callable[[], Tensor]]:
+    """Turns the random numbers of a recording into further inputs of its graph.
 
-    As many as come before the first from a law that is computed, such as Gamma(a) with a learned a: numbers must come
-    off the generator in their old order.
+    This stops at the first draw from a distribution whose parameters are computed, such as Gamma(a) with a learned a,
+    since random numbers must leave the generator in their original order.
+
+    Args:
+        recording: the step; its graph is changed.
+
+    Returns:
+        Functions that draw the new inputs.
     """
     graph = recording.graph
     draws: list[Callable[[], Tensor]] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
-        if not isinstance(node.target, torch._ops.OpOverload) or Tag.nondeterministic_seeded not in node.target.tags:
+        if Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
             continue
-        if node not in recording.drawable:
+        if node not in recording.constant_draws:
             break
         args, kwargs = _arguments(node, recording)
-        in_place = node.target._schema.is_mutable
+        in_place = bool(written_arguments(node.target))
         with graph.inserting_after(last):
             last = graph.placeholder(f"draw_{len(draws)}")
-        held: Any = node.args[0] if in_place else node  # empty(...).normal_() is known by what it fills
-        last.meta["like"] = held.meta["like"]
-        held.replace_all_uses_with(last, delete_user_cb=lambda user, node=node: user is not node)
+        drawn: Any = node.args[0] if in_place else node  # empty(...).normal_() is known by the tensor that it fills
+        last.meta["like"] = drawn.meta["like"]
+        drawn.replace_all_uses_with(last, delete_user_cb=lambda user, node=node: user is not node)
         graph.erase_node(node)
-        if in_place:  # every time into the same place
+        if in_place:  # every draw fills the same buffer
             buffer, *rest = args
             draws.append(partial(getattr(buffer, node.target.overloadpacket.__name__), *rest, **kwargs))
         else:
@@ -47,7 +54,7 @@ def _arguments(node: fx.Node, recording: Recording) -> tuple[tuple, dict]:
 
 
 def _value(node: fx.Node, recording: Recording) -> Tensor:
-    """The value of a node that comes from constants alone; of another, which only lends its shape, an empty tensor."""
+    """The value of a node computed from constants; for any other, which only gives its shape, an empty tensor."""
     if node.op == "get_attr":
         return recording.root.get_buffer(str(node.target))
     if node in recording.constants:

@@ -34,10 +34,10 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 import ppgen
 from ppgen import recipes
-from ppgen.infer import learning_rates as rates
-from ppgen.infer.compile import step as capture
+from ppgen.infer import learning_rates
+from ppgen.infer.compile import compiled_function, policy
 from ppgen.infer.compile.step import Compile
-from ppgen.infer.parameters import State
+from ppgen.infer.parameters import ProgramState
 
 STEPS = 50
 
@@ -61,8 +61,8 @@ def run(row: Row, compile: Compile, *, steps: int = STEPS, between: Callable | N
             between(svi, t)
         losses.append(svi.step(*args))
     noise = torch.get_rng_state()
-    tensors = State.of(model, guide, args).tensors | svi.player.leaves
-    counts = [float(tensor) for kind, tensor in svi.player.moments() if kind == "step"]
+    tensors = ProgramState.from_programs(model, guide, args).tensors | svi.optimizer.parameters
+    counts = [float(tensor) for kind, tensor in svi.optimizer.state_tensors() if kind == "step"]
     tensors["optimizer's count"] = torch.tensor(counts)
     return Run(svi, torch.tensor(losses, dtype=torch.float64), tensors, noise)
 
@@ -77,7 +77,7 @@ def assert_same(compiled: Run, eager: Run, rtol: float) -> None:
 
 
 def captures(svi: ppgen.SVI) -> int:
-    return sum(shape.capture is not None for shape in svi.stepper._shapes.values())
+    return svi.compiled_step.compiled_shapes
 
 
 SPARED = {"mixture", "doubles_renyi", "auto_list", "iwae", "graph", "wake_sleep", "vae"}
@@ -90,7 +90,7 @@ SLOW = {"wae", "normed", "autoencoder", "networks", "doubles", "constrained"} | 
 
 def assert_compiled_is_eager(row: Row) -> None:
     compiled = run(row, True)
-    assert compiled.svi.stepper.said.startswith("compiled at step 3,")
+    assert compiled.svi.compiled_step.status.startswith("compiled at step 3,")
     assert captures(compiled.svi) == 1
     eager = run(row, False)
     assert len(set(eager.losses.tolist())) > STEPS / 2
@@ -119,7 +119,7 @@ FUSED = {
 
 @pytest.mark.parametrize("optim", FUSED)
 def test_many_parameters_are_moved_by_one_kernel_after_the_graph(builds, monkeypatch, optim):
-    monkeypatch.setattr(rates, "MANY", 0)
+    monkeypatch.setattr(learning_rates, "FUSE_FROM", 0)
     row = Row(
         networks,
         recipes.vae,
@@ -127,8 +127,8 @@ def test_many_parameters_are_moved_by_one_kernel_after_the_graph(builds, monkeyp
         {"lr_scheduler": PROGRAMS["networks"].options["lr_scheduler"], "clip_norm": 1.0},
     )
     compiled, eager = run(row, True), run(row, False)
-    (shape,) = compiled.svi.stepper._shapes.values()
-    assert len(shape.capture.tails) == 1
+    (shape,) = compiled.svi.compiled_step.policy.shapes.values()
+    assert len(shape.compiled.fused_updates) == 1
     assert_same(compiled, eager, row.rtol)
 
 
@@ -160,7 +160,7 @@ def test_a_schedule_moves_the_compiled_step(builds, pyros):
     assert_same(compiled, eager, 1e-5)
     without = run(PLAIN, True, steps=20)
     assert not torch.allclose(without.losses[5:], compiled.losses[5:], rtol=1e-2)
-    assert compiled.svi.player.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.8 ** (19 if pyros else 20))
+    assert compiled.svi.optimizer.torch_optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.8 ** (19 if pyros else 20))
 
 
 def test_an_annealed_weight_moves(builds):
@@ -187,7 +187,7 @@ def pieces(compile: bool, args: Callable, *, loss: Callable, steps: int = 24) ->
     for t in range(steps):
         given, named = args(t)
         losses.append(svi.step(*given, **named))
-    return svi, torch.cat([torch.tensor(losses), *(leaf.detach().flatten() for leaf in svi.player.leaves.values())])
+    return svi, torch.cat([torch.tensor(losses), *(leaf.detach().flatten() for leaf in svi.optimizer.parameters.values())])
 
 
 def assert_pieces(args: Callable, *, loss: Callable, steps: int = 24) -> ppgen.SVI:
@@ -212,7 +212,7 @@ def test_a_last_short_batch_has_its_own_capture(builds):
 
 
 def test_captures_are_bounded_and_further_shapes_run_eagerly(builds, monkeypatch):
-    monkeypatch.setattr(capture, "CAPTURES", 2)
+    monkeypatch.setattr(policy, "MAX_COMPILED", 2)
     svi = assert_pieces(lambda t: ((DATA[t][: 2 + t % 4],), {}), loss=fitted)
     assert (captures(svi), len(builds)) == (2, 2)
 
@@ -279,7 +279,7 @@ def ramped() -> ppgen.Objective:
 
 
 def set_in_optimizer(svi: Any, **settings: Any) -> None:
-    for group in svi.player.optimizer.param_groups:
+    for group in svi.optimizer.torch_optimizer.param_groups:
         group.update(settings)
 
 
@@ -294,7 +294,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "parameter_of_a_layer_not_called": lambda svi: setattr(svi.model.bare, "weight", nn.Parameter(torch.ones(1, 3))),
     "layer": lambda svi: svi.model.layers.__setitem__(0, nn.Linear(2, 3)),
     "store": lambda svi: pyro.clear_param_store(),
-    "values": lambda svi: [leaf.data.fill_(0.5) for leaf in svi.player.leaves.values()],
+    "values": lambda svi: [leaf.data.fill_(0.5) for leaf in svi.optimizer.parameters.values()],
 }
 
 
@@ -308,7 +308,7 @@ def test_what_changes_midway_is_seen(builds, change):
     row = Row(changing, ramped, adam)
     compiled, eager = (run(row, compile, steps=20, between=between) for compile in (True, False))
     assert captures(compiled.svi) == 1
-    assert compiled.svi.stepper._made <= 2
+    assert compiled.svi.compiled_step.policy.compiled <= 2
     assert_same(compiled, eager, 1e-4)
     unchanged = run(row, False, steps=20)
     assert not torch.allclose(unchanged.losses, eager.losses)
@@ -466,8 +466,8 @@ def test_python_in_a_step_warns_once_and_runs_in_every_step(builds, kind):
     assert_same(compiled, eager, 0.0 if at_once else 1e-5)
     assert len(messages) == 1
     assert messages[0].startswith("the step is not compiled, and runs eagerly")
-    assert compiled.svi.stepper.said == messages[0]
-    found = re.search(r", at test_capture\.py:(\d+): (.*)$", messages[0])
+    assert compiled.svi.compiled_step.status == messages[0]
+    found = re.search(r", at test_step\.py:(\d+): (.*)$", messages[0])
     assert found, messages[0]
     assert linecache.getline(__file__, int(found[1])).strip() == found[2]
     assert found[2].startswith(text)
@@ -492,7 +492,7 @@ def test_without_a_compiler_steps_run_eagerly(monkeypatch, inductor):
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(inductor, "compile_fx_inner", fail)
-    monkeypatch.setattr(capture, "_library", OrderedDict())
+    monkeypatch.setattr(compiled_function, "_cache", OrderedDict())
     compiled, messages = run_with_warnings(SMALL, steps=12)
     assert_same(compiled, run(SMALL, False, steps=12), 1e-5)
     assert len(messages) == 1
@@ -543,8 +543,8 @@ def test_a_wrong_compile_is_caught_before_it_counts(monkeypatch, inductor, kind)
     def build(*args: Any) -> Callable:
         return WRONG[kind](interpret(*args))
 
-    monkeypatch.setattr(inductor, "build", build)
-    monkeypatch.setattr(capture, "_library", OrderedDict())
+    monkeypatch.setattr(inductor, "compile_graph", build)
+    monkeypatch.setattr(compiled_function, "_cache", OrderedDict())
     compiled, messages = run_with_warnings(SMALL, steps=12)
     assert captures(compiled.svi) == 0
     assert len(messages) == 1
@@ -580,10 +580,10 @@ def test_all_is_as_before_a_step(builds):
         assert not torch.compiler.is_compiling()
         assert [torch.distributions.Distribution._validate_args, pyro.infer.util.is_validation_enabled()] == validates
         if t:
-            (group,) = svi.player.optimizer.param_groups
+            (group,) = svi.optimizer.torch_optimizer.param_groups
             assert type(group["lr"]) is float
             assert (group["capturable"], group["foreach"]) == (False, None)
-            assert all(leaf.grad is None for leaf in svi.player.leaves.values())
+            assert all(leaf.grad is None for leaf in svi.optimizer.parameters.values())
 
     run(SMALL, True, steps=6, between=between)
     run_with_warnings(of_loss(by_sign), steps=6, between=between)
@@ -604,8 +604,8 @@ def test_auto_compiles_when_the_steps_to_come_pay_for_it(builds, monkeypatch):
     assert not compiled(6)
     assert not compiled(None)
     assert compiled(10**9)
-    monkeypatch.setattr(capture, "COST", 0.0)
-    monkeypatch.setattr(capture, "COST_EACH", 0.0)
+    monkeypatch.setattr(policy, "COMPILE_SECONDS", 0.0)
+    monkeypatch.setattr(policy, "SECONDS_PER_OPERATION", 0.0)
     assert compiled(1000)
     assert compiled(None)
     assert not compiled(2)
@@ -615,9 +615,9 @@ def test_what_is_no_choice_of_compiling_is_an_error():
     def make(**options: Any) -> ppgen.SVI:
         return ppgen.SVI(no_program, no_program, torch.optim.Adam, by_sign(), **options)
 
-    with pytest.raises(ValueError, match="compile is True, False or \"auto\", got 'yes'"):
+    with pytest.raises(ValueError, match="compile must be True, False or \"auto\", got 'yes'"):
         make(compile="yes")
-    with pytest.raises(ValueError, match="steps is at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         make(steps=0)
 
 

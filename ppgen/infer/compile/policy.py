@@ -1,0 +1,102 @@
+"""When compiling a step pays, and what is known of the steps with arguments of each shape."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Literal
+
+from ppgen.infer.compile.compiled_function import CompiledFunction
+from ppgen.infer.compile.guard import Guard
+from ppgen.infer.compile.recording import Recording
+
+__all__ = ["Compile", "CompilePolicy", "ShapeState"]
+
+Compile = bool | Literal["auto"]
+
+COMPILE_SECONDS, SECONDS_PER_OPERATION = 2.0, 0.01  # an estimate of the time that one compilation takes
+SAVED_SHARE = 0.6  # of an eager step's time, saved by a compiled one: a cautious guess
+MAX_RECORDINGS = 4  # of one shape before two in a row must agree
+MAX_COMPILED = 8  # shapes that are compiled
+MAX_SHAPES = 256  # shapes that are remembered, compiled or not
+
+
+@dataclass
+class ShapeState:
+    """The steps with arguments of one shape.
+
+    Attributes:
+        steps: how many there were.
+        timed_steps: how many of them were eager and timed.
+        seconds: the time of those.
+        operations: the number of operations in the last recording.
+        recording: the last recording, which the next one must equal.
+        recordings: how many there were since the last compilation.
+        compiled: the compiled function, if there is one.
+        guard: whether the compiled function is still valid.
+        eager_only: whether steps of this shape are never compiled.
+    """
+
+    steps: int = 0
+    timed_steps: int = 0
+    seconds: float = 0.0
+    operations: int = 0
+    recording: Recording | None = None
+    recordings: int = 0
+    compiled: CompiledFunction | None = None
+    guard: Guard | None = None
+    eager_only: bool = False
+
+    def discard(self) -> None:
+        """Forgets the compiled function and its recording."""
+        self.compiled = self.guard = self.recording = None
+        self.recordings = 0
+
+
+class CompilePolicy:
+    """Decides which shapes are compiled, and when.
+
+    Args:
+        compile: True to compile as soon as possible; False for never; "auto" for when it saves time over the remaining
+            steps.
+        steps: the total number of steps. If it is not known, "auto" expects as many more as there have been.
+
+    Attributes:
+        taken: the steps so far, of all shapes.
+        compiled: the compilations so far.
+        shapes: the state of each shape, by its key.
+
+    Raises:
+        ValueError: if an argument has another value.
+    """
+
+    def __init__(self, compile: Compile = "auto", steps: int | None = None) -> None:
+        if compile not in (True, False, "auto"):
+            raise ValueError(f'compile must be True, False or "auto", got {compile!r}')
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.compile, self.steps = compile, steps
+        self.taken = self.compiled = 0
+        self.shapes: dict[Hashable, ShapeState] = {}
+
+    def shape(self, key: Hashable) -> ShapeState:
+        """Returns the state of a shape; that of the key None is never compiled."""
+        if key not in self.shapes:
+            if len(self.shapes) >= MAX_SHAPES:  # a number among the arguments changes with every step, for example
+                self.shapes = {k: state for k, state in self.shapes.items() if state.compiled is not None}
+            self.shapes[key] = ShapeState(eager_only=key is None)
+        return self.shapes[key]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further shape may be compiled."""
+        return self.compiled >= MAX_COMPILED
+
+    def pays(self, shape: ShapeState) -> bool:
+        """Whether to compile a shape now; before its first recording, whether to record it."""
+        if shape.eager_only or self.exhausted:
+            return False
+        if self.compile is True or not shape.timed_steps:
+            return self.compile is True
+        remaining = self.taken if self.steps is None else self.steps - self.taken
+        of_this_shape = remaining * shape.steps / self.taken
+        saved = SAVED_SHARE * of_this_shape * shape.seconds / shape.timed_steps
+        return saved > COMPILE_SECONDS + SECONDS_PER_OPERATION * shape.operations
