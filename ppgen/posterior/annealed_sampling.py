@@ -1,16 +1,18 @@
-"""The evidence log p(x) from both sides, by annealed importance sampling with moves of Hamiltonian Monte Carlo.
+"""Bounds on the evidence log p(x) by annealed importance sampling (AIS), with moves by Hamiltonian Monte Carlo.
 
-Between a base b(u) that is easy to draw from and the posterior lie the laws
+Between a base b(u) that is easy to sample and the posterior lie the densities
 
     log f_t(u) = beta_t log p(u) + (1 - beta_t) log b(u),    0 = beta_0 < ... < beta_T = 1
 
-Forth, u_0 ~ b is moved by steps that leave f_1, .., f_T as they are, and weighs (Neal 2001)
+A forward path starts at u_0 ~ b and moves by transitions that leave f_1, .., f_T invariant. Its weight (Neal 2001,
+https://arxiv.org/abs/physics/9803008)
 
     log w = sum_t (beta_t - beta_{t-1}) (log p(u_{t-1}) - log b(u_{t-1})),    E w = p(x)
 
-so that log mean w is below log p(x) on average. Back, the same from a draw of the posterior down to b has E 1 / w =
-1 / p(x), and - log mean 1 / w is above it (Grosse et al. 2015): exact draws make a sandwich, and draws that are none
-may not. Coordinates are whitened by the base, where one length of step serves.
+makes log mean w a lower bound of log p(x) on average. A reverse path from an exact draw of the posterior to b has
+E 1 / w = 1 / p(x), so - log mean 1 / w is an upper bound on average (Grosse et al. 2015,
+https://arxiv.org/abs/1511.02543). The upper bound may fail if the draws are not from the posterior. Coordinates are
+whitened by the base, so that one step size fits all.
 """
 
 import math
@@ -25,15 +27,21 @@ from ppgen.posterior.log_density import UnconstrainedLogDensity
 
 __all__ = ["EvidenceBounds", "ais_bounds"]
 
-LEAPS = 5  # leapfrog steps of a move
-LENGTH = 0.5  # of such a step, for each dimension to the power of -1/4; drawn anew within a half of itself
+LEAPFROG_STEPS = 5  # of one move
+STEP_SIZE = 0.5  # of a leapfrog step, times dim^(-1/4) and a random factor between 0.5 and 1.5
+MAX_LOGIT = 4.0  # beta follows a sigmoid of equally spaced logits up to this one
 
 
 @dataclass(frozen=True)
 class EvidenceBounds:
-    """Bounds on log p(x) on average, in nats, with standard errors by the delta method.
+    """Bounds on log p(x), on average, in nats, with standard errors by the delta method.
 
-    `upper` is NaN where no draws of the posterior were given; `accepted` is the share of moves that were.
+    Attributes:
+        lower: the lower bound.
+        lower_error: its standard error.
+        upper: the upper bound; NaN without draws of the posterior.
+        upper_error: its standard error.
+        accepted: the acceptance rate of the moves.
     """
 
     lower: float
@@ -53,99 +61,106 @@ def ais_bounds(
     temperatures: int = 100,
     seed: int = 0,
 ) -> EvidenceBounds:
-    """Bounds on the evidence, from a Gaussian base.
+    """Bounds on the evidence, with the Gaussian base N(center, root root'), for example a widened Gaussian fit.
 
     Args:
-        center, root: the base N(center, root root'), on the real line: a Gaussian fit made wider, say.
-        posterior: draws (n, dim) of the posterior, for the upper bound.
-        draws: paths up.
-        temperatures: T; beta rises along a sigmoid, slowly at both ends.
+        target: log p.
+        center: the mean of the base, (dim,).
+        root: a square root of the covariance of the base, (dim, dim).
+        posterior: draws of the posterior, (n, dim), for the upper bound.
+        draws: the number of forward paths.
+        temperatures: T; beta follows a sigmoid, slowly at both ends.
+        seed: of all random numbers.
 
     Raises:
-        ValueError: for fewer than two draws, of the posterior too, or temperatures.
+        ValueError: for fewer than two draws, draws of the posterior, or temperatures.
     """
     if draws < 2 or temperatures < 2 or (posterior is not None and len(posterior) < 2):
         given = "" if posterior is None else f", and {len(posterior)} of the posterior"
-        raise ValueError(f"sandwich: at least two draws and temperatures, got {draws} and {temperatures}{given}")
+        raise ValueError(
+            f"ais_bounds: expected at least two draws and temperatures, got {draws} and {temperatures}{given}"
+        )
     generator = torch.Generator().manual_seed(seed)
-    walk = _Walk(target, center, root, generator)
-    grid = torch.linspace(-4, 4, temperatures + 1, dtype=torch.float64).sigmoid()
+    annealing = _Annealing(target, center, root, generator)
+    grid = torch.linspace(-MAX_LOGIT, MAX_LOGIT, temperatures + 1, dtype=torch.float64).sigmoid()
     betas = ((grid - grid[0]) / (grid[-1] - grid[0])).tolist()
     y = torch.randn(draws, target.dim, generator=generator, dtype=torch.float64)
-    up = walk.path(y, betas)
-    lower, lower_error = _log_mean(up)
+    lower, lower_error = _log_mean_exp(annealing.log_weights(y, betas))
     upper = upper_error = math.nan
     if posterior is not None:
         y = torch.linalg.solve(root, (posterior - center).mT).mT
-        down = walk.path(y, betas[::-1])
-        upper, upper_error = _log_mean(down)
-        upper = -upper
-    return EvidenceBounds(lower, lower_error, upper, upper_error, walk.accepted / max(walk.tried, 1))
+        log_mean, upper_error = _log_mean_exp(annealing.log_weights(y, betas[::-1]))
+        upper = -log_mean
+    return EvidenceBounds(lower, lower_error, upper, upper_error, annealing.accepted / max(annealing.proposed, 1))
 
 
-class _Walk:
-    """Moves in coordinates u = center + root y, in which the base is N(0, I)."""
+class _Annealing:
+    """Annealing paths in coordinates u = center + root y, in which the base is N(0, I)."""
 
-    def __init__(self, target: UnconstrainedLogDensity, center: Tensor, root: Tensor, generator: torch.Generator):
+    def __init__(
+        self, target: UnconstrainedLogDensity, center: Tensor, root: Tensor, generator: torch.Generator
+    ) -> None:
         self.target, self.center, self.root, self.generator = target, center, root, generator
         self.log_det = torch.linalg.slogdet(root).logabsdet
-        self.accepted = self.tried = 0.0
+        self.accepted = self.proposed = 0.0
 
-    def path(self, y: Tensor, betas: list[float]) -> Tensor:
-        """The logarithms of weights w, or of 1 / w where betas fall, of points y (n, dim) moved along."""
-        here, log_weights = self._at(y), torch.zeros(len(y), dtype=y.dtype)
+    def log_weights(self, y: Tensor, betas: list[float]) -> Tensor:
+        """The log weights log w of paths from points y (n, dim), or log 1 / w if the betas decrease: (n,)."""
+        points, log_weights = self._evaluate(y), torch.zeros(len(y), dtype=y.dtype)
         for number, (before, after) in enumerate(pairwise(betas)):
-            if number or before == 1.0:  # draws of the base are at rest there; those of the posterior may be moved
-                here = self._move(here, before)
-            log_weights += (after - before) * (here.log_p - here.log_b)
+            if number or before == 1.0:  # draws of the base need no move at beta = 0
+                points = self._move(points, before)
+            log_weights += (after - before) * (points.log_p - points.log_b)
         return log_weights
 
-    def _at(self, y: Tensor) -> "_Points":
-        value, slope = self.target.log_prob_and_grad(self.center + y @ self.root.mT)
-        known = value.isfinite() & slope.isfinite().all(-1)
-        value, slope = torch.where(known, value, -torch.inf), torch.where(known[:, None], slope, 0.0)
+    def _evaluate(self, y: Tensor) -> "_Points":
+        value, gradient = self.target.log_prob_and_grad(self.center + y @ self.root.mT)
+        finite = value.isfinite() & gradient.isfinite().all(-1)
+        value, gradient = torch.where(finite, value, -torch.inf), torch.where(finite[:, None], gradient, 0.0)
         log_b = -0.5 * (y.square() + math.log(2 * math.pi)).sum(-1)
-        return _Points(y, value + self.log_det, log_b, slope @ self.root, -y)
+        return _Points(y, value + self.log_det, log_b, gradient @ self.root, -y)
 
-    def _move(self, here: "_Points", beta: float) -> "_Points":
-        shape = here.y.shape
-        uniform = torch.rand(len(here.y), 2, generator=self.generator, dtype=here.y.dtype)
-        step = LENGTH * shape[-1] ** -0.25 * (0.5 + uniform[:, :1])
-        momentum = torch.randn(shape, generator=self.generator, dtype=here.y.dtype)
-        there, speed = here, momentum + 0.5 * step * here.slope(beta)
-        for leap in range(LEAPS):
-            there = self._at(there.y + step * speed)
-            speed = speed + (0.5 if leap == LEAPS - 1 else 1.0) * step * there.slope(beta)
-        energy = 0.5 * (speed.square() - momentum.square()).sum(-1)
-        gain = there.height(beta) - here.height(beta) - energy
-        taken = uniform[:, 1].log() < gain.nan_to_num(nan=-math.inf)
-        self.accepted, self.tried = self.accepted + float(taken.sum()), self.tried + len(here.y)
+    def _move(self, points: "_Points", beta: float) -> "_Points":
+        """One transition of Hamiltonian Monte Carlo that leaves f at this beta invariant."""
+        shape = points.y.shape
+        uniform = torch.rand(len(points.y), 2, generator=self.generator, dtype=points.y.dtype)
+        step = STEP_SIZE * shape[-1] ** -0.25 * (0.5 + uniform[:, :1])
+        initial_momentum = torch.randn(shape, generator=self.generator, dtype=points.y.dtype)
+        proposal, momentum = points, initial_momentum + 0.5 * step * points.gradient(beta)
+        for number in range(LEAPFROG_STEPS):
+            proposal = self._evaluate(proposal.y + step * momentum)
+            momentum = momentum + (0.5 if number == LEAPFROG_STEPS - 1 else 1.0) * step * proposal.gradient(beta)
+        kinetic = 0.5 * (momentum.square() - initial_momentum.square()).sum(-1)
+        log_ratio = proposal.log_f(beta) - points.log_f(beta) - kinetic
+        accept = uniform[:, 1].log() < log_ratio.nan_to_num(nan=-math.inf)
+        self.accepted, self.proposed = self.accepted + float(accept.sum()), self.proposed + len(points.y)
         parts = (
-            torch.where(taken if new.dim() == 1 else taken[:, None], new, old)
-            for new, old in zip(there, here, strict=True)
+            torch.where(accept if new.dim() == 1 else accept[:, None], new, old)
+            for new, old in zip(proposal, points, strict=True)
         )
         return _Points(*parts)
 
 
 class _Points(NamedTuple):
-    """Points y (n, dim), log p and log b as densities of y, and the slopes of both."""
+    """Points y (n, dim), with log p and log b as densities of y (n,), and the gradients of both (n, dim)."""
 
     y: Tensor
     log_p: Tensor
     log_b: Tensor
-    by_p: Tensor
-    by_b: Tensor
+    gradient_p: Tensor
+    gradient_b: Tensor
 
-    def height(self, beta: float) -> Tensor:
-        """Log f."""
+    def log_f(self, beta: float) -> Tensor:
+        """The log density log f at this beta: (n,)."""
         return beta * self.log_p + (1 - beta) * self.log_b
 
-    def slope(self, beta: float) -> Tensor:
-        return beta * self.by_p + (1 - beta) * self.by_b
+    def gradient(self, beta: float) -> Tensor:
+        """The gradient of log f at this beta: (n, dim)."""
+        return beta * self.gradient_p + (1 - beta) * self.gradient_b
 
 
-def _log_mean(log_weights: Tensor) -> tuple[float, float]:
-    """The logarithm of the mean of weights, and its standard error."""
+def _log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
+    """The logarithm of the mean weight, and its standard error by the delta method."""
     count = len(log_weights)
     weights = (log_weights - log_weights.max()).exp()
     error = float(weights.std() / weights.mean() / math.sqrt(count))

@@ -1,109 +1,168 @@
-"""A flow after a Gaussian: u = c + R y, y = T(e), e ~ N(0, I), T a normalizing flow that starts as the identity.
+"""Variational inference with a normalizing flow T on top of a Gaussian.
 
-    maximize E[log p(u) - log q(u)]        over T's weights, by Adam, its rate falling along a cosine
+    u = c + R y,    y = T(e),    e ~ N(0, I),    T starts as the identity
 
-A draw and its density are one pass, so that flows serve that are dear to score. A whole step is recorded once, and run
-without Python after; the result is a moving average of the weights.
+    maximize ELBO = E[log p(u) - log q(u)]        over T's weights, by Adam with a cosine learning rate
+
+A draw and its density come from one pass, so flows that are slow in the other direction can be used. A step is recorded
+once as a graph and then runs without Python. The result is an exponential moving average of the weights.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppgen.flows import Flow
+from ppgen.flows import FLOWS, Flow
+from ppgen.posterior.importance import Importance, importance_summary
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.tracing.double_precision import double_precision
 from ppgen.tracing.programs import validation
 from ppgen.utils.torch_private import record_function
 
-__all__ = ["FlowVI"]
+__all__ = ["FlowVI", "fit_flow"]
 
-MOST, LEAST, WORK = 256, 64, 60_000  # draws a step: as many as make so many terms of log p, within bounds
-RATE, LOWEST = 5e-3, 1e-4
-MEMORY = 0.98  # of the average of weights
-BOUND = 10.0  # of a gradient's norm, for each square root of the dimension
+MIN_DRAWS, MAX_DRAWS = 64, 256  # per step
+TERMS = 60_000  # terms of log p per step: draws times data, within these bounds
+LEARNING_RATE, FINAL_LEARNING_RATE = 5e-3, 1e-4
+BETAS = (0.9, 0.99)  # of Adam
+EMA_DECAY = 0.98  # of the average of weights
+CLIP_NORM = 10.0  # of the gradient, times the square root of the dimension
+STEPS_PER_ROUND, MAX_ROUNDS = 300, 4  # importance weights are computed after each round
+HIDDEN = (32, 32)  # widths of the flow's networks
+
+
+def fit_flow(
+    target: UnconstrainedLogDensity,
+    center: Tensor,
+    root: Tensor,
+    *,
+    draws: int,
+    seed: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple["FlowVI", np.ndarray, Importance]:
+    """Fits an autoregressive flow on top of a Gaussian, until its importance weights are good twice in a row.
+
+    The flow's order is that in which the program samples its latents, so that parents come first.
+
+    Args:
+        target: log p.
+        center: c, (dim,).
+        root: R, (dim, dim).
+        draws: how many draws to compute importance weights from.
+        seed: of all random numbers; the caller's random state is preserved.
+        progress: receives a message before each round.
+
+    Returns:
+        the fit, with averaged weights in its flow; log importance weights (draws, 1); their summary.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        with double_precision():
+            flow = FLOWS["iaf" if target.dim > 1 else "nsf_autoregressive"](target.dim, hidden=HIDDEN)
+        fit, khat, good = FlowVI(target, flow, center, root, STEPS_PER_ROUND * MAX_ROUNDS), "", False
+        for number in range(MAX_ROUNDS):
+            progress(f"flow, round {number + 1} of at most {MAX_ROUNDS}{khat}")
+            fit.run(STEPS_PER_ROUND)
+            u, log_q = fit.rsample(draws)
+            log_weights = (target.log_prob(u) - log_q)[:, None].numpy()
+            weights = importance_summary(log_weights)
+            khat = f"; k-hat is {weights.pareto_k[0]:.2f}"
+            good_before, good = good, bool(weights.good_without_weights[0])
+            if good_before and good:  # once may be chance
+                break
+        fit.use_average()
+    return fit, log_weights, weights
 
 
 class FlowVI:
-    """A flow on its way, in the coordinates of a Gaussian N(center, root root').
+    """The fit of a flow in the coordinates of a Gaussian N(center, root root').
 
     Args:
-        flow: in double precision.
-        steps: how many there will be at most.
+        target: log p.
+        flow: a flow in double precision.
+        center: c, (dim,).
+        root: R, (dim, dim).
+        steps: the number of steps of the learning rate's schedule.
 
     Attributes:
-        evidence: the estimated evidence bound of each step, in nats.
-        passed: how many steps were passed over, their gradient not being finite.
-        average: the averaged weights.
+        elbo: the estimated ELBO of each step, in nats.
+        skipped: how many steps were skipped because the gradient was not finite.
     """
 
-    def __init__(self, target: UnconstrainedLogDensity, flow: Flow, center: Tensor, root: Tensor, steps: int):
+    def __init__(self, target: UnconstrainedLogDensity, flow: Flow, center: Tensor, root: Tensor, steps: int) -> None:
         self.target, self.flow, self.center, self.root = target, flow, center, root
         self.weights: list[Tensor] = list(flow.parameters())
         self.average = [weight.detach().clone() for weight in self.weights]
-        self.optim = torch.optim.Adam(self.weights, lr=RATE, betas=(0.9, 0.99))
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optim, steps, eta_min=LOWEST)
-        self.draws = min(MOST, max(LEAST, WORK // target.num_data))
-        self.evidence: list[float] = []
-        self.passed = 0
-        self._log_det = torch.linalg.slogdet(root).logabsdet
-        self._step = record_function(self._gradients, *self.weights)
+        self.optimizer = torch.optim.Adam(self.weights, lr=LEARNING_RATE, betas=BETAS)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+        self.scheduler = cosine(self.optimizer, steps, eta_min=FINAL_LEARNING_RATE)
+        self.draws = min(MAX_DRAWS, max(MIN_DRAWS, TERMS // target.num_data))
+        self.elbo: list[float] = []
+        self.skipped = 0
+        self.log_det = torch.linalg.slogdet(root).logabsdet
+        self._step = record_function(self._elbo_and_gradients, *self.weights)
 
     def run(self, steps: int) -> None:
-        """Steps; one whose gradient is not finite is passed over."""
+        """Makes some steps; a step whose gradient is not finite leaves the weights alone."""
         for _ in range(steps):
-            evidence, *gradients = self._step(*self.weights)
-            self.evidence.append(float(evidence))
+            elbo, *gradients = self._step(*self.weights)
+            self.elbo.append(float(elbo))
             if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-                self.passed += 1
+                self.skipped += 1
                 continue
             for weight, gradient in zip(self.weights, gradients, strict=True):
                 weight.grad = gradient
-            nn.utils.clip_grad_norm_(self.weights, BOUND * math.sqrt(self.target.dim))
-            self.optim.step()
-            self.schedule.step()
+            nn.utils.clip_grad_norm_(self.weights, CLIP_NORM * math.sqrt(self.target.dim))
+            self.optimizer.step()
+            self.scheduler.step()
             with torch.no_grad():
                 for mean, weight in zip(self.average, self.weights, strict=True):
-                    mean.lerp_(weight, 1 - MEMORY)
+                    mean.lerp_(weight, 1 - EMA_DECAY)
 
     def rsample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Points (count, dim) of the flow with its averaged weights, and log q there."""
-        live = [weight.detach().clone() for weight in self.weights]
-        self.hold(self.average)
+        """Points (count, dim) of the flow with averaged weights, and log q at these points (count,)."""
+        current = [weight.detach().clone() for weight in self.weights]
+        self.use_average()
         with torch.no_grad(), validation(False):
             y, log_q = self.flow().rsample_and_log_prob((count,))
-        self.hold(live)
-        return self.center + y @ self.root.mT, log_q - self._log_det
+        self._set_weights(current)
+        return self.center + y @ self.root.mT, log_q - self.log_det
+
+    def use_average(self) -> None:
+        """Sets the flow's weights to their moving average."""
+        self._set_weights(self.average)
 
     @torch.no_grad()
-    def hold(self, values: Sequence[Tensor]) -> None:
-        """Gives the flow these weights."""
+    def _set_weights(self, values: Sequence[Tensor]) -> None:
         for weight, value in zip(self.weights, values, strict=True):
             weight.copy_(value)
 
-    def _gradients(self, *given: Tensor) -> tuple[Tensor, ...]:
-        """The evidence, and the gradients of its negative by each weight."""
-        weights = [weight.detach().requires_grad_() for weight in given]
+    def _elbo_and_gradients(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The ELBO, and the gradients of the loss in each weight, at these weights."""
+        weights = [weight.detach().requires_grad_() for weight in values]
         names = (f"flow.{name}" for name, _ in self.flow.named_parameters())
         with double_precision(), validation(False):
-            evidence, loss = functional_call(_Loss(self), dict(zip(names, weights, strict=True)), ())
-            return evidence, *torch.autograd.grad(loss, weights)
+            elbo, loss = functional_call(_Loss(self), dict(zip(names, weights, strict=True)), ())
+            return elbo, *torch.autograd.grad(loss, weights)
 
 
 class _Loss(nn.Module):
-    """One step's evidence and what to descend, a module so that it can be called at any weights of its flow."""
+    """The ELBO and the loss of one step, as a module, so that it can be called at any weights of the flow."""
 
-    def __init__(self, bend: FlowVI):
+    def __init__(self, fit: FlowVI) -> None:
         super().__init__()
-        self.flow, self.bend = bend.flow, bend
+        self.flow, self.fit = fit.flow, fit
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        y, log_q = self.flow().rsample_and_log_prob((self.bend.draws,))
-        log_p = self.bend.target.batched_log_prob(self.bend.center + y @ self.bend.root.mT)
-        gain = log_p - log_q
-        kept = gain.detach().isfinite()  # of q where there is a density, its evidence has these draws alone
-        evidence = torch.where(kept, gain.detach(), 0.0).sum() / kept.sum().clamp(min=1) + kept.double().mean().log()
-        return evidence + self.bend._log_det, -gain.mean()
+        """The ELBO, without gradient, and the loss."""
+        fit = self.fit
+        y, log_q = self.flow().rsample_and_log_prob((fit.draws,))
+        difference = fit.target.batched_log_prob(fit.center + y @ fit.root.mT) - log_q
+        values = difference.detach()
+        finite = values.isfinite()  # q is restricted to where p has a density: these draws, plus log of their share
+        elbo = torch.where(finite, values, 0.0).sum() / finite.sum().clamp(min=1) + finite.double().mean().log()
+        return elbo + fit.log_det, -difference.mean()

@@ -1,18 +1,18 @@
-"""The Gaussian of most evidence, in coordinates whitened by a first guess.
+"""Gaussian variational inference, in coordinates whitened by a first guess.
 
     u = c + R (m + L e),    e ~ N(0, I),    L lower triangular
 
-c and R are those of the guess, so that m and L start at 0 and I and one step size fits all. The gradient sticks the
-landing (Roeder et al. 2017): with y = m + L e and s = R' d log p(u) / du + L'^-1 e, which is zero at every draw where q
-is the posterior,
+c and R come from the guess, so that m and L start at 0 and I and one step size fits all coordinates. The gradient is
+the path derivative ("sticking the landing", Roeder et al. 2017, https://arxiv.org/abs/1703.09194): with s = R' d log
+p(u) / du + L'^-1 e, which is zero at every draw if q is the posterior,
 
-    d / dm = E s,    d / dL = E s e'        below and on the diagonal
+    d ELBO / dm = E s,    d ELBO / dL = E s e'        on and below the diagonal
 
-Adam goes on at one step size until its path has stopped moving, that is until R-hat of the two halves of a window of
-iterates is near 1; then the window's average is taken, the coordinates are whitened by it anew, and the step is halved.
-The end is where the Monte Carlo error of that average, in posterior standard deviations, is small (after Welandawe et
-al. 2022). Of many latents L is diagonal: correlations are then those of the guess, R, and each of its axes finds its
-own width.
+Adam runs at one step size until the iterates are stationary, that is, until R-hat of the two halves of a window of
+iterates is near 1. Then the average of the window is taken, the coordinates are whitened by it again, and the step size
+is halved. Optimization ends when the Monte Carlo error of that average is small, in posterior standard deviations
+(after Welandawe et al. 2022, https://arxiv.org/abs/2203.15945). In high dimensions L is diagonal: the correlations are
+then those of the guess, and only the width of each axis of R is fitted.
 """
 
 import math
@@ -25,108 +25,165 @@ from torch import Tensor
 from ppgen.posterior.gaussians import LOG_2PI_E, GaussianBatch
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 
-__all__ = ["Gaussians", "fit_gaussians"]
+__all__ = ["FittedGaussians", "fit_gaussians"]
 
-DRAWS = 16
-WINDOW, LONGEST = 40, 400  # iterates that are looked at together: at least, and at most before the step is halved
-RATE = 0.1
-BOUND = 10.0  # of a gradient's norm, for each square root of the dimension
-STATIONARY = 1.2  # R-hat of the halves of a window
-STANDING = 1e-3  # posterior standard deviations: halves that differ by less are the same
-CLOSE = 0.05  # Monte Carlo error of m and L, in posterior standard deviations
-STEPS = 1200
-FULL = 48  # latents up to which L has more than its diagonal: beyond, its noise outweighs what it finds
+DRAWS = 16  # per step
+MAX_STEPS = 1200
+MIN_WINDOW, MAX_WINDOW = 40, 400  # iterates before a test of stationarity, and before the step is halved anyway
+STEP_SIZE = 0.1
+BETAS = (0.9, 0.99)  # of Adam
+CLIP_NORM = 10.0  # of the gradient, times the square root of the dimension
+STATIONARY_RHAT = 1.2  # of the two halves of a window
+NEGLIGIBLE_SHIFT = 1e-3  # between the halves, in posterior standard deviations; smaller ones count as none
+MAX_ERROR = 0.05  # Monte Carlo error of m and L at convergence, in posterior standard deviations
+BATCH_MEANS = 8  # parts of a window, whose means estimate the Monte Carlo error
+MAX_FULL_DIM = 48  # beyond this dimension the noise in a full L outweighs what it gains, so L is diagonal
 
 
 @dataclass
 class FittedGaussians(GaussianBatch):
-    """A Gaussian a chain, their roots lower triangular.
+    """One Gaussian per chain, with a lower triangular root.
 
     Attributes:
-        evidence: (n, steps): the estimated evidence bound on the way, in nats.
-        converged: (n,), whether the path has come to rest.
+        elbo: the estimated ELBO of each step, in nats, (n, steps).
+        converged: whether each chain has converged, (n,).
     """
 
-    evidence: Tensor
+    elbo: Tensor
     converged: Tensor
 
 
 def fit_gaussians(
     target: UnconstrainedLogDensity,
-    center: Tensor,
-    root: Tensor,
+    guess: GaussianBatch,
     generator: torch.Generator,
     *,
     progress: Callable[[str], None] = lambda _: None,
 ) -> FittedGaussians:
-    """Gaussians of most evidence, from guesses (n, dim), (n, dim, dim) of any square roots."""
-    path = _Path(target, center, root, generator)
-    while len(path.evidence) < STEPS:
-        progress(f"Gaussian, {len(path.evidence)} steps")
+    """The Gaussians of highest ELBO, one per guess.
+
+    Args:
+        target: log p.
+        guess: first guesses, with any square roots of the covariances.
+        generator: source of the draws.
+        progress: receives a message before each window of steps.
+
+    Raises:
+        KeyboardInterrupt: before the first step is done. Later, Ctrl-C ends the fit with what it has reached.
+    """
+    optimizer = _Optimizer(target, guess, generator)
+    while optimizer.steps < MAX_STEPS:
+        progress(f"Gaussian, {optimizer.steps} steps")
         try:
-            path.walk(WINDOW)
+            optimizer.run(MIN_WINDOW)
         except KeyboardInterrupt:
-            if not path.evidence:
+            if not optimizer.elbo:
                 raise
-            errors = path.average() if len(path.iterates) > WINDOW else center.new_full((len(center),), torch.inf)
+            enough = len(optimizer.iterates) > MIN_WINDOW
+            errors = optimizer.whiten() if enough else optimizer.center.new_full((len(optimizer.center),), torch.inf)
             break
-        last = len(path.iterates) >= LONGEST or len(path.evidence) >= STEPS
-        if (len(path.iterates) > WINDOW and path.at_rest()) or last:
-            errors = path.average()
-            if (errors < CLOSE).all():
+        count = len(optimizer.iterates)
+        if (count > MIN_WINDOW and optimizer.is_stationary()) or count >= MAX_WINDOW or optimizer.steps >= MAX_STEPS:
+            errors = optimizer.whiten()
+            if (errors < MAX_ERROR).all():
                 break
-    return FittedGaussians(path.center, _triangular(path.root), torch.stack(path.evidence, 1), errors < CLOSE)
+    root = _lower_triangular(optimizer.root)
+    return FittedGaussians(optimizer.center, root, torch.stack(optimizer.elbo, 1), errors < MAX_ERROR)
 
 
-class _Path:
-    """Adam on m and on log_l: what is below L's diagonal and the diagonal's logarithm, or that alone, (n, dim)."""
+class _Optimizer:
+    """Adam on m (n, dim) and log_l: L with the logarithm of its diagonal (n, dim, dim), or that alone (n, dim).
 
-    def __init__(self, target: UnconstrainedLogDensity, center: Tensor, root: Tensor, generator: torch.Generator):
-        self.target, self.center, self.root, self.generator = target, center, root, generator
-        self.full = target.dim <= FULL
-        self.eye = torch.eye(target.dim, dtype=center.dtype)
-        self.rate = 2 * RATE / math.sqrt(max(1.0, target.dim / FULL))
-        self.evidence: list[Tensor] = []
-        self._begin()
+    Attributes:
+        center: c, (n, dim).
+        root: R, (n, dim, dim).
+        elbo: the estimated ELBO of each step, in nats, each (n,).
+        iterates: m and log_l of each step since the coordinates were whitened, each (n, entries).
+    """
 
-    def _begin(self) -> None:
-        """From m = 0 and L = I, by half the step."""
+    def __init__(self, target: UnconstrainedLogDensity, guess: GaussianBatch, generator: torch.Generator) -> None:
+        self.target, self.center, self.root, self.generator = target, guess.center, guess.root, generator
+        self.full = target.dim <= MAX_FULL_DIM
+        self.eye = torch.eye(target.dim, dtype=self.center.dtype)
+        self.elbo: list[Tensor] = []
+        self._restart(STEP_SIZE / math.sqrt(max(1.0, target.dim / MAX_FULL_DIM)))
+
+    def _restart(self, step_size: float) -> None:
+        """Starts Adam from m = 0 and L = I in the present coordinates."""
+        self.step_size = step_size
         self.log_det = torch.linalg.slogdet(self.root).logabsdet
         self.m = torch.zeros_like(self.center)
         self.log_l = torch.zeros_like(self.root if self.full else self.center)
-        self.rate /= 2
-        self.optim = torch.optim.Adam([self.m, self.log_l], lr=self.rate, betas=(0.9, 0.99))
+        self.adam = torch.optim.Adam([self.m, self.log_l], lr=step_size, betas=BETAS)
         self.iterates: list[Tensor] = []
 
-    def walk(self, steps: int) -> None:
+    @property
+    def steps(self) -> int:
+        """How many steps were made."""
+        return len(self.elbo)
+
+    def run(self, steps: int) -> None:
+        """Makes some steps."""
         for _ in range(steps):
             self.m.grad, self.log_l.grad = self._gradients()
-            self.optim.step()
+            self.adam.step()
             self.iterates.append(torch.cat([self.m, self.log_l.flatten(1)], 1))
 
+    def is_stationary(self) -> bool:
+        """Whether R-hat of the two halves of the window is near 1, for all entries and chains."""
+        window = self._window()
+        halves = torch.stack(window[:, : window.shape[1] // 2 * 2].chunk(2, 1), 1)
+        within, between = halves.var(2).mean(1), halves.mean(2).var(1)
+        differ = between.sqrt() > NEGLIGIBLE_SHIFT
+        r_hat = torch.where(differ, 1 + between / within.clamp(min=1e-300), 1.0).sqrt()
+        return bool((r_hat < STATIONARY_RHAT).all())
+
+    def whiten(self) -> Tensor:
+        """Whitens by the window's average, and halves the step size.
+
+        Returns:
+            the Monte Carlo error of the average in each chain, the largest of all entries, (n,).
+        """
+        window = self._window()
+        mean = window.mean(1)
+        parts = window[:, : window.shape[1] // BATCH_MEANS * BATCH_MEANS].unflatten(1, (BATCH_MEANS, -1)).mean(2)
+        m, log_l = mean[:, : self.target.dim], mean[:, self.target.dim :].reshape(self.log_l.shape)
+        self.center = self.center + (self.root @ m[..., None]).squeeze(-1)
+        self.root = self.root @ self._lower(log_l)
+        self._restart(self.step_size / 2)
+        return (parts.var(1) / BATCH_MEANS).sqrt().amax(-1)
+
+    def _window(self) -> Tensor:
+        """The latter half of the iterates, (n, k, entries)."""
+        return torch.stack(self.iterates[len(self.iterates) // 2 :], 1)
+
     def _gradients(self) -> tuple[Tensor, Tensor]:
-        """Of minus the evidence, by m and by L's logarithm, of antithetic draws."""
+        """The clipped gradients of -ELBO in m and log_l, from antithetic draws."""
         half = torch.randn(len(self.m), DRAWS // 2, self.target.dim, generator=self.generator, dtype=self.m.dtype)
         e = torch.cat([half, -half], 1)
-        y, back = self._scaled(e)
-        u = self.center[:, None] + (self.m[:, None] + y) @ self.root.mT
-        log_p, slope = self.target.log_prob_and_grad(u.reshape(-1, self.target.dim))
-        finite = log_p.isfinite() & slope.isfinite().all(-1)
-        slope = torch.where(finite[:, None], slope, 0.0).reshape(u.shape)
-        s = (slope @ self.root + back) * finite.reshape(*u.shape[:2], 1)
-        entropy = self.log_det + self._diagonal().sum(-1) + 0.5 * self.target.dim * LOG_2PI_E
-        kept = finite.reshape(s.shape[:2]).sum(-1)  # of q where there is a density, its evidence has these draws alone
-        mean = torch.where(finite, log_p, 0.0).reshape(s.shape[:2]).sum(-1) / kept.clamp(min=1)
-        self.evidence.append(mean + (kept / DRAWS).log() + entropy)
-        by_m, by_log_l = -s.mean(1), -self._by_log_l(s, e)
+        scaled, inverse = self._scale(e)
+        u = self.center[:, None] + (self.m[:, None] + scaled) @ self.root.mT
+        log_p, gradient = self.target.log_prob_and_grad(u.reshape(-1, self.target.dim))
+        finite = log_p.isfinite() & gradient.isfinite().all(-1)
+        gradient = torch.where(finite[:, None], gradient, 0.0).reshape(u.shape)
+        s = (gradient @ self.root + inverse) * finite.reshape(*u.shape[:2], 1)
+        log_p, finite = torch.where(finite, log_p, 0.0).reshape(s.shape[:2]), finite.reshape(s.shape[:2])
+        entropy = self.log_det + self._log_diagonal().sum(-1) + 0.5 * self.target.dim * LOG_2PI_E
+        count = finite.sum(-1)  # q is restricted to where p has a density: ELBO of these draws, plus log of their share
+        self.elbo.append(log_p.sum(-1) / count.clamp(min=1) + (count / DRAWS).log() + entropy)
+        by_m, by_log_l = -s.mean(1), -self._gradient_log_l(s, e)
         norm = (by_m.square().sum(-1) + by_log_l.square().flatten(1).sum(-1)).sqrt()
-        held = (BOUND * math.sqrt(self.target.dim) / norm).clamp(max=1.0)
-        return by_m * held[:, None], by_log_l * held.reshape(-1, *[1] * (by_log_l.dim() - 1))
+        factor = (CLIP_NORM * math.sqrt(self.target.dim) / norm).clamp(max=1.0)
+        return by_m * factor[:, None], by_log_l * factor.reshape(-1, *[1] * (by_log_l.dim() - 1))
 
-    def _diagonal(self) -> Tensor:
-        return self.log_l.diagonal(dim1=-2, dim2=-1) if self.full else self.log_l
+    def _gradient_log_l(self, s: Tensor, e: Tensor) -> Tensor:
+        """The gradient of the ELBO in log_l."""
+        if not self.full:
+            return (s * e).mean(1) * self.log_l.exp()
+        by_l = (s.mT @ e / DRAWS).tril()
+        return by_l * (1 - self.eye) + by_l * self.eye * self._lower(self.log_l)
 
-    def _scaled(self, e: Tensor) -> tuple[Tensor, Tensor]:
+    def _scale(self, e: Tensor) -> tuple[Tensor, Tensor]:
         """L e and L'^-1 e of noise (n, k, dim)."""
         if not self.full:
             scale = self.log_l.exp()[:, None]
@@ -134,45 +191,18 @@ class _Path:
         lower = self._lower(self.log_l)
         return e @ lower.mT, torch.linalg.solve_triangular(lower.mT, e.mT, upper=True).mT
 
-    def _by_log_l(self, s: Tensor, e: Tensor) -> Tensor:
-        """The evidence's gradient by log_l."""
-        if not self.full:
-            return (s * e).mean(1) * self.log_l.exp()
-        by_l = (s.mT @ e / DRAWS).tril()
-        return by_l * (1 - self.eye) + by_l * self.eye * self._lower(self.log_l)
-
     def _lower(self, log_l: Tensor) -> Tensor:
-        """L."""
+        """L from log_l."""
         if not self.full:
             return log_l.exp().diag_embed()
         return log_l * (1 - self.eye) + log_l.diagonal(dim1=-2, dim2=-1).exp().diag_embed()
 
-    def _window(self) -> Tensor:
-        """The latter half of the iterates, (n, k, entries)."""
-        return torch.stack(self.iterates[len(self.iterates) // 2 :], 1)
-
-    def at_rest(self) -> bool:
-        """Whether all entries' R-hat of the window's halves is near 1, in all chains."""
-        window = self._window()
-        halves = torch.stack(window[:, : window.shape[1] // 2 * 2].chunk(2, 1), 1)
-        within, between = halves.var(2).mean(1), halves.mean(2).var(1)
-        apart = between.sqrt() > STANDING
-        r_hat = torch.where(apart, 1 + between / within.clamp(min=1e-300), 1.0).sqrt()
-        return bool((r_hat < STATIONARY).all())
-
-    def average(self) -> Tensor:
-        """Whitens by the window's average, and begins anew from there; the average's Monte Carlo errors, (n,)."""
-        window = self._window()
-        mean, count = window.mean(1), 8
-        means = window[:, : window.shape[1] // count * count].unflatten(1, (count, -1)).mean(2)
-        m, log_l = mean[:, : self.target.dim], mean[:, self.target.dim :].reshape(self.log_l.shape)
-        self.center = self.center + (self.root @ m[..., None]).squeeze(-1)
-        self.root = self.root @ self._lower(log_l)
-        self._begin()
-        return (means.var(1) / count).sqrt().amax(-1)
+    def _log_diagonal(self) -> Tensor:
+        """The logarithm of L's diagonal, (n, dim)."""
+        return self.log_l.diagonal(dim1=-2, dim2=-1) if self.full else self.log_l
 
 
-def _triangular(root: Tensor) -> Tensor:
-    """The lower triangular root, with a positive diagonal, of root root'."""
+def _lower_triangular(root: Tensor) -> Tensor:
+    """The lower triangular square root, with a positive diagonal, of root root'."""
     r = torch.linalg.qr(root.mT).R.mT
     return r * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]

@@ -1,4 +1,4 @@
-"""Gaussians N(center, root root') on the real line, several side by side."""
+"""A batch of Gaussians N(center, root root') on the real line."""
 
 import math
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LOG_2PI_E", "Normals"]
+__all__ = ["LOG_2PI_E", "GaussianBatch"]
 
 LOG_2PI_E = 1 + math.log(2 * math.pi)
 
 
 @dataclass
 class GaussianBatch:
-    """N(center, root root'), one a row.
+    """Gaussians N(center, root root'), one per row. A point is u = center + root e with noise e ~ N(0, I).
 
     Attributes:
-        center: (n, dim).
-        root: (n, dim, dim), any square roots of the covariances.
+        center: the means, (n, dim).
+        root: square roots of the covariances, (n, dim, dim), not necessarily triangular.
     """
 
     center: Tensor
@@ -25,22 +25,22 @@ class GaussianBatch:
 
     @property
     def log_det(self) -> Tensor:
-        """Log |det root|: (n,)."""
+        """The log determinants log |det root|: (n,)."""
         return torch.linalg.slogdet(self.root).logabsdet
 
     @property
     def entropy(self) -> Tensor:
-        """In nats: (n,)."""
+        """The differential entropies, in nats: (n,)."""
         return self.log_det + 0.5 * self.center.shape[-1] * LOG_2PI_E
 
     def rsample(self, noise: Tensor) -> Tensor:
-        """Points (n, k, dim) of noise e ~ N(0, I), (n, k, dim) or (k, dim)."""
+        """Points (n, k, dim) from noise e ~ N(0, I), (n, k, dim) or (k, dim)."""
         return self.center[:, None] + noise @ self.root.mT
 
     def whitened(self, u: Tensor) -> Tensor:
-        """The noise (n, k, dim) of points (n, k, dim) or (k, dim)."""
+        """The noise (n, k, dim) of points (n, k, dim) or (k, dim), the inverse of `rsample`."""
         return torch.linalg.solve(self.root[:, None], (u - self.center[:, None])[..., None]).squeeze(-1)
 
     def log_prob(self, noise: Tensor) -> Tensor:
-        """Log q at the points of noise: (n, k)."""
+        """The log densities at the points ``rsample(noise)``, of noise (n, k, dim): (n, k)."""
         return -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1) - self.log_det[:, None]

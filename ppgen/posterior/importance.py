@@ -1,14 +1,16 @@
-"""Importance sampling from the guide: how much evidence there is, and how far the guide can be trusted.
+"""Importance sampling from the guide: how large the evidence is, and how far the guide can be trusted.
 
-With weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q(z | x), k = 1 .. K, all per datum where latents are:
+With weights w_k = p(x, z_k) / q(z_k | x), z_k ~ q(z | x), k = 1 .. K, each per datum if the latents are:
 
     elbo            mean_k log w_k
-    log_marginal    log mean_k w_k        a lower bound of log p(x) in expectation, tight as K grows (Burda et al. 2016)
-    error           sqrt(1 / effective - 1 / K)     standard error of log_marginal, by the delta method
-    effective       (sum_k w_k)^2 / sum_k w_k^2     Kish's effective sample size
-    pareto_k        tail shape of the weights (Vehtari et al. 2024): up to min(1 - 1 / log10 K, .7) they can be trusted
+    log_marginal    log mean_k w_k                  a lower bound of log p(x) in expectation, tight for large K
+    error           sqrt(1 / ess - 1 / K)           standard error of log_marginal, by the delta method
+    ess             (sum_k w_k)^2 / sum_k w_k^2     Kish's effective sample size
+    pareto_k        the shape k-hat of the tail of the weights; they can be trusted up to min(1 - 1 / log10 K, 0.7)
 
-The largest weights are smoothed: replaced by quantiles of the generalized Pareto law that was fitted to them.
+The bound is from Burda et al. (2016, https://arxiv.org/abs/1509.00519). Pareto smoothing, from Vehtari et al. (2024,
+https://arxiv.org/abs/1507.02646), replaces the largest weights by quantiles of the generalized Pareto distribution that
+was fitted to them.
 """
 
 import math
@@ -27,40 +29,55 @@ __all__ = [
     "importance_summary",
     "khat_threshold",
     "largest_moment_shifts",
-    "moved",
+    "moment_shifts",
     "psis_reliable",
     "resample",
     "smooth",
 ]
 
-EQUAL_WEIGHTS_ESS_RATIO = 0.99  # share of effective draws from which on weights are all but equal
-KHAT_USABLE = 0.7  # k-hat up to which averages over weights converge at a practical rate
-KHAT_GOOD = 0.5  # k-hat up to which weights have a variance, and draws may serve as they are
-NEGLIGIBLE_NATS = 7.0  # nats of evidence below another: less than a thousandth of its mass
-MIN_DRAWS = 25  # draws from which a tail can be fitted
+KHAT_GOOD = 0.5  # up to this k-hat the weights have a finite variance, and unweighted draws are good enough
+KHAT_USABLE = 0.7  # up to this k-hat weighted averages converge at a practical rate
+EQUAL_WEIGHTS_ESS_RATIO = 0.99  # from this ESS / K on, the weights count as equal
+NEGLIGIBLE_NATS = 7.0  # evidence this far below another's has less than a thousandth of its mass
+MIN_DRAWS = 25  # needed to fit a tail
 
 
 @dataclass(frozen=True)
 class Importance:
-    """Summaries (n,) of log weights (K, n), in nats, as the module has them.
+    """A summary of log importance weights (K, n), with the module's formulas.
 
-    `log_smoothed` (K, n) are the smoothed log weights, normalized: their exponentials sum to one over draws.
+    Attributes:
+        elbo: (n,), in nats.
+        log_marginal: (n,), in nats.
+        error: (n,), in nats.
+        pareto_k: (n,), k-hat.
+        ess: (n,), effective number of draws.
+        log_smoothed: (K, n), smoothed log weights, normalized to a sum of one over draws.
     """
 
     elbo: np.ndarray
     log_marginal: np.ndarray
     error: np.ndarray
     pareto_k: np.ndarray
-    effective: np.ndarray
+    ess: np.ndarray
     log_smoothed: np.ndarray
+
+    @property
+    def good_without_weights(self) -> np.ndarray:
+        """Whether the draws are good enough to be used without their weights, (n,)."""
+        return psis_reliable(self.pareto_k, self.ess, len(self.log_smoothed), max_khat=KHAT_GOOD)
 
 
 @dataclass(frozen=True)
 class EvidenceEstimate:
     """An estimate of log p(x), in nats, with an interval.
 
-    `pareto_k` says whether to believe it: the error is the true one for shapes below 1/2, where the weights' variance
-    is finite, and too small beyond.
+    Attributes:
+        log_marginal: the estimate.
+        error: its standard error. It is too small if `pareto_k` is above 1/2, when the weights' variance is infinite.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
+        pareto_k: k-hat of the weights, the largest if there are several columns.
     """
 
     log_marginal: float
@@ -71,7 +88,12 @@ class EvidenceEstimate:
 
 
 def khat_threshold(draws: int) -> float:
-    """min(1 - 1 / log10 K, .7): the largest k-hat at which K draws are enough (Vehtari et al. 2024, section 3.2.4).
+    """min(1 - 1 / log10 K, 0.7): the largest k-hat at which K draws are enough.
+
+    From Vehtari et al. (2024, section 3.2.4, https://arxiv.org/abs/1507.02646).
+
+    Args:
+        draws: K.
 
     Raises:
         ValueError: for fewer than two draws.
@@ -81,28 +103,38 @@ def khat_threshold(draws: int) -> float:
     return min(1 - 1 / math.log10(draws), KHAT_USABLE)
 
 
-def psis_reliable(pareto_k: np.ndarray, effective: np.ndarray, draws: int, *, most: float | None = None) -> np.ndarray:
-    """Whether weights can be relied on: their k-hat is at most `most`, or they are all but equal.
+def psis_reliable(pareto_k: np.ndarray, ess: np.ndarray, draws: int, *, max_khat: float | None = None) -> np.ndarray:
+    """Whether importance weights can be relied on: k-hat is small enough, or the weights are nearly equal.
+
+    k-hat is the shape of a tail, not its mass: a Gaussian guide of a logistic posterior has k-hat 1 though no weight is
+    more than twice another. If ESS / K is at least 0.99, the draws contain no tail of any mass;
+    `ppgen.diagnostics.tails` looks for a tail that they miss.
 
     Args:
-        most: `khat_threshold` if left out; `KHAT_GOOD` asks whether draws may serve without weights.
-
-    k-hat is the shape of a tail, whatever its size: a Gaussian guide to a logistic posterior has 1, though no draw may
-    weigh twice as much as another. With an effective share of .99 or more there is no tail among the draws to speak of;
-    what lies beyond them, `ppgen.diagnostics.tails` looks for.
+        pareto_k: k-hat, (n,).
+        ess: effective sample sizes, (n,).
+        draws: K.
+        max_khat: the largest k-hat, `khat_threshold(draws)` by default. With `KHAT_GOOD` the question is whether draws
+            may be used without weights.
     """
-    most = khat_threshold(draws) if most is None else most
-    return (pareto_k <= most) | (effective >= EQUAL_WEIGHTS_ESS_RATIO * draws)
+    max_khat = khat_threshold(draws) if max_khat is None else max_khat
+    return (pareto_k <= max_khat) | (ess >= EQUAL_WEIGHTS_ESS_RATIO * draws)
 
 
 def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pareto-smoothed, normalized log weights (K, n), and k-hat (n,), of log weights (K, n).
+    """Pareto-smoothed importance weights.
 
-    Equal weights, as an exact posterior gives, have no tail: their k-hat is -inf. Weights that are NaN, +inf or all
-    zero have nothing to be trusted: k-hat is inf, and the smoothed weights are NaN.
+    Equal weights, as of an exact posterior, have no tail: k-hat is -inf. Weights that are NaN, +inf or all zero cannot
+    be trusted: k-hat is inf, and the smoothed weights are NaN.
+
+    Args:
+        log_weights: (K, n), in nats.
+
+    Returns:
+        smoothed and normalized log weights (K, n); k-hat (n,).
 
     Raises:
-        ValueError: if there are fewer than 25 draws, too few for a tail to be fitted.
+        ValueError: for fewer than 25 draws, which are too few to fit a tail.
     """
     draws = len(log_weights)
     if draws < MIN_DRAWS:
@@ -110,11 +142,11 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     log_weights = np.asarray(log_weights, dtype=np.float64)
     khat = np.full(log_weights.shape[1], -np.inf)
     smoothed = np.full_like(log_weights, -math.log(draws))
-    top = log_weights.max(0)
-    bad = ~np.isfinite(top)  # NaN comes through the maximum
+    largest = log_weights.max(0)
+    bad = ~np.isfinite(largest)  # the maximum of a column with a NaN is NaN
     khat[bad], smoothed[:, bad] = np.inf, np.nan
     for i in np.flatnonzero(~bad):
-        if top[i] - log_weights[:, i].min() > 1e-8:
+        if largest[i] - log_weights[:, i].min() > 1e-8:
             log_smoothed, shape = psislw(log_weights[:, i])
             smoothed[:, i], khat[i] = log_smoothed, float(shape)
     return smoothed, khat
@@ -127,96 +159,109 @@ def importance_summary(log_weights: np.ndarray) -> Importance:
         log_weights: (K, n), in nats.
 
     Raises:
-        ValueError: if there are fewer than 25 draws, too few for a tail to be fitted.
+        ValueError: for fewer than 25 draws, which are too few to fit a tail.
     """
     smoothed, khat = smooth(log_weights)
     log_weights = np.asarray(log_weights, dtype=np.float64)
-    draws, top = len(log_weights), log_weights.max(0)
-    top = np.where(np.isfinite(top), top, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of weights that are no numbers, or all zero
-        weights = np.exp(log_weights - top)
-        effective = weights.sum(0) ** 2 / (weights**2).sum(0)
-        log_marginal = top + np.log(weights.mean(0))
-        error = np.sqrt(np.maximum(1 / effective - 1 / draws, 0.0))
+    draws, largest = len(log_weights), log_weights.max(0)
+    largest = np.where(np.isfinite(largest), largest, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # weights that are NaN, infinite or all zero
+        weights = np.exp(log_weights - largest)
+        ess = weights.sum(0) ** 2 / (weights**2).sum(0)
+        log_marginal = largest + np.log(weights.mean(0))
+        error = np.sqrt(np.maximum(1 / ess - 1 / draws, 0.0))
     return Importance(
         elbo=log_weights.mean(0),
         log_marginal=log_marginal,
         error=error,
         pareto_k=khat,
-        effective=effective,
+        ess=ess,
         log_smoothed=smoothed,
     )
 
 
-def moved(z: np.ndarray, log_weights: np.ndarray, *, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """How far weighted draws are from draws z (K, n) as they are: shifts of means and log ratios of deviations, (n,).
+def moment_shifts(
+    z: np.ndarray, log_weights: np.ndarray, *, among: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """How much weighting changes the moments of draws.
 
-    Shifts are in weighted deviations. Both are zero where no two draws differ, and NaN where the weights are.
+        shift = (weighted mean - mean) / weighted sd,    log_ratio = log(weighted sd / sd)
+
+    Both are zero where all draws are equal, and NaN where the weights are.
 
     Args:
-        log_weights: normalized; of `among`.
-        among: the draws that are weighted (M, n), z itself if left out.
+        z: unweighted draws, (K, n).
+        log_weights: normalized log weights of `among`, (M,).
+        among: the weighted draws, (M, n); `z` by default.
+
+    Returns:
+        shift (n,) and log_ratio (n,).
     """
     among = z if among is None else among
     weights = np.exp(log_weights)
-    mean, deviation, weighed = z.mean(0), z.std(0), weights @ among
-    spread = np.sqrt(weights @ (among - weighed) ** 2)
+    mean, sd, weighted_mean = z.mean(0), z.std(0), weights @ among
+    weighted_sd = np.sqrt(weights @ (among - weighted_mean) ** 2)
     constant = np.ptp(among, axis=0) == 0
     with np.errstate(divide="ignore", invalid="ignore"):
-        shift, log_ratio = (weighed - mean) / spread, np.log(spread / deviation)
+        shift, log_ratio = (weighted_mean - mean) / weighted_sd, np.log(weighted_sd / sd)
     return np.where(constant, 0.0, shift), np.where(constant, 0.0, log_ratio)
 
 
 def largest_moment_shifts(pairs: Iterable[tuple[np.ndarray, np.ndarray]], log_weights: np.ndarray) -> dict[str, float]:
-    """The largest `shift` and `log_ratio`, as `moved` has them, without their signs, of several latents.
+    """The largest absolute `shift` and `log_ratio` of several latents, as `moment_shifts` defines them.
 
     Args:
-        pairs: of each latent, draws as they are (K, ...) and the draws that are weighted (M, ...).
-        log_weights: (M,), normalized.
+        pairs: for each latent, the unweighted draws (K, ...) and the weighted draws (M, ...).
+        log_weights: normalized, (M,).
     """
     largest = {"shift": 0.0, "log_ratio": 0.0}
     for z, among in pairs:
-        parts = moved(z.reshape(len(z), -1), log_weights, among=among.reshape(len(among), -1))
-        for name, part in zip(largest, parts, strict=True):
-            largest[name] = max(largest[name], float(np.nanmax(np.abs(part), initial=0.0)))
+        shifts = moment_shifts(z.reshape(len(z), -1), log_weights, among=among.reshape(len(among), -1))
+        for name, values in zip(largest, shifts, strict=True):
+            largest[name] = max(largest[name], float(np.nanmax(np.abs(values), initial=0.0)))
     return largest
 
 
 def evidence(log_weights: np.ndarray, *, level: float = 0.95) -> EvidenceEstimate:
-    """Log p(x) by importance weights, with an interval by the delta method: log_marginal -+ z error.
+    """Estimates log p(x) by importance sampling, with an interval by the delta method: log_marginal -+ z error.
 
-    Weights per datum make the evidence of all data together: the sum, with the errors' squares added.
+    Weights per datum give the evidence of all data together: log_marginal is summed over data, and so are the squares
+    of the errors.
 
     Args:
         log_weights: (K,) or (K, n), in nats.
-        level: of the interval, which a normal law of log_marginal would hold.
+        level: the coverage of the interval if log_marginal were normal.
 
     Raises:
-        ValueError: for a level outside (0, 1), and fewer than 25 draws.
+        ValueError: for a level outside (0, 1), or fewer than 25 draws.
     """
     if not 0 < level < 1:
         raise ValueError(f"evidence: expected a level between 0 and 1, got {level}")
     log_weights = np.asarray(log_weights)
-    found = importance_summary(log_weights.reshape(len(log_weights), -1))
-    total, error = float(found.log_marginal.sum()), float(np.sqrt((found.error**2).sum()))
-    reach = float(norm.ppf((1 + level) / 2)) * error
-    return EvidenceEstimate(total, error, total - reach, total + reach, float(found.pareto_k.max()))
+    summary = importance_summary(log_weights.reshape(len(log_weights), -1))
+    total, error = float(summary.log_marginal.sum()), float(np.sqrt((summary.error**2).sum()))
+    half_width = float(norm.ppf((1 + level) / 2)) * error
+    return EvidenceEstimate(total, error, total - half_width, total + half_width, float(summary.pareto_k.max()))
 
 
 def resample(
     log_weights: np.ndarray, *, size: int | None = None, replace: bool = True, seed: int | np.random.Generator = 0
 ) -> np.ndarray:
-    """Which draws to take so that they are draws of the posterior: indices (size,) by weights.
+    """Indices (size,) of draws, chosen by weight so that they are approximate draws of the posterior.
 
-    With replacement, systematic: a draw of weight w comes floor(size w) times or once more. Without, one draw after
-    another by the weights of those left, which is right for a size that is small beside 1 / max w.
+    With replacement, resampling is systematic: a draw of weight w is chosen floor(size w) times or once more. Without
+    replacement, draws are chosen one by one, by the weights of those that remain; this is accurate for a size that is
+    small compared with 1 / max w.
 
     Args:
-        log_weights: (K,), of any normalization.
-        size: how many; K with replacement and K / 10 without if left out.
+        log_weights: (K,), not necessarily normalized.
+        size: how many; by default K with replacement and K / 10 without.
+        replace: whether a draw may be chosen more than once.
+        seed: a seed or a generator.
 
     Raises:
-        ValueError: if weights are not finite numbers or -inf, or without replacement size exceeds those above zero.
+        ValueError: if no weight is finite, or one is NaN or +inf; without replacement, if `size` exceeds the number of
+            positive weights.
     """
     log_weights = np.asarray(log_weights, dtype=np.float64)
     if log_weights.ndim != 1 or not np.isfinite(log_weights.max(initial=-np.inf)):
@@ -224,9 +269,9 @@ def resample(
     rng = np.random.default_rng(seed)
     size = (len(log_weights) if replace else max(1, len(log_weights) // 10)) if size is None else size
     if replace:
-        cumulated = np.cumsum(np.exp(log_weights - log_weights.max()))
-        points = (rng.uniform() + np.arange(size)) / size * cumulated[-1]
-        return np.minimum(np.searchsorted(cumulated, points, side="right"), len(log_weights) - 1)
+        cumulative = np.cumsum(np.exp(log_weights - log_weights.max()))
+        points = (rng.uniform() + np.arange(size)) / size * cumulative[-1]
+        return np.minimum(np.searchsorted(cumulative, points, side="right"), len(log_weights) - 1)
     if size > np.isfinite(log_weights).sum():
         raise ValueError(
             f"resample: expected at most {np.isfinite(log_weights).sum()} draws without replacement, as many as have a "

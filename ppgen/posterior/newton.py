@@ -1,13 +1,14 @@
-"""From points that lie wide apart up to modes, and the Gaussian of each way's curvature that has most evidence.
+"""Finding modes from scattered starting points by Newton's method, with a local Gaussian at each.
 
-At u, with slope g and H = -d^2 log p / du^2 (by differences) = S Q diag(l) Q' S, S the square roots of |H_ii|,
+At u, let g be the gradient of log p and H = -d^2 log p / du^2 (by finite differences) = S Q diag(l) Q' S, where the
+diagonal matrix S holds the square roots of |H_ii|. Then
 
-    R R' = S^-1 Q diag(1 / |l|) Q' S^-1        the covariance that the curvature gives
-    u <- u + t R R' g                          Newton's step, its length t the best of a row
+    R R' = S^-1 Q diag(1 / |l|) Q' S^-1        the covariance of the local Gaussian
+    u <- u + t R R' g                          a Newton step; t is the best of a grid of step lengths
 
-which the scales of covariates do not change. A density may rise without end, as a hierarchy's does where its scale goes
-to 0, and its mode is then no place to be: of all N(u, R R') on the way the one of most evidence is taken (as in
-Pathfinder, Zhang et al. 2022, there with estimates of H).
+Both adapt to the scale of each coordinate. A density may be unbounded, as that of a hierarchical model is when its
+scale tends to 0, so its mode may be useless: of all Gaussians N(u, R R') along the path, the one of highest ELBO is
+returned, as in Pathfinder (Zhang et al. 2022, https://arxiv.org/abs/2108.03782), which estimates H instead.
 """
 
 from collections.abc import Callable
@@ -19,27 +20,46 @@ from torch import Tensor
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 
-__all__ = ["LocalGaussian", "find_modes"]
+__all__ = ["LocalGaussians", "find_modes"]
 
-STEPS = 60
-LENGTHS = 2.0 ** torch.cat([torch.arange(9.0, 0.0, -2), torch.arange(0.0, -5.0, -1), -torch.arange(6.0, 46.0, 4)])
-FLOOR = 1e-7  # of |l|, where the scales are taken out
-NEAR = 1e-3  # over which slopes are compared, in standard deviations of an entry given the others
-DRAWS = 16  # of a Gaussian on the way, by which its evidence is judged
-FLAT = 1e-6  # nats by which a density falls along a direction that it does not bound
+MAX_STEPS = 60
+STEP_LENGTHS = 2.0 ** torch.cat([torch.arange(9.0, 0.0, -2), torch.arange(0.0, -5.0, -1), -torch.arange(6.0, 46.0, 4)])
+MIN_EIGENVALUE = 1e-7  # of |l|, after scaling by S
+FIRST_SPACING = 1e-5  # of the finite differences in the first step, relative to 1 + |u|
+SPACING = 1e-3  # of the finite differences later, in conditional standard deviations of each coordinate
+ELBO_DRAWS = 16  # draws that estimate the ELBO of a local Gaussian
+MIN_INCREASE = 1e-9  # of log p in a step, relative to 1 + |log p|
+FLAT = 1e-6  # relative change of log p far along a direction, below which the density is unbounded there
 
 
 @dataclass
 class LocalGaussians(GaussianBatch):
-    """A Gaussian a start.
+    """The Gaussian of highest ELBO on the path from each start.
 
     Attributes:
-        evidence: (n,) the estimated evidence bound of each, in nats.
-        steps: how many steps of Newton's were made.
+        elbo: the estimated ELBO of each, in nats, (n,).
+        steps: how many Newton steps were made.
     """
 
-    evidence: Tensor
+    elbo: Tensor
     steps: int
+
+    def update(self, rows: Tensor, other: "LocalGaussians") -> None:
+        """Replaces these rows by the rows of others, in order.
+
+        Args:
+            rows: indices, or a mask (n,).
+            other: as many Gaussians as there are rows.
+        """
+        self.center[rows], self.root[rows], self.elbo[rows] = other.center, other.root, other.elbo
+
+    def select(self, rows: Tensor) -> "LocalGaussians":
+        """These rows.
+
+        Args:
+            rows: indices, or a mask (n,).
+        """
+        return LocalGaussians(self.center[rows], self.root[rows], self.elbo[rows], self.steps)
 
 
 def find_modes(
@@ -47,83 +67,103 @@ def find_modes(
     starts: Tensor,
     generator: torch.Generator,
     *,
-    steps: int = STEPS,
+    steps: int = MAX_STEPS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LocalGaussians:
-    """Gaussians near modes, from starts (n, dim).
+    """Gaussians near modes of a density.
+
+    Args:
+        target: log p.
+        starts: starting points, (n, dim).
+        generator: source of the random numbers that estimate ELBOs.
+        steps: the largest number of Newton steps.
+        progress: receives a message before each step.
 
     Raises:
-        ValueError: if the density has no bound along some direction at a mode, so that there is no posterior.
+        ValueError: if the density is unbounded along some direction at a mode, so that there is no posterior.
     """
     u, count, dim = starts, *starts.shape
-    lengths = LENGTHS.to(u)
-    best = LocalGaussians(u.clone(), torch.eye(dim).to(u).repeat(count, 1, 1), u.new_full((count,), -torch.inf), 0)
-    near = 1e-5 * (1 + u.abs())  # over which slopes are compared; later a part of a standard deviation
-    noise = torch.randn(DRAWS // 2, dim, generator=generator, dtype=u.dtype)
+    identity = torch.eye(dim).to(u).repeat(count, 1, 1)
+    best = LocalGaussians(u.clone(), identity, u.new_full((count,), -torch.inf), 0)
+    spacing = FIRST_SPACING * (1 + u.abs())
+    noise = torch.randn(ELBO_DRAWS // 2, dim, generator=generator, dtype=u.dtype)
     noise = torch.cat([noise, -noise])
     for step in range(1, steps + 1):
-        progress(f"climbing to modes, step {step}")
-        value, slope = target.log_prob_and_grad(u)
-        h = -target.hessian(u, near)
-        root = _root(h, slope, u)
-        near = torch.where(h.isfinite().all(-1), NEAR / _scales(h), near)
-        here = GaussianBatch(u, root)
-        log_p = target.log_prob(here.rsample(noise).reshape(-1, dim)).reshape(count, DRAWS)
-        evidence = log_p.mean(-1) + here.entropy
-        better = evidence > best.evidence
-        best.center[better], best.root[better], best.evidence[better] = u[better], root[better], evidence[better]
+        progress(f"finding modes, step {step}")
+        log_p, gradient = target.log_prob_and_grad(u)
+        h = -target.hessian(u, spacing)
+        root = _covariance_root(h, gradient, u)
+        spacing = torch.where(h.isfinite().all(-1), SPACING / _scales(h), spacing)
+        local = LocalGaussians(u, root, _elbo(target, GaussianBatch(u, root), noise), step)
+        better = local.elbo > best.elbo
+        best.update(better, local.select(better))
         best.steps = step
-        move = (root @ (root.mT @ slope[..., None])).squeeze(-1)
-        tried = u[:, None] + lengths[:, None] * move[:, None]
-        heights = target.log_prob(tried.reshape(-1, dim)).reshape(count, len(lengths)).nan_to_num(nan=-torch.inf)
-        height, chosen = heights.max(-1)
-        moving = height > value + 1e-9 * (1 + value.abs())
-        u = torch.where(moving[:, None], tried[torch.arange(count), chosen], u)
-        if not moving.any():
+        u, increased = _line_search(target, u, log_p, (root @ (root.mT @ gradient[..., None])).squeeze(-1))
+        if not increased.any():
             break
     _check_bounded(target, u, h)
     return best
 
 
-def _root(h: Tensor, slope: Tensor, u: Tensor) -> Tensor:
-    """R of the module's docstring, from H (n, dim, dim); where H overflows, that of a step as long as u itself."""
-    known = h.isfinite().all((-2, -1))
+def _elbo(target: UnconstrainedLogDensity, q: GaussianBatch, noise: Tensor) -> Tensor:
+    """E_q[log p] + entropy of q, from draws with this noise (k, dim): (n,)."""
+    log_p = target.log_prob(q.rsample(noise).flatten(0, 1)).reshape(len(q.center), len(noise))
+    return log_p.mean(-1) + q.entropy
+
+
+def _line_search(target: UnconstrainedLogDensity, u: Tensor, log_p: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """The best points u + t direction over a grid of t, and which rows increased log p; other rows stay at u."""
+    count, dim = u.shape
+    lengths = STEP_LENGTHS.to(u)
+    candidates = u[:, None] + lengths[:, None] * direction[:, None]
+    values = target.log_prob(candidates.reshape(-1, dim)).reshape(count, len(lengths)).nan_to_num(nan=-torch.inf)
+    value, chosen = values.max(-1)
+    increased = value > log_p + MIN_INCREASE * (1 + log_p.abs())
+    return torch.where(increased[:, None], candidates[torch.arange(count), chosen], u), increased
+
+
+def _covariance_root(h: Tensor, gradient: Tensor, u: Tensor) -> Tensor:
+    """R of the module's docstring, from H (n, dim, dim). If H is not finite, the step becomes as long as 1 + |u|."""
+    finite = h.isfinite().all((-2, -1))
     eye = torch.eye(h.shape[-1], dtype=h.dtype)
-    scale, size, q = _spectrum(torch.where(known[:, None, None], h, eye))
-    root = q * size.abs().clamp(min=FLOOR).rsqrt()[:, None] / scale[..., None]
-    length = (1 + u.norm(dim=-1)) / slope.norm(dim=-1)
-    return torch.where(known[:, None, None], root, eye * length.sqrt()[:, None, None])
+    scale, eigenvalues, q = _spectrum(torch.where(finite[:, None, None], h, eye))
+    root = q * eigenvalues.abs().clamp(min=MIN_EIGENVALUE).rsqrt()[:, None] / scale[..., None]
+    length = (1 + u.norm(dim=-1)) / gradient.norm(dim=-1)
+    return torch.where(finite[:, None, None], root, eye * length.sqrt()[:, None, None])
 
 
 def _scales(h: Tensor) -> Tensor:
+    """The diagonal of S: (n, dim)."""
     scale = h.diagonal(dim1=-2, dim2=-1).abs().sqrt()
     return torch.where(scale > 0, scale, 1.0)
 
 
 def _spectrum(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """S as its diagonal, l and Q."""
+    """The diagonal of S, l and Q."""
     scale = _scales(h)
     return scale, *torch.linalg.eigh(h / scale[:, None] / scale[..., None])
 
 
 def _check_bounded(target: UnconstrainedLogDensity, u: Tensor, h: Tensor) -> None:
-    """Refuses a density that does not fall along its flattest direction, however far one goes."""
-    known = h.isfinite().all((-2, -1))
-    u = u[known]
-    scale, size, q = _spectrum(h[known])
-    flattest = size.abs().argmin(-1)
+    """Checks that the density falls along its flattest direction, far from a mode."""
+    finite = h.isfinite().all((-2, -1))
+    u = u[finite]
+    scale, eigenvalues, q = _spectrum(h[finite])
+    flattest = eigenvalues.abs().argmin(-1)
     rows = torch.arange(len(u))
-    ways = q[rows, :, flattest] / scale
-    ways = ways / ways.abs().amax(-1, keepdim=True)
-    here, far = target.log_prob(u), 1e4 * (1 + u.abs().amax(-1, keepdim=True))
-    there = torch.stack([target.log_prob(u + sign * far * ways) for sign in (1, -1)])
-    flat = (size[rows, flattest].abs() < FLOOR) & ((there - here).abs() < FLAT * (1 + here.abs())).all(0)
-    if flat.any():
-        way = ways[flat][0]
-        parts = way.abs().argsort(descending=True)[:5]
-        named = ", ".join(f"{float(way[i]):+.2g} {target.labels[i]}" for i in parts if way[i].abs() > 1e-3)
+    directions = q[rows, :, flattest] / scale
+    directions = directions / directions.abs().amax(-1, keepdim=True)
+    log_p, distance = target.log_prob(u), 1e4 * (1 + u.abs().amax(-1, keepdim=True))
+    far = torch.stack([target.log_prob(u + sign * distance * directions) for sign in (1, -1)])
+    constant = ((far - log_p).abs() < FLAT * (1 + log_p.abs())).all(0)
+    unbounded = (eigenvalues[rows, flattest].abs() < MIN_EIGENVALUE) & constant
+    if unbounded.any():
+        direction = directions[unbounded][0]
+        largest = direction.abs().argsort(descending=True)[:5]
+        named = ", ".join(
+            f"{float(direction[i]):+.2g} {target.labels[i]}" for i in largest if direction[i].abs() > 1e-3
+        )
         raise ValueError(
-            f"there is no posterior: its density has no bound along the direction ({named}) on the real line, along "
-            "which neither the data nor the prior says anything; give these latents a proper prior, or leave out what "
-            "is collinear"
+            f"there is no posterior: its density is constant along the direction ({named}) on the real line, which "
+            "neither the data nor the prior informs; give these latents a proper prior, or remove collinear ones"
         )

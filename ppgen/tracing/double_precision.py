@@ -17,7 +17,7 @@ LOWER_PRECISION = (torch.float16, torch.bfloat16, torch.float32)
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """A context in which new floating tensors are float64, and other floating tensors are converted where they are used.
+    """A context in which floating tensors are float64: new ones when they are made, others where they are used.
 
     A Cholesky factorization that fails at one matrix of a batch gives NaN there and does not raise.
     """
@@ -37,11 +37,12 @@ class DoublePrecision:
         program: a Pyro program.
     """
 
-    def __init__(self, program: Callable):
+    def __init__(self, program: Callable) -> None:
         self.program = program
         update_wrapper(self, program, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program."""
         with double_precision():
             return self.program(*args, **kwargs)
 

@@ -24,7 +24,7 @@ def transpose(a: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def einsum(equation: str, *operands: Tensor) -> Tensor:
-    """log einsum(equation, exp(operand), ...), computed stably."""
+    """The logarithm of the einsum of the exponentials of the operands, computed stably."""
     inputs, output = equation.split("->")
     dims = output + "".join(sorted(set(inputs) - set(output) - {","}))
     total = torch.zeros(())

@@ -2,8 +2,8 @@
 
 Three ways to run K particles, from the fastest to the most general:
 
-1. Programs that broadcast run once, under one more plate to the left of all of their own. The density of one particle is
-   checked against a run of that particle alone.
+1. Programs that broadcast run once, under one more plate to the left of all of their own. The density of one particle
+   is checked against a run of that particle alone.
 2. Programs that do not broadcast (``x @ b``) run under `torch.func.vmap`.
 3. Programs that vmap refuses, because they read values, run once for each particle.
 """
@@ -165,9 +165,9 @@ class _VmappedTraces(Traces):
         depth: the position of the particles' plate: how many dimensions left of the event, one more than all plates.
     """
 
-    def __init__(self, single: Traces, particles: int, *, depth: int):
-        same = {"clock": single.clock, "use_all_rows": single.use_all_rows}
-        super().__init__(single.model, single.guide, single.args, single.kwargs, **same)
+    def __init__(self, single: Traces, particles: int, *, depth: int) -> None:
+        programs = single.model, single.guide, single.args, single.kwargs
+        super().__init__(*programs, clock=single.clock, use_all_rows=single.use_all_rows)
         self.single, self.particles, self.depth = single, particles, depth
 
     @cached_property
@@ -188,13 +188,18 @@ class _VmappedTraces(Traces):
         return self._run_particles("reconstructed", at=self.guide_trace)[0]
 
     def _run_particles(self, kind: str, *, at: Trace | None = None) -> tuple[Trace, ...]:
-        """The traces of one kind, an attribute of `Traces`, for all particles; optionally at given draws of the guide."""
+        """The traces of one kind, for all particles.
+
+        Args:
+            kind: an attribute of `Traces`.
+            at: a trace of the guide to take the latents from.
+        """
         latents = {} if at is None else {k: self._particle_values(s) for k, s in latent_sites(at).items()}
 
         def run(number: Tensor, values: dict[str, Tensor]) -> list[dict[str, tuple[Tensor, Tensor, Tensor]]]:
             """The value, log probability and unscaled log probability of each site, for one particle."""
-            same = {"clock": self.clock, "use_all_rows": self.use_all_rows}
-            traces = Traces(self.model, self.guide, self.args, self.kwargs, **same)
+            programs = self.model, self.guide, self.args, self.kwargs
+            traces = Traces(*programs, clock=self.clock, use_all_rows=self.use_all_rows)
             if at is not None:
                 traces._model_and_guide = (self.single.model_trace, trace_with_values(self.single.guide_trace, values))
             with UnsharedTensors(number):

@@ -28,6 +28,7 @@ from ppgen.tracing.sites import (
     quote_names,
     sample_sites,
 )
+from ppgen.utils.torch_private import distributions_validate
 
 
 def signature(program: Program) -> inspect.Signature:
@@ -167,8 +168,8 @@ def check_separate_guide(guide: Program, term: str) -> None:
 
 @contextmanager
 def validation(on: bool) -> Iterator[None]:
-    """Sets Pyro's validation, as `pyro.validation_enabled` does, and restores torch's own default, which zuko changes."""
-    before = torch.distributions.Distribution._validate_args
+    """Sets validation as `pyro.validation_enabled` does, and restores torch's own default too, which zuko changes."""
+    before = distributions_validate()
     try:
         with pyro.validation_enabled(on):
             yield
@@ -193,7 +194,7 @@ class SubstituteLatents(Messenger):
             value, or to None to let the program draw it.
     """
 
-    def __init__(self, value_of: Callable[[Site], Tensor | None]):
+    def __init__(self, value_of: Callable[[Site], Tensor | None]) -> None:
         super().__init__()
         self.value_of = value_of
 

@@ -1,15 +1,15 @@
 """The traces of one training step, each made on first use and shared by all terms of a loss.
 
-Notation: the model p(x, z) = p(z) p(x | z) and the guide q(z | x) are Pyro programs, called with the same arguments; x is
-the observed data and x' an observation that is sampled again. Four traces serve most objectives:
+Notation: the model p(x, z) = p(z) p(x | z) and the guide q(z | x) are Pyro programs, called with the same arguments; x
+is the observed data and x' an observation that is sampled again. Four traces serve most objectives:
 
     guide_trace             z ~ q(z | x)                        the guide on the data
     model_trace             z ~ q(z | x), x                     the model at the guide's z and the observed x
     generated               z ~ p(z), x' ~ p(x' | z)            the model on its own
     reconstructed           z ~ q(z | x), x' ~ p(x' | z)        the model at the guide's z
 
-A guide may leave discrete latents c to enumeration, so that p(x, z, c) = p(z) p(c | z) p(x | z, c). The traces above then
-draw c ~ p(c | z) from its prior, and three more treat it exactly:
+A guide may leave discrete latents c to enumeration, so that p(x, z, c) = p(z) p(c | z) p(x | z, c). The traces above
+then draw c ~ p(c | z) from its prior, and three more treat it exactly:
 
     with_summed_discrete    log p(x, z) = log sum_c p(x, z, c), and log q(z | x)
     with_sampled_discrete   z ~ q(z | x), c ~ p(c | z, x), x
@@ -73,7 +73,7 @@ class Traces:
         *,
         clock: tuple[Tensor, int | None] | None = None,
         use_all_rows: bool = False,
-    ):
+    ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, dict(kwargs or {})
         self.use_all_rows = use_all_rows
         self.clock = (torch.zeros((), dtype=torch.long), None) if clock is None else clock

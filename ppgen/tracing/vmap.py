@@ -26,7 +26,7 @@ class UnsharedTensors(TorchFunctionMode):
         *(torch.clone, Tensor.clone),
     }
 
-    def __init__(self, like: Tensor):
+    def __init__(self, like: Tensor) -> None:
         super().__init__()
         self.like = like
 

@@ -14,7 +14,7 @@ from scipy import stats
 
 import ppgen
 from ppgen.diagnostics import evidence, importance_summary, khat_threshold, loo, loo_pit, resample, rhat
-from ppgen.posterior.importance import moved, smooth
+from ppgen.posterior.importance import moment_shifts, smooth
 from ppgen.tracing.particles import log_weights
 from ppgen.utils import arviz_versions as versions
 
@@ -297,11 +297,11 @@ def test_moved_draws_have_the_moments_of_their_weights():
     """Weights that carry N(0, 2^2) to N(1, 1), within 4 standard errors; equal ones move nothing, nor do constants."""
     z = np.stack([np.random.default_rng(0).normal(scale=2.0, size=40_000), np.full(40_000, 3.0)], 1)
     log_w = stats.norm.logpdf(z[:, 0], 1.0, 1.0) - stats.norm.logpdf(z[:, 0], 0.0, 2.0)
-    shift, log_ratio = moved(z, log_w - np.logaddexp.reduce(log_w))
+    shift, log_ratio = moment_shifts(z, log_w - np.logaddexp.reduce(log_w))
     error = 4 / math.sqrt(importance_summary(log_w[:, None]).ess[0])
     np.testing.assert_allclose(shift, [1.0, 0.0], atol=error)
     np.testing.assert_allclose(log_ratio, [-math.log(2), 0.0], atol=error)
-    for none in moved(z, np.full(len(z), -math.log(len(z)))):
+    for none in moment_shifts(z, np.full(len(z), -math.log(len(z)))):
         np.testing.assert_allclose(none, 0.0, atol=1e-12)
 
 

@@ -1,0 +1,197 @@
+"""The fits that ``guide="auto"`` chooses from: a Gaussian per chain, a mixture of Gaussians, a flow.
+
+Each is a `Fitted` with one of Pyro's or ppgen's autoguides, so that it can be used as any other fit.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoMultivariateNormal, init_to_value
+from torch import Tensor
+
+from ppgen.infer import AutoFlow, AutoMixture
+from ppgen.infer.parameters import ProgramState, separate_names, snapshot
+from ppgen.losses.elbo import ELBO
+from ppgen.posterior.flow_vi import fit_flow
+from ppgen.posterior.gaussian_vi import FittedGaussians
+from ppgen.posterior.gaussians import GaussianBatch
+from ppgen.posterior.importance import Importance, importance_summary
+from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.tracing.double_precision import DoublePrecision, double_precision
+from ppgen.training.result import Chain, Fitted
+
+__all__ = ["Candidate", "CandidateBuilder"]
+
+DRAWS = 4000  # for the importance weights of each candidate
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fit, and the importance weights of draws of its best chain.
+
+    Attributes:
+        fit: the fit.
+        weights: a summary of the importance weights.
+        elbo: the ELBO of the guide restricted to where the program has a density, in nats; -inf if no draw has one. A
+            few draws beyond an edge of the support would make the plain ELBO -inf; importance weights ignore them.
+    """
+
+    fit: Fitted
+    weights: Importance
+    elbo: float
+
+    @classmethod
+    def from_log_weights(cls, fit: Fitted, log_weights: np.ndarray) -> "Candidate":
+        """A candidate from log importance weights (draws, 1), in nats."""
+        finite = log_weights[np.isfinite(log_weights)]
+        elbo = finite.mean() + math.log(finite.size / log_weights.size) if finite.size else -math.inf
+        return cls(fit, importance_summary(log_weights), float(elbo))
+
+    @property
+    def is_good(self) -> bool:
+        """Whether its draws are good enough to be used without weights."""
+        return bool(self.weights.good_without_weights[0])
+
+
+class CandidateBuilder:
+    """Turns distributions on the real line into fits of a program.
+
+    Args:
+        target: log p of the program.
+        starts: the starting points of the chains, (n, dim).
+        seed: of the random numbers of a flow's fit.
+        began: when the search began, by `time.perf_counter`.
+    """
+
+    def __init__(self, target: UnconstrainedLogDensity, starts: Tensor, seed: int, began: float) -> None:
+        self.target, self.seed, self.began, self.num_starts = target, seed, began, len(starts)
+        self.init_loc_fn = init_to_value(values=target.constrain(starts[0]))  # an improper prior has no draws
+        self.model = self.continuous_model = DoublePrecision(target.model)
+        self.loss = ELBO(path_derivative=True)
+        if target.discrete:  # the guide leaves them to enumeration
+            self.model = config_enumerate(self.model)
+            self.continuous_model = poutine.block(self.model, hide=target.discrete)
+            self.loss = ELBO(elbo=TraceEnum_ELBO())
+
+    def gaussian(self, q: FittedGaussians, generator: torch.Generator) -> tuple[Candidate, np.ndarray]:
+        """Gaussians, one per chain.
+
+        Args:
+            q: the Gaussians, n of them.
+            generator: source of the draws.
+
+        Returns:
+            the candidate; estimates of log p(x) by the importance weights of each chain, (n,), in nats.
+        """
+        noise = torch.randn(len(q.center), DRAWS, self.target.dim, generator=generator, dtype=q.center.dtype)
+        log_p = self.target.log_prob(q.rsample(noise).flatten(0, 1)).reshape(noise.shape[:2])
+        log_weights = (log_p - q.log_prob(noise)).mT.numpy()
+        guide = AutoMultivariateNormal(self.continuous_model, init_loc_fn=self.init_loc_fn)
+        tensors = []
+        with self._initialized(guide):
+            for center, root in zip(q.center, q.root, strict=True):
+                _set_gaussian(guide, center, root)
+                tensors.append(self._tensors(guide))
+        steps = q.elbo.shape[1]
+        reasons = [
+            f"converged after {steps} steps" if done else f"not converged after {steps} steps"
+            for done in q.converged.tolist()
+        ]
+        fit = self._fit(guide, tensors, q.elbo.numpy(), reasons, "Gaussian of full rank", self.loss)
+        candidate = Candidate.from_log_weights(fit, log_weights[:, [fit.best]])
+        return candidate, importance_summary(log_weights).log_marginal
+
+    def mixture(
+        self, q: FittedGaussians, chains: Sequence[int], log_marginal: np.ndarray, generator: torch.Generator
+    ) -> Candidate:
+        """A mixture of the Gaussians of some chains, weighted by their evidence.
+
+        Args:
+            q: the Gaussians.
+            chains: which of them, k numbers.
+            log_marginal: the log evidence of each mode, (k,), in nats.
+            generator: source of the draws.
+        """
+        components = GaussianBatch(q.center[chains], q.root[chains])
+        logits = torch.as_tensor(log_marginal)
+        guide = AutoMixture(self.continuous_model, components=len(chains), init_loc_fn=self.init_loc_fn)
+        with self._initialized(guide):
+            _set_gaussian(guide, components.center, components.root)
+            with torch.no_grad():
+                guide.logits.copy_(logits)
+            distribution, tensors = guide.get_posterior(), self._tensors(guide)
+        noise = torch.randn(len(chains), DRAWS, self.target.dim, generator=generator, dtype=q.center.dtype)
+        component = torch.multinomial(logits.softmax(0), DRAWS, replacement=True, generator=generator)
+        u = components.rsample(noise)[component, torch.arange(DRAWS)]
+        log_weights = (self.target.log_prob(u) - distribution.log_prob(u).detach())[:, None].numpy()
+        elbo = q.elbo[chains].logsumexp(0, keepdim=True).numpy()  # if the modes are disjoint; an upper bound otherwise
+        reason = f"{len(chains)} modes, each a Gaussian after {q.elbo.shape[1]} steps"
+        loss = self.loss if self.target.discrete else ELBO()  # draws of a mixture have no path derivative
+        fit = self._fit(guide, [tensors], elbo, [reason], "mixture of Gaussians", loss)
+        return Candidate.from_log_weights(fit, log_weights)
+
+    def flow(self, center: Tensor, root: Tensor, progress: Callable[[str], None]) -> Candidate:
+        """A flow on top of a Gaussian N(center, root root').
+
+        Args:
+            center: (dim,).
+            root: (dim, dim).
+            progress: receives a message before each round of steps.
+        """
+        flow, log_weights, weights = fit_flow(self.target, center, root, draws=DRAWS, seed=self.seed, progress=progress)
+        guide = AutoFlow(self.continuous_model, flow=flow.flow, init_loc_fn=self.init_loc_fn)
+        with self._initialized(guide):
+            _set_gaussian(guide, center, root)
+        reason = f"k-hat of {weights.pareto_k[0]:.2f} after {len(flow.elbo)} steps of a flow"
+        if flow.skipped:
+            reason += f", {flow.skipped} of them skipped because their gradients were not finite"
+        tensors, elbo = [self._tensors(guide)], np.array([flow.elbo])
+        fit = self._fit(guide, tensors, elbo, [reason], "flow after a Gaussian", self.loss)
+        return Candidate.from_log_weights(fit, log_weights)
+
+    @contextmanager
+    def _initialized(self, guide: Any) -> Iterator[None]:
+        """Sets up an autoguide by a first run, in double precision; the caller's random state is preserved."""
+        separate_names(self.model, guide)
+        with torch.random.fork_rng(), double_precision():
+            guide(*self.target.args)
+            yield
+
+    def _tensors(self, guide: Any) -> dict[str, Tensor]:
+        """The present parameters and buffers of the guide."""
+        return snapshot(ProgramState.from_programs(self.model, guide, self.target.args).tensors)
+
+    def _fit(
+        self,
+        guide: Any,
+        tensors: list[dict[str, Tensor]],
+        elbo: np.ndarray,
+        reasons: Sequence[str],
+        description: str,
+        loss: ELBO,
+    ) -> Fitted:
+        """A fit with one chain for each set of tensors, whose history is the ELBO (chains, steps)."""
+        seconds = time.perf_counter() - self.began
+        validation = {"step": np.zeros(0), "loss": np.zeros(0)}
+        chains = [
+            Chain(part, {"loss": -values / self.target.num_data}, validation, reason, len(values), seconds)
+            for part, values, reason in zip(tensors, elbo, reasons, strict=True)
+        ]
+        metadata = {"auto": description, "starts": self.num_starts}
+        return Fitted(self.model, guide, loss, chains, self.target.args, metadata)
+
+
+def _set_gaussian(guide: Any, center: Tensor, root: Tensor) -> None:
+    """Sets an affine guide u = loc + diag(scale) C y, or a batch of them, to a center and a triangular root."""
+    scale = root.diagonal(dim1=-2, dim2=-1)
+    with torch.no_grad():
+        guide.loc.copy_(center)
+    guide.scale, guide.scale_tril = scale, root / scale[..., None]
