@@ -1,10 +1,10 @@
-"""A normalizing flow: x = T(z), z ~ base, T a bijection with a Jacobian that is known.
+"""Normalizing flows: x = T(z), z ~ base, where T is a bijection with a tractable Jacobian.
 
-    log p(x) = log p_base(T^-1(x)) + log |det d T^-1(x) / dx|
+    log p(x) = log p_base(T^-1(x)) + log |det dT^-1(x) / dx|
 
-The maps themselves are modules context -> torch transform, from x to z, as zuko has them; here they become Pyro
-distributions, which can be sampled, scored, conditioned and replayed in any program. Nothing is cached, so that a
-tensor that is fed twice is worked out twice.
+The maps T^-1, from x to z, are modules that map a context to a torch transform, as in zuko. A `Flow` makes them Pyro
+distributions, which can be sampled, scored, conditioned and replayed in any program. Nothing is cached: a tensor that
+is passed twice is evaluated twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
-from ppgen.flows.layers import ActNorm
+from ppgen.flows.image_layers import ActNorm
 
 __all__ = ["Base", "Flow", "FlowDistribution"]
 
@@ -23,19 +23,23 @@ Base: TypeAlias = TorchDistribution | Callable[[Tensor], TorchDistribution] | No
 
 
 class Flow(nn.Module):
-    """A law over events with a learned bijection; calling it gives the law, ``flow()`` or ``flow(context)``.
+    """A distribution given by a learned bijection: ``flow()`` or ``flow(context)`` returns it.
+
+    In a program, register the flow by ``pyro.module("flow", flow)``. ``pyro.sample("x", flow(), obs=x)`` in a plate is
+    maximum likelihood under `ppgen.ELBO`, the forward KL divergence; a flow in a guide is a posterior, fitted by the
+    reverse KL divergence.
 
     Args:
-        maps: a module that is called with a context (*batch, context_dim), or None, and returns a torch transform from
-            events to events of the base.
-        event_shape: of an event.
-        context_dim: the width of a context, 0 for none.
-        base: the law of z, of event shape `event_shape`, or a function that makes it; such a function is given a zero
-            of the flow's device and type, which a law itself would not follow to. N(0, I) if left out.
-        support: where each number of an event lies.
+        maps: T^-1: a module that is called with a context (*batch, context_dim), or None, and returns a torch transform
+            from x to z.
+        event_shape: The shape of x.
+        context_dim: The width of the context, 0 for none.
+        base: The distribution of z, with event shape `event_shape`; None for N(0, I). A function of a zero tensor
+            returns the distribution on the zero's device and with its dtype; a distribution itself cannot be moved.
+        support: The support of each number of x.
 
-    In a program, register it by ``pyro.module("flow", flow)``. ``pyro.sample("x", flow(), obs=x)`` in a plate is
-    maximum likelihood under `ppgen.ELBO`, the forward KL; in a guide it is a posterior, the reverse KL.
+    Raises:
+        ValueError: If the base has another event shape.
     """
 
     zero: Tensor
@@ -53,14 +57,14 @@ class Flow(nn.Module):
         self.support = support
         self.maps, self.event_shape, self.context_dim = maps, torch.Size(event_shape), context_dim
         self._base = base
-        self.register_buffer("zero", torch.zeros(()))  # says where the flow is, and in what type
+        self.register_buffer("zero", torch.zeros(()))  # carries the flow's device and dtype
         shape = self.base.event_shape
         if shape != self.event_shape:
             raise ValueError(f"expected a base of event shape {tuple(self.event_shape)}, got {tuple(shape)}")
 
     @property
     def base(self) -> TorchDistribution:
-        """The law of z."""
+        """The distribution of z."""
         if isinstance(self._base, torch.distributions.Distribution):
             return self._base
         if self._base is not None:
@@ -68,28 +72,32 @@ class Flow(nn.Module):
         return dist.Normal(self.zero, 1.0).expand(self.event_shape).to_event(len(self.event_shape))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Lets the `ActNorm` layers that were not measured yet take their start from a batch x; others stay.
+        """Initializes the `ActNorm` layers that are not initialized yet from a batch; without any, it does nothing.
 
-        `ppgen.fit` does so by a model's method ``initialize``. Elsewhere, call it before training; no step does it, so
-        that steps are all the same.
+        `ppgen.fit` does so by the method ``initialize`` of a model. Elsewhere, call it before training. Training steps
+        never do it, so that all steps are the same.
+
+        Args:
+            x: The batch (*batch, *event).
+            context: The context (*batch, context_dim), or None.
         """
-        norms = [part for part in self.modules() if isinstance(part, ActNorm) and not part.measured]
+        norms = [part for part in self.modules() if isinstance(part, ActNorm) and not part.initialized]
         if not norms:
             return
         for norm in norms:
-            norm.measuring = True
+            norm.initializing = True
         try:
             with torch.no_grad():
                 self(context).inverse(x)
         finally:
             for norm in norms:
-                norm.measuring = False
+                norm.initializing = False
 
     def forward(self, context: Tensor | None = None) -> "FlowDistribution":
-        """The law, of batch shape (*batch,) for a context (*batch, context_dim).
+        """Returns the distribution, of batch shape (*batch,) for a context (*batch, context_dim).
 
         Raises:
-            ValueError: for a context that is missing, not wanted, or of another width.
+            ValueError: If the context is missing, not expected, or of the wrong width.
         """
         if (0 if context is None else context.shape[-1]) != self.context_dim:
             got = "none" if context is None else f"one of shape {tuple(context.shape)}"
@@ -98,7 +106,13 @@ class Flow(nn.Module):
 
 
 class FlowDistribution(TorchDistribution):
-    """The law of a flow at a context."""
+    """The distribution of a flow, given a context.
+
+    Args:
+        flow: The flow.
+        context: The context (*batch, context_dim), or None.
+        batch_shape: The batch shape.
+    """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
@@ -109,68 +123,73 @@ class FlowDistribution(TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
+        """The support of events."""
         return constraints.independent(self.flow.support, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "FlowDistribution":
+        """Returns the distribution with the given batch shape."""
         batch_shape = torch.Size(batch_shape)
         context = None if self.context is None else self.context.expand(*batch_shape, self.context.shape[-1])
         return FlowDistribution(self.flow, context, batch_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self.transform(self._base(sample_shape).rsample())
+        """Samples x (*sample, *batch, *event), with gradients."""
+        return self.transform(self._expanded_base(sample_shape).rsample())
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """A draw and its log density, without going back from x to z."""
-        base = self._base(sample_shape)
+        """Samples x and returns its log density too, in nats, without evaluating T^-1."""
+        base = self._expanded_base(sample_shape)
         z = base.rsample()
-        x, log_det = _forth(self._map.inv, z)
+        x, log_det = _call_and_log_det(self._transform.inv, z)
         return x, base.log_prob(z) - log_det
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """The log density (*sample, *batch), in nats."""
         z, log_det = self.inverse_and_log_det(value)
         return self.flow.base.log_prob(z) + log_det
 
     def transform(self, z: Tensor) -> Tensor:
-        """x = T(z)."""
-        return self._map.inv(self._broad(z))
+        """Returns x = T(z)."""
+        return self._transform.inv(self._broadcast(z))
 
     def inverse(self, x: Tensor) -> Tensor:
-        """z = T^-1(x)."""
-        return self._map(self._broad(x))
-
-    def kinetic_energy(self, x: Tensor) -> Tensor:
-        """Of a flow in continuous time, the integral of |dx / dt|^2 / dim along the path from x to z.
-
-        Raises:
-            TypeError: for any other flow.
-        """
-        x, whole = self._broad(x), self._map
-        for part in getattr(whole, "transforms", [whole]):
-            if hasattr(part, "energy"):
-                return part.energy(x)
-            x = part(x)
-        raise TypeError("kinetic_energy: only the paths of a flow in continuous time have one; take `continuous`")
+        """Returns z = T^-1(x)."""
+        return self._transform(self._broadcast(x))
 
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z = T^-1(x), and log |det dz / dx|, in nats."""
-        return _forth(self._map, self._broad(x))
+        """Returns z = T^-1(x) and log |det dz / dx|, in nats."""
+        return _call_and_log_det(self._transform, self._broadcast(x))
+
+    def kinetic_energy(self, x: Tensor) -> Tensor:
+        """The integral of |dx / dt|^2 / dim along the path from x to z of a continuous-time flow.
+
+        Raises:
+            TypeError: If the flow has no continuous-time map.
+        """
+        x, transform = self._broadcast(x), self._transform
+        for part in getattr(transform, "transforms", [transform]):
+            if hasattr(part, "kinetic_energy"):
+                return part.kinetic_energy(x)
+            x = part(x)
+        raise TypeError("kinetic_energy: only a continuous-time flow has paths; use `continuous`")
 
     @property
-    def _map(self) -> Any:
+    def _transform(self) -> Any:
+        """T^-1 as a torch transform."""
         return self.flow.maps(self.context)
 
-    def _base(self, sample_shape: Sequence[int]) -> TorchDistribution:
+    def _expanded_base(self, sample_shape: Sequence[int]) -> TorchDistribution:
         return self.flow.base.expand(torch.Size(sample_shape) + self.batch_shape)
 
-    def _broad(self, value: Tensor) -> Tensor:
-        """Events, their batch broadcast against the law's."""
+    def _broadcast(self, value: Tensor) -> Tensor:
+        """Events, with their batch dimensions broadcast against the distribution's."""
         rank = value.dim() - len(self.event_shape)
         batch = torch.broadcast_shapes(value.shape[:rank], self.batch_shape)
         return value.expand(*batch, *self.event_shape)
 
 
-def _forth(transform: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    """What a transform makes of a value, and its log det; in one go where it can."""
+def _call_and_log_det(transform: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+    """A transform's value and log determinant, by one evaluation where it supports that."""
     if hasattr(transform, "call_and_ladj"):
         return transform.call_and_ladj(value)
     image = transform(value)

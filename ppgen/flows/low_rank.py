@@ -1,9 +1,9 @@
-"""Bijections that bend space along few directions: planar, radial (Rezende & Mohamed 2015), Sylvester (van den Berg et
-al. 2018).
+"""Low-rank flows: planar and radial (Rezende & Mohamed 2015) and Sylvester maps (van den Berg et al. 2018).
 
-From base to data they and their log dets are formulas. Back again a planar map takes the root of one increasing
-function, a Sylvester map one for each direction in turn, a radial map that of a quadratic, so that all score data too.
-Here x is where a map starts, at the side of the base, and y where it ends.
+From base to data, the maps and their log determinants are closed formulas. The inverse of a planar map takes the root
+of one increasing function, the inverse of a Sylvester map one root per direction in sequence, and the inverse of a
+radial map the root of a quadratic, so all three score data too. In the transforms of this module x is on the side of
+the base and y on the side of the data.
 """
 
 import math
@@ -14,155 +14,262 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.nn import functional as F
 
-from ppgen.flows.given import Given
-from ppgen.flows.roots import root
+from ppgen.flows.composition import Widths, check_layers, compose
+from ppgen.flows.conditional_parameters import ConditionalParameters
+from ppgen.flows.flow import Base, Flow
+from ppgen.flows.root import find_root
 from ppgen.flows.zuko import lazy
 
-__all__ = ["LowRank", "Planar", "Radial", "Sylvester"]
+__all__ = ["InvertedTransform", "Planar", "Radial", "Sylvester", "planar", "radial", "sylvester"]
 
 
-class _Vector(Transform):
+def planar(dim: int, *, layers: int = 16, hidden: Widths = (64, 64), context_dim: int = 0, base: Base = None) -> Flow:
+    """Planar flow: maps x + u tanh(w . x + b).
+
+    From Rezende & Mohamed 2015, equation 10 (https://arxiv.org/abs/1505.05770). Scoring data takes one root per map.
+
+    Args:
+        dim: The width of events.
+        layers: The number of maps.
+        hidden: The hidden widths of the networks, which see the context only.
+        context_dim: The width of the context, 0 for none.
+        base: The distribution of z; None for N(0, I).
+
+    Raises:
+        ValueError: If `layers` is below 1.
+    """
+
+    def initial() -> dict[str, Tensor]:
+        return {"u": torch.zeros(dim), "w": torch.randn(dim), "b": torch.zeros(1)}
+
+    return _low_rank(Planar, initial, dim, layers, hidden, context_dim, base)
+
+
+def radial(dim: int, *, layers: int = 16, hidden: Widths = (64, 64), context_dim: int = 0, base: Base = None) -> Flow:
+    """Radial flow: maps that contract towards a center or expand from it.
+
+    From Rezende & Mohamed 2015, equation 14 (https://arxiv.org/abs/1505.05770).
+
+    Args:
+        dim: The width of events.
+        layers: The number of maps.
+        hidden: The hidden widths of the networks, which see the context only.
+        context_dim: The width of the context, 0 for none.
+        base: The distribution of z; None for N(0, I).
+
+    Raises:
+        ValueError: If `layers` is below 1.
+    """
+
+    def initial() -> dict[str, Tensor]:
+        return {"center": torch.randn(dim), "log_alpha": torch.zeros(1), "raw_beta": torch.zeros(1)}
+
+    return _low_rank(Radial, initial, dim, layers, hidden, context_dim, base)
+
+
+def sylvester(
+    dim: int,
+    *,
+    layers: int = 8,
+    rank: int | None = None,
+    hidden: Widths = (64, 64),
+    context_dim: int = 0,
+    base: Base = None,
+) -> Flow:
+    """Sylvester flow: maps x + Q R tanh(S Q' x + b), which generalize planar maps to `rank` directions.
+
+    From van den Berg et al. 2018 (https://arxiv.org/abs/1803.05649). Scoring data takes `rank` roots per map, one after
+    another.
+
+    Args:
+        dim: The width of events.
+        layers: The number of maps.
+        rank: The number of directions, from 1 to dim; None for min(dim, 16).
+        hidden: The hidden widths of the networks, which see the context only.
+        context_dim: The width of the context, 0 for none.
+        base: The distribution of z; None for N(0, I).
+
+    Raises:
+        ValueError: If `layers` is below 1 or `rank` is out of range.
+    """
+    rank = min(dim, 16) if rank is None else rank
+    if not 1 <= rank <= dim:
+        raise ValueError(f"rank: expected 1 .. {dim}, the number of directions, got {rank}")
+
+    def initial() -> dict[str, Tensor]:
+        square = torch.zeros(rank, rank)
+        return {"reflections": torch.randn(rank, dim), "outer": square, "inner": square, "b": torch.zeros(rank)}
+
+    return _low_rank(Sylvester, initial, dim, layers, hidden, context_dim, base)
+
+
+def _low_rank(
+    make: Callable[..., Transform],
+    initial: Callable[[], dict[str, Tensor]],
+    dim: int,
+    layers: int,
+    hidden: Widths,
+    context_dim: int,
+    base: Base,
+) -> Flow:
+    check_layers(layers)
+    maps = [
+        InvertedTransform(make, ConditionalParameters(initial(), hidden=hidden, context_dim=context_dim))
+        for _ in range(layers)
+    ]
+    return compose(maps, dim, context_dim=context_dim, base=base)
+
+
+class InvertedTransform(lazy.LazyTransform):
+    """The inverse of a transform with learned parameters: from data to base.
+
+    Args:
+        make: The transform from base to data, as a function of its parameters.
+        conditional: The parameters, given a context.
+    """
+
+    def __init__(self, make: Callable[..., Transform], conditional: ConditionalParameters) -> None:
+        super().__init__()
+        self.make, self.conditional = make, conditional
+
+    def forward(self, c: Tensor | None = None) -> Transform:
+        """Returns the transform for a context c (*batch, context_dim), or None."""
+        return self.make(**self.conditional(c)).inv
+
+
+class _VectorTransform(Transform):
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
 
 
-class Planar(_Vector):
+class Planar(_VectorTransform):
     """y = x + u tanh(w . x + b), det = 1 + w . u tanh'(w . x + b).
 
-    u is moved along w until w . u > -1, without which it is no bijection.
+    u is shifted along w so that w . u > -1, which makes the map a bijection.
 
     Args:
-        u, w: (*batch, dim).
-        b: (*batch, 1).
+        u: The direction (*batch, dim), before the shift.
+        w: The normal vector (*batch, dim).
+        b: The offset (*batch, 1).
     """
 
     def __init__(self, u: Tensor, w: Tensor, b: Tensor) -> None:
         super().__init__()
-        along = _dot(w, u)
-        self.slope = _above_minus_one(along)
-        self.u = u + (self.slope - along) * w / _dot(w, w)
+        w_dot_u = _dot(w, u)
+        self.slope = _above_minus_one(w_dot_u)  # w . u after the shift
+        self.u = u + (self.slope - w_dot_u) * w / _dot(w, w)
         self.w, self.b = w, b
 
     def _call(self, x: Tensor) -> Tensor:
         return x + self.u * torch.tanh(_dot(self.w, x) + self.b)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        a = _bend(self.slope, _dot(self.w, y) + self.b)
+        a = _solve_tanh(self.slope, _dot(self.w, y) + self.b)
         return y - self.u * torch.tanh(a)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        bent = _bell(_dot(self.w, x) + self.b)
-        return torch.log1p(self.slope * bent).squeeze(-1)
+        """Returns log |det dy / dx|."""
+        return torch.log1p(self.slope * _tanh_derivative(_dot(self.w, x) + self.b)).squeeze(-1)
 
 
-class Radial(_Vector):
+class Radial(_VectorTransform):
     """y = x + s (x - c), s = beta / (alpha + r), r = |x - c|; det = (1 + s)^(dim - 1) (1 + alpha s / (alpha + r)).
 
-    alpha > 0 and beta > -alpha, without which it is no bijection.
+    alpha > 0 and beta > -alpha make the map a bijection.
 
     Args:
         center: c, (*batch, dim).
-        width: log alpha, (*batch, 1).
-        pull: (*batch, 1), beta is 0 at 0 and grows with it.
+        log_alpha: log alpha, (*batch, 1).
+        raw_beta: (*batch, 1); beta increases with it and is 0 at 0.
     """
 
-    def __init__(self, center: Tensor, width: Tensor, pull: Tensor) -> None:
+    def __init__(self, center: Tensor, log_alpha: Tensor, raw_beta: Tensor) -> None:
         super().__init__()
-        self.center, self.alpha = center, width.exp()
-        self.beta = self.alpha * _above_minus_one(pull)
+        self.center, self.alpha = center, log_alpha.exp()
+        self.beta = self.alpha * _above_minus_one(raw_beta)
 
     def _call(self, x: Tensor) -> Tensor:
-        away = x - self.center
-        return x + self.beta * away / (self.alpha + _norm(away))
+        offset = x - self.center
+        return x + self.beta * offset / (self.alpha + _norm(offset))
 
     def _inverse(self, y: Tensor) -> Tensor:
-        away = y - self.center
-        # |y - c| = r + beta r / (alpha + r) is a quadratic in r with one root that is not negative
-        reach = _norm(away)
-        half = (self.alpha + self.beta - reach) / 2
-        radius = (half**2 + self.alpha * reach).sqrt() - half
-        return self.center + away / (1 + self.beta / (self.alpha + radius))
+        offset = y - self.center
+        # |y - c| = r + beta r / (alpha + r) is a quadratic in r with one nonnegative root
+        distance = _norm(offset)
+        half = (self.alpha + self.beta - distance) / 2
+        radius = (half**2 + self.alpha * distance).sqrt() - half
+        return self.center + offset / (1 + self.beta / (self.alpha + radius))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns log |det dy / dx|."""
         r = _norm(x - self.center)
-        across = self.beta / (self.alpha + r)
-        along = across * self.alpha / (self.alpha + r)
-        return ((x.shape[-1] - 1) * torch.log1p(across) + torch.log1p(along)).squeeze(-1)
+        s = self.beta / (self.alpha + r)
+        radial_derivative = s * self.alpha / (self.alpha + r)
+        return ((x.shape[-1] - 1) * torch.log1p(s) + torch.log1p(radial_derivative)).squeeze(-1)
 
 
-class Sylvester(_Vector):
+class Sylvester(_VectorTransform):
     """y = x + Q R tanh(S Q' x + b), det = prod_i (1 + r_ii s_ii tanh'_i).
 
-    Q has orthonormal columns, R and S are upper triangular with r_ii s_ii > -1.
+    Q has orthonormal columns; R and S are upper triangular with r_ii s_ii > -1.
 
     Args:
-        reflections: (*batch, rank, dim), vectors of the Householder reflections whose product's first columns are Q.
-        outer, inner: (*batch, rank, rank), whose upper triangles are R's and S's; their diagonals are raw, r_ii s_ii
-            being a function of outer's and s_ii the exponential of inner's.
-        b: (*batch, rank).
+        reflections: Vectors (*batch, rank, dim) of Householder reflections; Q is the first columns of their product.
+        outer: (*batch, rank, rank). Its upper triangle is that of R; its diagonal determines r_ii s_ii.
+        inner: (*batch, rank, rank). Its upper triangle is that of S; its diagonal is log s_ii.
+        b: The offset (*batch, rank).
     """
 
     def __init__(self, reflections: Tensor, outer: Tensor, inner: Tensor, b: Tensor) -> None:
         super().__init__()
         self.q = _orthonormal(reflections)
         scale = inner.diagonal(dim1=-2, dim2=-1).exp()
-        self.slope = _above_minus_one(outer.diagonal(dim1=-2, dim2=-1))
+        self.slope = _above_minus_one(outer.diagonal(dim1=-2, dim2=-1))  # r_ii s_ii
         self.r = outer.triu(1) + torch.diag_embed(self.slope / scale)
         self.s = inner.triu(1) + torch.diag_embed(scale)
         self.b = b
 
     def _call(self, x: Tensor) -> Tensor:
-        return x + _times(self.q, _times(self.r, torch.tanh(self._inside(x))))
+        return x + _matvec(self.q, _matvec(self.r, torch.tanh(self._preactivation(x))))
 
     def _inverse(self, y: Tensor) -> Tensor:
-        # S Q' y + b = a + S R tanh(a), a triangular system with r_ii s_ii on its diagonal: from the last row up
-        mixed = self.s @ self.r
-        known = self._inside(y)
-        bent: list[Tensor] = []
-        for i in reversed(range(known.shape[-1])):
-            level = known[..., i]
-            for j, value in enumerate(reversed(bent), start=i + 1):
-                level = level - mixed[..., i, j] * value
-            bent.append(torch.tanh(_bend(self.slope[..., i], level)))
-        return y - _times(self.q, _times(self.r, torch.stack(bent[::-1], -1)))
+        # S Q' y + b = a + S R tanh(a) is triangular in a with r_ii s_ii on the diagonal: solve from the last row up
+        product = self.s @ self.r
+        right = self._preactivation(y)
+        solved: list[Tensor] = []  # tanh(a_i), the last first
+        for i in reversed(range(right.shape[-1])):
+            level = right[..., i]
+            for j, value in enumerate(reversed(solved), start=i + 1):
+                level = level - product[..., i, j] * value
+            solved.append(torch.tanh(_solve_tanh(self.slope[..., i], level)))
+        return y - _matvec(self.q, _matvec(self.r, torch.stack(solved[::-1], -1)))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.log1p(self.slope * _bell(self._inside(x))).sum(-1)
+        """Returns log |det dy / dx|."""
+        return torch.log1p(self.slope * _tanh_derivative(self._preactivation(x))).sum(-1)
 
-    def _inside(self, x: Tensor) -> Tensor:
-        return _times(self.s, _times(self.q.mT, x)) + self.b
-
-
-class LowRank(lazy.LazyTransform):
-    """A context to one of the transforms above, turned round: from data to base."""
-
-    def __init__(self, make: Callable[..., Transform], given: Given) -> None:
-        super().__init__()
-        self.make, self.given = make, given
-
-    def forward(self, c: Tensor | None = None) -> Transform:
-        return self.make(**self.given(c)).inv
+    def _preactivation(self, x: Tensor) -> Tensor:
+        return _matvec(self.s, _matvec(self.q.mT, x)) + self.b
 
 
-def _bend(slope: Tensor, level: Tensor) -> Tensor:
-    """a with a + slope tanh(a) = level."""
+def _solve_tanh(slope: Tensor, level: Tensor) -> Tensor:
+    """Solves a + slope tanh(a) = level for a, with slope > -1."""
     slope, level = torch.broadcast_tensors(slope, level)
     width = slope.detach().abs()
 
-    def rest(a: Tensor) -> tuple[Tensor, Tensor]:
-        return a + slope * torch.tanh(a) - level, 1 + slope * _bell(a)
+    def residual(a: Tensor) -> tuple[Tensor, Tensor]:
+        return a + slope * torch.tanh(a) - level, 1 + slope * _tanh_derivative(a)
 
-    return root(rest, level.detach() - width, level.detach() + width)
+    return find_root(residual, level.detach() - width, level.detach() + width)
 
 
-def _bell(a: Tensor) -> Tensor:
-    """tanh'(a)."""
+def _tanh_derivative(a: Tensor) -> Tensor:
     return 1 - torch.tanh(a) ** 2
 
 
 def _above_minus_one(raw: Tensor) -> Tensor:
-    """The line onto (-1, inf), smooth and increasing, 0 at 0."""
+    """A smooth increasing map from the real line onto (-1, inf), with 0 at 0."""
     return F.softplus(raw + math.log(math.e - 1)) - 1
 
 
@@ -171,16 +278,16 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _norm(a: Tensor) -> Tensor:
-    """|a|, with a gradient at 0 too."""
+    """The Euclidean norm, with a finite gradient at 0."""
     return (_dot(a, a) + torch.finfo(a.dtype).tiny).sqrt()
 
 
-def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+def _matvec(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    """The first columns of a product of reflections I - 2 v v' / |v|^2, one for each vector: (*, dim, rank)."""
+    """The first `rank` columns of the product of the reflections I - 2 v v' / |v|^2, (*batch, dim, rank)."""
     rank, dim = vectors.shape[-2:]
     columns = torch.eye(dim, rank, dtype=vectors.dtype, device=vectors.device)
     for vector in reversed(vectors.unbind(-2)):

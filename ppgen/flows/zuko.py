@@ -1,4 +1,4 @@
-"""zuko's maps. To import zuko turns off torch's validation of distributions for the whole process; here it stays."""
+"""The parts of zuko that ppgen uses. Importing zuko turns off torch's validation of distributions; this undoes it."""
 
 from torch.distributions import Distribution
 

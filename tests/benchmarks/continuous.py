@@ -23,7 +23,7 @@ from torchdiffeq import odeint, odeint_adjoint
 
 import ppgen
 from ppgen.data import toy
-from ppgen.flows.smooth import Smooth
+from ppgen.flows.smooth_mlp import SmoothMLP
 from ppgen.models import FlowModel
 
 BATCH, RATE, TOLERANCE, FIXED = 256, 1e-3, 1e-5, 10
@@ -53,8 +53,8 @@ class ByHand(nn.Module):
         return -0.5 * (z[-1].square() + math.log(2 * math.pi)).sum(-1) + trace[-1]
 
 
-def network() -> Smooth:
-    made = Smooth(2, hidden=(64, 64), extra=1)
+def network() -> SmoothMLP:
+    made = SmoothMLP(2, hidden=(64, 64), extra=1)
     for parameter in made.layers[-1].parameters():
         nn.init.zeros_(parameter)
     return made
@@ -99,7 +99,7 @@ def by_ppgen(
     optim = partial(torch.optim.Adam, lr=RATE)
     svi = ppgen.SVI(model.model, model.guide, optim, ppgen.ELBO(), compile=compile)
     ms = timed(svi.step, x, steps, seed)
-    field = next(part for part in model.modules() if isinstance(part, Smooth))
+    field = next(part for part in model.modules() if isinstance(part, SmoothMLP))
     count = [0]
     hook = field.register_forward_hook(lambda *_: count.__setitem__(0, count[0] + 1))
     with torch.no_grad():

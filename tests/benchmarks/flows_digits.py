@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import ppgen
 from ppgen.data import Data, load
-from ppgen.flows.bounded import Logit
+from ppgen.flows.interval import Logit
 from ppgen.flows.zuko import flows as zuko_flows
 from ppgen.models import FlowModel
 
@@ -64,7 +64,7 @@ class ByHand(nn.Module):
 
     def forward(self, k: Tensor) -> Tensor:
         k = k.flatten(1).float()
-        z, log_det = self.logit.forth(k + torch.rand_like(k), None)
+        z, log_det = self.logit.forward_and_log_det(k + torch.rand_like(k), None)
         return self.flow().log_prob(z) + log_det
 
 
