@@ -1,45 +1,64 @@
-"""A run of domain adaptation: one system, a source with labels and a target without."""
+"""A run of domain adaptation: one model, a source domain with labels and a target domain without."""
 
-import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentParser
 
 from ppgen.data.domains import Domains, load_domains
 from ppgen.data.labels import UNKNOWN
-from ppgen.evaluation import adaptation_risk, classifier_test, feature_spread, features_collapsed
-from ppgen.diagnostics import to_netcdf
+from ppgen.models import DANN
+from ppgen.runs.data_run import POSTERIOR_ROWS, SOURCE_HELP, add_data_options
+from ppgen.runs.folder import POSTERIOR, REPORT
+from ppgen.runs.methods import Method
+from ppgen.runs.run import Run, method_of
 from ppgen.training.training_failures import TrainingWarning
-from ppgen.report import write_report
-from ppgen.report.adaptation import report_of_adaptation
-from ppgen.runs.run import SHOWN, Run
 
-__all__ = ["Adaptation"]
+__all__ = ["AdaptationRun"]
 
-JUDGED = 2000  # held-out rows of a domain that are looked at, at most
+EVALUATED_ROWS = 2000  # at most so many held-out rows of a domain are evaluated
 DOMAIN_CLASSIFIER = "mlp"
-SPREAD = "spread of features in the {}, of what it was before training"
+FEATURE_SPREAD = "spread of the {} features, relative to before training"
 
 
 @dataclass
-class Adaptation(Run):
-    """As `ppgen.runs.run.Run`, of a model with features: its data are `Domains`."""
+class AdaptationRun(Run):
+    """A run on two domains: `data` are `Domains`, `model` predicts labels from features of both."""
 
     data: Domains
-    of_domains: ClassVar[bool] = True
+    model: DANN
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> Self:
-        with warnings.catch_warnings():  # what was said of the target's labels has been said
+    def add_arguments(cls, parser: ArgumentParser, method: Method) -> None:
+        """Adds the two data sets and their options."""
+        parser.add_argument("--source", required=True, help=f"data with labels: {SOURCE_HELP}")
+        parser.add_argument("--target", required=True, help="data of the same form, whose labels are not trained on")
+        for domain in ("source", "target"):
+            explanation = f"test data of the {domain}; default: the fraction --data.test of its data"
+            parser.add_argument(f"--{domain}_test", default=None, help=explanation)
+        add_data_options(parser)
+        super().add_arguments(parser, method)
+
+    @classmethod
+    def sources(cls, config: Mapping[str, Any]) -> list[str]:
+        """The source and the target."""
+        return [config["source"], config["target"]]
+
+    @classmethod
+    def restore(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """Makes the run that is stored in a folder; the warning about the target's labels came with its training."""
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*the target's labels are not trained on")
-            return super().load(folder)
+            return super().restore(folder, config)
 
     @classmethod
     def load_data(cls, config: dict[str, Any]) -> Domains:
+        """Loads both domains."""
         return load_domains(
             config["source"],
             config["target"],
@@ -49,71 +68,103 @@ class Adaptation(Run):
         )
 
     @classmethod
-    def model_options(cls, config: dict[str, Any], data: Domains) -> dict[str, Any]:
-        return config["model"] | {"num_classes": data.num_classes}
+    def make_model(cls, config: dict[str, Any], data: Domains) -> DANN:
+        """Makes the model for as many classes as the source has."""
+        with torch.random.fork_rng():
+            torch.manual_seed(config["fit"]["seed"])
+            options = config["model"] | {"num_classes": data.num_classes}
+            return method_of(config).model_class()(data.event_shape, **options)
+
+    @classmethod
+    def loss_arguments(cls, config: dict[str, Any]) -> Mapping[str, Any]:
+        """The features that the critic compares: with the predicted labels if the model is conditional."""
+        return method_of(config).conditional if config["model"]["conditional"] else {}
 
     @classmethod
     def rows(cls, config: dict[str, Any], data: Domains, split: str) -> tuple[torch.Tensor, ...]:
+        """The data x of a split, the labels y and the domains d."""
         return tuple(torch.as_tensor(part) for part in data.rows(split))
 
     def held_out(self, domain: str) -> tuple[torch.Tensor, np.ndarray | None]:
-        """Rows of "source" or "target" that were not trained on, and their labels, `UNKNOWN` where there is none."""
+        """The test rows of a domain, or its training rows if none were held out.
+
+        Args:
+            domain: "source" or "target".
+
+        Returns:
+            The rows, and their labels (`UNKNOWN` for a row without one) or None.
+        """
         data = getattr(self.data, domain)
         split = data.test if len(data.test.x) else data.train
-        x = torch.as_tensor(split.x[:JUDGED], device=self.fit.example[0].device)
-        return x, None if split.y is None else split.y[:JUDGED]
+        x = torch.as_tensor(split.x[:EVALUATED_ROWS], device=self.fit.example[0].device)
+        return x, None if split.y is None else split.y[:EVALUATED_ROWS]
 
-    def evaluate(self) -> None:
-        (x, y), (there, theirs) = self.held_out("source"), self.held_out("target")
-        assert y is not None  # of the source
+    def evaluate(self) -> dict[str, Any]:
+        """Measures the accuracy on both domains, their distance and estimates of the risk without target labels."""
+        from ppgen.evaluation import adaptation_risk, classifier_test, feature_spread  # late: SciPy is slow to import
+
+        (x, y), (x_target, y_target) = self.held_out("source"), self.held_out("target")
+        if y is None:
+            raise ValueError(f"{self.folder}: the source has no labels")
         model, seed = self.model, self.config["fit"]["seed"]
-        h, g = model.features_of(x), model.features_of(there)
+        h, h_target = model.features_of(x), model.features_of(x_target)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             wrong = model.predict(x).cpu().numpy() != y
-            predicted = model.predict(there).cpu().numpy()
-        risk = adaptation_risk(h, g, wrong, classifier=DOMAIN_CLASSIFIER, seed=seed)
-        numbers: dict[str, Any] = {"held-out rows": f"{len(x)} of the source, {len(there)} of the target"}
-        numbers["accuracy in the source"] = (1 - risk.source, risk.source_error)
-        if theirs is not None and (known := theirs != UNKNOWN).any():
-            right = predicted[known] == theirs[known]
-            numbers["accuracy in the target, by its labels"] = (
+            predicted = model.predict(x_target).cpu().numpy()
+        risk = adaptation_risk(h, h_target, wrong, classifier=DOMAIN_CLASSIFIER, seed=seed)
+        numbers: dict[str, Any] = {"held-out rows": f"{len(x)} of the source, {len(x_target)} of the target"}
+        numbers["accuracy on the source"] = (1 - risk.source, risk.source_error)
+        if y_target is not None and (known := y_target != UNKNOWN).any():
+            right = predicted[known] == y_target[known]
+            numbers["accuracy on the target, by its labels"] = (
                 float(right.mean()),
                 float(right.std() / len(right) ** 0.5),
             )
-        before = classifier_test(x, there, classifier=DOMAIN_CLASSIFIER, seed=seed)
-        for name, test in (("rows", before), ("features", risk.distance)):
-            numbers[f"domains told apart by {name} (0.5: not at all)"] = test.statistic
-            numbers[f"p-value of domains told apart by {name}"] = test.p_value
-        numbers["without the target's labels: risk in the source + distance of features"] = risk.source + 2 * max(
-            risk.distance.statistic - 0.5, 0.0
-        )
-        numbers["without the target's labels: importance-weighted risk"] = (risk.weighted, risk.weighted_error)
-        numbers["rows of the source that carry the weights"] = risk.effective
-        start = self.make_model(self.config, self.data).to(x.device)
-        for domain, rows, features in (("source", x, h), ("target", there, g)):
-            numbers[SPREAD.format(domain)] = feature_spread(features, start.features_of(rows))
-        self.keep(numbers)
-        if self.config["draws"] and model.bayesian:
-            x, there, y = x[: SHOWN // 2], there[: SHOWN // 2], y[: SHOWN // 2]
-            labels = torch.cat([torch.as_tensor(y), torch.full((len(there),), UNKNOWN)]).to(x.device)
-            domains = torch.arange(2).repeat_interleave(torch.tensor([len(x), len(there)])).to(x.device)
-            shown = torch.cat([x, there]), labels, domains
-            to_netcdf(self.fit.to_arviz(*shown, draws=self.config["draws"]), self.folder / "posterior.nc")
+        data_test = classifier_test(x, x_target, classifier=DOMAIN_CLASSIFIER, seed=seed)
+        for name, test in (("data", data_test), ("features", risk.distance)):
+            numbers[f"accuracy of a domain classifier on the {name} (0.5 is chance)"] = test.statistic
+            numbers[f"p-value of a domain classifier on the {name}"] = test.p_value
+        distance = 2 * max(risk.distance.statistic - 0.5, 0.0)
+        numbers["risk without target labels: source risk + feature distance"] = risk.source + distance
+        numbers["risk without target labels: importance-weighted source risk"] = (risk.weighted, risk.weighted_error)
+        numbers["effective sample size of the importance weights (source rows)"] = risk.effective_rows
+        untrained = self.make_model(self.config, self.data).to(x.device)
+        for domain, rows, features in (("source", x, h), ("target", x_target, h_target)):
+            numbers[FEATURE_SPREAD.format(domain)] = feature_spread(features, untrained.features_of(rows))
+        return numbers
+
+    def store_posterior(self) -> None:
+        """Stores the posterior of a Bayesian classifier, on the first rows of both domains."""
+        if not self.config["draws"] or not self.model.bayesian:
+            return
+        from ppgen.diagnostics import to_netcdf  # late: ArviZ is slow to import
+
+        (x, y), (x_target, _) = self.held_out("source"), self.held_out("target")
+        x, x_target = x[: POSTERIOR_ROWS // 2], x_target[: POSTERIOR_ROWS // 2]
+        unknown = torch.full((len(x_target),), UNKNOWN)
+        labels = torch.cat([torch.as_tensor(y)[: len(x)], unknown]).to(x.device)
+        domains = torch.arange(2).repeat_interleave(torch.tensor([len(x), len(x_target)])).to(x.device)
+        idata = self.fit.to_arviz(torch.cat([x, x_target]), labels, domains, draws=self.config["draws"])
+        to_netcdf(idata, self.folder / POSTERIOR)
 
     def training_warnings(self) -> list[TrainingWarning]:
-        """What the game shows, and features that have collapsed, which it does not show."""
-        numbers = self.numbers
-        spreads = {d: numbers[key] for d in ("source", "target") if (key := SPREAD.format(d)) in numbers}
-        return self.fit.training_warnings() + features_collapsed(spreads)
+        """The warnings about adversarial training, and about collapsed features, which its losses do not show."""
+        from ppgen.evaluation import features_collapsed  # late: SciPy is slow to import
 
-    def draws(self, n: int, *, seed: int = 0) -> np.ndarray:
-        raise ValueError(f"{self.folder}: a run of {self.config['system']!r} draws no data")
+        numbers = self.numbers
+        spreads = {d: numbers[key] for d in ("source", "target") if (key := FEATURE_SPREAD.format(d)) in numbers}
+        return super().training_warnings() + features_collapsed(spreads)
 
     def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
-        return self.draws(n, seed=seed)
+        """Raises a ValueError: the model does not generate data."""
+        raise ValueError(f"{self.folder}: {self.config['method']!r} does not generate data")
 
     def report(self) -> Path:
+        """Writes the report; returns its path."""
+        from ppgen.report import write_report  # late: ArviZ and Matplotlib are slow to import
+        from ppgen.report.adaptation import report_of_adaptation
+
         idata, verdict = self.posterior()
         page = report_of_adaptation(
             self.fit,
@@ -127,4 +178,4 @@ class Adaptation(Run):
             numbers=self.numbers,
             config=self.config,
         )
-        return write_report(self.folder / "report.html", page)
+        return write_report(self.folder / REPORT, page)

@@ -1,8 +1,9 @@
-"""Runs side by side: every model under every metric, whatever it was trained on, in one table and one page."""
+"""Compares runs on the same data: every model under every metric, whatever it was trained with."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,33 +11,47 @@ from tqdm import tqdm
 
 from ppgen.data import Data
 from ppgen.report import figures, write_report
-from ppgen.report.figures.images import GRID, span
+from ppgen.report.figures.images import MAX_IMAGES, value_range
 from ppgen.report.page import Figure, Report, Section, Table
+from ppgen.runs.data_run import DataRun
 from ppgen.runs.run import Run
 
 __all__ = ["compare"]
 
-DATA = "training data"
+TRAINING_DATA = "training data"
+MIN_SAMPLES = 20
+
+EXPLANATION = (
+    "How close are the samples of each model to held-out data? Smaller distances are better; all distances are between "
+    "data of unit scale. The column of the training data shows what samples of the true distribution would score. No "
+    "model can be expected to do better."
+)
 
 
 def compare(
     folders: Sequence[str | os.PathLike], *, n: int = 1000, seed: int = 0, out: str | os.PathLike = "compare.html"
 ) -> tuple[Path, str]:
-    """Lays the draws of several runs beside held-out data; returns the page's path and the table as text.
+    """Compares the samples of several runs with held-out data.
 
-    A column a run, and one for rows of the training data, which is what draws of the law itself would score.
+    The table has a column for each run and one for rows of the training data, which are samples of the true
+    distribution.
 
     Args:
-        folders: of runs on the same source of data.
-        n: draws of each model.
-        seed: of draws, directions and critics.
+        folders: The run folders.
+        n: The number of samples of each model.
+        seed: The random seed of samples, projections and critics.
+        out: Where to write the report.
+
+    Returns:
+        The path of the report, and the table as text.
 
     Raises:
-        FileNotFoundError: if one is no run folder. ValueError: for n below 20, or runs on different data.
+        FileNotFoundError: If one of the folders is not the folder of a finished run.
+        ValueError: If n is below 20, or the runs are not on the same data.
     """
-    if n < 20:
-        raise ValueError(f"compare: n is at least 20, for metrics to say something, got {n}")
-    runs = {Path(folder).name: Run.load(folder) for folder in folders}
+    if n < MIN_SAMPLES:
+        raise ValueError(f"compare: expected n of at least {MIN_SAMPLES}, for meaningful metrics, got {n}")
+    runs = {Path(folder).name: _load(folder) for folder in folders}
     first, *others = runs.values()
     for run in others:
         if (run.data.name, run.data.event_shape) != (first.data.name, first.data.event_shape):
@@ -44,35 +59,43 @@ def compare(
                 f"compare: {run.folder} is on {run.data.name} {run.data.event_shape}, {first.folder} on "
                 f"{first.data.name} {first.data.event_shape}; compare runs on the same data"
             )
-    drawn = {name: _alike(run.draws(n, seed=seed), run.data, first.data) for name, run in runs.items()}
-    rows = first.data.train.x
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:n]
-    drawn[DATA] = first.data.scaler.inverse(rows[chosen])
-    measured = {}
-    for name in (bar := tqdm(drawn, desc="compare", unit="sample", disable=None)):
+    samples = {name: _in_units_of(first.data, run.generate(n, seed=seed), run.data) for name, run in runs.items()}
+    train = first.data.train.x
+    chosen = np.random.default_rng(seed).permutation(len(train))[:n]
+    samples[TRAINING_DATA] = first.data.scaler.inverse(train[chosen])
+    columns = {}
+    for name in (bar := tqdm(samples, desc="compare", unit="sample", disable=None)):
         bar.set_postfix_str(name)
-        measured[name] = first.measure(drawn[name], seed=seed)
-    table = pd.DataFrame(measured)
-    items = [Table(("measure", *table.columns), list(table.itertuples(name=None)))]
-    sections = [Section("Every run under every metric", QUESTION, items)]
-    look = {"limits": span(drawn[DATA][:GRID])} if drawn[DATA].ndim == 4 else {"columns": first.data.columns}
-    for name in runs:
-        caption = f"Draws of {name} ({runs[name].config['system']}), and rows of the data."
-        picture = figures.samples(drawn[name], data=drawn[DATA], **look)
-        sections.append(Section(name, str(runs[name].fit.loss), [Figure(picture, caption, caption)]))
-    page = write_report(out, Report(f"Runs on {first.data.name}", ", ".join(runs), sections))
+        columns[name] = first.compare_with_data(samples[name], seed=seed)
+    table = pd.DataFrame(columns)
+    page = write_report(out, _page(runs, samples, table))
     return page, table.to_string(float_format=lambda value: f"{value:.4g}")
 
 
-def _alike(rows: np.ndarray, data: Data, other: Data) -> np.ndarray:
-    """Draws in the units of another run's data: of levels and of numbers from 0 to 1, one is made the other."""
-    levels = data.levels if data.form == "integer" else other.levels
-    if (data.form == "integer") == (other.form == "integer") or levels is None:
-        return rows
-    return (rows + 0.5) / levels if data.form == "integer" else np.clip(np.floor(rows * levels), 0, levels - 1)
+def _load(folder: str | os.PathLike) -> DataRun:
+    """Loads a run whose samples can be compared with data."""
+    run = Run.load(folder)
+    if not isinstance(run, DataRun):
+        raise ValueError(f"compare: {folder}: a run of {run.config['method']!r} does not generate data of a data set")
+    return run
 
 
-QUESTION = (
-    "How near do draws of each model come to held-out data? Distances are better small, on data of unit scale. The "
-    "column of the training data is what draws of the law itself would score: no model can be expected to do better."
-)
+def _page(runs: dict[str, DataRun], samples: dict[str, np.ndarray], table: pd.DataFrame) -> Report:
+    """The report: the table, and samples of each model next to training data."""
+    data, train = next(iter(runs.values())).data, samples[TRAINING_DATA]
+    style: dict[str, Any] = {"limits": value_range(train[:MAX_IMAGES])} if train.ndim == 4 else {"columns": data.columns}
+    items = [Table(("measure", *table.columns), list(table.itertuples(name=None)))]
+    sections = [Section("Every run under every metric", EXPLANATION, items)]
+    for name, run in runs.items():
+        caption = f"Samples of {name} ({run.config['method']}), and rows of the training data."
+        figure = figures.samples(samples[name], data=train, **style)
+        sections.append(Section(name, str(run.fit.loss), [Figure(figure, caption, caption)]))
+    return Report(f"Runs on {data.name}", ", ".join(runs), sections)
+
+
+def _in_units_of(target: Data, samples: np.ndarray, data: Data) -> np.ndarray:
+    """Converts samples between gray levels and numbers from 0 to 1, if their data and the target's data differ."""
+    levels = data.levels if data.form == "integer" else target.levels
+    if (data.form == "integer") == (target.form == "integer") or levels is None:
+        return samples
+    return (samples + 0.5) / levels if data.form == "integer" else np.clip(np.floor(samples * levels), 0, levels - 1)

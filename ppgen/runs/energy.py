@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyro
@@ -43,8 +43,6 @@ class EnergyRun(Run):
 
     data: UnnormalizedDensity
     model: DensityAndFlow
-
-    defaults: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def add_arguments(cls, parser: ArgumentParser, method: Method) -> None:
@@ -104,6 +102,9 @@ class EnergyRun(Run):
             "effective sample size / importance samples": float(summary.ess[0]) / count,
             "Pareto k-hat": float(summary.pareto_k[0]),
         }
+
+    def store_posterior(self) -> None:
+        """Stores nothing: the flow itself is the result."""
 
     def log_density(self, x: Tensor) -> Tensor:
         """The log-density of the flow.

@@ -1,65 +1,63 @@
-"""What ``ppgen train NAME`` trains: a model class and a recipe, one row each. A new system is a new row."""
+"""The methods of ``ppgen train METHOD``. To add a method, add a row to `METHODS`.
 
+A row names its classes and functions as ``"module:name"``. They are imported when the method is used, so that this
+module loads without torch and ``ppgen --help`` is quick.
+"""
+
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
-from ppgen.losses import recipes
 from ppgen.flows import FLOWS, IMAGE_FLOWS
-from ppgen.infer import AutoFlow
-from ppgen.models import ALI, DANN, ENERGIES, VAE, Autoencoder, Diffusion, FlowMatching, FlowModel, Generator
-from ppgen.losses.objective import Objective
 
-__all__ = ["SYSTEMS", "System"]
+__all__ = ["METHODS", "Method"]
 
 
 @dataclass(frozen=True)
-class System:
-    """`model` is built as ``model(event_shape, **options)`` and trained under ``recipe(**options)``.
+class Method:
+    """A model class that is trained with a recipe.
 
-    `defaults` are those of the command line's options that differ from the others'.
+    Attributes:
+        model: The model class, as ``"module:name"``.
+        recipe: The function that makes the objective, as ``"module:name"``.
+        summary: What the method is, for the help.
+        defaults: Defaults of command-line options that are specific to this method.
+        conditional: Arguments of the recipe when the model is conditioned on labels.
+        kind: The class of its runs, as ``"module:name"``: a subclass of `ppgen.runs.run.Run`.
     """
 
-    model: type
-    recipe: Callable[..., Objective]
-    about: str
+    model: str
+    recipe: str
+    summary: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    conditional: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "ppgen.runs.data_run:DataRun"
 
-    @property
-    def of_domains(self) -> bool:
-        """Whether the data are a source and a target."""
-        return self.model is DANN
+    def model_class(self) -> Callable[..., Any]:
+        """Imports and returns the model class."""
+        return resolve_name(self.model)
 
-    @property
-    def of_energy(self) -> bool:
-        """Whether there are no data, but an energy, whose guide the model is."""
-        return self.model is AutoFlow
+    def recipe_function(self) -> Callable[..., Any]:
+        """Imports and returns the recipe."""
+        return resolve_name(self.recipe)
 
-    @property
-    def of_levels(self) -> bool:
-        """Whether the model scores levels where data have them, and other data as they are."""
-        return self.model in (FlowModel, Diffusion, FlowMatching)
+    def run_class(self) -> Any:
+        """Imports and returns the class of its runs."""
+        return resolve_name(self.kind)
 
-    def form(self, options: Mapping[str, Any]) -> str:
-        """The form of data that the model scores, built with these options."""
-        if self.of_levels:
-            return "levels"
-        return FORM_OF_LIKELIHOOD.get(options.get("likelihood", "gaussian"), "continuous")
-
-    def sites(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The sites that the recipe compares, as the options of the model settle them."""
-        if self.of_energy:
-            return {"base": ENERGIES[config["energy"]].base, "max_plate_nesting": 0}
-        if self.model in (Generator, ALI) and config["conditional"]:
-            return {"x": ("x", "y")}  # whose labels are a site
-        return {"h": "hy" if config["model"]["conditional"] else "h"} if self.recipe is recipes.dann else {}
+    def model_accepts(self, option: str) -> bool:
+        """Whether the model's constructor has an argument of this name."""
+        return option in inspect.signature(self.model_class()).parameters
 
 
-# a game: short memory of gradients, averaged weights, rates that decay; there is no posterior to store
-GAME = {"lr": 2e-4, "betas": (0.5, 0.99), "fit.ema": 0.999, "fit.lr_scheduler": "cosine"}
+# Adversarial training: optimizers with a short memory of gradients, averaged weights and a decaying learning rate.
+ADVERSARIAL = {"lr": 2e-4, "betas": (0.5, 0.99), "fit.ema": 0.999, "fit.lr_scheduler": "cosine"}
 
-# its images grow, and the last scale is not to learn the least, so rates are constant; batches are small, as there
-GROWING = GAME | {
+# Progressive growing uses small batches. The learning rate is constant, or the last scale would learn at the lowest.
+PROGRESSIVE = ADVERSARIAL | {
     "fit.lr_scheduler": None,
     "fit.batch_size": 32,
     "fit.steps": 4000,
@@ -73,8 +71,8 @@ GROWING = GAME | {
     "fit.growth": {"fade": 0.5, "stages": None},
 }
 
-# a flow against an energy: draws take the place of data
-REVERSE = {
+# A flow that is fitted to an unnormalized density. There are no data, hence no batches.
+REVERSE_KL = {
     "fit.batch_size": None,
     "fit.steps": 8000,
     "fit.lr_scheduler": "cosine",
@@ -85,76 +83,113 @@ REVERSE = {
     "particles": 50_000,
 }
 
-# a game of features, whose rate decays (Ganin et al. 2016, 5.2.2)
-ADAPT = {"fit.lr_scheduler": "cosine"}
+# Domain-adversarial training decays its learning rate (Ganin et al. 2016, section 5.2.2).
+ADAPTATION = {"fit.lr_scheduler": "cosine"}
 
-# weights are averaged, since single steps are noisy, and rates decay
+# The gradients of diffusion models are noisy: the weights are averaged and the learning rate decays.
 DIFFUSION = {"fit.ema": 0.999, "fit.lr_scheduler": "cosine", "particles": 10}
 
-SYSTEMS = {
-    "ae": System(Autoencoder, recipes.ae, "autoencoder: a code for each datum, and no law over codes"),
-    "wae": System(Autoencoder, recipes.wae, "generative autoencoder: codes matched to N(0, I) as a whole, by MMD"),
-    "vae": System(VAE, recipes.vae, "variational autoencoder: a posterior for each datum, by the evidence bound"),
-    "iwae": System(VAE, recipes.iwae, "importance weighted autoencoder: the bound of k draws"),
-    "info_vae": System(VAE, recipes.info_vae, "InfoVAE: the evidence bound, and the codes matched as a whole"),
-    "aae": System(Autoencoder, recipes.aae, "adversarial autoencoder: codes matched to N(0, I) by a critic"),
-    "vae_gan": System(VAE, recipes.vae_gan, "VAE whose decoder a critic judges too"),
-    "gan": System(Generator, recipes.gan, "GAN: draws matched to data by a critic, Jensen-Shannon", GAME),
-    "f_gan": System(Generator, recipes.f_gan, "f-GAN: any f-divergence by a critic", GAME),
-    "lsgan": System(Generator, recipes.lsgan, "GAN whose critic learns by least squares", GAME),
-    "hinge_gan": System(Generator, recipes.hinge_gan, "GAN of the hinge loss, spectral norms", GAME),
-    "r1_gan": System(Generator, recipes.r1_gan, "GAN with a zero-centered penalty on data", GAME),
-    "r3_gan": System(Generator, recipes.r3_gan, "R3GAN: relativistic pairs, penalties on both sides", GAME),
-    "wgan": System(Generator, recipes.wgan_gp, "Wasserstein GAN with gradient penalty, as wgan_gp", GAME),
-    "wgan_gp": System(Generator, recipes.wgan_gp, "Wasserstein GAN with gradient penalty", GAME),
-    "wgan_clip": System(Generator, recipes.wgan_clip, "Wasserstein GAN with clipped weights", GAME),
-    "progan": System(Generator, recipes.progan, "progressive GAN: images that grow, WGAN-GP", GROWING),
-    "ali": System(ALI, recipes.ali, "ALI, BiGAN: pairs of data and codes matched by a critic", GAME),
-    "mmd_generator": System(Generator, recipes.mmd_generator, "draws matched to data by MMD"),
-    "sinkhorn_generator": System(Generator, recipes.sinkhorn_generator, "draws matched to data by optimal transport"),
+# A critic of a conditional generator compares pairs of data and labels.
+_generator = partial(Method, "ppgen.models:Generator", conditional={"x": ("x", "y")})
+_gan = partial(_generator, defaults=ADVERSARIAL)
+_flow = partial(Method, "ppgen.models:FlowModel", "ppgen.losses.recipes:flow_kl")
+
+METHODS: dict[str, Method] = {
+    "ae": Method("ppgen.models:Autoencoder", "ppgen.losses.recipes:ae", "an autoencoder, without a prior over codes"),
+    "wae": Method(
+        "ppgen.models:Autoencoder",
+        "ppgen.losses.recipes:wae",
+        "a Wasserstein autoencoder: MMD matches the aggregate posterior to the prior N(0, I)",
+    ),
+    "vae": Method("ppgen.models:VAE", "ppgen.losses.recipes:vae", "a variational autoencoder, with the ELBO"),
+    "iwae": Method(
+        "ppgen.models:VAE", "ppgen.losses.recipes:iwae", "an importance weighted autoencoder, with the k-sample bound"
+    ),
+    "info_vae": Method(
+        "ppgen.models:VAE",
+        "ppgen.losses.recipes:info_vae",
+        "an InfoVAE: the ELBO, and MMD between the aggregate posterior and the prior",
+    ),
+    "aae": Method(
+        "ppgen.models:Autoencoder",
+        "ppgen.losses.recipes:aae",
+        "an adversarial autoencoder: a critic matches the aggregate posterior to the prior N(0, I)",
+    ),
+    "vae_gan": Method(
+        "ppgen.models:VAE", "ppgen.losses.recipes:vae_gan", "a VAE with a critic of the decoder's outputs"
+    ),
+    "gan": _gan("ppgen.losses.recipes:gan", "a GAN with the Jensen-Shannon divergence"),
+    "f_gan": _gan("ppgen.losses.recipes:f_gan", "an f-GAN, with any f-divergence"),
+    "lsgan": _gan("ppgen.losses.recipes:lsgan", "a least-squares GAN"),
+    "hinge_gan": _gan("ppgen.losses.recipes:hinge_gan", "a GAN with the hinge loss and spectral normalization"),
+    "r1_gan": _gan("ppgen.losses.recipes:r1_gan", "a GAN with R1, a zero-centered gradient penalty on data"),
+    "r3_gan": _gan(
+        "ppgen.losses.recipes:r3_gan", "an R3GAN: a relativistic loss, and gradient penalties on data and on samples"
+    ),
+    "wgan": _gan("ppgen.losses.recipes:wgan_gp", "a Wasserstein GAN with gradient penalty (the same as wgan_gp)"),
+    "wgan_gp": _gan("ppgen.losses.recipes:wgan_gp", "a Wasserstein GAN with gradient penalty"),
+    "wgan_clip": _gan("ppgen.losses.recipes:wgan_clip", "a Wasserstein GAN with weight clipping"),
+    "progan": _generator(
+        "ppgen.losses.recipes:progan", "a progressively grown GAN of images, with WGAN-GP", defaults=PROGRESSIVE
+    ),
+    "ali": Method(
+        "ppgen.models:ALI",
+        "ppgen.losses.recipes:ali",
+        "ALI, or BiGAN: a critic compares pairs of data and codes",
+        defaults=ADVERSARIAL,
+        conditional={"x": ("x", "y")},
+    ),
+    "mmd_generator": _generator("ppgen.losses.recipes:mmd_generator", "a generator trained with MMD"),
+    "sinkhorn_generator": _generator(
+        "ppgen.losses.recipes:sinkhorn_generator", "a generator trained with the Sinkhorn divergence"
+    ),
     **{
-        name: System(FlowModel, recipes.flow_kl, f"a flow, {name}, by maximum likelihood", {"model.flow": name})
+        name: _flow(f"the normalizing flow {name}, with maximum likelihood", defaults={"model.flow": name})
         for name in (*FLOWS, *IMAGE_FLOWS)
     },
-    "ddpm": System(
-        *(Diffusion, recipes.ddpm, "diffusion whose network tells the noise, by one step of the chain at a time"),
-        DIFFUSION | {"model.schedule": "linear", "model.prediction_type": "noise"},
+    "ddpm": Method(
+        "ppgen.models:Diffusion",
+        "ppgen.losses.recipes:ddpm",
+        "a diffusion model that predicts the noise",
+        defaults=DIFFUSION | {"model.schedule": "linear", "model.prediction_type": "noise"},
     ),
-    "edm": System(
-        *(Diffusion, recipes.edm, "diffusion of log-normal noise levels, its network preconditioned"),
-        DIFFUSION | {"model.schedule": "karras"},
+    "edm": Method(
+        "ppgen.models:Diffusion",
+        "ppgen.losses.recipes:edm",
+        "a diffusion model with log-normal noise levels and a preconditioned network",
+        defaults=DIFFUSION | {"model.schedule": "karras"},
     ),
-    "vdm": System(
-        *(Diffusion, recipes.vdm, "diffusion by its evidence bound, with a learned variance"),
-        DIFFUSION | {"model.variance": "learned"},
+    "vdm": Method(
+        "ppgen.models:Diffusion",
+        "ppgen.losses.recipes:vdm",
+        "a variational diffusion model: the ELBO, with a learned variance",
+        defaults=DIFFUSION | {"model.variance": "learned"},
     ),
-    "fm": System(
-        *(FlowMatching, recipes.flow_matching, "flow matching: velocities from noise to data, pairs at random"),
-        DIFFUSION | {"model.coupling": "independent"},
+    "fm": Method(
+        "ppgen.models:FlowMatching",
+        "ppgen.losses.recipes:flow_matching",
+        "flow matching with independent pairs of noise and data",
+        defaults=DIFFUSION | {"model.coupling": "independent"},
     ),
-    "ot_fm": System(
-        *(FlowMatching, recipes.flow_matching, "flow matching whose pairs are those of optimal transport"),
-        DIFFUSION | {"model.coupling": "exact"},
+    "ot_fm": Method(
+        "ppgen.models:FlowMatching",
+        "ppgen.losses.recipes:flow_matching",
+        "flow matching with optimal-transport pairs of noise and data",
+        defaults=DIFFUSION | {"model.coupling": "exact"},
     ),
-    "flow": System(AutoFlow, recipes.reverse_kl, "a flow, by the reverse KL from an energy on the plane", REVERSE),
-    "dann": System(DANN, recipes.dann, "domain adaptation: labels of a source carried over to a target", ADAPT),
-}
-
-# the form of data that each likelihood scores
-FORM_OF_LIKELIHOOD = {"gaussian": "continuous", "bernoulli": "binary", "categorical": "integer"}
-
-# arguments of recipes that no command line can give, or that the systems' own models settle
-NOT_ASKED_OF_RECIPES: set[str | int] = {
-    "metric",
-    "critic",
-    "base",
-    "max_plate_nesting",
-    "x",
-    "name",
-    "optim",
-    "penalty",
-    "h",
-    "d",
-    "sources",
-    "target",
+    "flow": Method(
+        "ppgen.infer:AutoFlow",
+        "ppgen.losses.recipes:reverse_kl",
+        "a normalizing flow of an unnormalized density on the plane, with the reverse KL",
+        defaults=REVERSE_KL,
+        kind="ppgen.runs.energy:EnergyRun",
+    ),
+    "dann": Method(
+        "ppgen.models:DANN",
+        "ppgen.losses.recipes:dann",
+        "domain adaptation: a classifier of the source's labels for the target",
+        defaults=ADAPTATION,
+        conditional={"h": "hy"},
+        kind="ppgen.runs.adaptation:AdaptationRun",
+    ),
 }

@@ -1,373 +1,245 @@
-"""A run folder: one training run on disk, from its configuration to its report.
+"""What all kinds of runs have in common.
 
-config.yaml             everything that was asked for; ``ppgen train --config`` takes it back
-metrics.jsonl           one line a step: chain, step, epoch, loss and its terms, of a game its signals, while training
-checkpoint.safetensors  the run in the middle, until it is complete; ``ppgen resume`` goes on from it
-weights.safetensors     the `Fit`
-posterior.nc            the posterior on held-out data, as ArviZ reads it
-numbers.json            held-out figures
-stages.safetensors      of a run that grew: what it drew when each stage ended
-report.html             the page to look at
+A kind of run is a subclass of `Run`. It has the options of its command line, loads its data, evaluates its model and
+writes its report. The row of a method in `ppgen.runs.methods.METHODS` names the kind.
 """
 
 import json
-import math
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 
-from ppgen import data as datasets
-from ppgen.diagnostics import Verdict, from_netcdf, to_netcdf
-from ppgen.evaluation import base_space_test
-from ppgen.utils.files import write_whole
-from ppgen.fitting import fit
-from ppgen.training.progressive import ProgressiveGrowing
-from ppgen.evaluation.summary import measure
-from ppgen.models import VAE
-from ppgen.runs.log import Record
-from ppgen.training.training_failures import TrainingWarning
-from ppgen.report import report_of_run, write_report
 from ppgen.fitting import Fit
-from ppgen.training.checkpoint import position
-from ppgen.runs.stages import Stages, read_stages
-from ppgen.runs.methods import NOT_ASKED_OF_RECIPES, SYSTEMS
+from ppgen.runs.folder import NUMBERS, POSTERIOR, WEIGHTS, read_config
+from ppgen.runs.methods import METHODS, Method
+from ppgen.runs.options import add_fit_options, add_loss_options, add_model_options, make_loss
+from ppgen.training.training_failures import TrainingWarning
+from ppgen.utils.files import write_whole
 
-__all__ = ["Run", "new_folder", "read_config", "resume", "train"]
+if TYPE_CHECKING:
+    from ppgen.diagnostics import Verdict
 
-CHECKPOINT, METRICS, WEIGHTS = "checkpoint.safetensors", "metrics.jsonl", "weights.safetensors"
-SHOWN = 64  # held-out rows whose posterior is stored
-DIAGNOSED = 256  # rows whose posterior is judged, at most
-MEASURED = 1000  # rows of a sample that draws are laid beside, at most
-PULLED_BACK = 100  # numbers of a row that a flow pulls back, at most, to be held against its base
-LABELLED = 5000  # training rows with labels that classifiers learn from, at most
+__all__ = ["Programs", "Run", "method_of"]
+
+DIAGNOSED_ROWS = 256  # at most so many rows have their posterior diagnosed
+
+
+class Programs(Protocol):
+    """A model and its guide, as `ppgen.fit` takes them, with a check of their data."""
+
+    @property
+    def model(self) -> Any:
+        """The Pyro model."""
+
+    @property
+    def guide(self) -> Any:
+        """The Pyro guide."""
+
+    def check(self, *data: Any) -> None:
+        """Raises an error if the model cannot be fitted to these data."""
 
 
 @dataclass
-class Run:
-    """A finished run, read back from its folder."""
+class Run(ABC):
+    """A finished run.
+
+    Attributes:
+        folder: Where it is stored.
+        config: The contents of ``config.yaml``.
+        data: What the model was fitted to.
+        model: The model and its guide.
+        fit: Their weights and the training history.
+    """
 
     folder: Path
     config: dict[str, Any]
     data: Any
     model: Any
     fit: Fit
-    of_domains: ClassVar[bool] = False
-    of_energy: ClassVar[bool] = False
+
+    # The command line
+
+    @classmethod
+    @abstractmethod
+    def add_arguments(cls, parser: ArgumentParser, method: Method) -> None:
+        """Adds the arguments of ``ppgen train METHOD``. A subclass adds those of its data and calls this method."""
+        parser.add_argument("--out", type=Path, default=None, help="the run folder; default: runs/METHOD-SOURCE")
+        parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate for the model and the guide")
+        betas = "Adam's decay rates of the moments of the gradient"
+        parser.add_argument("--betas", type=tuple[float, float], default=(0.9, 0.999), help=betas)
+        particles = "importance samples for the log evidence"
+        parser.add_argument("--particles", type=int, default=500, help=particles)
+        parser.add_argument("--progress", type=bool, default=True, help="show a progress bar on a terminal")
+        add_model_options(parser, method.model_class())
+        add_loss_options(parser, method.recipe_function())
+        add_fit_options(parser)
+        parser.set_defaults({"fit.batch_size": 128, **method.defaults})
+
+    @classmethod
+    @abstractmethod
+    def sources(cls, config: Mapping[str, Any]) -> list[str]:
+        """The data of a run, from which its folder gets its name."""
+
+    # From the configuration to programs and data
+
+    @classmethod
+    @abstractmethod
+    def load_data(cls, config: dict[str, Any]) -> Any:
+        """Loads the data that the configuration names."""
+
+    @classmethod
+    @abstractmethod
+    def make_model(cls, config: dict[str, Any], data: Any) -> Programs:
+        """Makes the model that the configuration describes for these data, with the seed of the configuration."""
+
+    @classmethod
+    def loss_arguments(cls, config: dict[str, Any]) -> Mapping[str, Any]:
+        """The arguments of the recipe that the kind of run sets: none, unless the model is conditioned on labels."""
+        return method_of(config).conditional if config.get("conditional") else {}
+
+    @classmethod
+    @abstractmethod
+    def rows(cls, config: dict[str, Any], data: Any, split: str) -> tuple[torch.Tensor, ...]:
+        """A split, "train", "validation" or "test", as the arguments of the programs."""
+
+    @classmethod
+    def make_loss(cls, config: dict[str, Any]) -> Any:
+        """Makes the objective that the configuration describes."""
+        return make_loss(method_of(config).recipe_function(), config["loss"], **cls.loss_arguments(config))
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Self:
-        """Builds programs and data as the configuration says, and loads the weights.
+        """Loads a finished run of any kind: makes its programs, loads its data and restores the weights.
+
+        Args:
+            folder: The run folder.
+
+        Returns:
+            The run, of the kind that its method has.
 
         Raises:
-            FileNotFoundError: if this is no run folder, or its data are gone.
-            ppgen.infer.checkpoint_file.CheckpointError: if the weights are damaged.
+            FileNotFoundError: If this is not the folder of a finished run, or its data no longer exist.
+            ValueError: If an earlier version of ppgen wrote the folder.
+            TypeError: If it is a run of another kind than this class.
+            ppgen.infer.checkpoint_file.CheckpointError: If the weights are damaged.
         """
         folder = Path(folder)
         config = read_config(folder)
-        system = SYSTEMS.get(config.get("system", ""))
-        if system is not None and (system.of_domains, system.of_energy) != (cls.of_domains, cls.of_energy):
-            why = "is of an energy" if system.of_energy else "draws no data" if system.of_domains else "is of data"
-            raise ValueError(f"{folder}: a run of {config['system']!r} {why}")
+        kind = method_of(config, folder).run_class()
+        if not issubclass(kind, cls):
+            raise TypeError(f"{folder}: expected a {cls.__name__}, got a run of {config['method']!r}: {kind.__name__}")
+        return kind.restore(folder, config)
+
+    @classmethod
+    def restore(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """Makes the run that is stored in a folder with this configuration."""
         data = cls.load_data(config)
         model = cls.make_model(config, data)
-        fitted = Fit.load(folder / WEIGHTS, model.model, model.guide, loss=_loss(config))
+        fitted = Fit.load(folder / WEIGHTS, model.model, model.guide, loss=cls.make_loss(config))
         return cls(folder, config, data, model, fitted)
 
-    @classmethod
-    def load_data(cls, config: dict[str, Any]) -> Any:
-        """The data that the configuration names."""
-        options = dict(config["data"])
-        if options.get("form", "auto") == "auto":
-            options["form"] = SYSTEMS[config["system"]].form(config["model"])
-        return datasets.load(config["source"], **options)
+    # Results
 
-    @classmethod
-    def make_model(cls, config: dict[str, Any], data: Any) -> Any:
-        """The model that the configuration describes, for these data, under its seed."""
-        with torch.random.fork_rng():
-            torch.manual_seed(config["fit"]["seed"])
-            return SYSTEMS[config["system"]].model(data.event_shape, **cls.model_options(config, data))
+    @abstractmethod
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluates the model on held-out data.
 
-    @classmethod
-    def model_options(cls, config: dict[str, Any], data: Any) -> dict[str, Any]:
-        """The model's arguments, those that the data settle among them."""
-        options, of_levels = dict(config["model"]), SYSTEMS[config["system"]].of_levels
-        if config["conditional"]:
-            if data.y is None:
-                raise ValueError(f"{config['source']}: --conditional needs labels, and these data have none")
-            options["num_classes"] = int(data.y.max()) + 1
-        if options.get("likelihood") == "categorical" or (of_levels and data.form == "integer"):
-            options["levels"] = data.levels
-        return options
+        Returns:
+            Numbers by name: a number, a text, or a pair of a number and its standard error.
+        """
 
-    @classmethod
-    def rows(cls, config: dict[str, Any], data: Any, split: str) -> tuple[torch.Tensor, ...]:
-        """A split as the programs take it: with labels where the model is conditioned on them."""
-        rows = getattr(data, split)
-        return tuple(torch.as_tensor(part) for part in ((rows.x, rows.y) if config["conditional"] else (rows.x,)))
+    @abstractmethod
+    def store_posterior(self) -> None:
+        """Writes the posterior of held-out data into the folder, if the model has one."""
 
-    def evaluate(self) -> None:
-        """Held-out figures, and the posterior of the first held-out rows, into the folder."""
-        split = "test" if len(self.data.test.x) else "train"
-        tensors = tuple(part.to(self.fit.example[0].device) for part in self.rows(self.config, self.data, split))
-        numbers: dict[str, Any] = {"held-out rows": len(tensors[0])}
-        with torch.random.fork_rng():
-            torch.manual_seed(self.config["fit"]["seed"])
-            terms, bits = self.fit.breakdown(*tensors), math.log(2) * math.prod(self.data.event_shape)
-            numbers |= {f"held-out {name}": value for name, value in terms.items()}
-            if isinstance(self.model, VAE):
-                particles = self.config["particles"]
-                evidence = self.model.log_evidence(*tensors, particles=particles).double()
-                error = float(evidence.std() / math.sqrt(len(evidence)))
-                numbers[f"held-out log evidence, k = {particles} (nats per datum)"] = (float(evidence.mean()), error)
-                numbers[f"held-out bits per dimension, k = {particles}"] = (
-                    -float(evidence.mean()) / bits,
-                    error / bits,
-                )
-            elif hasattr(self.model, "log_prob"):
-                exact = self.model.log_prob(*tensors).double()
-                error = float(exact.std() / math.sqrt(len(exact)))
-                numbers["held-out log-likelihood (nats per datum)"] = (float(exact.mean()), error)
-                if len(self.data.event_shape) == 3 or self.data.form == "integer":
-                    numbers["held-out bits per dimension"] = (-float(exact.mean()) / bits, error / bits)
-            if getattr(self.model, "steps", None) and hasattr(self.model, "bound"):
-                bound = self.model.bound(*tensors, particles=self.config["particles"]).double()
-                error = float(bound.std() / math.sqrt(len(bound)))
-                numbers["held-out evidence bound of the chain (nats per datum)"] = (float(bound.mean()), error)
-            if hasattr(self.model, "pull_back"):
-                numbers |= self._pulled_back(*tensors)
-        numbers |= {f"generated: {name}": number for name, number in self.measures(metrics=False).items()}
-        self.keep(numbers)
-        if self.config["draws"] and isinstance(self.model, VAE):
-            shown = tuple(t[:SHOWN] for t in tensors)
-            to_netcdf(self.fit.to_arviz(*shown, draws=self.config["draws"]), self.folder / "posterior.nc")
+    @abstractmethod
+    def report(self) -> Path:
+        """Writes the report; returns its path."""
 
-    def _pulled_back(self, *tensors: torch.Tensor) -> dict[str, Any]:
-        """How held-out rows that a flow pulls back compare with its base, where that is cheap to say."""
-        z, _ = self.model.pull_back(*(part[:MEASURED] for part in tensors))
-        flat = z.flatten(1)
-        if flat.shape[1] > PULLED_BACK or len(flat) < flat.shape[1] + 2 or not flat.isfinite().all():
-            return {}
-        found = base_space_test(z, self.model.flow.base, seed=self.config["fit"]["seed"])
-        kl: Any = (found.kl, found.error) if math.isfinite(found.kl) else "infinite: rows coincide"
-        return {
-            "held-out KL to the model, by neighbors in z (nats)": kl,
-            f"p-value of {found.coordinates.name} of z": found.coordinates.p_value,
-            f"p-value of {found.sliced.name} of z": found.sliced.p_value,
-        }
+    @abstractmethod
+    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
+        """Draws n samples from the model.
+
+        Args:
+            n: The number of samples.
+            label: The label of all samples, for a conditional model.
+            mean: Whether to return the means E[x | z] in place of samples.
+            seed: The random seed.
+            **how: Further options of the model's ``sample``, such as the sampler of a diffusion model.
+
+        Returns:
+            An array (n, *event_shape), in the units of the data's source.
+
+        Raises:
+            ValueError: For options that the model does not have.
+        """
+
+    def diagnosed_rows(self) -> tuple[torch.Tensor, ...]:
+        """The data whose posterior `diagnose` examines."""
+        return self.rows(self.config, self.data, "train")
+
+    def diagnose(self, *, draws: int = 500, seed: int = 0) -> "Verdict":
+        """Decides whether the posterior of held-out data can be trusted, or of training data if none were held out.
+
+        Args:
+            draws: The number of posterior samples.
+            seed: The random seed.
+
+        Returns:
+            The verdict.
+
+        Raises:
+            ValueError: If the model has no posterior to diagnose.
+        """
+        return self.fit.diagnose(*(part[:DIAGNOSED_ROWS] for part in self.diagnosed_rows()), draws=draws, seed=seed)
 
     def training_warnings(self) -> list[TrainingWarning]:
-        """What the run shows of its game, if it was one."""
+        """The warnings about adversarial training; none for other objectives."""
         return self.fit.training_warnings()
-
-    def keep(self, numbers: dict[str, Any]) -> None:
-        """Writes `numbers`."""
-        write_whole(self.folder / "numbers.json", json.dumps(numbers, indent=1))
 
     @property
     def numbers(self) -> dict[str, Any]:
-        """Held-out figures by name: a number, or a pair of it and its standard error."""
-        path = self.folder / "numbers.json"
+        """The results of `evaluate`, as they are stored."""
+        path = self.folder / NUMBERS
         stored = json.loads(path.read_text()) if path.exists() else {}
         return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
-    def report(self) -> Path:
-        """Writes the page anew; returns its path."""
-        idata, verdict = self.posterior()
-        page = report_of_run(
-            self.fit,
-            self.model,
-            self.data,
-            idata=idata,
-            verdict=verdict,
-            numbers=self.numbers,
-            title=f"{self.config['system']} on {self.data.name}",
-            config=self.config,
-            stages=read_stages(self.folder, self.fit.best),
-        )
-        return write_report(self.folder / "report.html", page)
+    @numbers.setter
+    def numbers(self, numbers: Mapping[str, Any]) -> None:
+        write_whole(self.folder / NUMBERS, json.dumps(dict(numbers), indent=1))
 
-    def posterior(self) -> tuple[Any, Verdict | None]:
-        """The stored posterior and the verdict on its draws; None of either where none was stored."""
-        path = self.folder / "posterior.nc"
+    def posterior(self) -> tuple[Any, "Verdict | None"]:
+        """The stored posterior and the verdict on it, both None if no posterior was stored."""
+        path = self.folder / POSTERIOR
         if not path.exists():
             return None, None
+        from ppgen.diagnostics import from_netcdf  # late: ArviZ is slow to import
+
         idata = from_netcdf(path)
         return idata, self.fit.diagnose(idata=idata, starts=0)
 
-    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
-        """n draws of x from the model, in the units of the data's source: (n, *event_shape).
 
-        Args:
-            how: further options of the model's own ``sample``, such as the sampler of a diffusion.
-
-        Raises:
-            ValueError: if a label is given to a model without labels, or none to one with; for how, of a model that
-                does not draw in steps.
-        """
-        if how and not hasattr(self.model, "denoiser"):
-            asked, system = ", ".join(how), self.config["system"]
-            raise ValueError(f"{self.folder}: {asked}: only a diffusion draws in steps, and this is {system!r}")
-        y = None if label is None else torch.full((n,), label)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            x = self.model.sample(n, y, mean=mean, **how)
-        return self.data.scaler.inverse(x.numpy(force=True))
-
-    def draws(self, n: int, *, seed: int = 0) -> np.ndarray:
-        """n draws of x, in the units of the source; a conditional model gets labels of the training data at random."""
-        y = None
-        if self.config["conditional"]:
-            y = torch.as_tensor(np.random.default_rng(seed).choice(np.asarray(self.data.train.y), n))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            x = self.model.sample(n, y)
-        return self.data.scaler.inverse(x.numpy(force=True))
-
-    def diagnose(self, *, draws: int = 500, seed: int = 0) -> Verdict:
-        """Whether the posterior of held-out rows, or of training rows if none were held out, can be trusted.
-
-        Raises:
-            ValueError: for a diffusion, whose latents are noise that nobody infers.
-        """
-        if hasattr(self.model, "denoiser"):
-            raise ValueError(
-                f"{self.folder}: the latents of a diffusion are noise by construction, and no posterior to be judged; "
-                "its report lays the evidence bound beside the likelihood by the ODE"
-            )
-        split = "test" if len(getattr(getattr(self.data, "test", None), "x", ())) else "train"
-        rows = self.rows(self.config, self.data, split)
-        return self.fit.diagnose(*(part[:DIAGNOSED] for part in rows), draws=draws, seed=seed)
-
-    def measures(self, n: int = MEASURED, *, metrics: bool = True, seed: int = 0) -> dict[str, float]:
-        """`ppgen.evaluation.summary.measure` of n draws beside held-out data, or beside training data if none were held out."""
-        return self.measure(self.draws(n, seed=seed), metrics=metrics, seed=seed)
-
-    def measure(self, rows: np.ndarray, *, metrics: bool = True, seed: int = 0) -> dict[str, float]:
-        """The same of given rows, in the units of the source."""
-        data, inverse = self.data, self.data.scaler.inverse
-        train = inverse(data.train.x[:LABELLED])
-        held_out = inverse(data.test.x[:MEASURED]) if len(data.test.x) else train[:MEASURED]
-        modes, y = datasets.modes(self.config["source"]), data.train.y
-        labeled = None
-        if y is not None and modes is None and len(np.unique(y[:LABELLED])) > 1:
-            labeled = train, y[:LABELLED]
-        return measure(rows, held_out, labeled=labeled, modes=modes, metrics=metrics, seed=seed)
-
-
-def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = True, kind: type[Run] = Run) -> Run:
-    """Trains one of `SYSTEMS` on a data source and leaves a run folder behind.
+def method_of(config: Mapping[str, Any], folder: str | os.PathLike = "config.yaml") -> Method:
+    """The method that a configuration names.
 
     Args:
-        config: what ``config.yaml`` holds: "system" and "source"; "data", "model", "loss", "fit", each the keyword
-            arguments of `ppgen.data.load`, the model's class, the recipe and `ppgen.fit`; "lr", "conditional",
-            "draws" (of the stored posterior) and "particles" (of the held-out log evidence).
-        kind: what the system's runs are.
-    """
-    data = kind.load_data(config)
-    model = kind.make_model(config, data)
-    model.check(*kind.rows(config, data, "train"))  # before there is a folder
-    folder = new_folder(out)
-    write_whole(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    return _train(kind, folder, config, data, model, Record(folder / METRICS), progress)
+        config: The configuration.
+        folder: Where it was read, for the error.
 
-
-def resume(folder: str | os.PathLike, *, progress: bool = True, kind: type[Run] = Run) -> Run:
-    """Goes on with a run that was stopped, from its checkpoint to its report, as `train` would have.
+    Returns:
+        The row of `METHODS`.
 
     Raises:
-        FileNotFoundError: if this is no run folder, or nothing was stopped in it.
-        ppgen.infer.checkpoint_file.CheckpointError: if the checkpoint is damaged.
-        ValueError: if the data, or the installed programs, are no longer those of then.
+        ValueError: If there is no method of this name.
     """
-    folder = Path(folder)
-    config = read_config(folder, holds=())
-    if not (folder / CHECKPOINT).is_file():
-        complete = (folder / WEIGHTS).is_file()
-        why = "the run is complete" if complete else f"it has no {CHECKPOINT}; `ppgen train` the same --config anew"
-        raise FileNotFoundError(f"{folder}: nothing to resume: {why}")
-    record = Record(folder / METRICS, after=position(folder / CHECKPOINT))
-    data = kind.load_data(config)
-    return _train(kind, folder, config, data, kind.make_model(config, data), record, progress)
-
-
-def _train(
-    kind: type[Run], folder: Path, config: dict[str, Any], data: Any, model: Any, record: Record, progress: bool
-) -> Run:
-    """Trains, to the end or until it is stopped, and leaves weights, figures and report of what there is."""
-    rows, held_out = kind.rows(config, data, "train"), kind.rows(config, data, "validation")
-    options = fit_options(config)
-    pictures = [] if options.get("growth") is None else [Stages(folder, model, *rows[1:])]
-    try:
-        fitted = fit(
-            model.model,
-            model.guide,
-            rows or None,
-            loss=_loss(config),
-            optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
-            validation=held_out if held_out and len(held_out[0]) else None,
-            callbacks=[record, *pictures],
-            progress=progress,
-            checkpoint=folder / CHECKPOINT,
-            **options,
-        )
-    finally:
-        record.flush()
-    fitted.save(folder / WEIGHTS)
-    run = kind(folder, config, data, model, fitted)
-    run.evaluate()
-    run.report()
-    return run
-
-
-def fit_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration's arguments of `ppgen.fit`."""
-    growth = config["fit"].get("growth")
-    return config["fit"] | ({} if growth is None else {"growth": ProgressiveGrowing(**growth)})
-
-
-def _loss(config: dict[str, Any]) -> Any:
-    """The recipe's objective; a schedule stands in the configuration as class_path and init_args."""
-    system, parser = SYSTEMS[config["system"]], ArgumentParser()
-    parser.add_function_arguments(system.recipe, skip=NOT_ASKED_OF_RECIPES)
-    sites = system.sites(config)
-    return system.recipe(**parser.instantiate(parser.parse_object(config["loss"])).as_dict(), **sites)
-
-
-def read_config(folder: Path, *, holds: tuple[str, ...] = (WEIGHTS,)) -> dict[str, Any]:
-    """What a run folder's configuration says.
-
-    Args:
-        holds: files that the folder is to hold besides.
-
-    Raises:
-        FileNotFoundError: if this is no run folder.
-    """
-    for name in ("config.yaml", *holds):
-        if not (folder / name).is_file():
-            stopped = (folder / CHECKPOINT).is_file()
-            what = f"go on with it by `ppgen resume {folder}`" if stopped else "make one by `ppgen train`"
-            raise FileNotFoundError(
-                f"{folder}: not a {'finished run' if stopped else 'run folder'}, it has no {name}; {what}"
-            )
-    return yaml.safe_load((folder / "config.yaml").read_text())
-
-
-def new_folder(path: str | os.PathLike) -> Path:
-    """Makes a run folder.
-
-    Raises:
-        FileExistsError: if it exists and holds anything: a run is never written over.
-    """
-    folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not empty; a run is never written over: give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    name = config["method"]
+    if name not in METHODS:
+        raise ValueError(f"{folder}: there is no method {name!r}; expected one of {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,4 +1,4 @@
-"""What a growing run draws at one and the same set of latents, when each of its stages ends."""
+"""Images of a progressively grown model: what it draws from fixed latents at the end of each stage."""
 
 from pathlib import Path
 from typing import Any
@@ -7,51 +7,63 @@ import numpy as np
 import safetensors.numpy
 import torch
 
+from ppgen.runs.folder import STAGES
+from ppgen.training.callbacks import TrainingStep
 from ppgen.utils.files import write_whole
-from ppgen.training.loop import TrainingStep
 
-__all__ = ["Stages", "read_stages"]
+__all__ = ["StageImages", "read_stage_images"]
 
-SHOWN = 12  # latents
+IMAGES = 12
 
 
-class Stages:
-    """A callback of `ppgen.fit`: at the last step of a stage it draws, by the weights that the run would end with.
+class StageImages:
+    """A callback of `ppgen.fit` that draws images at the last step of each stage, with the weights of the result.
 
-    The file ``stages.safetensors`` has an array (latents, channels, height, width) for each chain and stage, scaled as
-    the model sees data. It is written anew at each stage; what a run that goes on has of earlier stages stays.
+    The file ``stages.safetensors`` holds an array (images, channels, height, width) for each chain and stage, scaled
+    as the model sees data. It is rewritten after each stage. A resumed run keeps the images of earlier stages.
 
     Args:
-        model: has `prior` and `decode`.
-        labels: (n,) for a model that is conditioned on them: each kind in turn.
-        seed: of the latents.
+        folder: The run folder.
+        model: A model with `prior` and `decode`.
+        labels: For a conditional model, the labels (n,) of the data: the images have each of them in turn.
+        seed: The random seed of the latents.
     """
 
     def __init__(self, folder: Path, model: Any, labels: torch.Tensor | None = None, *, seed: int = 0) -> None:
-        self.path, self.model = folder / "stages.safetensors", model
+        self.path, self.model = folder / STAGES, model
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.z = model.prior(SHOWN).sample()
-        kinds = None if labels is None else labels.unique()
-        self.y = None if kinds is None else kinds[torch.arange(SHOWN) % len(kinds)]
-        self.pictures: dict[str, np.ndarray] = _read(self.path)
+            self.z = model.prior(IMAGES).sample()
+        classes = None if labels is None else labels.unique()
+        self.y = None if classes is None else classes[torch.arange(IMAGES) % len(classes)]
+        self.images: dict[str, np.ndarray] = _read(self.path)
 
-    def __call__(self, moment: TrainingStep) -> None:
-        if not moment.stage_done:
+    def __call__(self, step: TrainingStep) -> None:
+        """Draws images if the step is the last one of a stage."""
+        if not step.stage_done:
             return
-        with moment.result():
+        with step.eval_mode():
             device = next(self.model.parameters()).device
             y = None if self.y is None else self.y.to(device)
-            drawn = self.model.decode(self.z.to(device), y).sample()
-        self.pictures[f"{moment.chain}/{round(moment.level or 0)}"] = drawn.numpy(force=True)
-        write_whole(self.path, safetensors.numpy.save(self.pictures))
+            images = self.model.decode(self.z.to(device), y).sample()
+        self.images[f"{step.chain}/{round(step.level or 0)}"] = images.numpy(force=True)
+        write_whole(self.path, safetensors.numpy.save(self.images))
 
 
-def read_stages(folder: Path, chain: int) -> list[np.ndarray]:
-    """A chain's pictures by stage; none of a run that did not grow."""
-    pictures = _read(folder / "stages.safetensors")
-    of_chain = {name.partition("/")[2]: x for name, x in pictures.items() if name.startswith(f"{chain}/")}
-    return [of_chain[stage] for stage in sorted(of_chain, key=int)]
+def read_stage_images(folder: Path, chain: int) -> list[np.ndarray]:
+    """Reads the images of a chain.
+
+    Args:
+        folder: The run folder.
+        chain: The number of the chain.
+
+    Returns:
+        The images by stage; an empty list if the run did not grow.
+    """
+    images = {
+        name.partition("/")[2]: array for name, array in _read(folder / STAGES).items() if name.startswith(f"{chain}/")
+    }
+    return [images[stage] for stage in sorted(images, key=int)]
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -22,11 +22,11 @@ import ppgen
 from ppgen import recipes
 from ppgen.models import ENERGIES, UnnormalizedDensity
 from ppgen.posterior.importance import importance_summary
-from ppgen.runs.methods import SYSTEMS
+from ppgen.runs.methods import METHODS
 from ppgen.tracing.particles import log_weights
 
 CHUNK = 10_000
-DEFAULTS = SYSTEMS["flow"].defaults
+DEFAULTS = METHODS["flow"].defaults
 
 
 def one(energy: UnnormalizedDensity, seed: int, options: argparse.Namespace) -> tuple[float, ...]:

@@ -1,0 +1,1 @@
+"""The command line, and the folder that one training run leaves behind."""

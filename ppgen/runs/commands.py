@@ -1,0 +1,121 @@
+"""The commands of the command line, as functions of their parsed arguments.
+
+Imports inside the functions keep ``ppgen --help`` quick: torch, ArviZ and Matplotlib are slow to import.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from ppgen.runs.folder import read_config, unused_folder
+from ppgen.runs.methods import METHODS
+from ppgen.runs.printing import print_run
+
+__all__ = ["COMMANDS"]
+
+EPOCHS = 200  # the length of a run if neither steps nor epochs are given
+NOT_IN_CONFIG = ("config", "out", "progress")
+
+
+def train(arguments: Namespace) -> None:
+    """Trains a method on data and prints the results."""
+    from ppgen.runs.training import train
+
+    name = arguments.method
+    options = arguments[name]
+    if options.method != name:
+        raise ValueError(f"the configuration is of a run of {options.method!r}: use `ppgen train {options.method}`")
+    method = METHODS[name]
+    config = {"method": name, **_plain_values(options.as_dict())}
+    config.setdefault("loss", {})  # some recipes have no options
+    for key in NOT_IN_CONFIG:
+        config.pop(key, None)
+    length = config["fit"]
+    if length["epochs"] is not None and length["steps"] == method.defaults.get("fit.steps"):
+        length["steps"] = None  # the default of the method, which the user did not ask for
+    if length["steps"] is None and length["epochs"] is None:
+        length["epochs"] = EPOCHS
+    folder = options.out
+    if folder is None:
+        sources = map(_short_name, method.run_class().sources(config))
+        folder = unused_folder(Path("runs") / "-".join([name, *sources]))
+    print_run(train(config, out=folder, progress=options.progress))
+
+
+def resume(arguments: Namespace) -> None:
+    """Resumes an interrupted run and prints the results."""
+    read_config(arguments.run, finished=False)  # a wrong folder is found before torch is imported
+    from ppgen.runs.training import resume
+
+    print_run(resume(arguments.run, progress=arguments.progress))
+
+
+def sample(arguments: Namespace) -> None:
+    """Draws samples from a trained model; writes them and a figure."""
+    if arguments.n < 1:
+        raise ValueError(f"--n: expected at least 1, got {arguments.n}")
+    run = _load(arguments.run)
+    options = {key: arguments[key] for key in ("sampler", "steps", "guidance") if arguments[key] is not None}
+    samples = run.sample(arguments.n, label=arguments.label, mean=arguments.mean, seed=arguments.seed, **options)
+    import numpy as np
+
+    from ppgen.report import figures
+
+    out = arguments.out if arguments.out is not None else arguments.run / "samples.npy"
+    np.save(out, samples)
+    written = out if out.suffix == ".npy" else out.with_name(out.name + ".npy")
+    figures.samples(samples, columns=run.data.columns).savefig(figure := written.with_suffix(".png"))
+    print(f"samples: {written.resolve()}\nfigure: {figure.resolve()}")
+
+
+def diagnose(arguments: Namespace) -> None:
+    """Prints whether the posterior of a run can be trusted."""
+    print(_load(arguments.run).diagnose(draws=arguments.draws, seed=arguments.seed))
+
+
+def report(arguments: Namespace) -> None:
+    """Rewrites the report of a run."""
+    print(f"report: {_load(arguments.run).report().resolve()}")
+
+
+def compare(arguments: Namespace) -> None:
+    """Compares runs under all metrics; prints the table and writes a report."""
+    from ppgen.runs.compare import compare
+
+    page, table = compare(arguments.runs, n=arguments.n, seed=arguments.seed, out=arguments.out)
+    print(table)
+    print(f"report: {page.resolve()}")
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "train": train,
+    "resume": resume,
+    "sample": sample,
+    "diagnose": diagnose,
+    "report": report,
+    "compare": compare,
+}
+
+
+def _load(folder: Path) -> Any:
+    """Loads a run of any kind."""
+    read_config(folder)  # a wrong folder is found before torch is imported
+    from ppgen.runs.run import Run
+
+    return Run.load(folder)
+
+
+def _plain_values(value: Any) -> Any:
+    """Converts options to what YAML can store: dictionaries, lists, numbers and strings."""
+    if isinstance(value, dict):
+        return {str(key): _plain_values(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_values(part) for part in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _short_name(source: str) -> str:
+    """The name of a data set or of a file, for the name of a folder."""
+    return Path(source.split(":")[-1]).stem or "data"

@@ -1,0 +1,206 @@
+"""A run of a generative model on one data set."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+
+from ppgen import data as datasets
+from ppgen.models.protocols import Denoises, ExpectsForm, HasLogEvidence
+from ppgen.runs.folder import POSTERIOR, REPORT
+from ppgen.runs.methods import Method
+from ppgen.runs.run import Programs, Run, method_of
+from ppgen.runs.stages import read_stage_images
+
+if TYPE_CHECKING:
+    from ppgen.diagnostics import Verdict
+
+__all__ = ["DataRun", "add_data_options"]
+
+POSTERIOR_ROWS = 64  # the posterior of so many held-out rows is stored
+COMPARED_ROWS = 1000  # at most so many held-out rows are compared with samples
+LABELED_ROWS = 5000  # at most so many training rows train the classifiers that label samples
+SOURCE_HELP = "digits, fashion, moons, ..., openml:NAME, a file or a folder of images"
+
+
+def add_data_options(parser: ArgumentParser) -> None:
+    """Adds the arguments of `ppgen.data.load` as ``--data.NAME``, and the number of posterior samples."""
+    parser.add_argument("--draws", type=int, default=200, help="posterior samples to store for each chain; 0 for none")
+    parser.add_function_arguments(datasets.load, "data", skip={"source"})
+
+
+@dataclass
+class DataRun(Run):
+    """A run on a data set: `data` is a `ppgen.data.Data`, `model` one of `ppgen.models`."""
+
+    data: datasets.Data
+
+    @classmethod
+    def add_arguments(cls, parser: ArgumentParser, method: Method) -> None:
+        """Adds the data set and its options."""
+        parser.add_argument("source", help=SOURCE_HELP)
+        parser.add_argument("--conditional", type=bool, default=False, help="condition the model on the labels")
+        add_data_options(parser)
+        super().add_arguments(parser, method)
+
+    @classmethod
+    def sources(cls, config: Mapping[str, Any]) -> list[str]:
+        """The data set."""
+        return [config["source"]]
+
+    @classmethod
+    def load_data(cls, config: dict[str, Any]) -> datasets.Data:
+        """Loads the data set, in the form that the model expects unless the configuration names one."""
+        options = dict(config["data"])
+        if options.get("form", "auto") == "auto":
+            options["form"] = _expected_form(config)
+        return datasets.load(config["source"], **options)
+
+    @classmethod
+    def make_model(cls, config: dict[str, Any], data: datasets.Data) -> Programs:
+        """Makes the model, with the arguments that follow from the data.
+
+        Raises:
+            ValueError: If the model is to be conditional, and the data have no labels.
+        """
+        options, form = dict(config["model"]), _expected_form(config)
+        if config["conditional"]:
+            if data.y is None:
+                raise ValueError(f"{config['source']}: --conditional needs labels, and these data have none")
+            options["num_classes"] = int(data.y.max()) + 1
+        if form == "integer" or (form == "levels" and data.form == "integer"):
+            options["levels"] = data.levels
+        with torch.random.fork_rng():
+            torch.manual_seed(config["fit"]["seed"])
+            return method_of(config).model_class()(data.event_shape, **options)
+
+    @classmethod
+    def rows(cls, config: dict[str, Any], data: datasets.Data, split: str) -> tuple[torch.Tensor, ...]:
+        """The data x of a split, and the labels y if the model is conditional."""
+        part = getattr(data, split)
+        return tuple(torch.as_tensor(array) for array in ((part.x, part.y) if config["conditional"] else (part.x,)))
+
+    def held_out(self) -> tuple[torch.Tensor, ...]:
+        """The test rows, or the training rows if none were held out."""
+        return self.rows(self.config, self.data, "test" if len(self.data.test.x) else "train")
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluates the model on held-out rows and compares samples with them."""
+        from ppgen.runs.evaluations import HeldOut, evaluate  # late: SciPy and scikit-learn are slow to import
+
+        rows = _on_device_of(self, self.held_out())
+        options = {"particles": self.config["particles"], "seed": self.config["fit"]["seed"]}
+        numbers = evaluate(HeldOut(self.model, self.fit, self.data, rows, **options))
+        samples = self.compare_with_data(self.generate(COMPARED_ROWS), metrics=False)
+        return numbers | {f"generated: {name}": number for name, number in samples.items()}
+
+    def compare_with_data(self, samples: np.ndarray, *, metrics: bool = True, seed: int = 0) -> dict[str, float]:
+        """Compares samples with held-out rows by `ppgen.evaluation.summary.measure`.
+
+        Args:
+            samples: (n, *event_shape), in the units of the data's source.
+            metrics: Whether to include all metrics and a two-sample test.
+            seed: The random seed.
+
+        Returns:
+            Numbers by name.
+        """
+        from ppgen.evaluation.summary import measure  # late: SciPy and scikit-learn are slow to import
+
+        data, inverse = self.data, self.data.scaler.inverse
+        train = inverse(data.train.x[:LABELED_ROWS])
+        held_out = inverse(data.test.x[:COMPARED_ROWS]) if len(data.test.x) else train[:COMPARED_ROWS]
+        modes, y = datasets.modes(self.config["source"]), data.train.y
+        labeled = None
+        if y is not None and modes is None and len(np.unique(y[:LABELED_ROWS])) > 1:
+            labeled = train, y[:LABELED_ROWS]
+        return measure(samples, held_out, labeled=labeled, modes=modes, metrics=metrics, seed=seed)
+
+    def store_posterior(self) -> None:
+        """Stores the posterior of the first held-out rows, for a model whose encoder is an approximate posterior."""
+        if not self.config["draws"] or not isinstance(self.model, HasLogEvidence):
+            return
+        from ppgen.diagnostics import to_netcdf  # late: ArviZ is slow to import
+
+        rows = (part[:POSTERIOR_ROWS] for part in _on_device_of(self, self.held_out()))
+        to_netcdf(self.fit.to_arviz(*rows, draws=self.config["draws"]), self.folder / POSTERIOR)
+
+    def report(self) -> Path:
+        """Writes the report; returns its path."""
+        from ppgen.report import report_of_run, write_report  # late: ArviZ and Matplotlib are slow to import
+
+        idata, verdict = self.posterior()
+        page = report_of_run(
+            self.fit,
+            self.model,
+            self.data,
+            idata=idata,
+            verdict=verdict,
+            numbers=self.numbers,
+            title=f"{self.config['method']} on {self.data.name}",
+            config=self.config,
+            stages=read_stage_images(self.folder, self.fit.best),
+        )
+        return write_report(self.folder / REPORT, page)
+
+    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
+        """Draws n samples; see `Run.sample`."""
+        if how and not isinstance(self.model, Denoises):
+            options, method = ", ".join(how), self.config["method"]
+            raise ValueError(
+                f"{self.folder}: {options}: only diffusion models and flow matching have a sampler, not {method!r}"
+            )
+        y = None if label is None else torch.full((n,), label)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            x = self.model.sample(n, y, mean=mean, **how)
+        return self.data.scaler.inverse(x.numpy(force=True))
+
+    def generate(self, n: int, *, seed: int = 0) -> np.ndarray:
+        """Draws n samples whose labels, for a conditional model, are distributed as those of the training data.
+
+        Args:
+            n: The number of samples.
+            seed: The random seed.
+
+        Returns:
+            An array (n, *event_shape), in the units of the data's source.
+        """
+        y = None
+        if self.config["conditional"]:
+            y = torch.as_tensor(np.random.default_rng(seed).choice(np.asarray(self.data.train.y), n))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            x = self.model.sample(n, y)
+        return self.data.scaler.inverse(x.numpy(force=True))
+
+    def diagnosed_rows(self) -> tuple[torch.Tensor, ...]:
+        """The held-out rows."""
+        return self.held_out()
+
+    def diagnose(self, *, draws: int = 500, seed: int = 0) -> "Verdict":
+        """Decides whether the posterior can be trusted; see `Run.diagnose`.
+
+        Raises:
+            ValueError: For a diffusion model, whose latents are noise that is not inferred.
+        """
+        if isinstance(self.model, Denoises):
+            raise ValueError(
+                f"{self.folder}: the latents of a diffusion model are noise by construction, so that there is no "
+                "posterior to diagnose; the report compares the evidence lower bound with the likelihood by the ODE"
+            )
+        return super().diagnose(draws=draws, seed=seed)
+
+
+def _expected_form(config: Mapping[str, Any]) -> str:
+    """The form of data that the model scores."""
+    model = method_of(config).model_class()
+    return model.data_form(config["model"]) if isinstance(model, ExpectsForm) else "continuous"
+
+
+def _on_device_of(run: Run, rows: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return tuple(part.to(run.fit.example[0].device) for part in rows)

@@ -1,0 +1,59 @@
+"""The losses of a run on disk while it trains: one line of JSON for each step."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ppgen.training.callbacks import TrainingStep
+from ppgen.utils.files import write_whole
+
+__all__ = ["MetricsLog"]
+
+BUFFER = 100  # steps whose values are copied from the device together
+
+
+class MetricsLog:
+    """A callback of `ppgen.fit` that writes one line for each step, a hundred steps at a time.
+
+    Args:
+        path: The file.
+        after: For a resumed run, the (chain, step) of its checkpoint: later lines of the file are removed. None for a
+            new run.
+    """
+
+    def __init__(self, path: Path, *, after: tuple[int, int] | None = None) -> None:
+        self.path, self.after = path, after
+        self._buffer: list[tuple[int, int, int, dict, dict]] = []
+
+    def __call__(self, step: TrainingStep) -> None:
+        """Records a step."""
+        if self.after is not None:
+            self._truncate(self.after)
+            self.after = None
+        self._buffer.append((step.chain, step.number, step.epoch, step.values, step.adversarial_metrics))
+        if len(self._buffer) >= BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the lines of all recorded steps."""
+        lines = []
+        for chain, step, epoch, values, adversarial_metrics in self._buffer:
+            terms = {name: float(value) for name, value in values.items()}
+            line: dict[str, Any] = {"chain": chain, "step": step, "epoch": epoch, "loss": sum(terms.values()), **terms}
+            if adversarial_metrics:
+                line["adversarial_metrics"] = {name: float(value) for name, value in adversarial_metrics.items()}
+            lines.append(json.dumps(line) + "\n")
+        with self.path.open("a") as file:
+            file.write("".join(lines))
+        self._buffer.clear()
+
+    def _truncate(self, last: tuple[int, int]) -> None:
+        """Removes the lines after a step. A process that was killed may have left half a line at the end."""
+        kept = []
+        for line in self.path.read_text().splitlines(keepends=True) if self.path.exists() else ():
+            if not line.endswith("\n"):
+                break
+            record = json.loads(line)
+            if (record["chain"], record["step"]) <= last:
+                kept.append(line)
+        write_whole(self.path, "".join(kept))

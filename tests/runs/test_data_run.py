@@ -1,0 +1,155 @@
+"""Runs on data: their reports, samples, labels, forms of data and results."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ppgen.runs.cli import main
+from ppgen.runs.data_run import DataRun
+from ppgen.runs.methods import METHODS
+from ppgen.runs.run import Run
+
+EACH_MODEL = ("ae", "vae", "gan", "ali", "maf", "edm", "ot_fm")  # a method of each model
+
+
+@pytest.mark.figures
+@pytest.mark.parametrize("name", EACH_MODEL)
+def test_the_report_of_each_model_is_complete(name, quick, tmp_path):
+    on_data = [method for method in METHODS.values() if method.kind.endswith(":DataRun")]
+    assert {METHODS[method].model for method in EACH_MODEL} == {method.model for method in on_data}
+    assert main(["train", name, "moons", *quick, "--draws", "25"]) == 0
+    page = (tmp_path / "runs" / f"{name}-moons" / "report.html").read_text()
+    assert page.count("<h2>") >= 5
+    for title in ("Training", "Samples", "Configuration"):
+        assert f"<h2>{title}</h2>" in page
+    assert ("<h2>Adversarial training</h2>" in page) == (name in ("gan", "ali"))
+    assert ("The posterior is not to be trusted" in page) == (name == "vae")
+
+
+@pytest.mark.figures
+@pytest.mark.parametrize("name", ["edm", "ot_fm"])
+def test_the_report_of_a_diffusion_of_images_shows_the_path_from_noise_and_imputation(name, quick, tmp_path):
+    assert main(["train", name, "digits", *quick, "--conditional", "true"]) == 0
+    folder = tmp_path / "runs" / f"{name}-digits"
+    page = (folder / "report.html").read_text()
+    assert "<h2>From noise to data</h2>" in page
+    assert ("imputed" in page) == (name == "edm")
+    options = ["--label", "3", "--guidance", "2", "--sampler", "heun", "--steps", "3"]
+    assert main(["sample", str(folder), "--n", "5", *options]) == 0
+    assert np.load(folder / "samples.npy").shape == (5, 1, 8, 8)
+
+
+def test_only_diffusion_models_have_a_sampler(quick, capsys):
+    assert main(["train", "vae", "moons", *quick, "--out", "run"]) == 0
+    assert main(["sample", "run", "--sampler", "heun"]) == 1
+    assert "only diffusion models and flow matching have a sampler" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vae", "posterior: not to be trusted\n  pareto_k"),
+        ("gan", "posterior: without a density to judge by\n"),
+        ("nsf", "the programs have no latents"),
+    ],
+)
+def test_the_posterior_of_a_run_is_diagnosed(name, message, quick, capsys):
+    assert main(["train", name, "moons", *quick, "--out", "run"]) == 0
+    assert main(["diagnose", "run", "--draws", "50"]) == 0
+    assert message in capsys.readouterr().out
+
+
+def test_a_diffusion_model_has_no_posterior_to_diagnose(quick, capsys):
+    assert main(["train", "ddpm", "moons", *quick, "--out", "run"]) == 0
+    assert main(["diagnose", "run"]) == 1
+    assert "noise by construction" in capsys.readouterr().err
+
+
+def test_results_have_the_capabilities_of_the_model(quick, tmp_path):
+    names = {}
+    for name, options in (("vae", []), ("ddpm", ["--model.steps", "5"]), ("maf", [])):
+        assert main(["train", name, "moons", *quick, *options, "--out", name]) == 0
+        names[name] = set(json.loads((tmp_path / name / "numbers.json").read_text()))
+    evidence = {f"held-out {what}, 4 importance samples" for what in ("log evidence", "bits per dimension")}
+    assert sum(any(key.startswith(start) for key in names["vae"]) for start in evidence) == 2
+    likelihood = "held-out log-likelihood (nats per datum)"
+    elbo = "held-out ELBO of the discrete-time chain (nats per datum)"
+    assert {likelihood, elbo} <= names["ddpm"]
+    assert likelihood in names["maf"]
+    assert elbo not in names["maf"]
+    assert any("in the base space" in key for key in names["maf"])
+    for keys in names.values():
+        assert {"held-out rows", "generated: precision", "generated: recall"} <= keys
+
+
+def test_a_loaded_run_generates_the_same_samples(quick):
+    assert main(["train", "vae", "moons", *quick, "--out", "run", "--fit.restarts", "2"]) == 0
+    a, b = DataRun.load("run"), DataRun.load("run")
+    assert len(a.fit.chains) == 2
+    assert np.array_equal(a.sample(7, seed=1), b.sample(7, seed=1))
+    x = torch.as_tensor(a.data.test.x)
+    torch.manual_seed(0)
+    first = a.model.log_evidence(x, particles=3)
+    torch.manual_seed(0)
+    assert torch.equal(first, b.model.log_evidence(x, particles=3))
+
+
+def test_samples_have_the_units_of_the_file(quick):
+    rng = np.random.default_rng(0)
+    table = rng.normal([1000.0, -50.0], [30.0, 2.0], size=(400, 2))
+    np.savetxt("table.csv", table, delimiter=",", header="height,depth", comments="")
+    options = [word for word in quick if word not in ("--data.size", "300")]
+    assert main(["train", "vae", "table.csv", *options, "--out", "run"]) == 0
+    samples = DataRun.load("run").sample(500)
+    # within a standard deviation of the means: an untrained model is near the standardized data
+    assert np.all(np.abs(samples.mean(0) - [1000, -50]) < [30, 2])
+
+
+def test_a_conditional_model_samples_one_label(quick, tmp_path, capsys):
+    assert main(["train", "vae", "moons", *quick, "--conditional", "true", "--out", "run"]) == 0
+    assert main(["sample", "run", "--label", "1", "--n", "3"]) == 0
+    assert np.load(tmp_path / "run/samples.npy").shape == (3, 2)
+    assert main(["sample", "run", "--n", "3"]) == 1
+    assert "expected labels y" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gan", "ali"])
+def test_the_critic_of_a_conditional_model_compares_labels_too(name, quick):
+    assert main(["train", name, "moons", *quick, "--conditional", "true", "--out", "run"]) == 0
+    run = DataRun.load("run")
+    assert "data(y)" in str(run.fit.loss)
+    assert main(["sample", "run", "--label", "1", "--n", "3"]) == 0
+    assert run.generate(5).shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "dtype"), [("gaussian", np.float32), ("bernoulli", np.float32), ("categorical", np.int64)]
+)
+def test_data_are_loaded_in_the_form_that_the_likelihood_scores(likelihood, dtype, quick):
+    assert main(["train", "vae", "digits", *quick, "--model.likelihood", likelihood, "--out", "run"]) == 0
+    x = DataRun.load("run").data.x
+    assert x.dtype == dtype
+    assert (set(np.unique(x)) == {0.0, 1.0}) == (likelihood == "bernoulli")
+
+
+def test_options_of_the_critic_come_from_the_metric(quick):
+    options = ["--loss.steps", "2", "--loss.lr", "0.01", "--loss.hidden", "[8]", "--loss.weight", "3"]
+    assert main(["train", "wgan", "moons", *quick, *options, "--out", "run"]) == 0
+    metric = Run.load("run").fit.loss.terms[0].term.metric
+    assert (metric.steps, metric.lr, metric.penalty.weight) == (2, 0.01, 3.0)
+
+
+def test_adversarial_training_averages_its_weights_by_default(quick, tmp_path):
+    assert main(["train", "gan", "moons", *quick, "--out", "run"]) == 0
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["fit"]["ema"] == 0.999
+
+
+def test_a_run_of_another_kind_is_refused(quick):
+    from ppgen.runs.energy import EnergyRun
+
+    assert main(["train", "ae", "moons", *quick, "--out", "run"]) == 0
+    with pytest.raises(TypeError, match="expected a EnergyRun, got a run of 'ae': DataRun"):
+        EnergyRun.load("run")
