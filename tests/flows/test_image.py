@@ -294,9 +294,9 @@ def test_fit_starts_norms_by_data_once_a_chain(images):
 def test_a_stopped_run_goes_on_from_its_own_start(images, tmp_path):
     options = {"steps": 6, "restarts": 2, "batch_size": 8, "progress": False, "compile": False}
 
-    def stop(moment):
-        if moment.chain == 1 and moment.step == 3:
-            moment.stop("enough")
+    def stop(step):
+        if step.chain == 1 and step.number == 3:
+            step.stop("enough")
 
     whole = ppgen.fit((a := small()).model, a.guide, images, **options)
     pyro.clear_param_store()
@@ -321,7 +321,7 @@ def test_a_compiled_step_is_the_eager_one(images):
         svi = ppgen.SVI(model.model, model.guide, partial(torch.optim.Adam, lr=1e-2), ppgen.ELBO(), compile=compile)
         losses[compile] = [svi.step(images, y) for _ in range(8)]
         if compile:
-            assert svi.said.startswith("compiled")
+            assert svi.compile_status.startswith("compiled")
     assert losses[True] == pytest.approx(losses[False], rel=1e-9)
     assert losses[True][-1] < losses[True][0]
 
@@ -478,7 +478,7 @@ def test_a_conditional_model_takes_labels():
 def test_the_command_line_has_bits_per_dimension_of_levels(system, tmp_path, monkeypatch, capsys):
     torch.set_default_dtype(torch.float32)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ppgen.runs.run.report_of_run", lambda *_, title, **__: ppgen.report.Report(title))
+    monkeypatch.setattr("ppgen.report.report_of_run", lambda *_, title, **__: ppgen.report.Report(title))
     options = ["--model.hidden", "[4]", "--model.layers", "1", "--data.size", "200", "--fit.steps", "3"]
     assert main(["train", system, "digits", *options, "--out", "run"]) == 0
     assert "held-out bits per dimension" in capsys.readouterr().out
