@@ -1,4 +1,4 @@
-"""How do generated rows compare with data? Two-sample tests, coverage of modes, distances, labels, domains."""
+"""Comparison of generated rows with data: two-sample tests, coverage, metrics, labels and domain adaptation."""
 
 from ppgen.evaluation.base_space import BaseSpaceTest, base_space_test
 from ppgen.evaluation.coverage import (

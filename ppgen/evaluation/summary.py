@@ -1,40 +1,28 @@
-"""How near a model's draws come to data, by every metric at once, whatever the model was trained on.
+"""All measures of how close a model's draws are to data, whatever the model was trained on.
 
-Both samples are brought to a common scale first: each column of a table, or all pixels together, less their mean and
-over their standard deviation in the reference. Values are comparable between models of the same data.
+Both samples are first brought to a common scale: each column of a table, or all pixels together, is standardized by
+the mean and standard deviation of the data. Values are comparable between models of the same data.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
 
-import ppgen.metrics as m
-from ppgen import nets
+from ppgen import metrics as m
 from ppgen.evaluation import classifier_test, coverage, estimate, label_agreement, mode_coverage, pyramid_distance
-from ppgen.evaluation.pyramid import LEAST_SIDE
+from ppgen.evaluation.pyramid import MIN_SIDE
 
 __all__ = ["METRICS", "measure"]
 
-CRITIC = partial(nets.Critic, hidden=(64, 64))
 METRICS: dict[str, Callable[[], m.Metric]] = {
-    "energy distance": m.EnergyDistance,
-    "MMD²": m.MMD,
-    "sliced Wasserstein-2²": m.SlicedWasserstein,
-    "Wasserstein-1, exact": partial(m.Wasserstein, p=1),
-    "Sinkhorn": m.Sinkhorn,
-    "Fréchet": m.Frechet,
-    "CORAL": m.CORAL,
-    "Kolmogorov, sliced": m.KolmogorovSmirnov,
-    "Cramér-von Mises, sliced": m.CramerVonMises,
-    "Jensen-Shannon, by a critic (nats)": partial(
-        m.JensenShannon, CRITIC, lr=1e-3, penalty=m.ZeroCenteredGradientPenalty(0.1)
-    ),
-    "Wasserstein-1, by a critic": partial(m.WassersteinDual, CRITIC, lr=1e-3, penalty=m.GradientPenalty(10.0)),
+    kind.title: kind.for_summary
+    for kind in sorted(m.METRICS.values(), key=lambda kind: issubclass(kind, m.CriticMetric))  # the slow ones last
+    if kind.title is not None
 }
+"""The metrics of the summary by their titles; `ppgen.metrics.METRICS` is the table that they come from."""
 
-C2ST = "classifier two-sample accuracy (0.5: no telling)"
+C2ST = "classifier two-sample accuracy (0.5 is chance)"
 
 Modes = tuple[np.ndarray, float]
 
@@ -48,26 +36,28 @@ def measure(
     metrics: bool = True,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Numbers by name for generated rows beside data, (m, *event) and (n, *event).
+    """Measures by name, for generated rows compared with data.
 
     Args:
-        labeled: further data and their labels, to see of which label the draws are.
-        modes: (K, features) centers and the standard deviation around them, of data that are such a mixture.
-        metrics: whether to take all `METRICS` and a classifier's test; without, only fidelity, variety and, of images
-            of at least 8 x 8, `pyramid_distance` at each level.
-        seed: of directions, folds and critics.
+        generated: Rows (m, *event).
+        data: Rows (n, *event).
+        labeled: Further data and their labels, to determine the labels of the generated rows.
+        modes: The centers (K, features) and the standard deviation of the modes, if the data are such a mixture.
+        metrics: Whether to evaluate all `METRICS` and a classifier test. Without them, the result has only the
+            fidelity, the diversity and, for images of at least 8 x 8, the `pyramid_distance` at each level.
+        seed: Of directions, folds and critics.
     """
     numbers: dict[str, float] = {}
     axes = None if data.ndim > 2 else 0
-    mean, scale = data.mean(axes), data.std(axes)
-    x, y = ((rows - mean) / np.where(scale > 0, scale, 1.0) for rows in (data, generated))
+    mean, std = data.mean(axes), data.std(axes)
+    x, y = ((rows - mean) / np.where(std > 0, std, 1.0) for rows in (data, generated))
     if metrics:
-        there, here = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.float32)
+        tensor_x, tensor_y = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y, dtype=torch.float32)
         for name, make in METRICS.items():
-            numbers[name] = estimate(make(), there, here, steps=500, seed=seed)
+            numbers[name] = estimate(make(), tensor_x, tensor_y, steps=500, seed=seed)
         numbers[C2ST] = classifier_test(x, y, classifier="mlp", seed=seed).statistic
     numbers |= vars(coverage(x, y))
-    if data.ndim == 4 and min(data.shape[2:]) >= LEAST_SIDE:
+    if data.ndim == 4 and min(data.shape[2:]) >= MIN_SIDE:
         pyramid = pyramid_distance(y, x, seed=seed)
         numbers |= {f"patches at {level}, sliced Wasserstein-1": value for level, value in pyramid.levels.items()}
         numbers["patches, mean over levels"] = pyramid.mean
@@ -77,8 +67,8 @@ def measure(
         numbers["labels drawn"] = float((agreement.drawn > 0).sum())
         numbers["share of the rarest label"] = float(agreement.drawn.min())
     if modes is not None:
-        found = mode_coverage(generated, modes[0], sigma=modes[1])
-        numbers["modes captured"] = float(found.captured)
-        numbers["high quality share"] = found.high_quality
-        numbers["reverse KL over modes (nats)"] = found.reverse_kl
+        captured = mode_coverage(generated, modes[0], sigma=modes[1])
+        numbers["modes captured"] = float(captured.captured)
+        numbers["high quality share"] = captured.high_quality
+        numbers["reverse KL over modes (nats)"] = captured.reverse_kl
     return numbers

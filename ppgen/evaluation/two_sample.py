@@ -1,13 +1,15 @@
-"""Tests of P = Q, from n rows x of the law P and m rows y of the law Q, each row an event of d numbers once flattened.
+"""Two-sample tests of P = Q, from n rows x of the distribution P and m rows y of the distribution Q.
 
-Pooled there are N = n + m rows. A test has a statistic T, large where the laws differ, and a p-value that holds its
-level, P(p <= a) <= a for every a where P = Q, at every n and m. It is exact in one of two ways. Either the pooled rows
-are dealt anew into n and m, which under P = Q changes nothing in law, and of B such deals with statistics T_b
+A row is an event, flattened to d numbers. There are N = n + m pooled rows. A test has a statistic T, which is large if
+the distributions differ, and a p-value that controls the level, P(p <= a) <= a for every a if P = Q, for all n and m.
+It is exact in one of two ways. Either the labels of the pooled rows are permuted, which does not change the
+distribution of T if P = Q. With B permutations and their statistics T_b,
 
-    p = (1 + #{b: T_b >= T}) / (1 + B)        (Phipson and Smyth 2010; at least 1 / (1 + B))
+    p = (1 + #{b: T_b >= T}) / (1 + B),
 
-or the law of T under P = Q is known. All take NumPy arrays or torch tensors and compute in double precision; none
-touches the global random state.
+which is at least 1 / (1 + B) (Phipson and Smyth 2010, https://doi.org/10.2202/1544-6115.1585). Or the distribution of T
+under P = Q is known. All tests accept NumPy arrays and torch tensors and compute in double precision; none uses the
+global random state.
 """
 
 import warnings
@@ -20,20 +22,30 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ppgen.metrics.kernel import MMD, Block, EnergyDistance, PairMetric
+from ppgen.metrics.checks import check_integer
+from ppgen.metrics.kernel import MMD, EnergyDistance, PairMetric
 from ppgen.metrics.metric import squared_distances
+from ppgen.metrics.pairs import PairBlock
+from ppgen.nets import lookup
 
 __all__ = ["TwoSample", "classifier_test", "energy_test", "ks_test", "mmd_test"]
 
 Rows: TypeAlias = np.ndarray | Tensor
 
-BLOCK = 2**22  # entries of a matrix of distances that are held at a time
-ENOUGH = 2000  # rows from which a median distance is taken, at most
+MAX_ENTRIES = 2**22  # of a matrix of distances, in memory at a time
+MAX_MEDIAN_ROWS = 2000  # from which a median distance is computed
 
 
 @dataclass(frozen=True)
 class TwoSample:
-    """What a test found. `null` holds the statistics T_b (B,) of the deals, or is None where T's law was known."""
+    """The result of a two-sample test.
+
+    Attributes:
+        name: The name of the test.
+        statistic: T.
+        p_value: p.
+        null: The statistics T_b (B,) of the permutations, or None if the distribution of T is known.
+    """
 
     name: str
     statistic: float
@@ -42,37 +54,42 @@ class TwoSample:
 
 
 def ks_test(x: Rows, y: Rows, *, projections: int = 100, permutations: int = 499, seed: int = 0) -> TwoSample:
-    """Kolmogorov-Smirnov: T = max_t |F_n(t) - G_m(t)|, the gap between the empirical distribution functions.
+    """Kolmogorov-Smirnov test: T = max_t |F_n(t) - G_m(t)|, the distance of the empirical distribution functions.
 
-    For d = 1 that is `scipy.stats.ks_2samp`, whose p is exact up to 10,000 rows of a sample and asymptotic beyond;
-    nothing is dealt. Otherwise the columns are divided by their pooled
-    standard deviations, T is the mean over random directions u, uniform on the sphere, of the gap between the
-    distribution functions of u.x and u.y, and p comes from deals. A constant column tells nothing and stays out of it.
+    If d = 1 this is `scipy.stats.ks_2samp`, whose p-value is exact up to 10,000 rows of a sample and asymptotic beyond;
+    there are no permutations. Otherwise the columns are divided by their pooled standard deviations, T is the mean over
+    random directions u, uniform on the sphere, of the distance between the distribution functions of u.x and u.y, and
+    the p-value comes from permutations. Constant columns are ignored.
 
     Args:
-        x, y: (n, *event) and (m, *event).
-        projections: how many directions.
+        x: Rows (n, *event).
+        y: Rows (m, *event).
+        projections: The number of directions.
         permutations: B.
-        seed: of directions and deals.
+        seed: Of the directions and permutations.
 
     Raises:
-        TypeError: for anything but arrays of real numbers.
-        ValueError: for fewer than two rows, events that differ in shape, values that are not finite, or counts below 1.
+        TypeError: If a sample is not an array of real numbers.
+        ValueError: If there are fewer than two rows, events differ in shape, values are not finite, or counts are below
+            1.
     """
-    x, y = paired_rows(x, y)
-    at_least(1, projections=projections, permutations=permutations)
+    x, y = flatten_samples(x, y)
+    check_integer("projections", projections)
+    check_integer("permutations", permutations)
     if x.shape[1] == 1:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "ks_2samp: Exact calculation", RuntimeWarning)  # goes on asymptotically
-            found = stats.ks_2samp(x[:, 0], y[:, 0])
-        return TwoSample("Kolmogorov-Smirnov", float(found.statistic), float(found.pvalue))
+            warnings.filterwarnings(
+                "ignore", "ks_2samp: Exact calculation", RuntimeWarning
+            )  # falls back to asymptotics
+            result = stats.ks_2samp(x[:, 0], y[:, 0])
+        return TwoSample("Kolmogorov-Smirnov", float(result.statistic), float(result.pvalue))
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((x.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
-    dealt = deal(len(x), len(y), permutations, rng)
+    labels = permute_labels(len(x), len(y), permutations, rng)
     projected = _standardized(np.concatenate([x, y])) @ directions
-    gaps = np.mean([_gaps(column, dealt) for column in projected.T], axis=0)
-    return judged("sliced Kolmogorov-Smirnov", gaps)
+    statistics = np.mean([_ks_statistics(column, labels) for column in projected.T], axis=0)
+    return permutation_result("sliced Kolmogorov-Smirnov", statistics)
 
 
 def mmd_test(
@@ -85,106 +102,135 @@ def mmd_test(
     permutations: int = 499,
     seed: int = 0,
 ) -> TwoSample:
-    """Maximum mean discrepancy: T = MMD_u^2, the unbiased estimate of Gretton et al. 2012, p from deals.
+    """Maximum mean discrepancy: T = MMD_u^2, the unbiased estimate, with a p-value from permutations.
+
+    Gretton et al. 2012, https://jmlr.org/papers/v13/gretton12a.html. One kernel at the median bandwidth is best for
+    means that differ; smaller bandwidths detect differences of spread and fine structure better, and
+    ``scales=(.5, 1, 2, 4)`` is a compromise.
 
     Args:
-        x, y: (n, *event) and (m, *event).
-        kernel, bandwidth, scales: as `ppgen.metrics.MMD` has them. The median is over all pairs of up to 2000 of the
-            pooled rows, whichever sample they are from. One kernel at the median suits means that differ; smaller ones
-            see spread and fine structure better, and scales=(.5, 1, 2, 4) is a compromise.
+        x: Rows (n, *event).
+        y: Rows (m, *event).
+        kernel: As in `ppgen.metrics.MMD`.
+        bandwidth: As in `ppgen.metrics.MMD`. The median is over all pairs of up to 2000 of the pooled rows, from either
+            sample.
+        scales: As in `ppgen.metrics.MMD`.
         permutations: B.
-        seed: of the deals.
+        seed: Of the permutations.
 
     Raises:
-        TypeError: for anything but arrays of real numbers.
-        ValueError: as `ks_test`, and for options that `ppgen.metrics.MMD` does not take.
+        TypeError: If a sample is not an array of real numbers.
+        ValueError: As `ks_test`, and as `ppgen.metrics.MMD`.
     """
     return _pair_test(MMD(kernel=kernel, bandwidth=bandwidth, scales=scales), x, y, permutations, seed)
 
 
 def energy_test(x: Rows, y: Rows, *, exponent: float = 1.0, permutations: int = 499, seed: int = 0) -> TwoSample:
-    """Energy distance: T = 2 E|X - Y|^b - E|X - X'|^b - E|Y - Y'|^b, unbiased, with b the `exponent`; p from deals.
+    """Energy distance: T = 2 E|X - Y|^b - E|X - X'|^b - E|Y - Y'|^b, unbiased, with a p-value from permutations.
 
-    Székely and Rizzo 2013. Columns count by their units: standardize those that have different ones.
+    Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018. The result depends on the units of the columns:
+    standardize columns that have different units.
 
     Args:
-        x, y: (n, *event) and (m, *event).
-        exponent: between 0 and 2, both excluded.
+        x: Rows (n, *event).
+        y: Rows (m, *event).
+        exponent: b, between 0 and 2, both excluded.
         permutations: B.
-        seed: of the deals.
+        seed: Of the permutations.
 
     Raises:
-        TypeError: for anything but arrays of real numbers.
-        ValueError: as `ks_test`, and for an exponent out of range.
+        TypeError: If a sample is not an array of real numbers.
+        ValueError: As `ks_test`, and if the exponent is out of range.
     """
     return _pair_test(EnergyDistance(exponent=exponent), x, y, permutations, seed)
 
 
 def classifier_test(x: Rows, y: Rows, *, classifier: Any = "logistic", folds: int = 5, seed: int = 0) -> TwoSample:
-    """Can a classifier tell them apart? T is its accuracy on rows that it has not seen (Lopez-Paz and Oquab 2017).
+    """Classifier two-sample test: T is the accuracy of a classifier of x against y on held-out rows.
 
-    Ordinary cross-validation fits each fold's classifier on the labels of the others, so that folds err together and
-    the binomial p-value is too small. Here the samples are cut at random into folds, and fold f = 2, 3, ... is
-    scored by a classifier fitted on the folds before it alone. Of its n_f + m_f rows the m_f with the highest scores
-    are called y, ties at random. With P = Q the number that are called so rightly is then hypergeometric whatever the
-    classifier, independently from fold to fold, and p is the exact tail of their sum. T is balanced accuracy, the mean
-    of the shares of x and of y called rightly, and 0.5 by chance at all sizes.
+    Lopez-Paz and Oquab 2017, https://arxiv.org/abs/1610.06545. In ordinary cross-validation each fold's classifier is
+    fitted on the labels of the other folds, so the errors of folds are dependent and the binomial p-value is too small.
+    Here the samples are split at random into folds, and fold f = 2, 3, ... is scored by a classifier fitted on the
+    folds before it alone. Of its n_f + m_f rows, the m_f with the highest scores are classified as y, with ties broken
+    at random. If P = Q, the number of correct ones among them is then hypergeometric for any classifier, independently
+    over folds, and p is the exact tail probability of their sum. T is the balanced accuracy, the mean of the shares of
+    x and of y that are classified correctly; its expectation under P = Q is 0.5 for all sizes.
 
     Args:
-        x, y: (n, *event) and (m, *event).
-        classifier: "logistic" (linear: sees means), "knn" (sqrt of the training rows many neighbors), "mlp" (one
-            layer of 32), all after standardization, which leaves constant columns at zero; or a scikit-learn
-            classifier with `predict_proba` or `decision_function`, of which a clone is fitted to the flattened rows.
-        folds: how many; two are one split in halves.
-        seed: of the folds, ties and the network's weights.
+        x: Rows (n, *event).
+        y: Rows (m, *event).
+        classifier: "logistic" (linear: detects means), "knn" (with the square root of the number of training rows as
+            the number of neighbors) or "mlp" (one hidden layer of width 32), each after standardization, which leaves
+            constant columns at zero. Or a scikit-learn classifier with `predict_proba` or `decision_function`, of which
+            a clone is fitted to the flattened rows.
+        folds: The number of folds; two are one split into halves.
+        seed: Of the folds, the ties and the network's weights.
 
     Raises:
-        TypeError: for anything but arrays of real numbers, or a classifier that has no scores.
-        ValueError: as `ks_test`, for an unknown classifier, or fewer rows of a sample than folds.
+        TypeError: If a sample is not an array of real numbers, or the classifier has no scores.
+        ValueError: As `ks_test`, if the classifier is unknown, or if a sample has fewer rows than there are folds.
     """
-    x, y = paired_rows(x, y)
-    at_least(2, folds=folds)
+    x, y = flatten_samples(x, y)
+    check_integer("folds", folds, 2)
     if min(len(x), len(y)) < folds:
         raise ValueError(
-            f"classifier_test: expected a row of each sample in each of {folds} folds, got {len(x)} and {len(y)} rows; "
-            f"take fewer folds"
+            f"classifier_test: expected at least one row of each sample in each of {folds} folds, got {len(x)} and "
+            f"{len(y)} rows; use fewer folds"
         )
     rng = np.random.default_rng(seed)
     parts = [np.array_split(rng.permutation(sample), folds) for sample in (x, y)]
-    right, called, calls = 0, 0, np.ones(1)
+    correct, total, distribution = 0, 0, np.ones(1)
     for fold in range(1, folds):
-        seen = [np.concatenate(part[:fold]) for part in parts]
-        held = np.concatenate([part[fold] for part in parts])
-        scores = _scores(classifier, seen[0], seen[1], held, seed)
+        training = [np.concatenate(part[:fold]) for part in parts]
+        held_out = np.concatenate([part[fold] for part in parts])
+        scores = _scores(classifier, training[0], training[1], held_out, seed)
         n, m = (len(part[fold]) for part in parts)
         highest = np.lexsort((rng.random(n + m), -scores))[:m]
-        right += int((highest >= n).sum())
-        called += m
-        calls = np.convolve(calls, stats.hypergeom.pmf(np.arange(m + 1), n + m, m, m))
-    others = sum(len(part) for part in parts[0][1:])
-    accuracy = (right / called + (others - called + right) / others) / 2
+        correct += int((highest >= n).sum())
+        total += m
+        distribution = np.convolve(distribution, stats.hypergeom.pmf(np.arange(m + 1), n + m, m, m))
+    of_x = sum(len(part) for part in parts[0][1:])
+    accuracy = (correct / total + (of_x - total + correct) / of_x) / 2
     kind = classifier if isinstance(classifier, str) else type(classifier).__name__
-    return TwoSample(f"classifier ({kind})", accuracy, min(1.0, float(calls[right:].sum())))
+    return TwoSample(f"classifier ({kind})", accuracy, min(1.0, float(distribution[correct:].sum())))
 
 
-def paired_rows(
+def flatten_samples(
     x: Rows, y: Rows, *, names: tuple[str, str] = ("x", "y"), least: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both samples flattened to rows of double precision, (n, d) and (m, d), each of at least `least` rows.
+    """Both samples as rows in double precision, (n, d) and (m, d).
 
-    Raises TypeError and ValueError as `ks_test` says.
+    Args:
+        x: Rows (n, *event).
+        y: Rows (m, *event).
+        names: The names of the samples, for error messages.
+        least: The smallest number of rows allowed.
+
+    Raises:
+        TypeError: As `ks_test`.
+        ValueError: As `ks_test`.
     """
-    flat = [flat_rows(sample, name, least=least) for sample, name in zip((x, y), names, strict=True)]
+    flat = [flatten_sample(sample, name, least=least) for sample, name in zip((x, y), names, strict=True)]
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(
-            f"{names[0]} and {names[1]}: expected events of one shape, got {tuple(x.shape[1:])} and "
+            f"{names[0]} and {names[1]}: expected events of the same shape, got {tuple(x.shape[1:])} and "
             f"{tuple(y.shape[1:])}; reshape one of them"
         )
     return flat[0], flat[1]
 
 
-def flat_rows(sample: Rows, name: str, *, least: int) -> np.ndarray:
-    """One sample as `paired_rows` has it, called `name` in its errors."""
+def flatten_sample(sample: Rows, name: str, *, least: int) -> np.ndarray:
+    """A sample as rows in double precision, (n, d).
+
+    Args:
+        sample: Rows (n, *event).
+        name: The name of the sample, for error messages.
+        least: The smallest number of rows allowed.
+
+    Raises:
+        TypeError: As `ks_test`.
+        ValueError: As `ks_test`.
+    """
     if not isinstance(sample, np.ndarray | Tensor):
         raise TypeError(f"{name}: expected a NumPy array or a torch tensor, got {type(sample).__name__}")
     real = not sample.is_complex() if isinstance(sample, Tensor) else sample.dtype.kind in "biuf"
@@ -195,117 +241,142 @@ def flat_rows(sample: Rows, name: str, *, least: int) -> np.ndarray:
         raise ValueError(f"{name}: expected (n, *event) with at least {least} rows, got shape {values.shape}")
     flat = values.reshape(len(values), -1).astype(np.float64)
     if bad := int((~np.isfinite(flat)).any(axis=1).sum()):
-        raise ValueError(f"{name}: {bad} of {len(values)} rows hold values that are not finite; drop or fill them")
+        raise ValueError(f"{name}: {bad} of {len(values)} rows have values that are not finite; drop or impute them")
     return flat
 
 
-def deal(n: int, m: int, deals: int, rng: np.random.Generator) -> np.ndarray:
-    """Which of the N pooled rows are dealt to the first sample, (N, 1 + B): the truth first, then B random deals."""
-    dealt = np.tile(np.arange(n + m) < n, (1 + deals, 1))
-    dealt[1:] = rng.permuted(dealt[1:], axis=1)
-    return np.ascontiguousarray(dealt.T)
+def permute_labels(n: int, m: int, permutations: int, rng: np.random.Generator) -> np.ndarray:
+    """Which of the N pooled rows belong to the first sample, (N, 1 + B): first the true labels, then permutations.
+
+    Args:
+        n: The number of rows of the first sample.
+        m: The number of rows of the second sample.
+        permutations: B.
+        rng: The generator of the permutations.
+    """
+    labels = np.tile(np.arange(n + m) < n, (1 + permutations, 1))
+    labels[1:] = rng.permuted(labels[1:], axis=1)
+    return np.ascontiguousarray(labels.T)
 
 
-def blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Squared distances of x (n, d) from y (m, d) in blocks of rows of x, so that never n m of them are held."""
-    rows = max(1, BLOCK // len(y))
-    for start in range(0, len(x), rows):
-        block = slice(start, min(start + rows, len(x)))
+def distance_blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Squared distances of x (n, d) from y (m, d) in blocks of rows of x, so that the whole matrix is never in memory.
+
+    Args:
+        x: Rows (n, d).
+        y: Rows (m, d).
+
+    Yields:
+        The rows of the block, and their squared distances from all of y.
+    """
+    size = max(1, MAX_ENTRIES // len(y))
+    for start in range(0, len(x), size):
+        block = slice(start, min(start + size, len(x)))
         yield block, squared_distances(x[block], y)
 
 
-def _pair_test(metric: PairMetric, x: Rows, y: Rows, permutations: int, seed: int) -> TwoSample:
-    """The quadratic form of a pair metric for all deals at once.
+def permutation_result(name: str, statistics: np.ndarray) -> TwoSample:
+    """The result of a permutation test.
 
-    With a (N,) the indicator of the first sample and K the similarities with an empty diagonal, all three sums of
-    pairs follow from the matrix product K a: those within x from a.Ka, the others from the row sums of K.
+    Args:
+        name: The name of the test.
+        statistics: (1 + B,) of the true labels first, then of the permutations.
     """
-    x, y = paired_rows(x, y)
-    at_least(1, permutations=permutations)
+    statistic, null = float(statistics[0]), statistics[1:]
+    tolerance = 1e-9 * np.abs(statistics).max()  # statistics that differ by rounding count as ties
+    return TwoSample(name, statistic, float(1 + (null >= statistic - tolerance).sum()) / (1 + len(null)), null)
+
+
+def _pair_test(metric: PairMetric, x: Rows, y: Rows, permutations: int, seed: int) -> TwoSample:
+    """The quadratic form of a pair metric for all permutations at once.
+
+    With a (N,) the indicator of the first sample and K the similarities with a diagonal of zeros, all three sums over
+    pairs follow from the matrix product K a: the pairs within x from a.Ka, the others from the row sums of K.
+    """
+    x, y = flatten_samples(x, y)
+    check_integer("permutations", permutations)
     rng, n, m = np.random.default_rng(seed), len(x), len(y)
     pooled = torch.as_tensor(np.concatenate([x, y]))
-    some = pooled[rng.permutation(n + m)[:ENOUGH]]
-    equal = some.new_ones(len(some))
-    unit = metric.unit([Block(some, some, equal, equal, 0)])
-    a = torch.as_tensor(deal(n, m, permutations, rng), dtype=torch.float64)
-    within, from_x, total = torch.zeros(a.shape[1], dtype=a.dtype), torch.zeros(a.shape[1], dtype=a.dtype), 0.0
-    for block, d2 in blocks(pooled, pooled):
+    subset = pooled[rng.permutation(n + m)[:MAX_MEDIAN_ROWS]]
+    equal = subset.new_ones(len(subset))
+    unit = metric.unit([PairBlock(subset, subset, equal, equal, 0)])
+    a = torch.as_tensor(permute_labels(n, m, permutations, rng), dtype=torch.float64)
+    within_x, from_x, total = torch.zeros(a.shape[1], dtype=a.dtype), torch.zeros(a.shape[1], dtype=a.dtype), 0.0
+    for block, d2 in distance_blocks(pooled, pooled):
         k = metric.similarity(d2 / unit)
         k.diagonal(block.start).zero_()
-        within += (a[block] * (k @ a)).sum(0)
+        within_x += (a[block] * (k @ a)).sum(0)
         from_x += k.sum(1) @ a[block]
         total += float(k.sum())
-    across = from_x - within
-    statistics = within / (n * (n - 1)) + (total - from_x - across) / (m * (m - 1)) - 2 * across / (n * m)
-    return judged(metric.name, statistics.numpy())
+    between = from_x - within_x
+    within_y = total - from_x - between
+    statistics = within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * between / (n * m)
+    return permutation_result(metric.name, statistics.numpy())
 
 
-def _gaps(values: np.ndarray, dealt: np.ndarray) -> np.ndarray:
-    """The Kolmogorov-Smirnov statistic of values (N,) for each deal (N, 1 + B)."""
+def _ks_statistics(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The Kolmogorov-Smirnov statistic of values (N,) for each column of labels (N, 1 + B)."""
     order = np.argsort(values)
-    # a step counts where a run of equal values ends; equal rows may be projected to values a rounding error apart
+    # a step is where a run of equal values ends; the projections of equal rows may differ by a rounding error
     ends = np.append(np.diff(values[order]) > 1e-9, True)
-    rank, n, m = 1 + np.flatnonzero(ends), int(dealt[:, 0].sum()), int((~dealt[:, 0]).sum())
-    below = np.cumsum(dealt[order], axis=0, dtype=np.int32)[ends]
-    # F - G = below / n - (rank - below) / m, in units of 1 / nm, where all is whole and ties between deals are exact
-    gaps = below * np.float64(n + m)
-    gaps -= (n * rank)[:, None]
-    return np.abs(gaps, out=gaps).max(axis=0) / (n * m)
-
-
-def judged(name: str, statistics: np.ndarray) -> TwoSample:
-    """The result of a test whose deals, the true one first, have these statistics (1 + B,)."""
-    statistic, null = float(statistics[0]), statistics[1:]
-    slack = 1e-9 * np.abs(statistics).max()  # ties that rounding hides count as ties
-    return TwoSample(name, statistic, float(1 + (null >= statistic - slack).sum()) / (1 + len(null)), null)
+    rank, n, m = 1 + np.flatnonzero(ends), int(labels[:, 0].sum()), int((~labels[:, 0]).sum())
+    count = np.cumsum(labels[order], axis=0, dtype=np.int32)[ends]
+    # F - G = count / n - (rank - count) / m, in units of 1 / nm, which are integers, so that ties are exact
+    difference = count * np.float64(n + m)
+    difference -= (n * rank)[:, None]
+    return np.abs(difference, out=difference).max(axis=0) / (n * m)
 
 
 def _scores(classifier: Any, x: np.ndarray, y: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
-    """How much each row looks like y to a classifier fitted to x and y."""
+    """The scores of rows under a classifier fitted to x and y; a high score means y."""
     from sklearn.base import clone
     from sklearn.exceptions import ConvergenceWarning
 
     if isinstance(classifier, str):
-        model = _named(classifier, len(x) + len(y), seed)
+        model = lookup(CLASSIFIERS, classifier, option="classifier")(len(x) + len(y), seed)
     elif hasattr(classifier, "predict_proba") or hasattr(classifier, "decision_function"):
         model = clone(classifier)
     else:
         raise TypeError(
-            f"classifier: expected {', '.join(map(repr, NAMED))} or a scikit-learn classifier with predict_proba or "
-            f"decision_function, got {classifier!r}"
+            f"classifier: expected {', '.join(map(repr, CLASSIFIERS))} or a scikit-learn classifier with "
+            f"predict_proba or decision_function, got {classifier!r}"
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the level does not rest on convergence
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the level does not depend on convergence
         model.fit(np.concatenate([x, y]), np.repeat([0, 1], [len(x), len(y)]))
     return model.predict_proba(rows)[:, 1] if hasattr(model, "predict_proba") else model.decision_function(rows)
 
 
-NAMED = ("logistic", "knn", "mlp")
-
-
-def _named(kind: str, rows: int, seed: int) -> Any:
+# scikit-learn is imported late, because it is slow to import
+def _logistic(rows: int, seed: int) -> Any:
     from sklearn.linear_model import LogisticRegression
+
+    return _after_standardization(LogisticRegression(max_iter=1000))
+
+
+def _knn(rows: int, seed: int) -> Any:
     from sklearn.neighbors import KNeighborsClassifier
+
+    return _after_standardization(KNeighborsClassifier(n_neighbors=int(rows**0.5)))
+
+
+def _mlp(rows: int, seed: int) -> Any:
     from sklearn.neural_network import MLPClassifier
+
+    return _after_standardization(MLPClassifier((32,), max_iter=100, random_state=seed))
+
+
+def _after_standardization(model: Any) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if kind not in NAMED:
-        raise ValueError(f"classifier: expected one of {', '.join(map(repr, NAMED))}, got {kind!r}")
-    model = {
-        "logistic": LogisticRegression(max_iter=1000),
-        "knn": KNeighborsClassifier(n_neighbors=int(rows**0.5)),
-        "mlp": MLPClassifier((32,), max_iter=100, random_state=seed),
-    }[kind]
     return make_pipeline(StandardScaler(), model)
 
 
+CLASSIFIERS: dict[str, Callable[[int, int], Any]] = {"logistic": _logistic, "knn": _knn, "mlp": _mlp}
+"""Classifiers as functions of the number of training rows and the seed."""
+
+
 def _standardized(x: np.ndarray) -> np.ndarray:
-    """Columns less their means, in units of their standard deviations; constant ones become zero, up to rounding."""
+    """Columns minus their means, divided by their standard deviations; constant columns become zero, up to rounding."""
     return (x - x.mean(axis=0)) / np.where(np.ptp(x, axis=0) > 0, x.std(axis=0), 1.0)
-
-
-def at_least(least: int, **counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int | np.integer) or count < least:
-            raise ValueError(f"{name}: expected a whole number of at least {least}, got {count}")

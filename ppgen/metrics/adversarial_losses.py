@@ -1,18 +1,21 @@
-"""Games between a critic and a generator: what the critic raises, and what the generator lowers.
+"""Adversarial losses: the objective that a critic maximizes, and the loss that a generator minimizes.
 
-A critic v gives each row a number. For laws P (rows x) and Q (rows y) its payoff is
+A critic v assigns a score to each row. For distributions P (rows x) and Q (rows y) its objective is
 
     V(v) = E_P a(v(x)) + E_Q b(v(y)),
 
-a lower bound of a divergence D(P, Q) that is tight at the best critic; ``V = 0`` is within every critic's reach where
-``P = Q``. The f-divergence ``D_f(P, Q) = E_Q f(p / q)``, f convex with ``f(1) = 0``, has the payoff
+a lower bound of a divergence D(P, Q) that is tight at the optimal critic. If ``P = Q``, every critic architecture can
+reach ``V = 0``. For the f-divergence ``D_f(P, Q) = E_Q f(p / q)``, with f convex and ``f(1) = 0``,
 
-    a(v) = g(v),   b(v) = -f*(g(v)),   f*(t) = sup_u (u t - f(u))   (Nowozin, Cseke & Tomioka 2016, f-GAN, equation 6)
+    a(v) = g(v),   b(v) = -f*(g(v)),   f*(t) = sup_u (u t - f(u)),
 
-where the activation g maps the real line into the domain of f*. A generator that lowers V itself is called saturating:
-where the critic is sure, b is flat. The non-saturating one takes the critic's part with P and Q exchanged and lowers
-``-(E_P b(v(x)) + E_Q a(v(y)))``, of the same direction and with a slope where the critic is sure (Goodfellow et al.
-2014, section 3; Nowozin et al., section 3.2).
+where the activation g maps the real line into the domain of the conjugate f* (f-GAN, Nowozin, Cseke & Tomioka 2016,
+https://arxiv.org/abs/1606.00709, equation 6).
+
+A generator that minimizes V itself is called saturating: where the critic is confident, b is flat. The non-saturating
+generator exchanges P and Q in the critic's objective and minimizes ``-(E_P b(v(x)) + E_Q a(v(y)))``. Its gradient has
+the same direction, and does not vanish where the critic is confident (Goodfellow et al. 2014,
+https://arxiv.org/abs/1406.2661, section 3; Nowozin et al., section 3.2).
 """
 
 import math
@@ -23,36 +26,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["DIVERGENCES", "HINGE", "LEAST_SQUARES", "WASSERSTEIN", "Divergence", "Game", "alpha_divergence"]
+__all__ = ["DIVERGENCES", "HINGE", "LEAST_SQUARES", "WASSERSTEIN", "AdversarialLoss", "Divergence", "alpha_divergence"]
 
-Map = Callable[[Tensor], Tensor]
+Elementwise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Game:
-    """`real` and `fake` are a and b; `upper_bound` is the largest value of D, None where it has none.
+class AdversarialLoss:
+    """The functions of the critic's objective ``V(v) = E_P a(v(x)) + E_Q b(v(y))``.
 
-    `pull`, where the non-saturating generator does not take the critic's part: it then lowers
-    ``E_P pull(v(x)) - E_Q pull(v(y))``.
+    Attributes:
+        real: The function a, of scores of rows of P.
+        fake: The function b, of scores of rows of Q.
+        upper_bound: The largest value of D, or None if D is unbounded.
+        generator: A function c if the non-saturating generator does not exchange P and Q: it then minimizes
+            ``E_P c(v(x)) - E_Q c(v(y))``.
     """
 
-    real: Map
-    fake: Map
+    real: Elementwise
+    fake: Elementwise
     upper_bound: float | None = None
-    pull: Map | None = None
+    generator: Elementwise | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class Divergence:
-    """A row of `DIVERGENCES`: f as above, its conjugate f*, the activation g, and ``f*(g(v))`` in a stable form.
+    """An f-divergence, with the functions that its variational bound needs.
 
-    `name` is for those that are no row of the table.
+    Attributes:
+        f: The convex function f.
+        activation: The activation g.
+        conjugate: The conjugate f*.
+        composed: ``f*(g(v))`` in a numerically stable form.
+        upper_bound: The largest value of D, or None if D is unbounded.
+        name: The name in reports, for divergences that are not in `DIVERGENCES`.
     """
 
-    f: Map
-    activation: Map
-    conjugate: Map
-    composed: Map
+    f: Elementwise
+    activation: Elementwise
+    conjugate: Elementwise
+    composed: Elementwise
     upper_bound: float | None = None
     name: str = "Divergence"
 
@@ -60,17 +73,23 @@ class Divergence:
         return self.name
 
     @property
-    def game(self) -> Game:
-        return Game(self.activation, lambda v: -self.composed(v), self.upper_bound)
+    def adversarial_loss(self) -> AdversarialLoss:
+        """The objective with a = g and b = -f*(g)."""
+        return AdversarialLoss(self.activation, lambda v: -self.composed(v), self.upper_bound)
 
 
 def alpha_divergence(alpha: float) -> Divergence:
-    """Amari's divergence, f(u) = (u^alpha - alpha u + alpha - 1) / (alpha (alpha - 1)).
+    """Amari's alpha divergence, f(u) = (u^alpha - alpha u + alpha - 1) / (alpha (alpha - 1)).
 
-    alpha = 2 is half of Pearson's, 1/2 twice the squared Hellinger; toward 1 it becomes KL(P, Q), toward 0 KL(Q, P)
-    (Cichocki & Amari 2010, equation 16). Here ``exp(v)`` is the critic's estimate of p / q.
+    alpha = 2 is half of Pearson's divergence, alpha = 1/2 is twice the squared Hellinger distance. As alpha goes to 1,
+    it becomes KL(P, Q), and as alpha goes to 0, KL(Q, P). ``exp(v)`` is the critic's estimate of p / q. Cichocki &
+    Amari 2010, https://doi.org/10.3390/e12061532, equation 16.
 
-    Raises ``ValueError`` for 0 and 1, which are rows of their own.
+    Args:
+        alpha: A finite number other than 0 and 1.
+
+    Raises:
+        ValueError: If alpha is 0 or 1, which have their own rows in `DIVERGENCES`, or is not finite.
     """
     if not math.isfinite(alpha) or alpha in (0, 1):
         raise ValueError(f"alpha: expected a number other than 0 ('reverse_kl') and 1 ('kl'), got {alpha}")
@@ -100,7 +119,7 @@ DIVERGENCES: dict[str, Divergence] = {
         conjugate=lambda t: -1 - torch.log(-t),
         composed=lambda v: v - 1,
     ),
-    # half of KL(P, M) + half of KL(Q, M), M = (P + Q) / 2; sigmoid(v) is the critic's guess that a row is of P
+    # KL(P, M) / 2 + KL(Q, M) / 2 with M = (P + Q) / 2; sigmoid(v) is the critic's probability that a row is from P
     "jensen_shannon": Divergence(
         f=lambda u: (u * u.log() - (1 + u) * ((1 + u) / 2).log()) / 2,
         activation=lambda v: (F.logsigmoid(v) + math.log(2)) / 2,
@@ -133,12 +152,15 @@ DIVERGENCES: dict[str, Divergence] = {
     ),
 }
 
-# D = half the integral of (p - q)^2 / (p + q) (Vincze, Le Cam), by squared errors from the labels 1 and 0:
-# Mao et al. 2017, equation 9, where the generator lowers the squared error from 1
-LEAST_SQUARES = Game(lambda v: 0.5 - 2 * (v - 1) ** 2, lambda v: 0.5 - 2 * v**2, upper_bound=1.0)
+# D is half the integral of (p - q)^2 / (p + q) (Vincze-Le Cam), from squared errors of the labels 1 and 0; the
+# generator minimizes the squared error of the label 1 (Mao et al. 2017, https://arxiv.org/abs/1611.04076, equation 9)
+LEAST_SQUARES = AdversarialLoss(lambda v: 0.5 - 2 * (v - 1) ** 2, lambda v: 0.5 - 2 * v**2, upper_bound=1.0)
 
-# D = total variation; the generator lowers -E v(y), which does not saturate (Lim & Ye 2017; Miyato et al. 2018, eq. 17)
-HINGE = Game(lambda v: v.clamp(max=1) / 2, lambda v: (-v).clamp(max=1) / 2, upper_bound=1.0, pull=lambda v: v / 2)
+# D is the total variation; the generator minimizes -E v(y), which does not saturate (Lim & Ye 2017,
+# https://arxiv.org/abs/1705.02894; Miyato et al. 2018, https://arxiv.org/abs/1802.05957, equation 17)
+HINGE = AdversarialLoss(
+    lambda v: v.clamp(max=1) / 2, lambda v: (-v).clamp(max=1) / 2, upper_bound=1.0, generator=lambda v: v / 2
+)
 
-# D = sup E v(x) - E v(y); over 1-Lipschitz v it is W_1 (Kantorovich and Rubinstein)
-WASSERSTEIN = Game(lambda v: v, lambda v: -v)
+# D is sup E v(x) - E v(y); over 1-Lipschitz v it is W_1 (Kantorovich-Rubinstein duality)
+WASSERSTEIN = AdversarialLoss(lambda v: v, lambda v: -v)

@@ -1,18 +1,17 @@
 """Metrics that compare all pairs of rows: maximum mean discrepancy and the energy distance.
 
-Both are one quadratic form. With ``X, X'`` independent draws of ``P``, ``Y, Y'`` of ``Q`` and a similarity
-``k``,
+Both are one quadratic form. With ``X, X'`` independent draws from ``P``, ``Y, Y'`` from ``Q`` and a similarity ``k``,
 
     D = E k(X, X') + E k(Y, Y') - 2 E k(X, Y),
 
-where each expectation is a weighted mean over pairs of rows. The biased estimate (a V-statistic) takes all
-pairs, ``E k(X, X') = sum_ij p_i p_j k(x_i, x_j)``, and is zero where the samples are equal. The unbiased one
-(a U-statistic) leaves out a row's pair with itself,
+where each expectation is a weighted mean over pairs of rows. The biased estimate (a V-statistic) uses all pairs,
+``E k(X, X') = sum_ij p_i p_j k(x_i, x_j)``, and is zero if the samples are equal. The unbiased estimate (a U-statistic)
+leaves out the pair of a row with itself,
 
     E k(X, X') = sum_{i != j} p_i p_j k(x_i, x_j) / (1 - sum_i p_i^2),
 
-and may be negative. At uniform weights they are ``MMD_b^2`` and ``MMD_u^2`` (Lemma 6) of Gretton et al.
-2012, "A kernel two-sample test".
+and may be negative. With uniform weights the two are ``MMD_b^2`` and ``MMD_u^2`` (Lemma 6) of Gretton et al. 2012, "A
+kernel two-sample test" (https://jmlr.org/papers/v13/gretton12a.html).
 
 Time grows as ``(n + m)^2``, memory only as ``n + m``: see :mod:`ppgen.metrics.pairs`.
 """
@@ -25,27 +24,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppgen.metrics.checks import check_positive
 from ppgen.metrics.metric import Metric
-from ppgen.metrics.pairs import Block, at_once, pair_blocks, sum_over_pairs
+from ppgen.metrics.pairs import PairBlock, fit_in_memory, pair_blocks, sum_over_pairs
+
+__all__ = ["KERNELS", "MMD", "EnergyDistance", "PairMetric", "distance_power", "median_squared_distance"]
 
 KERNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "rbf": lambda u: torch.exp(-u / 2),
     "imq": lambda u: 2 / (2 + u),
 }
-"""Kernels as functions of ``u = |x - y|^2 / s^2``, the squared distance in units of the squared bandwidth."""
+"""Kernels as functions of ``u = |x - y|^2 / s^2``, the squared distance in units of the squared bandwidth ``s^2``."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class PairMetric(Metric):
-    """The quadratic form above; a subclass says what ``k`` is.
+    """The quadratic form of the module's docstring; a subclass defines the similarity ``k``.
 
-    ``unbiased=True`` needs two rows of each sample and raises ``ValueError`` with fewer. Where weights leave
-    a sample only one row it has no pair, and that row stands for a point mass: ``E k(X, X') = k(x, x)``.
+    Args:
+        unbiased: Whether to use the unbiased estimate, which needs two rows of each sample. If weights leave a sample
+            only one row, it has no pairs, and the row represents a point mass: ``E k(X, X') = k(x, x)``.
+
+    Raises:
+        ValueError: On a call, if the unbiased estimate gets fewer than two rows, or if a kernel with parameters of its
+            own gets more pairs than fit in memory.
     """
 
     unbiased: bool = True
 
     def estimate(self, x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        """The weighted sum of similarities over all pairs."""
         n, m = x.shape[0], y.shape[0]
         if self.unbiased and min(n, m) < 2:
             raise ValueError(
@@ -55,60 +63,73 @@ class PairMetric(Metric):
         blocks = pair_blocks(x, y, p, q)
         unit = self.unit(blocks)
 
-        def part(block: Block) -> Tensor:
-            return (self._weights(block) * self.similarity(block.distances() / unit)).sum()
+        def block_sum(block: PairBlock) -> Tensor:
+            return (self._pair_weights(block) * self.similarity(block.squared_distances() / unit)).sum()
 
-        if not at_once(blocks) and self.similarity(x.new_ones(1)).requires_grad:
+        if not fit_in_memory(blocks) and self.similarity(x.new_ones(1)).requires_grad:
             raise ValueError(
-                f"{self.name}: a kernel with parameters of its own takes all pairs at once, got {n} "
-                f"rows of x and {m} of y, too many for that; use smaller batches"
+                f"{self.name}: a kernel with parameters of its own needs all pairs in memory at once, got {n} "
+                f"rows of x and {m} of y, which are too many; use smaller batches"
             )
-        return sum_over_pairs(part, x, y, p, q)
+        return sum_over_pairs(block_sum, x, y, p, q)
 
     @abstractmethod
     def similarity(self, d2: Tensor) -> Tensor:
-        """``k``, elementwise in the squared distances, which come divided by :meth:`unit`."""
+        """The similarity ``k``, elementwise.
 
-    def unit(self, blocks: list[Block]) -> Tensor | float:
-        """The squared distance that counts as one, given all pairs."""
+        Args:
+            d2: Squared distances divided by :meth:`unit`.
+        """
+
+    def unit(self, blocks: list[PairBlock]) -> Tensor | float:
+        """The squared distance by which squared distances are divided.
+
+        Args:
+            blocks: All pairs of rows.
+        """
         return 1.0
 
-    def _weights(self, block: Block) -> Tensor:
-        """Weights of the pairs; over all pairs of a sample with itself they sum to one."""
+    def _pair_weights(self, block: PairBlock) -> Tensor:
+        """The weights of the pairs. Over all pairs of a sample with itself they sum to one."""
         r, s, start = block.r, block.s, block.start
-        every = torch.outer(r, s)
+        product = torch.outer(r, s)
         if start is None:
-            return -2 * every
+            return -2 * product
         if not self.unbiased:
-            return every
+            return product
         distinct = 2 * (s[1:] * s.cumsum(0)[:-1]).sum()
-        rows = torch.arange(start, start + len(r), device=r.device)
-        itself = rows[:, None] == torch.arange(len(s), device=r.device)
-        return torch.where(
-            distinct > 0, torch.where(itself, 0.0, every) / torch.where(distinct > 0, distinct, 1.0), every
-        )
+        index = torch.arange(start, start + len(r), device=r.device)
+        diagonal = index[:, None] == torch.arange(len(s), device=r.device)
+        normalized = torch.where(diagonal, 0.0, product) / torch.where(distinct > 0, distinct, 1.0)
+        return torch.where(distinct > 0, normalized, product)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MMD(PairMetric):
-    """Squared maximum mean discrepancy (Gretton et al. 2012), averaged over kernels of several bandwidths.
+    """Squared maximum mean discrepancy, averaged over kernels of several bandwidths.
 
-    ``k(x, y) = mean_a kernel(|x - y|^2 / (a sigma)^2)`` over the multipliers ``a`` in ``scales``.
+    ``k(x, y) = mean_a kernel(|x - y|^2 / (a sigma)^2)`` over the multipliers ``a`` in ``scales``. Gretton et al. 2012,
+    https://jmlr.org/papers/v13/gretton12a.html.
 
-    - ``kernel``: with ``s = a sigma``, ``"rbf"`` is ``exp(-|x - y|^2 / (2 s^2))`` and ``"imq"`` is
-      ``C / (C + |x - y|^2)`` with ``C = 2 s^2``; or a function of ``|x - y|^2 / s^2``, which is the plain
-      squared distance at ``bandwidth=1, scales=(1,)``. Wasserstein autoencoders (Tolstikhin et al. 2018,
-      section 4) take ``"imq"`` with ``C = 2 d sigma_z^2`` for a prior of scale ``sigma_z``, which is
-      ``bandwidth=sigma_z * sqrt(d), scales=(1,)``.
-    - ``bandwidth``: ``sigma``, or ``"median"`` for the median of ``|z - z'|`` over draws ``z != z'`` of the
-      pooled law ``(P + Q) / 2``. No gradient passes through it. All pairs count at every sample size; a
-      histogram of log distances stands in for the sort, so the median is right to a 4096th of their range.
-      Where all rows coincide the bandwidth does not matter, and ``sigma`` is one.
-    - ``unbiased``: see the module and :class:`PairMetric`. A median bandwidth depends on the sample, so that
-      the estimate then has mean zero for ``P = Q`` but a slight bias elsewhere.
+    Args:
+        kernel: With ``s = a sigma``, ``"rbf"`` is ``exp(-|x - y|^2 / (2 s^2))`` and ``"imq"`` is
+            ``C / (C + |x - y|^2)`` with ``C = 2 s^2``. A function gets ``|x - y|^2 / s^2``, which is the plain squared
+            distance if ``bandwidth=1, scales=(1,)``. Wasserstein autoencoders
+            (https://arxiv.org/abs/1711.01558, section 4) use ``"imq"`` with ``C = 2 d sigma_z^2`` for a prior of
+            standard deviation ``sigma_z``, which is ``bandwidth=sigma_z * sqrt(d), scales=(1,)``.
+        scales: The multipliers ``a``.
+        bandwidth: ``sigma``, or ``"median"`` for the median of ``|z - z'|`` over draws ``z != z'`` from the pooled
+            distribution ``(P + Q) / 2``. No gradient passes through the median. It is over all pairs at every sample
+            size; a histogram of log distances replaces the sort, so its relative error is at most a 4096th of the
+            range of log distances. If all rows coincide, any bandwidth gives the same value, and ``sigma`` is one.
+        unbiased: See :class:`PairMetric`. A median bandwidth depends on the sample, so the estimate then has mean zero
+            for ``P = Q`` but a slight bias otherwise.
 
-    Raises ``ValueError`` for an unknown kernel and for scales or a bandwidth that are not positive.
+    Raises:
+        ValueError: If the kernel is unknown, or if scales or the bandwidth are not positive.
     """
+
+    title = "MMD²"
 
     kernel: str | Callable[[Tensor], Tensor] = "rbf"
     scales: Sequence[float] = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -119,91 +140,106 @@ class MMD(PairMetric):
         self.scales = tuple(self.scales)
         if not callable(self.kernel) and self.kernel not in KERNELS:
             raise ValueError(f"kernel: expected one of {list(KERNELS)} or a function, got {self.kernel!r}")
-        if not self.scales or not all(_positive(a) for a in self.scales):
-            raise ValueError(f"scales: expected one or more positive numbers, got {self.scales}")
-        if self.bandwidth != "median" and not _positive(self.bandwidth):
-            raise ValueError(f"bandwidth: expected 'median' or a positive number, got {self.bandwidth!r}")
+        if not self.scales:
+            raise ValueError("scales: expected at least one positive number, got ()")
+        for scale in self.scales:
+            check_positive("scales", scale, "positive numbers")
+        if self.bandwidth != "median":
+            check_positive("bandwidth", self.bandwidth, "'median' or a positive number")
 
-    def unit(self, blocks: list[Block]) -> Tensor | float:
+    def unit(self, blocks: list[PairBlock]) -> Tensor | float:
+        """The squared bandwidth ``sigma^2``."""
         return median_squared_distance(blocks) if isinstance(self.bandwidth, str) else self.bandwidth**2
 
     def similarity(self, d2: Tensor) -> Tensor:
+        """The mean of the kernel over all scales."""
         kernel = self.kernel if callable(self.kernel) else KERNELS[self.kernel]
         return torch.stack([kernel(d2 / a**2) for a in self.scales]).mean(0)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class EnergyDistance(PairMetric):
-    """Energy distance ``2 E|X - Y|^b - E|X - X'|^b - E|Y - Y'|^b`` (Székely and Rizzo 2013).
+    """Energy distance ``2 E|X - Y|^b - E|X - X'|^b - E|Y - Y'|^b``.
 
-    Zero only for equal laws, at any ``exponent`` ``b`` between 0 and 2, both excluded. It has no bandwidth:
-    scaling the data by ``c`` scales it by ``c^b``. No root is taken. Where two rows coincide and the gradient
-    of ``|x - y|^b`` does not exist, zero stands for it.
+    It is zero only for equal distributions. It has no bandwidth: if the data are multiplied by ``c``, it is multiplied
+    by ``c^b``. No root is taken. If two rows coincide and the gradient of ``|x - y|^b`` does not exist, zero is used.
+    Székely and Rizzo 2013, https://doi.org/10.1016/j.jspi.2013.03.018.
 
-    Raises ``ValueError`` for an exponent out of range.
+    Args:
+        exponent: ``b``, between 0 and 2, both excluded.
+
+    Raises:
+        ValueError: If the exponent is out of range.
     """
+
+    title = "energy distance"
 
     exponent: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.exponent < 2:
-            raise ValueError(f"exponent: expected a number between 0 and 2, excluded, got {self.exponent}")
+            raise ValueError(f"exponent: expected a number between 0 and 2, both excluded, got {self.exponent}")
 
     def similarity(self, d2: Tensor) -> Tensor:
+        """``-|x - y|^b``."""
         return -distance_power(d2, self.exponent)
 
 
 def distance_power(d2: Tensor, exponent: float) -> Tensor:
-    """``|x - y|^b`` of squared distances; where they are zero and the gradient may not exist, zero stands for it."""
+    """``|x - y|^b`` from squared distances. If they are zero, where the gradient may not exist, the gradient is zero.
+
+    Args:
+        d2: Squared distances.
+        exponent: ``b``.
+    """
     if exponent == 2:
         return d2
-    # Two wheres, so that no infinite slope at zero meets a zero and turns into NaN.
+    # Two calls of where, so that the infinite derivative at zero is never multiplied by zero, which would give NaN.
     same = d2 == 0
     return torch.where(same, 0.0, torch.where(same, 1.0, d2) ** (exponent / 2))
 
 
 @torch.no_grad()
-def median_squared_distance(blocks: list[Block]) -> Tensor:
-    """Lower median of the positive squared distances under the products of weights; one if none is positive.
+def median_squared_distance(blocks: list[PairBlock]) -> Tensor:
+    """The lower weighted median of the positive squared distances; one if none is positive.
 
-    The blocks hold the pairs of a sample with itself twice, as ``(i, j)`` and ``(j, i)``, those of two samples
-    once. A histogram finds the bin that holds the median, whose largest distance is returned: exact where a bin
-    holds one value. Bins are equal in the logarithm, so that outliers cost no resolution.
+    A pair has the product of its rows' weights. A histogram finds the bin that contains the median, and the largest
+    distance in that bin is returned, which is exact if the bin contains one value. The bins are equal on a logarithmic
+    scale, so that outliers cost no resolution.
+
+    Args:
+        blocks: The pairs of a sample with itself twice, as ``(i, j)`` and ``(j, i)``, and those of two samples once.
     """
     bins = 4096
 
     def pairs() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for block in blocks:
-            d2 = block.distances().flatten()
+            d2 = block.squared_distances().flatten()
             mass = torch.outer(block.r, block.s if block.start is not None else 2 * block.s).flatten()
             mass = torch.where(d2 > 0, mass, 0.0)
-            # A pair without mass sits at one, where it has a logarithm and weighs nothing.
+            # A pair without mass gets distance one, where the logarithm is finite.
             d2 = torch.where(mass > 0, d2, 1.0)
             yield d2, d2.log(), mass
 
-    whole = list(pairs()) if at_once(blocks) else None
+    in_memory = list(pairs()) if fit_in_memory(blocks) else None
 
-    def slots() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for d2, log, mass in whole or pairs():
-            yield d2, ((log - low) * per_log).long(), mass
+    def binned() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for d2, log, mass in in_memory or pairs():
+            yield d2, ((log - low) * bins_per_log).long(), mass
 
-    # Running extremes and sums: a list with an entry a block would lie between the blocks' memory.
+    # Running extremes and sums: a list with one small entry per block would fragment the memory between the blocks.
     low, high = blocks[0].a.new_full((), math.inf), blocks[0].a.new_full((), -math.inf)
-    for _, log, _ in whole or pairs():
+    for _, log, _ in in_memory or pairs():
         low, high = torch.minimum(low, log.amin()), torch.maximum(high, log.amax())
-    per_log = bins / torch.where(high > low, high - low, 1.0)
+    bins_per_log = bins / torch.where(high > low, high - low, 1.0)
     histogram = low.new_zeros(bins + 1)
-    for _, slot, mass in slots():
-        histogram = histogram.scatter_add(0, slot, mass)
-    below = histogram.cumsum(0)
-    # Just under one half, so that rounding cannot decide between the two middle distances of an even number.
-    middle = (below < (0.5 - 1e-5) * below[-1]).sum()
+    for _, index, mass in binned():
+        histogram = histogram.scatter_add(0, index, mass)
+    cumulative = histogram.cumsum(0)
+    # Slightly less than one half, so that rounding cannot decide between the two middle distances of an even number.
+    middle = (cumulative < (0.5 - 1e-5) * cumulative[-1]).sum()
     median = torch.zeros_like(low)
-    for d2, slot, _ in slots():
-        median = torch.maximum(median, torch.where(slot <= middle, d2, 0.0).amax())
+    for d2, index, _ in binned():
+        median = torch.maximum(median, torch.where(index <= middle, d2, 0.0).amax())
     return median
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0

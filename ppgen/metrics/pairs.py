@@ -1,9 +1,10 @@
-"""All pairs of rows of two samples, in blocks that fit into memory.
+"""All pairs of rows of two samples, in blocks that fit in memory.
 
-The pairs of ``x`` with ``x``, of ``x`` with ``y`` and of ``y`` with ``y`` are three blocks while none has more than
-``BLOCK`` pairs. Beyond, a block is a few rows against all rows, and a sum over pairs keeps no block for the backward
-pass, which computes it again, so that memory grows as ``n + m``. At 20,000 rows each of 10 numbers in single precision
-value and gradient of ``MMD()`` take 0.75 GB on the CPU, those of ``EnergyDistance()`` 0.45, where the pairs alone are 4.8.
+As long as no sample has more than ``MAX_PAIRS`` pairs with itself or the other, there are three blocks: the pairs of
+``x`` with ``x``, of ``x`` with ``y`` and of ``y`` with ``y``. With more pairs, a block is a few rows against all rows.
+A sum over pairs then keeps no block for the backward pass, which computes the block again, so that memory grows as
+``n + m``. For 20,000 rows each of 10 numbers in single precision, the value and gradient of ``MMD()`` need 0.75 GB on
+the CPU and those of ``EnergyDistance()`` 0.45 GB, whereas the pairs alone are 4.8 GB.
 """
 
 from collections.abc import Callable
@@ -14,14 +15,21 @@ from torch import Tensor
 
 from ppgen.metrics.metric import squared_distances
 
-BLOCK = 2**22
-"""The most pairs that are held at once: 16 MiB in single precision, of which ``k`` and its gradient need several."""
+__all__ = ["MAX_PAIRS", "PairBlock", "fit_in_memory", "pair_blocks", "sum_over_pairs"]
+
+MAX_PAIRS = 2**22
+"""The most pairs in a block: 16 MiB in single precision, of which ``k`` and its gradient need several copies."""
 
 
-class Block(NamedTuple):
-    """Pairs of some rows ``a`` of one sample with all rows ``b`` of a sample, whose weights are ``r`` and ``s``.
+class PairBlock(NamedTuple):
+    """The pairs of some rows of one sample with all rows of a sample.
 
-    ``start`` is the number of the first row of ``a`` in ``b``, or ``None`` where the two samples differ.
+    Attributes:
+        a: Some rows of one sample.
+        b: All rows of the same or the other sample.
+        r: Weights of ``a``.
+        s: Weights of ``b``.
+        start: The index of the first row of ``a`` in ``b``, or None if the two samples differ.
     """
 
     a: Tensor
@@ -30,67 +38,87 @@ class Block(NamedTuple):
     s: Tensor
     start: int | None
 
-    def distances(self) -> Tensor:
+    def squared_distances(self) -> Tensor:
+        """``|a_i - b_j|^2``."""
         return squared_distances(self.a, self.b)
 
 
-def pair_blocks(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> list[Block]:
-    """All pairs: three blocks where ``BLOCK`` holds each, else as many as it takes."""
+def pair_blocks(x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> list[PairBlock]:
+    """All pairs: three blocks if each fits in memory, else as many as needed.
+
+    Args:
+        x: Rows ``(n, d)``.
+        y: Rows ``(m, d)``.
+        p: Weights of ``x``.
+        q: Weights of ``y``.
+    """
     blocks = []
     for a, b, r, s, same in ((x, x, p, p, True), (x, y, p, q, False), (y, y, q, q, True)):
-        size = max(1, BLOCK // len(b))
+        size = max(1, MAX_PAIRS // len(b))
         for i in range(0, len(a), size):
-            blocks.append(Block(a[i : i + size], b, r[i : i + size], s, i if same else None))
+            blocks.append(PairBlock(a[i : i + size], b, r[i : i + size], s, i if same else None))
     return blocks
 
 
-def at_once(blocks: list[Block]) -> bool:
-    """Whether all pairs may be held together."""
+def fit_in_memory(blocks: list[PairBlock]) -> bool:
+    """Whether all blocks may be held in memory together.
+
+    Args:
+        blocks: The result of `pair_blocks`.
+    """
     return len(blocks) == 3
 
 
-def sum_over_pairs(part: Callable[[Block], Tensor], x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """The sum of ``part`` over all blocks, a scalar.
+def sum_over_pairs(block_sum: Callable[[PairBlock], Tensor], x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """The sum of a function over all blocks, a scalar.
 
-    Where they are not held together, gradients reach ``x, y, p, q`` only, not what ``part`` holds besides, and a
-    second derivative keeps all blocks.
+    If the blocks do not fit in memory together, gradients reach ``x, y, p, q`` only, not other tensors that
+    ``block_sum`` uses, and a second derivative keeps all blocks.
+
+    Args:
+        block_sum: A function from a block to a scalar.
+        x: Rows ``(n, d)``.
+        y: Rows ``(m, d)``.
+        p: Weights of ``x``.
+        q: Weights of ``y``.
     """
     blocks = pair_blocks(x, y, p, q)
-    if at_once(blocks):
-        return torch.stack([part(block) for block in blocks]).sum()
-    return _Blockwise.apply(part, x, y, p, q)
+    if fit_in_memory(blocks):
+        return torch.stack([block_sum(block) for block in blocks]).sum()
+    return _BlockwiseSum.apply(block_sum, x, y, p, q)
 
 
-class _Blockwise(torch.autograd.Function):
-    """The sum of a function over all blocks, none of which is kept: the backward pass computes each again.
+class _BlockwiseSum(torch.autograd.Function):
+    """The sum of a function over all blocks. None is kept: the backward pass computes each block again.
 
-    Not by ``torch.utils.checkpoint``, which leaves a small object a block between the freed ones, where the next
-    block does not fit, so that the process grows as if all were kept.
+    ``torch.utils.checkpoint`` would not do: it leaves a small object per block between the freed blocks, so that the
+    next block does not fit there, and the process grows as if all blocks were kept.
     """
 
     @staticmethod
-    def forward(ctx: Any, part: Callable[[Block], Tensor], *samples: Tensor) -> Tensor:
-        ctx.part = part
+    def forward(ctx: Any, block_sum: Callable[[PairBlock], Tensor], *samples: Tensor) -> Tensor:
+        ctx.block_sum = block_sum
         ctx.save_for_backward(*samples)
         total = samples[0].new_zeros(())
         for block in pair_blocks(*samples):
-            total = total + part(block)
+            total = total + block_sum(block)
         return total
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        twice = torch.is_grad_enabled()  # a second derivative is asked for, which does keep the blocks
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        twice = torch.is_grad_enabled()  # a second derivative is required, for which the blocks are kept
         needed = ctx.needs_input_grad[1:]
         samples = ctx.saved_tensors
         if not twice:
             samples = [part.detach().requires_grad_(need) for part, need in zip(samples, needed, strict=True)]
-        wanted = [part for part, need in zip(samples, needed, strict=True) if need]
-        gradients = [torch.zeros_like(part) for part in wanted]
+        inputs = [part for part, need in zip(samples, needed, strict=True) if need]
+        gradients = [torch.zeros_like(part) for part in inputs]
         with torch.enable_grad():
             for block in pair_blocks(*samples):
                 if not any(part.requires_grad for part in block[:4]):
                     continue
-                more = torch.autograd.grad(ctx.part(block), wanted, slope, create_graph=twice, materialize_grads=True)
-                gradients = [sum_ + term for sum_, term in zip(gradients, more, strict=True)]
-        found = iter(gradients)
-        return None, *(next(found) if need else None for need in needed)
+                value = ctx.block_sum(block)
+                terms = torch.autograd.grad(value, inputs, grad_output, create_graph=twice, materialize_grads=True)
+                gradients = [total + term for total, term in zip(gradients, terms, strict=True)]
+        results = iter(gradients)
+        return None, *(next(results) if need else None for need in needed)

@@ -1,4 +1,4 @@
-"""Networks: plain ones, conditioned ones for denoisers, critics, and networks that grow."""
+"""Networks: dense and convolutional networks, networks for denoisers, critics, and growing networks."""
 
 from ppgen.nets.conditioned import ResidualDense, UNet
 from ppgen.nets.critics import Critic, GrowingCritic
@@ -11,8 +11,8 @@ from ppgen.nets.networks import (
     ConvMap,
     Dense,
     Network,
-    lookup,
     evaluation,
+    lookup,
 )
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "Network",
     "ResidualDense",
     "UNet",
-    "choose",
     "evaluation",
     "growing_parts",
+    "lookup",
 ]

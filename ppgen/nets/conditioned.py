@@ -1,8 +1,9 @@
-"""Networks for denoisers: an event to an event of the same sides, under a context that reaches every layer.
+"""Networks for denoisers: maps from events to events with the same sides, with a context that modulates every block.
 
-The context (features of a noise level, a label) is embedded once, and each residual block h + W a(n(h) (1 + g) + b)
-takes a gain g and a shift b from it (Perez et al. 2018; Dhariwal & Nichol 2021). A block's last layer starts at zero,
-so that a network starts as one affine map.
+The context (features of a noise level, a label) is embedded once. A residual block h + W a(n(h) (1 + g) + b) computes
+a gain g and a shift b from the embedding (Perez et al. 2018, https://arxiv.org/abs/1709.07871; Dhariwal & Nichol 2021,
+https://arxiv.org/abs/2105.05233). The last layer of a block is initialized to zero, so that the initial network is one
+affine map.
 """
 
 import math
@@ -13,22 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppgen.nets.networks import Network, ZeroConv2d, ZeroLinear, image_shape, shape_of
+from ppgen.nets.networks import Network, ZeroConv2d, ZeroLinear, as_shape, check_image_shape
 
 __all__ = ["ResidualDense", "UNet"]
 
 
 class ResidualDense(Network):
-    """Vectors through residual blocks of one width: for tables and points.
+    """A residual network of vectors, with blocks of one width: for tables and points.
 
     Args:
-        in_dim, out_dim: widths, or shapes of events, which are flattened.
-        hidden: the widths of the blocks, all the same.
-        dropout: the probability of dropping a hidden unit in training mode.
-        context_dim: of the context; 0 leaves the blocks without.
+        in_dim: The width of the input, or the shape of an event, which is flattened.
+        out_dim: The width of the output, or the shape of an event.
+        hidden: The widths of the blocks, which are all equal.
+        dropout: The probability of dropping a hidden unit in training mode.
+        context_dim: The width of the context; 0 for none.
 
     Raises:
-        ValueError: the widths differ, or there is none.
+        ValueError: If the widths differ, or there are none.
     """
 
     def __init__(
@@ -40,9 +42,9 @@ class ResidualDense(Network):
         dropout: float = 0.0,
         context_dim: int = 0,
     ) -> None:
-        super().__init__(shape_of(in_dim), shape_of(out_dim), context_dim)
+        super().__init__(as_shape(in_dim), as_shape(out_dim), context_dim)
         if len(set(hidden)) != 1:
-            raise ValueError(f"expected widths of residual blocks that are all the same, got {tuple(hidden)}")
+            raise ValueError(f"expected the widths of residual blocks to be all the same, got {tuple(hidden)}")
         width = hidden[0]
         if context_dim:
             self.embed = _embedding(context_dim, width)
@@ -51,6 +53,7 @@ class ResidualDense(Network):
         self.last = nn.Linear(width, math.prod(self.out_shape))
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
+        """Applies the blocks to the flattened input."""
         embedded = None if context is None else self.embed(context)
         h = self.first(value.flatten(1))
         for block in self.blocks:
@@ -59,17 +62,21 @@ class ResidualDense(Network):
 
 
 class UNet(Network):
-    """Images through blocks at falling resolution and back, each scale joined to its mirror (Ronneberger et al. 2015).
+    """A U-Net: blocks at decreasing and then increasing resolution, with skip connections at every scale.
 
-    Sides need not be powers of two: s pixels become ceil(s / 2), and the way back crops.
+    Sides need not be powers of two: s pixels become ceil(s / 2), and the upsampling path crops. Ronneberger et al.
+    2015, https://arxiv.org/abs/1505.04597.
 
     Args:
         event_shape: (channels, height, width).
-        out_channels: of the output.
-        hidden: channels at each scale, one block down and one up.
-        attention: whether pixels of the smallest scale attend to each other.
-        dropout: the probability of dropping a channel in training mode.
-        context_dim: of the context.
+        out_channels: The channels of the output.
+        hidden: The channels at each scale, with one block on the way down and one on the way up.
+        attention: Whether the smallest scale has self-attention over pixels.
+        dropout: The probability of dropping a channel in training mode.
+        context_dim: The width of the context; 0 for none.
+
+    Raises:
+        ValueError: If `event_shape` is not that of an image, or there are no scales.
     """
 
     def __init__(
@@ -82,7 +89,7 @@ class UNet(Network):
         dropout: float = 0.0,
         context_dim: int = 0,
     ) -> None:
-        channels, *sides = image_shape(event_shape)
+        channels, *sides = check_image_shape(event_shape)
         super().__init__((channels, *sides), (out_channels, *sides), context_dim)
         if not hidden:
             raise ValueError("expected the channels of at least one scale, got none")
@@ -104,20 +111,21 @@ class UNet(Network):
         self.last = nn.Sequential(_norm(hidden[0]), nn.SiLU(), ZeroConv2d(hidden[0], out_channels, 3, padding=1))
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
+        """Applies the blocks from the largest scale to the smallest and back."""
         embedded = None if context is None else self.embed(context)
-        h, kept = self.first(value), []
+        h, skips = self.first(value), []
         for scale, block in enumerate(self.down):
             if scale:
                 h = self.shrink[scale - 1](h)
             h = block(h, embedded)
-            kept.append(h)
+            skips.append(h)
         h = self.attention(self.middle(h, embedded))
         for scale, block in enumerate(self.up):
-            mirror = kept.pop()
+            skip = skips.pop()
             if scale:
-                h = F.interpolate(h, scale_factor=2.0)[..., : mirror.shape[-2], : mirror.shape[-1]]
+                h = F.interpolate(h, scale_factor=2.0)[..., : skip.shape[-2], : skip.shape[-1]]
                 h = self.enlarge[scale - 1](h)
-            h = block(torch.cat([h, mirror], 1), embedded)
+            h = block(torch.cat([h, skip], 1), embedded)
         return self.last(h)
 
 
@@ -154,7 +162,10 @@ class _ConvBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """h + W softmax(q k' / sqrt(c)) v over pixels, one head (Vaswani et al. 2017)."""
+    """Self-attention over pixels with one head, h + W softmax(q k' / sqrt(c)) v.
+
+    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks that give a row of one or more sites a number."""
+"""Networks that map a row of one or more sites to one number."""
 
 import math
 from collections.abc import Sequence
@@ -14,23 +14,29 @@ __all__ = ["Critic", "GrowingCritic"]
 
 
 class Critic(nn.Module):
-    """One number for each row of one or more sites: what a metric with a critic is given.
+    """One number for each row of one or more sites, as the critic of a metric.
 
-    Called as ``critic(x)``, or ``critic(x, z)`` for joined sites, (n, *event_shape) each, it returns (n,). If the first
-    site is an image, it goes through convolutions, and the other sites enter as constant channels; otherwise all
-    sites, flattened, go through a dense network.
+    It is called as ``critic(x)``, or ``critic(x, z)`` for several sites, (n, *event_shape) each, and returns (n,). If
+    the first site is an image, it passes through convolutions, and the other sites enter as constant channels.
+    Otherwise all sites are flattened and pass through a dense network.
+
+    Batch normalization makes the score of a row depend on other rows, which a gradient penalty does not account for;
+    data and generated rows are normalized separately. With frequencies, a bound on the Lipschitz constants of the
+    layers (spectral normalization, weight clipping) does not bound that of the critic.
 
     Args:
-        event_shapes: of the sites, in order.
-        hidden: the hidden widths, or the channels; None for (256, 256), or (32, 64) convolutional.
-        frequencies: of a dense critic: how many sines and cosines of random directions u of its input, sin(u' F) and
-            cos(u' F), it sees beside u (Tancik et al. 2020). A dense network learns wide shapes first; these let it
-            tell narrow modes apart. 0 for none.
-        spread: the standard deviation of F, fixed, in radians a unit of u.
+        event_shapes: The event shapes of the sites, in order.
+        hidden: The hidden widths, or the channels; None for (256, 256), or (32, 64) for images.
+        activation: As in :class:`Dense`.
+        norm: As in :class:`Dense`.
+        dropout: As in :class:`Dense`.
+        frequencies: The number of random Fourier features of a dense critic, sin(u' F) and cos(u' F) of its input u, in
+            addition to u (Tancik et al. 2020, https://arxiv.org/abs/2006.10739). A dense network learns low frequencies
+            first; these features let it separate narrow modes.
+        spread: The standard deviation of the fixed matrix F, in radians per unit of u.
 
-    The other options are those of :class:`Dense`. Batch normalization makes a row's number depend on other rows, which
-    a gradient penalty does not allow for; data and draws are normalized apart. With frequencies, a bound on the layers'
-    slopes (spectral norms, clipping) is none on the critic's.
+    Raises:
+        ValueError: If there are no sites, or `frequencies` is negative or given for images.
     """
 
     frequencies: Tensor | None
@@ -49,7 +55,7 @@ class Critic(nn.Module):
         if not event_shapes:
             raise ValueError("expected the event shape of at least one site, got none")
         if not (isinstance(frequencies, int) and frequencies >= 0):
-            raise ValueError(f"frequencies: expected a whole number from 0 on, got {frequencies!r}")
+            raise ValueError(f"frequencies: expected an integer of at least 0, got {frequencies!r}")
         first, *rest = event_shapes
         self.image = len(first) == 3
         options: dict[str, Any] = {"activation": activation, "norm": norm, "dropout": dropout}
@@ -59,7 +65,9 @@ class Critic(nn.Module):
         self.network: Network
         if self.image:
             if frequencies:
-                raise ValueError(f"frequencies={frequencies} are of dense critics, the first site is an image {first}")
+                raise ValueError(
+                    f"frequencies={frequencies} is an option of dense critics, but the first site is an image {first}"
+                )
             self.register_buffer("frequencies", None)
             self.network = ConvEncoder(first, 1, context_dim=others, **options)
         else:
@@ -68,8 +76,13 @@ class Critic(nn.Module):
             self.network = Dense(width + 2 * frequencies, 1, **options)
 
     def forward(self, *sites: Tensor) -> Tensor:
+        """The scores (n,).
+
+        Args:
+            sites: (n, *event_shape) each.
+        """
         if self.image:
-            return _of_images(self.network, sites)
+            return _image_scores(self.network, sites)
         joined = torch.cat([site.unsqueeze(-1).flatten(1) for site in sites], 1)
         if self.frequencies is not None:
             angles = joined @ self.frequencies
@@ -78,12 +91,19 @@ class Critic(nn.Module):
 
 
 class GrowingCritic(nn.Module):
-    """One number for each row of images, and of further sites: a :class:`GrowingEncoder` as a metric's critic.
+    """One number for each row of images and of further sites: a :class:`GrowingEncoder` as the critic of a metric.
 
     Args:
-        event_shapes: of the sites in order, the images first; the others enter as constant channels.
+        event_shapes: The event shapes of the sites in order, the images first; the others enter as constant channels.
+        hidden: As in :class:`GrowingEncoder`.
+        activation: As in :class:`GrowingEncoder`.
+        norm: As in :class:`GrowingEncoder`.
+        dropout: As in :class:`GrowingEncoder`.
+        multi_scale: As in :class:`GrowingEncoder`.
+        deviation: As in :class:`GrowingEncoder`.
 
-    The other options are those of :class:`GrowingEncoder`.
+    Raises:
+        ValueError: If there are no sites, and as :class:`GrowingEncoder`.
     """
 
     def __init__(
@@ -113,10 +133,15 @@ class GrowingCritic(nn.Module):
         )
 
     def forward(self, *sites: Tensor) -> Tensor:
-        return _of_images(self.network, sites)
+        """The scores (n,).
+
+        Args:
+            sites: (n, *event_shape) each.
+        """
+        return _image_scores(self.network, sites)
 
 
-def _of_images(network: Network, sites: tuple[Tensor, ...]) -> Tensor:
-    """(n,): a number for each image, the other sites, flattened, being its context."""
+def _image_scores(network: Network, sites: tuple[Tensor, ...]) -> Tensor:
+    """One number for each image (n,); the other sites, flattened, are the context."""
     others = [site.unsqueeze(-1).flatten(1) for site in sites[1:]]
     return network(sites[0], torch.cat(others, 1) if others else None).squeeze(-1)

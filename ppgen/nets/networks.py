@@ -1,10 +1,10 @@
 """Networks: maps from tensors of shape (*batch, *in_shape) to tensors of shape (*batch, *out_shape).
 
-Every network here takes any number of leading batch dimensions: it flattens them into one, runs its layers
-and restores them, so that convolutions and batch normalization work under a plate of particles too. A network
-with ``context_dim > 0`` also takes a context of shape (*batch, context_dim), a one-hot label for example,
-whose batch dimensions broadcast against those of the input. Nothing in a forward pass looks at a value, so
-that all of it can be traced.
+Every network accepts any number of leading batch dimensions: it flattens them into one, runs its layers and restores
+them, so that convolutions and batch normalization also work under a plate of particles. A network with
+``context_dim > 0`` also accepts a context of shape (*batch, context_dim), for example a one-hot label, whose batch
+dimensions broadcast against those of the input. No forward pass depends on the value of a tensor in Python, so all can
+be traced.
 """
 
 import math
@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-# The layer over vectors and the layer over images, each a function of the width.
+# The layer for vectors and the layer for images, each a function of the width.
 NORMS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]] = {
     "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
     "layer": (nn.LayerNorm, lambda width: nn.GroupNorm(1, width)),
@@ -38,16 +38,27 @@ NORMS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]] 
 
 
 class PixelNorm(nn.Module):
-    """h / sqrt(mean over channels of h^2), at every pixel (Karras et al. 2018, section 4.2); no parameters."""
+    """h / sqrt(mean over channels of h^2) at every pixel, without parameters.
+
+    Karras et al. 2018, https://arxiv.org/abs/1710.10196, section 4.2.
+    """
 
     def forward(self, value: Tensor) -> Tensor:
+        """Normalizes the channels.
+
+        Args:
+            value: (batch, channels, ...).
+        """
         return value * (value.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
 class Network(nn.Module):
-    """What all networks share: shapes, leading dimensions and the context.
+    """The base class of networks, which handles shapes, batch dimensions and the context.
 
-    A subclass writes ``run(value, context)`` for exactly one batch dimension.
+    Args:
+        in_shape: The event shape of the input.
+        out_shape: The event shape of the output.
+        context_dim: The width of the context; 0 for none.
     """
 
     def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], context_dim: int) -> None:
@@ -55,13 +66,26 @@ class Network(nn.Module):
         self.in_shape, self.out_shape, self.context_dim = tuple(in_shape), tuple(out_shape), context_dim
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
+        """The forward pass for exactly one batch dimension, which a subclass implements.
+
+        Args:
+            value: (batch, *in_shape).
+            context: (batch, context_dim), or None.
+        """
         raise NotImplementedError
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Tensor:
-        """(*batch, *in_shape) and, if there is one, (*batch, context_dim) to (*batch, *out_shape).
+        """The forward pass.
+
+        Args:
+            value: (*batch, *in_shape).
+            context: (*batch, context_dim), or None if `context_dim` is 0.
+
+        Returns:
+            (*batch, *out_shape).
 
         Raises:
-            ValueError: the input has another shape, or a context is missing, not wanted, or of another width.
+            ValueError: If the input has another shape, or the context is missing, not expected, or of another width.
         """
         batch = value.shape[: max(value.dim() - len(self.in_shape), 0)]
         if tuple(value.shape[len(batch) :]) != self.in_shape:
@@ -79,16 +103,16 @@ class Network(nn.Module):
 
 
 class Dense(Network):
-    """A multilayer perceptron: x -> W_L a(... a(W_1 x + b_1) ...) + b_L.
+    """A multilayer perceptron, x -> W_L a(... a(W_1 x + b_1) ...) + b_L.
 
     Args:
-        in_dim: the input's width, or the shape of an event, which is flattened.
-        out_dim: the output's width, or the shape of an event.
-        hidden: the widths of the hidden layers; () leaves one affine map.
-        activation: a row of ``ACTIVATIONS``.
-        norm: a row of ``NORMS``, put between a hidden layer and its activation, or None.
-        dropout: the probability of dropping a hidden unit in training mode.
-        context_dim: the width of a context joined to the input.
+        in_dim: The width of the input, or the shape of an event, which is flattened.
+        out_dim: The width of the output, or the shape of an event.
+        hidden: The widths of the hidden layers; () leaves one affine map.
+        activation: A key of ``ACTIVATIONS``.
+        norm: A key of ``NORMS``, applied between a hidden layer and its activation, or None.
+        dropout: The probability of dropping a hidden unit in training mode.
+        context_dim: The width of a context that is concatenated to the input.
     """
 
     def __init__(
@@ -102,34 +126,37 @@ class Dense(Network):
         dropout: float = 0.0,
         context_dim: int = 0,
     ) -> None:
-        super().__init__(shape_of(in_dim), shape_of(out_dim), context_dim)
+        super().__init__(as_shape(in_dim), as_shape(out_dim), context_dim)
         widths = [math.prod(self.in_shape) + context_dim, *hidden]
         layers: list[nn.Module] = []
         for width, following in pairwise(widths):
-            layers += [
-                nn.Linear(width, following),
-                *between(following, activation, norm, dropout, image=False),
-            ]
+            layers.append(nn.Linear(width, following))
+            layers += activation_layers(following, activation, norm, dropout, image=False)
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], math.prod(self.out_shape)))
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
+        """Applies the layers to the flattened input and the context."""
         value = value.flatten(1)
         return self.layers(value if context is None else torch.cat([value, context], -1))
 
 
 class ConvEncoder(Network):
-    """Images to vectors: 3 x 3 convolutions of stride 2, then one affine map.
+    """A map from images to vectors: 3 x 3 convolutions of stride 2, then one affine map.
 
     Sides need not be powers of two: a side of s pixels becomes ceil(s / 2) at each layer. A context enters as
     ``context_dim`` constant channels.
 
     Args:
         event_shape: (channels, height, width) of the images.
-        out_dim: the output's width, or the shape of an event.
-        hidden: the channels of the layers, at least one.
+        out_dim: The width of the output, or the shape of an event.
+        hidden: The channels of the layers, at least one.
+        activation: As in :class:`Dense`.
+        norm: As in :class:`Dense`; "layer" normalizes over channels and pixels.
+        dropout: The probability of dropping a whole channel in training mode.
+        context_dim: The width of the context.
 
-    The other options are those of :class:`Dense`; dropout drops whole channels, and "layer" normalizes over
-    channels and pixels.
+    Raises:
+        ValueError: If `event_shape` is not that of an image, or `hidden` is empty.
     """
 
     def __init__(
@@ -143,29 +170,37 @@ class ConvEncoder(Network):
         dropout: float = 0.0,
         context_dim: int = 0,
     ) -> None:
-        super().__init__(image_shape(event_shape), shape_of(out_dim), context_dim)
+        super().__init__(check_image_shape(event_shape), as_shape(out_dim), context_dim)
         channels, *sides = self.in_shape
-        widths = [channels + context_dim, *_layers(hidden)]
+        widths = [channels + context_dim, *_check_hidden(hidden)]
         layers: list[nn.Module] = []
         for width, following in pairwise(widths):
             layers.append(nn.Conv2d(width, following, 3, stride=2, padding=1))
-            layers += between(following, activation, norm, dropout, image=True)
+            layers += activation_layers(following, activation, norm, dropout, image=True)
         features = widths[-1] * math.prod(_halved(sides, len(hidden))[-1])
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, math.prod(self.out_shape)))
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
-        return self.layers(_with_channels(value, context))
+        """Applies the layers to the image with the context as channels."""
+        return self.layers(_with_context_channels(value, context))
 
 
 class ConvMap(Network):
-    """Images to images of the same sides: a 3 x 3 convolution, 1 x 1 convolutions, and a 3 x 3 one that starts at zero.
+    """A map from images to images with the same sides: a 3 x 3, several 1 x 1 and a 3 x 3 convolution.
+
+    The weights of the last convolution are initialized to zero.
 
     Args:
         event_shape: (channels, height, width) of the images.
-        out_channels: of the output.
-        hidden: the channels in between, at least one number.
+        out_channels: The channels of the output.
+        hidden: The channels between the convolutions, at least one number.
+        activation: As in :class:`Dense`.
+        norm: As in :class:`ConvEncoder`.
+        dropout: As in :class:`ConvEncoder`.
+        context_dim: As in :class:`ConvEncoder`.
 
-    A context and the other options are as in :class:`ConvEncoder`.
+    Raises:
+        ValueError: If `event_shape` is not that of an image, or `hidden` is empty.
     """
 
     def __init__(
@@ -179,49 +214,57 @@ class ConvMap(Network):
         dropout: float = 0.0,
         context_dim: int = 0,
     ) -> None:
-        channels, *sides = image_shape(event_shape)
+        channels, *sides = check_image_shape(event_shape)
         super().__init__((channels, *sides), (out_channels, *sides), context_dim)
-        width, *rest = _layers(hidden)
+        width, *rest = _check_hidden(hidden)
         layers: list[nn.Module] = [nn.Conv2d(channels + context_dim, width, 3, padding=1)]
         for following in rest:
-            layers += [*between(width, activation, norm, dropout, image=True), nn.Conv2d(width, following, 1)]
+            layers += [*activation_layers(width, activation, norm, dropout, image=True), nn.Conv2d(width, following, 1)]
             width = following
-        layers += between(width, activation, norm, dropout, image=True)
+        layers += activation_layers(width, activation, norm, dropout, image=True)
         self.layers = nn.Sequential(*layers, ZeroConv2d(width, out_channels, 3, padding=1))
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
-        return self.layers(_with_channels(value, context))
+        """Applies the layers to the image with the context as channels."""
+        return self.layers(_with_context_channels(value, context))
 
 
 class ZeroConv2d(nn.Conv2d):
-    """A convolution whose weights start at zero, however often it starts."""
+    """A convolution whose parameters are initialized to zero, also when they are reset."""
 
     def reset_parameters(self) -> None:
+        """Sets all parameters to zero."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
 
 class ZeroLinear(nn.Linear):
-    """An affine map whose weights start at zero, however often it starts."""
+    """An affine map whose parameters are initialized to zero, also when they are reset."""
 
     def reset_parameters(self) -> None:
+        """Sets all parameters to zero."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
 
 class ConvDecoder(Network):
-    """Vectors to images, the mirror of :class:`ConvEncoder`: one affine map, then transposed convolutions.
+    """A map from vectors to images, the mirror of :class:`ConvEncoder`: an affine map, then transposed convolutions.
 
-    Each layer (4 x 4, stride 2, a kernel that the stride divides, against checkerboards) doubles the sides
-    and crops the last row or column where the mirrored side is odd: 28 pixels pass through 7, 14, 28 and 13
-    pixels through 4, 7, 13. A context is joined to the vector.
+    Each layer (4 x 4 with stride 2; the stride divides the kernel size, which avoids checkerboard artifacts) doubles
+    the sides and crops the last row or column if the mirrored side is odd: 28 pixels pass through 7, 14, 28 and 13
+    pixels through 4, 7, 13. A context is concatenated to the vector.
 
     Args:
-        in_dim: the input's width, or the shape of an event, which is flattened.
+        in_dim: The width of the input, or the shape of an event, which is flattened.
         event_shape: (channels, height, width) of the output.
-        hidden: the channels of the layers' inputs, at least one.
+        hidden: The channels of the inputs of the layers, at least one.
+        activation: As in :class:`Dense`.
+        norm: As in :class:`ConvEncoder`.
+        dropout: As in :class:`ConvEncoder`.
+        context_dim: The width of the context.
 
-    The other options are those of :class:`ConvEncoder`.
+    Raises:
+        ValueError: If `event_shape` is not that of an image, or `hidden` is empty.
     """
 
     def __init__(
@@ -235,31 +278,37 @@ class ConvDecoder(Network):
         dropout: float = 0.0,
         context_dim: int = 0,
     ) -> None:
-        super().__init__(shape_of(in_dim), image_shape(event_shape), context_dim)
+        super().__init__(as_shape(in_dim), check_image_shape(event_shape), context_dim)
         channels, *sides = self.out_shape
-        widths = [*_layers(hidden), channels]
+        widths = [*_check_hidden(hidden), channels]
         *self.sides, smallest = _halved(sides, len(hidden))
         self.start = nn.Linear(math.prod(self.in_shape) + context_dim, widths[0] * math.prod(smallest))
         self.smallest = (widths[0], *smallest)
         self.between, self.doublings = nn.ModuleList(), nn.ModuleList()
         for width, following in pairwise(widths):
-            self.between.append(nn.Sequential(*between(width, activation, norm, dropout, image=True)))
+            self.between.append(nn.Sequential(*activation_layers(width, activation, norm, dropout, image=True)))
             self.doublings.append(nn.ConvTranspose2d(width, following, 4, stride=2, padding=1))
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
+        """Applies the affine map, then doubles the sides in each layer."""
         value = value.flatten(1)
         value = self.start(value if context is None else torch.cat([value, context], -1))
         value = value.unflatten(1, self.smallest)
-        for between, double, (height, width) in zip(self.between, self.doublings, reversed(self.sides), strict=True):
-            value = double(between(value))[..., :height, :width]
+        for activate, double, (height, width) in zip(self.between, self.doublings, reversed(self.sides), strict=True):
+            value = double(activate(value))[..., :height, :width]
         return value
 
 
 def lookup(table: Mapping[str, Row], name: str, *, option: str) -> Row:
     """The row of a table of variants.
 
+    Args:
+        table: The variants by name.
+        name: The name.
+        option: The name of the option, for the error message.
+
     Raises:
-        ValueError: the table has no such row; the message names the option and lists the rows.
+        ValueError: If the table has no such row; the message lists the rows.
     """
     if name not in table:
         raise ValueError(f"expected {option} to be one of {', '.join(map(repr, table))}, got {name!r}")
@@ -268,7 +317,11 @@ def lookup(table: Mapping[str, Row], name: str, *, option: str) -> Row:
 
 @contextmanager
 def evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; afterward each submodule is in the mode it was in."""
+    """Puts a module in eval mode and disables gradients; on exit each submodule returns to its previous mode.
+
+    Args:
+        module: The module.
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -279,8 +332,19 @@ def evaluation(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def between(width: int, activation: str, norm: str | None, dropout: float, *, image: bool) -> list[nn.Module]:
-    """What stands between two affine layers: normalization, activation, dropout."""
+def activation_layers(width: int, activation: str, norm: str | None, dropout: float, *, image: bool) -> list[nn.Module]:
+    """The layers between two affine layers: normalization, activation, dropout.
+
+    Args:
+        width: The number of features, or of channels.
+        activation: A key of ``ACTIVATIONS``.
+        norm: A key of ``NORMS``, or None.
+        dropout: The probability of dropping a unit, or a channel.
+        image: Whether the layers are for images.
+
+    Raises:
+        ValueError: If a name is unknown, or the dropout is not a probability.
+    """
     layers = [] if norm is None else [lookup(NORMS, norm, option="norm")[image](width)]
     layers.append(lookup(ACTIVATIONS, activation, option="activation")())
     if not 0 <= dropout < 1:
@@ -290,27 +354,40 @@ def between(width: int, activation: str, norm: str | None, dropout: float, *, im
     return layers
 
 
-def shape_of(dim: int | Sequence[int]) -> tuple[int, ...]:
+def as_shape(dim: int | Sequence[int]) -> tuple[int, ...]:
+    """An event shape from a width or a shape.
+
+    Args:
+        dim: The width or the shape.
+    """
     return (dim,) if isinstance(dim, int) else tuple(dim)
 
 
-def image_shape(shape: Sequence[int]) -> tuple[int, ...]:
+def check_image_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The event shape of an image.
+
+    Args:
+        shape: (channels, height, width).
+
+    Raises:
+        ValueError: If the shape does not have three dimensions.
+    """
     if len(shape) != 3:
         raise ValueError(
             f"expected an image's event shape (channels, height, width), got {tuple(shape)}; "
-            "events of another rank need a dense network"
+            "use a dense network for events of another rank"
         )
     return tuple(shape)
 
 
-def _with_channels(value: Tensor, context: Tensor | None) -> Tensor:
+def _with_context_channels(value: Tensor, context: Tensor | None) -> Tensor:
     """Images with a context as constant channels."""
     if context is None:
         return value
     return torch.cat([value, context[..., None, None].expand(*context.shape, *value.shape[-2:])], 1)
 
 
-def _layers(hidden: Sequence[int]) -> Sequence[int]:
+def _check_hidden(hidden: Sequence[int]) -> Sequence[int]:
     if not hidden:
         raise ValueError("expected at least one hidden width in a convolutional network, got none")
     return hidden
