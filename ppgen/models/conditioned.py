@@ -61,8 +61,8 @@ class Conditioned:
             y: labels or contexts of a conditional model. With a site they belong into the program, as
                 ``model.distribution(y)``.
             sampler: as in `DenoisingSampler.sample`. "ancestral" has the small variance by default, because the
-                variance of the model is that of the prior. Being of first order, "ancestral" and "ddim" need hundreds of
-                steps for a posterior spread that is right within a few per cent, "heun" about 18.
+                variance of the model is that of the prior. Being of first order, "ancestral" and "ddim" need hundreds
+                of steps for a posterior spread that is right within a few per cent, "heun" about 18.
             steps: as in `DenoisingSampler.sample`.
             guidance: as in `DenoisingSampler.sample`.
             progress: as in `DenoisingSampler.sample`.
@@ -73,7 +73,8 @@ class Conditioned:
             Data (n, *event_shape); with a site its values, (n, *shape) with its shape in the program.
 
         Raises:
-            ValueError: for a likelihood that `ppgen.diffusion.posterior` refuses, and as `DenoisingSampler.sample` does.
+            ValueError: for a likelihood that `ppgen.diffusion.posterior` refuses, and as `DenoisingSampler.sample`
+                does.
         """
         denoise = posterior(self._prior(n, y, guidance), self.likelihood, **self.guide)
         batch_shape = (n, *self.shape[: len(self.shape) - len(self.model.event_shape)])

@@ -27,7 +27,8 @@ class DenoiserOptions:
         event_shape: (features,) of a table or (channels, height, width) of images.
         network: "dense", "unet", or a module as `ppgen.diffusion.Denoiser` calls it; None for "unet" of images and
             "dense" of tables.
-        hidden: hidden widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for its default.
+        hidden: hidden widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for its
+            default.
         sigma_data: the standard deviation of an element of v, by which the network's input and output are scaled.
         levels: K, of data that are integers 0 .. K - 1; None for real numbers.
         num_classes: the number of labels of a conditional model; None without labels.

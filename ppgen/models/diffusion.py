@@ -7,10 +7,10 @@ With signal a_i and noise s_i at times i / T of a schedule (see `ppgen.diffusion
              p(z_{i-1} | z_i) = N(b z_i + c E[v | z_i], (g^2 + c^2 V_i) I),    p(x | z_0)
 
 where b, c and g are those of the bridge q(z_{i-1} | z_i, x). A step of the model is a step of the guide, averaged over
-v ~ N(E[v | z_i], V_i I). The variance V_i is zero ("small"), that of Gaussian data N(0, d^2 I) ("large"), or learned; the
-first two are the variances beta~ and beta of Ho et al., https://arxiv.org/abs/2006.11239, section 3.2. Given z_0, the data
-are levels with probabilities proportional to N(z_0; a_0 v, s_0^2), or numbers from N(z_0 / a_0, (s_0 / a_0)^2) (Kingma et
-al., https://arxiv.org/abs/2107.00630, equation 8).
+v ~ N(E[v | z_i], V_i I). The variance V_i is zero ("small"), that of Gaussian data N(0, d^2 I) ("large"), or learned;
+the first two are the variances beta~ and beta of Ho et al., https://arxiv.org/abs/2006.11239, section 3.2. Given z_0,
+the data are levels with probabilities proportional to N(z_0; a_0 v, s_0^2), or numbers from N(z_0 / a_0, (s_0 / a_0)^2)
+(Kingma et al., https://arxiv.org/abs/2107.00630, equation 8).
 """
 
 import math
@@ -158,8 +158,8 @@ class Diffusion(DenoisingSampler):
     def bound(self, x: Tensor, y: Tensor | None = None, *, particles: int = 1) -> Tensor:
         """An unbiased estimate of the chain's lower bound of log p(x), or of log p(x | y).
 
-        It is minus the mean, over m draws, of `ends` and `rate`, where each draw takes a step in another of m equal parts
-        of the chain.
+        It is minus the mean, over m draws, of `ends` and `rate`, where each draw takes a step in another of m equal
+        parts of the chain.
 
         Args:
             x: as in `check`.

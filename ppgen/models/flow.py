@@ -1,13 +1,15 @@
-"""A flow as a model of data: p(x) itself, without latents, by the exact likelihood.
+"""A flow as a model of data: p(x) itself, without latents, fitted by its exact likelihood.
 
-Data on a grid of levels k in {0, .., K - 1}^D have probabilities rather than densities, and a density would grow on the
-grid without end. So noise fills the gaps: a flow p on (0, K)^D is trained on k + u, u ~ U[0, 1)^D drawn anew each time,
-and is a law of levels by P(k) = P(floor x = k), for which
+Data on a grid of levels k in {0, .., K - 1}^D have probabilities. A density fitted to them would grow without bound at
+the grid points, so noise fills the gaps: a flow p on (0, K)^D is trained on k + u, where u ~ U[0, 1)^D is sampled again
+each time. It defines probabilities P(k) = P(floor x = k) of levels, with (Theis et al.,
+https://arxiv.org/abs/1511.01844, section 3.1)
 
-    log P(k) = log E_u p(k + u) >= E_u log p(k + u)                                  Theis et al. 2016, section 3.1
+    log P(k) = log E_u p(k + u) >= E_u log p(k + u)
 """
 
 import math
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,25 +25,27 @@ __all__ = ["FlowModel"]
 
 
 class FlowModel(nn.Module):
-    """x_i ~ flow, or flow given the label y_i. Its guide is empty: under `ppgen.ELBO` it learns by the forward KL.
+    """The program x_i ~ p(x), or x_i ~ p(x | y_i), with p a flow.
+
+    The guide is empty, so that `ppgen.ELBO` is the negative log-likelihood, which minimizes the forward KL divergence.
 
     Args:
-        event_shape: of a row. A flow of `ppgen.flows.FLOWS` has it flattened, one of `IMAGE_FLOWS` as it is.
-        flow: a row of `ppgen.flows.FLOWS` or of `IMAGE_FLOWS`.
-        layers: how many maps it is made of; None for its own number.
-        hidden: the widths of its networks (channels, of a flow of images).
-        scales: of a flow of images; None for its own number.
-        levels: K, of data that are integers 0 .. K - 1: noise is added in training and in scoring (above).
-        bounds: of continuous data, the interval (low, high) that they lie in; None for all real numbers.
-        alpha: how near the ends of their range data with `levels` or `bounds` come, before their logarithmic odds are
-            taken; see `ppgen.flows.bounded`.
-        num_classes: the number of labels when the model is conditioned on them, None when it is not.
-        kinetic: of a flow in continuous time, the weight of its paths' kinetic energy, a factor of the model while it
-            trains (Finlay et al. 2020): the straighter they are, the fewer steps a solver needs.
-        options: further ones of the flow, such as ``{"solver": "dopri5"}`` of "continuous".
+        event_shape: the shape of a row; a flow of `ppgen.flows.FLOWS` sees it flattened.
+        flow: a row of `ppgen.flows.FLOWS` or `ppgen.flows.IMAGE_FLOWS`.
+        layers: the number of layers; None for the default of the flow.
+        hidden: hidden widths of its networks (channels, of a flow of images).
+        scales: the number of scales of a flow of images; None for its default.
+        levels: K, of data that are integers 0 .. K - 1; None for real numbers.
+        bounds: the interval (low, high) of continuous data; None for all real numbers.
+        alpha: the margin that keeps data with `levels` or `bounds` from the ends of their range before the logit, see
+            `ppgen.flows.bounded`.
+        num_classes: the number of labels of a conditional model; None without labels.
+        kinetic: the weight of the kinetic energy of the paths of a continuous flow, which is a factor of the model in
+            training (Finlay et al., https://arxiv.org/abs/2002.02798). A solver needs fewer steps on straighter paths.
+        options: further options of the flow, such as ``{"solver": "dopri5"}`` of "continuous".
 
     Raises:
-        ValueError: an option is out of range, unknown, or not one of this flow.
+        ValueError: if an option is unknown, out of range, or not accepted by the flow.
     """
 
     def __init__(
@@ -64,13 +68,13 @@ class FlowModel(nn.Module):
         if kinetic < 0 or (kinetic and flow != "continuous"):
             raise ValueError(f"expected kinetic of at least 0, and 0 of any flow but 'continuous', got {kinetic}")
         self.kinetic = kinetic
-        make = lookup(FLOWS | IMAGE_FLOWS, flow, option="flow")
-        given: dict[str, Any] = {} if flow == "lu_linear" else {"hidden": tuple(hidden)}
-        given |= {key: value for key, value in (("layers", layers), ("scales", scales)) if value is not None}
-        given |= dict(options or {})
+        make = lookup(ChainMap(FLOWS, IMAGE_FLOWS), flow, option="flow")
+        flow_options: dict[str, Any] = {} if flow == "lu_linear" else {"hidden": tuple(hidden)}
+        flow_options |= {key: value for key, value in (("layers", layers), ("scales", scales)) if value is not None}
+        flow_options |= dict(options or {})
         shape: Any = self.event_shape if flow in IMAGE_FLOWS else math.prod(self.event_shape)
         try:
-            self.flow = make(shape, context_dim=num_classes or 0, **given)
+            self.flow = make(shape, context_dim=num_classes or 0, **flow_options)
         except TypeError as error:
             raise ValueError(f"flow={flow!r} has no such option: {error}") from error
         if levels is not None:
@@ -89,28 +93,37 @@ class FlowModel(nn.Module):
         return "levels"
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Lets the flow's norms take their start from a batch, see `ppgen.flows.Flow.initialize`."""
-        self.flow.initialize(self._scored(x), self._context(y))
+        """Initializes the normalization layers of the flow from a batch, see `ppgen.flows.Flow.initialize`."""
+        self.flow.initialize(self._flow_input(x), self._context(y))
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
-        """x_i ~ flow(y_i), over the plate "data" of x's rows (n, *event_shape)."""
+        """The program x_i ~ p(x | y_i), over the plate "data" of the rows of x.
+
+        Args:
+            x: data (n, *event_shape).
+            y: integer labels (n,), if and only if the model has ``num_classes``.
+        """
         pyro.module("flow", self.flow)
-        distribution, scored = self.flow(self._context(y)), self._scored(x)
+        distribution, value = self.flow(self._context(y)), self._flow_input(x)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", distribution, obs=scored)
+            pyro.sample("x", distribution, obs=value)
             if self.kinetic and self.training:
-                pyro.factor("kinetic", -self.kinetic * distribution.kinetic_energy(scored))
+                pyro.factor("kinetic", -self.kinetic * distribution.kinetic_energy(value))
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Nothing is inferred."""
+        """The empty program: nothing is inferred."""
 
     def check(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Whether the data are what this model expects; looks at every value, so call it once a data set.
+        """Checks the data. This reads every value, so call it once for a data set.
+
+        Args:
+            x: as in `model`.
+            y: as in `model`.
 
         Raises:
-            TypeError: x is no tensor.
-            ValueError: x is not (n, *event_shape), or outside the support; of a continuous model, x is made of
-                integers, or a feature has one value alone; y is missing, not wanted, not (n,) integers, or outside
+            TypeError: if x is not a tensor.
+            ValueError: if x is not (n, *event_shape) or lies outside the support; in a continuous model, if x has
+                integers or a constant feature; if y is missing, not expected, not (n,) integers, or outside
                 0 .. num_classes - 1.
         """
         self._check_values(x, y)
@@ -123,32 +136,50 @@ class FlowModel(nn.Module):
         if constant:
             which = f"{', '.join(map(str, constant[:8]))}{' and more' if len(constant) > 8 else ''}"
             raise ValueError(
-                f"features {which} have one value in all {len(x)} rows, where a flow's density has no bound; leave "
-                "them out, or add noise"
+                f"features {which} have one value in all {len(x)} rows, where the density of a flow has no bound; "
+                "leave them out, or add noise"
             )
 
     def sample(self, n: int, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
-        """n draws (n, *event_shape), integers where there are levels; a flow has no noise of its own, so no means.
+        """Draws data.
+
+        Args:
+            n: the number of draws.
+            y: as in `model`.
+            mean: accepted for the interface of other models; must be False.
+
+        Returns:
+            Draws (n, *event_shape), integers if the model has levels.
 
         Raises:
-            ValueError: for means, and labels that `check` refuses.
+            ValueError: for ``mean=True``, because a flow adds no noise to its output, and for labels that `check`
+                refuses.
         """
         if mean:
-            raise ValueError("a flow's draws have no means: it has no noise beside its base")
+            raise ValueError("a flow has no mean of x given z: x is a function of z; leave mean=True out")
         check_labels(y, torch.Size([n]), self.num_classes)
         with evaluation(self):
             x = self.flow(self._context(y)).sample((n,) if y is None else ()).reshape(n, *self.event_shape)
-        # what little lies beyond the ends belongs to the last levels
+        # the flow may put a little mass beyond the first and the last level
         return x if self.levels is None else x.floor().clamp(0, self.levels - 1).long()
 
     def log_prob(self, x: Tensor, y: Tensor | None = None, *, particles: int = 1) -> Tensor:
-        """log p(x_i), or log p(x_i | y_i), in nats: (n,).
+        """The log density of x, or of x given y.
 
-        Of levels, log (1 / m) sum_j p(x_i + u_j) with m draws u_j, `particles`: in the mean a lower bound of
-        log P(x_i), which rises to it with m. Divided by -D log 2 it is bits per dimension.
+        For levels, it is log (1 / m) sum_j p(x_i + u_j) with m draws u_j. Its expectation is a lower bound of
+        log P(x_i), which becomes tight as m grows. Divided by -D log 2 it is in bits per dimension.
+
+        Args:
+            x: as in `model`.
+            y: as in `model`.
+            particles: the number m of draws, for levels.
+
+        Returns:
+            log p(x_i) in nats, (n,).
 
         Raises:
-            ValueError: for particles below 1, and values, shapes and labels that `check` refuses.
+            TypeError: as `check` does.
+            ValueError: for particles below 1, and for values, shapes and labels that `check` refuses.
         """
         self._check_values(x, y)
         if particles < 1:
@@ -156,8 +187,8 @@ class FlowModel(nn.Module):
         with evaluation(self):
             distribution = self.flow(self._context(y))
             if self.levels is None:
-                return distribution.log_prob(self._scored(x))
-            draws = torch.stack([distribution.log_prob(self._scored(x)) for _ in range(particles)])
+                return distribution.log_prob(self._flow_input(x))
+            draws = torch.stack([distribution.log_prob(self._flow_input(x)) for _ in range(particles)])
             return draws.logsumexp(0) - math.log(particles)
 
     def _check_values(self, x: Tensor, y: Tensor | None) -> None:
@@ -168,22 +199,22 @@ class FlowModel(nn.Module):
             check_levels(x, self.levels, f"the support of a model of levels={self.levels}")
         elif self.bounds is not None:
             low, high = float(self.flow.support.lower_bound), float(self.flow.support.upper_bound)
-            expected = f"above {low:g} and below {high:g}, the support of a flow of bounds {self.bounds}"
+            expected = f"above {low:g} and below {high:g}, the support of a flow with bounds {self.bounds}"
             check_support(x, (x > low) & (x < high), expected, "scale the data, or change bounds")
 
-    def _scored(self, x: Tensor) -> Tensor:
-        """x as the flow scores it: in its shape and type, and without gaps between levels."""
+    def _flow_input(self, x: Tensor) -> Tensor:
+        """X in the shape and dtype of the flow, levels with uniform noise."""
         x = x.reshape(len(x), *self.flow.event_shape).to(self.flow.zero.dtype)
         return x if self.levels is None else x + torch.rand_like(x)
 
     def distribution(self, y: Tensor | None = None) -> FlowDistribution:
-        """p(x), or p(x | y) for labels y of any shape: a law of events in the flow's own shape."""
+        """p(x), or p(x | y) for labels y of any shape; events have the shape of the flow."""
         return self.flow(self._context(y))
 
     def pull_back(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """z_i = T^-1(x_i), in the flow's own shape, and log |det dz_i / dx_i| (n,), in nats."""
+        """z_i = T^-1(x_i) in the shape of the flow, and log |det dz_i / dx_i| (n,) in nats; arguments as in `model`."""
         with evaluation(self):
-            return self.distribution(y).inverse_and_log_det(self._scored(x))
+            return self.distribution(y).inverse_and_log_det(self._flow_input(x))
 
     def _context(self, y: Tensor | None) -> Tensor | None:
         return one_hot(y, self.num_classes, self.flow.zero.dtype)

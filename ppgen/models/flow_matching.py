@@ -5,10 +5,10 @@ its velocity are
 
     z_u = (1 - u) x + u e,        dz/du = e - x.
 
-Least squares learn F(z, u) = E[e - x | z_u = z]. The ODE dz/du = F(z, u) transports the base at u = 1 to the data at
-u = 0, and its distribution at u is that of z_u (Lipman et al., https://arxiv.org/abs/2210.02747; Liu et al.,
-https://arxiv.org/abs/2209.03003; Tong et al., https://arxiv.org/abs/2302.00482). With the base N(0, I) it is diffusion on
-the linear path, with the denoiser E[x | z] = z - u F.
+Least squares learn F(z, u) = E[e - x | z_u = z]. The ODE dz/du = F(z, u) transports the base at u = 1 to the data at u
+= 0, and its distribution at u is that of z_u (Lipman et al., https://arxiv.org/abs/2210.02747; Liu et al.,
+https://arxiv.org/abs/2209.03003; Tong et al., https://arxiv.org/abs/2302.00482). With the base N(0, I) it is diffusion
+on the linear path, with the denoiser E[x | z] = z - u F.
 
 The better the coupling, the straighter are the paths. The Schrodinger bridge from the base to the data under Brownian
 motion of standard deviation s consists of Brownian bridges between the pairs of an entropic coupling with eps = 2 s^2:
@@ -86,8 +86,8 @@ class FlowMatchingOptions(DenoiserOptions):
 class FlowMatching(DenoisingSampler):
     """A flow from a base to data, learned from pairs; its guide is empty.
 
-    Under `ppgen.ELBO` or `ppgen.Reconstruction` the loss is E |F(z_u, u) - dz/du|^2 / 2 + D / 2 log 2 pi, with one u for
-    each row: a regression, in nats of its Gaussian, and no bound of log p(x).
+    Under `ppgen.ELBO` or `ppgen.Reconstruction` the loss is E |F(z_u, u) - dz/du|^2 / 2 + D / 2 log 2 pi, with one u
+    for each row: a regression, in nats of its Gaussian, and no bound of log p(x).
 
     The arguments are the fields of :class:`FlowMatchingOptions`.
 
@@ -180,7 +180,7 @@ class FlowMatching(DenoisingSampler):
         return e.index_select(0, couple(e, v, **self.coupling, labels_z=labels, labels_x=y))
 
     def _sample_base(self, n: int) -> Tensor:
-        """n draws of the base."""
+        """N draws of the base."""
         parameter = next(self.denoiser.parameters())
         if self.rows is not None:
             return self.rows[torch.randint(len(self.rows), (n,), device=self.rows.device)].to(parameter.dtype)
@@ -212,9 +212,9 @@ class FlowMatching(DenoisingSampler):
         gaussian = self.rows is None and self.base is None and not self.bridge
         if added.get(sampler) and not (gaussian and self.coupling["coupling"] == "independent"):
             raise ValueError(
-                f"sampler={sampler!r} adds Gaussian noise, which preserves the distribution of a path from N(0, I) alone, "
-                "with coupling='independent' and no bridge: choose 'euler', 'heun', 'dpm++2m' or 'adaptive', 'ddim' with "
-                "eta=0, or 'edm' with churn=0"
+                f"sampler={sampler!r} adds Gaussian noise, which preserves the distribution of a path from N(0, I) "
+                "alone, with coupling='independent' and no bridge: choose 'euler', 'heun', 'dpm++2m' or 'adaptive', "
+                "'ddim' with eta=0, or 'edm' with churn=0"
             )
         return options
 

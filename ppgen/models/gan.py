@@ -1,8 +1,8 @@
 """Implicit models: x = G(z), a distribution that can be sampled and has no density.
 
-p(z) = N(0, I), and p(x | z) is a point mass at the output of the decoder. Such a model is trained by losses that compare
-samples: critics, MMD, Sinkhorn divergences. With labels, y is a site of the model as well, which repeats the labels of
-the data, so that a critic of x and y together knows the label of each draw: ``data("x") & data("y")`` against
+p(z) = N(0, I), and p(x | z) is a point mass at the output of the decoder. Such a model is trained by losses that
+compare samples: critics, MMD, Sinkhorn divergences. With labels, y is a site of the model as well, which repeats the
+labels of the data, so that a critic of x and y together knows the label of each draw: ``data("x") & data("y")`` against
 ``generated("x") & generated("y")``.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["ALI", "ALIOptions", "Generator", "ImplicitModel"]
 
 
 class ImplicitModel(LatentVariableModel):
-    """A model whose observation is the output of the decoder, and whose one-hot labels y (n, num_classes) are a site."""
+    """A model that observes the output of the decoder, and one-hot labels at the site y (n, num_classes)."""
 
     def _observe_labels(self, context: Tensor | None) -> None:
         if context is not None:
@@ -73,8 +73,8 @@ class ALI(ImplicitModel, EncoderDecoder):
     """Adversarially learned inference: a generator x = G(z) and an encoder q(z | x), trained against one critic.
 
     The critic sees pairs (x, z): data with codes from the encoder, and draws of the prior with outputs of the decoder.
-    Where it cannot distinguish the two, G(z) has the distribution of the data and q(z | x) is the posterior. See Dumoulin
-    et al., https://arxiv.org/abs/1606.00704, and for BiGAN Donahue et al., https://arxiv.org/abs/1605.09782.
+    Where it cannot distinguish the two, G(z) has the distribution of the data and q(z | x) is the posterior. See
+    Dumoulin et al., https://arxiv.org/abs/1606.00704, and for BiGAN Donahue et al., https://arxiv.org/abs/1605.09782.
 
     The arguments are the fields of :class:`ALIOptions`, the errors those of :class:`Generator`.
     """

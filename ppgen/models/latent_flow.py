@@ -3,9 +3,9 @@
     prior        z = T(u),                          u ~ N(0, I)
     posterior    z = mu(x) + sigma(x) T(u; h(x)),   u ~ N(0, I)
 
-T is any row of `ppgen.flows.FLOWS`; most of them are the identity at initialization. mu, sigma and h, each as wide as z,
-are outputs of the encoder. The flow of the posterior acts on the standardized z, so that the bins of splines lie where
-the draws fall. See Rezende and Mohamed, https://arxiv.org/abs/1505.05770, and Kingma et al.,
+T is any row of `ppgen.flows.FLOWS`; most of them are the identity at initialization. mu, sigma and h, each as wide as
+z, are outputs of the encoder. The flow of the posterior acts on the standardized z, so that the bins of splines lie
+where the draws fall. See Rezende and Mohamed, https://arxiv.org/abs/1505.05770, and Kingma et al.,
 https://arxiv.org/abs/1606.04934.
 """
 
@@ -71,7 +71,7 @@ class GaussianFlow(TorchDistribution):
 
     @property
     def center(self) -> Tensor:
-        """mu + sigma T(0), the image of the mean of the base; it replaces the mean, which is not known."""
+        """Mu + sigma T(0), the image of the mean of the base; it replaces the mean, which is not known."""
         return self.loc + self.scale * self.distribution.transform(torch.zeros_like(self.loc))
 
 

@@ -1,13 +1,12 @@
-"""Heads: what turns a network's output h into a distribution over events of shape (*event_shape).
+"""Heads: maps from the output h of a network to a distribution over events of shape (*event_shape).
 
-A head says how many numbers per element of the event it reads, ``size``, and is called on h of shape (*batch,
-size, *event_shape). The heads over data are the rows of ``LIKELIHOODS``; each also says how data become a
-network's input, and checks data at the boundary. D is the number of elements of an event.
+``size`` is the number of outputs that a head reads for each element of the event; h has shape (*batch, size,
+*event_shape). The heads of data are the rows of ``LIKELIHOODS``. Each of them also defines how data enter a network,
+and checks data. D is the number of elements of an event.
 
-The density of a Gaussian whose scale is learned has no upper bound: a decoder that puts a mean on one datum
-and lets the scale there go to zero gains without end (Mattei and Frellsen, Leveraging the exact likelihood of
-deep latent variable models, 2018). So every learned scale here is s = floor + softplus(h), which bounds the
-density by (2 pi)^(-D/2) floor^(-D).
+The likelihood of a Gaussian with a learned scale is unbounded: a decoder can put its mean on one datum and let the
+scale there go to zero (Mattei and Frellsen, https://arxiv.org/abs/1802.04826). Therefore every learned scale is s =
+floor + softplus(h), which bounds the density by (2 pi)^(-D/2) floor^(-D).
 """
 
 import math
@@ -26,10 +25,18 @@ from ppgen.nets import lookup
 
 
 class Head(nn.Module):
-    """h of shape (*batch, size, *event_shape) to a distribution over events."""
+    """A map from h (*batch, size, *event_shape) to a distribution over events.
+
+    Args:
+        event_shape: the shape of an event.
+
+    Attributes:
+        size: the number of outputs of the network for each element.
+        form: the form of data that the distribution scores, a row of `ppgen.data.FORMS`.
+    """
 
     size = 1
-    form: ClassVar[str] = "continuous"  # of data that the distribution scores, a row of `ppgen.data.FORMS`
+    form: ClassVar[str] = "continuous"
 
     def __init__(self, event_shape: Sequence[int]) -> None:
         super().__init__()
@@ -37,10 +44,11 @@ class Head(nn.Module):
         self.elements = math.prod(self.event_shape)
 
     def forward(self, raw: Tensor) -> TorchDistribution:
+        """The distribution, of batch shape (*batch) and event shape (*event_shape)."""
         raise NotImplementedError
 
     def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Data as a network reads them."""
+        """Data as input of a network."""
         return x.to(dtype)
 
     def observed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -48,26 +56,29 @@ class Head(nn.Module):
         return x.to(dtype)
 
     def check(self, x: Tensor) -> None:
-        """Raise ValueError where the data lie outside the distribution's support."""
+        """Raises ValueError if the data lie outside the support of the distribution."""
 
 
 class Point(Head):
-    """All mass at h: the code of a deterministic encoder."""
+    """A point mass at h: the output of a deterministic encoder or generator."""
 
     def forward(self, raw: Tensor) -> TorchDistribution:
+        """Delta(h)."""
         return dist.Delta(raw.squeeze(-1 - len(self.event_shape)), event_dim=len(self.event_shape))
 
 
 class Bernoulli(Head):
-    """x_d ~ Bernoulli(sigmoid(h_d)), independently: data are 0 or 1."""
+    """x_d ~ Bernoulli(sigmoid(h_d)), independently, for data 0 or 1."""
 
     form = "binary"
 
     def forward(self, raw: Tensor) -> TorchDistribution:
+        """Bernoulli(sigmoid(h))."""
         rank = len(self.event_shape)
         return dist.Bernoulli(logits=raw.squeeze(-1 - rank)).to_event(rank)
 
     def check(self, x: Tensor) -> None:
+        """Raises ValueError unless all values are 0 or 1."""
         check_support(
             x,
             (x == 0) | (x == 1),
@@ -77,10 +88,16 @@ class Bernoulli(Head):
 
 
 class Categorical(Head):
-    """x_d ~ Categorical(softmax(h_d)), independently: data are integers 0 .. levels - 1.
+    """x_d ~ Categorical(softmax(h_d)), independently, for integers 0 .. levels - 1.
 
-    The likelihood knows no order among the levels. The encoder sees them as numbers evenly spaced
-    from -1 to 1.
+    The likelihood does not use the order of the levels. The encoder sees them equally spaced in [-1, 1].
+
+    Args:
+        event_shape: the shape of an event.
+        levels: the number of levels.
+
+    Raises:
+        ValueError: for fewer than 2 levels.
     """
 
     form = "integer"
@@ -92,41 +109,47 @@ class Categorical(Head):
         self.size = self.levels = levels
 
     def forward(self, raw: Tensor) -> TorchDistribution:
+        """Categorical(softmax(h))."""
         rank = len(self.event_shape)
         return dist.Categorical(logits=raw.movedim(-1 - rank, -1)).to_event(rank)
 
     def features(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Levels in [-1, 1]."""
         return 2 * x.to(dtype) / (self.levels - 1) - 1
 
     def observed(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Levels as integers."""
         return x.long()
 
     def check(self, x: Tensor) -> None:
+        """Raises ValueError unless all values are integers 0 .. levels - 1."""
         check_levels(x, self.levels, "the support of likelihood='categorical'")
 
 
 class Gaussian(Head):
-    """x ~ N(mu, Sigma) with Sigma a row of ``COVARIANCES``.
+    """x ~ N(mu, Sigma), with the form of Sigma a row of ``COVARIANCES``.
 
     | covariance | Sigma | from h |
     |---|---|---|
     | fixed | scale^2 I | |
-    | scalar | s^2 I | one learned number, the same for every h |
+    | scalar | s^2 I | one parameter, the same for every h |
     | diagonal | diag(s_d^2) | s |
     | low_rank | diag(s_d^2) + W W^T, W of shape (D, rank) | s, W |
     | full | L L^T, L lower triangular with diagonal s | L, as D^2 numbers: for small events |
 
-    mu is always read from h, and s = floor + softplus(h + c), where c makes s = scale at h = 0. W and the
-    off-diagonal of L are divided by the square root of their width, so that untrained they change the
+    mu is an output of the network, and s = floor + softplus(h + c), where c makes s = scale at h = 0. W and the
+    off-diagonal elements of L are divided by the square root of their width, so that an untrained network changes the
     variance little.
 
     Args:
-        event_shape: the shape of an event; low_rank and full act on it flattened.
+        event_shape: the shape of an event, which "low_rank" and "full" flatten.
         covariance: a row of ``COVARIANCES``.
-        rank: the width of W, read by low_rank alone.
-        scale: the standard deviation where learning starts, or for "fixed" the standard deviation; about the
-            data's.
-        floor: the least standard deviation, in the data's units; not read by "fixed".
+        rank: the width of W, of "low_rank".
+        scale: the initial standard deviation, or the constant one of "fixed"; choose about that of the data.
+        floor: the least standard deviation, in units of the data; not of "fixed".
+
+    Raises:
+        ValueError: if an option is unknown or out of range.
     """
 
     def __init__(
@@ -155,15 +178,17 @@ class Gaussian(Head):
             self.raw_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, raw: Tensor) -> TorchDistribution:
+        """N(mu, Sigma)."""
         rank = len(self.event_shape)
         loc, rest = raw.split([1, self.size - 1], -1 - rank)
         return COVARIANCES[self.covariance].build(self, loc.squeeze(-1 - rank), rest)
 
     def std(self, raw: Tensor) -> Tensor:
-        """floor + softplus(raw + c), which is ``scale`` at zero."""
+        """The standard deviation floor + softplus(raw + c), which is ``scale`` at zero."""
         return self.floor + F.softplus(raw + self.shift)
 
     def check(self, x: Tensor) -> None:
+        """Raises ValueError unless the data are finite floating point numbers."""
         if not x.is_floating_point():
             raise ValueError(
                 f"expected floating point data for likelihood='gaussian', got {x.dtype}, where a density "
@@ -173,7 +198,13 @@ class Gaussian(Head):
 
 
 class Covariance(NamedTuple):
-    """A row of ``COVARIANCES``: the numbers per element of the event beside the mean, and what they make."""
+    """A row of ``COVARIANCES``.
+
+    Attributes:
+        size: the number of outputs for each element of the event beside the mean, from the number of elements and the
+            rank.
+        build: the distribution, from the head, the mean and those outputs.
+    """
 
     size: Callable[[int, int], int]
     build: Callable[[Gaussian, Tensor, Tensor], TorchDistribution]
@@ -228,11 +259,16 @@ def make_likelihood(
     levels: int | None,
     **options: Any,
 ) -> Head:
-    """The likelihood of that name; ``levels`` goes to "categorical" and the other options to "gaussian".
+    """Builds the head of a likelihood.
+
+    Args:
+        event_shape: the shape of an event.
+        likelihood: a row of ``LIKELIHOODS``.
+        levels: the number of levels of "categorical"; None for the others.
+        options: further options of "gaussian", which the others ignore.
 
     Raises:
-        ValueError: there is no such likelihood, an option is out of range, or levels are given to another
-            one.
+        ValueError: if the likelihood is unknown, an option is out of range, or levels are given to another one.
     """
     kind = lookup(LIKELIHOODS, likelihood, option="likelihood")
     if kind is Categorical:
@@ -243,12 +279,12 @@ def make_likelihood(
 
 
 def _flat(head: Head, value: Tensor) -> Tensor:
-    """The event's dimensions made one."""
+    """Flattens the dimensions of the event."""
     return value.flatten(-len(head.event_shape))
 
 
 def _reshaped(base: TorchDistribution, event_shape: tuple[int, ...]) -> TorchDistribution:
-    """A distribution over vectors as one over events."""
+    """A distribution over vectors, reshaped to events."""
     if base.event_shape == event_shape:
         return base
     return dist.TransformedDistribution(base, ReshapeTransform(base.event_shape, torch.Size(event_shape)))

@@ -1,8 +1,8 @@
 """What a model can do, as protocols: a report, a run or a loss asks ``isinstance(model, Samples)``.
 
-A model has a capability if it has the methods; it inherits from nothing. All protocols consist of methods alone, so that
-``issubclass`` answers for a class as well. Rows x have shape (n, *event_shape) and labels y shape (n,); a model whose
-``num_classes`` is None takes no labels. The methods of users run in evaluation mode and without gradients.
+A model has a capability if it has the methods; it inherits from nothing. All protocols consist of methods alone, so
+that ``issubclass`` answers for a class as well. Rows x have shape (n, *event_shape) and labels y shape (n,); a model
+whose ``num_classes`` is None takes no labels. The methods of users run in evaluation mode and without gradients.
 
 | protocol | what uses it |
 |---|---|
@@ -98,7 +98,7 @@ class Samples(Protocol):
     """Generates data."""
 
     def sample(self, n: int, y: Tensor | None = None, *, mean: bool = False) -> Any:
-        """n draws of x, or with ``mean=True`` of E[x | z]: a tensor (n, *event_shape)."""
+        """N draws of x, or with ``mean=True`` of E[x | z]: a tensor (n, *event_shape)."""
 
 
 @runtime_checkable
@@ -138,7 +138,7 @@ class HasLogProb(Protocol):
     """Has a density of data, exact or estimated from below."""
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """log p(x_i) in nats: (n,)."""
+        """Log p(x_i) in nats: (n,)."""
 
 
 @runtime_checkable
@@ -146,7 +146,7 @@ class HasLogEvidence(Protocol):
     """Estimates log p(x) by importance sampling from its encoder."""
 
     def log_evidence(self, x: Tensor, y: Tensor | None = None, *, particles: int = 100) -> Tensor:
-        """log p(x_i) in nats: (n,)."""
+        """Log p(x_i) in nats: (n,)."""
 
 
 @runtime_checkable
@@ -168,7 +168,7 @@ class TransportsToBase(Protocol):
         """p(x), or p(x | y): a `ppgen.flows.FlowDistribution`."""
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """log p(x_i) in nats: (n,)."""
+        """Log p(x_i) in nats: (n,)."""
 
     def pull_back(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z_i = T^-1(x_i) in the base space, and log |det dz_i / dx_i| (n,) in nats."""
@@ -182,7 +182,7 @@ class Denoises(Protocol):
         """The function (z, level) -> E[v | z], v the scaled data."""
 
     def sample(self, n: int, y: Tensor | None = None, *, mean: bool = False) -> Any:
-        """n draws of x; further options are ``sampler``, ``steps``, ``guidance`` and ``return_path``."""
+        """N draws of x; further options are ``sampler``, ``steps``, ``guidance`` and ``return_path``."""
 
 
 @runtime_checkable

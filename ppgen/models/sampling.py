@@ -1,8 +1,8 @@
 """What all models with a denoiser can do: sampling, and the density of the probability-flow ODE.
 
-The ODE defines a density of z_0 / a_0: data with the small noise, of standard deviation s_0 / a_0, at which the schedule
-starts. Gray levels have probabilities. They are bounded from below by the density of levels to which noise is added, see
-`DEQUANTIZATIONS`.
+The ODE defines a density of z_0 / a_0: data with the small noise, of standard deviation s_0 / a_0, at which the
+schedule starts. Gray levels have probabilities. They are bounded from below by the density of levels to which noise is
+added, see `DEQUANTIZATIONS`.
 """
 
 import math
@@ -87,8 +87,8 @@ class DenoisingSampler(DenoisingModel):
             Draws (n, *event_shape), integers if the model has levels; with `return_path` a list that ends with them.
 
         Raises:
-            ValueError: for ``mean=True``, because a draw is the mean E[v | z] at the last level already; for guidance of
-                a model without label dropout; for options out of range; for labels that `check` refuses.
+            ValueError: for ``mean=True``, because a draw is the mean E[v | z] at the last level already; for guidance
+                of a model without label dropout; for options out of range; for labels that `check` refuses.
         """
         if mean:
             raise ValueError("a sampler's draws end in means already, E[v | z] at the least noise: leave mean=True out")
@@ -168,8 +168,8 @@ class DenoisingSampler(DenoisingModel):
     def distribution(self, y: Tensor | None = None, **options: Any) -> ProbabilityFlow:
         """The distribution of v, or of v given y, that the probability-flow ODE defines between the schedule's ends.
 
-        It uses the present denoiser and has gradients with respect to its parameters. The ends of a learned schedule are
-        constants.
+        It uses the present denoiser and has gradients with respect to its parameters. The ends of a learned schedule
+        are constants.
 
         Args:
             y: labels (*batch) or contexts (*batch, context_dim) of a conditional model.

@@ -288,7 +288,7 @@ def test_bad_data_are_named(case):
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match=r"expected distance to be one of 'jensen_shannon', .*got 'l2'"):
         recipes.dann(distance="l2")
-    with pytest.raises(ValueError, match="a target that is none of them"):
+    with pytest.raises(ValueError, match="a target that is not a source"):
         recipes.dann(sources=(0, 1), target=1)
     with pytest.raises(ValueError, match="give either classifier or bayesian=True"):
         small(bayesian=True, classifier=nn.Linear(4, 3))

@@ -148,8 +148,8 @@ def test_a_bridge_has_the_variance_of_ho_et_al():
         (lambda: Diffusion((2,), network=nn.Linear(2, 2), hidden=(3,)), "those of a network by name"),
         (lambda: Diffusion((2,), hidden=(3, 4)), "all the same"),
         (lambda: Diffusion((2,), sigma_data=0.0), "expected sigma_data > 0"),
-        (lambda: ppgen.DiffusionELBO("best"), "weighting is one of"),
-        (lambda: ppgen.DiffusionELBO(times="now"), "times is one of"),
+        (lambda: ppgen.DiffusionELBO("best"), "weighting must be one of"),
+        (lambda: ppgen.DiffusionELBO(times="now"), "times must be one of"),
     ],
 )
 def test_bad_options_are_refused(make, said):

@@ -193,10 +193,10 @@ def summed(x=None):
 
 REFUSED = {
     "no argument of the site's name": (named_otherwise, LookupError, r"arguments, 'data', has the name.*'z', 'x'"),
-    "no latents": (no_latents, ValueError, r"draws 'x' and no latents"),
+    "no latents": (no_latents, ValueError, r"has the sites 'x' and no latents"),
     "a plate of data": (with_plate, ValueError, r'has a plate "data"'),
-    "an index from the left": (first_row, ValueError, r"the law of 'x' in one row depends.*z\[\.\.\., 0\]"),
-    "a sum of all": (summed, ValueError, r"the law of 'x' in one row depends on the latents of the other"),
+    "an index from the left": (first_row, ValueError, r"the distribution of 'x' in one row depends.*z\[\.\.\., 0\]"),
+    "a sum of all": (summed, ValueError, r"the distribution of 'x' in one row depends on the latents of the other"),
 }
 
 
@@ -210,11 +210,15 @@ def test_what_is_no_simulator_says_why(name):
 def test_calls_that_say_too_little():
     simulator = ppgen.Simulator(one)
     table = simulator.draw(3)
-    with pytest.raises(ValueError, match=r"expected rows of 'x', equally many, got none; to simulate, call draw\(n\)"):
+    with pytest.raises(
+        ValueError, match=r"expected the same number of rows of 'x', got none; to simulate, call draw\(n\)"
+    ):
         simulator()
     with pytest.raises(ValueError, match=r"got \{'x': 3, 'y': 2\}"):
         ppgen.Simulator(paths)(torch.zeros(3, 5), torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r"of shape \(5,\) each, as it draws them, got \(5,\); .* x\[None\]"):
+    with pytest.raises(
+        ValueError, match=r"of shape \(5,\) each, as the model simulates them, got \(5,\); .* x\[None\]"
+    ):
         ppgen.Simulator(paths)(torch.zeros(5), torch.zeros(5, 5))  # which would be broadcast, as five equal rows
     with pytest.raises(ValueError, match=r"at least one simulation, got n=0"):
         simulator.draw(0)
@@ -224,8 +228,8 @@ def test_calls_that_say_too_little():
 
 def test_an_implicit_law_says_what_it_lacks():
     theta = torch.zeros(3, 2)
-    with pytest.raises(NotImplementedError, match=r"has no density; Sleep\(\) asks for none"):
+    with pytest.raises(NotImplementedError, match=r"has no density; use Sleep\(\), which needs none"):
         ppgen.ELBO().loss(ppgen.Simulator(implicit), ppgen.AutoFlow(ppgen.Simulator(implicit), amortized="x"), theta)
-    with pytest.raises(ValueError, match=r"expected draws of shape \(3, 5\) of the function, got \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"expected draws of shape \(3, 5\) from the function, got \(3, 2\)"):
         ppgen.Implicit(simulate, theta, event_shape=(5,)).sample()
     assert ppgen.Implicit(simulate, theta, event_shape=(2,)).expand((4, 3)).sample().shape == (4, 3, 2)
