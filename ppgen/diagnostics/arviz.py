@@ -1,7 +1,7 @@
 """A fit's posterior in the data structure of ArviZ: restarts are chains, and draws are draws of the guide.
 
-    posterior                z: chain, draw, data, z_dim           latents, and deterministic sites that follow from them
-    posterior_resampled      as "posterior", resampled by the smoothed weights: draws of the posterior, not of the guide
+    posterior                z: chain, draw, data, z_dim           latents, and deterministic sites given them
+    posterior_resampled      as "posterior", resampled by the smoothed weights: draws of the posterior, not the guide
     sample_stats             lp, log_q, log_weight, log_weight_smoothed: chain, draw (, data)
     posterior_predictive     x: chain, draw, data, x_dim           observations, drawn given the guide's latents
     prior, prior_predictive  z, x: chain, draw, data, ...          draws of the model alone
@@ -27,9 +27,9 @@ an amortized model. With ``integrate=K`` the latents of each row are integrated 
 **Without a density** (the observations of a generator are a Delta, or the guide is a point estimate) there are no
 weights and no k-hat. The attribute "density" gives the reason, and "two_sample" compares data with the model's draws.
 
-**Resampled draws** exist for chains whose weights are reliable (`ppgen.posterior.importance.psis_reliable`): where k-hat
-is large, weights cannot correct the guide. With weights per datum, rows with unreliable weights are NaN. If no chain is
-left, neither is the group, and the attribute "resampled" gives the reason.
+**Resampled draws** exist for chains whose weights are reliable (`ppgen.posterior.importance.psis_reliable`): where
+k-hat is large, weights cannot correct the guide. With weights per datum, rows with unreliable weights are NaN. If no
+chain is left, neither is the group, and the attribute "resampled" gives the reason.
 """
 
 from collections.abc import Mapping, Sequence

@@ -54,7 +54,9 @@ class DrawOptions:
     seed: int
 
 
-def chain_groups(model: Program, guide: Program, data: tuple[Tensor, ...], options: DrawOptions) -> tuple[Groups, Notes]:
+def chain_groups(
+    model: Program, guide: Program, data: tuple[Tensor, ...], options: DrawOptions
+) -> tuple[Groups, Notes]:
     """Draws the groups of one chain, under the weights that the programs hold.
 
     Args:
@@ -78,7 +80,10 @@ def chain_groups(model: Program, guide: Program, data: tuple[Tensor, ...], optio
                 deltas |= {name for name, site in latent_sites(traces.guide_trace).items() if is_delta(site)}
     groups = {
         group: {
-            name: (dims, value if group == "observed_data" else np.concatenate([part[group][name][1] for part in parts]))
+            name: (
+                dims,
+                value if group == "observed_data" else np.concatenate([part[group][name][1] for part in parts]),
+            )
             for name, (dims, value) in variables.items()
         }
         for group, variables in parts[0].items()
@@ -125,8 +130,8 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, Notes]:
     ]
     if implicit:
         notes["density"] = (
-            f"none: the model gives {quote_names(implicit)} by a Delta, exactly, so that data have no likelihood; there "
-            "are no importance weights and no k-hat"
+            f"none: the model gives {quote_names(implicit)} by a Delta, exactly, so that data have no likelihood; "
+            "there are no importance weights and no k-hat"
         )
     elif all(data_plate(site) is None for site in latent_sites(guide_trace).values()):
         groups["log_likelihood"] = _pointwise_log_likelihood(terms, observations)
@@ -147,7 +152,7 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, Notes]:
 
 
 def _pointwise_log_likelihood(terms: dict[str, Site], observations: dict[str, Site]) -> dict[str, Variable]:
-    """log p of each observed site given the drawn latents; empty if rows share a latent that is summed out."""
+    """Log p of each observed site given the drawn latents; empty if rows share a latent that is summed out."""
     found: dict[str, Variable] = {}
     for name, site in terms.items():
         joined = site["infer"].get(SUMMED_OUT, ())  # observed sites that share a latent which is summed out

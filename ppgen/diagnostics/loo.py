@@ -102,7 +102,11 @@ def _given(idata: Any, var_name: str | None, chain: int | None) -> tuple[xr.Data
             "row stays when it is left out. vi_stats.log_marginal has log p(y_i) of each row under them; give it "
             "held-out data"
         )
-    return likelihood, pool_chains(likelihood, chain).astype(np.float64), pool_chains(log_weight, chain).astype(np.float64)
+    return (
+        likelihood,
+        pool_chains(likelihood, chain).astype(np.float64),
+        pool_chains(log_weight, chain).astype(np.float64),
+    )
 
 
 def _by_datum(likelihood: xr.DataArray, values: np.ndarray) -> xr.DataArray:

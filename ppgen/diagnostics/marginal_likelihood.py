@@ -27,7 +27,7 @@ __all__ = ["marginal_log_likelihood"]
 
 
 def marginal_log_likelihood(traces: Traces, *, particles: int) -> dict[str, np.ndarray]:
-    """log p(x_i | w) of all observed sites of a row together, in nats.
+    """Log p(x_i | w) of all observed sites of a row together, in nats.
 
     Args:
         traces: Traces of the programs, with the draws of w.

@@ -1,8 +1,8 @@
 """A search for modes of the posterior that a guide misses.
 
-From several starting points the modes are found, and a Gaussian is fitted to each. The posterior's mass in a ball around
-a mode is estimated twice: by importance sampling from that Gaussian, and by the guide's weighted draws. The guide misses
-the mode if its estimate is less than a quarter of the other one.
+From several starting points the modes are found, and a Gaussian is fitted to each. The posterior's mass in a ball
+around a mode is estimated twice: by importance sampling from that Gaussian, and by the guide's weighted draws. The
+guide misses the mode if its estimate is less than a quarter of the other one.
 """
 
 import math

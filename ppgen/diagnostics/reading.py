@@ -24,7 +24,7 @@ SAMPLE_DIMS = ("chain", "draw")
 
 
 def read_attribute(idata: Any, name: str) -> str | None:
-    """An attribute that `to_arviz` gives to all groups, such as the reason why there is no "density"; None if absent."""
+    """An attribute that `to_arviz` gives to all groups, such as the reason why there is no "density", or None."""
     groups = (group(idata, of) for of in ("observed_data", "posterior", "vi_stats"))
     return next((found.attrs[name] for found in groups if found is not None and name in found.attrs), None)
 

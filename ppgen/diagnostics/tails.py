@@ -1,12 +1,12 @@
 """Does a guide with almost equal importance weights miss mass in the tails of the posterior?
 
 k-hat is the shape of the weights' tail, whatever its size. A Gaussian guide has a large k-hat if the posterior falls
-exponentially, even if there is almost no mass in the tails. Almost equal weights do not show that there is none, because
-draws from the guide do not get there: a component with a hundredth of the mass, ten times as wide, changes no weight and
-doubles the variance. Therefore as many draws come from a wider distribution t, Student's t in unconstrained space with 3
-degrees of freedom, the guide's mean, and the guide's covariance as scale. All draws are weighted as draws from the
-mixture of q and t (multiple importance sampling, Veach & Guibas 1995, https://doi.org/10.1145/218380.218498; Owen & Zhou
-2000, https://doi.org/10.1080/01621459.2000.10473909):
+exponentially, even if there is almost no mass in the tails. Almost equal weights do not show that there is none,
+because draws from the guide do not get there: a component with a hundredth of the mass, ten times as wide, changes no
+weight and doubles the variance. Therefore as many draws come from a wider distribution t, Student's t in unconstrained
+space with 3 degrees of freedom, the guide's mean, and the guide's covariance as scale. All draws are weighted as draws
+from the mixture of q and t (multiple importance sampling, Veach & Guibas 1995, https://doi.org/10.1145/218380.218498;
+Owen & Zhou 2000, https://doi.org/10.1080/01621459.2000.10473909):
 
     w_k = p(x, u_k) / ((q(u_k) + t(u_k)) / 2)        which is bounded if p falls no slower than t
 

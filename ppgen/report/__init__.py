@@ -1,4 +1,4 @@
-"""A fit or a run as one self-contained HTML page."""
+"""Reports on a fit or a run: a single self-contained HTML page."""
 
 from ppgen.report.fit import report_of_fit
 from ppgen.report.page import Figure, Listing, Report, Section, Table, write_report

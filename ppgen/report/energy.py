@@ -1,4 +1,4 @@
-"""The report of a flow against an energy: how near it came, both densities, draws, training, configuration."""
+"""The report of a flow that was fitted to an unnormalized density."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 
 from ppgen.models import UnnormalizedDensity
-from ppgen.report import figures
-from ppgen.report.page import Figure, Report, Section
-from ppgen.report.sections import configuration, summary, training
+from ppgen.report.context import DensityContext
+from ppgen.report.page import Report
+from ppgen.report.registry import Row, build_sections
+from ppgen.report.sections.configuration import configuration
+from ppgen.report.sections.density import density
+from ppgen.report.sections.summary import summary
+from ppgen.report.sections.training import training
 from ppgen.training.result import Fitted
 
-__all__ = ["report_of_energy"]
+__all__ = ["SECTIONS", "report_of_energy"]
 
-DENSITY = (
-    "The reverse KL is large where the flow has mass and the energy has none, and takes no notice of mass that the "
-    "flow does not reach. A mode that was dropped is bright on the left and dark on the right, and log Z by importance "
-    "samples is then below log Z by quadrature."
-)
+SECTIONS: tuple[Row[DensityContext], ...] = (Row(summary), Row(density), Row(training), Row(configuration))
 
 
 def report_of_energy(
@@ -30,31 +30,27 @@ def report_of_energy(
     numbers: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> Report:
-    """Says how near a flow came to an energy.
+    """Reports on how close a flow is to an unnormalized density exp(-U).
 
     Args:
-        fit: the run.
-        side: the coordinates (m,) of a grid along either axis.
-        densities: of "energy" and "flow" on it, (m, m), the first index along x[0].
-        draws: of the flow, (n, 2).
-        numbers, config: as `ppgen.report.report_of_run` takes them.
+        fit: The run.
+        energy: The unnormalized density.
+        side: The coordinates (m,) of a grid along either axis.
+        densities: The densities (m, m) of "energy" and "flow" on the grid, the first index along x[0].
+        draws: Draws (n, 2) of the flow.
+        numbers: Further results by name, as for `ppgen.report.report_of_run`.
+        config: The configuration.
     """
-    question = (
-        f"How near is the flow to exp(-U) / Z of the energy {energy.name}, which it learned without a draw of it?"
+    context = DensityContext(
+        fit=fit,
+        target=energy,
+        side=side,
+        densities=densities,
+        draws=draws,
+        question=f"How close is the flow to exp(-U) / Z for the energy {energy.name}, of which it has seen no draws?",
+        unit="nats",
+        numbers=numbers,
+        config=config,
     )
-    caption = "The density of the energy, and of the flow, on one scale."
-    scattered = f"{len(draws)} draws of the flow."
-    sections = [
-        summary(fit, question, numbers, "nats"),
-        Section(
-            "Density",
-            DENSITY,
-            [
-                Figure(figures.densities(side, densities, columns=energy.columns), caption, f"Heat maps. {caption}"),
-                Figure(figures.samples(draws, columns=energy.columns), scattered, f"Scatter plot. {scattered}"),
-            ],
-        ),
-        training(fit, "nats"),
-        configuration(config),
-    ]
-    return Report(f"flow against {energy.name}", "reverse KL, no data", [s for s in sections if s])
+    subtitle = "reverse KL divergence, without data"
+    return Report(f"Flow fitted to {energy.name}", subtitle, build_sections(SECTIONS, context))

@@ -1,4 +1,4 @@
-"""The report of a fit from Python: in short, training, the posterior and whether it can be trusted, predictions."""
+"""The report of a fit from Python: the posterior, whether it can be trusted, its predictions, and training."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,33 @@ from typing import Any
 from torch import Tensor
 
 from ppgen.diagnostics import Calibration
-from ppgen.diagnostics.verdict import GOOD, MANY, WEIGHTED, diagnose, enough
+from ppgen.diagnostics.verdict import GOOD, MANY_DRAWS, WEIGHTED, diagnose, draw_enough
+from ppgen.report.context import PosteriorContext
 from ppgen.report.page import Report
-from ppgen.report.posterior import log_evidence, posterior
-from ppgen.report.predictions import calibration as calibrated
-from ppgen.report.predictions import predictions
-from ppgen.report.sections import summary, training
+from ppgen.report.posterior import POSTERIOR_SECTIONS
+from ppgen.report.registry import Row, build_sections
+from ppgen.report.sections.calibration import calibration as calibration_section
+from ppgen.report.sections.evidence import log_evidence
+from ppgen.report.sections.leave_one_out import leave_one_out
+from ppgen.report.sections.predictions import predictions
+from ppgen.report.sections.summary import summary
+from ppgen.report.sections.training import training
+from ppgen.tracing.sites import Program
 from ppgen.training.result import Fitted
 from ppgen.utils.arviz_versions import group
 
-__all__ = ["report_of_fit"]
+__all__ = ["SECTIONS", "report_of_fit"]
 
-MOST = 30_000_000  # numbers of data times draws, up to which replicates are drawn
+MAX_REPLICATED = 30_000_000  # numbers of data times draws, up to which data are replicated
+
+SECTIONS: tuple[Row[PosteriorContext], ...] = (
+    Row(summary),
+    *POSTERIOR_SECTIONS,
+    Row(predictions),
+    Row(leave_one_out),
+    Row(calibration_section),
+    Row(training),
+)
 
 
 def report_of_fit(
@@ -32,46 +47,55 @@ def report_of_fit(
     calibration: Calibration | None = None,
     seed: int = 0,
 ) -> Report:
-    """Says what a fit of any programs came to on data, and whether its posterior can be trusted.
+    """Reports on a fit of any programs to data, and on whether its posterior can be trusted.
 
     Args:
-        data: what the programs take, as of `Fit.to_arviz`.
-        title: of the page; after the model's name if left out.
-        draws: samples of the guide a chain; as many as of `Fit.diagnose` if left out.
-        starts: from how many points other modes are looked for; 0 for none.
-        dims, coords: names of the latents' dimensions, as of `Fit.to_arviz`.
-        calibration: what `ppgen.diagnostics.sbc` or `sbc_of` gave, to be shown too.
-        seed: of draws and starts; the caller's random state is left as it was.
+        fit: The fit.
+        *data: The arguments of the programs, as for `ppgen.diagnostics.to_arviz`.
+        title: The title of the page; by default it names the model.
+        draws: The number of draws of the guide in each chain; chosen as by `ppgen.diagnostics.diagnose` if left out.
+        starts: The number of points from which other modes are searched for; 0 for no search.
+        dims: Names for the dimensions of a variable, as for `ppgen.diagnostics.to_arviz`.
+        coords: The values along a dimension, likewise.
+        calibration: The result of `ppgen.diagnostics.sbc` or `sbc_of`, to be shown too.
+        seed: The seed of draws and starts; the caller's random state does not change.
 
     Raises:
-        ValueError, LookupError: as `Fit.to_arviz`.
+        ValueError: As `ppgen.diagnostics.to_arviz`.
+        LookupError: As `ppgen.diagnostics.to_arviz`.
     """
-    chains, numbers_of_data = len(fit.chains), sum(part.numel() for part in data)
-    most = MANY if draws is None else draws
-    idata = enough(
-        fit, *data, draws=draws, predictive=chains * most * numbers_of_data <= MOST, dims=dims, coords=coords, seed=seed
-    )
+    replicated = len(fit.chains) * (MANY_DRAWS if draws is None else draws) * sum(part.numel() for part in data)
+    options: dict[str, Any] = {"predictive": replicated <= MAX_REPLICATED, "dims": dims, "coords": coords}
+    idata = draw_enough(fit, *data, draws=draws, seed=seed, **options)
     verdict = diagnose(fit, *data, starts=starts, idata=idata, seed=seed)
     numbers: dict[str, Any] = {"posterior": verdict.level}
     if (evidence := log_evidence(group(idata, "vi_stats"), fit.best)) is not None:
-        value = evidence if verdict.level in (GOOD, WEIGHTED) else f"{evidence[0]:.5g}, by weights not to be relied on"
-        numbers["log evidence, by importance weights (nats)"] = value
+        reliable = verdict.level in (GOOD, WEIGHTED)
+        numbers["log evidence, by importance weights (nats)"] = (
+            evidence if reliable else f"{evidence[0]:.5g}, by unreliable weights"
+        )
     if "auto" in fit.metadata:
         numbers["guide"] = fit.metadata["auto"]
-    model = inspect.unwrap(fit.model)
-    model = getattr(model, "func", model)  # of a partial
-    made = getattr(model, "__self__", model)  # of a method, what it is of
-    name = getattr(made, "__name__", type(made).__name__)
-    unit = "nats per datum" if fit.num_data > 1 else "nats"
-    sections = [
-        summary(fit, f"What is the posterior of {name}, and can it be trusted?", numbers, unit),
-        posterior(fit, idata, verdict),
-        predictions(fit, idata, verdict),
-        None if calibration is None else calibrated(calibration),
-        training(fit, unit),
-    ]
+    name = _name_of(fit.model)
+    context = PosteriorContext(
+        fit=fit,
+        question=f"What is the posterior of {name}, and can it be trusted?",
+        unit="nats per datum" if fit.num_data > 1 else "nats",
+        numbers=numbers,
+        idata=idata,
+        verdict=verdict,
+        calibration=calibration,
+    )
     shapes = ", ".join(str(tuple(part.shape)) for part in data)
-    held = group(idata, "posterior")
-    drawn = "no" if held is None else held.sizes["draw"]
-    what = f"data of shape {shapes}" if data else "no data"
-    return Report(title or f"Posterior of {name}", f"{what}; {drawn} draws a restart", [s for s in sections if s])
+    posterior = group(idata, "posterior")
+    drawn = "no" if posterior is None else posterior.sizes["draw"]
+    subtitle = f"{f'data of shape {shapes}' if data else 'no data'}; {drawn} draws in each chain"
+    return Report(title or f"Posterior of {name}", subtitle, build_sections(SECTIONS, context))
+
+
+def _name_of(model: Program) -> str:
+    """The name of a function, or of the class whose instance or method the program is."""
+    model = inspect.unwrap(model)
+    model = getattr(model, "func", model)  # the function of a partial
+    owner = getattr(model, "__self__", model)  # the instance of a bound method
+    return getattr(owner, "__name__", type(owner).__name__)

@@ -1,7 +1,7 @@
-"""A report and the one HTML page that it becomes.
+"""A report, and its rendering as a single HTML page.
 
-The page holds everything it shows: its style, and each figure as a base64 data URI. It runs no script, and its
-content security policy forbids it to load anything.
+The page contains everything that it shows: its style, and each figure as a base64 data URI. It runs no script, and its
+content security policy forbids loading anything.
 """
 
 import base64
@@ -24,8 +24,13 @@ __all__ = ["Figure", "Listing", "Report", "Section", "Table", "write_report"]
 
 DPI = 160
 
-# The first bytes of the pictures that a page can hold, and their media types.
-KINDS = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"<svg": "image/svg+xml", b"<?xml": "image/svg+xml"}
+# The first bytes of the pictures that a page can contain, and their media types.
+MEDIA_TYPES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"<svg": "image/svg+xml",
+    b"<?xml": "image/svg+xml",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,9 @@ class Figure:
     """A matplotlib figure, or the bytes of a PNG, JPEG or SVG picture.
 
     Attributes:
-        alt: what the picture shows, for those who cannot see it.
+        picture: The figure, or the bytes.
+        caption: The text below the picture.
+        alt: A description for readers who cannot see the picture.
     """
 
     picture: Drawing | bytes
@@ -42,9 +49,13 @@ class Figure:
 
     @property
     def uri(self) -> str:
-        """The picture as a data URI. Raises ValueError for bytes of another kind."""
+        """The picture as a data URI.
+
+        Raises:
+            ValueError: For bytes of another kind.
+        """
         data = self.picture if isinstance(self.picture, bytes) else _png(self.picture)
-        kind = next((kind for start, kind in KINDS.items() if data.startswith(start)), None)
+        kind = next((kind for start, kind in MEDIA_TYPES.items() if data.startswith(start)), None)
         if kind is None:
             raise ValueError(f"expected the bytes of a PNG, JPEG or SVG picture, got {data[:12]!r}: {self.caption}")
         return f"data:{kind};base64,{base64.b64encode(data).decode()}"
@@ -52,7 +63,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells: text, numbers, or a pair (value, standard error). Raises ValueError for rows of unequal length."""
+    """A table whose cells are text, numbers, or pairs (value, standard error).
+
+    Attributes:
+        header: The titles of the columns.
+        rows: The rows, each as long as the header.
+        caption: The text below the table.
+
+    Raises:
+        ValueError: For rows of another length than the header.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -66,7 +86,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Listing:
-    """Text that keeps its lines, such as a configuration."""
+    """Text that keeps its line breaks, such as a configuration."""
 
     text: str
     caption: str = ""
@@ -74,7 +94,13 @@ class Listing:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a text whose paragraphs a blank line parts, and what follows them."""
+    """A section of a page.
+
+    Attributes:
+        title: The heading.
+        text: The text, with blank lines between paragraphs.
+        items: The figures, tables and listings below the text.
+    """
 
     title: str
     text: str = ""
@@ -83,7 +109,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """A page: its title, a line below it, and its sections."""
+    """A page.
+
+    Attributes:
+        title: The title.
+        subtitle: The line below the title.
+        sections: The sections.
+    """
 
     title: str
     subtitle: str = ""
@@ -91,16 +123,24 @@ class Report:
 
 
 def write_report(path: str | os.PathLike, report: Report) -> Path:
-    """Writes a report as one HTML file, whole or not at all; makes the folder if it is missing. Returns the path.
+    """Writes a report as one HTML file, atomically, and creates its folder if it is missing.
+
+    Args:
+        path: The path of the file.
+        report: The report.
+
+    Returns:
+        The path.
 
     Raises:
-        ValueError: if a figure's bytes are no picture. OSError: if the file cannot be written.
+        ValueError: If the bytes of a figure are not a picture.
+        OSError: If the file cannot be written.
     """
     return write_whole(path, render(report))
 
 
 def render(report: Report) -> str:
-    """The page as text. All text of the report is escaped."""
+    """The page as HTML, in which all text of the report is escaped."""
     template = resources.files("ppgen.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -114,10 +154,10 @@ def render(report: Report) -> str:
 
 
 def cell(value: Any) -> str:
-    """A table's cell as text.
+    """A table cell as text.
 
-    Numbers have four significant digits, or all before the point; a pair (value, standard error) is rounded to
-    the error's second digit.
+    Numbers have four significant digits, or all digits before the decimal point if these are more. A pair (value,
+    standard error) is rounded to the second digit of the error.
 
     >>> cell(12345.678), cell(0.000123456), cell((-31.4159, 0.0217)), cell(None)
     ('12346', '0.0001235', '-31.416 ± 0.022', '')

@@ -1,7 +1,7 @@
 """The checks behind a verdict: one row each, evaluated in this order.
 
-A new check is a `Check` in a file of this package and a row here. Verdicts, reports and `describe_checks` take its name,
-meaning and bound from the row.
+A new check is a `Check` in a file of this package and a row here. Verdicts, reports and `describe_checks` take its
+name, meaning and bound from the row.
 """
 
 from ppgen.diagnostics.checks.check import Check

@@ -14,10 +14,15 @@ __all__ = ["densities"]
 def densities(
     side: np.ndarray, values: Mapping[str, np.ndarray], *, columns: Sequence[str] = ("x[0]", "x[1]")
 ) -> Figure:
-    """Densities by name, (m, m) on a grid of (m,) coordinates, as heat maps of one scale; the first index is of x[0].
+    """Heat maps of several densities on one color scale.
+
+    Args:
+        side: The coordinates (m,) of the grid along either axis.
+        values: The densities (m, m) on the grid by name; the first index is that of x[0].
+        columns: The labels of the axes.
 
     Raises:
-        ValueError: if there are none, or their shape is another.
+        ValueError: If there are no densities, or one has another shape.
     """
     shapes = [np.shape(density) for density in values.values()]
     if not shapes or any(shape != (len(side), len(side)) for shape in shapes):
@@ -25,8 +30,8 @@ def densities(
     figure, axes = panels(len(values), across=2, height=3.2)
     top = max(float(np.nanmax(density)) for density in values.values())
     for axis, (name, density) in zip(axes, values.items(), strict=True):
-        picture = axis.pcolormesh(side, side, np.transpose(density), vmin=0, vmax=top, cmap="viridis", rasterized=True)
+        heat = axis.pcolormesh(side, side, np.transpose(density), vmin=0, vmax=top, cmap="viridis", rasterized=True)
         axis.set(title=name, xlabel=columns[0], ylabel=columns[1], **EQUAL)
         axis.grid(False)
-    figure.colorbar(picture, ax=axes, label="density", shrink=0.8)
+    figure.colorbar(heat, ax=axes, label="density", shrink=0.8)
     return figure

@@ -1,4 +1,4 @@
-"""Diffusion: rows at several stages, and the denoiser's error at each noise level."""
+"""Diffusion models: rows at several stages, and the denoiser's error at each noise level."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,25 +6,26 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ppgen.report.figures.style import EQUAL, PALETTE, canvas, frame, panels, scatter, styled
+from ppgen.report.figures.tables import DATA_COLOR, SAMPLE_COLOR
 
 __all__ = ["clouds", "errors_by_noise"]
 
-ACROSS = 3
-BEHIND, MADE = "#a3abb5", PALETTE[0]
+ACROSS = 3  # panels in a row
 
 
 @styled
 def clouds(
     stages: Mapping[str, np.ndarray], *, data: np.ndarray | None = None, columns: Sequence[str] | None = None
 ) -> Figure:
-    """Rows (n, d) by title, a panel each: a scatter of the first two columns, or a histogram of one alone.
+    """Rows at several stages, a panel each: a scatter plot of the first two columns, or a histogram of a single one.
 
     Args:
-        data: rows to lay beneath each.
-        columns: names of the columns.
+        stages: The rows (n, d) of each stage by title.
+        data: Rows that are drawn below those of each stage.
+        columns: The names of the columns.
 
     Raises:
-        ValueError: if there are no stages, or they differ in their number of columns.
+        ValueError: If there are no stages, or they differ in their number of columns.
     """
     widths = {rows.shape[1:] for rows in stages.values()}
     if len(widths) != 1 or len(next(iter(widths))) != 1:
@@ -36,13 +37,13 @@ def clouds(
         if rows.shape[1] == 1:
             edges = np.linspace(*frame(rows[:, 0] if data is None else np.r_[rows[:, 0], data[:, 0]]), 50)
             if data is not None:
-                axis.stairs(np.histogram(data[:, 0], edges, density=True)[0], edges, fill=True, color=BEHIND)
-            axis.stairs(np.histogram(rows[:, 0], edges, density=True)[0], edges, color=MADE)
+                axis.stairs(np.histogram(data[:, 0], edges, density=True)[0], edges, fill=True, color=DATA_COLOR)
+            axis.stairs(np.histogram(rows[:, 0], edges, density=True)[0], edges, color=SAMPLE_COLOR)
             axis.set_xlabel(names[0])
             continue
         if data is not None:
-            scatter(axis, data[:, :2], BEHIND, scale=2.0)
-        scatter(axis, rows[:, :2], MADE)
+            scatter(axis, data[:, :2], DATA_COLOR, scale=2.0)
+        scatter(axis, rows[:, :2], SAMPLE_COLOR)
         x, y = (frame(column) for column in rows[:, :2].T)
         axis.set(xlim=x, ylim=y, xlabel=names[0], ylabel=names[1], **EQUAL)
     return figure
@@ -50,16 +51,20 @@ def clouds(
 
 @styled
 def errors_by_noise(log_snr: np.ndarray, errors: Mapping[str, np.ndarray]) -> Figure:
-    """The mean squared error of E[v | z] at each noise level (m,), a line each by name, on a logarithmic scale.
+    """The denoiser's mean squared error by noise level, a line for each set of rows, on a logarithmic scale.
+
+    Args:
+        log_snr: The log signal-to-noise ratios (m,), in nats.
+        errors: The errors (m,) by the name of the set.
 
     Raises:
-        ValueError: if there are none, or one has another length.
+        ValueError: If there are no errors, or some have another length.
     """
     if not errors or any(np.shape(line) != np.shape(log_snr) for line in errors.values()):
         shapes = [np.shape(line) for line in errors.values()]
         raise ValueError(f"expected errors of shape {np.shape(log_snr)}, at least one, got {shapes}")
     figure = canvas(3.0)
-    axis = figure.add_subplot(xlabel="log signal-to-noise ratio (nats)", ylabel="squared error, a number of x")
+    axis = figure.add_subplot(xlabel="log signal-to-noise ratio (nats)", ylabel="squared error per dimension")
     for color, (name, line) in zip(PALETTE, errors.items(), strict=False):
         axis.plot(log_snr, np.where(np.asarray(line) > 0, line, np.nan), color=color, label=name)
     axis.set_yscale("log")

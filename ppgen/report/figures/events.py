@@ -1,8 +1,8 @@
-"""Data and what a model makes of them: generated samples, reconstructions.
+"""Data, samples and reconstructions.
 
-x has shape (n, *event_shape), in the units of the data. An event is an image (channels, height, width), drawn as
-such, or a row of a table (features,), of which the first 6 columns are drawn. Of images, the first 64 are drawn, or 20
-with their reconstructions.
+x has shape (n, *event_shape), in the units of the data. An event is an image (channels, height, width) or a row of a
+table (features,). Figures show the first 64 images, or 20 with their reconstructions, and the first 6 columns of
+tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,45 +25,48 @@ def samples(
     limits: tuple[float, float] | None = None,
     labels: tuple[str, str] = ("data", "generated"),
 ) -> Figure:
-    """Generated events x (n, *event_shape), with data (m, *event_shape) where there are such.
+    """Generated events, with data if there are any.
 
-    Images: a grid of generated ones, the data's to its left. Tables: a histogram (one column), a scatter (two),
-    or histograms and the scatters of all pairs (more), the data drawn under the generated rows.
+    Images are shown as a grid, to the right of that of the data. Tables are shown as a histogram (one column), a
+    scatter plot (two columns), or histograms and scatter plots of all pairs (more), over the data.
 
     Args:
-        columns: the names of a table's columns.
-        limits: the values drawn black and white; the least and the greatest of the data, or of x without data.
-        labels: what data and x are called.
+        x: The generated events (n, *event_shape).
+        data: The data (m, *event_shape).
+        columns: The names of a table's columns.
+        limits: The values that are drawn black and white; by default the range of the data, or of x without data.
+        labels: The names of data and x.
 
     Raises:
-        ValueError: if the events are neither images nor rows, are none, or differ in shape from the data.
+        ValueError: If the events are neither images nor rows, are empty, or differ in shape from the data.
     """
-    x = _events("x", x)
+    x = _as_events("x", x)
     if data is not None:
-        data = _events("data", data)
+        data = _as_events("data", data)
         if data.shape[1:] != x.shape[1:]:
             raise ValueError(f"expected data of event shape {x.shape[1:]}, as x, got {data.shape[1:]}")
     if x.ndim == 4:
         sets = {labels[1]: x} if data is None else {labels[0]: data, labels[1]: x}
-        return images.grids(sets, limits or images.span(x if data is None else data))
+        return images.grids(sets, limits or images.value_range(x if data is None else data))
     return tables.overlay(x, data, _names(columns, x.shape[1]), labels)
 
 
 @styled
 def sequences(rows: Mapping[str, np.ndarray], *, limits: tuple[float, float] | None = None) -> Figure:
-    """Images (n, channels, height, width) by title, a row each, one above the other: column i is always the same one.
+    """Rows of images, one below the other, in which each column shows the same item.
 
     Args:
-        limits: the values drawn black and white; the least and the greatest of all, if left out.
+        rows: Images (n, channels, height, width) by title.
+        limits: The values that are drawn black and white; by default the range of all images.
 
     Raises:
-        ValueError: if they are no images, are none, or differ in shape.
+        ValueError: If the rows are not images, are empty, or differ in shape.
     """
-    found = {title: _events(title, x) for title, x in rows.items()}
+    found = {title: _as_events(title, x) for title, x in rows.items()}
     shapes = {x.shape for x in found.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 4:
         raise ValueError(f"expected rows of as many images of one size, got {sorted(shapes)}")
-    return images.sequences(found, limits or images.span(np.stack(list(found.values()))))
+    return images.sequences(found, limits or images.value_range(np.stack(list(found.values()))))
 
 
 @styled
@@ -74,25 +77,31 @@ def reconstructions(
     columns: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Events x (n, *event_shape) and their reconstructions x_hat, of the same shape.
+    """Events and their reconstructions.
 
-    Images: each above its reconstruction. Tables of two columns: a line from each row to its reconstruction.
-    Other tables: column by column the reconstructed value against the true one, with the share of the variance
-    explained, R² = 1 - Σ (x_hat - x)² / Σ (x - mean x)². `columns` and `limits` are those of `samples`.
+    Images are shown above their reconstructions. Tables of two columns have a line from each row to its reconstruction.
+    Other tables are shown column by column, the reconstructed value against the true one, with the coefficient of
+    determination R² = 1 - Σ (x_hat - x)² / Σ (x - mean x)².
+
+    Args:
+        x: The events (n, *event_shape).
+        x_hat: Their reconstructions, of the same shape.
+        columns: The names of a table's columns.
+        limits: The values that are drawn black and white; by default the range of x.
 
     Raises:
-        ValueError: if the events are neither images nor rows, are none, or the shapes differ.
+        ValueError: If the events are neither images nor rows, are empty, or the shapes differ.
     """
-    x, x_hat = _events("x", x), _events("x_hat", x_hat)
+    x, x_hat = _as_events("x", x), _as_events("x_hat", x_hat)
     if x.shape != x_hat.shape:
         raise ValueError(f"expected x_hat of shape {x.shape}, as x, got {x_hat.shape}")
     if x.ndim == 4:
-        return images.pairs(x, x_hat, limits or images.span(x))
+        return images.pairs(x, x_hat, limits or images.value_range(x))
     names = _names(columns, x.shape[1])
     return tables.displacements(x, x_hat, names) if x.shape[1] == 2 else tables.agreement(x, x_hat, names)
 
 
-def _events(name: str, x: np.ndarray) -> np.ndarray:
+def _as_events(name: str, x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, dtype=float)
     if x.ndim not in (2, 4) or 0 in x.shape:
         raise ValueError(

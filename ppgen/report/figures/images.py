@@ -1,6 +1,6 @@
-"""Images as figures: many small ones tiled into one picture, which is drawn as a whole.
+"""Many small images tiled into one picture.
 
-An image is (channels, height, width). Three channels are red, green and blue; others are averaged into gray.
+An image has shape (channels, height, width). Three channels are red, green and blue; others are averaged into gray.
 """
 
 from collections.abc import Sequence
@@ -12,28 +12,39 @@ from matplotlib.figure import Figure
 from ppgen.report.figures.style import MUTED, WIDTH, canvas, note
 
 ACROSS = 16  # images in a row of a figure
-GRID, PAIRS = 64, 20  # images drawn, at most
-BROKEN = (0.9, 0.1, 0.3)  # the color of a pixel that is not finite
+MAX_IMAGES, MAX_PAIRS = 64, 20  # images in a grid, and images with their reconstructions
+NOT_FINITE_COLOR = (0.9, 0.1, 0.3)
 
 
 def grids(sets: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
-    """Sets of images by their titles, as grids beside each other, of at most 64 a set."""
+    """Sets of images as grids beside each other.
+
+    Args:
+        sets: Images (n, channels, height, width) by title, of which at most 64 are shown.
+        limits: The values that are drawn black and white.
+    """
     count = max(map(len, sets.values()))
-    sets = {name: x[:GRID] for name, x in sets.items()}
+    sets = {name: x[:MAX_IMAGES] for name, x in sets.items()}
     tiled = [tile(color(x, limits), across=min(max(len(x), 4), ACROSS // len(sets))) for x in sets.values()]
     tall = max(picture.shape[0] / picture.shape[1] for picture in tiled)
     figure = canvas(0.35 + tall * (WIDTH / len(sets) - 0.15))
     for axes, title, picture in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, tiled, strict=True):
         show(axes, picture)
         axes.set_title(title)
-    if count > GRID:
-        note(figure, f"the first {GRID} of {count}")
+    if count > MAX_IMAGES:
+        note(figure, f"the first {MAX_IMAGES} of {count}")
     return figure
 
 
 def pairs(x: np.ndarray, x_hat: np.ndarray, limits: tuple[float, float]) -> Figure:
-    """The first 20 images in rows of 10, each row above its reconstructions."""
-    across, x, x_hat = 10, x[:PAIRS], x_hat[:PAIRS]
+    """Images in rows of 10, each row above its reconstructions.
+
+    Args:
+        x: Images (n, channels, height, width), of which at most 20 are shown.
+        x_hat: Their reconstructions.
+        limits: The values that are drawn black and white.
+    """
+    across, x, x_hat = 10, x[:MAX_PAIRS], x_hat[:MAX_PAIRS]
     above, below = color(x, limits), color(x_hat, limits)
     pictures = [
         tile(half[start : start + across], across=across)
@@ -44,12 +55,17 @@ def pairs(x: np.ndarray, x_hat: np.ndarray, limits: tuple[float, float]) -> Figu
 
 
 def sequences(rows: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
-    """Rows of images by their titles, one above the other."""
+    """Rows of images, one below the other.
+
+    Args:
+        rows: Images (n, channels, height, width) by title.
+        limits: The values that are drawn black and white.
+    """
     return _stack([tile(color(x, limits), across=len(x)) for x in rows.values()], tuple(rows))
 
 
 def _stack(pictures: list[np.ndarray], names: Sequence[str]) -> Figure:
-    """Pictures of one width, one above the other, each with its name to the left."""
+    """Pictures of one width, one below the other, each with its name on the left."""
     figure = canvas(sum(p.shape[0] for p in pictures) / pictures[0].shape[1] * (WIDTH - 1.1) + 0.15 * len(pictures))
     grid = figure.subplots(len(pictures), 1, squeeze=False)[:, 0]
     for axes, picture, name in zip(grid, pictures, names, strict=False):
@@ -58,8 +74,8 @@ def _stack(pictures: list[np.ndarray], names: Sequence[str]) -> Figure:
     return figure
 
 
-def span(x: np.ndarray) -> tuple[float, float]:
-    """The least and the greatest finite value of x; (0, 1) if there is but one."""
+def value_range(x: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest finite value of x; (0, 1) if they are equal or there is none."""
     values = x[np.isfinite(x)]
     if not len(values) or values.min() == values.max():
         return 0.0, 1.0
@@ -67,15 +83,25 @@ def span(x: np.ndarray) -> tuple[float, float]:
 
 
 def color(x: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """(n, channels, height, width) to (n, height, width, 3) in [0, 1]; what is not finite, in red."""
+    """The colors (n, height, width, 3) in [0, 1] of images (n, channels, height, width); red where not finite.
+
+    Args:
+        x: The images.
+        limits: The values that are drawn black and white.
+    """
     low, high = limits
     x = np.moveaxis(x if x.shape[1] == 3 else x.mean(axis=1, keepdims=True), 1, -1)
     finite = np.isfinite(x).all(axis=-1, keepdims=True)
-    return np.where(finite, np.clip((np.where(finite, x, low) - low) / (high - low), 0, 1), BROKEN)
+    return np.where(finite, np.clip((np.where(finite, x, low) - low) / (high - low), 0, 1), NOT_FINITE_COLOR)
 
 
 def tile(x: np.ndarray, *, across: int) -> np.ndarray:
-    """Pictures (n, height, width, 3) in rows of `across`, on white: (rows height', across width', 3)."""
+    """One picture of many, in rows on a white background, with gaps between them.
+
+    Args:
+        x: Pictures (n, height, width, 3).
+        across: The number of pictures in a row.
+    """
     gap = max(1, round(max(x.shape[1:3]) / 12))
     rows = -(-len(x) // across)
     blank = np.ones((rows * across - len(x), *x.shape[1:]))
@@ -86,7 +112,7 @@ def tile(x: np.ndarray, *, across: int) -> np.ndarray:
 
 
 def show(axes: Axes, picture: np.ndarray) -> None:
-    """A picture (height, width, 3), pixel by pixel, without ticks or frame."""
+    """Draws a picture (height, width, 3), pixel by pixel, without ticks or frame."""
     axes.imshow(picture, interpolation="nearest")
     axes.grid(False)
     axes.set(xticks=[], yticks=[])

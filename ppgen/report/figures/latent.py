@@ -1,6 +1,6 @@
-"""Codes: where the data lie in the latent space, and what lies between them.
+"""Latent codes of data, and what the decoder makes of the latent plane.
 
-z has shape (n, latent_dim); the prior that it is compared with is N(0, I), or given by draws.
+z has shape (n, latent_dim). The prior that it is compared with is N(0, I), or is given by draws.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,8 +37,8 @@ from ppgen.report.figures.style import (
 
 __all__ = ["latent_plane", "latent_walk"]
 
-PRIOR = "#d3d7dc"
-NAMED = len(PALETTE)  # with more labels than this, a color bar takes the legend's place
+PRIOR_COLOR = "#d3d7dc"
+MAX_LEGEND = len(PALETTE)  # labels in a legend; more labels have a color bar instead
 
 
 @styled
@@ -49,23 +49,28 @@ def latent_plane(
     label_names: Sequence[str] | None = None,
     prior: bool | np.ndarray = False,
 ) -> Figure:
-    """Codes z (n, latent_dim) in the plane, colored by their labels y (n,), integers that index `label_names`.
+    """Latent codes in the plane, colored by their labels.
 
-    More than two dimensions are turned, about the origin, to the two principal axes of the codes; one dimension
-    makes a histogram a label. With `prior`, N(0, I) for comparison: the circles that are 1, 2 and 3 standard
-    deviations from the origin (its law in any plane through the origin is the same), or its density. Draws
-    (m, latent_dim) of another prior are shown as points below the codes, or as a histogram.
+    More than two dimensions are projected on the two principal axes of the codes through the origin. One dimension is
+    shown as a histogram for each label. The prior N(0, I) is shown by circles at 1, 2 and 3 standard deviations (its
+    distribution is the same in any plane through the origin), or by its density.
+
+    Args:
+        z: The codes (n, latent_dim).
+        y: Their labels (n,), integers that index `label_names`.
+        label_names: The names of the labels; their numbers if None.
+        prior: Whether to show N(0, I), or draws (m, latent_dim) of another prior, which are shown below the codes.
 
     Raises:
-        ValueError: if z is not (n, latent_dim), holds no finite code, y is not (n,), or draws of the prior have
-            another width.
+        ValueError: If z is not (n, latent_dim) or has no finite code, if y is not (n,), or if the draws of the prior
+            have another width.
     """
     z = np.asarray(z, dtype=float)
     if z.ndim != 2 or 0 in z.shape:
         raise ValueError(f"expected codes z of shape (n, latent_dim), not empty, got {z.shape}")
     y = np.zeros(len(z), dtype=int) if y is None else np.asarray(y)
     if y.shape != z.shape[:1]:
-        raise ValueError(f"expected labels y of shape {z.shape[:1]}, a label a code, got {y.shape}")
+        raise ValueError(f"expected labels y of shape {z.shape[:1]}, one for each code, got {y.shape}")
     if not isinstance(prior, bool):
         prior = np.asarray(prior, dtype=float)
         if prior.ndim != 2 or prior.shape[1] != z.shape[1]:
@@ -90,7 +95,7 @@ def _line(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool | np.n
     elif prior:
         grid = np.linspace(min(-3.5, edges[0]), max(3.5, edges[-1]), 200)
         axes.plot(grid, norm.pdf(grid), color=INK, linewidth=1.2, label="N(0, 1)")
-    if 1 < len(names) <= NAMED or prior is not False:
+    if 1 < len(names) <= MAX_LEGEND or prior is not False:
         axes.legend()
     return figure
 
@@ -106,15 +111,15 @@ def _plane(z: np.ndarray, index: np.ndarray, names: list[str], prior: bool | np.
     if not isinstance(prior, bool):
         drawn = prior @ axes_of
         frames = [frame(np.concatenate(both)) for both in zip(points.T, drawn.T, strict=True)]
-        scatter(axes, drawn, PRIOR, scale=3.0)
-        handles.append(_dot(PRIOR, "draws of the prior"))
+        scatter(axes, drawn, PRIOR_COLOR, scale=3.0)
+        handles.append(_dot(PRIOR_COLOR, "draws of the prior"))
     scatter(axes, points, palette(index))
     if prior is True:
         frames = [(min(low, -3.2), max(high, 3.2)) for low, high in frames]
         for radius in (1, 2, 3):
             axes.add_patch(Circle((0, 0), radius, fill=False, color=INK, **DASHED))
         handles.append(Line2D([], [], color=INK, **DASHED, label="N(0, I): 1, 2, 3 sd"))
-    if len(names) > NAMED:
+    if len(names) > MAX_LEGEND:
         bounds = BoundaryNorm(np.arange(len(names) + 1) - 0.5, len(names))
         bar = figure.colorbar(ScalarMappable(bounds, palette), ax=axes, label="label")
         ticks = np.linspace(0, len(names) - 1, 8).round().astype(int).tolist()
@@ -137,7 +142,7 @@ def _dot(color: Any, name: str) -> Line2D:
 
 
 def _principal(z: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """The two axes (latent_dim, 2) along which codes vary most, and their names."""
+    """The two axes (latent_dim, 2) of largest variance, and their names."""
     variances, axes = np.linalg.eigh(np.cov(z, rowvar=False, bias=True))
     shares = variances[:-3:-1] / max(variances.sum(), np.finfo(float).tiny)
     labels = [f"principal axis {i + 1} of {z.shape[1]}, {share:.0%} of the variance" for i, share in enumerate(shares)]
@@ -153,18 +158,20 @@ def latent_walk(
     columns: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """What the decoder makes of a plane of codes: its means at the n x n quantiles of N(0, 1).
+    """The decoder's means over the latent plane, at n x n quantiles of N(0, 1).
 
-    The quantiles stand at (i + 1/2)/n, so that each code has the same share of the prior around it; z[0] grows
-    to the right and z[1] upwards. Images make a grid, tables of two columns the image of the lines of the grid.
+    The quantiles are at (i + 1/2)/n, so that each code has the same prior mass around it; z[0] increases to the right
+    and z[1] upwards. Images are shown as a grid, tables of two columns as the image of the grid's lines.
 
     Args:
-        decode: codes (m, 2) to means (m, *event_shape).
-        name: what the codes are called.
-        columns, limits: those of `samples`.
+        decode: The function from codes (m, 2) to means (m, *event_shape).
+        n: The number of quantiles of each dimension.
+        name: The name of the codes.
+        columns: The names of a table's columns.
+        limits: The values that are drawn black and white; by default the range of the means.
 
     Raises:
-        ValueError: if the means are neither images nor rows of two columns.
+        ValueError: If the means are neither images nor rows of two columns.
     """
     quantiles = norm.ppf((np.arange(n) + 0.5) / n)
     extent = f"from {quantiles[0]:.1f} to {quantiles[-1]:.1f}"
@@ -173,13 +180,13 @@ def latent_walk(
     if means.ndim == 4:
         figure = canvas(0.2 + (WIDTH - 0.5) * means.shape[2] / means.shape[3])
         axes = figure.add_subplot()
-        images.show(axes, images.tile(images.color(means, limits or images.span(means)), across=n))
+        images.show(axes, images.tile(images.color(means, limits or images.value_range(means)), across=n))
         axes.set(xlabel=f"{name}[0], {extent}", ylabel=f"{name}[1], {extent}")
     elif means.shape[1:] == (2,):
         figure, axes = plane([frame(column) for column in means.T], columns or ("x[0]", "x[1]"))
         grid = means.reshape(n, n, 2)
         for i, lines in enumerate((grid, grid.swapaxes(0, 1))):
-            label = f"{name}[{i}] runs {extent}"
+            label = f"{name}[{i}] {extent}"
             axes.add_collection(LineCollection(list(lines), colors=PALETTE[i], linewidths=0.8, label=label))
         legend(figure, axes)
     else:

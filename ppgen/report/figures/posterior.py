@@ -1,31 +1,36 @@
-"""The posterior as ArviZ draws it, and how far importance sampling from the guide can be trusted."""
+"""The posterior's marginal densities, and k-hat of each datum."""
 
 import warnings
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ppgen.posterior.importance import KHAT_GOOD, KHAT_USABLE
 from ppgen.report.figures.style import DASHED, INK, PALETTE, canvas, legend, note, panels, percent, styled
+from ppgen.utils.arviz_versions import arviz, group
 
-__all__ = ["entries", "khat", "posterior"]
+__all__ = ["components", "khat", "posterior"]
 
-LIMIT = 6  # components drawn
+MAX_PANELS = 6
 
 
 @styled
 def khat(values: np.ndarray) -> Figure:
-    """The Pareto k-hat of each datum as a histogram, and the shares up to 0.5, up to 0.7 and above.
+    """A histogram of the Pareto k-hat of each datum, with the shares up to 0.5, up to 0.7 and above.
 
-    k-hat is the shape of the tail of the importance weights p(x, z) / q(z | x). Below 0.5 their variance is
-    finite; up to 0.7 averages over them still converge at a practical rate; above, or where it could not be
-    estimated (NaN), they are not to be trusted (Vehtari et al., Pareto smoothed importance sampling, 2024).
+    k-hat is the tail shape of the importance weights p(x, z) / q(z | x). Below 0.5 their variance is finite. Up to 0.7
+    averages over them converge at a practical rate. Above, or if k-hat could not be estimated (NaN), they are
+    unreliable (Vehtari et al. 2024, Pareto smoothed importance sampling, https://arxiv.org/abs/1507.02646).
+
+    Args:
+        values: k-hat of the data, of any shape.
 
     Raises:
-        ValueError: if there are no values.
+        ValueError: If there are no values.
     """
     values = np.asarray(values, dtype=float).ravel()
     if not len(values):
@@ -51,60 +56,60 @@ def khat(values: np.ndarray) -> Figure:
 
 @styled
 def posterior(idata: Any) -> Figure:
-    """Draws of up to 6 scalar components of the posterior, those of global latents first, then datum 0's.
+    """Marginal densities of up to 6 components of the latents: those of global latents first, then those of datum 0.
 
-    One chain is drawn by ArviZ's `plot_posterior`, with its mean and 94% interval; several chains, which may
-    disagree, as a density each by `plot_kde`. Under ArviZ 1.x, which has neither, they are histograms.
+    A single chain is drawn by ArviZ's `plot_posterior`, with its mean and 94% interval; several chains are drawn by
+    `plot_kde`, a density each. ArviZ 1.x has neither, and they are histograms.
 
     Args:
-        idata: an InferenceData or DataTree with a group "posterior" of dimensions chain, draw, and any others.
+        idata: An InferenceData or DataTree whose group "posterior" has the dimensions chain, draw, and any others.
 
     Raises:
-        ValueError: if that group holds no variable.
+        ValueError: If that group has no variable.
     """
-    components = list(entries(idata["posterior"]).items())
-    if not components:
+    latents = group(idata, "posterior")
+    draws = {} if latents is None else components(latents)
+    if not draws:
         raise ValueError("expected a posterior of at least one variable, got none")
-    shown = components[:LIMIT]
+    shown = list(draws.items())[:MAX_PANELS]
     figure, grid = panels(len(shown), across=2, height=1.8)
-    for axes, (name, draws) in zip(grid, shown, strict=True):
-        _marginal(axes, draws)
+    for axes, (name, of_chains) in zip(grid, shown, strict=True):
+        _marginal(axes, of_chains)
         axes.set_title(name, fontsize=9.5)
         axes.set_yticks([])
-    if len(shown[0][1]) > 1:
-        chains = [Line2D([], [], color=PALETTE[i % len(PALETTE)], label=f"chain {i}") for i in range(len(shown[0][1]))]
-        figure.legend(handles=chains, loc="outside upper left", ncols=8)
-    if len(components) > len(shown):
-        note(figure, f"{len(shown)} of {len(components)} components")
+    if (chains := len(shown[0][1])) > 1:
+        handles = [Line2D([], [], color=PALETTE[i % len(PALETTE)], label=f"chain {i}") for i in range(chains)]
+        figure.legend(handles=handles, loc="outside upper left", ncols=8)
+    if len(draws) > len(shown):
+        note(figure, f"{len(shown)} of {len(draws)} components")
     return figure
 
 
-def entries(group: Any, *, every: bool = False) -> dict[str, np.ndarray]:
-    """Draws (chain, draw) of each number of the latents by name, with coordinates in its brackets where there are any.
+def components(latents: xr.Dataset, *, all_data: bool = False) -> dict[str, np.ndarray]:
+    """Draws (chain, draw) of each scalar component of the latents, by name, with its coordinates in brackets.
 
     Args:
-        group: the posterior.
-        every: those of all data; those of the first alone if left out, after what is global.
+        latents: The group "posterior".
+        all_data: Whether to include the latents of all data, not only those of the first datum.
     """
     found = {}
-    for name, variable in sorted(group.data_vars.items(), key=lambda item: "data" in item[1].dims):
-        where = ""
-        if "data" in variable.dims and not every:
-            variable, where = variable.isel(data=0), ", datum 0"
+    for name, variable in sorted(latents.data_vars.items(), key=lambda item: "data" in item[1].dims):
+        suffix = ""
+        if "data" in variable.dims and not all_data:
+            variable, suffix = variable.isel(data=0), ", datum 0"
         draws = variable.transpose("chain", "draw", ...)
         labels = [draws[d].values if d in draws.coords else range(draws.sizes[d]) for d in draws.dims[2:]]
         for index in np.ndindex(draws.shape[2:]):
             at = ", ".join(str(values[i]) for values, i in zip(labels, index, strict=True))
-            found[f"{name}[{at}]{where}" if index else f"{name}{where}"] = draws.values[:, :, *index]
+            found[f"{name}[{at}]{suffix}" if index else f"{name}{suffix}"] = draws.values[:, :, *index]
     return found
 
 
 def _marginal(axes: Axes, draws: np.ndarray) -> None:
     """The density of draws (chain, draw)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0, and calls what matplotlib 3.11 deprecates
-        import arviz as az
-
+        warnings.simplefilter("ignore")  # ArviZ 0.23 calls what matplotlib 3.11 deprecates
+        az = arviz()
         smooth = (
             hasattr(az, "plot_posterior")
             and hasattr(az, "plot_kde")
@@ -113,7 +118,7 @@ def _marginal(axes: Axes, draws: np.ndarray) -> None:
         )
         if smooth and len(draws) == 1:
             az.plot_posterior({"draws": draws}, ax=axes, textsize=8)
-            for text in axes.texts:  # legible where they lie on the curve
+            for text in axes.texts:  # readable over the curve
                 text.set_bbox({"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1})
             return
         for number, values in enumerate(draws):

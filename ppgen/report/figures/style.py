@@ -1,7 +1,7 @@
-"""The look that all figures share: one width, one palette, one set of type sizes.
+"""The style that all figures share: one width, one palette, one set of font sizes.
 
-Figures are made through matplotlib's object interface and never through pyplot, so that none stays open and no
-backend is chosen. Text is set as it is, without TeX: a column may be called "$x_$".
+Figures are made through matplotlib's object interface and never through pyplot, so that no figure stays open and no
+backend is chosen. Text is drawn literally, without TeX, because a column may have a name such as "$x_$".
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 WIDTH = 6.0  # inches, of every figure
 INK, MUTED, PALE = "#22272e", "#6b7280", "#9aa3af"
 
-# Told apart by color-blind readers (the first six are Okabe and Ito's, darker ones first).
+# Color-blind readers can distinguish these; the first six are those of Okabe and Ito, darker ones first.
 PALETTE = (
     "#0072b2",
     "#d55e00",
@@ -62,7 +62,7 @@ STYLE: Any = {
     "ytick.labelsize": 8,
 }
 
-# Axes of equal scale; anchored where their labels are, for the layout to see how much room those need.
+# Axes of equal scale, anchored where their labels are, so that the layout leaves room for the labels.
 EQUAL: dict[str, Any] = {"aspect": "equal", "anchor": "SW"}
 DASHED: dict[str, Any] = {"linewidth": 0.8, "linestyle": (0, (4, 3))}
 
@@ -71,7 +71,7 @@ Interval = tuple[float, float]
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """The function, run under the style; matplotlib's settings are then as they were."""
+    """Decorates a function to draw in this style, without changing matplotlib's settings."""
 
     @wraps(draw)
     def under_style(*args: P.args, **options: P.kwargs) -> Figure:
@@ -87,7 +87,13 @@ def canvas(height: float) -> Figure:
 
 
 def panels(count: int, *, across: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` axes in rows of at most `across`, each row `height` inches high."""
+    """A figure with several axes.
+
+    Args:
+        count: The number of axes.
+        across: The number of axes in a row, at most.
+        height: The height of a row in inches.
+    """
     across = min(across, count)
     rows = -(-count // across)
     figure = canvas(rows * height)
@@ -98,7 +104,12 @@ def panels(count: int, *, across: int, height: float) -> tuple[Figure, list[Axes
 
 
 def plane(frames: Sequence[Interval], labels: Sequence[str]) -> tuple[Figure, Axes]:
-    """A figure of one pair of axes of equal scale, high enough for them."""
+    """A figure with one pair of axes of equal scale.
+
+    Args:
+        frames: The intervals of x and y.
+        labels: The labels of x and y.
+    """
     (left, right), (low, high) = frames
     height = (WIDTH - 0.7) * (high - low) / (right - left)
     figure = canvas(0.8 + min(max(height, 2.0), 5.2))
@@ -107,32 +118,46 @@ def plane(frames: Sequence[Interval], labels: Sequence[str]) -> tuple[Figure, Ax
 
 
 def legend(figure: Figure, axes: Axes, **options: Any) -> None:
-    """A legend above the axes, in rows of at most 6."""
+    """Adds a legend above the axes, in rows of at most 6.
+
+    Args:
+        figure: The figure.
+        axes: The axes whose artists have labels.
+        **options: Options of matplotlib's legend.
+    """
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(6, len(labels)), **options)
 
 
 def note(figure: Figure, text: str) -> None:
-    """A line in small type below the figure; nothing for an empty text."""
+    """Adds a line in small type below the figure; nothing for an empty text."""
     if text:
         figure.supxlabel(text, x=0.01, ha="left", color=MUTED, fontsize=8)
 
 
 def scatter(axes: Axes, points: np.ndarray, color: Any, label: str | None = None, *, scale: float = 1.0) -> None:
-    """Points (n, 2), the smaller and fainter the more there are."""
+    """Draws points, smaller and fainter ones if there are many.
+
+    Args:
+        axes: The axes.
+        points: The points (n, 2).
+        color: Their color, or one for each.
+        label: Their name in a legend.
+        scale: A factor of their area.
+    """
     size, alpha = (12, 0.8) if len(points) < 500 else (6, 0.6)
     axes.scatter(points[:, 0], points[:, 1], s=scale * size, alpha=alpha, c=color, label=label, linewidths=0)
 
 
 def colors(count: int) -> ListedColormap:
-    """`count` colors: those of the palette, or for more, evenly spaced ones of viridis."""
+    """A color map of `count` colors: those of the palette, or evenly spaced ones of viridis if there are more."""
     if count <= len(PALETTE):
         return ListedColormap(PALETTE[:count])
     return ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 1, count)))
 
 
 def frame(values: np.ndarray) -> Interval:
-    """An interval that holds all but a few outlying values, and some room beside them."""
+    """An interval that contains all but a few outliers, with a margin."""
     values = values[np.isfinite(values)]
     if not len(values):
         return -1.0, 1.0
@@ -142,19 +167,24 @@ def frame(values: np.ndarray) -> Interval:
 
 
 def outside(x: np.ndarray, frames: Sequence[Interval]) -> float:
-    """The share of the rows of x (n, d) that are not finite or leave one of the d intervals."""
+    """The share of rows that are not finite or outside of an interval.
+
+    Args:
+        x: The rows (n, d).
+        frames: The d intervals.
+    """
     low, high = np.array(frames).T
     return float(1 - np.mean(((x >= low) & (x <= high)).all(axis=1)))
 
 
 def shorten(name: str, limit: int) -> str:
-    """The name, its middle left out if it is longer than the limit."""
+    """The name, without its middle if it is longer than the limit."""
     tail = (limit - 1) // 2
     return name if len(name) <= limit else f"{name[: limit - 1 - tail]}…{name[-tail:]}"
 
 
 def percent(share: float) -> str:
-    """A share as text, with 0% and 100% kept for none and all."""
+    """A share as text; only none is 0%, and only all is 100%."""
     if 0 < share < 0.01:
         return "under 1%"
     if 0.99 < share < 1:

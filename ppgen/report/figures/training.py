@@ -1,6 +1,6 @@
-"""How a fit went: the loss and its terms by step.
+"""The course of training: the loss, its terms, and the evidence lower bound by step.
 
-A chain's history holds arrays of shape (steps,), "loss" and each term by its name; step s is element s - 1.
+The history of a chain has arrays of shape (steps,), "loss" and each term by its name; step s is element s - 1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,24 @@ from matplotlib.ticker import MaxNLocator
 from ppgen.report.figures.style import DASHED, INK, MUTED, PALETTE, canvas, legend, note, styled
 from ppgen.training.result import Chain
 
-__all__ = ["evidence_trace", "loss_curves", "term_breakdown"]
+__all__ = ["elbo_trace", "loss_curves", "term_breakdown"]
 
-SHOWN = 0.97  # the frame reaches up to this quantile of the values
-NEAR = 5.0  # frames of the best chain's evidence bound, below which another chain has no place in it
+SHOWN = 0.97  # the quantile of the values up to which the frame extends
+MAX_DISTANCE = 5.0  # heights of the best chain's frame, below which another chain is left out of it
 
 
 @styled
 def loss_curves(chains: Sequence[Chain], *, unit: str = "nats per datum") -> Figure:
-    """The loss of each chain by step: every value thin, a moving average thick, held-out values as points.
+    """The loss of each chain by step: a thin line, a thick moving average, and points for held-out data.
 
-    The frame leaves out the highest 3% of the values, which early in a run can be many times the rest.
+    The frame leaves out the largest 3% of the values, which can be very large early in a run.
+
+    Args:
+        chains: The chains.
+        unit: The unit of the loss.
 
     Raises:
-        ValueError: if there are no chains, or one of them took no step.
+        ValueError: If there are no chains, or one of them has no step.
     """
     counts = [len(chain.history["loss"]) for chain in chains]
     if not all(counts) or not counts:
@@ -55,7 +59,7 @@ def loss_curves(chains: Sequence[Chain], *, unit: str = "nats per datum") -> Fig
 
 
 @styled
-def evidence_trace(
+def elbo_trace(
     traces: np.ndarray,
     level: tuple[float, float, float] | None = None,
     *,
@@ -63,29 +67,35 @@ def evidence_trace(
     unit: str = "nats per datum",
     name: str = "log p(x)",
 ) -> Figure:
-    """The evidence bound of each chain by step, below the log evidence, which it reaches where the guide is exact.
+    """The evidence lower bound (ELBO) of each chain by step, and the log evidence, which an exact guide reaches.
 
-    The frame holds what the best chain came to in the second half of its steps, and others that came near it: the way
-    there can be many times as long as what is left between bound and evidence.
+    The frame contains the second half of the best chain, and chains that end near it, because the ELBO at the start is
+    often many times as far from the log evidence as at the end.
 
     Args:
-        traces: (chains, steps), NaN after the end of a chain that took fewer.
-        level: the log evidence, and the ends of its interval.
-        best: the chain that the level is of.
-        name: of the level.
+        traces: The ELBO (chains, steps), NaN after the end of a chain.
+        level: The log evidence, and the ends of its interval.
+        best: The chain that the level belongs to.
+        unit: The unit of the ELBO.
+        name: The name of the level.
 
     Raises:
-        ValueError: if the best chain has no finite value.
+        ValueError: If the best chain has no finite value.
     """
     chains = [values[: np.flatnonzero(np.isfinite(values)).max(initial=-1) + 1] for values in np.asarray(traces, float)]
     if not len(chains[best]):
         raise ValueError(f"expected an evidence bound by step, got none that is finite of chain {best}")
     figure = canvas(3.2)
-    axes = figure.add_subplot(xlabel="step", ylabel=f"evidence bound ({unit})")
+    axes = figure.add_subplot(xlabel="step", ylabel=f"evidence lower bound ({unit})")
     for number, values in enumerate(chains):
         if not len(values):
             continue
-        _curve(axes, values, PALETTE[number % len(PALETTE)], f"chain {number}" if len(chains) > 1 else "evidence bound")
+        _curve(
+            axes,
+            values,
+            PALETTE[number % len(PALETTE)],
+            f"chain {number}" if len(chains) > 1 else "evidence lower bound",
+        )
     kept = [values[np.isfinite(values)] for values in (chains[best][len(chains[best]) // 2 :], chains[best])]
     low, high = np.quantile(kept[0] if len(kept[0]) else kept[1], [1 - SHOWN, SHOWN])
     if level is not None and np.isfinite(level).all():
@@ -94,7 +104,7 @@ def evidence_trace(
         low, high = min(low, level[1]), max(high, level[2])
     tails = [values[-max(1, len(values) // 10) :] for values in chains]
     ends = [values[np.isfinite(values)].mean() if np.isfinite(values).any() else -np.inf for values in tails]
-    low = min([low, *(end for end in ends if end > low - NEAR * (high - low))])
+    low = min([low, *(end for end in ends if end > low - MAX_DISTANCE * (high - low))])
     room = 0.2 * (high - low) or 0.05 * abs(high) or 0.5
     axes.set_ylim(low - room, high + room)
     axes.xaxis.set_major_locator(_steps())
@@ -106,10 +116,14 @@ def evidence_trace(
 
 @styled
 def term_breakdown(history: Mapping[str, np.ndarray], *, unit: str = "nats per datum") -> Figure:
-    """Each term of the loss by step, weights included, so that the panels add up to the loss.
+    """Each term of the loss by step, including its weight, so that the panels add up to the loss.
+
+    Args:
+        history: Arrays (steps,) by name; "loss" is left out if there are others.
+        unit: The unit of the loss.
 
     Raises:
-        ValueError: if the history is empty.
+        ValueError: If the history is empty.
     """
     terms = {name: values for name, values in history.items() if name != "loss"} or dict(history)
     if not terms or not all(map(len, terms.values())):
@@ -128,7 +142,7 @@ def term_breakdown(history: Mapping[str, np.ndarray], *, unit: str = "nats per d
 
 
 def _curve(axes: Axes, values: np.ndarray, color: str, label: str | None = None) -> None:
-    """The values by step, thin, and their moving average, thick."""
+    """Draws the values by step as a thin line, and their moving average as a thick one."""
     values, window = np.asarray(values, dtype=float), _window(len(values))
     steps = np.arange(1, len(values) + 1)
     if window > 1:
@@ -137,12 +151,12 @@ def _curve(axes: Axes, values: np.ndarray, color: str, label: str | None = None)
 
 
 def _window(steps: int) -> int:
-    """The width of the moving average."""
+    """The width of the moving average, in steps."""
     return min(max(1, steps // 40), 500)
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean over the finite values of a centered window, cut short at the ends."""
+    """The mean of the finite values in a centered window, which is shorter at the ends."""
     finite, box = np.isfinite(values), np.ones(window)
     total = np.convolve(np.where(finite, values, 0.0), box, mode="same")
     count = np.convolve(finite.astype(float), box, mode="same")
@@ -150,7 +164,7 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _fit_frame(axes: Axes, values: np.ndarray) -> int:
-    """Sets the vertical frame; returns how many of the values lie above it."""
+    """Sets the vertical limits; returns the number of values above them."""
     values = values[np.isfinite(values)]
     if not len(values):
         return 0

@@ -1,0 +1,174 @@
+"""What the sections of a report read: a fit, its posterior and verdict, and for some reports a model and its data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppgen.data import Data, Split
+from ppgen.diagnostics import Calibration, Verdict
+from ppgen.models import DANN, UnnormalizedDensity, mean
+from ppgen.models.protocols import HasPrior
+from ppgen.report.figures.images import MAX_IMAGES, value_range
+from ppgen.training.result import Fitted
+from ppgen.training.training_failures import TrainingWarning
+from ppgen.utils.arviz_versions import group
+
+__all__ = ["AdaptationContext", "DensityContext", "FitContext", "PosteriorContext", "RunContext"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitContext:
+    """A fit, and what is known about it.
+
+    Attributes:
+        fit: The fit.
+        question: The question that the report answers.
+        unit: The unit of the loss.
+        numbers: Results for the summary, by name with the unit: a number, text, or a pair (value, standard error).
+        idata: The result of `ppgen.diagnostics.to_arviz`; None if nothing was drawn.
+        verdict: The verdict on these draws.
+        training_warnings: Failures of adversarial training; those that the fit reports if None.
+        config: The configuration, as plain values that YAML can hold.
+    """
+
+    fit: Fitted
+    question: str = ""
+    unit: str = "nats per datum"
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    idata: Any = None
+    verdict: Verdict | None = None
+    training_warnings: Sequence[TrainingWarning] | None = None
+    config: Mapping[str, Any] | None = None
+
+    def group(self, name: str) -> xr.Dataset | None:
+        """A group of the draws; None if it is missing or empty."""
+        found = None if self.idata is None else group(self.idata, name)
+        return found if found is not None and found.data_vars else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContext(FitContext):
+    """A fit of a generative model, its model and its data.
+
+    Attributes:
+        model: The model, which holds the weights to report on.
+        data: The data that it was fitted to.
+        stages: What a growing model drew from the same latent codes at the end of each stage.
+        seed: The seed of what the sections draw.
+    """
+
+    model: Any
+    data: Data
+    stages: Sequence[np.ndarray] = ()
+    seed: int = 0
+
+    @property
+    def images(self) -> bool:
+        """Whether the data are images."""
+        return len(self.data.event_shape) == 3
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the model is given labels."""
+        return getattr(self.model, "num_classes", None) is not None
+
+    @property
+    def split(self) -> str:
+        """The name of the held-out split, or "train" if there is none."""
+        return next(name for name in ("test", "validation", "train") if len(self.data.rows[name]))
+
+    @property
+    def held_out(self) -> Split:
+        """The held-out split."""
+        return getattr(self.data, self.split)
+
+    @cached_property
+    def figure_options(self) -> dict[str, Any]:
+        """The options of `figures.samples` that depend on the data."""
+        options: dict[str, Any] = {"columns": self.data.columns}
+        if self.images:
+            options["limits"] = value_range(self.in_source_units(self.data.train.x[:MAX_IMAGES]))
+        return options
+
+    @property
+    def data_in_words(self) -> str:
+        """The number and the kind of the rows."""
+        shape = self.data.event_shape
+        kind = f"images of shape {shape}" if self.images else f"rows of {shape[0]} columns"
+        splits = ", ".join(f"{len(rows)} {name}" for name, rows in self.data.rows.items())
+        return f"{len(self.data.x)} {kind}: {splits}"
+
+    def tensors(self, split: Split, count: int) -> tuple[Tensor, ...]:
+        """The first rows of a split, with their labels if the model is given labels."""
+        parameters = self.model.parameters() if isinstance(self.model, torch.nn.Module) else ()
+        device = next((p.device for p in parameters), torch.device("cpu"))
+        parts = (split.x, split.y) if self.conditional and split.y is not None else (split.x,)
+        return tuple(torch.as_tensor(part[:count], device=device) for part in parts)
+
+    def in_source_units(self, x: Tensor | np.ndarray) -> np.ndarray:
+        """Rows x in the units of the source, which the model sees scaled."""
+        return self.data.scaler.inverse(x.numpy(force=True) if isinstance(x, Tensor) else x)
+
+    def flow_prior(self, n: int) -> Any:
+        """The prior of n latent codes if it is a flow; None if it is N(0, I)."""
+        distribution = self.model.prior(n) if isinstance(self.model, HasPrior) else None
+        return distribution if hasattr(distribution, "transform") else None
+
+    def decode(self, z: np.ndarray) -> np.ndarray:
+        """The decoder's means, in the units of the source, at the codes that a flow prior makes of z ~ N(0, I)."""
+        like = self.tensors(self.data.train, 1)[0]
+        codes = torch.as_tensor(z, dtype=torch.get_default_dtype(), device=like.device)
+        prior = self.flow_prior(len(codes))
+        codes = codes if prior is None else prior.transform(codes)
+        return self.in_source_units(mean(self.model.decode(codes)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorContext(FitContext):
+    """A fit from Python, and a calibration of its inference.
+
+    Attributes:
+        calibration: The result of `ppgen.diagnostics.sbc` or `sbc_of`; None if there is none.
+    """
+
+    calibration: Calibration | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptationContext(FitContext):
+    """A fit of a classifier to a labeled source and an unlabeled target.
+
+    Attributes:
+        model: The model, which holds the weights to report on.
+        held_out: Rows of "source" and "target", each with its labels or None.
+        domains: The names of source and target.
+        label_names: The names of the labels; their numbers if None.
+    """
+
+    model: DANN
+    held_out: Mapping[str, tuple[Tensor, np.ndarray | None]]
+    domains: tuple[str, str]
+    label_names: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityContext(FitContext):
+    """A fit of a flow to an unnormalized density in the plane.
+
+    Attributes:
+        target: The unnormalized density.
+        side: The coordinates (m,) of a grid along either axis.
+        densities: The densities (m, m) on the grid by name, the first index along x[0].
+        draws: Draws (n, 2) of the flow.
+    """
+
+    target: UnnormalizedDensity
+    side: np.ndarray
+    densities: Mapping[str, np.ndarray]
+    draws: np.ndarray
