@@ -163,5 +163,5 @@ figure
 # What helps when something is flagged: `recipes.r3_gan` or `r1_gan`; weights averaged (`ema`) and a rate that falls
 # (`schedule`); several rows judged together, `packing=2` (PacGAN, Lin et al. 2018), which makes sameness visible to a
 # critic; less momentum. Their effect on eight and on twenty-five modes, over seeds, is in [results](../results.md).
-# On the command line, `ppgen train` writes the section "What is missing" into the report of every system that can
+# On the command line, `ppgen train` writes the section "Coverage of the data" into the report of every system that can
 # draw.

@@ -78,10 +78,10 @@ print(
 # %% [markdown]
 # ## May it be trusted?
 #
-# `diagnose` weighs the guide's draws by p / q. The tail of these weights, k-hat, says whether the guide misses mass;
-# their effective share how much is lost by weighing; R-hat whether the four restarts ended at one place; `elsewhere`
-# whether the search from other starts finds a mode where the guide is not; `shift` and `log_ratio` by how much
-# weights would move means and deviations.
+# `diagnose` weights the guide's draws by p / q. The tail of these weights, k-hat, says whether the guide misses mass;
+# `ess_ratio` how much precision the weights cost; R-hat whether the four restarts ended at the same place;
+# `missed_mode_mass` whether a search from other starting points finds a mode that the guide misses; `shift` and
+# `log_ratio` how far the weights move means and standard deviations.
 
 # %%
 verdict = fit.diagnose(x, y)

@@ -183,7 +183,7 @@ def test_the_report_shows_the_prior_that_there_is(monkeypatch):
     for name in ("latent_plane", "latent_walk"):
         monkeypatch.setattr(figures, name, noting(seen, name, getattr(figures, name)))
     report = report_of_run(fit, model, data, title="t")
-    section = next(s for s in report.sections if s.title == "Codes")
+    section = next(s for s in report.sections if s.title == "Latent codes")
     assert "N(0, I)" not in section.text
     assert seen["latent_plane"][1]["prior"].shape == (2000, 2)
     (decode,), options = seen["latent_walk"]
