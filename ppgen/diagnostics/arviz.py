@@ -45,7 +45,7 @@ from ppgen.diagnostics.resampled import add_resampled
 from ppgen.infer.parameters import owning_module
 from ppgen.posterior.importance import MIN_DRAWS, khat_threshold
 from ppgen.training.result import Fitted
-from ppgen.utils.arviz_versions import assemble
+from ppgen.utils.arviz_versions import build_container
 
 __all__ = ["to_arviz"]
 
@@ -125,7 +125,7 @@ def to_arviz(
         datasets["posterior_resampled"] = datasets["posterior_resampled"].assign_coords(chain=kept)
     for each in datasets.values():
         each.attrs.update(attributes)
-    return assemble(datasets)
+    return build_container(datasets)
 
 
 def _stack(chains: list[Groups]) -> Groups:

@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 
 from ppgen.diagnostics.reading import SAMPLE_DIMS, find_variable, pool_chains, randomized_pit
 from ppgen.posterior.importance import khat_threshold, smooth
-from ppgen.utils.arviz_versions import elpd
+from ppgen.utils.arviz_versions import elpd_data
 
 __all__ = ["loo", "loo_pit"]
 
@@ -54,7 +54,7 @@ def loo(idata: Any, *, var_name: str | None = None, chain: int | None = None) ->
     whole, _ = smooth(ratios[:, None])
     pointwise = logsumexp(log_weights + flat, axis=0)
     within = logsumexp(whole + flat, axis=0)
-    return elpd(
+    return elpd_data(
         _by_datum(likelihood, pointwise),
         _by_datum(likelihood, khat),
         p=float((within - pointwise).sum()),

@@ -18,7 +18,7 @@ from ppgen.flows.flow import Base, Flow
 from ppgen.flows.smooth_mlp import SmoothMLP
 from ppgen.flows.zuko import lazy
 from ppgen.nets import lookup
-from ppgen.utils.ode import FIXED, SOLVERS, Motion, State, solve
+from ppgen.utils.ode import FIXED, SOLVERS, State, VectorField, solve
 
 __all__ = ["ContinuousTime", "continuous"]
 
@@ -101,7 +101,7 @@ class ContinuousTime(lazy.LazyTransform):
         """Returns the transform for a context c (*batch, context_dim), or None."""
         return _Solution(self, c)
 
-    def solve(self, velocity: Motion, state: State, *, reverse: bool, parameters: Sequence[Tensor]) -> State:
+    def solve(self, velocity: VectorField, state: State, *, reverse: bool, parameters: Sequence[Tensor]) -> State:
         """Solves from t = 0 to t = 1, or in reverse.
 
         Args:
@@ -171,7 +171,7 @@ class _Solution(Transform):
 
         return self._solve(velocity_and_energy, (x, x.new_zeros(x.shape[:-1])), self.reverse)[1].abs()
 
-    def _solve(self, velocity: Motion, state: State, reverse: bool) -> State:
+    def _solve(self, velocity: VectorField, state: State, reverse: bool) -> State:
         contexts = () if self.context is None else (self.context,)
         parameters = (*self.flow.network.parameters(), *contexts)
         return self.flow.solve(velocity, state, reverse=reverse, parameters=parameters)

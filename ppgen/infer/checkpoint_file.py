@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ppgen.utils.files import write_whole
+from ppgen.utils.files import write_atomically
 
 __all__ = ["CheckpointError", "read", "with_prefix", "write"]
 
@@ -39,7 +39,7 @@ def write(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[st
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(metadata)
     header = {"metadata": text, "digest": _digest(tensors, text)}
-    write_whole(path, safetensors.torch.save(tensors, metadata=header))
+    write_atomically(path, safetensors.torch.save(tensors, metadata=header))
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:

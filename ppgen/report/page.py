@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure as Drawing
 
-from ppgen.utils.files import write_whole
+from ppgen.utils.files import write_atomically
 
 __all__ = ["Figure", "Listing", "Report", "Section", "Table", "write_report"]
 
@@ -136,7 +136,7 @@ def write_report(path: str | os.PathLike, report: Report) -> Path:
         ValueError: If the bytes of a figure are not a picture.
         OSError: If the file cannot be written.
     """
-    return write_whole(path, render(report))
+    return write_atomically(path, render(report))
 
 
 def render(report: Report) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ppgen.training.callbacks import TrainingStep
-from ppgen.utils.files import write_whole
+from ppgen.utils.files import write_atomically
 
 __all__ = ["MetricsLog"]
 
@@ -56,4 +56,4 @@ class MetricsLog:
             record = json.loads(line)
             if (record["chain"], record["step"]) <= last:
                 kept.append(line)
-        write_whole(self.path, "".join(kept))
+        write_atomically(self.path, "".join(kept))

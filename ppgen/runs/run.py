@@ -21,7 +21,7 @@ from ppgen.runs.folder import NUMBERS, POSTERIOR, WEIGHTS, read_config
 from ppgen.runs.methods import METHODS, Method
 from ppgen.runs.options import add_fit_options, add_loss_options, add_model_options, make_loss
 from ppgen.training.training_failures import TrainingWarning
-from ppgen.utils.files import write_whole
+from ppgen.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from ppgen.diagnostics import Verdict
@@ -213,7 +213,7 @@ class Run(ABC):
 
     @numbers.setter
     def numbers(self, numbers: Mapping[str, Any]) -> None:
-        write_whole(self.folder / NUMBERS, json.dumps(dict(numbers), indent=1))
+        write_atomically(self.folder / NUMBERS, json.dumps(dict(numbers), indent=1))
 
     def posterior(self) -> tuple[Any, "Verdict | None"]:
         """The stored posterior and the verdict on it, both None if no posterior was stored."""

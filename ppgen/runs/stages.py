@@ -9,7 +9,7 @@ import torch
 
 from ppgen.runs.folder import STAGES
 from ppgen.training.callbacks import TrainingStep
-from ppgen.utils.files import write_whole
+from ppgen.utils.files import write_atomically
 
 __all__ = ["StageImages", "read_stage_images"]
 
@@ -47,7 +47,7 @@ class StageImages:
             y = None if self.y is None else self.y.to(device)
             images = self.model.decode(self.z.to(device), y).sample()
         self.images[f"{step.chain}/{round(step.level or 0)}"] = images.numpy(force=True)
-        write_whole(self.path, safetensors.numpy.save(self.images))
+        write_atomically(self.path, safetensors.numpy.save(self.images))
 
 
 def read_stage_images(folder: Path, chain: int) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from ppgen.runs.run import Run, method_of
 from ppgen.runs.stages import StageImages
 from ppgen.training.checkpoint import read_position
 from ppgen.training.progressive import ProgressiveGrowing
-from ppgen.utils.files import write_whole
+from ppgen.utils.files import write_atomically
 
 __all__ = ["resume", "train"]
 
@@ -43,7 +43,7 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     model = kind.make_model(config, data)
     model.check(*kind.rows(config, data, "train"))  # before there is a folder
     folder = new_folder(out)
-    write_whole(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+    write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
     return _fit_and_evaluate(kind, folder, config, data, model, MetricsLog(folder / METRICS), progress)
 
 

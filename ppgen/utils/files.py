@@ -1,27 +1,34 @@
-"""Files written whole or not at all."""
+"""Writing files atomically."""
 
 import os
 import secrets
 from pathlib import Path
 
-__all__ = ["write_whole"]
+__all__ = ["write_atomically"]
 
 
-def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
-    """Writes a file beside `path`, synced, and moves it there in one step; makes the folder if it is missing.
+def write_atomically(path: str | os.PathLike, content: bytes | str) -> Path:
+    """Writes a file so that it is complete or absent: to a temporary file beside it, synced, then renamed.
 
-    On failure, an old file stays and nothing is left beside it. Returns the path.
+    Creates the folder if it is missing. If writing fails, an existing file stays as it was, and nothing else remains.
+
+    Args:
+        path: the file.
+        content: bytes, or text to be encoded in UTF-8.
+
+    Returns:
+        the path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with beside.open("xb") as file:
+        with temporary.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path

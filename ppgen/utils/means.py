@@ -1,4 +1,4 @@
-"""Moments of distributions that torch leaves without them."""
+"""Means of distributions for which torch does not define one."""
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -9,12 +9,16 @@ __all__ = ["mean"]
 
 
 def mean(distribution: TorchDistribution) -> Tensor:
-    """E[x], also of a reshaped distribution, and of a categorical the average level.
+    """The mean E[x] of a distribution, also if it is reshaped or categorical (then the mean of the category's number).
 
-    torch gives a transformed or a categorical distribution no mean, hence this function.
+    Args:
+        distribution: a distribution with a mean, a categorical one, or a reshaping of one of these.
+
+    Returns:
+        (*batch, *event).
 
     Raises:
-        ValueError: the distribution transforms its base by more than a reshaping.
+        ValueError: if the distribution transforms its base by more than a reshaping.
     """
     if isinstance(distribution, torch.distributions.Independent):
         return mean(distribution.base_dist)

@@ -10,7 +10,7 @@ from ppgen.diagnostics.reading import SAMPLE_DIMS
 from ppgen.report import figures
 from ppgen.report.context import FitContext
 from ppgen.report.page import Figure, Section, Table
-from ppgen.utils.arviz_versions import by_datum, group
+from ppgen.utils.arviz_versions import group, pointwise_loo
 
 __all__ = ["leave_one_out"]
 
@@ -35,7 +35,7 @@ def leave_one_out(context: FitContext) -> Section | None:
         if size < MIN_DATA or not np.isfinite(values.values[chain]).all():
             continue
         groups = _thinned(context.idata, values)
-        pointwise, khat = by_datum(loo(groups, var_name=name, chain=chain))
+        pointwise, khat = pointwise_loo(loo(groups, var_name=name, chain=chain))
         count, bad = len(pointwise), int((~(khat <= max_khat)).sum())
         total = float(pointwise.sum()), float(pointwise.std() * count**0.5)
         rows.append((name, f"{count} of {size}", total, bad))
