@@ -152,7 +152,7 @@ def test_the_rate_of_a_flow_is_that_of_its_draws():
         ({"prior": "nope"}, "expected prior to be one of"),
         ({"posterior": "nope"}, "expected posterior to be one of"),
         ({"posterior": "iaf", "encoder_covariance": "full"}, "leave encoder_covariance at 'diagonal', got 'full'"),
-        ({"prior": "realnvp", "latent_dim": 1}, "needs two halves"),
+        ({"prior": "realnvp", "latent_dim": 1}, "two parts, which needs a width of at least 2"),
         ({"prior": "lu_linear", "flow_layers": 3}, "prior='lu_linear' has no such option"),
     ],
 )

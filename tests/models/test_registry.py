@@ -44,7 +44,9 @@ DENOISES = "ChecksData Denoises ExpectsForm HasLogProb Samples"
 MODELS = {
     "ALI": Row(lambda: ALI((3,), **SMALL), lambda: recipes.ali(hidden=(8,)), f"{LATENT} Encodes Reconstructs"),
     "Autoencoder": Row(lambda: Autoencoder((3,), **SMALL), recipes.ae, f"{LATENT} Encodes Reconstructs"),
-    "DANN": Row(lambda: DANN((3,), 2, **SMALL), recipes.dann, "ChecksData AdaptsDomains", (X, Y, Y.roll(3))),
+    "DANN": Row(
+        lambda: DANN((3,), 2, **SMALL), lambda: recipes.dann(alpha=1.0), "ChecksData AdaptsDomains", (X, Y, Y.roll(3))
+    ),
     "Diffusion": Row(
         lambda: Diffusion((3,), hidden=(8,), steps=5),
         recipes.vdm,
