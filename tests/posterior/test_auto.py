@@ -609,7 +609,7 @@ def test_a_page_is_written_of_a_latent_that_bounds_data(tmp_path):
 def test_draws_of_other_data_cannot_be_judged_without_them():
     x, y = covariates()
     fit = given(regression, drawing("b", dist.Normal(torch.zeros(3).double(), 1.0).to_event(1)), x, y)
-    with pytest.raises(ValueError, match="takes the data"):
+    with pytest.raises(ValueError, match="needs the data"):
         fit.diagnose(idata=fit.to_arviz(x, y, draws=50, predictive=False))
 
 
