@@ -1,4 +1,4 @@
-"""Domain adaptation: laws of the program, of the recipe under every metric, of gradient reversal; what is refused."""
+"""Domain adaptation: the program, the recipe with every metric, gradient reversal, warnings, and errors."""
 
 import copy
 import functools
@@ -37,7 +37,7 @@ def small(**options: Any) -> DANN:
 
 
 def gradients(loss: ppgen.Objective, dann: DANN, data: tuple = DATA) -> list[Tensor]:
-    """Of the features and the classifier."""
+    """The gradients with respect to the features and the classifier."""
     parameters = [*dann.features.parameters(), *dann.classifier.parameters()]
     return list(torch.autograd.grad(loss.differentiable_loss(dann.model, dann.guide, *data), parameters))
 
@@ -48,19 +48,19 @@ def fit(dann: DANN, loss: Any, data: tuple = DATA, **options: Any) -> ppgen.Fit:
     return ppgen.fit(dann.model, dann.guide, data, loss=loss, optim=adam, **options)
 
 
-def test_the_evidence_is_of_the_labels_that_are_known():
+def test_the_elbo_scores_known_labels_only():
     dann = small()
-    distribution = F.cross_entropy(dann.classifier(dann.features(X[:HALF])), Y[:HALF], reduction="sum") / (2 * HALF)
+    expected = F.cross_entropy(dann.classifier(dann.features(X[:HALF])), Y[:HALF], reduction="sum") / (2 * HALF)
     loss = ppgen.ELBO().loss(dann.model, dann.guide, *DATA)
-    assert loss == pytest.approx(distribution.item(), rel=1e-6)
-    moved = X.clone()
-    moved[HALF:] += 5
-    assert ppgen.ELBO().loss(dann.model, dann.guide, moved, KNOWN, D) == loss
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    shifted = X.clone()
+    shifted[HALF:] += 5
+    assert ppgen.ELBO().loss(dann.model, dann.guide, shifted, KNOWN, D) == loss
     assert ppgen.ELBO().loss(dann.model, dann.guide, X, Y, D) > loss  # labels in the target count if they are given
 
 
 @every
-def test_alpha_zero_is_the_network_of_the_source(distance):
+def test_alpha_zero_trains_on_the_source_alone(distance):
     fitted = {}
     for name, loss in (
         ("plain", ppgen.ELBO()),
@@ -73,29 +73,29 @@ def test_alpha_zero_is_the_network_of_the_source(distance):
 
 
 @every
-def test_alignment_reaches_the_features_and_not_the_classifier(distance):
+def test_alignment_passes_gradients_to_the_features_only(distance):
     dann = small()
     of_labels = gradients(ppgen.ELBO() + 0.0 * ppgen.Rate(), dann)
     with_term = gradients(recipes.dann(distance=distance, alpha=2.0, hidden=(4,)), dann)
     changed = [not torch.equal(a, b) for a, b in zip(of_labels, with_term, strict=True)]
     features = len(list(dann.features.parameters()))
-    assert all(changed[: features - 1])  # of the last bias, means need not matter
+    assert all(changed[: features - 1])  # some metrics do not depend on the mean, hence not on the last bias
     assert not any(changed[features:])
 
 
 @every
-def test_the_order_of_rows_and_domains_changes_nothing(distance):
+def test_gradients_do_not_depend_on_the_order_of_rows_and_domains(distance):
     dann = small().double()
     order = torch.randperm(2 * HALF, generator=torch.Generator().manual_seed(1))
     data = X.double(), KNOWN, D
-    forwards = recipes.dann(distance=distance, alpha=2.0, hidden=(4,))
+    forward = recipes.dann(distance=distance, alpha=2.0, hidden=(4,))
     torch.manual_seed(5)
-    first = gradients(forwards, dann, data)
+    first = gradients(forward, dann, data)
     torch.manual_seed(5)
-    shuffled = gradients(forwards, dann, tuple(part[order] for part in data))
+    shuffled = gradients(forward, dann, tuple(part[order] for part in data))
     torch.testing.assert_close(first, shuffled)
-    if distance in ("jensen_shannon", "wasserstein"):  # the critic that knows the domains by their other names
-        metric = forwards.critics.copy().popitem()[1][0].metric
+    if distance in ("jensen_shannon", "wasserstein"):  # the critic for swapped domains
+        metric = forward.critics.copy().popitem()[1][0].metric
         with torch.no_grad():
             last = [layer for layer in metric.network.modules() if isinstance(layer, nn.Linear)][-1]
             last.weight.neg_()
@@ -107,7 +107,7 @@ def test_the_order_of_rows_and_domains_changes_nothing(distance):
     torch.testing.assert_close(first, gradients(backward, dann, data))
 
 
-class Minus(nn.Module):
+class Negated(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
@@ -116,20 +116,22 @@ class Minus(nn.Module):
         return -self.network(h)
 
 
-def test_gradient_reversal_is_alternation_at_one_critic():
+def test_gradient_reversal_has_the_gradients_of_alternating_training():
     network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
-    turns, reversal = small(), small(critic=Minus(network))
-    game = recipes.dann(m.JensenShannon(network, saturating=True), alpha=0.7)
+    alternating, reversal = small(), small(critic=Negated(network))
+    adversarial = recipes.dann(m.JensenShannon(network, saturating=True), alpha=0.7)
     one_step = recipes.dann_reversal(alpha=0.7)
-    torch.testing.assert_close(gradients(game, turns), gradients(one_step, reversal))
-    ((term,),) = game.critics.values()
-    of_game = torch.autograd.grad(term.critic_loss(Traces(turns.model, turns.guide, DATA)), [*network.parameters()])
+    torch.testing.assert_close(gradients(adversarial, alternating), gradients(one_step, reversal))
+    ((term,),) = adversarial.critics.values()
+    critic_gradients = torch.autograd.grad(
+        term.critic_loss(Traces(alternating.model, alternating.guide, DATA)), [*network.parameters()]
+    )
     loss = one_step.differentiable_loss(reversal.model, reversal.guide, *DATA)
-    of_step = torch.autograd.grad(loss, [*network.parameters()])
-    torch.testing.assert_close([0.7 * slope for slope in of_game], list(of_step))
+    step_gradients = torch.autograd.grad(loss, [*network.parameters()])
+    torch.testing.assert_close([0.7 * gradient for gradient in critic_gradients], list(step_gradients))
 
 
-def test_conditional_features_meet_their_own_class():
+def test_conditional_features_are_outer_products_with_probabilities():
     dann = small(conditional=True)
     h = v.posterior("h")(Traces(dann.model, dann.guide, DATA)).values
     hy = v.posterior("hy")(Traces(dann.model, dann.guide, DATA)).values
@@ -140,7 +142,7 @@ def test_conditional_features_meet_their_own_class():
     fit(small(conditional=True, critic=True), recipes.dann_reversal())
 
 
-def test_every_source_meets_the_target_with_its_own_critic():
+def test_every_source_has_its_own_critic():
     domains = torch.arange(3).repeat_interleave(8)
     labels = torch.where(domains < 2, Y, UNKNOWN)
     loss = recipes.dann(sources=(0, 1), target=2, hidden=(4,))
@@ -152,7 +154,7 @@ def test_every_source_meets_the_target_with_its_own_critic():
     assert len([name for name in result.chains[0].adversarial_metrics if name.startswith("critic ")]) == 2
 
 
-def test_a_domain_that_a_batch_lacks_adds_nothing():
+def test_a_batch_without_the_target_adds_no_alignment():
     dann = small()
     data = X[:HALF], KNOWN[:HALF], D[:HALF]
     for distance in recipes.ALIGNMENTS:
@@ -162,7 +164,7 @@ def test_a_domain_that_a_batch_lacks_adds_nothing():
         )
 
 
-def test_own_networks_train_in_stock_pyro_too():
+def test_custom_networks_train_with_pyros_svi():
     features = nn.Sequential(nn.Linear(3, 6), nn.Tanh())
     classifier = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
     dann = DANN((3,), 3, features=features, classifier=classifier)
@@ -188,7 +190,7 @@ def test_eager_and_compiled_steps_agree():
     torch.testing.assert_close(*fitted, rtol=1e-4, atol=1e-5)
 
 
-def test_bayesian_weights_have_a_posterior_that_arviz_shows():
+def test_bayesian_weights_have_a_posterior_in_arviz():
     dann = small(bayesian=True)
     loss = recipes.dann(distance="coral", alpha=0.1)
     result = fit(dann, loss, steps=50)
@@ -199,11 +201,11 @@ def test_bayesian_weights_have_a_posterior_that_arviz_shows():
     with torch.no_grad():
         dann.log_scale.fill_(-30.0)
         h = dann.features(X)
-        distribution = (h @ dann.loc[:-1] + dann.loc[-1]).softmax(-1)
-    torch.testing.assert_close(dann.predict_proba(X, draws=2), distribution)
+        expected = (h @ dann.loc[:-1] + dann.loc[-1]).softmax(-1)
+    torch.testing.assert_close(dann.predict_proba(X, draws=2), expected)
 
 
-def test_the_evidence_with_bayesian_weights_is_in_closed_form_where_they_are_certain():
+def test_the_elbo_of_almost_certain_bayesian_weights_has_the_closed_form():
     dann = small(bayesian=True)
     with torch.no_grad():
         dann.log_scale.fill_(-12.0)
@@ -215,7 +217,7 @@ def test_the_evidence_with_bayesian_weights_is_in_closed_form_where_they_are_cer
     assert loss == pytest.approx(((error + kl) / (2 * HALF)).item(), rel=1e-4)
 
 
-def test_labels_that_are_not_given_are_drawn():
+def test_missing_labels_are_latent():
     dann = small()
     trace = pyro.poutine.trace(dann.model).get_trace(X)
     assert not trace.nodes["y"]["is_observed"]
@@ -225,7 +227,7 @@ def test_labels_that_are_not_given_are_drawn():
 
 MOONS, MOVED = data.moons(100, seed=0), data.rotated_moons(100, degrees=35.0, seed=1)
 FLAT = torch.as_tensor(MOONS[0]), torch.as_tensor(MOVED[0])
-# a run's loss, its rate and its steps, how far the target is moved, and the signs that are seen of it
+# loss, learning rate, steps, shift of the target, and the expected warnings
 RUNS: dict[str, tuple[Any, float, int, float, list[str]]] = {
     "a good run": (recipes.dann(hidden=(8,), lr=0.02, weight=0.1), 0.01, 200, 0.0, []),
     "next to no alignment": (recipes.dann(hidden=(8,), lr=0.02, alpha=1e-4), 0.01, 200, 3.0, ["critic never fooled"]),
@@ -241,8 +243,8 @@ RUNS: dict[str, tuple[Any, float, int, float, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_signs_of_adaptation_are_seen_where_they_are_provoked(case):
-    loss, rate, steps, shift, signs = RUNS[case]
+def test_warnings_of_adaptation_appear_when_provoked(case):
+    loss, rate, steps, shift, warnings = RUNS[case]
     torch.manual_seed(0)
     dann = DANN((2,), 2, latent_dim=8, hidden=(8,), activation="tanh")
     domains = FLAT[0], FLAT[1] + shift
@@ -252,10 +254,10 @@ def test_signs_of_adaptation_are_seen_where_they_are_provoked(case):
     result = fit(dann, copy.deepcopy(loss), rows, steps=steps, batch_size=None, lr=rate)
     spreads = {name: feature_spread(dann.features_of(x), h) for name, x, h in zip("ab", domains, start, strict=True)}
     found = result.training_warnings() + features_collapsed(spreads)
-    assert sorted({finding.name for finding in found}) == signs
+    assert sorted({finding.name for finding in found}) == warnings
 
 
-def test_a_critic_is_meant_to_fail_where_two_selections_of_one_law_are_compared():
+def test_matching_two_selections_of_one_view_is_an_alignment():
     h, metric = v.posterior("h"), m.JensenShannon()
     assert ppgen.match(h.given(d=0), h.given(d=1), metric).is_alignment
     assert not ppgen.match(v.data("x"), v.generated("x"), metric).is_alignment
@@ -279,13 +281,13 @@ BAD: dict[str, tuple[Any, Any, Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_data_are_named(case):
+def test_bad_data_are_refused(case):
     x, y, d, error, message = BAD[case]
     with pytest.raises(error, match=message):
         small().check(x, y, d)
 
 
-def test_bad_options_are_named():
+def test_bad_options_are_refused():
     with pytest.raises(ValueError, match=r"expected distance to be one of 'jensen_shannon', .*got 'l2'"):
         recipes.dann(distance="l2")
     with pytest.raises(ValueError, match="a target that is not a source"):

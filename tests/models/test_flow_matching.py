@@ -1,4 +1,4 @@
-"""Flow matching: what is observed, minimizers in closed form, draws and densities by them, and what is refused."""
+"""Flow matching: the regression, closed-form minimizers with their draws and densities, and errors."""
 
 import math
 
@@ -12,14 +12,14 @@ import ppgen
 from ppgen.diffusion import linear_interpolation
 from ppgen.models import FlowMatching
 
-D, B, M = 0.5, 1.5, 2.0  # deviations of Gaussian data and base, and where the data lie
+D, B, M = 0.5, 1.5, 2.0  # standard deviations of Gaussian data and base, and the mean of the data
 
 
 class Exact(nn.Module):
-    """F of the path from N(0, B^2) to data N(M, D^2) that have nothing to do with each other, or go together in order.
+    """F of the path from N(0, B^2) to data N(M, D^2), with independent or optimal pairs.
 
-    Independent: F = E[e - x | z] = (u B^2 - (1 - u) D^2) / (u^2 B^2 + (1 - u)^2 D^2) (z - (1 - u) M) - M; in order,
-    e = (x - M) B / D, the same with numerator and denominator those of z_u = ((1 - u) D + u B) w: (B - D) over that.
+    Independent: F = E[e - x | z] = (u B^2 - (1 - u) D^2) / (u^2 B^2 + (1 - u)^2 D^2) (z - (1 - u) M) - M; optimal, with
+    e = (x - M) B / D and z_u = (1 - u) M + ((1 - u) D + u B) w: the factor is (B - D) / ((1 - u) D + u B).
     """
 
     def __init__(self, *, together: bool = False) -> None:
@@ -65,13 +65,13 @@ def data(name: str, n: int = 24) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_evidence_is_the_regression_and_draws_have_the_datas_shape(name):
+def test_the_elbo_is_the_regression_and_draws_have_the_shape_of_data(name):
     model, args = FlowMatching((2,), hidden=(8, 8), **OPTIONS[name]), data(name)
     model.check(*args)
     y = args[1] if len(args) > 1 else None
     model.eval()
-    seen = []
-    model.denoiser.network.register_forward_hook(lambda module, inputs, out: seen.append(out.detach()))
+    outputs = []
+    model.denoiser.network.register_forward_hook(lambda module, inputs, out: outputs.append(out.detach()))
     pyro.set_rng_seed(3)
     loss = ppgen.ELBO().loss(model.model, model.guide, *args)
     pyro.set_rng_seed(3)
@@ -80,14 +80,14 @@ def test_the_evidence_is_the_regression_and_draws_have_the_datas_shape(name):
     u, z, velocity = model.path(args[0], y)
     assert u.shape == (24,)
     assert z.shape == velocity.shape == (24, 2)
-    expected = ((seen[0] - velocity).square().sum(1) / 2).mean() + math.log(2 * math.pi)
+    expected = ((outputs[0] - velocity).square().sum(1) / 2).mean() + math.log(2 * math.pi)
     assert loss == pytest.approx(float(expected), rel=1e-5)
     drawn = model.sample(24, y, steps=3)
     assert drawn.shape == (24, 2)
     assert drawn.dtype == args[0].dtype
 
 
-def test_points_lie_on_straight_lines_between_pairs_that_are_given():
+def test_paths_are_straight_lines_between_given_pairs():
     model = FlowMatching((2,), hidden=(8, 8))
     x, e = torch.randn(20, 2), torch.randn(20, 2)
     u, z, velocity = model.path(x, None, e)
@@ -96,16 +96,16 @@ def test_points_lie_on_straight_lines_between_pairs_that_are_given():
     assert torch.equal((u * 20).floor().sort().values, torch.arange(20.0))  # one in each of n equal parts
 
 
-def test_pairs_are_coupled_as_asked():
-    """In one dimension the best plan keeps the order."""
+def test_the_default_coupling_is_optimal():
+    """In one dimension the optimal plan preserves the order."""
     x = torch.randn(50, 1)
     _, _, velocity = FlowMatching((1,), hidden=(8, 8)).path(x)
     e = velocity + x
     assert torch.equal(x[:, 0].argsort(), e[:, 0].argsort())
 
 
-def test_a_bridges_velocity_is_the_slope_of_its_path_and_its_noise_a_brownian_bridges():
-    """The variance of 40000 numbers, 5 deviations of its estimate: a level of 6e-7."""
+def test_a_bridge_has_the_velocity_of_its_path_and_the_variance_of_a_brownian_bridge():
+    """The variance of 40000 numbers, within 5 standard errors: level 6e-7."""
     model, sigma, n = FlowMatching((1,), hidden=(8, 8), bridge=0.7), 0.7, 40_000
     x, e = torch.randn(n, 1), torch.randn(n, 1)
     u, z, velocity = (part.double() for part in model.path(x, None, e))
@@ -114,14 +114,14 @@ def test_a_bridges_velocity_is_the_slope_of_its_path_and_its_noise_a_brownian_br
     assert abs(float(noise.square().mean()) - 1) < 5 * math.sqrt(2 / n)
     u.requires_grad_()
     path = (1 - u) * x + u * e + sigma * (u * (1 - u)).sqrt() * noise.detach()
-    slope = torch.autograd.grad(path.sum(), u)[0]
-    torch.testing.assert_close(velocity, slope, rtol=1e-3, atol=1e-2)
+    derivative = torch.autograd.grad(path.sum(), u)[0]
+    torch.testing.assert_close(velocity, derivative, rtol=1e-3, atol=1e-2)
 
 
-def test_a_bridges_pairs_have_the_schrodinger_bridges_covariance():
+def test_the_pairs_of_a_bridge_have_the_covariance_of_the_schrodinger_bridge():
     """Between N(0, b^2) and N(m, d^2): ((4 b^2 d^2 + s^4)^(1/2) - s^2) / 2 (Bunne et al. 2023, theorem 3).
 
-    Of 1000 pairs the estimate is about .04 off; of the plans of half and of twice the epsilon it would be .12 off.
+    The error of an estimate from 1000 pairs is about .04; with half or twice the epsilon it would be .12.
     """
     sigma = 1.0
     model = FlowMatching((1,), hidden=(8, 8), base=distribution(0.0, B), bridge=sigma)
@@ -135,9 +135,9 @@ def test_a_bridges_pairs_have_the_schrodinger_bridges_covariance():
 
 @pytest.mark.parametrize("together", [False, True])
 def test_the_closed_form_is_the_minimizer(together):
-    """Its error is orthogonal to functions of z and u: t statistics below 5, a level of 6e-7 each; shifted, it is not.
+    """Its error is orthogonal to functions of z and u (t statistics below 5, level 6e-7 each); a shifted one is not.
 
-    In order the pairs of a batch are those of all but for the noise of the batch, whence the larger bound.
+    The optimal pairs of a batch are those of the distributions up to the noise of the batch; hence the larger bound.
     """
     model = exact(together=together)
     u, z, velocity = model.path(distribution(M, D).sample((2000 if together else 50_000,)))
@@ -155,8 +155,8 @@ def test_the_closed_form_is_the_minimizer(together):
 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("sampler", ["heun", "dpm++2m", "adaptive", "ddim", "edm"])
-def test_draws_by_the_closed_form_have_the_datas_law(sampler, together):
-    """Mean and deviation of 4000 draws, 5 deviations: a level of 6e-7 each; and 1 % for the solvers' own error."""
+def test_draws_with_the_closed_form_have_the_distribution_of_data(sampler, together):
+    """Mean and standard deviation of 4000 draws, within 5 standard errors (level 6e-7 each) plus 1 % for the solver."""
     model = exact(together=together)
     options = {"churn": 0.0} if sampler == "edm" else {}
     x = model.sample(4000, sampler=sampler, steps=80, **options)
@@ -164,21 +164,21 @@ def test_draws_by_the_closed_form_have_the_datas_law(sampler, together):
     assert abs(float(x.std()) / D - 1) < 5 / math.sqrt(8000) + 0.02
 
 
-def test_one_step_is_enough_where_paths_are_straight():
+def test_one_step_is_enough_for_straight_paths():
     x = exact(together=True).sample(4000, sampler="euler", steps=1)
     assert abs(float(x.std()) / D - 1) < 5 / math.sqrt(8000)
     assert float(exact().sample(4000, sampler="euler", steps=1).std()) < D / 10  # the mean of all data
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_densities_by_the_closed_form_are_the_datas(together):
-    """But for noise of deviation .0001 B at the data's end."""
+def test_densities_with_the_closed_form_are_those_of_data(together):
+    """Up to noise of standard deviation .0001 B at the data end."""
     x = torch.linspace(0.5, 3.5, 7)[:, None]
     found = exact(together=together).log_prob(x, solver="dopri5", tolerance=1e-5)
     torch.testing.assert_close(found, distribution(M, D).log_prob(x), rtol=0, atol=5e-3)
 
 
-def test_the_law_from_a_mixture_draws_and_scores():
+def test_a_mixture_as_base_is_sampled_and_scored():
     modes = dist.Normal(torch.tensor([[-2.0], [2.0]]), 0.5).to_event(1)
     base = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), modes)
     distribution = FlowMatching((1,), base=base, hidden=(8, 8)).distribution()
@@ -196,8 +196,8 @@ def test_levels_have_the_probabilities_of_their_cells():
     torch.testing.assert_close(found, expected, rtol=0, atol=0.15)
 
 
-def test_labels_lead_to_their_own_data():
-    """Means of 500 draws, whose deviation is .03; the bound leaves room for a short training."""
+def test_draws_given_a_label_have_the_mean_of_its_data():
+    """Means of 500 draws, with standard error .03; the bound leaves room for a short training."""
     y = torch.arange(600) % 2
     x = 4.0 * y[:, None] - 2 + 0.5 * torch.randn(600, 2)
     model = FlowMatching((2,), hidden=(32, 32), num_classes=2)
@@ -216,7 +216,7 @@ def test_labels_lead_to_their_own_data():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["labels", "bridge"])
-def test_the_compiled_trajectory_is_the_eager_one(name):
+def test_compiled_training_equals_eager_training(name):
     args, histories = data(name, 64), []
     for compile in (True, False):
         pyro.set_rng_seed(0)
@@ -238,7 +238,7 @@ def test_samplers_that_need_gaussian_noise_are_refused(name, sampler, options):
         model.sample(2, sampler=sampler, steps=2, **options)
 
 
-def test_where_noise_is_gaussian_and_independent_such_samplers_draw():
+def test_ancestral_sampling_works_with_independent_gaussian_noise():
     model = FlowMatching((2,), hidden=(8, 8), coupling="independent")
     assert model.sample(3, sampler="ancestral", steps=4).shape == (3, 2)
 
@@ -260,12 +260,12 @@ def test_where_noise_is_gaussian_and_independent_such_samplers_draw():
         ({"options": {"depth": 3}}, ValueError, r"no such option"),
     ],
 )
-def test_bad_options(options, error, message):
+def test_bad_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         FlowMatching((2,), **options)
 
 
-def test_bad_data_and_requests():
+def test_bad_data_and_arguments_are_refused():
     model = FlowMatching((2,), hidden=(8, 8), base=torch.randn(5, 2))
     with pytest.raises(ValueError, match=r"finite rows e of shape \(4, 2\), like x, got \(3, 2\)"):
         model.check(torch.zeros(4, 2), None, torch.zeros(3, 2))

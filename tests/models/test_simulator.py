@@ -1,4 +1,4 @@
-"""Simulators as programs of rows: what they draw, what `Sleep` does with a table, and what they refuse."""
+"""Simulators: their draws, `Sleep` on a table of simulations, and errors."""
 
 from functools import partial
 from inspect import signature
@@ -17,14 +17,14 @@ from ppgen.tracing.traces import Traces
 
 
 def one(x=None):
-    """A rate on an interval and a level, seen through noise: z = (a, b) of shapes () and (2,)."""
+    """A scale on an interval and a vector, observed with noise: z = (a, b) of shapes () and (2,)."""
     a = pyro.sample("a", dist.Uniform(0.0, 2.0))
     b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
     pyro.sample("x", dist.Normal(a.unsqueeze(-1) * b, 0.1).to_event(1), obs=x)
 
 
 def paths(x=None, y=None):
-    """With a plate of its own, and two observed sites."""
+    """A program with a plate and two observed sites."""
     level = pyro.sample("level", dist.Normal(0.0, 1.0))
     with pyro.plate("time", 5, dim=-1):
         pyro.sample("x", dist.Normal(level, 1.0), obs=x)
@@ -41,7 +41,7 @@ class Network(PyroModule):
         pyro.sample("x", dist.Normal(self.layer(z), 0.1).to_event(1), obs=x)
 
 
-def simulate(theta):  # code of any kind
+def simulate(theta):  # code without torch
     return np.stack([theta[:, 0].numpy() ** 2, np.sign(theta[:, 1].numpy())], -1)
 
 
@@ -59,7 +59,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_table_has_the_rows_that_the_program_takes(name):
+def test_draws_have_the_shapes_that_the_program_expects(name):
     model, shapes = SHAPES[name]
     simulator = ppgen.Simulator(model)
     before = torch.get_rng_state()
@@ -77,7 +77,7 @@ def test_a_table_has_the_rows_that_the_program_takes(name):
 
 
 @pytest.mark.parametrize("name", ["one", "network"])
-def test_rows_have_the_density_of_one_each(name):
+def test_each_row_has_the_density_of_a_single_datum(name):
     model, _ = SHAPES[name]
     simulator = ppgen.Simulator(model)
     table = simulator.draw(4, seed=0)
@@ -102,7 +102,7 @@ def guide(x, a=None, b=None):
 POSITIVE = dist.constraints.positive
 
 
-def test_of_a_table_sleep_is_the_mean_score_and_simulates_nothing():
+def test_sleep_on_a_table_is_the_mean_log_density_without_simulation():
     simulator = ppgen.Simulator(one)
     table = simulator.draw(50, seed=5)
     before = torch.get_rng_state()
@@ -110,12 +110,12 @@ def test_of_a_table_sleep_is_the_mean_score_and_simulates_nothing():
     assert torch.equal(torch.get_rng_state(), before)
     expected = dist.Uniform(0.0, 2.0).log_prob(table.a) + dist.Normal(0.0, 1.0).log_prob(table.b).sum(-1)
     assert value == pytest.approx(-float(expected.mean()), rel=1e-5)
-    anew = {ppgen.Sleep().loss(simulator, guide, table.x) for _ in range(3)}
-    assert len(anew | {value}) == 4
+    values = {ppgen.Sleep().loss(simulator, guide, table.x) for _ in range(3)}
+    assert len(values | {value}) == 4
 
 
 @pytest.mark.parametrize("model", [one, implicit])
-def test_a_flow_learns_from_a_table_and_stops_by_what_is_held_out(model):
+def test_a_flow_learns_from_a_table_with_early_stopping(model):
     simulator = ppgen.Simulator(model)
     table = simulator.draw(300, seed=0)
     torch.manual_seed(0)
@@ -141,8 +141,8 @@ def test_a_flow_learns_from_a_table_and_stops_by_what_is_held_out(model):
     assert all(len(part) == 20 for part in drawn.values())
 
 
-def test_an_encoder_embeds_the_data():
-    """Whose mean is all that tells the level."""
+def test_an_encoder_summarizes_the_data():
+    """The mean of the data is a sufficient statistic."""
 
     class Mean(nn.Module):
         def forward(self, x):
@@ -164,7 +164,7 @@ def test_an_encoder_embeds_the_data():
     assert u.std(0).tolist() == pytest.approx([1 / 3, 1 / 3], abs=0.04)
 
 
-# bad input
+# errors
 
 
 def named_otherwise(data=None):
@@ -201,13 +201,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_simulator_says_why(name):
-    model, error, said = REFUSED[name]
-    with pytest.raises(error, match=said):
+def test_programs_that_are_no_simulators_are_refused(name):
+    model, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
         ppgen.Simulator(model)
 
 
-def test_calls_that_say_too_little():
+def test_bad_arguments_are_refused():
     simulator = ppgen.Simulator(one)
     table = simulator.draw(3)
     with pytest.raises(
@@ -219,14 +219,14 @@ def test_calls_that_say_too_little():
     with pytest.raises(
         ValueError, match=r"of shape \(5,\) each, as the model simulates them, got \(5,\); .* x\[None\]"
     ):
-        ppgen.Simulator(paths)(torch.zeros(5), torch.zeros(5, 5))  # which would be broadcast, as five equal rows
+        ppgen.Simulator(paths)(torch.zeros(5), torch.zeros(5, 5))  # would broadcast to five equal rows
     with pytest.raises(ValueError, match=r"at least one simulation, got n=0"):
         simulator.draw(0)
     with pytest.raises(LookupError, match=r"of the latents 'a', 'b' the simulations lack 'b'"):
         ppgen.Sleep().loss(simulator, guide, table.x, table.a)
 
 
-def test_an_implicit_law_says_what_it_lacks():
+def test_an_implicit_distribution_has_no_density_and_checks_shapes():
     theta = torch.zeros(3, 2)
     with pytest.raises(NotImplementedError, match=r"has no density; use Sleep\(\), which needs none"):
         ppgen.ELBO().loss(ppgen.Simulator(implicit), ppgen.AutoFlow(ppgen.Simulator(implicit), amortized="x"), theta)
