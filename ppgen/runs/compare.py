@@ -83,7 +83,9 @@ def _load(folder: str | os.PathLike) -> DataRun:
 def _page(runs: dict[str, DataRun], samples: dict[str, np.ndarray], table: pd.DataFrame) -> Report:
     """The report: the table, and samples of each model next to training data."""
     data, train = next(iter(runs.values())).data, samples[TRAINING_DATA]
-    style: dict[str, Any] = {"limits": value_range(train[:MAX_IMAGES])} if train.ndim == 4 else {"columns": data.columns}
+    style: dict[str, Any] = (
+        {"limits": value_range(train[:MAX_IMAGES])} if train.ndim == 4 else {"columns": data.columns}
+    )
     items = [Table(("measure", *table.columns), list(table.itertuples(name=None)))]
     sections = [Section("Every run under every metric", EXPLANATION, items)]
     for name, run in runs.items():

@@ -11,7 +11,7 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
-from ppgen.flows import FLOWS, IMAGE_FLOWS
+from ppgen.flows.registry import FLOWS, IMAGE_FLOWS
 
 __all__ = ["METHODS", "Method"]
 

@@ -13,7 +13,7 @@ def test_equal_domains_have_the_risk_of_the_source():
     wrong = rng.random(800) < 0.2
     risk = adaptation_risk(h, g, wrong)
     assert risk.source == wrong.mean()
-    assert risk.effective > 700
+    assert risk.effective_rows > 700
     assert risk.weighted == pytest.approx(risk.source, abs=4 * risk.weighted_error)  # level 6e-5
     assert risk.distance.p_value > 1e-3
 
@@ -26,7 +26,7 @@ def test_the_weighted_risk_is_that_of_a_shifted_target():
     risk = adaptation_risk(torch.as_tensor(h), torch.as_tensor(g), torch.as_tensor(wrong))
     assert abs(risk.source - truth) > 0.2
     assert risk.weighted == pytest.approx(truth, abs=4 * risk.weighted_error)
-    assert risk.effective < 2000
+    assert risk.effective_rows < 2000
     assert risk.distance.statistic > 0.6
 
 
@@ -43,7 +43,7 @@ def test_only_collapsed_features_are_reported():
     assert list(spreads.values()) == pytest.approx([1, 0.5, 0.001, 0, 0, np.inf])
     found = features_collapsed(spreads)
     assert [finding.subject for finding in found] == ["next to nothing", "one", "one from the start"]
-    assert "features collapsed (next to nothing): their spread is 0.001 of what it was" in str(found[0])
+    assert "features collapsed (next to nothing): their spread is 0.001 of that before training" in str(found[0])
 
 
 def test_errors_that_are_not_zeros_and_ones_are_refused():

@@ -42,13 +42,13 @@ def test_a_run_reports_both_domains_and_its_warnings(more, tmp_path, capsys):
     for words_of_page in (
         "moons to rotated_moons",
         "accuracy of a domain classifier on the features",
-        "The same rows by label and domain",
+        "The same rows, colored by label and domain",
     ):
         assert words_of_page in page
     numbers = json.loads((out / "numbers.json").read_text())
     assert 0 <= numbers["accuracy on the source"][0] <= 1
     assert (out / "posterior.nc").exists() == ("--model.bayesian" in more)
-    assert ("The posterior is" in page) == ("--model.bayesian" in more)
+    assert ("Can the posterior be trusted?" in page) == ("--model.bayesian" in more)
     if "--model.bayesian" in more:  # of training rows, where none are held out
         stored = from_netcdf(out / "posterior.nc")
         assert stored["posterior"]["w"].shape[:2] == (1, 30)
@@ -108,4 +108,4 @@ def test_a_target_without_labels_has_no_accuracy(tmp_path, capsys):
     assert main([*words, *SMALL, "--fit.steps", "20", "--progress", "false"]) == 0, capsys.readouterr().err
     numbers = json.loads((out / "numbers.json").read_text())
     assert not [name for name in numbers if name.startswith("accuracy on the target")]
-    assert "those of the target have none" in (out / "report.html").read_text()
+    assert "The rows of the target have no labels" in (out / "report.html").read_text()
