@@ -50,8 +50,5 @@ class LazyTable(MutableMapping[str, V], Generic[V]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __or__(self, other: "LazyTable[V]") -> "LazyTable[V]":
-        return LazyTable(self._rows | other._rows)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self)})"

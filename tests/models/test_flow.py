@@ -43,7 +43,7 @@ def test_a_model_fits_a_correlated_gaussian(name):
     before = float(model.log_prob(x).mean())
     ppgen.fit(model.model, model.guide, x, optim=partial(torch.optim.Adam, lr=0.03), steps=150, **QUIET)
     after = float(model.log_prob(x).mean())
-    # a linear flow learns in 150 steps less than the others
+    # a linear flow converges more slowly
     assert after > (exact - 0.1 if name != "lu_linear" else before)
     assert model.sample(5).shape == (5, 2)
 
