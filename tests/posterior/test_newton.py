@@ -1,0 +1,57 @@
+"""`find_modes`: densities that are unbounded, flat or undefined somewhere."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from posterior_cases import SCHOOLS, schools
+
+import ppgen
+from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.newton import LocalGaussians, find_modes
+
+
+def modes_of(target: UnconstrainedLogDensity) -> LocalGaussians:
+    generator = torch.Generator().manual_seed(0)
+    return find_modes(target, target.initial_points(4, generator), generator)
+
+
+def test_an_unbounded_density_does_not_lead_the_search_astray():
+    """The joint density of eight schools is unbounded as tau goes to 0, so Gaussians are compared by ELBO."""
+    target = UnconstrainedLogDensity(schools, (SCHOOLS,))
+    found = modes_of(target)
+    assert (found.center[:, target.labels.index("tau")] > -2).all()
+    assert found.elbo.isfinite().all()
+
+
+def test_a_flat_direction_is_named():
+    x, y = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+
+    def model(x, y):
+        b = pyro.sample("b", dist.ImproperUniform(dist.constraints.real_vector, (), (5,)))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(x @ b, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"no posterior: its density is constant along the direction \(.*b\[\d\]"):
+        ppgen.fit(model, "auto", (x, y), progress=False)
+
+
+def test_points_where_a_cholesky_factorization_fails_do_not_stop_the_others():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", -torch.linalg.cholesky(torch.eye(2) * (z + 0.5)).diagonal().square().sum())
+
+    assert modes_of(UnconstrainedLogDensity(model)).elbo.isfinite().any()
+
+
+def test_the_local_gaussian_of_a_gaussian_is_exact():
+    covariance = torch.tensor([[4.0, 1.5], [1.5, 1.0]], dtype=torch.float64)
+    mean = torch.tensor([100.0, -3.0], dtype=torch.float64)
+
+    def model():
+        pyro.sample("z", dist.MultivariateNormal(mean, covariance))
+
+    found = modes_of(UnconstrainedLogDensity(model))
+    torch.testing.assert_close(found.center, mean.expand(4, 2), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.root @ found.root.mT, covariance.expand(4, 2, 2), rtol=1e-4, atol=1e-4)
+    assert found.elbo.abs().max() < 1.0  # four standard errors of 16 draws; the exact ELBO is 0
