@@ -1,4 +1,4 @@
-"""The table of games: conjugates, bounds and ceilings, over all of its rows, on discrete laws in float64."""
+"""Adversarial losses: conjugates, lower and upper bounds, on discrete distributions in float64."""
 
 import math
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from ppgen.metrics.adversarial_losses import (
     HINGE,
     LEAST_SQUARES,
     WASSERSTEIN,
+    AdversarialLoss,
     Divergence,
-    Game,
     alpha_divergence,
 )
 
 ALPHAS = {f"alpha {a:g}": alpha_divergence(a) for a in (-1.0, 0.3, 0.5, 2.0, 3.0)}
 ROWS = DIVERGENCES | ALPHAS
 
-# What the rows say that they are, of the weights p and q of two laws on the same points.
+# The divergences as functions of the weights p and q of two distributions on the same points.
 FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl": lambda p, q: (p * (p / q).log()).sum(),
     "reverse_kl": lambda p, q: (q * (q / p).log()).sum(),
@@ -34,8 +34,8 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "alpha 2": lambda p, q: ((p - q) ** 2 / q).sum() / 2,
 }
 
-# The games that are no row of the table: D, and the critic that is the best.
-OTHERS: dict[str, tuple[Game, Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+# The losses that are not f-divergences of the table: D, and the optimal critic.
+OTHERS: dict[str, tuple[AdversarialLoss, Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "least squares": (LEAST_SQUARES, lambda p, q: ((p - q) ** 2 / (p + q)).sum() / 2, lambda p, q: p / (p + q)),
     "hinge": (HINGE, FORMULAS["total_variation"], lambda p, q: (p - q).sign()),
 }
@@ -48,33 +48,33 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def distributions(seed: int, points: int = 6) -> tuple[Tensor, Tensor]:
-    """Two laws of full support."""
+    """Two distributions of full support."""
     torch.manual_seed(seed)
     p, q = torch.distributions.Dirichlet(torch.full((2, points), 0.7, dtype=torch.float64)).sample() + 1e-3
     return p / p.sum(), q / q.sum()
 
 
-def numbers(start: float, end: float, count: int) -> Tensor:
+def linspace(start: float, end: float, count: int) -> Tensor:
     return torch.linspace(start, end, count, dtype=torch.float64)
 
 
 def ratios(count: int = 4001) -> Tensor:
     """Ratios p / q from 1e-4 to 1e4, 1 among them."""
-    return 10 ** numbers(-4, 4, count)
+    return 10 ** linspace(-4, 4, count)
 
 
-def slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+def derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     at = at.clone().requires_grad_()
     return torch.autograd.grad(function(at).sum(), at)[0]
 
 
-def critic_objective(game: Game, v: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    return p @ game.real(v) + q @ game.fake(v)
+def critic_objective(loss: AdversarialLoss, v: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    return p @ loss.real(v) + q @ loss.fake(v)
 
 
-def best(row: Divergence, p: Tensor, q: Tensor) -> Tensor:
-    """The critic v with activation(v) = f'(p / q), by bisection: activations rise."""
-    target = slope(row.f, p / q)
+def optimal_critic(row: Divergence, p: Tensor, q: Tensor) -> Tensor:
+    """The critic v with activation(v) = f'(p / q), by bisection, because activations are increasing."""
+    target = derivative(row.f, p / q)
     low, high = torch.full_like(p, -60.0), torch.full_like(p, 60.0)
     if row is DIVERGENCES["pearson"]:
         high = torch.full_like(p, 1e5)
@@ -100,9 +100,9 @@ def test_f_is_convex_and_zero_at_one(row):
 
 
 @every
-def test_the_conjugate_is_the_largest_of_all(row):
-    """At the values of the activation; u on a grid whose step, 0.2 %, leaves errors of order 1e-6."""
-    v, u = numbers(-2, 2, 41), ratios()
+def test_the_conjugate_is_a_supremum(row):
+    """At values of the activation, with u on a grid with steps of 0.2 %, which leaves errors of order 1e-6."""
+    v, u = linspace(-2, 2, 41), ratios()
     t = row.activation(v)
     lines = t[:, None] * u - row.f(u)
     assert (lines <= row.conjugate(t)[:, None] + 1e-12 * (1 + lines.abs())).all()
@@ -111,19 +111,19 @@ def test_the_conjugate_is_the_largest_of_all(row):
 
 @every
 def test_composed_is_the_conjugate_of_the_activation(row):
-    """Which maps every number into the conjugate's domain, or this would be NaN."""
-    v = numbers(-6, 6, 121)
+    """The activation maps every number into the domain of the conjugate, where it is not NaN."""
+    v = linspace(-6, 6, 121)
     torch.testing.assert_close(row.composed(v), row.conjugate(row.activation(v)), rtol=1e-9, atol=1e-12)
     assert row.composed(v).isfinite().all()
 
 
 @every
-def test_the_activation_rises(row):
-    v = numbers(-3, 3, 61)
+def test_the_activation_is_increasing(row):
+    v = linspace(-3, 3, 61)
     assert (row.activation(v).diff() > 0).all()
 
 
-def test_the_critic_of_jensen_shannon_may_be_as_sure_as_it_likes():
+def test_jensen_shannon_is_finite_for_extreme_scores():
     v = torch.tensor([-1e4, 1e4], requires_grad=True)
     row = DIVERGENCES["jensen_shannon"]
     values = torch.cat([row.activation(v), row.composed(v)])
@@ -132,46 +132,46 @@ def test_the_critic_of_jensen_shannon_may_be_as_sure_as_it_likes():
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_each_row_is_the_divergence_it_says(name):
+def test_each_row_is_the_divergence_of_its_name(name):
     for seed in range(20):
         p, q = distributions(seed)
         torch.testing.assert_close(q @ ROWS[name].f(p / q), FORMULAS[name](p, q), rtol=1e-10, atol=1e-12)
 
 
-# The payoff is a lower bound, tight at the best critic.
+# The objective is a lower bound that is tight at the optimal critic
 
 
 @every
-def test_the_payoff_is_a_lower_bound_that_is_tight(row):
+def test_the_objective_is_a_tight_lower_bound(row):
     for seed in range(20):
         p, q = distributions(seed)
         divergence = q @ row.f(p / q)
         for scale in (0.3, 1.0, 3.0):
             v = scale * torch.randn(len(p), dtype=torch.float64)
-            assert critic_objective(row.game, v, p, q) <= divergence + 1e-12
-        torch.testing.assert_close(critic_objective(row.game, best(row, p, q), p, q), divergence, rtol=1e-9, atol=1e-9)
+            assert critic_objective(row.adversarial_loss, v, p, q) <= divergence + 1e-12
+        torch.testing.assert_close(
+            critic_objective(row.adversarial_loss, optimal_critic(row, p, q), p, q), divergence, rtol=1e-9, atol=1e-9
+        )
 
 
 @every
-def test_between_equal_laws_the_payoff_is_zero_at_best(row):
+def test_for_equal_distributions_the_largest_objective_is_zero(row):
     for seed in range(5):
         p, _ = distributions(seed)
-        assert critic_objective(row.game, torch.randn(len(p), dtype=torch.float64), p, p) <= 1e-15
-        assert critic_objective(row.game, best(row, p, p), p, p) == pytest.approx(0.0, abs=1e-12)
+        assert critic_objective(row.adversarial_loss, torch.randn(len(p), dtype=torch.float64), p, p) <= 1e-15
+        assert critic_objective(row.adversarial_loss, optimal_critic(row, p, p), p, p) == pytest.approx(0.0, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_other_games_are_bounds_too(name):
-    game, divergence, critic = OTHERS[name]
+def test_the_other_objectives_are_tight_lower_bounds(name):
+    loss, divergence, critic = OTHERS[name]
     for seed in range(20):
         p, q = distributions(seed)
         for scale in (0.3, 1.0, 3.0):
-            assert (
-                critic_objective(game, scale * torch.randn(len(p), dtype=torch.float64), p, q)
-                <= divergence(p, q) + 1e-12
-            )
-        torch.testing.assert_close(critic_objective(game, critic(p, q), p, q), divergence(p, q), rtol=1e-12, atol=1e-12)
-        assert critic_objective(game, critic(p, p), p, p) == pytest.approx(0.0, abs=1e-15)
+            v = scale * torch.randn(len(p), dtype=torch.float64)
+            assert critic_objective(loss, v, p, q) <= divergence(p, q) + 1e-12
+        torch.testing.assert_close(critic_objective(loss, critic(p, q), p, q), divergence(p, q), rtol=1e-12, atol=1e-12)
+        assert critic_objective(loss, critic(p, p), p, p) == pytest.approx(0.0, abs=1e-15)
 
 
 def test_wasserstein_is_the_largest_difference_of_means_over_lipschitz_critics():
@@ -179,31 +179,31 @@ def test_wasserstein_is_the_largest_difference_of_means_over_lipschitz_critics()
     for seed in range(20):
         p, q = distributions(seed)
         gaps = torch.rand(len(p) - 1, dtype=torch.float64)
-        behind = (p - q).cumsum(0)[:-1]
-        distance = behind.abs() @ gaps
+        difference = (p - q).cumsum(0)[:-1]  # of the distribution functions
+        distance = difference.abs() @ gaps
 
-        def along(slopes: Tensor, gaps: Tensor = gaps) -> Tensor:
+        def critic(slopes: Tensor, gaps: Tensor = gaps) -> Tensor:
             return torch.cat([slopes.new_zeros(1), (slopes * gaps).cumsum(0)])
 
         slopes = 2 * torch.rand(len(gaps), dtype=torch.float64) - 1
-        assert critic_objective(WASSERSTEIN, along(slopes), p, q) <= distance + 1e-12
-        torch.testing.assert_close(critic_objective(WASSERSTEIN, along(-behind.sign()), p, q), distance)
+        assert critic_objective(WASSERSTEIN, critic(slopes), p, q) <= distance + 1e-12
+        torch.testing.assert_close(critic_objective(WASSERSTEIN, critic(-difference.sign()), p, q), distance)
 
 
-# The ceiling
+# The upper bound
 
 
-def apart(share: float = 1e-30) -> tuple[Tensor, Tensor]:
-    """Two laws that have next to nothing in common."""
+def nearly_disjoint(share: float = 1e-30) -> tuple[Tensor, Tensor]:
+    """Two distributions that have almost disjoint supports."""
     p = torch.tensor([1.0, share], dtype=torch.float64)
     return p, p.flip(0)
 
 
 @every
-def test_the_ceiling_is_the_divergence_of_disjoint_laws(row):
-    p, q = apart()
+def test_the_upper_bound_is_the_divergence_of_disjoint_distributions(row):
+    p, q = nearly_disjoint()
     if row.upper_bound is None:
-        nearer, _ = apart(1e-15)
+        nearer, _ = nearly_disjoint(1e-15)
         assert q @ row.f(p / q) > 30
         assert q @ row.f(p / q) > 1.5 * (nearer.flip(0) @ row.f(nearer / nearer.flip(0)))
     else:
@@ -211,20 +211,20 @@ def test_the_ceiling_is_the_divergence_of_disjoint_laws(row):
         for seed in range(20):
             p, q = distributions(seed)
             assert q @ row.f(p / q) <= row.upper_bound
-    assert row.game.upper_bound == row.upper_bound
+    assert row.adversarial_loss.upper_bound == row.upper_bound
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_ceilings_of_the_other_games(name):
-    game, divergence, _ = OTHERS[name]
-    assert divergence(*apart()) == pytest.approx(game.upper_bound)
+def test_the_upper_bounds_of_the_other_losses(name):
+    loss, divergence, _ = OTHERS[name]
+    assert divergence(*nearly_disjoint()) == pytest.approx(loss.upper_bound)
     assert WASSERSTEIN.upper_bound is None
 
 
 # Amari's family
 
 
-def test_the_alpha_divergences_join_the_named_ones():
+def test_alpha_divergences_converge_to_the_named_ones():
     for seed in range(10):
         p, q = distributions(seed)
         near = {alpha: q @ alpha_divergence(alpha).f(p / q) for alpha in (1e-6, -1e-6, 1 - 1e-6, 1 + 1e-6)}
@@ -233,14 +233,14 @@ def test_the_alpha_divergences_join_the_named_ones():
             torch.testing.assert_close(value, FORMULAS[name](p, q), rtol=1e-4, atol=1e-6)
 
 
-def test_exp_v_is_the_ratio_at_the_best_critic():
+def test_exp_v_is_the_density_ratio_at_the_optimal_critic():
     p, q = distributions(0)
     for row in (*ALPHAS.values(), DIVERGENCES["reverse_kl"], DIVERGENCES["jensen_shannon"]):
-        torch.testing.assert_close(best(row, p, q).exp(), p / q, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(optimal_critic(row, p, q).exp(), p / q, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("alpha", [0, 1, 0.0, 1.0, math.nan, math.inf])
-def test_alpha_zero_and_one_are_rows_of_their_own(alpha):
+def test_alpha_zero_and_one_are_refused(alpha):
     with pytest.raises(ValueError, match=r"alpha: expected a number other than 0 \('reverse_kl'\) and 1 \('kl'\)"):
         alpha_divergence(alpha)
 
@@ -248,8 +248,8 @@ def test_alpha_zero_and_one_are_rows_of_their_own(alpha):
 # Relativistic pairing
 
 
-def test_relativistic_pairing_is_zero_between_equal_laws_alone():
-    """The payoff is concave in the critic, so that descent finds the best one."""
+def test_relativistic_pairing_is_zero_for_equal_distributions_only():
+    """The objective is concave in the critic, so that gradient ascent finds the optimal one."""
     metric = Relativistic(torch.nn.Identity())
     for seed in range(5):
         p, q = distributions(seed)
@@ -258,52 +258,49 @@ def test_relativistic_pairing_is_zero_between_equal_laws_alone():
         assert metric.critic_objective(0 * v, 0 * v, p, q) == pytest.approx(0.0, abs=1e-15)
         v.requires_grad_()
         optimizer = torch.optim.LBFGS([v], max_iter=60, line_search_fn="strong_wolfe")
-        optimizer.step(lambda v=v, p=p, q=q, o=optimizer: descend(o, -metric.critic_objective(v, v, p, q)))
-        found = float(metric.critic_objective(v, v, p, q).detach())
-        assert found > 0.01 * float(FORMULAS["total_variation"](p, q)) ** 2
-        assert found < metric.upper_bound
-    p, q = apart()
+        optimizer.step(lambda v=v, p=p, q=q, o=optimizer: loss_with_gradient(o, -metric.critic_objective(v, v, p, q)))
+        value = float(metric.critic_objective(v, v, p, q).detach())
+        assert value > 0.01 * float(FORMULAS["total_variation"](p, q)) ** 2
+        assert value < metric.upper_bound
+    p, q = nearly_disjoint()
     assert metric.critic_objective(*2 * (torch.tensor([40.0, -40.0]).double(),), p, q) == pytest.approx(math.log(2))
     assert metric.upper_bound == math.log(2)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+def loss_with_gradient(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     optimizer.zero_grad()
     loss.backward()
     return loss
 
 
-# The generator that does not saturate
+# The non-saturating generator
 
 
-MONOTONE = {name: row.game for name, row in ROWS.items()}
-
-
-@pytest.mark.parametrize("name", MONOTONE)
-def test_a_generator_that_does_not_saturate_goes_the_same_way(name):
-    """At the best critic a fake row is moved by b'(v) grad v or by -a'(v) grad v: the same direction, row by row."""
-    game = MONOTONE[name]
+@every
+def test_the_non_saturating_generator_has_gradients_of_the_same_direction(row):
+    """At the optimal critic the gradient at a fake row is b'(v) grad v or -a'(v) grad v, of the same direction."""
+    loss = row.adversarial_loss
     p, q = distributions(3)
-    v = best(ROWS[name], p, q).clamp(-8, 8)
-    assert (slope(game.fake, v) < 0).all()
-    assert (-slope(game.real, v) < 0).all()
+    v = optimal_critic(row, p, q).clamp(-8, 8)
+    assert (derivative(loss.fake, v) < 0).all()
+    assert (-derivative(loss.real, v) < 0).all()
 
 
-def test_of_jensen_shannon_the_two_differ_by_the_ratio_of_densities():
-    game = DIVERGENCES["jensen_shannon"].game
+def test_the_two_gradients_of_jensen_shannon_differ_by_the_density_ratio():
+    loss = DIVERGENCES["jensen_shannon"].adversarial_loss
     p, q = distributions(3)
-    v = best(DIVERGENCES["jensen_shannon"], p, q)
-    torch.testing.assert_close(slope(game.fake, v) / -slope(game.real, v), p / q, rtol=1e-6, atol=1e-9)
+    v = optimal_critic(DIVERGENCES["jensen_shannon"], p, q)
+    torch.testing.assert_close(derivative(loss.fake, v) / -derivative(loss.real, v), p / q, rtol=1e-6, atol=1e-9)
 
 
-def test_it_does_not_vanish_where_the_critic_is_sure():
-    sure = numbers(-20, -19, 2)
-    games = {"jensen_shannon": DIVERGENCES["jensen_shannon"].game, "squares": LEAST_SQUARES}
-    for game in games.values():
-        assert (slope(game.real, sure).abs() > 0.4).all()
-    assert (slope(games["jensen_shannon"].fake, sure).abs() < 1e-8).all()
-    assert HINGE.pull is not None
-    assert (slope(HINGE.pull, sure) == 0.5).all()
-    assert (slope(HINGE.fake, -sure) == -0.5).all()  # where the critic is wrong
-    assert (slope(HINGE.fake, sure) == 0).all()
-    assert slope(JensenShannon(torch.nn.Identity()).game.real, sure).min() > 0.4
+def test_its_gradient_does_not_vanish_where_the_critic_is_confident():
+    confident = linspace(-20, -19, 2)
+    jensen_shannon = DIVERGENCES["jensen_shannon"].adversarial_loss
+    for loss in (jensen_shannon, LEAST_SQUARES):
+        assert (derivative(loss.real, confident).abs() > 0.4).all()
+    assert (derivative(jensen_shannon.fake, confident).abs() < 1e-8).all()
+    assert HINGE.generator is not None
+    assert (derivative(HINGE.generator, confident) == 0.5).all()
+    assert (derivative(HINGE.fake, -confident) == -0.5).all()  # where the critic is wrong
+    assert (derivative(HINGE.fake, confident) == 0).all()
+    assert derivative(JensenShannon(torch.nn.Identity()).adversarial_loss.real, confident).min() > 0.4
