@@ -175,7 +175,7 @@ def test_restarts_begin_apart_and_the_first_as_the_programs_stand():
         loss=distance,
         optim=HALVING,
         restarts=3,
-        callbacks=[lambda m: starts.append(w()) if m.step == 1 else None],
+        callbacks=[lambda step: starts.append(w()) if step.number == 1 else None],
     )
     assert starts[0] == 0.5
     assert len(set(starts)) == 3
@@ -202,9 +202,9 @@ def test_steps_or_epochs_give_the_length():
         result = fit(networks(), **options)
         assert len(result.history["loss"]) == steps
         assert result.chains[0].best_step == steps
-        assert result.chains[0].stop_reason == f"ran its {steps} steps"
+        assert result.chains[0].stop_reason == f"completed {steps} steps"
     loss = ppgen.ELBO()
-    fit(networks(), steps=None, loss=loss, callbacks=[lambda moment: moment.stop("enough")])
+    fit(networks(), steps=None, loss=loss, callbacks=[lambda step: step.stop("enough")])
     assert loss.total == 1000
 
 
@@ -359,10 +359,10 @@ def test_moments_are_saved_with_the_weights_and_restored():
     model = Normed()
     seen: dict[int, bytes] = {}
 
-    def watch(moment: TrainingStep) -> None:
-        seen[moment.step] = bits([model.net[1].running_mean])[0]
-        if moment.step == 6:
-            moment.stop("enough")
+    def watch(step: TrainingStep) -> None:
+        seen[step.number] = bits([model.net[1].running_mean])[0]
+        if step.number == 6:
+            step.stop("enough")
 
     # a large rate makes the loss worse, so that an early step is the best
     optim = functools.partial(torch.optim.SGD, lr=5.0)
@@ -378,7 +378,7 @@ def test_moments_are_saved_with_the_weights_and_restored():
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9])
 def test_the_moving_average_is_as_by_hand(decay):
     path: list[float] = []
-    fit(holder(), ZERO, loss=distance, optim=HALVING, ema=decay, steps=6, callbacks=[lambda moment: path.append(w())])
+    fit(holder(), ZERO, loss=distance, optim=HALVING, ema=decay, steps=6, callbacks=[lambda step: path.append(w())])
     assert path == [0.5**t for t in range(1, 7)]
     average = 1.0
     for step, value in enumerate(path, start=1):
@@ -401,7 +401,7 @@ def test_the_average_is_what_is_validated_and_what_early_stopping_keeps():
 def test_averaged_weights_come_with_the_last_moments():
     model = Normed()
     last: list[bytes] = []
-    fit((model, centered), ema=0.9, callbacks=[lambda m: last.append(bits([model.net[1].running_mean])[0])])
+    fit((model, centered), ema=0.9, callbacks=[lambda step: last.append(bits([model.net[1].running_mean])[0])])
     assert bits([model.net[1].running_mean])[0] == last[-1]
 
 
@@ -409,17 +409,17 @@ def test_averaged_weights_come_with_the_last_moments():
 
 
 def test_a_callback_sees_every_step():
-    moments: list[TrainingStep] = []
+    steps: list[TrainingStep] = []
     losses: list[float] = []
 
-    def note(moment: TrainingStep) -> None:
-        moments.append(moment)
-        losses.append(moment.loss)
+    def note(step: TrainingStep) -> None:
+        steps.append(step)
+        losses.append(step.loss)
 
     result = fit(networks(), batch_size=5, steps=6, restarts=2, callbacks=[note])
-    assert [(m.chain, m.step, m.epoch) for m in moments] == [(c, s, (s - 1) // 4) for c in (0, 1) for s in range(1, 7)]
+    assert [(s.chain, s.number, s.epoch) for s in steps] == [(c, n, (n - 1) // 4) for c in (0, 1) for n in range(1, 7)]
     assert losses == pytest.approx(np.concatenate([chain.history["loss"] for chain in result.chains]))
-    assert isinstance(moments[0].svi, ppgen.SVI)
+    assert isinstance(steps[0].svi, ppgen.SVI)
 
 
 def test_a_callback_stops_a_chain_and_the_next_one_runs():
@@ -427,9 +427,9 @@ def test_a_callback_stops_a_chain_and_the_next_one_runs():
         networks(),
         steps=9,
         restarts=2,
-        callbacks=[lambda m: m.stop("enough") if m.chain == 0 and m.step == 3 else None],
+        callbacks=[lambda step: step.stop("enough") if step.chain == 0 and step.number == 3 else None],
     )
-    assert [chain.stop_reason for chain in result.chains] == ["enough, at step 3", "ran its 9 steps"]
+    assert [chain.stop_reason for chain in result.chains] == ["enough, at step 3", "completed 9 steps"]
     assert [len(chain.history["loss"]) for chain in result.chains] == [3, 9]
     assert not result.chains[0].interrupted
 
@@ -439,8 +439,8 @@ def test_an_interrupt_ends_cleanly_with_what_was_learned(where):
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    def at_fourth(moment: TrainingStep) -> None:
-        if moment.step == 4 and where == "callback":
+    def at_fourth(step: TrainingStep) -> None:
+        if step.number == 4 and where == "callback":
             interrupt()
 
     def loss(model: Callable, guide: Callable, x: Tensor) -> Tensor:
@@ -496,7 +496,7 @@ def test_a_loss_that_turns_nan_ends_with_the_last_good_weights():
 
 
 def test_a_nan_that_shows_only_at_the_end_is_said_too():
-    stop = [lambda moment: moment.stop("enough") if moment.step == 5 else None]
+    stop = [lambda step: step.stop("enough") if step.number == 5 else None]
     with pytest.warns(UserWarning, match="the weights are those of step 3"):
         result = fit(holder(), ZERO, loss=nan_at({5}), optim=HALVING, steps=300, compile=False, callbacks=stop)
     assert w() == 0.5**3
@@ -504,7 +504,7 @@ def test_a_nan_that_shows_only_at_the_end_is_said_too():
 
 
 def test_a_loss_that_is_nan_at_once_is_an_error_and_moves_nothing():
-    with pytest.raises(FloatingPointError, match="nothing was learned, the weights are as they were"):
+    with pytest.raises(FloatingPointError, match="no step was completed, and the weights are unchanged"):
         fit(holder(), ZERO, loss=nan_at({1}), optim=HALVING, compile=False)
     assert w() == 1.0
 
@@ -539,7 +539,7 @@ def test_parameters_that_come_late_are_said_to_be_lost():
     def loss(model: Callable, guide: Callable, x: Tensor) -> Tensor:
         return distance(model, guide, x) + pyro.param("late", torch.tensor(1.0)) ** 2
 
-    with pytest.warns(UserWarning, match="parameters appeared after the first batch: late; they trained, but"):
+    with pytest.warns(UserWarning, match="parameters appeared after the first batch: late; they were trained, but"):
         fit(holder(), ZERO, loss=loss, optim=HALVING)
 
 
@@ -554,7 +554,7 @@ def test_a_schedule_of_rates_runs_with_the_steps():
 
 def test_pyros_schedule_advances_when_a_callback_says_so():
     optim = pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.25}, "gamma": 0.5})
-    fit(holder(), ZERO, loss=distance, optim=optim, steps=3, callbacks=[lambda moment: optim.step()])
+    fit(holder(), ZERO, loss=distance, optim=optim, steps=3, callbacks=[lambda step: optim.step()])
     assert w() == pytest.approx((1 - 0.5) * (1 - 0.25) * (1 - 0.125))
 
 
@@ -588,8 +588,8 @@ def test_a_callback_may_thaw():
     model.net[0].requires_grad_(False)
     before = bits(model.net[0].parameters())
 
-    def thaw(moment: TrainingStep) -> None:
-        if moment.step == 2:
+    def thaw(step: TrainingStep) -> None:
+        if step.number == 2:
             assert bits(model.net[0].parameters()) == before
             model.net[0].requires_grad_(True)
 
@@ -634,20 +634,20 @@ def test_progress_is_shown_on_a_terminal_alone(monkeypatch, tty, progress, shown
 
 BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "steps and epochs": ({"steps": 3, "epochs": 2}, r"steps or epochs, not both \(got steps=3, epochs=2\)"),
-    "no steps": ({"steps": 0}, "steps is at least 1, got 0"),
-    "no epochs": ({"epochs": 0}, "epochs is at least 1"),
-    "no restarts": ({"restarts": 0}, "restarts is at least 1"),
-    "no patience": ({"patience": 0, "validation": 0.2}, "patience is at least 1"),
+    "no steps": ({"steps": 0}, "steps must be at least 1, got 0"),
+    "no epochs": ({"epochs": 0}, "epochs must be at least 1"),
+    "no restarts": ({"restarts": 0}, "restarts must be at least 1"),
+    "no patience": ({"patience": 0, "validation": 0.2}, "patience must be at least 1"),
     "patience without validation": ({"patience": 3}, "patience needs validation data"),
     "no batch": ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-    "all held out": ({"validation": 1.0}, "leaves 0 to train on and 20 to validate on"),
-    "none held out": ({"validation": 0.0}, "leaves 20 to train on and 0 to validate on"),
-    "a negative fraction": ({"validation": -0.1}, "leaves 22 to train on"),
-    "more than all held out": ({"validation": 2}, "leaves -20 to train on"),
+    "all held out": ({"validation": 1.0}, "leaves 0 for training and 20 for validation"),
+    "none held out": ({"validation": 0.0}, "leaves 20 for training and 0 for validation"),
+    "a negative fraction": ({"validation": -0.1}, "leaves 22 for training"),
+    "more than all held out": ({"validation": 2}, "leaves -20 for training"),
     "bad validation data": ({"validation": X * math.nan}, "validation: 60 of 60 values"),
-    "a negative seed": ({"seed": -1}, "seed is at least 0, got -1"),
-    "an average of nothing": ({"ema": 1.0}, "ema is a decay from 0 to below 1, such as 0.99, got 1.0"),
-    "a clip of nothing": ({"clip_norm": 0.0}, "clip_norm is a positive bound"),
+    "a negative seed": ({"seed": -1}, "seed must be at least 0, got -1"),
+    "an average of nothing": ({"ema": 1.0}, r"ema must be a decay in \[0, 1\), such as 0.99, got 1.0"),
+    "a clip of nothing": ({"clip_norm": 0.0}, "clip_norm must be a positive bound"),
 }
 
 
@@ -677,7 +677,7 @@ BAD_DATA: dict[str, tuple[Callable, type[Exception], str]] = {
     "nan": (lambda: X.masked_fill(X > 2, math.nan), ValueError, r"data: \d+ of 60 values, in \d+ of 20 rows.*NaN"),
     "infinite": (lambda: X / 0, ValueError, r"\(0 NaN, 60 infinite\)"),
     "empty": (lambda: X[:0], ValueError, "at least one row"),
-    "unequal": (lambda: (X, torch.zeros(3)), ValueError, "its parts have 20, 3 rows"),
+    "unequal": (lambda: (X, torch.zeros(3)), ValueError, "its arrays have 20, 3 rows"),
     "words": (lambda: pd.DataFrame({"a": ["u", "v"]}), TypeError, "columns 'a' are not numeric"),
     "the model's own check": (lambda: X[:, :2], ValueError, r"expected x of shape \(n, 3\), got \(20, 2\)"),
 }

@@ -6,10 +6,10 @@ says so; nothing fails. ``docs/private_torch.md`` lists all of them, and a test 
 
     torch.fx.experimental.proxy_tensor.make_fx          records a function as a graph; without it, Python runs
     torch.utils._python_dispatch.TorchDispatchMode      sees every operation of a step; without it, steps stay eager
-    OpOverload._schema                                  tells what an operation overwrites; without it, steps stay eager
+    torch._ops.OpOverload._schema                       tells what an operation overwrites; without it, steps stay eager
     torch.ops.aten._fused_*_                            fused optimizer kernels; a missing one is not treated specially
     nn.Module._parameters, ._buffers, ._modules         a module's own parts, fast; without them, public iterators
-    Distribution._validate_args                         whether distributions validate; without it, `__debug__` tells
+    torch.distributions.Distribution._validate_args     whether distributions validate; without it, `__debug__` tells
 """
 
 import warnings
@@ -63,7 +63,7 @@ class MissingTorchInterface(RuntimeError):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"torch {torch.__version__} has no {name}")
+        super().__init__(f"torch {torch.__version__} lacks {name}")
 
 
 def warn_missing(error: MissingTorchInterface) -> None:
@@ -107,7 +107,7 @@ def written_arguments(op: Any) -> tuple[tuple[int, str], ...]:
             if argument.alias_info is not None and argument.alias_info.is_write
         )
     except AttributeError as error:
-        raise MissingTorchInterface("OpOverload._schema") from error
+        raise MissingTorchInterface("the attribute _schema of operations") from error
 
 
 def own_parts(module: nn.Module) -> list[int]:

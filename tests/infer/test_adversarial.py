@@ -528,7 +528,9 @@ def test_all_rates_fall_to_zero(lr_scheduler):
 
 
 def test_a_schedule_of_another_name_is_an_error():
-    with pytest.raises(ValueError, match="fit: lr_scheduler must be 'linear', 'cosine', a function or None, got 'step'"):
+    with pytest.raises(
+        ValueError, match="fit: lr_scheduler must be 'linear', 'cosine', a function or None, got 'step'"
+    ):
         fit("gan", lr_scheduler="step")
 
 

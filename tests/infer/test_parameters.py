@@ -14,7 +14,15 @@ from pyro.nn import PyroModule, PyroParam
 from support import gaussian_pair
 from torch import Tensor, nn
 
-from ppgen.infer.parameters import EvalMode, CollectParameters, ProgramState, owning_module, setup_programs, restore, snapshot
+from ppgen.infer.parameters import (
+    EvalMode,
+    CollectParameters,
+    ProgramState,
+    owning_module,
+    setup_programs,
+    restore,
+    snapshot,
+)
 
 frozen_in_training = pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
 

@@ -160,7 +160,9 @@ def test_a_schedule_moves_the_compiled_step(builds, pyros):
     assert_same(compiled, eager, 1e-5)
     without = run(PLAIN, True, steps=20)
     assert not torch.allclose(without.losses[5:], compiled.losses[5:], rtol=1e-2)
-    assert compiled.svi.optimizer.torch_optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.8 ** (19 if pyros else 20))
+    assert compiled.svi.optimizer.torch_optimizer.param_groups[0]["lr"] == pytest.approx(
+        0.01 * 0.8 ** (19 if pyros else 20)
+    )
 
 
 def test_an_annealed_weight_moves(builds):
@@ -187,7 +189,9 @@ def pieces(compile: bool, args: Callable, *, loss: Callable, steps: int = 24) ->
     for t in range(steps):
         given, named = args(t)
         losses.append(svi.step(*given, **named))
-    return svi, torch.cat([torch.tensor(losses), *(leaf.detach().flatten() for leaf in svi.optimizer.parameters.values())])
+    return svi, torch.cat(
+        [torch.tensor(losses), *(leaf.detach().flatten() for leaf in svi.optimizer.parameters.values())]
+    )
 
 
 def assert_pieces(args: Callable, *, loss: Callable, steps: int = 24) -> ppgen.SVI:
