@@ -1,11 +1,10 @@
-"""Evidence that is annealed from a base: from a law that is easy to cover to the posterior, along a geometric path.
+"""An ELBO that is annealed from a base distribution to the posterior, along a geometric path.
 
-    AnnealedELBO(base)    -1/N E_q[t log p(x, z) + (1 - t) log b(z) - log q(z | x)],    t by a schedule
+    AnnealedELBO(base)    -1/N E_q[t log p(x, z) + (1 - t) log b(z) - log q(z | x)],    t from a schedule
 
-whose minimum at a fixed t is q = p^t b^(1 - t), normalized. A guide that is first spread over the base, and follows
-the path from there, finds modes that the reverse KL by itself would drop: it has no slope toward where q is not. It is
-the evidence of a program of its own, the two put together with their log densities weighed, so that nothing else has to
-know of it.
+At a fixed t it is minimal at q = p^t b^(1 - t), normalized. A guide that first covers the base and then follows the
+path finds modes that the reverse KL alone would miss, since its gradient vanishes where q has no mass. It is the ELBO
+of another program: model and base together, with scaled log densities.
 """
 
 from typing import Any
@@ -24,18 +23,19 @@ __all__ = ["AnnealedELBO"]
 
 
 class AnnealedELBO(ELBO):
-    """The negative evidence on the way from a base b to the model p, in nats per datum (see the module).
+    """The NEGATIVE ELBO on the path from a base b to the model p, in nats per datum: a loss (see the module).
 
     Args:
-        base: a Pyro program that takes what the model takes and draws its latents, by name. If left out, the model's
-            own prior: then t weighs the model's observations and factors alone.
-        schedule: of t, from 0 to 1; over the whole run if left out. ``Anneal(1.0, cycles=1, rise=0.5)`` arrives
-            halfway.
-        elbo, path_derivative: as of `ELBO`; a `Trace_ELBO`. It makes its own draws.
+        base: a Pyro program with the arguments and the latents of the model. If left out, the model's own prior: t then
+            scales the observations and the factors of the model alone.
+        schedule: the schedule of t from 0 to 1; a `Ramp` over the whole run if left out. ``Anneal(1.0, cycles=1,
+            rise=0.5)`` reaches 1 halfway.
+        elbo: a `Trace_ELBO`, as for `ELBO`.
+        path_derivative: see `ELBO`.
 
     Raises:
-        TypeError: for another ELBO, or a schedule that is none.
-        LookupError: if the base draws other latents than the model.
+        TypeError: for another ELBO, or for a schedule that is not a `Schedule`.
+        LookupError: if the base has other latents than the model.
     """
 
     def __init__(
@@ -45,36 +45,37 @@ class AnnealedELBO(ELBO):
         schedule: Schedule | None = None,
         elbo: Trace_ELBO | None = None,
         path_derivative: bool = False,
-    ):
+    ) -> None:
         super().__init__(elbo=elbo, path_derivative=path_derivative)
         if type(self.elbo) is not Trace_ELBO:
-            raise TypeError(f"AnnealedELBO goes with Trace_ELBO, and not with {type(self.elbo).__name__}")
+            raise TypeError(f"AnnealedELBO needs Trace_ELBO, got {type(self.elbo).__name__}")
         schedule = Ramp(1.0) if schedule is None else schedule
         if not isinstance(schedule, Schedule):
-            raise TypeError(f"AnnealedELBO: schedule is a Ramp or an Anneal, got {schedule!r}")
+            raise TypeError(f"AnnealedELBO: schedule must be a Ramp or an Anneal, got {schedule!r}")
         self.base, self.schedule = base, schedule
 
-    def value(self, draws: Traces) -> Tensor:
-        t = self.schedule(*draws.clock)
+    def value(self, traces: Traces) -> Tensor:
+        """The annealed ELBO; it runs the programs itself."""
+        t = self.schedule(*traces.clock)
 
-        def between(*args: Any, **kwargs: Any) -> None:
-            with _Values() as values, _Weighed(t, latents=self.base is not None):
-                draws.model(*args, **kwargs)
+        def annealed(*args: Any, **kwargs: Any) -> None:
+            with _RecordLatents() as values, _ScaleLogDensity(t, latents=self.base is not None):
+                traces.model(*args, **kwargs)
             if self.base is not None:
-                with _Weighed(1 - t), _ObserveBase(values) as observed:
+                with _ScaleLogDensity(1 - t), _ObserveBase(values) as observed:
                     self.base(*args, **kwargs)
                 observed.check()
 
-        return super().value(Traces(between, draws.guide, draws.args, draws.kwargs))
+        return super().value(Traces(annealed, traces.guide, traces.args, traces.kwargs))
 
     def __str__(self) -> str:
         return f"{super().__str__()}[{self.schedule}]"
 
 
-class _Weighed(Messenger):
-    """Multiplies log densities by a weight, which may be zero; those of latents too, or not."""
+class _ScaleLogDensity(Messenger):
+    """Multiplies log densities by a weight, which may be zero; those of latents if `latents`."""
 
-    def __init__(self, weight: Tensor, *, latents: bool = True):
+    def __init__(self, weight: Tensor, *, latents: bool = True) -> None:
         super().__init__()
         self.weight, self.latents = weight, latents
 
@@ -83,10 +84,10 @@ class _Weighed(Messenger):
             msg["scale"] = self.weight * msg["scale"]
 
 
-class _Values(Messenger):
-    """Notes the values of latents, and those of plates' subsamples."""
+class _RecordLatents(Messenger):
+    """Records the values of latents and the indices of subsamples."""
 
-    def __enter__(self) -> "_Values":
+    def __enter__(self) -> "_RecordLatents":
         self.latents: dict[str, Tensor] = {}
         self.subsamples: dict[str, Tensor] = {}
         return super().__enter__()
@@ -99,7 +100,7 @@ class _Values(Messenger):
 class _ObserveBase(SubstituteLatents):
     """Observes the latents of the base at the values that the model drew, under names of their own."""
 
-    def __init__(self, values: _Values):
+    def __init__(self, values: _RecordLatents) -> None:
         self.values, self.missing = values.latents | values.subsamples, set(values.latents)
         super().__init__(self._value)
 

@@ -1,14 +1,14 @@
-"""The terms of a loss: where two laws are compared, and by what.
+"""The negative ELBO and its two parts, as terms of a loss.
 
 Every term is an average over data, in nats per datum where it is a log density. With N the full size of the plate
-"data" (1 for programs without one),
+"data" (1 for programs without it),
 
-    ELBO()         -1/N E_q[log p(x, z) - log q(z | x)]       the negative ELBO
+    ELBO()             -1/N E_q[log p(x, z) - log q(z | x)]       the NEGATIVE evidence lower bound, a loss
     Reconstruction()   -1/N E_q[log p(x | z)]                     the distortion
-    Rate()              1/N E_q[log q(z | x) - log p(z)]          the KL inside the ELBO
-    match(a, b, D)      D(a, b)                                   between two views, by a metric
+    Rate()              1/N E_q[log q(z | x) - log p(z)]          the KL divergence inside the ELBO
+    match(a, b, D)      D(a, b)                                   a metric between two views (`ppgen.losses.match`)
 
-so that ELBO = Reconstruction + Rate, and ``Reconstruction() + beta * Rate()`` is the beta-VAE.
+so that ELBO() = Reconstruction() + Rate(), and ``Reconstruction() + beta * Rate()`` is the loss of a beta-VAE.
 """
 
 import copy
@@ -45,45 +45,49 @@ __all__ = ["ELBO", "Rate", "Reconstruction"]
 
 
 class ELBO(Term):
-    """The negative evidence lower bound, -1/N E_q[log p(x, z) - log q(z | x)], in nats per datum.
+    """The NEGATIVE evidence lower bound, -1/N E_q[log p(x, z) - log q(z | x)], in nats per datum: a loss to minimize.
+
+    Its value is minus the bound, as the loss of Pyro's `Trace_ELBO` is, divided by N.
 
     Args:
         elbo: the Pyro ELBO that estimates it: `Trace_ELBO` (default), `TraceMeanField_ELBO` (KL in closed form),
-            `TraceEnum_ELBO` (discrete latents summed out) or `RenyiELBO` (alpha = 0: the importance weighted bound
-            of Burda et al. 2016; alpha in general: Li & Turner 2016). Times N it is that ELBO's own loss. The Renyi
-            bound is taken per datum, without a subsample's scale N / B, if every site lies in the plate "data".
-        path_derivative: whether log q moves with the guide's draws alone, and not with its parameters at a draw (see
-            `ppgen.losses.path_derivative`): the same gradient on average, and exactly zero where q is the posterior. It runs the guide
-            twice a step, which moves batch norm's moments twice. Of `Trace_ELBO` alone: the others' gradients would be
-            wrong on average (Tucker et al. 2019 on importance weighted bounds), or have no draw.
+            `TraceEnum_ELBO` (discrete latents summed out) or `RenyiELBO` (alpha = 0: the importance weighted bound of
+            Burda et al. 2016, https://arxiv.org/abs/1509.00519; any alpha: Li & Turner 2016,
+            https://arxiv.org/abs/1602.02311). The Renyi bound is computed per datum, without a subsample's scale N / B,
+            if every site is in the plate "data".
+        path_derivative: whether the gradient of log q is that of the traces alone, without the score (see
+            `ppgen.losses.path_derivative`). It has the same mean, and is exactly zero where q is the posterior. It runs
+            the guide twice a step, which updates the statistics of batch norm twice. It needs `Trace_ELBO`: with the
+            others the gradient would be biased (Tucker et al. 2019, https://arxiv.org/abs/1810.04152) or undefined.
 
     Raises:
         TypeError: for another loss, which has no differentiable value, or no path derivative.
         LookupError: if the guide misses or adds a latent, or leaves one to an enumeration that the ELBO does not do.
     """
 
-    def __init__(self, *, elbo: PyroELBO | None = None, path_derivative: bool = False):
+    def __init__(self, *, elbo: PyroELBO | None = None, path_derivative: bool = False) -> None:
         super().__init__()
         elbo = Trace_ELBO() if elbo is None else elbo
         known = isinstance(elbo, RenyiELBO) or hasattr(elbo, "differentiable_loss")
         if not isinstance(elbo, PyroELBO) or isinstance(elbo, Objective | TraceTailAdaptive_ELBO) or not known:
             raise TypeError(
-                f"ELBO: {type(elbo).__name__} is no Pyro ELBO with a differentiable value to add to other terms; "
-                "take Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO or RenyiELBO"
+                f"ELBO: {type(elbo).__name__} is not a Pyro ELBO with a differentiable value to add to other terms; "
+                "use Trace_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO or RenyiELBO"
             )
         if path_derivative and type(elbo) is not Trace_ELBO:
-            raise TypeError(f"ELBO: path_derivative goes with Trace_ELBO, and not with {type(elbo).__name__}")
+            raise TypeError(f"ELBO: path_derivative needs Trace_ELBO, got {type(elbo).__name__}")
         self.elbo, self.path_derivative = copy.copy(elbo), path_derivative
         if isinstance(elbo, Trace_ELBO | RenyiELBO):
-            self.elbo._get_trace = Traces  # each particle with its checks
+            self.elbo._get_trace = Traces  # which check each particle
 
-    def value(self, draws: Traces) -> Tensor:
+    def value(self, traces: Traces) -> Tensor:
+        """The negative ELBO on one run of the programs, or on the particles of `elbo`."""
         if not isinstance(self.elbo, Trace_ELBO | RenyiELBO):
-            return self._by_itself(draws)
+            return self._by_enumeration(traces)
         if self.elbo.num_particles == 1:
-            particles = [draws]
+            particles = [traces]
         else:
-            particles = list(self.elbo._get_traces(draws.model, draws.guide, draws.args, draws.kwargs))
+            particles = list(self.elbo._get_traces(traces.model, traces.guide, traces.args, traces.kwargs))
         pairs = [particle.with_log_probs for particle in particles]
         if self.path_derivative and torch.is_grad_enabled():
             return self._by_path(particles)
@@ -91,16 +95,17 @@ class ELBO(Term):
             return self._renyi(pairs)
         if isinstance(self.elbo, TraceMeanField_ELBO) and not all(_same_order(*pair) for pair in pairs):
             warnings.warn(
-                "ELBO(TraceMeanField_ELBO): model and guide draw their latents in different orders, where the KL "
-                "in closed form may be wrong; take ELBO()",
+                "ELBO(TraceMeanField_ELBO): model and guide sample their latents in different orders, where the KL "
+                "in closed form may be wrong; use ELBO()",
                 stacklevel=2,
             )
         elbo = copy.copy(self.elbo)
         elbo._get_traces = lambda *_: pairs
-        loss = elbo.differentiable_loss(draws.model, draws.guide, *draws.args, **draws.kwargs)
+        loss = elbo.differentiable_loss(traces.model, traces.guide, *traces.args, **traces.kwargs)
         return loss / data_plate_size(pairs[0][0].nodes.values())
 
     def _by_path(self, particles: list[Traces]) -> Tensor:
+        """The value with the path derivative as its gradient."""
         loss = torch.zeros(())
         for particle in particles:
             model_trace, _ = particle.with_log_probs
@@ -108,17 +113,18 @@ class ELBO(Term):
             loss = loss + log_density_by_path(particle) - log_p
         return loss / self.elbo.num_particles / particles[0].num_data
 
-    def _by_itself(self, draws: Traces) -> Tensor:
-        """An ELBO that runs the programs in a way of its own, enumerating."""
-        args = (draws.model, draws.guide, *draws.args)
+    def _by_enumeration(self, traces: Traces) -> Tensor:
+        """The value of an ELBO that runs the programs itself, since it enumerates."""
+        args = (traces.model, traces.guide, *traces.args)
         with DataPlateSize() as plate:
             if torch.is_grad_enabled():
-                loss = self.elbo.differentiable_loss(*args, **draws.kwargs)
-            else:  # which that method may refuse
-                loss = torch.tensor(self.elbo.loss(*args, **draws.kwargs), dtype=torch.float64)
+                loss = self.elbo.differentiable_loss(*args, **traces.kwargs)
+            else:  # differentiable_loss may need gradients
+                loss = torch.tensor(self.elbo.loss(*args, **traces.kwargs), dtype=torch.float64)
         return loss / plate.size
 
     def _renyi(self, pairs: list[tuple[Trace, Trace]]) -> Tensor:
+        """Minus the Renyi bound of the particles."""
         for pair in pairs:
             _check_reparameterized(*pair, "RenyiELBO")
         log_weights = torch.cat([importance_log_weights(*pair) for pair in pairs])
@@ -133,52 +139,55 @@ class ELBO(Term):
 
 
 class Reconstruction(Term):
-    """The reconstruction error -1/N E_q[log p(x | z)], in nats per datum: a mean over the guide's draws.
+    """The reconstruction error -1/N E_q[log p(x | z)], in nats per datum.
 
     Args:
-        site: an observed site; all observed sites, and the model's factors, together if left out.
+        site: an observed site; if left out, all observed sites together, and the factors of the model.
 
     Raises:
-        LookupError: if the model observes no such site, or the guide leaves a latent to enumeration.
-        ValueError: for a guide whose draws would hide a gradient.
+        LookupError: if the model does not observe the site, or the guide leaves a latent to enumeration.
+        ValueError: if a latent of the guide has no `rsample`, so that no gradient would reach its parameters.
     """
 
-    def __init__(self, site: str | None = None):
+    def __init__(self, site: str | None = None) -> None:
         super().__init__()
         self.site = site
 
     @property
     def name(self) -> str:
+        """The key of the term in a breakdown, with the site."""
         return f"Reconstruction({self.site})" if self.site else "Reconstruction"
 
-    def value(self, draws: Traces) -> Tensor:
-        model_trace, guide_trace = draws.model_trace, draws.guide_trace
+    def value(self, traces: Traces) -> Tensor:
+        """The reconstruction error on one run of the programs."""
+        model_trace, guide_trace = traces.model_trace, traces.guide_trace
         names = [k for k, s in sample_sites(model_trace).items() if is_observed(s)]
         if self.site is not None and self.site not in names:
-            raise LookupError(f"{self.name}: the model observes no such site; {did_you_mean(self.site, names)}")
+            raise LookupError(f"{self.name}: the model does not observe this site; {did_you_mean(self.site, names)}")
         if not names:
-            raise LookupError(f"{self.name}: the model observes no site; give one obs=")
+            raise LookupError(f"{self.name}: the model observes no site; give one of its sites obs=")
         _check_reparameterized(model_trace, guide_trace, self.name)
         if self.site is not None:
             names = [self.site]
-        else:  # with the model's factors, which are part of its likelihood
+        else:  # factors are part of the likelihood
             names = [k for k, s in sample_sites(model_trace).items() if s["is_observed"]]
-        return -sum((_log_prob_sum(model_trace, k) for k in names), torch.zeros(())) / draws.num_data
+        return -sum((_log_prob_sum(model_trace, k) for k in names), torch.zeros(())) / traces.num_data
 
 
 class Rate(Term):
-    """The rate 1/N E_q[log q(z | x) - log p(z)] = 1/N E KL(q(z | x), p(z)), in nats per datum (Alemi et al. 2018).
+    """The rate 1/N E_q[log q(z | x) - log p(z)], in nats per datum: the mean of KL(q(z | x), p(z)).
 
-    In closed form where PyTorch knows the KL and model and guide draw their latents in the same order, otherwise
-    from the draw itself.
+    The KL is computed in closed form where PyTorch has it and model and guide sample their latents in the same order,
+    otherwise from the draw. The name is that of Alemi et al. 2018, https://arxiv.org/abs/1711.00464.
 
     Raises:
         LookupError: if the guide leaves a latent to enumeration.
-        ValueError: for a guide whose draws would hide a gradient.
+        ValueError: if a latent of the guide has no `rsample`, so that no gradient would reach its parameters.
     """
 
-    def value(self, draws: Traces) -> Tensor:
-        model_trace, guide_trace = draws.model_trace, draws.guide_trace
+    def value(self, traces: Traces) -> Tensor:
+        """The rate on one run of the programs."""
+        model_trace, guide_trace = traces.model_trace, traces.guide_trace
         _check_reparameterized(model_trace, guide_trace, self.name)
         latent, closed = latent_sites(model_trace), _same_order(model_trace, guide_trace)
         total = torch.zeros(())
@@ -189,7 +198,7 @@ class Rate(Term):
             else:
                 total = total + _log_prob_sum(guide_trace, name)
                 total = total - (_log_prob_sum(model_trace, name) if name in latent else 0.0)
-        return total / draws.num_data
+        return total / traces.num_data
 
 
 def _log_prob_sum(trace: Trace, name: str) -> Tensor:
@@ -198,17 +207,17 @@ def _log_prob_sum(trace: Trace, name: str) -> Tensor:
 
 
 def _same_order(model_trace: Trace, guide_trace: Trace) -> bool:
-    """Whether what precedes a latent is the same in both, so that the KL of its two laws there is one of the whole."""
+    """Whether both condition each latent on the same ones, so that the KL of each latent is a term of the whole KL."""
     latent = latent_sites(model_trace)
     return list(latent) == [name for name in latent_sites(guide_trace) if name in latent]
 
 
 def _closed_form(site: Site, prior: Site) -> Tensor | None:
-    """KL(q, p) of one latent, summed over its plates; None where PyTorch does not know it."""
+    """KL(q, p) of one latent, summed over its plates; None where PyTorch has no closed form."""
     base = site["fn"]
     while hasattr(base, "base_dist"):
         base = base.base_dist
-    if isinstance(base, Delta):  # of an autoguide: Pyro's KL leaves its log_density, a Jacobian, out
+    if isinstance(base, Delta):  # of an autoguide, whose log_density is a Jacobian, which Pyro's KL ignores
         return None
     try:
         kl = torch.as_tensor(kl_divergence(site["fn"], prior["fn"]))
@@ -223,5 +232,5 @@ def _check_reparameterized(model_trace: Trace, guide_trace: Trace, term: str) ->
         if blocks_gradient(site):
             raise ValueError(
                 f"{term}: the guide's site {name!r} has no rsample, so no gradient would reach its parameters; "
-                "take ELBO(), which scores such sites, or ELBO(elbo=TraceEnum_ELBO()), which sums them out"
+                "use ELBO(), whose gradient has a score term, or ELBO(elbo=TraceEnum_ELBO()), which sums them out"
             )

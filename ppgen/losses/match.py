@@ -12,46 +12,64 @@ __all__ = ["Match", "match"]
 
 
 class Match(Term):
-    """D(a, b), a metric between two views; see `match`."""
+    """D(a, b), a metric between two views; see `match`.
 
-    def __init__(self, a: View, b: View, metric: Metric):
+    Args:
+        a: the first view.
+        b: the second view.
+        metric: the metric D.
+    """
+
+    def __init__(self, a: View, b: View, metric: Metric) -> None:
         super().__init__()
         self.a, self.b, self.metric = a, b, metric
 
     @property
     def name(self) -> str:
-        where = self.a.name if self.a.name == self.b.name else f"{self.a.name}; {self.b.name}"
-        return f"{self.metric.name}({where})"
+        """The metric's name and the sites, such as "MMD(z)"."""
+        sites = self.a.name if self.a.name == self.b.name else f"{self.a.name}; {self.b.name}"
+        return f"{self.metric.name}({sites})"
 
-    def value(self, draws: Traces) -> Tensor:
-        x, y = self._rows(draws)
+    def value(self, traces: Traces) -> Tensor:
+        """D(a, b) on one run of the programs."""
+        x, y = self._rows(traces)
         return self.metric(x.values, y.values, x.weights, y.weights)
 
     @property
     def critic(self) -> CriticMetric | None:
+        """The metric, if it has a critic."""
         return self.metric if isinstance(self.metric, CriticMetric) else None
 
     @property
-    def aligns(self) -> bool:
+    def is_alignment(self) -> bool:
+        """Whether both views are of the same sites, in two selections of rows."""
         return self.a.sites == self.b.sites and self.a.selection != self.b.selection
 
-    def critic_loss(self, draws: Traces) -> Tensor:
-        """The critic's loss on a draw; its gradient reaches the critic's weights alone."""
+    def critic_loss(self, traces: Traces) -> Tensor:
+        """The loss of the critic, whose gradient reaches the critic's weights alone.
+
+        Args:
+            traces: one run of the programs.
+        """
         assert isinstance(self.metric, CriticMetric)
         with torch.no_grad():
-            x, y = self._rows(draws)
+            x, y = self._rows(traces)
         with torch.enable_grad():
             return self.metric.critic_loss(x.values, y.values, x.weights, y.weights)
 
-    def critic_sample(self, draws: Traces) -> Sample:
-        """A sample of the kind that the critic judges."""
-        return self._rows(draws)[0].values
+    def critic_sample(self, traces: Traces) -> Sample:
+        """An input of the critic, whose shapes a new critic is built for.
 
-    def _rows(self, draws: Traces) -> tuple[Rows, Rows]:
-        # a view of observations alone is read last, off a trace that the other has already made
+        Args:
+            traces: one run of the programs.
+        """
+        return self._rows(traces)[0].values
+
+    def _rows(self, traces: Traces) -> tuple[Rows, Rows]:
+        # a view of observations alone is read last, since the other view may have run the model already
         first, second = (self.b, self.a) if self.a.of_data else (self.a, self.b)
-        rows = {first: first(draws)}
-        rows[second] = second(draws)
+        rows = {first: first(traces)}
+        rows[second] = second(traces)
         return rows[self.a], rows[self.b]
 
     def __str__(self) -> str:
@@ -59,14 +77,20 @@ class Match(Term):
 
 
 def match(a: View, b: View, metric: Metric) -> Match:
-    """The term D(a, b): a metric between two views, each an average over its rows.
+    """The term D(a, b): a metric between two views, which are samples with one row per datum.
 
-    ``match(v.posterior("z"), v.prior("z"), m.MMD())`` pulls the aggregate posterior, not each q(z | x), to the prior.
+    For example, ``match(v.posterior("z"), v.prior("z"), m.MMD())`` matches the aggregate posterior (and not each
+    q(z | x)) to the prior.
+
+    Args:
+        a: the first view, see `ppgen.views`.
+        b: the second view.
+        metric: the metric D, see `ppgen.metrics`.
 
     Raises:
-        TypeError: if a or b is not a view, or the metric not a metric.
+        TypeError: if a or b is not a view, or the metric is not a metric.
     """
-    for what, got, expected in (("a", a, View), ("b", b, View), ("metric", metric, Metric)):
-        if not isinstance(got, expected):
-            raise TypeError(f"match: {what} is a {expected.__name__}, got {got!r}")
+    for name, value, expected in (("a", a, View), ("b", b, View), ("metric", metric, Metric)):
+        if not isinstance(value, expected):
+            raise TypeError(f"match: {name} must be a {expected.__name__}, got {value!r}")
     return Match(a, b, metric)

@@ -1,6 +1,7 @@
-"""The algebra of losses: weighted sums of terms, L = sum_t w_t(step) T_t, on one shared draw of model and guide.
+"""The algebra of losses: weighted sums of terms, L = sum_t w_t(step) T_t, evaluated on one run of model and guide.
 
-An `Objective` is a Pyro ELBO: stock ``pyro.infer.SVI`` and ``ppgen.SVI`` both drive it. The terms are in `ppgen.losses.elbo`.
+An `Objective` is a Pyro ELBO, so ``pyro.infer.SVI`` and ``ppgen.SVI`` both minimize it. The terms are in
+`ppgen.losses.elbo`, `ppgen.losses.match` and `ppgen.losses.wake_sleep`.
 """
 
 from abc import abstractmethod
@@ -25,12 +26,23 @@ Weight = float | Schedule
 
 @dataclass(frozen=True)
 class Weighted:
-    """A term times its factors, numbers or schedules."""
+    """A term times the product of its factors, which are numbers or schedules.
+
+    Args:
+        term: the term.
+        factors: its factors.
+    """
 
     term: "Term"
     factors: tuple[Weight, ...] = ()
 
     def weight(self, step: Tensor, total: int | None) -> Tensor | float:
+        """The product of the factors.
+
+        Args:
+            step: the number of steps taken, an integer scalar tensor.
+            total: the number of steps of the run, if known.
+        """
         weight: Tensor | float = 1.0
         for factor in self.factors:
             weight = weight * (factor(step, total) if isinstance(factor, Schedule) else factor)
@@ -40,18 +52,23 @@ class Weighted:
         number = 1.0
         for factor in self.factors:
             number = number if isinstance(factor, Schedule) else number * factor
-        words = [f"{number:g}"] if number != 1 else []
-        words += [str(f) for f in self.factors if isinstance(f, Schedule)]
-        return " * ".join([*words, str(self.term)])
+        parts = [f"{number:g}"] if number != 1 else []
+        parts += [str(f) for f in self.factors if isinstance(f, Schedule)]
+        return " * ".join([*parts, str(self.term)])
 
 
 class Objective(PyroELBO):
-    """A weighted sum of terms; ``+``, ``-`` and ``*`` by a number or a schedule make new ones.
+    """A weighted sum of terms. ``+``, ``-``, and ``*`` by a number or a schedule make new objectives.
 
-    `step` counts the steps taken (schedules read it), `total` is the run's length where known.
+    Args:
+        terms: the terms with their factors.
+
+    Attributes:
+        step: the number of steps taken, an integer scalar tensor, which schedules read.
+        total: the number of steps of the run, or None if it is unknown.
     """
 
-    def __init__(self, terms: tuple[Weighted, ...]):
+    def __init__(self, terms: tuple[Weighted, ...]) -> None:
         super().__init__()
         self.terms = terms
         self.step = torch.zeros((), dtype=torch.long)
@@ -60,7 +77,7 @@ class Objective(PyroELBO):
 
     @property
     def critics(self) -> dict[str, tuple["Term", ...]]:
-        """The terms that have a critic, by the name of the critic's first term."""
+        """The terms with a critic, grouped by critic under the name of its first term."""
         names: dict[int, str] = {}
         found: dict[str, tuple[Term, ...]] = {}
         for name, weighted in self._named().items():
@@ -70,31 +87,59 @@ class Objective(PyroELBO):
         return found
 
     def values(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Each term's weighted value on one shared draw, by name: they sum to the loss, gradients attached."""
-        draws = Traces(model, guide, args, kwargs, clock=(self.step, self.total))
+        """Each term's weighted value by name, differentiable scalars that sum to the loss.
+
+        Args:
+            model: a Pyro model.
+            guide: a Pyro guide.
+            *args: the arguments of both, such as a batch.
+            **kwargs: their keyword arguments.
+        """
+        traces = Traces(model, guide, args, kwargs, clock=(self.step, self.total))
         values: dict[str, Tensor] = {}
         for name, weighted in self._named().items():
-            values[name] = weighted.weight(self.step, self.total) * weighted.term.value(draws)
+            values[name] = weighted.weight(self.step, self.total) * weighted.term.value(traces)
         return values
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a scalar tensor: a pure function of the parameters, the batch and the random draws."""
+        """The loss as a scalar tensor, a function of the parameters, the batch and random numbers alone.
+
+        Args:
+            model: a Pyro model.
+            guide: a Pyro guide.
+            *args: the arguments of both.
+            **kwargs: their keyword arguments.
+        """
         return sum(self.values(model, guide, *args, **kwargs).values(), torch.zeros(()))
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a float, without gradients."""
+        """The loss as a float, without gradients.
+
+        Args:
+            model: a Pyro model.
+            guide: a Pyro guide.
+            *args: the arguments of both.
+            **kwargs: their keyword arguments.
+        """
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a float, its gradients left in the parameters, the step counted: what stock Pyro SVI calls.
+        """Trains the critics, adds the gradients of the loss to the parameters, and counts the step, for Pyro's SVI.
 
-        Critics take their steps first.
+        Args:
+            model: a Pyro model.
+            guide: a Pyro guide.
+            *args: the arguments of both.
+            **kwargs: their keyword arguments.
+
+        Returns:
+            The loss.
         """
         if self._critics is None:
             self._critics = CriticTrainer(self)
-        for turn in range(self._critics.turns):
-            self._critics.move(turn, model, guide, args, kwargs)
+        for iteration in range(self._critics.iterations):
+            self._critics.step(iteration, model, guide, args, kwargs)
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -102,22 +147,30 @@ class Objective(PyroELBO):
         return float(loss.detach())
 
     def breakdown(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Each term's weighted value, a float; they sum to the loss. No parameter and no critic moves."""
+        """Each term's weighted value by name, floats that sum to the loss. No parameter and no critic changes.
+
+        Args:
+            model: a Pyro model.
+            guide: a Pyro guide.
+            *args: the arguments of both.
+            **kwargs: their keyword arguments.
+        """
         with torch.no_grad():
             return {k: float(v) for k, v in self.values(model, guide, *args, **kwargs).items()}
 
     @property
     def is_negative_elbo(self) -> bool:
-        """Whether the loss is a negative evidence bound, unweighted: `ELBO()`, of one step, or in two parts."""
+        """Whether the loss is an unweighted negative ELBO: `ELBO`, `DiffusionELBO`, or Reconstruction + Rate."""
         names = sorted(w.term.name for w in self.terms)
-        plain = all(factor == 1 for w in self.terms for factor in w.factors)
-        return plain and names in (["ELBO"], ["DiffusionELBO"], ["Rate", "Reconstruction"])
+        unweighted = all(factor == 1 for w in self.terms for factor in w.factors)
+        return unweighted and names in (["ELBO"], ["DiffusionELBO"], ["Rate", "Reconstruction"])
 
     def advance(self) -> None:
-        """Counts one step, in place, for the schedules."""
+        """Counts one step in place, for the schedules."""
         self.step.add_(1)
 
     def _named(self) -> dict[str, Weighted]:
+        """The terms by name; equal names are numbered."""
         named: dict[str, Weighted] = {}
         for weighted in self.terms:
             name, count = weighted.term.name, 2
@@ -156,32 +209,36 @@ class Objective(PyroELBO):
 
 
 class Term(Objective):
-    """One term: `value` maps a draw to a scalar, an average over data."""
+    """The base class of terms. A subclass implements `value`."""
 
     def __init__(self) -> None:
         super().__init__((Weighted(self),))
 
     @property
     def name(self) -> str:
-        """The term's key in a breakdown."""
+        """The key of the term in a breakdown."""
         return type(self).__name__
 
     @abstractmethod
-    def value(self, draws: Traces) -> Tensor:
-        """The term on one draw, a scalar tensor.
+    def value(self, traces: Traces) -> Tensor:
+        """The term on one run of the programs, a scalar tensor, averaged over data.
+
+        Args:
+            traces: the traces of model and guide that the terms of an objective share, each made when it is first used.
 
         Raises:
-            LookupError, ValueError: if the programs cannot serve it; the message names the site.
+            LookupError: if the programs do not have a site that the term needs; the message names it.
+            ValueError: if the term is not defined for a site; the message names it.
         """
 
     @property
     def critic(self) -> Any:
-        """The metric with a critic that the term goes by, or None. A term that has one has `critic_loss(draws)`."""
+        """The metric with a critic that the term uses, or None. A term with a critic has a method `critic_loss`."""
         return None
 
     @property
     def is_alignment(self) -> bool:
-        """Whether the critic is meant to fail: its two samples are one law in two selections of rows."""
+        """Whether the critic should fail, because the term aligns one distribution in two selections of rows."""
         return False
 
     def __str__(self) -> str:

@@ -1,10 +1,10 @@
-"""Known methods, each one expression of the algebra, on any program with a data plate.
+"""Known methods, each as one expression of the algebra of losses, for any program with a plate "data".
 
-`x` names the observed site, or several that belong together, and `z` the latent site whose law is matched. Terms are in
-nats per datum where they are log densities. Where there is a critic, `critic` is its network, or a function of the
-sites' event shapes that makes one; left out, it is a `ppgen.nets.Critic`. Further options go to the metric
-(`ppgen.metrics.CriticMetric`): hidden and frequencies of that critic, lr, betas, optim, steps, packing, smoothing,
-noise, saturating, and penalty where the recipe has none of its own.
+`x` names an observed site, or several that are compared jointly, and `z` a latent site. Terms are in nats per datum
+where they are log densities; x' is a sample of the model. Where a method has a critic v, `critic` is its network, or a
+function of the event shapes of the sites that makes it; if left out, it is a `ppgen.nets.Critic`. Further options are
+those of the metric (`ppgen.metrics.CriticMetric`): hidden and frequencies of the default critic, lr, betas, optim,
+steps, packing, smoothing, noise, saturating, and penalty if the recipe has none of its own.
 """
 
 import math
@@ -72,62 +72,102 @@ Critic = nn.Module | Callable[..., nn.Module] | None
 
 
 def ae() -> Objective:
-    """Autoencoder: the reconstruction error -log p(x | z) at the code z of x, and nothing on the code's law."""
+    """Autoencoder: -E log p(x | z) at the code z of x. Nothing is required of the distribution of codes.
+
+    Reference: Hinton & Salakhutdinov 2006, https://doi.org/10.1126/science.1127647.
+    """
     return Reconstruction()
 
 
 def vae(*, beta: float | Schedule = 1.0) -> Objective:
-    """VAE (Kingma & Welling 2014); beta other than 1: beta-VAE (Higgins et al. 2017); a schedule: KL warm-up."""
+    """VAE: -E log p(x | z) + beta KL(q(z | x), p(z)).
+
+    References: Kingma & Welling 2014, https://arxiv.org/abs/1312.6114; beta-VAE: Higgins et al. 2017,
+    https://openreview.net/forum?id=Sy2fzU9gl.
+
+    Args:
+        beta: the weight of the KL; a schedule gives a KL warm-up.
+    """
     return Reconstruction() + beta * Rate()
 
 
 def wae(metric: Metric | None = None, *, weight: float | Schedule = 10.0, z: str = "z") -> Objective:
-    """Wasserstein autoencoder (Tolstikhin et al. 2018, equation 4): reconstruction, the aggregate code at the prior.
+    """Wasserstein autoencoder: -E log p(x | z) + weight D(q(z), p(z)), with the aggregate posterior q(z).
+
+    Reference: Tolstikhin et al. 2018, equation 4, https://arxiv.org/abs/1711.01558.
 
     Args:
-        weight: 10 is theirs, for squared errors; a decoder that learns its scale earns more nats, and wants about 100.
-        metric: between q(z) and p(z); MMD with inverse multiquadric kernels if left out, as in their WAE-MMD.
+        metric: D; if left out, MMD with inverse multiquadric kernels, as in their WAE-MMD.
+        weight: 10 is theirs, for squared errors; a decoder that learns its scale gains more nats and needs about 100.
+        z: the latent site.
     """
     metric = MMD(kernel="imq") if metric is None else metric
     return Reconstruction() + weight * match(v.posterior(z), v.prior(z), metric)
 
 
 def iwae(k: int = 10) -> Objective:
-    """Importance weighted autoencoder (Burda et al. 2016, equation 8): -E log 1/k sum_k p(x, z_k) / q(z_k | x)."""
+    """Importance weighted autoencoder: -E log 1/k sum_k p(x, z_k) / q(z_k | x).
+
+    Reference: Burda et al. 2016, equation 8, https://arxiv.org/abs/1509.00519.
+
+    Args:
+        k: the number of draws of the guide.
+    """
     return ELBO(elbo=RenyiELBO(alpha=0, num_particles=k, vectorize_particles=True))
 
 
 def info_vae(*, alpha: float = 0.0, weight: float = 10.0, metric: Metric | None = None, z: str = "z") -> Objective:
-    """InfoVAE (Zhao et al. 2019, equation 6): E -log p(x | z) + (1 - alpha) Rate + (alpha + weight - 1) D(q(z), p(z)).
+    """InfoVAE: -E log p(x | z) + (1 - alpha) KL(q(z | x), p(z)) + (alpha + weight - 1) D(q(z), p(z)).
 
-    alpha = 0, weight = 1 is the VAE; alpha = 1 leaves mutual information between x and z free (MMD-VAE).
+    alpha = 0, weight = 1 is the VAE; alpha = 1 does not restrict the mutual information of x and z (MMD-VAE).
+    Reference: Zhao et al. 2019, equation 6, https://arxiv.org/abs/1706.02262.
+
+    Args:
+        alpha: the weight of the mutual information of x and z.
+        weight: the weight of D at alpha = 1.
+        metric: D; MMD if left out.
+        z: the latent site.
     """
     aggregate = match(v.posterior(z), v.prior(z), MMD() if metric is None else metric)
     return Reconstruction() + (1.0 - alpha) * Rate() + (alpha + weight - 1.0) * aggregate
 
 
 def wake_sleep() -> Objective:
-    """Wake-sleep (Hinton et al. 1995): the model learns from the guide's draws at data, the guide from the model's."""
+    """Wake-sleep: -E_q log p(x, z) at data trains the model, -E_p log q(z | x) at its samples trains the guide.
+
+    Reference: Hinton et al. 1995, https://doi.org/10.1126/science.7761831.
+    """
     return Wake() + Sleep()
 
 
 def reweighted_wake_sleep(k: int = 10, *, sleep: float | Schedule = 0.0) -> Objective:
-    """Reweighted wake-sleep (Bornschein & Bengio 2015): both programs by k importance-weighted draws at data.
+    """Reweighted wake-sleep: both programs are trained by k importance weighted draws of the guide at data.
+
+    -E log 1/k sum_k w_k for the model and -E sum_k w_k log q(z_k | x) / sum_k w_k for the guide, with weights
+    w_k = p(x, z_k) / q(z_k | x). Reference: Bornschein & Bengio 2015, https://arxiv.org/abs/1406.2751.
 
     Args:
-        sleep: a weight of the sleep phase beside the guide's wake phase; they take both, or the latter alone.
+        k: the number of draws of the guide.
+        sleep: the weight of the sleep phase of the guide; the paper has it at 1, or leaves it out.
     """
     loss = Wake(particles=k) + WakeInference(particles=k)
     return loss + sleep * Sleep() if not isinstance(sleep, int | float) or sleep else loss
 
 
 def npe() -> Objective:
-    """Neural posterior estimation (Papamakarios & Murray 2016), where the model is a simulator, held as it is."""
+    """Neural posterior estimation: -E_{p(x, z)} log q(z | x), for a simulator as the model, which is not trained.
+
+    Reference: Papamakarios & Murray 2016, https://arxiv.org/abs/1605.06376.
+    """
     return Sleep()
 
 
 def maximum_likelihood() -> Objective:
-    """-E log p(x) of a model without latents, such as a flow: the forward KL up to the data's entropy."""
+    """Maximum likelihood: -E log p(x) for a model without latents, such as a flow.
+
+    It is the forward KL divergence KL(data, model) up to the entropy of the data. Reference: Papamakarios et al. 2021,
+    section 2.3, https://arxiv.org/abs/1912.02762.
+    """
     return ELBO()
 
 
@@ -140,11 +180,19 @@ def flow_kl(
     x: Sites = "x",
     **options: Any,
 ) -> Objective:
-    """forward KL(data, model) + reverse KL(model, data), for a model with a density and draws, such as a flow.
+    """Forward KL(data, model) + reverse KL(model, data), for a model with a density, such as a flow.
 
-    The first is -E log p(x), up to the data's entropy, and covers all that the data do. The second is taken from draws
-    alone, by a critic (Nowozin et al. 2016), and punishes draws where there are no data; alone it may settle in one of
-    several modes. Its gradient is that of the divergence itself, ``saturating``, which for this one keeps its slope.
+    The first is -E log p(x), up to the entropy of the data, and covers all data. The second is estimated from samples
+    by a critic (Nowozin et al. 2016, https://arxiv.org/abs/1606.00709), and penalizes samples where there are no
+    data; alone it may keep only one of several modes.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        forward: the weight of the forward KL.
+        reverse: the weight of the reverse KL.
+        saturating: whether the gradient is that of the divergence itself, which does not saturate for this one.
+        x: the observed site, or several that are compared jointly.
+        **options: further options of the metric; see the module.
 
     Raises:
         ValueError: if both weights are zero.
@@ -168,16 +216,19 @@ def reverse_kl(
     shape: str = "cubic",
     max_plate_nesting: float = math.inf,
 ) -> Objective:
-    """KL(q, p) of a guide q of reparameterized draws from the posterior or the energy of a model, up to log Z.
+    """The reverse KL divergence E_q[log q(z) - log p(z)] of a reparameterized guide from an unnormalized density p.
+
+    p may be the posterior of a model or an energy; the value is KL(q, p) up to log Z. The path derivative is that of
+    Roeder et al. 2017, https://arxiv.org/abs/1703.09194.
 
     Args:
-        base: what is annealed from, see `ppgen.AnnealedELBO`.
-        particles: draws of the guide a step.
-        path_derivative: whether gradients go by the draws alone, see `ppgen.ELBO`.
-        anneal: the share of the run that the way from the base takes; 0 for none.
-        shape: of the way, as of `ppgen.Anneal`. Modes part early on it, and how mass is shared between them is settled
-            then, so a cubic is slow at first.
-        max_plate_nesting: as of Pyro's ELBOs, which guess it if left out.
+        base: the distribution from which to anneal; see `ppgen.AnnealedELBO`.
+        particles: the number of draws of the guide in a step.
+        path_derivative: whether to use the gradient through the draws alone; see `ppgen.ELBO`.
+        anneal: the fraction of the run in which to anneal from the base; 0 for none.
+        shape: the shape of the annealing schedule, see `ppgen.Anneal`. Modes separate early on the path, and their
+            masses are settled then, so "cubic", which is slow at first, is best.
+        max_plate_nesting: see Pyro's ELBOs, which find it if it is left out.
     """
     vectorized: dict[str, Any] = {"vectorize_particles": particles > 1, "max_plate_nesting": max_plate_nesting}
     elbo = Trace_ELBO(num_particles=particles, **vectorized)
@@ -188,40 +239,62 @@ def reverse_kl(
 
 
 def ddpm(*, weighting: str = "simple", times: str = "stratified") -> Objective:
-    """DDPM (Ho et al. 2020, equation 14): the squared error of the noise, by one random step for each datum.
+    """DDPM: the squared error of the predicted noise, 1/2 E |e - e(z_t, t)|^2, at one random step per datum.
+
+    Reference: Ho et al. 2020, equation 14, https://arxiv.org/abs/2006.11239.
 
     Args:
-        weighting: or another row of `ppgen.losses.diffusion_elbo.WEIGHTINGS`, such as "min_snr" (Hang et al. 2023).
-        times: a row of `ppgen.diffusion.TIMES`.
+        weighting: a key of `ppgen.losses.diffusion_elbo.WEIGHTINGS`; "simple" is theirs.
+        times: a key of `ppgen.diffusion.TIMES`.
     """
     return DiffusionELBO(weighting, times=times)
 
 
 def edm(*, mean: float = -1.2, deviation: float = 1.2, times: str = "stratified") -> Objective:
-    """EDM (Karras et al. 2022, table 1): log-normal noise levels, each weighed for an error of the network of size one.
+    """EDM: 1/2 E w(noise) |x - D(z, noise)|^2 with log-normal noise levels.
+
+    The weight makes the network's error of size one at every level. Reference: Karras et al. 2022, table 1,
+    https://arxiv.org/abs/2206.00364.
 
     Args:
-        mean, deviation: of log (noise / (signal d)), d the data's deviation.
-        times: a row of `ppgen.diffusion.TIMES`.
+        mean: the mean of log (noise / (signal d)), where d is the standard deviation of the data.
+        deviation: its standard deviation.
+        times: a key of `ppgen.diffusion.TIMES`.
     """
     return DiffusionELBO("edm", lognormal=(mean, deviation), times=times)
 
 
 def vdm(*, times: str = "stratified") -> Objective:
-    """Variational diffusion (Kingma et al. 2021): the chain's negative evidence, by one random step for each datum."""
+    """Variational diffusion: the negative ELBO of a diffusion model, by one random step per datum.
+
+    KL(q(z_T | x), p(z_T)) + T E KL(q(z_{i-1} | z_i, x), p(z_{i-1} | z_i)) - E log p(x | z_0). Reference: Kingma et al.
+    2021, https://arxiv.org/abs/2107.00630.
+
+    Args:
+        times: a key of `ppgen.diffusion.TIMES`.
+    """
     return DiffusionELBO(times=times)
 
 
 def flow_matching() -> Objective:
-    """Conditional flow matching (Lipman et al. 2023): E |F(z_u, u) - dz/du|^2 / 2, of `ppgen.models.FlowMatching`.
+    """Conditional flow matching: E |F(z_u, u) - dz/du|^2 / 2, for `ppgen.models.FlowMatching`.
 
-    It is the evidence of a program that observes velocities, whose pairs and paths are the model's.
+    It is the negative ELBO of a program that observes velocities; the model chooses the pairs and the paths. Reference:
+    Lipman et al. 2023, https://arxiv.org/abs/2210.02747.
     """
     return ELBO()
 
 
 def gan(critic: Critic = None, *, x: Sites = "x", **options: Any) -> Objective:
-    """GAN (Goodfellow et al. 2014): the Jensen-Shannon divergence of data and draws, by a critic; not saturating."""
+    """GAN: the Jensen-Shannon divergence JS(data, model), estimated by a critic; non-saturating.
+
+    Reference: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        x: the observed site, or several that are compared jointly.
+        **options: further options of the metric; see the module.
+    """
     return _generate(x, m.JensenShannon(critic, **options))
 
 
@@ -232,31 +305,71 @@ def f_gan(
     x: Sites = "x",
     **options: Any,
 ) -> Objective:
-    """f-GAN (Nowozin et al. 2016): an f-divergence D_f(data, draws), a row of `ppgen.metrics.adversarial_losses.DIVERGENCES`."""
+    """f-GAN: an f-divergence D_f(data, model), estimated by a critic.
+
+    Reference: Nowozin et al. 2016, https://arxiv.org/abs/1606.00709.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        divergence: a key of `ppgen.metrics.adversarial_losses.DIVERGENCES`.
+        x: the observed site, or several that are compared jointly.
+        **options: further options of the metric; see the module.
+    """
     return _generate(x, m.FDivergence(critic, divergence, **options))
 
 
 def lsgan(critic: Critic = None, *, x: Sites = "x", **options: Any) -> Objective:
-    """LSGAN (Mao et al. 2017): a critic by least squares."""
+    """LSGAN: a critic v trained by least squares, minimizing E (v(x) - 1)^2 + E v(x')^2.
+
+    Reference: Mao et al. 2017, https://arxiv.org/abs/1611.04076.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        x: the observed site, or several that are compared jointly.
+        **options: further options of the metric; see the module.
+    """
     return _generate(x, m.LeastSquares(critic, **options))
 
 
 def hinge_gan(critic: Critic = None, *, x: Sites = "x", **options: Any) -> Objective:
-    """The hinge loss under spectral normalization (Lim & Ye 2017; Miyato et al. 2018)."""
+    """The hinge loss E max(0, 1 - v(x)) + E max(0, 1 + v(x')), for a critic v under spectral normalization.
+
+    References: Lim & Ye 2017, https://arxiv.org/abs/1705.02894; Miyato et al. 2018, https://arxiv.org/abs/1802.05957.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        x: the observed site, or several that are compared jointly.
+        **options: further options of the metric; see the module.
+    """
     return _generate(x, m.Hinge(critic, penalty=m.SpectralNorm(), **options))
 
 
 def r1_gan(critic: Critic = None, *, weight: float = 1.0, x: Sites = "x", **options: Any) -> Objective:
-    """GAN with R1, a zero-centered gradient penalty on data (Mescheder et al. 2018); 10 is theirs, for images."""
+    """GAN with R1: the critic has a zero-centered gradient penalty weight/2 E |grad v(x)|^2 on data.
+
+    Reference: Mescheder et al. 2018, https://arxiv.org/abs/1801.04406.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        weight: the weight of the penalty; theirs is 10, for images.
+        x: the observed site, or several that are compared jointly.
+        **options: further options of the metric; see the module.
+    """
     return _generate(x, m.JensenShannon(critic, penalty=m.ZeroCenteredGradientPenalty(weight), **options))
 
 
 def r3_gan(critic: Critic = None, *, weight: float = 1.0, x: Sites = "x", **options: Any) -> Objective:
-    """R3GAN (Huang et al. 2024, section 2.2): relativistic pairing, zero-centered penalties on data and on draws.
+    """R3GAN: the relativistic loss E softplus(-(v(x) - v(x'))), with gradient penalties on data and on samples.
 
-    Its local convergence is proved. To keep all of many narrow modes it takes, besides averaged weights and a rate that
-    falls to zero, a critic that can see them: frequencies=64, weight=0.1, betas=(0, 0.999), both rates 2e-3
-    (docs/results.md, "Modes").
+    It converges locally. To keep many narrow modes, use averaged weights, a learning rate that decays to zero, and a
+    critic that can resolve the modes: frequencies=64, weight=0.1, betas=(0, 0.999), both learning rates 2e-3
+    (docs/results.md, "Modes"). Reference: Huang et al. 2024, section 2.2, https://arxiv.org/abs/2501.05441.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        weight: the weight of both penalties.
+        x: the observed site, or several that are compared jointly.
+        **options: further options of the metric; see the module.
     """
     penalty = m.ZeroCenteredGradientPenalty(weight, at="both")
     return _generate(x, m.Relativistic(critic, penalty=penalty, **options))
@@ -270,7 +383,17 @@ def wgan_clip(
     x: Sites = "x",
     **options: Any,
 ) -> Objective:
-    """WGAN (Arjovsky et al. 2017): a critic whose weights are clipped; its value is W_1 up to an unknown factor."""
+    """WGAN: max_v E v(x) - E v(x') over a critic v with clipped weights, W_1 up to an unknown factor.
+
+    Reference: Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        bound: the bound on the absolute weights of the critic.
+        steps: the steps of the critic for one step of the programs.
+        x: the observed site, or several that are compared jointly.
+        **options: further options of the metric; see the module.
+    """
     return _generate(x, m.WassersteinDual(critic, penalty=m.WeightClipping(bound), steps=steps, **options))
 
 
@@ -283,7 +406,18 @@ def wgan_gp(
     x: Sites = "x",
     **options: Any,
 ) -> Objective:
-    """WGAN-GP (Gulrajani et al. 2017, equation 3): Wasserstein-1 by a critic whose slope is held at one."""
+    """WGAN-GP: W_1 = max_v E v(x) - E v(x'), with the penalty weight E (|grad v| - 1)^2 on the critic v.
+
+    Reference: Gulrajani et al. 2017, equation 3, https://arxiv.org/abs/1704.00028.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        weight: the weight of the penalty.
+        one_sided: whether only gradient norms above one are penalized.
+        steps: the steps of the critic for one step of the programs.
+        x: the observed site, or several that are compared jointly.
+        **options: further options of the metric; see the module.
+    """
     penalty = m.GradientPenalty(weight, one_sided=one_sided)
     return _generate(x, m.WassersteinDual(critic, penalty=penalty, steps=steps, **options))
 
@@ -301,17 +435,24 @@ def progan(
     x: Sites = "x",
     **options: Any,
 ) -> Objective:
-    """The game of progressively grown GANs (Karras et al. 2018), with a `ppgen.nets.GrowingCritic`.
+    """The loss of progressively grown GANs, `wgan_gp` or `r1_gan`, with a `ppgen.nets.GrowingCritic`.
 
-    It grows with the generator (``network="growing"``) under ``ppgen.fit(growth=ppgen.Growth())``; without a growth it
-    is a game like any other. Their drift term, 0.001 E v^2, is left out: it holds a constant that no value shows.
+    The critic grows with the generator (``network="growing"``) under ``ppgen.fit(growth=ppgen.ProgressiveGrowing())``;
+    without `growth` it is an ordinary critic. The drift term of the paper, 0.001 E v^2, is left out: it fixes a
+    constant on which no value depends. Reference: Karras et al. 2018, https://arxiv.org/abs/1710.10196.
 
     Args:
-        distance: "wasserstein", their WGAN-GP; or "jensen_shannon" under R1, as in StyleGAN (Karras et al. 2019), which
-            costs less a step.
-        weight: of the gradient penalty; left out, 10 of "wasserstein" and 1 of "jensen_shannon".
-        multi_scale, deviation, hidden: of the critic that is made where none is given, as in
-            `ppgen.nets.GrowingEncoder`.
+        critic: the critic's network, or a function event shapes -> network; a `GrowingCritic` if left out.
+        distance: "wasserstein", their WGAN-GP; or "jensen_shannon" with R1, which is faster and that of StyleGAN
+            (Karras et al. 2019, https://arxiv.org/abs/1812.04948).
+        weight: the weight of the gradient penalty; if left out, 10 for "wasserstein" and 1 for "jensen_shannon".
+        multi_scale: an option of the default critic; see `ppgen.nets.GrowingEncoder`.
+        deviation: an option of the default critic; see `ppgen.nets.GrowingEncoder`.
+        hidden: an option of the default critic; see `ppgen.nets.GrowingEncoder`.
+        lr: the learning rate of the critic.
+        betas: the momentum parameters of its Adam.
+        x: the observed site, or several that are compared jointly.
+        **options: further options of the metric; see the module.
 
     Raises:
         ValueError: for an unknown distance.
@@ -320,12 +461,12 @@ def progan(
     if critic is None:
         critic = partial(GrowingCritic, multi_scale=multi_scale, deviation=deviation, hidden=hidden)
     elif hidden is not None:
-        options["hidden"] = hidden  # which the metric refuses beside a critic
+        options["hidden"] = hidden  # the metric refuses it for a given critic
     options = {"steps": 1, "lr": lr, "betas": betas, **options}
     return recipe(critic, weight=usual if weight is None else weight, x=x, **options)
 
 
-# by distance: the recipe, and the weight of its penalty
+# by distance: the recipe and the default weight of its penalty
 GROWN: dict[str, tuple[Callable[..., Objective], float]] = {
     "wasserstein": (wgan_gp, 10.0),
     "jensen_shannon": (r1_gan, 1.0),
@@ -339,15 +480,32 @@ def aae(
     z: str = "z",
     **options: Any,
 ) -> Objective:
-    """Adversarial autoencoder (Makhzani et al. 2016): reconstruction, and codes that a critic takes for the prior's."""
+    """Adversarial autoencoder: -E log p(x | z) + weight JS(p(z), q(z)), estimated by a critic of codes.
+
+    Reference: Makhzani et al. 2016, https://arxiv.org/abs/1511.05644.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        weight: the weight of the divergence.
+        z: the latent site.
+        **options: further options of the metric; see the module.
+    """
     metric = m.JensenShannon(critic, **options)
     return Reconstruction() + weight * match(v.prior(z), v.posterior(z), metric)
 
 
 def ali(critic: Critic = None, *, x: Sites = "x", z: Sites = "z", **options: Any) -> Objective:
-    """ALI, BiGAN (Dumoulin et al. 2017; Donahue et al. 2017): data and codes against draws and latents.
+    """ALI, or BiGAN: JS(q(x, z), p(x, z)), data and codes against samples and latents, by a critic of pairs.
 
-    It needs a guide that draws z with gradients. Where the two joint laws agree, so do all of their conditionals.
+    The guide must sample z with gradients. Where the joint distributions agree, so do all their conditionals.
+    References: Dumoulin et al. 2017, https://arxiv.org/abs/1606.00704; Donahue et al. 2017,
+    https://arxiv.org/abs/1605.09782.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        x: the observed site, or several that are compared jointly.
+        z: the latent site, or several.
+        **options: further options of the metric; see the module.
     """
     model_trace = _joint(v.data, x) & _joint(v.posterior, z)
     generated = _joint(v.generated, x) & _joint(v.prior, z)
@@ -362,21 +520,44 @@ def vae_gan(
     x: str = "x",
     **options: Any,
 ) -> Objective:
-    """VAE and GAN on one decoder (after Larsen et al. 2016): the evidence, and a critic of the decoder's means.
+    """VAE and GAN with one decoder: -E log p(x | z) + beta KL(q(z | x), p(z)) + weight JS(data, decoder means).
 
-    Their reconstruction error is between features of the critic; here it is the decoder's own likelihood.
+    In the paper the reconstruction error is between features of the critic; here it is the decoder's likelihood.
+    Reference: Larsen et al. 2016, https://arxiv.org/abs/1512.09300.
+
+    Args:
+        critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
+        beta: the weight of the KL.
+        weight: the weight of the divergence.
+        x: the observed site.
+        **options: further options of the metric; see the module.
     """
     metric = m.JensenShannon(critic, **options)
     return Reconstruction() + beta * Rate() + weight * match(v.data(x), v.generated(x, of="mean"), metric)
 
 
 def mmd_generator(metric: Metric | None = None, *, x: Sites = "x") -> Objective:
-    """A generator matched to data by MMD, without a critic (Dziugaite et al. 2015; Li et al. 2015)."""
+    """A generator trained by MMD(data, model), without a critic.
+
+    References: Dziugaite et al. 2015, https://arxiv.org/abs/1505.03906; Li et al. 2015,
+    https://arxiv.org/abs/1502.02761.
+
+    Args:
+        metric: another metric instead of MMD.
+        x: the observed site, or several that are compared jointly.
+    """
     return _generate(x, MMD() if metric is None else metric)
 
 
 def sinkhorn_generator(*, epsilon: float = 0.05, x: Sites = "x") -> Objective:
-    """A generator matched to data by the Sinkhorn divergence (Genevay et al. 2018)."""
+    """A generator trained by the Sinkhorn divergence S_epsilon(data, model).
+
+    Reference: Genevay et al. 2018, https://arxiv.org/abs/1706.00292.
+
+    Args:
+        epsilon: the entropic regularization.
+        x: the observed site, or several that are compared jointly.
+    """
     return _generate(x, m.Sinkhorn(epsilon=epsilon))
 
 
@@ -402,47 +583,62 @@ def dann(
     steps: int | None = None,
     weight: float | None = None,
 ) -> Objective:
-    """Domain adaptation: the evidence of labels + alpha D(h in a source, h in the target), summed over sources.
+    """Domain adaptation: the negative ELBO of labels + alpha sum_s D(features in source s, features in the target).
 
     Args:
-        metric: D; or by ``distance`` a row of `ALIGNMENTS`: "jensen_shannon" by a critic is DANN (Ganin et al. 2016,
-            equation 9, T1 - alpha T2: minus T2 is D less log 2), "wasserstein" WDGRL (Shen et al. 2018), "mmd" DAN
-            (Long et al. 2015), "coral" deep CORAL (Sun & Saenko 2016), and "sinkhorn", "energy", "sliced_wasserstein".
-        alpha: a weight, or a schedule; left out, Ganin's ramp from 0 to 1. The evidence is per datum of all domains.
-        h, d: the site of features and that of the domain.
-        sources, target: the values of d.
-        hidden, lr, steps, weight: of a critic by name: its widths, its Adam's rate, its steps a turn (left out, 5 of
-            Wasserstein and 1 of Jensen-Shannon), and the weight of its gradient penalty (left out, 10 and 0).
+        metric: D, instead of `distance`.
+        distance: a key of `ALIGNMENTS`: "jensen_shannon" by a critic is DANN (Ganin et al. 2016, equation 9,
+            https://arxiv.org/abs/1505.07818: their T1 - alpha T2, where -T2 is D - log 2); "wasserstein" is WDGRL (Shen
+            et al. 2018, https://arxiv.org/abs/1707.01217); "mmd" is DAN (Long et al. 2015,
+            https://arxiv.org/abs/1502.02791); "coral" is deep CORAL (Sun & Saenko 2016,
+            https://arxiv.org/abs/1607.01719); or "sinkhorn", "energy", "sliced_wasserstein".
+        alpha: the weight of D; if left out, Ganin's ramp from 0 to 1. The ELBO is per datum of all domains.
+        h: the site of the features, or several.
+        d: the site of the domain.
+        sources: the values of d in the sources.
+        target: the value of d in the target.
+        hidden: the widths of the critic's hidden layers.
+        lr: the learning rate of the critic.
+        steps: the steps of the critic for one of the programs; if left out, 5 for Wasserstein, 1 for Jensen-Shannon.
+        weight: the weight of its gradient penalty; if left out, 10 for Wasserstein, 0 for Jensen-Shannon.
 
     Raises:
-        ValueError: for an unknown distance, no source, or a target among them.
+        ValueError: for an unknown distance, no source, or a target that is a source.
     """
     if metric is None:
         make = lookup(ALIGNMENTS, distance, option="distance")
         metric = make(CriticOptions(hidden=hidden, lr=lr, steps=steps, weight=weight))
     if not sources or target in sources:
-        raise ValueError(f"expected at least one source, and a target that is none of them, got {sources} and {target}")
+        raise ValueError(
+            f"dann: expected at least one source, and a target that is not a source, got {sources} and {target}"
+        )
     alpha = Ramp(1.0, shape="sigmoid") if alpha is None else alpha
     features = _joint(v.posterior, h)
-    metrics = [metric, *(deepcopy(metric) for _ in sources[1:])]  # a critic for each source
-    there = features.given(**{d: target})
-    pairs = (match(features.given(**{d: s}), there, D) for s, D in zip(sources, metrics, strict=True))
+    metrics = [metric, *(deepcopy(metric) for _ in sources[1:])]  # each source has its own critic
+    in_target = features.given(**{d: target})
+    pairs = (match(features.given(**{d: s}), in_target, D) for s, D in zip(sources, metrics, strict=True))
     return reduce(add, (alpha * pair for pair in pairs), ELBO())
 
 
 def dann_reversal(*, alpha: float | Schedule | None = None, y: str = "y", d: str = "d") -> Objective:
-    """DANN by gradient reversal, for a program whose critic is its own: the losses of labels and alpha of domains.
+    """DANN by gradient reversal: -E log p(y | h) + KL - alpha E log p(d | h), for a program with its own critic.
 
-    Features and critic move in one step by one optimizer, of which the critic's should not mind that its gradient is
-    scaled by alpha; Adam does not. With as many rows of source as of target the features' gradient is that of `dann`.
-    A penalty has no place in this step: give the model a critic whose slope spectral norms bound (`SpectralNorm`).
+    Features and critic move in one step of one optimizer, which should not depend on the scale alpha of the critic's
+    gradient, as Adam does not. With as many rows of the source as of the target the gradient of the features is that of
+    `dann`. A gradient penalty is not possible in one step; bound the critic by spectral norms (`SpectralNorm`).
+    Reference: Ganin et al. 2016, https://arxiv.org/abs/1505.07818.
+
+    Args:
+        alpha: the weight of the domain loss; if left out, Ganin's ramp from 0 to 1.
+        y: the site of the labels.
+        d: the site of the domain.
     """
     return Reconstruction(y) + Rate() + (Ramp(1.0, shape="sigmoid") if alpha is None else alpha) * Reconstruction(d)
 
 
 @dataclass(frozen=True)
 class CriticOptions:
-    """What `ALIGNMENTS` may be asked of a critic."""
+    """The options of the critics in `ALIGNMENTS`; see `dann`."""
 
     hidden: Sequence[int] | None
     lr: float
@@ -451,9 +647,7 @@ class CriticOptions:
 
 
 def _jensen_shannon(o: CriticOptions) -> Metric:
-    penalty = (
-        m.ZeroCenteredGradientPenalty(o.weight, at="both") if o.weight else None
-    )  # of both domains, whichever comes first
+    penalty = m.ZeroCenteredGradientPenalty(o.weight, at="both") if o.weight else None  # on both domains
     return m.JensenShannon(hidden=o.hidden, lr=o.lr, steps=o.steps or 1, penalty=penalty, saturating=True)
 
 

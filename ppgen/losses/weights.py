@@ -1,13 +1,15 @@
-"""Weights that move with training: functions of the step tensor, so that a compiled step sees them move.
+"""Weights of loss terms that depend on the training step, as tensor functions, so that a compiled step follows them.
 
-With p = step / steps, the progress, clipped to [0, 1]:
+With the progress p = step / steps, clamped to [0, 1]:
 
     Ramp(end)                      start + (end - start) p
     Ramp(end, shape="sigmoid")     start + (end - start) tanh(5 p) / tanh(5)
     Ramp(end, shape="cubic")       start + (end - start) p^3, which is slow at first
-    Anneal(end, cycles=4)          `cycles` ramps in a row, each rising over the first half   Fu et al. 2019, equation 5
+    Anneal(end, cycles=4)          `cycles` ramps in a row, each of which rises over the first half of its cycle
 
-The sigmoid is 2 / (1 + exp(-10 p)) - 1 of Ganin et al. 2016, section 5.2.2, scaled by 1.00009 to end at `end`.
+The cycles are those of Fu et al. 2019, equation 5, https://arxiv.org/abs/1903.10145. The sigmoid is
+2 / (1 + exp(-10 p)) - 1 of Ganin et al. 2016, section 5.2.2, https://arxiv.org/abs/1505.07818, scaled by 1.00009 so
+that it ends at `end`.
 """
 
 import math
@@ -20,40 +22,66 @@ __all__ = ["Anneal", "Ramp", "Schedule"]
 
 
 class Schedule(ABC):
-    """A weight as a function of the step. ``steps=None`` means the length of the run, which ppgen.fit knows."""
+    """A weight as a function of the training step.
 
-    def __init__(self, steps: int | None):
+    Args:
+        steps: the number of steps until the schedule ends; None for the length of the run, which `ppgen.fit` sets.
+
+    Raises:
+        ValueError: for a number of steps below 1.
+    """
+
+    def __init__(self, steps: int | None) -> None:
         if steps is not None and not (isinstance(steps, int) and steps >= 1):
-            raise ValueError(f"{type(self).__name__}: steps is a whole number from 1 on, got {steps!r}")
+            raise ValueError(f"{type(self).__name__}: steps must be a whole number of at least 1, got {steps!r}")
         self.steps = steps
 
     @abstractmethod
     def at(self, progress: Tensor) -> Tensor:
-        """The weight at progress p in [0, 1], a scalar tensor."""
+        """The weight, a scalar tensor.
+
+        Args:
+            progress: p in [0, 1], a scalar tensor.
+        """
 
     def __call__(self, step: Tensor, total: int | None = None) -> Tensor:
-        """The weight at a step (integer scalar tensor) of a run of `total` steps.
+        """The weight at a step, a scalar tensor.
+
+        Args:
+            step: the number of steps taken, an integer scalar tensor.
+            total: the number of steps of the run.
 
         Raises:
-            ValueError: if neither the schedule nor the run says how many steps there are.
+            ValueError: if neither the schedule nor the run has a number of steps.
         """
         steps = self.steps if self.steps is not None else total
         if steps is None:
             raise ValueError(
-                f"{self} needs the length of the run: give it steps=, or train with ppgen.fit, which knows it"
+                f"{self} needs the length of the run: give it steps=, or train with ppgen.fit, which sets it"
             )
         return self.at((step.to(torch.get_default_dtype()) / steps).clamp(max=1.0))
 
 
 class Ramp(Schedule):
-    """From `start` to `end` within `steps` steps, in a straight line or by another `shape`; constant after."""
+    """A weight that changes from `start` to `end` and then stays constant.
 
-    def __init__(self, end: float, *, start: float = 0.0, steps: int | None = None, shape: str = "linear"):
+    Args:
+        end: the last weight.
+        start: the first weight.
+        steps: the number of steps until `end`; the length of the run if left out.
+        shape: "linear", "sigmoid" or "cubic".
+
+    Raises:
+        ValueError: for a number of steps below 1, or an unknown shape.
+    """
+
+    def __init__(self, end: float, *, start: float = 0.0, steps: int | None = None, shape: str = "linear") -> None:
         super().__init__(steps)
         _check_shape(self, shape)
         self.end, self.start, self.shape = end, start, shape
 
     def at(self, progress: Tensor) -> Tensor:
+        """The weight at progress p."""
         return self.start + (self.end - self.start) * _SHAPES[self.shape](progress)
 
     def __repr__(self) -> str:
@@ -61,7 +89,19 @@ class Ramp(Schedule):
 
 
 class Anneal(Schedule):
-    """`cycles` ramps from `start` to `end`, each rising for `rise` of its cycle and constant for the rest."""
+    """A weight that changes from `start` to `end` several times (cyclical annealing).
+
+    Args:
+        end: the last weight of a cycle.
+        start: the first weight of a cycle.
+        steps: the number of steps of all cycles together; the length of the run if left out.
+        cycles: the number of cycles.
+        rise: the fraction of a cycle after which the weight is `end` and stays constant.
+        shape: "linear", "sigmoid" or "cubic".
+
+    Raises:
+        ValueError: for a number of steps or cycles below 1, a fraction out of range, or an unknown shape.
+    """
 
     def __init__(
         self,
@@ -72,14 +112,17 @@ class Anneal(Schedule):
         cycles: int = 4,
         rise: float = 0.5,
         shape: str = "linear",
-    ):
+    ) -> None:
         super().__init__(steps)
         _check_shape(self, shape)
         if not (isinstance(cycles, int) and cycles >= 1 and 0 < rise <= 1):
-            raise ValueError(f"Anneal: cycles is a whole number from 1 on, 0 < rise <= 1; got {cycles=}, {rise=}")
+            raise ValueError(
+                f"Anneal: cycles must be a whole number of at least 1, and rise in (0, 1]; got {cycles=}, {rise=}"
+            )
         self.end, self.start, self.cycles, self.rise, self.shape = end, start, cycles, rise, shape
 
     def at(self, progress: Tensor) -> Tensor:
+        """The weight at progress p."""
         within = torch.where(progress < 1, torch.frac(progress * self.cycles), torch.ones_like(progress))
         return self.start + (self.end - self.start) * _SHAPES[self.shape]((within / self.rise).clamp(max=1.0))
 
@@ -90,7 +133,7 @@ class Anneal(Schedule):
 def _check_shape(schedule: Schedule, shape: str) -> None:
     if shape not in _SHAPES:
         known = ", ".join(map(repr, _SHAPES))
-        raise ValueError(f"{type(schedule).__name__}: shape is one of {known}, got {shape!r}")
+        raise ValueError(f"{type(schedule).__name__}: shape must be one of {known}, got {shape!r}")
 
 
 _SHAPES = {"linear": lambda p: p, "sigmoid": lambda p: torch.tanh(5 * p) / math.tanh(5), "cubic": lambda p: p**3}

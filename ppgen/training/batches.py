@@ -1,4 +1,4 @@
-"""Data of many kinds as batches of tensors, drawn from (seed, epoch) so that a run can be repeated."""
+"""Data of many kinds as tensors, the validation split, and mini-batches that depend on the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from ppgen.data.checks import check
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Batches", "as_tensors"]
+__all__ = ["Batches", "as_tensors", "hold_out"]
 
 
 def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data") -> tuple[Tensor, ...]:
-    """Data as a tuple of tensors with rows first: the positional arguments of the programs.
+    """Converts data to a tuple of tensors with rows first, which are the positional arguments of the programs.
 
     Args:
-        data: a tensor, NumPy array, pandas frame or series, a tuple or list of those, or a torch Dataset, whose items
-            are collated (it is held in memory).
-        dtype: of floating data; torch's default if left out. Integers stay integers.
+        data: a tensor, a NumPy array, a pandas frame or series, a tuple or list of those, or a torch Dataset, whose
+            items are collated and held in memory.
+        dtype: the type of floating data; torch's default if left out. Integers stay integers.
+        name: what error messages call the data.
 
     Raises:
-        TypeError, ValueError: for another kind, for NaN or infinite values (with counts, rows and columns), no rows,
-            or parts of different length.
+        TypeError: for data of another kind or columns that are not numeric.
+        ValueError: for NaN or infinite values (with counts, rows and columns), no rows, or arrays of different lengths.
     """
     import pandas as pd
 
@@ -50,17 +51,17 @@ def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data
             part = _from_pandas(part, label)
         check(part, name=label, columns=columns)
         if isinstance(part, np.ndarray):
-            # torch takes no foreign byte order and no reversed array, and warns of a read-only one
+            # torch refuses other byte orders and negative strides, and warns about read-only arrays
             part = np.require(part, part.dtype.newbyteorder("="), ["C", "W"])
         tensor = torch.as_tensor(part)
         if tensor.is_floating_point() and tensor.dtype != dtype:
             if tensor.dtype == torch.float64:
-                warnings.warn(f"{label}: float64 cast to {dtype}, the programs' own type", stacklevel=3)
+                warnings.warn(f"{label}: float64 cast to {dtype}, the dtype of the programs", stacklevel=3)
             tensor = tensor.to(dtype)
         tensors.append(tensor)
     sizes = [len(t) for t in tensors]
     if len(set(sizes)) > 1:
-        raise ValueError(f"{name}: its parts have {', '.join(map(str, sizes))} rows; they must have equally many")
+        raise ValueError(f"{name}: its arrays have {', '.join(map(str, sizes))} rows; they must have the same number")
     return tuple(tensors)
 
 
@@ -68,54 +69,98 @@ def _from_pandas(part: pd.DataFrame | pd.Series, label: str) -> np.ndarray:
     import pandas as pd
 
     frame = part.to_frame() if isinstance(part, pd.Series) else part
-    words = [str(c) for c, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
-    if words:
-        raise TypeError(f"{label}: columns {', '.join(map(repr, words))} are not numeric; encode or drop them")
+    text = [str(c) for c, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    if text:
+        raise TypeError(f"{label}: columns {', '.join(map(repr, text))} are not numeric; encode or drop them")
     values = part.to_numpy()
-    # columns of booleans among numbers, or with pandas' own missing values, come as objects
+    # a frame that mixes numbers with booleans or pandas' own missing values converts to an array of objects
     return part.to_numpy(dtype=float, na_value=np.nan) if values.dtype == object else values
 
 
-class Batches:
-    """Mini-batches of row-aligned tensors, shuffled anew each epoch by a generator of (seed, epoch).
+def hold_out(
+    data: Any, validation: Any, *, seed: int = 0, dtype: torch.dtype | None = None
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+    """Splits data into training and validation tensors.
 
-    Without a batch size the whole data set is the one batch, in its own order; of no tensors there is one, empty. A
-    remainder of a single row is left out of its epoch, since neither batch norm nor an unbiased metric can do with one
-    row; the next shuffle brings it back.
+    Args:
+        data: the data, see `as_tensors`, or None for programs without data.
+        validation: the fraction of the rows to hold out, the held-out data themselves, or None.
+        seed: the seed of a random split.
+        dtype: the type of floating data; see `as_tensors`.
+
+    Returns:
+        The training tensors, and the validation tensors or None.
 
     Raises:
-        ValueError: for a batch size below 1, or of no tensors. One beyond the number of rows is clamped, with a
-            warning.
+        TypeError: see `as_tensors`.
+        ValueError: see `as_tensors`; and if either part would be empty.
+    """
+    tensors = () if data is None else as_tensors(data, dtype=dtype)
+    if validation is None:
+        return tensors, None
+    if not tensors:
+        raise ValueError("validation: programs without data have no rows to hold out")
+    if not isinstance(validation, int | float):
+        return tensors, as_tensors(validation, dtype=dtype, name="validation")
+    rows, held = len(tensors[0]), round(validation * len(tensors[0]))
+    if not 0 < held < rows:
+        raise ValueError(
+            f"validation={validation} of {rows} rows leaves {rows - held} for training and {held} for validation; give "
+            "data, or a fraction between 0 and 1"
+        )
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).to(tensors[0].device)
+    return tuple(t[order[held:]] for t in tensors), tuple(t[order[:held]] for t in tensors)
+
+
+class Batches:
+    """Mini-batches of tensors with aligned rows, shuffled in each epoch by a generator seeded with (seed, epoch).
+
+    Without a batch size the whole data set is one batch, in its own order; programs without data have one empty batch.
+    A last batch of a single row is left out of its epoch, since neither batch norm nor an unbiased metric is defined
+    for one row; another row is left out in the next epoch.
+
+    Args:
+        tensors: the data, rows first.
+        size: the number of rows of a batch, or None. A size beyond the number of rows is reduced, with a warning.
+        seed: the seed of the shuffles.
+
+    Raises:
+        ValueError: for a batch size below 1, or for one without data.
     """
 
-    def __init__(self, tensors: tuple[Tensor, ...], *, size: int | None = None, seed: int = 0):
+    def __init__(self, tensors: tuple[Tensor, ...], *, size: int | None = None, seed: int = 0) -> None:
         self.tensors, self.seed, self.rows = tensors, seed, len(tensors[0]) if tensors else 1
         if size is not None and not tensors:
             raise ValueError(
-                f"batch_size={size}: programs without data have no batches; an ELBO's particles are theirs"
+                f"batch_size={size}: programs without data have no batches; set the particles of the ELBO instead"
             )
         if size is not None and size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {size}")
         if size is not None and size > self.rows:
-            warnings.warn(f"batch_size {size} is more than the {self.rows} rows; it is now {self.rows}", stacklevel=3)
+            warnings.warn(
+                f"batch_size {size} is more than the {self.rows} rows; it is reduced to {self.rows}", stacklevel=4
+            )
             size = self.rows
         self.size = self.rows if size is None else size
         self.shuffled = size is not None
-        last = self.rows % self.size
-        self.drops_one = last == 1 and self.size > 1
+        self.drops_one = self.size > 1 and self.rows % self.size == 1
         if self.drops_one:
             warnings.warn(
                 f"{self.rows} rows in batches of {self.size} leave a last batch of one row; each epoch leaves out one "
-                "row, another every time",
-                stacklevel=3,
+                "row, chosen at random",
+                stacklevel=4,
             )
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """The number of batches in an epoch."""
         return math.ceil((self.rows - self.drops_one) / self.size)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
-        """The batches of one epoch."""
+        """The batches of one epoch.
+
+        Args:
+            number: the number of the epoch, counted from 0.
+        """
         if not self.shuffled:
             yield self.tensors
             return

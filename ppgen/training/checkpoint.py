@@ -1,8 +1,6 @@
-"""Stopping and going on: the file that holds a whole run while it trains, and a Ctrl-C that lets a step end."""
+"""`Checkpoint`: the file from which a stopped run continues. It holds everything that the next step depends on."""
 
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,184 +9,186 @@ import pyro.optim.lr_scheduler
 import torch
 from torch import Tensor
 
-from ppgen.infer.checkpoint_file import CheckpointError, read, under, write
-from ppgen.infer.parameters import State, restore, snapshot
+from ppgen.infer.checkpoint_file import CheckpointError, read, with_prefix, write
+from ppgen.infer.parameters import ProgramState, restore, snapshot
 from ppgen.infer.svi import SVI
 from ppgen.losses.objective import Objective
 from ppgen.training.monitor import TrainingMonitor
-from ppgen.training.result import Chain, chains_from, chains_stored
+from ppgen.training.result import Chain, chains_from_tensors, chains_to_tensors
 
-__all__ = ["Checkpoint", "Interrupt", "position"]
+__all__ = ["Checkpoint", "read_position"]
 
-FORMAT = "run 1"
-ROWS = 8  # by which data are known again
+FORMAT = "run 2"
+EARLIER_FORMATS = ("run 1",)
+SAMPLE_ROWS = 8  # of the data, stored so that other data are recognized
 
 
 class Checkpoint:
-    """The file that a run goes on from, if it is there, and that holds it while it trains; without a path, nothing.
+    """The checkpoint of one run. If the file exists, the run continues from it; without a path, nothing is written.
 
     Args:
-        path: of the file.
-        asked: what the run is, by option, in what JSON holds.
-        state: what the programs hold as the run begins.
-        data: what is trained on.
+        path: the file, or None.
+        options: what must be the same when the run continues, by name, as JSON values.
+        state: the tensors of the programs as the run begins.
+        data: the training data.
 
     Attributes:
-        number: the chain to begin with or to go on with.
-        steps: how many it has made.
-        chains: those before it; `fit` adds to them.
-        start: what the programs held when the run began.
-        stopped: set by `fit` when a chain was stopped after a step, and can go on.
+        chain: the number of the chain to begin or to continue, counted from 0.
+        steps: the number of steps that this chain has taken already.
+        chains: the completed chains; the training loop appends to them.
+        initial: the tensors of the programs when the run began, from which restarts are drawn.
+        resumable: whether the current chain was stopped after a step and can continue; the training loop sets it.
 
     Raises:
-        CheckpointError: if the file is damaged, or no checkpoint of a run.
-        ValueError: if it is of another run.
+        CheckpointError: if the file is damaged, from an earlier version, or not a checkpoint.
+        ValueError: if it belongs to another run; the message lists the differences.
     """
 
-    def __init__(self, path: str | os.PathLike | None, asked: dict[str, Any], state: State, data: tuple[Tensor, ...]):
+    def __init__(
+        self, path: str | os.PathLike | None, options: dict[str, Any], state: ProgramState, data: tuple[Tensor, ...]
+    ) -> None:
         self.path = None if path is None else Path(path)
-        self.asked, self.state = asked, state
-        self.number = self.steps = 0
+        self.options, self.state = options, state
+        self.chain = self.steps = 0
         self.chains: list[Chain] = []
-        self.start = snapshot(state.tensors)
-        self.stopped = False
-        self._rows = {str(i): part[:: max(1, len(part) // ROWS)][:ROWS] for i, part in enumerate(data)}
-        self._found: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.initial = snapshot(state.tensors)
+        self.resumable = False
+        self._sample = {str(i): part[:: max(1, len(part) // SAMPLE_ROWS)][:SAMPLE_ROWS] for i, part in enumerate(data)}
+        self._stored: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         if self.path is None or not self.path.is_file():
             return
-        tensors, facts = self._found = _read(self.path)
-        if differences := list(self._differences(tensors, facts)):
+        tensors, metadata = self._stored = _read(self.path)
+        if differences := list(self._differences(tensors, metadata)):
             raise ValueError(
-                f"{self.path}: a checkpoint of another run; {'; '.join(differences)}. Go on with what was given then, "
-                "or delete the file for a new run"
+                f"{self.path}: a checkpoint of another run; {'; '.join(differences)}. Call fit as that run did, or "
+                "delete the file to start a new run"
             )
-        self.number, self.steps = facts["number"], facts["watch"]["steps"]
-        self.chains = chains_from(under(tensors, "chains"), facts["chains"])
-        self.start = under(tensors, "start") or self.start
+        self.chain, self.steps = metadata["chain"], metadata["monitor"]["steps"]
+        self.chains = chains_from_tensors(with_prefix(tensors, "chains"), metadata["chains"])
+        self.initial = with_prefix(tensors, "initial") or self.initial
 
-    def begin(self, svi: SVI, watch: TrainingMonitor) -> None:
-        """To be called before a chain's first step; what was found goes into its programs, players and record.
+    def begin_chain(self, svi: SVI, monitor: TrainingMonitor) -> None:
+        """Restores the stored chain, if there is one, into its programs, optimizers and monitor.
+
+        Must be called before the first step of each chain.
+
+        Args:
+            svi: the new chain's SVI.
+            monitor: the new chain's monitor.
 
         Raises:
-            ValueError: if an optimizer is another, or one of Pyro's schedulers; nothing is written to the programs.
+            ValueError: if an optimizer differs from the stored one, or is one of Pyro's schedulers. The programs are
+                unchanged then.
         """
-        self.stopped = False
-        for player in svi.players if self.path else ():
-            if isinstance(player.optim, pyro.optim.lr_scheduler.PyroLRScheduler):
+        self.resumable = False
+        for optimizer in svi.optimizers if self.path else ():
+            if isinstance(optimizer.optim, pyro.optim.lr_scheduler.PyroLRScheduler):
                 raise ValueError(
-                    "checkpoint: callbacks move Pyro's learning-rate schedulers, of which a checkpoint knows nothing; "
-                    "give an optimizer and fit's lr_scheduler="
+                    "checkpoint: Pyro's learning-rate schedulers are advanced by callbacks, which a checkpoint does "
+                    "not store; give an optimizer and fit's lr_scheduler="
                 )
-        if self._found is None:
+        if self._stored is None:
             return
-        (tensors, facts), self._found = self._found, None
-        for i, (player, about) in enumerate(zip(svi.players, facts["players"], strict=True)):
-            player.go_on(self.state.leaves, under(tensors, f"players/{i}"), about)
-        restore(self.state.tensors, under(tensors, "live"))
-        watch.go_on(under(tensors, "watch"), facts["watch"])
+        (tensors, metadata), self._stored = self._stored, None
+        for i, (optimizer, about) in enumerate(zip(svi.optimizers, metadata["optimizers"], strict=True)):
+            optimizer.set_state(self.state.parameters, with_prefix(tensors, f"optimizers/{i}"), about)
+        restore(self.state.tensors, with_prefix(tensors, "current"))
+        monitor.restore(with_prefix(tensors, "monitor"), metadata["monitor"])
         if isinstance(svi.objective, Objective):
-            svi.objective.step.fill_(facts["step"])
+            svi.objective.step.fill_(metadata["step"])
         torch.set_rng_state(tensors["random/cpu"])
         if self._gpu is not None:
             torch.cuda.set_rng_state(tensors["random/cuda"], self._gpu)
         self.steps = 0  # of the next chain
 
-    def write(self, path: Path, number: int, svi: SVI, watch: TrainingMonitor) -> None:
-        """Writes the run as it is after a step, whole or not at all.
+    def write(self, number: int, svi: SVI, monitor: TrainingMonitor) -> None:
+        """Writes the run as it is after a step. The file is replaced as a whole, or stays as it was.
+
+        Args:
+            number: the number of the current chain.
+            svi: its SVI.
+            monitor: its monitor.
 
         Raises:
-            NotFinite: of `TrainingMonitor.read_back`. ValueError, TypeError: for what a checkpoint does not hold.
+            NonFiniteError: see `TrainingMonitor.synchronize`.
+            TypeError: if an optimizer's state cannot be stored.
+            ValueError: if a parameter appeared after the first batch.
         """
-        watched, about_watch = watch.stored()
-        chains, about_chains = chains_stored(self.chains)
+        assert self.path is not None
+        monitored, about_monitor = monitor.to_tensors()
+        chains, about_chains = chains_to_tensors(self.chains)
         random = {"cpu": torch.get_rng_state()}
         if self._gpu is not None:
             random["cuda"] = torch.cuda.get_rng_state(self._gpu)
-        parts = {"live": snapshot(self.state.tensors), "watch": watched, "chains": chains, "random": random}
-        parts |= {"data": self._rows, "start": self.start if self.asked["restarts"] > 1 else {}}
-        names = {id(leaf): name for name, leaf in self.state.leaves.items()}
-        players = [player.stored(names) for player in svi.players]
-        parts |= {f"players/{i}": tensors for i, (tensors, _) in enumerate(players)}
-        facts = {
+        parts = {"current": snapshot(self.state.tensors), "monitor": monitored, "chains": chains, "random": random}
+        parts |= {"data": self._sample, "initial": self.initial if self.options["restarts"] > 1 else {}}
+        names = {id(leaf): name for name, leaf in self.state.parameters.items()}
+        optimizers = [optimizer.get_state(names) for optimizer in svi.optimizers]
+        parts |= {f"optimizers/{i}": tensors for i, (tensors, _) in enumerate(optimizers)}
+        metadata = {
             "format": FORMAT,
-            "asked": self._described(),
-            "number": number,
+            "options": self._description(),
+            "chain": number,
             "chains": about_chains,
-            "watch": about_watch,
-            "players": [about for _, about in players],
+            "monitor": about_monitor,
+            "optimizers": [about for _, about in optimizers],
             "step": int(svi.objective.step) if isinstance(svi.objective, Objective) else None,
         }
-        write(path, {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}, facts)
+        write(self.path, {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}, metadata)
 
     def remove(self) -> None:
-        """To be called when the run is complete."""
+        """Deletes the file. Must be called when the run is complete."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
     @property
     def _gpu(self) -> torch.device | None:
-        """The GPU that the run is on, if it is on one."""
-        held = (*self.state.tensors.values(), *self._rows.values())
-        return next((tensor.device for tensor in held if tensor.is_cuda), None)
+        """The GPU that the run is on, if any."""
+        tensors = (*self.state.tensors.values(), *self._sample.values())
+        return next((tensor.device for tensor in tensors if tensor.is_cuda), None)
 
-    def _described(self) -> dict[str, Any]:
-        """What is to be equal in the run that goes on."""
+    def _description(self) -> dict[str, Any]:
+        """The options, parameters and buffers, which must be the same when the run continues."""
         leaves = {
             f"parameter {name}": f"{leaf.dtype} {tuple(leaf.shape)}{'' if leaf.requires_grad else ', frozen'}"
-            for name, leaf in self.state.leaves.items()
+            for name, leaf in self.state.parameters.items()
         }
         buffers = {f"buffer {name}": f"{b.dtype} {tuple(b.shape)}" for name, b in self.state.buffers.items()}
-        return self.asked | leaves | buffers
+        return self.options | leaves | buffers
 
-    def _differences(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Iterator[str]:
-        then, now = facts["asked"], self._described()
+    def _differences(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Iterator[str]:
+        then, now = metadata["options"], self._description()
         for key in dict.fromkeys([*then, *now]):
             if key not in then or key not in now or then[key] != now[key]:
                 yield f"{key}: {then.get(key, 'none')} then, {now.get(key, 'none')} now"
         if then["data"] == now["data"]:
-            for key, rows in under(tensors, "data").items():
-                mine = self._rows[key].cpu()
-                if not torch.allclose(rows.double(), mine.double(), rtol=1e-4, atol=1e-6, equal_nan=True):
-                    yield f"data: its part {key} has other rows"
+            for key, rows in with_prefix(tensors, "data").items():
+                current = self._sample[key].cpu()
+                if not torch.allclose(rows.double(), current.double(), rtol=1e-4, atol=1e-6, equal_nan=True):
+                    yield f"data: array {key} has other rows"
+
+
+def read_position(path: str | os.PathLike) -> tuple[int, int]:
+    """The number of the chain and of its last step in a checkpoint.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is damaged, from an earlier version, or not a checkpoint.
+    """
+    _, metadata = _read(Path(path))
+    return metadata["chain"], metadata["monitor"]["steps"]
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, facts = read(path)
-    if facts.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of a run, or of another version of ppgen")
-    return tensors, facts
-
-
-def position(path: str | os.PathLike) -> tuple[int, int]:
-    """Chain and step at which a checkpoint stands.
-
-    Raises:
-        FileNotFoundError: if there is none. CheckpointError: if it is damaged.
-    """
-    _, facts = _read(Path(path))
-    return facts["number"], facts["watch"]["steps"]
-
-
-class Interrupt:
-    """Inside ``with``, Ctrl-C sets `asked` and goes no further; pressed again, it is a KeyboardInterrupt as ever.
-
-    In another thread than the main one, or where Ctrl-C is somebody else's, nothing changes.
-    """
-
-    asked = False
-
-    def __enter__(self) -> "Interrupt":
-        main = threading.current_thread() is threading.main_thread()
-        self._ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._ours:
-            signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+    tensors, metadata = read(path)
+    if (stored := metadata.get("format")) in EARLIER_FORMATS:
+        raise CheckpointError(
+            f"{path}: an earlier development version of ppgen wrote this checkpoint (format {stored!r}; this version "
+            f"reads {FORMAT!r}); delete the file and start the run again"
+        )
+    if stored != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of a run, or of another version of ppgen (format {stored!r})")
+    return tensors, metadata

@@ -1,206 +1,152 @@
-"""The steps of a run: batches in, and everything that is watched, said, kept and stopped on the way."""
+"""The training loop of `ppgen.fit`: it prepares the data and the programs, and trains one chain after another."""
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from itertools import count, islice
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from ppgen.infer.parameters import Evaluation, State, snapshot
+from ppgen.infer.adversarial import build_critics
+from ppgen.infer.parameters import ProgramState, owning_module, restore
 from ppgen.infer.svi import SVI
-from ppgen.training.batches import Batches
-from ppgen.training.checkpoint import Checkpoint, Interrupt
-from ppgen.training.monitor import NotFinite, TrainingMonitor
-from ppgen.training.progressive import Grower
-from ppgen.training.result import Chain, rules
-from ppgen.training.training_failures import training_warnings
+from ppgen.losses.elbo import ELBO
+from ppgen.losses.objective import Objective
+from ppgen.tracing.sites import Program
+from ppgen.training.batches import Batches, hold_out
+from ppgen.training.chain import ChainTrainer
+from ppgen.training.checkpoint import Checkpoint
+from ppgen.training.options import Loss, TrainingOptions
+from ppgen.training.progressive import GrowthController
+from ppgen.training.result import Chain, Fitted
 
-__all__ = ["Training", "TrainingStep"]
-
-CHECKS = 100  # a run reads its losses back about so many times
-KEPT = 10  # at every so many of these, its checkpoint is written
+__all__ = ["train"]
 
 
-@dataclass
-class TrainingStep:
-    """What a callback sees after a step. ``moment.stop("why")`` ends the chain there.
+def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -> Fitted:
+    """Trains a model and a guide by SVI; see `ppgen.fit`.
 
-    `values` is the loss term by term; `adversarial_metrics`, of a game, the critics' losses and the norms of the gradients. Of a
-    growing run, `level` is where its networks stand, and `stage_done` says that this was the last step of a stage.
+    Args:
+        model: a Pyro program.
+        guide: a Pyro program.
+        data: the training data, see `ppgen.training.batches.as_tensors`, or None.
+        options: the options of the run.
+
+    Returns:
+        The fit. The programs hold the weights of its best chain.
     """
+    loss = ELBO() if options.loss is None else options.loss
+    modules = [module for program in (model, guide) if (module := owning_module(program)) is not None]
+    tensors, held_out = _load(data, modules, options)
+    _warn_of_selection_by_adversarial_loss(loss, options)
+    batches = Batches(tensors, size=options.batch_size, seed=options.seed)
+    total = options.total_steps(len(batches))
+    for module in modules if options.device is not None else ():
+        module.to(options.device)
 
-    step: int
-    epoch: int
-    chain: int
-    svi: SVI
-    values: dict[str, Tensor]
-    watch: TrainingMonitor
-    grower: Grower | None = None
-    reason: str | None = None
-
-    @property
-    def level(self) -> float | None:
-        return None if self.grower is None else self.grower.level
-
-    @property
-    def stage_done(self) -> bool:
-        return self.grower is not None and self.step in self.grower.ends
-
-    @contextmanager
-    def result(self) -> Iterator[None]:
-        """Inside, the programs are in eval mode and have the weights that the run would end with now."""
-        with torch.random.fork_rng(), torch.no_grad(), self.watch.averaged(), Evaluation():
-            yield
-
-    @property
-    def adversarial_metrics(self) -> dict[str, Tensor]:
-        return self.svi.adversarial_metrics
-
-    @property
-    def loss(self) -> float:
-        """The step's loss, read back from the device."""
-        return float(sum(self.values.values()))
-
-    def stop(self, reason: str) -> None:
-        self.reason = reason
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)  # lazy autoguides, and functions in pyro.param, may draw initial values
+        example = next(batches.epoch(0))
+        critics = build_critics(loss, model, guide, example)
+        for critic in critics.values() if options.device is not None else ():
+            critic.to(options.device)
+        state = ProgramState.from_programs(model, guide, example, critics=critics)
+        growth = None if options.growth is None else GrowthController(options.growth, state.modules, total)
+        checkpoint = Checkpoint(options.checkpoint, _describe(options, loss, batches, held_out, total), state, tensors)
+        trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint)
+        chains = _train_chains(trainer, model, guide, example, getattr(_first(modules), "initialize", None))
+    if not (chains[-1].interrupted or checkpoint.resumable):
+        checkpoint.remove()
+    result = Fitted(model, guide, loss, chains, example)
+    restore(state.tensors, chains[result.best].weights)
+    return result
 
 
-@dataclass
-class Training:
-    """One setting of `ppgen.fit`, run once a chain: `model` and `guide` on `batches`, for `total` steps.
-
-    `file` is written as it goes, `grower` takes networks through their scales; the rest are `fit`'s own options.
-    """
-
-    loss: Any
-    batches: Batches
-    held_out: tuple[Tensor, ...] | None
-    total: int
-    patience: int | None
-    callbacks: Sequence[Callable[[TrainingStep], None]]
-    ema: float | None
-    progress: bool
-    restarts: int
-    state: State
-    grower: Grower | None
-    file: Checkpoint
-
-    def chain(self, number: int, svi: SVI) -> Chain:
-        """Trains one chain from the weights that the programs hold."""
-        watch = TrainingMonitor(self.state, ema=self.ema, patience=self.patience)
-        self.file.begin(svi, watch)
-        interrupted = False
+def _train_chains(
+    trainer: ChainTrainer, model: Program, guide: Program, example: tuple[Tensor, ...], initialize: Callable | None
+) -> list[Chain]:
+    """Trains the chains that are left, each from a new start; a chain that is interrupted is the last one."""
+    options, loss, total, checkpoint = trainer.options, trainer.loss, trainer.total, trainer.checkpoint
+    optim = partial(torch.optim.Adam, lr=1e-3) if options.optim is None else options.optim
+    restarts, chains = options.num_chains, checkpoint.chains
+    for number in range(checkpoint.chain, restarts):
+        torch.manual_seed(options.seed + number)
+        if number > checkpoint.chain:
+            trainer.state.restart(checkpoint.initial)
+        if callable(initialize):
+            initialize(*example)
+        if isinstance(loss, Objective):
+            loss.step.zero_()
+            loss.total = total
         try:
-            try:
-                reason = self._train(number, svi, watch)
-            except KeyboardInterrupt:
-                reason, interrupted = f"interrupted at step {watch.steps}", True
-            watch.read_back()
-            if self.file.stopped:
-                self._keep(number, svi, watch)
-        except NotFinite as error:
-            watch.finish()
-            if watch.good == 0:
-                raise FloatingPointError(f"{error}; nothing was learned, the weights are as they were") from None
-            reason = str(error)
-            warnings.warn(f"{error}; the weights are those of step {watch.best_step}", stacklevel=3)
-        else:
-            watch.finish()
-        if self.grower is not None:
-            self.grower.settle()
-        known = set(map(id, self.state.leaves.values()))
-        if late := [name for name, leaf in svi.player.leaves.items() if id(leaf) not in known]:
-            warnings.warn(
-                f"parameters appeared after the first batch: {', '.join(late)}; they trained, but are neither kept nor "
-                "saved: let the programs make all parameters on every batch",
-                stacklevel=3,
+            svi = SVI(
+                model,
+                guide,
+                optim,
+                loss,
+                clip_norm=options.clip_norm,
+                lr_scheduler=options.scheduler(total),
+                compile=options.compile,
+                steps=max(1, total * (restarts - number) - checkpoint.steps),
             )
-        return Chain(
-            weights=snapshot(self.state.tensors),
-            history={k: np.asarray(v) for k, v in watch.history.items()},
-            validation={k: np.asarray(v) for k, v in watch.validation.items()},
-            stop_reason=reason,
-            best_step=watch.best_step,
-            seconds=watch.seconds,
-            interrupted=interrupted,
-            compiled=svi.said,
-            adversarial_metrics={k: np.asarray(v) for k, v in watch.adversarial_metrics.items()},
-        )
+            chains.append(trainer.train(number, svi))
+        except FloatingPointError as error:
+            if not chains:
+                raise
+            warnings.warn(f"restart {number + 1} of {restarts} is left out: {error}", stacklevel=4)
+        if chains[-1].interrupted:
+            break
+    return chains
 
-    def _train(self, number: int, svi: SVI, watch: TrainingMonitor) -> str:
-        """Takes the steps; returns why they ended."""
-        if watch.verdict:
-            return f"{watch.verdict}, at step {watch.steps}"
-        every = max(1, self.total // CHECKS)
-        validate_every = max(len(self.batches), every)
-        label = "fit" if self.restarts == 1 else f"fit {number + 1}/{self.restarts}"
-        said, spoken = "", set[str]()
-        known = rules(self.loss)
-        bar = tqdm(
-            total=self.total, initial=watch.steps, desc=label, unit="step", disable=None if self.progress else True
-        )
-        with bar, Interrupt() as interrupt:
-            for step, (epoch, batch) in enumerate(self._stream(watch.steps), start=watch.steps + 1):
-                if self.grower is not None and (stage_steps := self.grower.before(step)):
-                    svi.renew(stage_steps)
-                values = svi.update(*batch)
-                if svi.said != said and not bar.disable:
-                    said = svi.said
-                    bar.write(f"{label}: {said}", file=sys.stderr)
-                watch.saw(values, svi.adversarial_metrics)
-                moment = TrainingStep(step, epoch, number, svi, values, watch, self.grower)
-                try:
-                    for callback in self.callbacks:
-                        callback(moment)
-                except KeyboardInterrupt:
-                    interrupt.asked = True
-                done = step == self.total
-                if step == 1 or step % every == 0 or done:
-                    watch.read_back()
-                    seen = training_warnings(watch.adversarial_metrics, over=done, **known)
-                    for finding in seen:
-                        if finding.sign not in spoken and not bar.disable:
-                            bar.write(f"{label}: at step {step}, {finding}", file=sys.stderr)
-                        spoken.add(finding.sign)
-                    signs = dict.fromkeys(finding.sign for finding in seen)
-                    bar.set_postfix_str(", ".join([watch.summary(every), *map(str.upper, signs)]), refresh=False)
-                bar.update()
-                if self.held_out is not None and (step % validate_every == 0 or done):
-                    watch.validate(partial(self._evaluate, svi))
-                self.file.stopped = interrupt.asked or moment.reason is not None
-                if not (self.file.stopped or done) and (step == 1 or step % (KEPT * every) == 0):
-                    self._keep(number, svi, watch)
-                if interrupt.asked:
-                    raise KeyboardInterrupt
-                if reason := moment.reason or watch.verdict:
-                    return f"{reason}, at step {step}"
-        return f"ran its {self.total} steps"
 
-    def _keep(self, number: int, svi: SVI, watch: TrainingMonitor) -> None:
-        """Writes the checkpoint, if there is to be one."""
-        if self.file.path is not None:
-            for callback in self.callbacks:
-                if callable(flush := getattr(callback, "flush", None)):
-                    flush()
-            self.file.write(self.file.path, number, svi, watch)
+def _load(
+    data: Any, modules: list[nn.Module], options: TrainingOptions
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+    """Training and validation tensors, checked by the model, on the device."""
+    dtypes = [p.dtype for module in modules for p in module.parameters() if p.is_floating_point()]
+    tensors, held_out = hold_out(data, options.validation, seed=options.seed, dtype=_first(dtypes))
+    if callable(check := getattr(_first(modules), "check", None)):
+        check(*tensors)
+        if held_out is not None:
+            check(*held_out)
+    if options.device is not None:
+        tensors = tuple(part.to(options.device) for part in tensors)
+        held_out = None if held_out is None else tuple(part.to(options.device) for part in held_out)
+    return tensors, held_out
 
-    def _stream(self, taken: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """Epoch and batch of each step that is still to come."""
-        first, within = divmod(taken, len(self.batches))
-        epochs = ((epoch, batch) for epoch in count(first) for batch in self.batches.epoch(epoch))
-        return islice(epochs, within, within + self.total - taken)
 
-    def _evaluate(self, svi: SVI) -> float:
-        """The loss on held-out data, in eval mode."""
-        assert self.held_out is not None
-        with torch.random.fork_rng(), Evaluation():
-            torch.manual_seed(0)  # the same draws every time, so that validations compare
-            return svi.evaluate_loss(*self.held_out)
+def _first(values: list[Any]) -> Any:
+    return values[0] if values else None
+
+
+def _warn_of_selection_by_adversarial_loss(loss: Loss, options: TrainingOptions) -> None:
+    if not getattr(loss, "critics", None):
+        return
+    for what, used in (("patience", options.patience is not None), ("the best of restarts", options.num_chains > 1)):
+        if used:
+            warnings.warn(
+                f"{what} goes by the loss, which in adversarial training need not fall as samples get better",
+                stacklevel=4,
+            )
+
+
+def _describe(
+    options: TrainingOptions, loss: Loss, batches: Batches, held_out: tuple[Tensor, ...] | None, total: int
+) -> dict[str, Any]:
+    """What must be the same when the run continues from its checkpoint, as JSON values."""
+    scheduler = options.lr_scheduler
+    return {
+        "steps": total,
+        "seed": options.seed,
+        "restarts": options.num_chains,
+        "patience": options.patience,
+        "ema": options.ema,
+        "clip_norm": options.clip_norm,
+        "batch_size": batches.size if batches.shuffled else None,
+        "lr_scheduler": "a function" if callable(scheduler) else scheduler,
+        "loss": str(loss) if isinstance(loss, Objective) else getattr(loss, "__qualname__", type(loss).__name__),
+        "data": [f"{part.dtype} {tuple(part.shape)} on {part.device.type}" for part in batches.tensors],
+        "growth": None if options.growth is None else str(options.growth),
+        "validation": [f"{part.dtype} {tuple(part.shape)}" for part in held_out or ()],
+    }

@@ -1,4 +1,4 @@
-"""What a fit leaves behind: the weights of each chain, the way they came, and what can be asked of them."""
+"""The result of training: `Chain`, one restart's weights and losses, and `Fitted`, the programs with all chains."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,20 +12,21 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
-from ppgen.infer.adversarial import networks
+from ppgen.infer.adversarial import build_critics
 from ppgen.infer.checkpoint_file import CheckpointError, read, write
-from ppgen.infer.parameters import CRITIC, Evaluation, Parameters, State, restore, snapshot, tell_apart
+from ppgen.infer.parameters import CRITIC, CollectParameters, EvalMode, ProgramState, restore, separate_names, snapshot
 from ppgen.losses.objective import Objective
 from ppgen.tracing.sites import Program
 from ppgen.tracing.traces import Traces
 from ppgen.training.batches import as_tensors
-from ppgen.training.training_failures import TrainingWarning, training_warnings
+from ppgen.training.training_failures import TrainingWarning, critic_properties, training_warnings
 
-__all__ = ["Chain", "Fitted", "chains_from", "chains_stored", "rules"]
+__all__ = ["Chain", "Fitted", "chains_from_tensors", "chains_to_tensors"]
 
-FORMAT = 1
-ARRAYS = ("history", "validation", "adversarial_metrics")
-KEPT_AS_FACTS = ("stop_reason", "best_step", "seconds", "interrupted", "compiled")  # of a chain; the rest are arrays
+FORMAT = 2
+EARLIER_FORMATS = (1,)
+ARRAYS = ("history", "validation", "adversarial_metrics")  # the fields of a chain that are arrays by name
+METADATA = ("stop_reason", "best_step", "seconds", "interrupted", "compiled")  # those that are JSON values
 
 
 @dataclass
@@ -34,13 +35,16 @@ class Chain:
 
     Attributes:
         weights: parameters and buffers by name.
-        history: arrays (steps,): "loss", and each term by its name if there are several.
-        validation: arrays "step" and "loss", the loss on held-out data; empty without such.
-        signals: of a game, arrays (steps,): each critic's loss and the norms of all players' gradients.
-        stop_reason: why the run ended.
-        best_step: the step after which the weights were these, the last one unless an earlier one was gone back to.
-        seconds: how long it took.
-        compiled: what was decided about compiling its step; empty if that would not have paid.
+        history: arrays (steps,): "loss", and each term by name if there are several.
+        validation: arrays "step" and "loss", the loss on held-out data; empty without validation.
+        stop_reason: why the chain ended.
+        best_step: the step after which the weights were these: the last one, unless training went back to an earlier
+            one.
+        seconds: the time it took.
+        interrupted: whether Ctrl-C ended it.
+        compiled: what was decided about compiling its step; empty if compiling would not have paid.
+        adversarial_metrics: arrays (steps,) of adversarial training: each critic's loss, and the gradient norm of each
+            network; empty otherwise.
     """
 
     weights: dict[str, Tensor]
@@ -55,48 +59,55 @@ class Chain:
 
     @property
     def final(self) -> float:
-        """The loss of the weights: the last on validation data, or else the mean over the last tenth of the steps."""
-        checked = self.validation["loss"][self.validation["step"] <= self.best_step]
-        losses = checked[-1:] if len(checked) else self.history["loss"][: self.best_step]
+        """The loss of the weights: the last validation loss, or else the mean over the last tenth of the steps."""
+        validated = self.validation["loss"][self.validation["step"] <= self.best_step]
+        losses = validated[-1:] if len(validated) else self.history["loss"][: self.best_step]
         loss = float(np.mean(losses[-max(1, len(losses) // 10) :])) if len(losses) else math.inf
         return loss if math.isfinite(loss) else math.inf
 
 
-def chains_stored(chains: list[Chain]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Chains as tensors, and facts of each, for a file."""
+def chains_to_tensors(chains: list[Chain]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Chains as tensors, and JSON metadata for each, to be stored in a file.
+
+    Args:
+        chains: the chains.
+    """
     tensors: dict[str, Tensor] = {}
     for i, chain in enumerate(chains):
         tensors |= {f"{i}/weights/{k}": v for k, v in chain.weights.items()}
         for kind in ARRAYS:
             arrays = getattr(chain, kind)
             tensors |= {f"{i}/{kind}/{k}": torch.as_tensor(np.asarray(v, dtype=float)) for k, v in arrays.items()}
-    return tensors, [{key: getattr(chain, key) for key in KEPT_AS_FACTS} for chain in chains]
+    return tensors, [{key: getattr(chain, key) for key in METADATA} for chain in chains]
 
 
-def chains_from(tensors: dict[str, Tensor], facts: list[dict[str, Any]]) -> list[Chain]:
-    """The chains that `chains_stored` stored."""
-    parts: list[dict] = [{"weights": {}, **{kind: {} for kind in ARRAYS}, **about} for about in facts]
+def chains_from_tensors(tensors: dict[str, Tensor], metadata: list[dict[str, Any]]) -> list[Chain]:
+    """The chains that `chains_to_tensors` converted.
+
+    Args:
+        tensors: the tensors.
+        metadata: the metadata of each chain.
+    """
+    fields: list[dict] = [{"weights": {}, **{kind: {} for kind in ARRAYS}, **about} for about in metadata]
     for key, tensor in tensors.items():
         number, kind, name = key.split("/", 2)
-        parts[int(number)][kind][name] = tensor if kind == "weights" else tensor.numpy()
-    return [Chain(**part) for part in parts]
-
-
-def rules(loss: Any) -> dict[str, Any]:
-    """What `training_warnings` is to know of a loss's critics: their ceilings, and which of them are meant to fail."""
-    critics = getattr(loss, "critics", {})
-    return {
-        "upper_bounds": {name: term.critic.upper_bound for name, (term, *_) in critics.items()},
-        "aligned": {name for name, (term, *_) in critics.items() if term.aligns},
-    }
+        fields[int(number)][kind][name] = tensor if kind == "weights" else tensor.numpy()
+    return [Chain(**values) for values in fields]
 
 
 @dataclass
 class Fitted:
-    """A model and a guide with the weights that fit left, one set a chain.
+    """A model and a guide with trained weights, one set for each chain.
 
-    The live programs hold one set at a time; `select_chain` changes which. `example` is the batch on which the programs showed
-    what they hold, of zeros after `load`.
+    The programs hold the weights of one chain at a time, which `select_chain` changes.
+
+    Attributes:
+        model: the model.
+        guide: the guide.
+        loss: the loss, or None if it is unknown.
+        chains: the chains.
+        example: a batch of the shape of the training batches; zeros after `load`.
+        metadata: JSON values that are saved with the fit.
     """
 
     model: Program
@@ -108,26 +119,28 @@ class Fitted:
 
     @property
     def best(self) -> int:
-        """The chain of lowest final loss."""
+        """The number of the chain with the lowest final loss."""
         return int(np.argmin([chain.final for chain in self.chains]))
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """The best chain's history."""
+        """The loss of the best chain by step, and each term by name if there are several."""
         return self.chains[self.best].history
 
     def training_warnings(self, chain: int | None = None) -> list[TrainingWarning]:
-        """What a game's losses and gradients show of it (see `ppgen.training.training_failures`): nothing of a loss without critics.
+        """Failures of adversarial training, see `ppgen.training.training_failures`; none for a loss without critics.
 
         Args:
-            chain: the best if left out.
+            chain: the number of the chain; the best one if left out.
         """
-        return training_warnings(
-            self.chains[self.best if chain is None else chain].adversarial_metrics, **rules(self.loss)
-        )
+        metrics = self.chains[self.best if chain is None else chain].adversarial_metrics
+        return training_warnings(metrics, critic_properties(self.loss))
 
     def select_chain(self, chain: int) -> None:
-        """Loads a chain's weights into the live programs.
+        """Loads the weights of a chain into the programs.
+
+        Args:
+            chain: the number of the chain.
 
         Raises:
             IndexError: if there is no such chain.
@@ -139,20 +152,27 @@ class Fitted:
 
     @contextmanager
     def eval_mode(self, chain: int | None = None) -> Iterator[None]:
-        """The programs in eval mode, under the weights of `chain` if given; as they were after."""
-        tell_apart(self.model, self.guide)
+        """Puts the programs in eval mode, and restores their mode and weights after.
+
+        Args:
+            chain: the number of the chain whose weights the programs hold inside; if left out, they stay the same.
+        """
+        separate_names(self.model, self.guide)
         tensors = self._state().tensors if chain is not None else {}
-        live = snapshot(tensors)
+        current = snapshot(tensors)
         if chain is not None:
             restore(tensors, self._weights(chain, tensors))
         try:
-            with Evaluation(), Parameters():  # which keeps frozen parameters frozen
+            with EvalMode(), CollectParameters():  # which keeps frozen parameters frozen
                 yield
         finally:
-            restore(tensors, live)
+            restore(tensors, current)
 
     def breakdown(self, *data: Any) -> dict[str, float]:
         """The loss on data term by term, in eval mode.
+
+        Args:
+            *data: the data, as `fit` takes them.
 
         Raises:
             TypeError: if the loss is not a ppgen objective.
@@ -164,17 +184,20 @@ class Fitted:
 
     @property
     def num_data(self) -> int:
-        """Full size of the plate "data", 1 for programs without one: losses are averages over so many."""
+        """The full size of the plate "data", by which losses are divided; 1 for programs without that plate."""
         with self.eval_mode(), torch.no_grad(), torch.random.fork_rng():
             return Traces(self.model, self.guide, self.example).num_data
 
     def tensors(self, data: tuple) -> tuple[Tensor, ...]:
-        """Data as the programs take them: where they were trained, and floating parts in the type of then.
+        """Converts data to tensors on the device of the training batches, floating parts to their type.
 
-        One argument may be all of them, as `fit` takes data: a tuple or a Dataset.
+        Args:
+            data: the arguments of the programs. A single argument may be a tuple or a Dataset of all of them, as for
+                `fit`.
 
         Raises:
-            TypeError, ValueError: for data of another kind, NaN or infinite values, and parts of different lengths.
+            TypeError: see `ppgen.training.batches.as_tensors`.
+            ValueError: see `ppgen.training.batches.as_tensors`.
         """
         if not data:
             return ()
@@ -183,9 +206,13 @@ class Fitted:
         return tuple(part.to(self.example[0].device) for part in parts)
 
     def save(self, path: str | PathLike) -> None:
-        """Writes all chains to one safetensors file, whole or not at all."""
-        tensors, chains = chains_stored(self.chains)
-        facts = {
+        """Writes all chains to one safetensors file, which is replaced as a whole or stays as it was.
+
+        Args:
+            path: the file.
+        """
+        tensors, chains = chains_to_tensors(self.chains)
+        stored = {
             "format": FORMAT,
             "loss": str(self.loss),
             "example": [(tuple(part.shape), str(part.dtype).removeprefix("torch.")) for part in self.example],
@@ -193,7 +220,7 @@ class Fitted:
             "schedule": [int(self.loss.step), self.loss.total] if isinstance(self.loss, Objective) else None,
             "metadata": self.metadata,
         }
-        write(path, tensors, facts)
+        write(path, tensors, stored)
 
     @classmethod
     def load(
@@ -205,24 +232,28 @@ class Fitted:
         loss: PyroELBO | Callable[..., Tensor] | None = None,
         device: str | torch.device | None = None,
     ) -> Self:
-        """Reads what `save` wrote, into programs built as they were then.
+        """Reads a file that `save` wrote, into programs that were built the same way.
 
         Args:
-            loss: the loss of then, for `breakdown`; a ppgen objective goes on at the step where it was.
-            device: where the programs are; torch's default device if left out.
+            path: the file.
+            model: the model, whose weights are replaced.
+            guide: the guide, whose weights are replaced.
+            loss: the loss of the fit, which `breakdown` needs; the schedules of a ppgen objective continue at the step
+                where they were.
+            device: the device of the programs; torch's default device if left out.
 
         Raises:
-            FileNotFoundError: if there is no file.
-            CheckpointError: if it is damaged, or not a fit.
-            LookupError, ValueError: if the programs' parameters differ from the stored ones, or the programs do not run
-                on the batches of then; nothing is written to them.
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if the file is damaged, from an earlier version, or not a fit.
+            LookupError: if the programs have other parameters than the file. They are unchanged then.
+            ValueError: if parameters have other shapes than in the file, or the programs do not run on a batch of the
+                stored shape. They are unchanged then.
         """
         tensors, stored = read(path)
-        if stored.get("format") != FORMAT:
-            raise CheckpointError(f"{path}: format {stored.get('format')!r}; this version reads format {FORMAT}")
+        _check_format(path, stored.get("format"))
         shapes = [(shape, getattr(torch, dtype)) for shape, dtype in stored["example"]]
         example = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes)
-        fit = cls(model, guide, loss, chains_from(tensors, stored["chains"]), example, stored["metadata"])
+        fit = cls(model, guide, loss, chains_from_tensors(tensors, stored["chains"]), example, stored["metadata"])
         fit.select_chain(fit.best)
         if isinstance(loss, Objective) and stored["schedule"]:
             step, loss.total = stored["schedule"]
@@ -230,17 +261,29 @@ class Fitted:
         return fit
 
     def _weights(self, chain: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A chain's weights; those of critics are left out where there is no loss that has them."""
+        """The weights of a chain, without those of critics if the loss is unknown."""
         weights = self.chains[chain].weights
         if any(name.startswith(CRITIC) for name in tensors):
             return weights
         return {name: tensor for name, tensor in weights.items() if not name.startswith(CRITIC)}
 
-    def _state(self) -> State:
-        """The programs' tensors, found on a batch of the shape that they were trained on."""
+    def _state(self) -> ProgramState:
+        """The tensors of the programs, found by running them on `example`."""
         try:
-            critics = networks(self.loss, self.model, self.guide, self.example)
-            return State.of(self.model, self.guide, self.example, critics=critics)
+            critics = build_critics(self.loss, self.model, self.guide, self.example)
+            return ProgramState.from_programs(self.model, self.guide, self.example, critics=critics)
         except (RuntimeError, TypeError) as error:
             batch = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in self.example)
-            raise ValueError(f"the programs do not run on a batch like the one trained on, {batch}: {error}") from error
+            raise ValueError(
+                f"the programs do not run on a batch of the shape they were trained on, {batch}: {error}"
+            ) from error
+
+
+def _check_format(path: str | PathLike, stored: Any) -> None:
+    if stored in EARLIER_FORMATS:
+        raise CheckpointError(
+            f"{path}: an earlier development version of ppgen wrote this fit (format {stored}; this version reads "
+            f"format {FORMAT}); fit the programs again, or read the file with the version that wrote it"
+        )
+    if stored != FORMAT:
+        raise CheckpointError(f"{path}: not a fit, or of another version of ppgen (format {stored!r})")

@@ -141,7 +141,7 @@ def one(name: str, way: str, seed: int) -> dict[str, Any]:
         domain: 100 * float((model.predict(torch.as_tensor(split.x)).numpy() == split.y).mean())
         for domain, split in (("source", domains.source.test), ("target", domains.target.test))
     }
-    signs = [finding.sign for finding in result.training_warnings()]
+    signs = [finding.name for finding in result.training_warnings()]
     return {"pair": name, "way": way, "seed": seed, "seconds": seconds, "signs": signs} | accuracy
 
 

@@ -93,9 +93,9 @@ def watch(seconds: float) -> Callable[[TrainingStep], None]:
     """Stops a run that has had its time."""
     began = time.process_time()
 
-    def look(moment: TrainingStep) -> None:
+    def look(step: TrainingStep) -> None:
         if time.process_time() - began > seconds:
-            moment.stop("its time is over")
+            step.stop("its time is over")
 
     return look
 

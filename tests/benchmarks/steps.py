@@ -136,15 +136,15 @@ def time_fit(key: str, program: Program, options: argparse.Namespace) -> None:
     times: dict[str, list[float]] = {"fit": [], "bare steps": []}
     left = 0.0
 
-    def alternate(moment: TrainingStep) -> None:
+    def alternate(step: TrainingStep) -> None:
         nonlocal left
-        if moment.step % FIT_BLOCK:
+        if step.number % FIT_BLOCK:
             return
         came = time.perf_counter()
         for i in range(FIT_BLOCK):
             bare.step(ready[i % len(ready)])
         done = time.perf_counter()
-        if moment.step > FIT_BLOCK:  # the first block compiled
+        if step.number > FIT_BLOCK:  # the first block compiled
             times["fit"].append((came - left) / FIT_BLOCK)
             times["bare steps"].append((done - came) / FIT_BLOCK)
         left = time.perf_counter()

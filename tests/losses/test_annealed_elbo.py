@@ -110,7 +110,11 @@ def added_base(x):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: ppgen.AnnealedELBO(elbo=TraceMeanField_ELBO()), TypeError, "needs Trace_ELBO, got TraceMeanField_ELBO"),
+        (
+            lambda: ppgen.AnnealedELBO(elbo=TraceMeanField_ELBO()),
+            TypeError,
+            "needs Trace_ELBO, got TraceMeanField_ELBO",
+        ),
         (lambda: ppgen.AnnealedELBO(schedule=0.5), TypeError, "schedule must be a Ramp or an Anneal, got 0.5"),
         (lambda: ppgen.AnnealedELBO().loss(between, between_guide, X), ValueError, "needs the length of the run"),
         (

@@ -681,13 +681,17 @@ def test_reconstruction_without_observations():
 
 def test_evidence_takes_elbos_that_have_a_value():
     for elbo in (TraceGraph_ELBO(), TraceTailAdaptive_ELBO(), ppgen.Rate(), "trace", Trace_ELBO):
-        with pytest.raises(TypeError, match=r"take Trace_ELBO, .*RenyiELBO"):
+        with pytest.raises(TypeError, match=r"use Trace_ELBO, .*RenyiELBO"):
             ppgen.ELBO(elbo=elbo)
 
 
 def test_match_takes_two_views_and_a_metric():
     z = v.prior("z")
-    for args, culprit in ((("z", z, m.MMD()), "a is"), ((z, None, m.MMD()), "b is"), ((z, z, m.MMD), "metric is")):
+    for args, culprit in (
+        (("z", z, m.MMD()), "a must be"),
+        ((z, None, m.MMD()), "b must be"),
+        ((z, z, m.MMD), "metric must be"),
+    ):
         with pytest.raises(TypeError, match=culprit):
             ppgen.match(*args)
 

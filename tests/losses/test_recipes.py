@@ -156,7 +156,9 @@ def test_a_game_takes_a_critic_and_the_metrics_options(name):
     critic = terms[0].critic
     assert critic.critic is network
     assert (critic.packing, critic.noise, critic.smoothing, critic.saturating) == (2, 0.1, 0.1, True)
-    with pytest.raises(ValueError, match=r"hidden=\(4,\) is of the critic that is made where none is given"):
+    with pytest.raises(
+        ValueError, match=r"hidden=\(4,\) is an option of the default critic; give either it or a critic"
+    ):
         recipes.RECIPES[name](network, hidden=(4,))
     with pytest.raises(TypeError, match="unexpected keyword argument 'rate'"):
         recipes.RECIPES[name](rate=0.1)
@@ -183,8 +185,8 @@ def test_games_take_their_sites_and_options():
 def test_the_vae_is_the_mean_field_evidence(vae):
     assert_same(recipes.vae(), ppgen.ELBO(elbo=TraceMeanField_ELBO()), vae)
     assert_same(recipes.vae(beta=4.0), ppgen.Reconstruction() + 4.0 * ppgen.Rate(), vae)
-    assert recipes.vae().is_evidence
-    assert not recipes.vae(beta=4.0).is_evidence
+    assert recipes.vae().is_negative_elbo
+    assert not recipes.vae(beta=4.0).is_negative_elbo
 
 
 def test_beta_may_be_a_schedule(vae):

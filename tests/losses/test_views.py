@@ -249,7 +249,7 @@ def test_a_view_reads_as_what_it_is():
 
 
 def test_given_needs_a_number_a_row(draws):
-    with pytest.raises(ValueError, match=r"given\(x=1\): site 'x' is not a number a row, it has shape \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"given\(x=1\): site 'x' must have one number per row, got shape \(4, 2\)"):
         v.data("x").given(x=1)(masked(True))
     with pytest.raises(TypeError, match=r"given\(d='one'\): expected a number"):
         v.data("x").given(d="one")
@@ -384,7 +384,9 @@ def test_a_mean_lets_the_gradient_of_a_law_without_rsample_through():
     logits = nn.Parameter(torch.zeros(4, 2))
     v.generated("x", of="mean")(bernoulli(logits)).values.sum().backward()
     assert torch.equal(logits.grad, torch.full((4, 2), 0.25))
-    with pytest.raises(ValueError, match=r'take its mean, generated\(\'x\', of="mean"\); draw it from a law that has'):
+    with pytest.raises(
+        ValueError, match=r'use its mean, generated\(\'x\', of="mean"\); use a distribution with rsample'
+    ):
         v.generated("x")(bernoulli(logits))
 
 
@@ -418,7 +420,7 @@ def test_means_join_and_are_selected_as_draws_are(draws):
 def test_a_joint_law_has_a_site_once():
     drawn, mean = v.generated("x"), v.generated("x", of="mean")
     for first, second in ((drawn, mean), (mean, drawn & v.prior("z"))):
-        with pytest.raises(ValueError, match="a joint law has a site once, drawn or mean"):
+        with pytest.raises(ValueError, match="a joint view has each site once, as draw or mean"):
             first & second
     assert str(mean & v.reconstructed("x")) == "generated(x, of=mean) & reconstructed(x)"
 
@@ -432,5 +434,5 @@ def test_a_mean_has_the_rows_and_the_mask_of_its_site():
 
 def test_a_view_is_of_draws_or_of_means():
     for view in (v.generated, v.reconstructed):
-        with pytest.raises(ValueError, match=rf"{view.__name__}\('x'\): of is \"draw\" or \"mean\", got 'mode'"):
+        with pytest.raises(ValueError, match=rf"{view.__name__}\('x'\): of must be \"draw\" or \"mean\", got 'mode'"):
             view("x", of="mode")

@@ -102,7 +102,7 @@ def test_of_one_datum_they_are_pyros(insomnia):
 
     theirs = infer.ReweightedWakeSleep(num_particles=4, insomnia=insomnia, max_plate_nesting=1, num_sleep_particles=1)
     ours = ppgen.Wake(particles=4) + (ppgen.WakeInference(particles=4) if insomnia else ppgen.Sleep())
-    ours.terms[0].term._together.max_plate_nesting = 2  # of both terms, so that no run is spent on guessing it
+    ours.terms[0].term._vectorized.max_plate_nesting = 2  # of both terms, so that no run is spent on guessing it
     one, other = (gradients(loss, pair.model, guide, x) for loss in (ours, theirs))
     for name in one:
         if insomnia or name.startswith("decoder"):  # else draws of the guide's sleep come from other random numbers
@@ -372,12 +372,18 @@ REFUSED = {
     ),
     "a latent missed": (SLEEP, conjugate, empty, LookupError, "the guide does not draw 'z'"),
     "a latent added": (SLEEP, conjugate, more, LookupError, "the guide draws 'w', which is no latent"),
-    "a point": (SLEEP, conjugate, point, ValueError, "the guide's 'z' is a point"),
-    "a guide of points": (SLEEP, conjugate, AutoDelta(conjugate), ValueError, "the guide's 'z' is a point"),
-    "an autoguide": (SLEEP, conjugate, AutoNormal(conjugate), ValueError, "'z_unconstrained' cannot be told.*AutoFlow"),
+    "a point": (SLEEP, conjugate, point, ValueError, "the guide's 'z' is deterministic"),
+    "a guide of points": (SLEEP, conjugate, AutoDelta(conjugate), ValueError, "the guide's 'z' is deterministic"),
+    "an autoguide": (
+        SLEEP,
+        conjugate,
+        AutoNormal(conjugate),
+        ValueError,
+        "'z_unconstrained' cannot be computed.*AutoFlow",
+    ),
     "a messenger": (SLEEP, conjugate, AutoNormalMessenger(conjugate), TypeError, "AutoNormalMessenger runs model and"),
     "a messenger awake": (ppgen.Wake, conjugate, AutoNormalMessenger(conjugate), TypeError, "Wake: AutoNormalMess"),
-    "points awake": (GUIDED, conjugate, point, ValueError, "the guide's draws are points"),
+    "points awake": (GUIDED, conjugate, point, ValueError, "the guide's draws are deterministic"),
 }
 
 
@@ -389,16 +395,16 @@ def test_what_cannot_be_served_says_why(name):
 
 
 def test_an_argument_that_is_left_out_is_named():
-    with pytest.raises(LookupError, match=r"the argument 'x' was not given.*rows of data"):
+    with pytest.raises(LookupError, match=r"the argument 'x' was not given.*whose number of rows"):
         ppgen.Sleep().loss(optional, lambda x=None: linear(X))
 
 
 @pytest.mark.parametrize("make", [ppgen.Wake, ppgen.WakeInference])
 def test_particles_are_a_number(make):
     for particles in (0, 1.5):
-        with pytest.raises(ValueError, match="particles is a whole number from"):
+        with pytest.raises(ValueError, match="particles must be a whole number of at least"):
             make(particles=particles)
-    with pytest.raises(ValueError, match="from 2 on, got 1"):
+    with pytest.raises(ValueError, match="at least 2, got 1"):
         ppgen.WakeInference(particles=1)
 
 

@@ -82,8 +82,8 @@ def test_closed_forms():
     ("make", "says"),
     [
         (lambda: Ramp(1.0, shape="cosine"), "'linear', 'sigmoid', 'cubic', got 'cosine'"),
-        (lambda: Ramp(1.0, steps=0), "steps is a whole number from 1 on, got 0"),
-        (lambda: Anneal(1.0, steps=2.5), "steps is a whole number from 1 on, got 2.5"),
+        (lambda: Ramp(1.0, steps=0), "steps must be a whole number of at least 1, got 0"),
+        (lambda: Anneal(1.0, steps=2.5), "steps must be a whole number of at least 1, got 2.5"),
         (lambda: Anneal(1.0, cycles=0), "cycles=0"),
         (lambda: Anneal(1.0, cycles=1.5), "cycles=1.5"),
         (lambda: Anneal(1.0, rise=0), "rise=0"),

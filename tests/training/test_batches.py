@@ -106,7 +106,7 @@ BAD: dict[str, tuple[Callable, type[Exception], str]] = {
     "no columns": (lambda: VALUES[:, :0], ValueError, "at least one row of values"),
     "a number": (lambda: torch.tensor(1.0), ValueError, r"got shape \(\)"),
     "nothing": (lambda: (), ValueError, "at least one array, got an empty tuple"),
-    "unequal": (lambda: (X, Y[:4]), ValueError, "its parts have 6, 4 rows"),
+    "unequal": (lambda: (X, Y[:4]), ValueError, "its arrays have 6, 4 rows"),
     "words": (
         lambda: pd.DataFrame({"a": ["u", "v"], "b": [1, 2], "c": pd.to_datetime(["2020", "2021"])}),
         TypeError,
@@ -184,7 +184,7 @@ def test_a_last_batch_of_one_row_is_left_out_another_row_every_epoch():
 
 
 def test_a_size_beyond_the_rows_is_clamped_and_said():
-    with pytest.warns(UserWarning, match="batch_size 100 is more than the 6 rows; it is now 6"):
+    with pytest.warns(UserWarning, match="batch_size 100 is more than the 6 rows; it is reduced to 6"):
         batches = Batches((X, Y), size=100)
     assert batches.size == 6
     assert [len(batch) for batch in rows(batches, 0)] == [6]

@@ -26,10 +26,10 @@ from ppgen.fitting import TrainingStep
 from ppgen.infer.checkpoint_file import CheckpointError, read, write
 from ppgen.models import Generator
 from ppgen.report import Report
-from ppgen.runs.adaptation import Adaptation
 from ppgen.runs.cli import main
+from ppgen.runs.metrics_log import MetricsLog
 from ppgen.runs.run import Run
-from ppgen.training.checkpoint import position
+from ppgen.training.checkpoint import read_position
 
 pytestmark = [frozen_in_training, pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")]
 
@@ -174,13 +174,13 @@ class Crash(Exception):
     pass
 
 
-def at(step: int, how: str = "stop", chain: int = 0) -> Callable[[TrainingStep], None]:
+def at(number: int, how: str = "stop", chain: int = 0) -> Callable[[TrainingStep], None]:
     """A callback that ends a run there."""
 
-    def end(moment: TrainingStep) -> None:
-        if (moment.chain, moment.step) == (chain, step):
+    def end(step: TrainingStep) -> None:
+        if (step.chain, step.number) == (chain, number):
             if how == "stop":
-                moment.stop("enough")
+                step.stop("enough")
             elif how == "Ctrl-C":
                 raise KeyboardInterrupt
             else:
@@ -214,9 +214,9 @@ def test_a_run_taken_up_again_is_the_run_that_was_never_stopped(row, how, tmp_pa
     else:
         stopped = fit(row, checkpoint=path, callbacks=[stop])
         assert stopped.chains[-1].stop_reason == f"interrupted at step {step}"
-    assert position(path) == (last, step if how == "Ctrl-C" else (10 if step >= 10 else 1))
+    assert read_position(path) == (last, step if how == "Ctrl-C" else (10 if step >= 10 else 1))
     taken_up: list[tuple[int, int]] = []
-    resumed = fit(row, built=1, checkpoint=path, callbacks=[lambda m: taken_up.append((m.chain, m.step))])
+    resumed = fit(row, built=1, checkpoint=path, callbacks=[lambda step: taken_up.append((step.chain, step.number))])
     assert taken_up[0] == (last, (step if how == "Ctrl-C" else (10 if step >= 10 else 1)) + 1)
     same(resumed, whole(row))
     assert not path.exists()
@@ -235,7 +235,7 @@ def test_stopped_at_every_step_it_comes_to_the_same(row, tmp_path):
     same(result, whole(row))
 
 
-def stop_now(moment: TrainingStep) -> None:
+def stop_now(step: TrainingStep) -> None:
     raise KeyboardInterrupt
 
 
@@ -251,9 +251,9 @@ def test_restarts_after_it_begin_where_they_would_have(row, how, tmp_path):
 
 
 def test_rates_that_a_callback_set_stay_set(tmp_path):
-    def slower(moment: TrainingStep) -> None:
-        if moment.step == 5:
-            for group in moment.svi.player.optimizer.param_groups:
+    def slower(step: TrainingStep) -> None:
+        if step.number == 5:
+            for group in step.svi.optimizer.torch_optimizer.param_groups:
                 group["lr"] /= 3
 
     expected = fit("VAE", callbacks=[slower])
@@ -262,9 +262,9 @@ def test_rates_that_a_callback_set_stay_set(tmp_path):
 
 
 def test_a_run_that_fails_right_after_has_the_last_good_weights(tmp_path):
-    def spoil(moment: TrainingStep) -> None:
-        if moment.step == 8:
-            next(iter(moment.svi.player.leaves.values())).data.fill_(float("nan"))
+    def spoil(step: TrainingStep) -> None:
+        if step.number == 8:
+            next(iter(step.svi.optimizer.parameters.values())).data.fill_(float("nan"))
 
     with pytest.warns(UserWarning, match="the weights are those of step 7"):
         expected = fit("VAE", callbacks=[spoil])
@@ -297,7 +297,7 @@ def test_a_chain_that_a_callback_stops_before_the_last_is_over(tmp_path):
 def test_stopped_after_its_last_step_a_run_has_none_left(tmp_path):
     path = tmp_path / "run"
     fit("VAE", checkpoint=path, callbacks=[at(STEPS, "Ctrl-C")])
-    assert position(path) == (0, STEPS)
+    assert read_position(path) == (0, STEPS)
     same(fit("VAE", built=1, checkpoint=path), whole("VAE"))
 
 
@@ -308,8 +308,8 @@ def test_a_callback_with_flush_is_called_before_each_writing(tmp_path):
         def __init__(self) -> None:
             self.seen, self.flushed = [], []
 
-        def __call__(self, moment: TrainingStep) -> None:
-            self.seen.append(moment.step)
+        def __call__(self, step: TrainingStep) -> None:
+            self.seen.append(step.number)
 
         def flush(self) -> None:
             self.flushed.append(self.seen[-1])
@@ -366,7 +366,7 @@ def test_ctrl_c_twice_ends_the_step_too_and_leaves_the_last_checkpoint(tmp_path)
     path = tmp_path / "run"
     stopped = fit(pressed(2), checkpoint=path)
     assert stopped.chains[0].stop_reason == "interrupted at step 9"
-    assert position(path) == (0, 1)
+    assert read_position(path) == (0, 1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     same(fit(pressed(0), checkpoint=path), fit(pressed(0)))
 
@@ -460,7 +460,7 @@ FULL: dict[str, Any] = {
 
 def test_a_checkpoint_of_other_rows_is_refused(stopped):
     pair = gaussian_pair()
-    with pytest.raises(ValueError, match="data: its part 0 has other rows"):
+    with pytest.raises(ValueError, match="data: array 0 has other rows"):
         ppgen.fit(pair.model, pair.guide, X + 0.01, optim=adam(), **FULL, checkpoint=stopped)
 
 
@@ -495,7 +495,7 @@ def test_what_a_checkpoint_cannot_hold_is_said_at_the_first_step(tmp_path):
         return pyro.infer.Trace_ELBO().differentiable_loss(*args) + own**2
 
     seen: list[int] = []
-    note = [lambda moment: seen.append(moment.step)]
+    note = [lambda step: seen.append(step.number)]
     with pytest.raises(TypeError, match="Odd holds 'memory', a list"):
         fit("VAE", optim=functools.partial(Odd, lr=0.1), checkpoint=tmp_path / "run", callbacks=note)
     with pytest.raises(ValueError, match="the parameters own on the first batch"):
@@ -506,7 +506,9 @@ def test_what_a_checkpoint_cannot_hold_is_said_at_the_first_step(tmp_path):
 
 def test_the_file_holds_tensors_and_json_alone(stopped):
     tensors, facts = read(stopped)
-    assert {key.split("/")[0] for key in tensors} == {"live", "watch", "chains", "random", "data", "start", "players"}
+    assert {key.split("/")[0] for key in tensors} == {
+        *("current", "monitor", "chains", "random", "data", "initial", "optimizers"),
+    }
     write(stopped, tensors, facts)
     same(fit("restarts", checkpoint=stopped), whole("restarts"))
 
@@ -529,8 +531,8 @@ def test_a_leaf_frozen_while_it_trained_stays_where_it_was(tmp_path):
 
         return model, guide
 
-    def freeze(moment: TrainingStep) -> None:
-        if moment.step == 5:
+    def freeze(step: TrainingStep) -> None:
+        if step.number == 5:
             encoder.bias.requires_grad_(False)
 
     build.frozen = False
@@ -556,19 +558,19 @@ RUNS = {
 def _here(tmp_path, monkeypatch):
     """Runs in an empty folder, with a page of a title alone."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ppgen.runs.run.report_of_run", lambda *_, title, **__: Report(title))
-    monkeypatch.setattr("ppgen.runs.adaptation.report_of_adaptation", lambda *_, **__: Report("adapted"))
+    monkeypatch.setattr("ppgen.report.report_of_run", lambda *_, title, **__: Report(title))
+    monkeypatch.setattr("ppgen.report.adaptation.report_of_adaptation", lambda *_, **__: Report("adapted"))
 
 
 def stop_at(monkeypatch: Any, chain: int, step: int, how: str) -> None:
     """Ends the next run there, from within what writes its lines."""
-    noted, end = ppgen.runs.run.Record.__call__, at(step, how, chain)
+    noted, end = MetricsLog.__call__, at(step, how, chain)
 
-    def note(self: Any, moment: TrainingStep) -> None:
-        noted(self, moment)
-        end(moment)
+    def note(self: Any, step: TrainingStep) -> None:
+        noted(self, step)
+        end(step)
 
-    monkeypatch.setattr(ppgen.runs.run.Record, "__call__", note)
+    monkeypatch.setattr(MetricsLog, "__call__", note)
 
 
 @pytest.mark.usefixtures("_here")
@@ -582,21 +584,20 @@ def test_a_run_folder_goes_on(system, how, tmp_path, monkeypatch, capsys):
                 main([*RUNS[system], "--out", "run"])
         else:
             assert main([*RUNS[system], "--out", "run"]) == 0
-            assert "go on with it: ppgen resume run" in capsys.readouterr().out
+            assert "resume it with: ppgen resume run" in capsys.readouterr().out
             assert (tmp_path / "run/report.html").exists()
     assert (tmp_path / "run/weights.safetensors").exists() == (how == "Ctrl-C")
     if how == "crash":
         assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 25  # past the checkpoint
         assert main(["report", "run"]) == 1
-        assert "not a finished run" in capsys.readouterr().err
+        assert "not the folder of a finished run" in capsys.readouterr().err
     assert main(["resume", "run"]) == 0
     assert "report.html" in capsys.readouterr().out
     files = {name: {path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "run")}
     assert files["run"] == files["whole"]
     for name in ("metrics.jsonl", "config.yaml", "numbers.json"):
         assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text(), name
-    kind = Adaptation if system == "dann" else Run
-    one, other = kind.load("run").fit, kind.load("whole").fit
+    one, other = Run.load("run").fit, Run.load("whole").fit
     for mine, others in zip(one.chains, other.chains, strict=True):
         assert bits(mine.weights.values()) == bits(others.weights.values())
     assert main(["resume", "run"]) == 1

@@ -57,7 +57,7 @@ def of_scale(network: Growing, x: torch.Tensor, scale: int) -> torch.Tensor:
 
 def within_blocks(network: Growing, scale: int) -> bool:
     """Whether no block of a scale lies in the padding alone: it would then be made of a mean in place of a pixel."""
-    return max(network._missing) < 2 ** (network.top - scale)
+    return max(network._padding) < 2 ** (network.top - scale)
 
 
 # Networks
@@ -262,7 +262,7 @@ def test_levels_rise_by_stages(fade, stages, total):
 
 
 def test_a_growth_that_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="share of a stage"):
+    with pytest.raises(ValueError, match="fraction of a stage"):
         ppgen.ProgressiveGrowing(fade=1.5)
     with pytest.raises(ValueError, match="positive lengths"):
         ppgen.ProgressiveGrowing(stages=(1, 0))
@@ -298,16 +298,16 @@ def test_fit_takes_programs_and_critics_through_their_scales():
     model, loss = game()
     seen, x = [], images()
 
-    def note(moment):
-        (metric,) = moment.svi.critics.metrics.values()
+    def note(step):
+        (metric,) = step.svi.critics.metrics.values()
         parts = [model.decoder.network, metric.network.network]
-        assert [float(part.level) for part in parts] == pytest.approx([moment.level] * 2)
-        seen.append((moment.level, moment.stage_done, parts[0].structure))
-        if moment.stage_done:
-            with moment.result():
+        assert [float(part.level) for part in parts] == pytest.approx([step.level] * 2)
+        seen.append((step.level, step.stage_done, parts[0].structure))
+        if step.stage_done:
+            with step.eval_mode():
                 drawn = model.decoder(torch.zeros(2, 2)).sample()
             block = drawn[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2)
-            assert torch.equal(drawn, block) == (moment.level == 0)
+            assert torch.equal(drawn, block) == (step.level == 0)
 
     train(model, loss, x, callbacks=[note])
     levels, done, structures = zip(*seen, strict=True)
@@ -322,18 +322,18 @@ def test_all_weights_are_kept_and_trained_from_their_stage_on():
     start = copy.deepcopy(model.state_dict())
     network, at_stage = model.decoder.network, {}
 
-    def note(moment):
-        at_stage[moment.step] = copy.deepcopy(model.state_dict())
-        optimizer = moment.svi.player.optimizer
+    def note(step):
+        at_stage[step.number] = copy.deepcopy(model.state_dict())
+        optimizer = step.svi.optimizer.torch_optimizer
         steps = {
             name: optimizer.state[leaf].get("step")
-            for name, leaf in moment.svi.player.leaves.items()
+            for name, leaf in step.svi.optimizer.parameters.items()
             if leaf in optimizer.state
         }
         young = [name for name in steps if ".blocks.1." in name or ".rgb.1." in name]
         old = next(name for name in steps if "start.weight" in name)
-        assert float(steps[old]) == moment.step  # its optimizer's state goes along
-        assert all(float(steps[name]) == moment.step - 6 for name in young)
+        assert float(steps[old]) == step.number  # its optimizer's state goes along
+        assert all(float(steps[name]) == step.number - 6 for name in young)
 
     fitted = train(model, loss, images(), callbacks=[note])
     for name in ("blocks.1.0.weight", "rgb.1.weight"):
@@ -357,7 +357,7 @@ def test_the_data_of_a_step_are_at_the_resolution_of_its_level():
 
 def test_a_run_that_is_stopped_in_a_fade_is_loaded_in_that_fade(tmp_path):
     model, loss = game()
-    stop = lambda moment: moment.stop("enough") if moment.step == 7 else None  # noqa: E731
+    stop = lambda step: step.stop("enough") if step.number == 7 else None  # noqa: E731
     fitted = train(model, loss, images(), callbacks=[stop])
     assert model.decoder.network.structure == (1, True)
     drawn = model.decoder(torch.ones(2, 2)).sample()
@@ -375,10 +375,10 @@ def test_a_run_that_is_stopped_in_a_fade_goes_on_to_the_same_weights(stopped_at,
     x = images()
     levels: list = []
     whole, loss = game()
-    train(whole, loss, x, callbacks=[lambda moment: levels.append(moment.level)], **options)
-    stop = lambda moment: moment.stop("enough") if moment.step == stopped_at else None  # noqa: E731
+    train(whole, loss, x, callbacks=[lambda step: levels.append(step.level)], **options)
+    stop = lambda step: step.stop("enough") if step.number == stopped_at else None  # noqa: E731
     path, later = tmp_path / "checkpoint.safetensors", []
-    for callback in (stop, lambda moment: later.append(moment.level)):
+    for callback in (stop, lambda step: later.append(step.level)):
         pyro.clear_param_store()
         model, loss = game()
         train(model, loss, x, callbacks=[callback], checkpoint=path, **options)
@@ -392,7 +392,9 @@ def test_restarts_grow_anew():
     model, loss = game()
     levels: dict[int, list] = {0: [], 1: []}
     with pytest.warns(UserWarning, match="the best of restarts goes by the loss"):
-        train(model, loss, images(), restarts=2, ema=0.9, callbacks=[lambda m: levels[m.chain].append(m.level)])
+        train(
+            model, loss, images(), restarts=2, ema=0.9, callbacks=[lambda step: levels[step.chain].append(step.level)]
+        )
     assert levels[0] == levels[1]
 
 
@@ -402,7 +404,7 @@ def test_other_models_grow_too(make, network):
     model = make((1, 8, 8), latent_dim=2, hidden=(4, 6), network=network)
     loss = ppgen.ELBO() if make is VAE else recipes.ali(partial(nets.Critic, hidden=(4,)))
     levels = []
-    train(model, loss, images(), callbacks=[lambda moment: levels.append(moment.level)])
+    train(model, loss, images(), callbacks=[lambda step: levels.append(step.level)])
     assert (levels[0], levels[-1]) == (0, 1)
     assert model.sample(3).shape == (3, 1, 8, 8)
 
@@ -456,8 +458,8 @@ def test_a_users_own_networks_and_programs_grow():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
-    def note(moment):
-        levels.append((moment.level, sketch.structure))
+    def note(step):
+        levels.append((step.level, sketch.structure))
 
     options = {"steps": 8, "batch_size": 10, "progress": False, "compile": False, "growth": ppgen.ProgressiveGrowing()}
     critic = GrowingCritic((1, 8, 8), hidden=(4, 6))
@@ -475,7 +477,7 @@ def test_what_cannot_grow_is_told():
     model, loss = game()
     with pytest.raises(ValueError, match="patience compares losses"):
         train(model, loss, x, validation=0.2, patience=2)
-    with pytest.raises(ValueError, match="2 and 3 scales do not grow together"):
+    with pytest.raises(ValueError, match="2 and 3 scales cannot grow together"):
         train(model, recipes.progan(hidden=(4, 4, 4)), x)
     with pytest.raises(ValueError, match="8 x 8 pixels have no 4 scales"):
         GrowingDecoder(2, (1, 8, 8), hidden=(4, 4, 4, 4))
@@ -499,7 +501,7 @@ def test_compiled_steps_follow_the_growth():
         torch.manual_seed(0)
         model = VAE((1, 8, 8), latent_dim=2, hidden=(4, 6), network="growing")
         said: list[str] = []
-        note = [lambda moment, to=said: to.append(moment.svi.said)]
+        note = [lambda step, to=said: to.append(step.svi.compile_status)]
         train(model, ppgen.ELBO(), images(), steps=24, compile=compile, callbacks=note)
         weights[compile] = {name: p.detach().clone() for name, p in model.named_parameters()}
     assert "compiled" in said[11]

@@ -178,9 +178,9 @@ def test_a_fit_read_back_trains_on(program, tmp_path):
     train(fresh(PROGRAMS[program], 1)).save(tmp_path / "fit")
     programs = fresh(PROGRAMS[program], 2)
     fit = ppgen.Fit.load(tmp_path / "fit", programs.model, programs.guide)
-    before = bits(fit._state().leaves.values())
+    before = bits(fit._state().parameters.values())
     train(programs, restarts=1)
-    assert bits(fit._state().leaves.values()) != before
+    assert bits(fit._state().parameters.values()) != before
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -190,9 +190,9 @@ def test_the_file_is_safetensors_with_facts_in_json(program, tmp_path):
     fit.save(tmp_path / "fit")
     content = (tmp_path / "fit").read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
-    facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["facts"])
+    facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["metadata"])
     assert facts["loss"] == "ELBO"
-    assert [chain["stop_reason"] for chain in facts["chains"]] == ["ran its 4 steps"] * 2
+    assert [chain["stop_reason"] for chain in facts["chains"]] == ["completed 4 steps"] * 2
     tensors = safetensors.torch.load(content)
     assert sum(name.startswith("1/weights/") for name in tensors) == len(fit.chains[1].weights)
 
@@ -203,7 +203,7 @@ def test_the_file_is_safetensors_with_facts_in_json(program, tmp_path):
         pytest.param(
             lambda: networks(width=4),
             ValueError,
-            r"do not run on a batch like the one trained on, \(6, 3\)",
+            r"do not run on a batch of the shape they were trained on, \(6, 3\)",
             id="width",
         ),
         pytest.param(
@@ -246,7 +246,7 @@ def test_a_file_that_is_no_fit_is_an_error(saved, tmp_path):
         with pytest.raises(CheckpointError, match=name):
             ppgen.Fit.load(tmp_path / name, programs.model, programs.guide)
     write(tmp_path / "other", {}, {"something": "else"})
-    with pytest.raises(CheckpointError, match="format None; this version reads format 1"):
+    with pytest.raises(CheckpointError, match=r"not a fit, or of another version of ppgen \(format None\)"):
         ppgen.Fit.load(tmp_path / "other", programs.model, programs.guide)
     with pytest.raises(FileNotFoundError, match="absent: no such file"):
         ppgen.Fit.load(tmp_path / "absent", programs.model, programs.guide)

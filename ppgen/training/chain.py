@@ -1,0 +1,172 @@
+"""`ChainTrainer`: the steps of one chain, from the weights that the programs hold to a `Chain`."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.infer.parameters import EvalMode, ProgramState, snapshot
+from ppgen.infer.svi import SVI
+from ppgen.training.batches import Batches
+from ppgen.training.callbacks import TrainingStep
+from ppgen.training.checkpoint import Checkpoint
+from ppgen.training.interrupt import InterruptHandler
+from ppgen.training.monitor import NonFiniteError, TrainingMonitor
+from ppgen.training.options import Loss, TrainingOptions
+from ppgen.training.progress import ProgressReport
+from ppgen.training.progressive import GrowthController
+from ppgen.training.result import Chain
+from ppgen.training.training_failures import critic_properties
+
+__all__ = ["ChainTrainer"]
+
+SYNCHRONIZATIONS = 100  # a run reads its losses back from the device about so many times
+CHECKPOINT_EVERY = 10  # synchronizations
+
+
+@dataclass
+class ChainTrainer:
+    """Trains one chain at a time. The chains of a run share its parts.
+
+    Args:
+        options: the options of the run.
+        loss: the loss.
+        batches: the training data.
+        held_out: the validation data, or None.
+        total: the number of steps of a chain.
+        state: the tensors of the programs and the critics.
+        growth: applies the schedule of progressive growing, or None.
+        checkpoint: the file of the run.
+    """
+
+    options: TrainingOptions
+    loss: Loss
+    batches: Batches
+    held_out: tuple[Tensor, ...] | None
+    total: int
+    state: ProgramState
+    growth: GrowthController | None
+    checkpoint: Checkpoint
+
+    def train(self, number: int, svi: SVI) -> Chain:
+        """Trains one chain from the weights that the programs hold.
+
+        Args:
+            number: the number of the chain, counted from 0.
+            svi: takes its steps.
+
+        Returns:
+            The chain. The programs hold its weights.
+
+        Raises:
+            FloatingPointError: if the loss is not finite at the first step.
+        """
+        monitor = TrainingMonitor(self.state, ema=self.options.ema, patience=self.options.patience)
+        self.checkpoint.begin_chain(svi, monitor)
+        interrupted = False
+        try:
+            try:
+                reason = self._take_steps(number, svi, monitor)
+            except KeyboardInterrupt:
+                reason, interrupted = f"interrupted at step {monitor.steps}", True
+            monitor.synchronize()
+            if self.checkpoint.resumable:
+                self._write_checkpoint(number, svi, monitor)
+        except NonFiniteError as error:
+            monitor.finish()
+            if monitor.last_finite_step == 0:
+                raise FloatingPointError(f"{error}; no step was completed, and the weights are unchanged") from None
+            reason = str(error)
+            warnings.warn(f"{error}; the weights are those of step {monitor.best_step}", stacklevel=5)
+        else:
+            monitor.finish()
+        if self.growth is not None:
+            self.growth.finish()
+        self._warn_of_late_parameters(svi)
+        return Chain(
+            weights=snapshot(self.state.tensors),
+            history={k: np.asarray(v) for k, v in monitor.history.items()},
+            validation={k: np.asarray(v) for k, v in monitor.validation.items()},
+            stop_reason=reason,
+            best_step=monitor.best_step,
+            seconds=monitor.seconds,
+            interrupted=interrupted,
+            compiled=svi.compile_status,
+            adversarial_metrics={k: np.asarray(v) for k, v in monitor.adversarial_metrics.items()},
+        )
+
+    def _take_steps(self, number: int, svi: SVI, monitor: TrainingMonitor) -> str:
+        """Takes the steps that are left, and returns why they ended."""
+        if monitor.stop_reason:
+            return f"{monitor.stop_reason}, at step {monitor.steps}"
+        synchronize_every = max(1, self.total // SYNCHRONIZATIONS)
+        validate_every = max(len(self.batches), synchronize_every)
+        with self._progress(number, monitor.steps) as progress, InterruptHandler() as interrupt:
+            for i, (epoch, batch) in enumerate(self._remaining_batches(monitor.steps), start=monitor.steps + 1):
+                last = i == self.total
+                if self.growth is not None and (stage_steps := self.growth.advance_to(i)):
+                    svi.recompile(stage_steps)
+                values = svi.update(*batch)
+                monitor.record(values, svi.adversarial_metrics)
+                step = TrainingStep(i, epoch, number, svi, values, monitor, self.growth)
+                try:
+                    for callback in self.options.callbacks:
+                        callback(step)
+                except KeyboardInterrupt:
+                    interrupt.requested = True
+                if i == 1 or i % synchronize_every == 0 or last:
+                    monitor.synchronize()
+                    progress.summarize(monitor, last=synchronize_every, finished=last)
+                progress.advance(svi.compile_status)
+                if self.held_out is not None and (i % validate_every == 0 or last):
+                    monitor.validate(partial(self._validation_loss, svi))
+                self.checkpoint.resumable = interrupt.requested or step.stop_reason is not None
+                due = i == 1 or i % (CHECKPOINT_EVERY * synchronize_every) == 0
+                if due and not (self.checkpoint.resumable or last):  # `train` writes that of a stopped chain
+                    self._write_checkpoint(number, svi, monitor)
+                if interrupt.requested:
+                    raise KeyboardInterrupt
+                if reason := step.stop_reason or monitor.stop_reason:
+                    return f"{reason}, at step {i}"
+        return f"completed {self.total} steps"
+
+    def _progress(self, number: int, steps: int) -> ProgressReport:
+        chains = self.options.num_chains
+        label = "fit" if chains == 1 else f"fit {number + 1}/{chains}"
+        critics = critic_properties(self.loss)
+        return ProgressReport(label, total=self.total, initial=steps, show=self.options.progress, critics=critics)
+
+    def _remaining_batches(self, taken: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """Epoch and batch of each step after the first `taken`."""
+        first, within = divmod(taken, len(self.batches))
+        epochs = ((epoch, batch) for epoch in count(first) for batch in self.batches.epoch(epoch))
+        return islice(epochs, within, within + self.total - taken)
+
+    def _validation_loss(self, svi: SVI) -> float:
+        """The loss on held-out data, in eval mode."""
+        assert self.held_out is not None
+        with torch.random.fork_rng(), EvalMode():
+            torch.manual_seed(0)  # the same random numbers every time, so that validations compare
+            return svi.evaluate_loss(*self.held_out)
+
+    def _write_checkpoint(self, number: int, svi: SVI, monitor: TrainingMonitor) -> None:
+        if self.checkpoint.path is None:
+            return
+        for callback in self.options.callbacks:
+            if callable(flush := getattr(callback, "flush", None)):
+                flush()
+        self.checkpoint.write(number, svi, monitor)
+
+    def _warn_of_late_parameters(self, svi: SVI) -> None:
+        known = set(map(id, self.state.parameters.values()))
+        if late := [name for name, leaf in svi.optimizer.parameters.items() if id(leaf) not in known]:
+            warnings.warn(
+                f"parameters appeared after the first batch: {', '.join(late)}; they were trained, but the fit does "
+                "not keep or save them: let the programs make all parameters on every batch",
+                stacklevel=6,
+            )

@@ -1,0 +1,116 @@
+"""`TrainingOptions`: what `ppgen.fit` was asked to do, checked once, before anything moves."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+from pyro.infer import ELBO as PyroELBO
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from ppgen.infer.compile.step import Compile
+from ppgen.infer.optimizers import OptimizerFactory
+from ppgen.training.callbacks import TrainingStep
+from ppgen.training.progressive import ProgressiveGrowing
+
+__all__ = ["DECAYS", "DEFAULT_STEPS", "Loss", "TrainingOptions"]
+
+Loss: TypeAlias = PyroELBO | Callable[..., Tensor]
+
+DEFAULT_STEPS = 1000
+
+# the factor on every learning rate, by the progress of the run from 0 to 1
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1 - progress,
+    "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """The options of `ppgen.fit`, which documents each of them.
+
+    Raises:
+        ValueError: for a value out of range, or options that contradict each other.
+    """
+
+    loss: Loss | None = None
+    optim: PyroOptim | OptimizerFactory | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    validation: Any = None
+    patience: int | None = None
+    callbacks: Sequence[Callable[[TrainingStep], None]] = ()
+    seed: int = 0
+    restarts: int | None = None
+    device: str | torch.device | None = None
+    progress: bool = True
+    checkpoint: str | os.PathLike | None = None
+    ema: float | None = None
+    clip_norm: float | None = None
+    lr_scheduler: Literal["linear", "cosine"] | Callable | None = None
+    compile: Compile = "auto"
+    growth: ProgressiveGrowing | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(f"fit: give steps or epochs, not both (got steps={self.steps}, epochs={self.epochs})")
+        for name in ("steps", "epochs", "restarts", "patience"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"fit: {name} must be at least 1, got {count}")
+        if self.seed < 0:
+            raise ValueError(f"fit: seed must be at least 0, got {self.seed}")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"fit: ema must be a decay in [0, 1), such as 0.99, got {self.ema}")
+        if self.patience is not None and self.validation is None:
+            raise ValueError("fit: patience needs validation data; for example, give validation=0.1")
+        if self.patience is not None and self.growth is not None:
+            raise ValueError(
+                "fit: patience compares losses, and those of a growing run are of different resolutions; give one of "
+                "patience and growth"
+            )
+        if isinstance(self.lr_scheduler, str) and self.lr_scheduler not in DECAYS:
+            names = ", ".join(map(repr, DECAYS))
+            raise ValueError(f"fit: lr_scheduler must be {names}, a function or None, got {self.lr_scheduler!r}")
+
+    @property
+    def num_chains(self) -> int:
+        """The number of chains of a run with a guide."""
+        return 1 if self.restarts is None else self.restarts
+
+    def given(self) -> list[str]:
+        """The names of the options that are neither None nor empty."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return [
+            name
+            for name, value in values.items()
+            if value is not None and not (isinstance(value, list | tuple) and not value)
+        ]
+
+    def total_steps(self, batches_per_epoch: int) -> int:
+        """The number of steps of one chain.
+
+        Args:
+            batches_per_epoch: the number of batches in one pass over the data.
+        """
+        if self.steps is not None:
+            return self.steps
+        return DEFAULT_STEPS if self.epochs is None else self.epochs * batches_per_epoch
+
+    def scheduler(self, total_steps: int) -> Callable | None:
+        """The learning-rate scheduler as a function of an optimizer, or None for constant learning rates.
+
+        Args:
+            total_steps: the number of steps of one chain.
+        """
+        if not isinstance(self.lr_scheduler, str):
+            return self.lr_scheduler
+        decay = DECAYS[self.lr_scheduler]
+        return partial(LambdaLR, lr_lambda=lambda step: decay(min(step / total_steps, 1.0)))
