@@ -84,7 +84,7 @@ class EnergyRun(Run):
 
     def evaluate(self) -> dict[str, Any]:
         """Estimates KL(flow, target) and log Z by importance sampling from the flow."""
-        from ppgen.posterior.importance import importance_summary  # late: ArviZ is slow to import
+        from ppgen.posterior.importance import importance_summary  # late: SciPy is slow to import
 
         count = self.config["particles"]
         with self.fit.eval_mode(), torch.random.fork_rng():

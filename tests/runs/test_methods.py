@@ -17,13 +17,12 @@ IMAGES = {"progan": SMALL_IMAGES, "glow": []}
 ON_DATA = [name for name, method in METHODS.items() if method.kind.endswith(":DataRun")]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_each_method_names_a_model_a_recipe_and_a_kind_of_run(name):
-    method = METHODS[name]
-    assert callable(method.model_class())
-    assert callable(method.recipe_function())
-    assert issubclass(method.run_class(), Run)
-    assert method.summary
+def test_each_method_names_a_model_a_recipe_and_a_kind_of_run():
+    for name, method in METHODS.items():
+        assert callable(method.model_class()), name
+        assert callable(method.recipe_function()), name
+        assert issubclass(method.run_class(), Run), name
+        assert method.summary, name
 
 
 @pytest.mark.parametrize("name", ON_DATA)
