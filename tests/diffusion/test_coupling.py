@@ -1,4 +1,4 @@
-"""Laws of couplings: marginals, the least cost, conditions that are respected."""
+"""Couplings: marginals, the minimal cost, and conditions."""
 
 import itertools
 
@@ -30,13 +30,13 @@ def test_every_row_of_data_gets_a_row_of_the_base(coupling, shape):
 
 
 @pytest.mark.parametrize("coupling", ["independent", "exact"])
-def test_a_permutation_keeps_both_marginals(coupling):
+def test_a_permutation_has_both_marginals(coupling):
     z, x = batch(50)
     assert couple(z, x, coupling=coupling).sort().values.tolist() == list(range(50))
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 5.0, 50.0])
-def test_the_entropic_plan_is_pots(epsilon):
+def test_the_entropic_plan_agrees_with_pot(epsilon):
     cost = squared_distances(*batch(40))
     weights = torch.full((40,), 1 / 40, dtype=torch.float64).numpy()
     expected = 40 * torch.as_tensor(ot.sinkhorn(weights, weights, cost.double().numpy(), epsilon, stopThr=1e-10))
@@ -44,53 +44,53 @@ def test_the_entropic_plan_is_pots(epsilon):
 
 
 @pytest.mark.parametrize(("epsilon", "error"), [(0.02, 0.2), (0.5, 0.01), (50.0, 1e-6)])
-def test_the_entropic_plan_keeps_both_marginals(epsilon, error):
+def test_the_entropic_plan_has_both_marginals(epsilon, error):
     plan = entropic_plan(squared_distances(*batch(64)), torch.tensor(epsilon))
     torch.testing.assert_close(plan.sum(0), torch.ones(64).double())
     assert (plan.sum(1) - 1).abs().max() < error
 
 
-def test_the_entropic_plan_of_costs_that_are_far_apart_is_finite():
+def test_the_entropic_plan_is_finite_for_costs_of_different_magnitudes():
     z, x = batch(20)
     plan = entropic_plan(squared_distances(z, 1000 * x), torch.tensor(1e-3))
     assert plan.isfinite().all()
     torch.testing.assert_close(plan.sum(0), torch.ones(20).double())
 
 
-def test_sinkhorn_draws_from_its_plan():
-    """By uniform numbers that cover [0, 1] evenly, so that each count is right to one."""
+def test_sinkhorn_samples_from_its_plan():
+    """The uniform numbers are a grid on [0, 1], so that each count is exact up to one."""
     cost, counts = squared_distances(*batch(6)), torch.zeros(6, 6)
     for u in (torch.arange(100) + 0.5) / 100:
         counts[_sinkhorn(cost, 2.0, u.expand(6)), torch.arange(6)] += 1
     assert (counts / 100 - entropic_plan(cost, torch.tensor(2.0))).abs().max() < 0.011
 
 
-def test_sinkhorn_tends_to_exact():
+def test_sinkhorn_is_exact_for_small_epsilon():
     z, x = batch(8)
     assert torch.equal(couple(z, x, coupling="sinkhorn", epsilon=1e-3), couple(z, x, coupling="exact"))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_exact_has_the_least_cost_of_all_permutations(seed):
+def test_exact_minimizes_the_cost_over_permutations(seed):
     torch.manual_seed(seed)
     z, x = batch(4)
-    least = min(cost_of(z, x, torch.tensor(order)) for order in itertools.permutations(range(4)))
-    assert cost_of(z, x, couple(z, x)) == pytest.approx(least)
+    minimum = min(cost_of(z, x, torch.tensor(order)) for order in itertools.permutations(range(4)))
+    assert cost_of(z, x, couple(z, x)) == pytest.approx(minimum)
 
 
-def test_exact_has_the_cost_of_pots_plan():
+def test_exact_has_the_cost_of_the_plan_of_pot():
     z, x = batch(100)
     assert cost_of(z, x, couple(z, x)) == pytest.approx(ot.emd2([], [], squared_distances(z, x).double().numpy()))
 
 
 def labeled(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Data whose place tells their label, a base that knows nothing of it, and labels of both."""
+    """A base independent of its labels, data that are separated by label, and labels of both."""
     y = torch.randint(3, (n,))
     return torch.randn(n, 2), 4.0 * y[:, None] + torch.randn(n, 2), y[torch.randperm(n)], y
 
 
 @pytest.mark.parametrize("coupling", ["exact", "sinkhorn"])
-def test_labels_are_respected_the_more_the_more_they_weigh(coupling):
+def test_a_larger_label_weight_pairs_fewer_different_labels(coupling):
     z, x, labels_z, labels_x = labeled(60)
     wrong = []
     for weight in (0.0, 0.1, 1.0, 1000.0):
@@ -101,12 +101,14 @@ def test_labels_are_respected_the_more_the_more_they_weigh(coupling):
     assert wrong[0] > 20
     assert wrong[-1] == 0
     torch.manual_seed(1)
-    ignorant = couple(z, x, coupling=coupling)
+    without_labels = couple(z, x, coupling=coupling)
     torch.manual_seed(1)
-    assert torch.equal(couple(z, x, coupling=coupling, labels_z=labels_z, labels_x=labels_x, label_weight=0), ignorant)
+    assert torch.equal(
+        couple(z, x, coupling=coupling, labels_z=labels_z, labels_x=labels_x, label_weight=0), without_labels
+    )
 
 
-def test_contexts_are_respected_as_labels_are():
+def test_one_hot_contexts_are_equivalent_to_labels():
     z, x, labels_z, labels_x = labeled(40)
     hot_z, hot_x = torch.eye(3)[labels_z], torch.eye(3)[labels_x]
     by_label = couple(z, x, labels_z=labels_z, labels_x=labels_x, label_weight=0.5)
@@ -114,8 +116,8 @@ def test_contexts_are_respected_as_labels_are():
 
 
 @pytest.mark.parametrize("coupling", ["exact", "sinkhorn"])
-def test_the_base_given_a_label_is_the_base_only_with_labels(coupling):
-    """Sums of a base's rows given the label, 5 deviations: a level of 6e-7 for each of six numbers."""
+def test_the_base_given_a_label_is_the_base_only_if_labels_are_used(coupling):
+    """Sums of the rows of the base for each label, to 5 standard deviations (p-value 6e-7 for each of six numbers)."""
     sums, counts, naive = torch.zeros(3, 2), torch.zeros(3), torch.zeros(3, 2)
     for _ in range(20):
         z, x, labels_z, labels_x = labeled(60)
@@ -123,13 +125,13 @@ def test_the_base_given_a_label_is_the_base_only_with_labels(coupling):
         sums.index_add_(0, labels_x, z[index])
         counts += torch.bincount(labels_x, minlength=3)
         naive.index_add_(0, labels_x, z[couple(z, x, coupling=coupling)])
-    # rows that sinkhorn draws twice make the deviation larger, by 2^(1/2) at most if each pair is drawn by itself
-    spread = (2 * counts[:, None]).sqrt()
-    assert ((sums / spread).abs() < 5).all()
-    assert ((naive / spread).abs().amax(1)[[0, 2]] > 7).all()
+    # sinkhorn may use a row twice, which increases the standard deviation by at most 2^(1/2)
+    std = (2 * counts[:, None]).sqrt()
+    assert ((sums / std).abs() < 5).all()
+    assert ((naive / std).abs().amax(1)[[0, 2]] > 7).all()
 
 
-def test_no_gradient_passes_and_no_row_moves():
+def test_the_index_has_no_gradient():
     z, x = batch()
     index = couple(z.requires_grad_(), x)
     assert not index.requires_grad
@@ -147,12 +149,12 @@ def test_no_gradient_passes_and_no_row_moves():
         ({"labels_x": torch.zeros(3), "labels_z": torch.zeros(3)}, r"both \(12,\)"),
     ],
 )
-def test_bad_options(options, message):
+def test_bad_options_raise(options, message):
     with pytest.raises(ValueError, match=message):
         couple(*batch(), **options)
 
 
-def test_bad_rows():
+def test_bad_shapes_raise():
     with pytest.raises(ValueError, match=r"one shape \(n, \*event\), got \(4, 2\) and \(5, 2\)"):
         couple(torch.zeros(4, 2), torch.zeros(5, 2))
     with pytest.raises(ValueError, match=r"one shape"):

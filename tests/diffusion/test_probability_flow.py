@@ -1,4 +1,4 @@
-"""The law of the probability-flow ODE: exact on Gaussian data, and a law whatever the network."""
+"""ProbabilityFlow: exact for Gaussian data, and a normalized density for any network."""
 
 import math
 
@@ -14,15 +14,15 @@ from ppgen.models import Diffusion
 from ppgen.nets import ResidualDense
 from ppgen.utils.ode import SOLVERS
 
-LEAST = 0.02
-SPREAD = LEAST / (1 - LEAST)  # the deviation of the noise that x has
+SIGMA_MIN = 0.02
+NOISE_STD = SIGMA_MIN / (1 - SIGMA_MIN)  # of the noise in x
 
-# the order of each solver of fixed steps
+# the order of each fixed-step solver
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
 
 
 def gaussian(shape, *, sigma_max=1.0, **options):
-    """The law for data N(m, d^2), and that of the data with their noise."""
+    """The probability flow of data N(m, d^2), and the exact distribution of the data with their noise."""
     size = math.prod(shape)
     m = torch.linspace(-1, 1.5, size, dtype=torch.float64).reshape(shape)
     d = torch.linspace(0.4, 1.6, size, dtype=torch.float64).reshape(shape)
@@ -32,12 +32,12 @@ def gaussian(shape, *, sigma_max=1.0, **options):
         return m + a * d**2 / (s**2 + (a * d) ** 2) * (z - a * m)
 
     base = dist.Normal((1 - sigma_max) * m, (((1 - sigma_max) * d) ** 2 + sigma_max**2).sqrt()).to_event(len(shape))
-    exact = dist.Normal(m, (d**2 + SPREAD**2).sqrt()).to_event(len(shape))
-    return ProbabilityFlow(denoise, base, sigma_min=LEAST, sigma_max=sigma_max, **options), exact
+    exact = dist.Normal(m, (d**2 + NOISE_STD**2).sqrt()).to_event(len(shape))
+    return ProbabilityFlow(denoise, base, sigma_min=SIGMA_MIN, sigma_max=sigma_max, **options), exact
 
 
-def random_law(dim, *, context=None, batch=(), seed=0, **options):
-    """A law by a network of random weights, not a good denoiser of anything."""
+def random_flow(dim, *, context=None, batch=(), seed=0, **options):
+    """The probability flow of a network with random weights, and the network."""
     torch.manual_seed(seed)
     width = 0 if context is None else context.shape[-1]
     network = ResidualDense((dim,), (dim,), hidden=(6, 6), context_dim=Denoiser.level_dim + width)
@@ -46,12 +46,12 @@ def random_law(dim, *, context=None, batch=(), seed=0, **options):
         for parameter in denoiser.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     base = dist.Normal(torch.zeros(*batch, dim, dtype=torch.float64), 1.0).to_event(1)
-    return ProbabilityFlow(lambda z, level: denoiser(z, level, context), base, sigma_min=LEAST, **options), denoiser
+    return ProbabilityFlow(lambda z, level: denoiser(z, level, context), base, sigma_min=SIGMA_MIN, **options), denoiser
 
 
 @pytest.mark.parametrize("sigma_max", [1.0, 0.95])
 @pytest.mark.parametrize("shape", [(1,), (3,), (1, 2, 2)], ids=str)
-def test_gaussian_data_have_their_exact_density(shape, sigma_max):
+def test_the_density_of_gaussian_data_is_exact(shape, sigma_max):
     distribution, exact = gaussian(shape, sigma_max=sigma_max, steps=40)
     torch.manual_seed(0)
     x = exact.sample((20,))
@@ -64,7 +64,7 @@ def test_gaussian_data_have_their_exact_density(shape, sigma_max):
 
 
 @pytest.mark.parametrize("solver", ORDERS)
-def test_fixed_steps_converge_at_their_order(solver):
+def test_fixed_step_solvers_converge_at_their_order(solver):
     x = gaussian((2,))[1].sample((20,))
     errors = []
     for steps in (40, 80):
@@ -74,15 +74,15 @@ def test_fixed_steps_converge_at_their_order(solver):
 
 
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in ORDERS])
-def test_solvers_that_choose_their_steps_keep_to_their_tolerance(solver):
+def test_adaptive_solvers_meet_their_tolerance(solver):
     distribution, exact = gaussian((2,), solver=solver, tolerance=1e-4)
     x = exact.sample((5,))
     torch.testing.assert_close(distribution.log_prob(x), exact.log_prob(x), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("dim", [1, 2])
-def test_densities_of_any_network_integrate_to_one(dim):
-    distribution, _ = random_law(dim, steps=15)
+def test_the_density_of_any_network_integrates_to_one(dim):
+    distribution, _ = random_flow(dim, steps=15)
     with torch.no_grad():
         axis = torch.linspace(-8, 8, 400 if dim == 1 else 80, dtype=torch.float64)
         grid = torch.stack(torch.meshgrid(*[axis] * dim, indexing="ij"), -1).reshape(-1, dim)
@@ -90,12 +90,12 @@ def test_densities_of_any_network_integrate_to_one(dim):
         normal = dist.Normal(torch.zeros(dim, dtype=torch.float64), 1.0).to_event(1).log_prob(grid).exp()
     cell = float(axis[1] - axis[0]) ** dim
     assert density.sum() * cell == pytest.approx(1, abs=2e-3)
-    assert (density - normal).abs().max() > 0.02  # and the network did something
+    assert (density - normal).abs().max() > 0.02  # the network has an effect
 
 
 @pytest.mark.parametrize("probes", [None, 3])
-def test_a_draw_and_its_density_on_one_way_are_those_on_two(probes):
-    distribution, _ = random_law(2, steps=20, probes=probes)
+def test_rsample_and_log_prob_agrees_with_separate_calls(probes):
+    distribution, _ = random_flow(2, steps=20, probes=probes)
     torch.manual_seed(1)
     x, log_prob = distribution.rsample_and_log_prob((4,))
     torch.manual_seed(1)
@@ -104,19 +104,19 @@ def test_a_draw_and_its_density_on_one_way_are_those_on_two(probes):
         torch.testing.assert_close(distribution.log_prob(x), log_prob, rtol=0, atol=1e-4)
 
 
-def test_hutchinsons_estimate_is_right_in_the_mean():
-    exact, _ = random_law(3, steps=5)
-    rough, _ = random_law(3, steps=5, probes=2)
+def test_hutchinsons_estimate_is_unbiased():
+    exact, _ = random_flow(3, steps=5)
+    rough, _ = random_flow(3, steps=5, probes=2)
     with torch.no_grad():
         x = torch.randn(3, dtype=torch.float64)
         draws = rough.log_prob(x.expand(4000, 3))
-        # at 4 deviations: fails by chance once in 16,000 times
+        # four standard errors (p-value 6e-5)
         assert (draws.mean() - exact.log_prob(x)).abs() < 4 * draws.std() / len(draws) ** 0.5
     assert draws.std() > 1e-3
 
 
-def test_the_exact_density_draws_nothing():
-    distribution, _ = random_law(2)
+def test_the_exact_density_uses_no_random_numbers():
+    distribution, _ = random_flow(2)
     x = torch.randn(5, 2, dtype=torch.float64)
     state = torch.get_rng_state()
     first = distribution.log_prob(x)
@@ -126,8 +126,8 @@ def test_the_exact_density_draws_nothing():
         torch.testing.assert_close(distribution.log_prob(x), first)
 
 
-def test_gradients_in_the_value_and_in_the_network():
-    distribution, denoiser = random_law(2, steps=4)
+def test_gradients_with_respect_to_the_value_and_the_network():
+    distribution, denoiser = random_flow(2, steps=4)
     x = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(distribution.log_prob, (x,))
     parameters = list(denoiser.parameters())
@@ -136,8 +136,8 @@ def test_gradients_in_the_value_and_in_the_network():
         lambda: distribution.log_prob(x.detach()).sum(),
         lambda: (torch.manual_seed(5), distribution.rsample((3,)).square().sum())[1],
     ):
-        slopes = torch.autograd.grad(value(), parameters, allow_unused=True, materialize_grads=True)
-        expected = sum((slope * way).sum() for slope, way in zip(slopes, direction, strict=True))
+        gradients = torch.autograd.grad(value(), parameters, allow_unused=True, materialize_grads=True)
+        expected = sum((gradient * way).sum() for gradient, way in zip(gradients, direction, strict=True))
         ends = []
         for step in (1e-5, -1e-5):
             with torch.no_grad():
@@ -150,15 +150,17 @@ def test_gradients_in_the_value_and_in_the_network():
         assert expected.abs() > 1e-3
 
 
-def test_batches_are_those_of_the_context():
+def test_the_batch_shape_is_that_of_the_context():
     context = torch.eye(3, dtype=torch.float64)
-    distribution, denoiser = random_law(2, context=context, batch=(3,), steps=5)
+    distribution, denoiser = random_flow(2, context=context, batch=(3,), steps=5)
     x = torch.randn(4, 3, 2, dtype=torch.float64)
     whole = distribution.log_prob(x)
     assert whole.shape == (4, 3)
     for i in range(3):
         one = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
-        single = ProbabilityFlow(lambda z, level, i=i: denoiser(z, level, context[i]), one, sigma_min=LEAST, steps=5)
+        single = ProbabilityFlow(
+            lambda z, level, i=i: denoiser(z, level, context[i]), one, sigma_min=SIGMA_MIN, steps=5
+        )
         torch.testing.assert_close(single.log_prob(x[:, i]), whole[:, i])
     wide = distribution.expand((4, 3))
     assert wide.batch_shape == (4, 3)
@@ -167,8 +169,8 @@ def test_batches_are_those_of_the_context():
     torch.testing.assert_close(distribution.log_prob(x[0, 0]), distribution.log_prob(x[0, 0].expand(3, 2)))
 
 
-def test_in_a_program_it_is_a_prior():
-    distribution, _ = random_law(2, steps=4)
+def test_a_probability_flow_is_a_prior_in_a_program():
+    distribution, _ = random_flow(2, steps=4)
 
     def model():
         with pyro.plate("data", 3):
@@ -199,13 +201,13 @@ def test_in_a_program_it_is_a_prior():
         ({"base": dist.Normal(torch.zeros(2), 1.0)}, r"expected a base with event dimensions"),
     ],
 )
-def test_what_it_refuses(options, message):
-    given = {"base": dist.Normal(torch.zeros(2), 1.0).to_event(1), "sigma_min": 0.01} | options
+def test_bad_options_raise(options, message):
+    arguments = {"base": dist.Normal(torch.zeros(2), 1.0).to_event(1), "sigma_min": 0.01} | options
     with pytest.raises(ValueError, match=message):
-        ProbabilityFlow(lambda z, level: z, **given)
+        ProbabilityFlow(lambda z, level: z, **arguments)
 
 
-# of a model
+# The distribution of a model
 
 
 def diffusion(event_shape=(2,), **options):
@@ -218,27 +220,27 @@ def diffusion(event_shape=(2,), **options):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "exponential", "karras", "straight", "learned"])
-def test_a_models_law_is_the_same_on_every_schedule_that_ends_alike(schedule):
+def test_the_distribution_of_a_model_depends_only_on_the_ends_of_the_schedule(schedule):
     ends = {"sigma_min": 0.1} if schedule == "straight" else {"sigma_min": 0.1, "sigma_max": 60.0}
     model, other = diffusion(schedule=schedule, options=ends), diffusion(options={"sigma_min": 0.1, "sigma_max": 60.0})
     other.denoiser.load_state_dict(model.denoiser.state_dict())
     x = torch.randn(5, 2, dtype=torch.float64)
-    near = {"atol": 0.2 if schedule == "straight" else 1e-5, "rtol": 0}  # the straight one ends in noise alone
+    near = {"atol": 0.2 if schedule == "straight" else 1e-5, "rtol": 0}  # "straight" ends in pure noise
     torch.testing.assert_close(model.log_prob(x), other.log_prob(x), **near)
 
 
-def test_draws_of_the_ode_are_draws_of_its_law():
+def test_samples_of_the_adaptive_sampler_follow_the_distribution():
     model = diffusion(options={"sigma_min": 0.001})
     torch.manual_seed(0)
     x = model.sample(50, sampler="adaptive", steps=2, tolerance=1e-6)
     torch.manual_seed(0)
     with torch.no_grad():
         z = model.distribution(steps=200).sample((50,))
-    torch.testing.assert_close(x, z, rtol=0, atol=0.02)  # a last step to the data sets them apart
+    torch.testing.assert_close(x, z, rtol=0, atol=0.02)  # they differ by the last step, to the data
 
 
 @pytest.mark.parametrize("options", [{}, {"num_classes": 2}, {"context_dim": 3}, {"schedule": "learned"}], ids=str)
-def test_the_program_in_continuous_time_is_the_law(options):
+def test_the_program_in_continuous_time_has_the_density(options):
     pyro.clear_param_store()
     model = diffusion(**options)
     x = torch.randn(4, 2, dtype=torch.float64)
@@ -253,7 +255,7 @@ def test_the_program_in_continuous_time_is_the_law(options):
 
 
 def exact_levels(model, noise):
-    """P of each level by quadrature, of one number."""
+    """The probability of each level, by quadrature, for events of one number."""
     width = 2 / (model.levels - 1)
     step = width / 100
     z = torch.arange(-4, 4, step, dtype=torch.float64) + step / 2
@@ -262,13 +264,15 @@ def exact_levels(model, noise):
         if noise == "uniform":
             probs = (((z + 1) / width + 0.5).floor()[:, None] == torch.arange(model.levels)).double()
         else:
-            probs = model.observation(model._end(0).signal * z[:, None]).base_dist.probs[:, 0]
+            probs = model.observation(
+                model.schedule(torch.zeros((), dtype=torch.float64)).signal * z[:, None]
+            ).base_dist.probs[:, 0]
     return density @ probs
 
 
 @pytest.mark.parametrize(("noise", "within"), [("uniform", slice(0, 5)), ("normal", slice(1, 4))])
-def test_levels_have_probabilities(noise, within):
-    """At the ends weights of normal noise are without variance, p being wider than it."""
+def test_probabilities_of_levels(noise, within):
+    """The first and last level are left out for normal noise: p is wider, so the weights have infinite variance."""
     model = diffusion((1,), levels=5, options={"sigma_min": 0.25})
     exact = exact_levels(model, noise)
     levels, n = torch.arange(5), 1000
@@ -279,12 +283,12 @@ def test_levels_have_probabilities(noise, within):
     )
     assert (one.mean(0) < four.mean(0)).all()
     assert (four.mean(0) < exact.log() + 0.01).all()
-    # 8 such at 4.5 deviations: fails by chance once in 15,000 times
+    # eight tests at 4.5 standard errors (p-value 1 / 15000)
     error = (one.exp().mean(0) - exact).abs() / (one.exp().std(0) / n**0.5)
     assert (error[within] < 4.5).all()
 
 
-def test_the_program_of_levels_is_the_bound():
+def test_the_program_with_levels_is_the_bound():
     pyro.clear_param_store()
     model = diffusion(levels=3)
     x = torch.tensor([[0, 2], [1, 1]])
@@ -294,7 +298,7 @@ def test_the_program_of_levels_is_the_bound():
     assert loss == pytest.approx(-float(model.log_prob(x).sum()))
 
 
-def test_models_refuse():
+def test_bad_options_of_a_model_raise():
     with pytest.raises(ValueError, match="expected particles of at least 1, got 0"):
         diffusion(levels=3).log_prob(torch.zeros(2, 2), particles=0)
     with pytest.raises(ValueError, match="expected noise to be one of 'uniform', 'normal', got 'flow'"):
