@@ -53,7 +53,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is truncated, altered, or not written by ppgen.
+        CheckpointError: if it is truncated, altered, from an earlier development version, or not written by ppgen.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,6 +64,11 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+    if "facts" in header and "digest" in header:  # the header before the first release
+        raise CheckpointError(
+            f"{path}: an earlier development version of ppgen wrote this file, which this version cannot read; train "
+            "again (delete the file if it is a checkpoint), or read it with the version that wrote it"
+        )
     if "metadata" not in header or "digest" not in header:
         raise CheckpointError(f"{path}: a safetensors file, but ppgen did not write it")
     if _digest(tensors, header["metadata"]) != header["digest"]:

@@ -19,7 +19,6 @@ from ppgen.training.result import Chain, chains_from_tensors, chains_to_tensors
 __all__ = ["Checkpoint", "read_position"]
 
 FORMAT = "run 2"
-EARLIER_FORMATS = ("run 1",)
 SAMPLE_ROWS = 8  # of the data, stored so that other data are recognized
 
 
@@ -184,11 +183,9 @@ def read_position(path: str | os.PathLike) -> tuple[int, int]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = read(path)
-    if (stored := metadata.get("format")) in EARLIER_FORMATS:
+    if (found := metadata.get("format")) != FORMAT:
         raise CheckpointError(
-            f"{path}: an earlier development version of ppgen wrote this checkpoint (format {stored!r}; this version "
-            f"reads {FORMAT!r}); delete the file and start the run again"
+            f"{path}: not a checkpoint of a run, or of another version of ppgen (format {found!r}; this version reads "
+            f"{FORMAT!r}); give another path, or delete the file to start a new run"
         )
-    if stored != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of a run, or of another version of ppgen (format {stored!r})")
     return tensors, metadata

@@ -24,7 +24,6 @@ from ppgen.training.training_failures import TrainingWarning, critic_properties,
 __all__ = ["Chain", "Fitted", "chains_from_tensors", "chains_to_tensors"]
 
 FORMAT = 2
-EARLIER_FORMATS = (1,)
 ARRAYS = ("history", "validation", "adversarial_metrics")  # the fields of a chain that are arrays by name
 METADATA = ("stop_reason", "best_step", "seconds", "interrupted", "compiled")  # those that are JSON values
 
@@ -250,7 +249,11 @@ class Fitted:
                 stored shape. They are unchanged then.
         """
         tensors, stored = read(path)
-        _check_format(path, stored.get("format"))
+        if (found := stored.get("format")) != FORMAT:
+            raise CheckpointError(
+                f"{path}: not a fit, or of another version of ppgen (format {found!r}; this version reads {FORMAT!r}); "
+                "fit the programs again, or read the file with the version that wrote it"
+            )
         shapes = [(shape, getattr(torch, dtype)) for shape, dtype in stored["example"]]
         example = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes)
         fit = cls(model, guide, loss, chains_from_tensors(tensors, stored["chains"]), example, stored["metadata"])
@@ -277,13 +280,3 @@ class Fitted:
             raise ValueError(
                 f"the programs do not run on a batch of the shape they were trained on, {batch}: {error}"
             ) from error
-
-
-def _check_format(path: str | PathLike, stored: Any) -> None:
-    if stored in EARLIER_FORMATS:
-        raise CheckpointError(
-            f"{path}: an earlier development version of ppgen wrote this fit (format {stored}; this version reads "
-            f"format {FORMAT}); fit the programs again, or read the file with the version that wrote it"
-        )
-    if stored != FORMAT:
-        raise CheckpointError(f"{path}: not a fit, or of another version of ppgen (format {stored!r})")

@@ -12,6 +12,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import safetensors.torch
 import torch
 from programs import bits, frozen_in_training
 from pyro.infer.autoguide import AutoNormal
@@ -480,6 +481,21 @@ def test_a_saved_fit_is_no_checkpoint(tmp_path):
     whole("VAE").save(tmp_path / "fit")
     with pytest.raises(CheckpointError, match="not a checkpoint of a run"):
         fit("VAE", checkpoint=tmp_path / "fit")
+
+
+def test_a_checkpoint_of_an_earlier_development_version_is_refused_by_name_and_stays(tmp_path):
+    path = tmp_path / "run"
+    old = {"format": "run 1", "asked": {"steps": STEPS}, "number": 0, "chains": [], "watch": {"steps": 10}}
+    tensors = {"live/w": torch.zeros(1), "watch/history/loss": torch.zeros(10)}
+    safetensors.torch.save_file(tensors, path, {"facts": json.dumps(old), "digest": "0" * 64})
+    content = path.read_bytes()
+    for read_it in (lambda: fit("VAE", checkpoint=path), lambda: read_position(path)):
+        with pytest.raises(CheckpointError, match=r"run: an earlier development version .*delete the file if it is a"):
+            read_it()
+    assert path.read_bytes() == content
+    write(path, tensors, old)
+    with pytest.raises(CheckpointError, match="another version of ppgen .format 'run 1'; .* start a new run"):
+        fit("VAE", checkpoint=path)
 
 
 def test_what_a_checkpoint_cannot_hold_is_said_at_the_first_step(tmp_path):

@@ -246,7 +246,9 @@ def test_a_file_that_is_no_fit_is_an_error(saved, tmp_path):
         with pytest.raises(CheckpointError, match=name):
             ppgen.Fit.load(tmp_path / name, programs.model, programs.guide)
     write(tmp_path / "other", {}, {"something": "else"})
-    with pytest.raises(CheckpointError, match=r"not a fit, or of another version of ppgen \(format None\)"):
+    with pytest.raises(
+        CheckpointError, match="not a fit, or of another version of ppgen .format None; this version reads 2"
+    ):
         ppgen.Fit.load(tmp_path / "other", programs.model, programs.guide)
     with pytest.raises(FileNotFoundError, match="absent: no such file"):
         ppgen.Fit.load(tmp_path / "absent", programs.model, programs.guide)
@@ -358,3 +360,18 @@ def test_stored_state_is_read_as_it_was_written(saved):
     tensors, facts = read(saved)
     assert facts["example"] == [[[6, 3], "float32"]]
     assert {name.split("/")[1] for name in tensors} == {"weights", "history", "validation"}
+
+
+OLD_CHAIN = {"stopped": "ran its 4 steps", "kept": 4, "seconds": 0.1, "interrupted": False, "compiled": ""}
+OLD_FIT = {"format": 1, "loss": "Evidence", "example": [[[6, 3], "float32"]], "chains": [OLD_CHAIN], "facts": {}}
+
+
+def test_a_fit_of_an_earlier_development_version_is_refused_by_name(tmp_path):
+    programs, path = fresh(networks, 2), tmp_path / "old.safetensors"
+    header = {"facts": json.dumps(OLD_FIT), "digest": "0" * 64}
+    safetensors.torch.save_file({"0/weights/w": torch.zeros(1), "0/signals/v": torch.zeros(4)}, path, header)
+    with pytest.raises(CheckpointError, match=r"old\.safetensors: an earlier development version .* train again"):
+        ppgen.Fit.load(path, programs.model, programs.guide)
+    write(path, {}, OLD_FIT)
+    with pytest.raises(CheckpointError, match="another version of ppgen .format 1; .*fit the programs again"):
+        ppgen.Fit.load(path, programs.model, programs.guide)
