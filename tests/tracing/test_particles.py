@@ -1,0 +1,123 @@
+"""Many particles at once, and their importance weights."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+from ppgen.tracing.particles import log_weights, particle_traces
+from ppgen.tracing.sites import PARTICLES, log_density, sample_sites
+from ppgen.tracing.traces import Traces
+
+Normal = dist.Normal
+
+
+def test_weights_at_the_exact_posterior_equal_the_evidence(ppca):
+    weights = log_weights(ppca.model, ppca.guide, ppca.args, particles=50)
+    assert weights.shape == (50, 5)
+    assert weights.dtype == torch.float64
+    assert not weights.requires_grad
+    torch.testing.assert_close(weights, ppca.exact.expand(50, 5), rtol=0, atol=1e-8)
+
+
+def test_the_bound_rises_to_the_evidence_with_more_particles(ppca):
+    """A guide twice too wide, 4096 groups of k draws; differences exceed 4 standard errors (level 3e-5)."""
+    weights = log_weights(ppca.model, ppca.guide, (*ppca.args, 2.0), particles=2**16)
+    evidence, last = ppca.exact.sum(), None
+    for k in (1, 4, 16):
+        groups = weights.reshape(-1, k, 5)[:4096]
+        bound = (groups.logsumexp(1) - torch.tensor(float(k)).log()).sum(-1)
+        error = bound.std() / 4096**0.5
+        assert bound.mean() + 4 * error < evidence
+        if last is not None:
+            assert bound.mean() - last > 4 * error
+        last = bound.mean()
+    assert evidence - last < 0.3
+    whole = (weights.logsumexp(0) - torch.tensor(2.0**16).log()).sum()
+    assert abs(whole - evidence) < 0.05
+
+
+@pytest.mark.parametrize("size", [1000, 6])
+def test_the_weight_of_a_row_does_not_depend_on_the_size_of_the_data_set(size):
+    data = torch.randn(6)
+
+    def program(observe, scale=1.0):
+        def run(x):
+            with pyro.plate("data", size, subsample=x), poutine.scale(scale=scale):
+                z = pyro.sample("z", dist.Delta(x) if not observe else Normal(0.0, 1.0))
+                if observe:
+                    pyro.sample("x", Normal(z, 1.0), obs=x)
+
+        return run
+
+    expected = Normal(0.0, 1.0).log_prob(data) + Normal(data, 1.0).log_prob(data)
+    for scale in (1.0, 0.25):  # a scale that the user sets stays
+        weights = log_weights(program(True, scale), program(False), (data,), particles=2)
+        torch.testing.assert_close(weights, scale * expected.expand(2, 6))
+
+
+def test_a_program_with_a_global_latent_has_weights_of_the_whole_data_set(subsampled):
+    args = (subsampled.model, subsampled.guide, subsampled.args)
+    pyro.set_rng_seed(1)
+    weights = log_weights(*args, particles=3)
+    pyro.set_rng_seed(1)
+    (traces,) = particle_traces(*args, particles=3)
+    sites = sample_sites(traces.guide_trace)
+    w, z = sites["w"]["value"], sites["z"]["value"]
+    (x,) = subsampled.args
+    prior = Normal(0.0, 1.0)
+    expected = prior.log_prob(w) - Normal(0.5, 0.4).log_prob(w)
+    rows = prior.log_prob(z) + Normal(w * z, 0.7).log_prob(x) - Normal(0.8 * x, 0.4).log_prob(z)
+    torch.testing.assert_close(weights, expected + 5 * rows.sum(-1, keepdim=True))  # 4 rows stand for 20
+
+
+def test_weights_are_summed_over_inner_plates(nested):
+    pyro.set_rng_seed(1)
+    weights = log_weights(nested.model, nested.guide, nested.args, particles=4)
+    pyro.set_rng_seed(1)
+    with torch.no_grad():
+        (traces,) = particle_traces(nested.model, nested.guide, nested.args, particles=4)
+    model_trace, guide_trace = traces.with_log_probs
+    z, x = model_trace.nodes["z"], model_trace.nodes["x"]
+    assert x["log_prob"].shape == (4, 3, 5)
+    expected = x["log_prob"].sum(1) + (z["log_prob"] - guide_trace.nodes["z"]["log_prob"]).squeeze(1)
+    torch.testing.assert_close(weights, expected)
+
+
+def test_a_guide_without_latents_has_density_one():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Normal(0.0, 1.0), obs=x)
+
+    x = torch.randn(4)
+    weights = log_weights(model, lambda x: None, (x,), particles=2)
+    torch.testing.assert_close(weights, Normal(0.0, 1.0).log_prob(x).expand(2, 4))
+    _, guide_trace = Traces(model, lambda x: None, (x,)).with_log_probs
+    assert log_density(guide_trace, per_datum=True).tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+def test_particles_lie_to_the_left_of_every_plate(nested, particles):
+    (traces,) = particle_traces(nested.model, nested.guide, nested.args, particles=particles)
+    for name in "zx":
+        (frame,) = (f for f in traces.model_trace.nodes[name]["cond_indep_stack"] if f.name == PARTICLES)
+        assert (frame.dim, frame.size) == (-3, particles)
+
+
+@pytest.mark.parametrize("reads_values", [False, True], ids=["vmap", "loop"])
+def test_programs_that_do_not_broadcast_run_for_each_particle(reads_values):
+    x, y, at = torch.randn(4, 2), torch.randn(4), torch.tensor([0.5, -1.0])
+
+    def model():
+        w = pyro.sample("w", Normal(torch.zeros(2), 1.0).to_event(1))
+        assert not reads_values or float(torch.rand(())) < 1
+        with pyro.plate("data", 4):
+            pyro.sample("y", Normal(x @ w, 1.0), obs=y)
+
+    def guide():
+        pyro.sample("w", dist.Delta(at, event_dim=1))
+
+    assert len(particle_traces(model, guide, (), particles=3)) == (3 if reads_values else 1)
+    expected = Normal(0.0, 1.0).log_prob(at).sum() + Normal(x @ at, 1.0).log_prob(y).sum()
+    torch.testing.assert_close(log_weights(model, guide, (), particles=3), expected.expand(3, 1))
