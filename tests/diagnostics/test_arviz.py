@@ -309,7 +309,8 @@ def test_a_latent_that_cannot_be_enumerated_is_named():
             pyro.sample("x", dist.Normal(c, 1.0), obs=x)
 
     x = torch.randn(4)
-    for model, says in ((counts, "its distribution Poisson has no finite support"), (sequential, "'sequential'; the model can")):
+    cases = (counts, "its distribution Poisson has no finite support"), (sequential, "'sequential'; the model can")
+    for model, says in cases:
         with pytest.raises(ValueError, match=rf"leaves 'c' to enumeration.*{says}"):
             log_weights(model, lambda x: None, (x,), particles=2)
 

@@ -1,0 +1,146 @@
+"""The table of checks: every check passes good draws and finds the fault that it is for; the verdict joins them."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from ppgen.diagnostics import CHECKS, describe_checks
+from ppgen.diagnostics.checks.check import BAD, GOOD, WEIGHTED, Finding, worst_level
+from ppgen.diagnostics.checks.draws import PosteriorDraws
+from ppgen.diagnostics.mode_search import ModeSearch
+from ppgen.diagnostics.tails import TailCheck
+from ppgen.diagnostics.verdict import _verdict
+from ppgen.training.result import Chain, Fitted
+
+S = 1000
+
+
+def draws(
+    *,
+    khat=0.1,
+    ess=0.9 * S,
+    chains: int = 2,
+    move: float = 0.0,
+    apart: float = 0.0,
+    losses: np.ndarray | None = None,
+    tails: TailCheck | None = None,
+    missed_modes: float | None = 0.0,
+) -> PosteriorDraws:
+    """Draws of one standard normal latent with these statistics; those with a k-hat for each datum have 10 data."""
+    local = np.ndim(khat) > 0
+    rng = np.random.default_rng(0)
+    shape = (chains, S, 10) if local else (chains, S)
+    dims = ("chain", "draw", "data") if local else ("chain", "draw")
+    z = rng.normal(size=shape) + apart * np.arange(chains).reshape(-1, *[1] * (len(shape) - 1))
+    log_weights = move * z
+    log_weights -= np.logaddexp.reduce(log_weights, axis=1, keepdims=True)
+    statistics = {
+        "pareto_k": np.broadcast_to(khat, shape[:1] + shape[2:]),
+        "log_marginal": np.zeros(shape[:1] + shape[2:]),
+    }
+    statistics["ess"] = np.broadcast_to(ess, statistics["pareto_k"].shape)
+    vi_dims = ("chain", "data") if local else ("chain",)
+    trace = np.zeros(50) if losses is None else losses
+    chain = Chain({}, {"loss": trace}, {"step": np.zeros(0), "loss": np.zeros(0)}, "as given", len(trace), 0.0)
+    fit = Fitted(lambda: None, lambda: None, None, [chain] * chains, ())
+    found = PosteriorDraws(
+        fit,
+        (),
+        xr.Dataset({"z": (dims, z)}),
+        xr.Dataset({"log_weight_smoothed": (dims, log_weights)}),
+        xr.Dataset({name: (vi_dims, value) for name, value in statistics.items()}),
+    )
+    search = None if missed_modes is None else ModeSearch(missed_modes, {"z": torch.tensor(4.0)})
+    vars(found).update(tails=tails, mode_search=None if local else search)  # what the cached properties would compute
+    return found
+
+
+FALLING = np.linspace(100.0, 0.0, 50)
+WIDE_TAIL = TailCheck(ess=1500.0, missed_mass=0.02, moment_shifts={"shift": 0.0, "log_ratio": 0.0})
+MOVED_TAIL = TailCheck(ess=1500.0, missed_mass=0.0, moment_shifts={"shift": 0.0, "log_ratio": 0.3})
+
+# by check: draws for which it is computed, its value, and the level that it allows
+CASES = {
+    "pareto_k": [
+        (draws(), 0.1, GOOD),
+        (draws(khat=0.6), 0.6, WEIGHTED),
+        (draws(khat=0.7), 0.7, BAD),  # above 1 - 1 / log10 1000
+        (draws(khat=0.6, ess=0.995 * S), 0.6, GOOD),  # equal weights have no tail
+        (draws(khat=0.6, ess=0.995 * S, tails=WIDE_TAIL), 0.6, BAD),
+        (draws(khat=0.6, ess=0.995 * S, tails=MOVED_TAIL), 0.6, BAD),
+        (draws(khat=np.array([0.1] * 9 + [0.6])), 0.1, WEIGHTED),
+        (draws(khat=np.array([0.1] * 9 + [0.9])), 0.1, GOOD),  # the check of the rows judges these
+    ],
+    "missed_tail_mass": [(draws(khat=0.6, ess=0.995 * S, tails=WIDE_TAIL), 0.02, GOOD)],
+    "bad_rows": [
+        (draws(khat=np.full(10, 0.1)), 0.0, GOOD),
+        (draws(khat=np.array([0.1] * 9 + [0.9])), 0.1, BAD),
+    ],
+    "ess_ratio": [(draws(ess=500.0), 0.5, GOOD), (draws(khat=np.full(10, 0.1), ess=500.0), 0.5, GOOD)],
+    "restarts": [
+        (draws(chains=2), 2, GOOD),
+        (draws(chains=1), 1, GOOD),
+        (draws(chains=1, missed_modes=None), 1, WEIGHTED),
+        (draws(chains=1, missed_modes=None, khat=np.full(10, 0.1)), 1, GOOD),
+    ],
+    "r_hat": [(draws(), 1.0, GOOD), (draws(apart=4.0), 1.82, BAD)],
+    "shift": [(draws(), 0.0, GOOD), (draws(move=0.3), 0.3, WEIGHTED), (draws(move=0.8), 0.8, BAD)],
+    "log_ratio": [(draws(), 0.0, GOOD)],
+    "missed_mode_mass": [(draws(), 0.0, GOOD), (draws(missed_modes=0.5), 0.5, BAD)],
+    "unconverged_nats": [(draws(), 0.0, GOOD), (draws(losses=FALLING), 15.2, GOOD)],
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_datum(monkeypatch):
+    monkeypatch.setattr(Fitted, "num_data", 1)
+
+
+def test_every_check_has_cases():
+    assert set(CASES) == set(CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [pytest.param(name, case, id=f"{name}-{i}") for name in CASES for i, case in enumerate(CASES[name])],
+)
+def test_a_check_computes_its_statistic_and_judges_it(name, case):
+    given, value, level = case
+    finding = CHECKS[name].compute(given)
+    assert finding is not None
+    assert finding.value == pytest.approx(value, rel=0.15, abs=0.01)
+    assert finding.level == level
+    if level != GOOD:
+        assert finding.reason
+        assert CHECKS[name].judged
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=list(CHECKS))
+def test_a_check_explains_itself(check):
+    assert check.meaning.endswith(".")
+    assert check.bound.endswith(".") or not check.bound
+    assert f"{check.name} " in describe_checks()
+    if not check.bound:
+        assert "not judged" in check.description
+
+
+@pytest.mark.parametrize("name", ["missed_tail_mass", "bad_rows", "r_hat", "shift", "log_ratio", "missed_mode_mass"])
+def test_a_check_that_does_not_apply_has_no_finding(name):
+    local = draws(khat=np.full(10, 0.1), chains=1)
+    glob = draws(chains=1, missed_modes=None)
+    assert CHECKS[name].compute(glob if name in ("missed_tail_mass", "bad_rows", "r_hat") else local) is None
+
+
+def test_the_verdict_is_the_worst_level_and_good_ones_give_no_reasons():
+    late, weights, tail = CHECKS["unconverged_nats"], CHECKS["shift"], CHECKS["pareto_k"]
+    explained = {late: Finding(9.0, "it still fell", GOOD, advise=True)}
+    assert _verdict(explained, automatic=False).reasons == {}
+    assert _verdict(explained, automatic=False).advice == ()
+    both = {tail: Finding(0.9, "above", BAD, advise=True), weights: Finding(0.2, "above", WEIGHTED), **explained}
+    verdict = _verdict(both, automatic=False)
+    assert verdict.level == BAD
+    assert list(verdict.reasons) == ["pareto_k", "shift", "unconverged_nats"]
+    assert verdict.advice == (*tail.guide_advice, *tail.advice, *late.guide_advice)
+    assert _verdict(both, automatic=True).advice == tail.advice
+    assert worst_level([]) == GOOD
