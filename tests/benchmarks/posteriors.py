@@ -34,7 +34,7 @@ from pyro.infer.autoguide import AutoGuide, AutoMultivariateNormal, AutoNormal
 
 import ppgen
 from ppgen.fitting import Fit
-from ppgen.infer.parameters import State, snapshot
+from ppgen.infer.parameters import ProgramState, snapshot
 from ppgen.training.result import Chain
 
 DRAWS, STEPS, RATE = 4000, 2000, 0.01
@@ -83,7 +83,7 @@ def stock(guide: type[AutoGuide]) -> Callable[[Program, int], Fit]:
         start = time.perf_counter()
         losses = np.array([svi.step(*data) for _ in range(STEPS)])
         seconds = time.perf_counter() - start
-        weights = snapshot(State.of(program.model, distribution, data).tensors)
+        weights = snapshot(ProgramState.from_programs(program.model, distribution, data).tensors)
         chain = Chain(weights, {"loss": losses}, {"step": np.zeros(0), "loss": np.zeros(0)}, "", STEPS, seconds)
         return Fit(program.model, distribution, Trace_ELBO(), [chain], data)
 
@@ -121,7 +121,7 @@ def lines_of(program: Program, name: str, seed: int, truth: tuple[np.ndarray, np
             parts = (groups[group][site].values.astype(np.float64) for site in program.sites)  # chain, draw, ...
             draws = np.concatenate([part.reshape(part.shape[0] * part.shape[1], -1) for part in parts], 1)
             apart = gaps(draws.mean(0), draws.std(0), truth)
-            lines[label] = Line(*apart, verdict.figures["pareto_k"], verdict.level, seconds)
+            lines[label] = Line(*apart, verdict.statistics["pareto_k"], verdict.level, seconds)
     return lines
 
 

@@ -63,7 +63,7 @@ def test_a_run_is_sampled_reported_and_repeated(tmp_path, capsys):
     [
         (["--energy", "u5"], "no energy 'u5'; there are 'u1', 'u2'"),
         (["--energy", "u1", "--model.flow", "nfs"], "no flow 'nfs'; did you mean 'nsf'"),
-        (["--energy", "u1", "--model.init_scale", "0"], "init_scale is more than 0"),
+        (["--energy", "u1", "--model.init_scale", "0"], "init_scale must be above 0"),
         (["--energy", "u1", "--fit.batch_size", "5"], "batch_size=5: programs without data"),
         (["--energy", "u1", "--loss.anneal", "1.5"], "rise in (0, 1]"),
     ],
