@@ -1,4 +1,4 @@
-"""A mixture of Gaussians over all latents of a program, for posteriors of several modes."""
+"""A mixture of Gaussians over all latents of a program, for posteriors with several modes."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -16,23 +16,23 @@ __all__ = ["AutoMixture"]
 
 
 class AutoMixture(AutoContinuous):
-    """K Gaussians of full rank over all latents together, on the real line.
+    """K full-rank Gaussians over all latents together, on the real line.
 
         u ~ sum_k w_k N(loc_k, L_k L_k'),    w = softmax(logits),    L_k = diag(scale_k) C_k, C_k unit lower triangular
 
-    Its density sums the components, so that importance weights are of the mixture, not of the component drawn. It has
-    no `median` and `quantiles`: take draws. It is what ``guide="auto"`` gives back where it finds several modes, and
-    places there. Draws have no gradient, since their component is drawn too: SVI has to train it by the score function,
-    and where components start between two modes, they end at one of them.
+    Its density is the sum over components, so importance weights are those of the mixture and not of the component that
+    was drawn. It has no `median` and `quantiles`; use draws instead. ``guide="auto"`` returns this guide where it finds
+    several modes, and places the components there. Draws have no gradient, since the component is random: SVI trains it
+    by the score function, and components that start between two modes end at one of them.
 
     Args:
         model: a Pyro program whose latents are continuous.
         components: K.
-        init_loc_fn: where all components start, as of Pyro's autoguides, but for noise that tells them apart.
-        init_scale: the standard deviation of each latent at the start, on the real line, and of that noise.
+        init_loc_fn: the initial location of all components, as for Pyro's autoguides; noise separates them.
+        init_scale: the initial standard deviation of each latent on the real line, and that of the noise.
 
     Raises:
-        ValueError: for fewer than one component, or an init_scale that is not above 0.
+        ValueError: if `components` is below 1 or `init_scale` is not above 0.
     """
 
     scale_constraint: ClassVar[constraints.Constraint] = constraints.softplus_positive
@@ -48,7 +48,7 @@ class AutoMixture(AutoContinuous):
     ) -> None:
         if components < 1 or not init_scale > 0:
             raise ValueError(
-                f"AutoMixture: expected components of at least 1 and init_scale above 0, got {components}, {init_scale}"
+                f"AutoMixture: components must be at least 1 and init_scale above 0, got {components} and {init_scale}"
             )
         super().__init__(model, init_loc_fn=init_loc_fn)
         self.components, self._init_scale = components, float(init_scale)
@@ -63,9 +63,14 @@ class AutoMixture(AutoContinuous):
         self.scale_tril = PyroParam(eye, self.scale_tril_constraint)
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.MixtureSameFamily:
-        """The law of u."""
+        """The distribution of u.
+
+        Args:
+            *args: the arguments of the model, which it does not depend on.
+            **kwargs: its keyword arguments.
+        """
         root: Tensor = self.scale[..., None] * self.scale_tril
-        # without checks, which read values, so that draws can be taken side by side
-        parts = dist.MultivariateNormal(self.loc, scale_tril=root, validate_args=False)
-        shares = dist.Categorical(logits=self.logits, validate_args=False)
-        return dist.MixtureSameFamily(shares, parts, validate_args=False)
+        # without validation, which reads values, so that vmap can evaluate it
+        components = dist.MultivariateNormal(self.loc, scale_tril=root, validate_args=False)
+        weights = dist.Categorical(logits=self.logits, validate_args=False)
+        return dist.MixtureSameFamily(weights, components, validate_args=False)

@@ -383,9 +383,9 @@ def optional(x, y=None):
     ("make", "error", "said"),
     [
         (lambda: AutoFlow(local, flow="nfs"), ValueError, r"no flow 'nfs'; did you mean 'nsf'"),
-        (lambda: AutoFlow(local, init_scale=0.0), ValueError, "init_scale is more than 0, got 0.0"),
+        (lambda: AutoFlow(local, init_scale=0.0), ValueError, "init_scale must be above 0, got 0.0"),
         (lambda: AutoFlow(local, amortized="data"), ValueError, "'data' is no argument of the model; there are 'x'"),
-        (lambda: AutoFlow(local, amortized="x", hidden=()), ValueError, "the width of contexts"),
+        (lambda: AutoFlow(local, amortized="x", hidden=()), ValueError, "is the width of contexts"),
         (lambda: AutoFlow(local, encoder=nn.Identity()), ValueError, "an encoder needs the names of the arguments"),
         (lambda: made(local, DATA, flow="lu_linear"), ValueError, "flow='lu_linear' has no such option"),
         (lambda: made(local, DATA, flow=FLOWS["maf"](3)), ValueError, r"events of shape \(18,\) .* shape \(3,\)"),
