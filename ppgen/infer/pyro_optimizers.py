@@ -1,10 +1,10 @@
-"""Pyro's own optimizers with their step count in a tensor, so that a traced step can move it.
+"""Pyro's own optimizers with the step count in a tensor, so that a recorded step can update it.
 
-Pyro counts steps in a Python number and multiplies ``group["lr"]`` as it goes; a trace would freeze both. These take
-the same arguments and make the same updates. Notation, elementwise throughout: θ a parameter, g its gradient, n the
-number of steps that the parameter has made with a gradient, this one included; moments start at 0. All state is made
-with the optimizer and only overwritten in place; gradients and ``param_groups`` are only read, and a rate among them
-may be a number or a tensor of no dimensions.
+Pyro counts steps in a Python number and multiplies ``group["lr"]`` in each step; a recording would make both constants.
+The optimizers here have the same arguments and make the same updates. Notation, elementwise throughout: θ is a
+parameter, g its gradient, n the number of steps in which the parameter had a gradient, including this one; moments
+start at 0. All state is created with the optimizer and overwritten in place. Gradients and ``param_groups`` are only
+read, and a learning rate may be a number or a scalar tensor.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,11 +20,16 @@ __all__ = ["EQUIVALENTS", "AdagradRMSProp", "ClippedAdam", "traceable_equivalent
 
 
 class _Counted(Optimizer):
-    """State "step", n in float64 on the parameter's device, and the moments that a subclass names."""
+    """Keeps "step", n in float64 on the parameter's device, and the moments that a subclass names."""
 
     moments: tuple[str, ...]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group and creates the state of its parameters.
+
+        Args:
+            param_group: as for any torch optimizer.
+        """
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
             self.state[p]["step"] = torch.zeros((), dtype=torch.float64, device=p.device)
@@ -34,18 +39,21 @@ class _Counted(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            for p in group["params"]:  # load_state_dict leaves "step" on the device that it was saved from
+            for p in group["params"]:  # load_state_dict leaves "step" on the device where it was saved
                 self.state[p]["step"] = self.state[p]["step"].to(p.device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step along the gradients; parameters without one stay and do not count it.
+        """Takes one step; parameters without a gradient do not change, nor does their count.
 
         Args:
-            closure: computes the loss and its gradients anew; its result is returned.
+            closure: computes the loss and its gradients again.
+
+        Returns:
+            The result of `closure`; None without one.
 
         Raises:
-            TypeError: for a sparse gradient.
+            TypeError: if a gradient is sparse.
         """
         loss = None
         if closure is not None:
@@ -57,20 +65,20 @@ class _Counted(Optimizer):
                     continue
                 if p.grad.is_sparse:
                     raise TypeError(
-                        f"{type(self).__name__} takes dense gradients, got a sparse one for a parameter of shape "
-                        f"{tuple(p.shape)}; make the layer, such as torch.nn.Embedding, with sparse=False"
+                        f"{type(self).__name__} needs dense gradients, got a sparse one for a parameter of shape "
+                        f"{tuple(p.shape)}; create the layer, such as torch.nn.Embedding, with sparse=False"
                     )
                 self.state[p]["step"].add_(1)
-                p.sub_(self._move(p, p.grad, group, **self.state[p]))
+                p.sub_(self._update(p, p.grad, group, **self.state[p]))
         return loss
 
-    def _move(self, p: Tensor, g: Tensor, group: dict[str, Any], step: Tensor, **moments: Tensor) -> Tensor:
-        """What to subtract from a parameter, after moving its moments."""
+    def _update(self, p: Tensor, g: Tensor, group: dict[str, Any], step: Tensor, **moments: Tensor) -> Tensor:
+        """Updates the moments and returns the amount to subtract from the parameter."""
         raise NotImplementedError
 
 
 class ClippedAdam(_Counted):
-    """Adam with clipped gradients and a decaying rate, as ``pyro.optim.ClippedAdam``.
+    """Adam with clipped gradients and a decaying learning rate, as ``pyro.optim.ClippedAdam``.
 
     With c = clip_norm, w = weight_decay, (β₁, β₂) = betas::
 
@@ -79,12 +87,22 @@ class ClippedAdam(_Counted):
         v ← β₂ v + (1 - β₂) g²                  (g - m)² for g² if centered_variance
         θ ← θ - lr lrdⁿ √(1 - β₂ⁿ) / (1 - β₁ⁿ) · m / (√v + eps)
 
-    `lr` is thus the rate before all decay, where Pyro's is the rate of the last step: a new value of ``group["lr"]``
+    `lr` is thus the learning rate before decay, whereas Pyro's is that of the last step: a new value of ``group["lr"]``
     also decays by lrdⁿ from the parameter's first step on.
 
-    Kingma and Ba, "Adam: a method for stochastic optimization" (2015), Algorithm 1 in the form of the end of section 2;
-    the centered variance is equation 2 of Rengaraj et al., "A two-step machine learning method for predicting the
-    formation energy of ternary compounds" (2023).
+    Kingma and Ba, "Adam: a method for stochastic optimization" (https://arxiv.org/abs/1412.6980), Algorithm 1 in the
+    form at the end of section 2. The centered variance is equation 2 of Rengaraj et al., "A two-step machine learning
+    method for predicting the formation energy of ternary compounds" (2023).
+
+    Args:
+        params: parameters or groups of them.
+        lr: the learning rate.
+        betas: decay of the moments.
+        eps: added to √v.
+        weight_decay: w.
+        clip_norm: c, a bound on each entry of the gradient.
+        lrd: the learning rate is multiplied by this in each step.
+        centered_variance: whether v is the variance of gradients rather than their second moment.
     """
 
     moments = ("exp_avg", "exp_avg_sq")
@@ -111,15 +129,15 @@ class ClippedAdam(_Counted):
         }
         super().__init__(params, defaults)
 
-    def _move(self, p: Tensor, g: Tensor, group: dict[str, Any], step: Tensor, **moments: Tensor) -> Tensor:
+    def _update(self, p: Tensor, g: Tensor, group: dict[str, Any], step: Tensor, **moments: Tensor) -> Tensor:
         m, v = moments["exp_avg"], moments["exp_avg_sq"]
         beta1, beta2 = group["betas"]
         g = g.clamp(-group["clip_norm"], group["clip_norm"])
         if group["weight_decay"] != 0:
             g = g.add(p, alpha=group["weight_decay"])
         m.mul_(beta1).add_(g, alpha=1 - beta1)
-        spread = g - m if group["centered_variance"] else g
-        v.mul_(beta2).addcmul_(spread, spread, value=1 - beta2)
+        residual = g - m if group["centered_variance"] else g
+        v.mul_(beta2).addcmul_(residual, residual, value=1 - beta2)
         rate = group["lr"] * group["lrd"] ** step * (1 - beta2**step).sqrt() / (1 - beta1**step)
         return rate.to(p.dtype) * m / (v.sqrt() + group["eps"])
 
@@ -129,10 +147,17 @@ class AdagradRMSProp(_Counted):
 
     ::
 
-        s ← g² at n = 1, t g² + (1 - t) s after
+        s ← g²                                  in the first step, t g² + (1 - t) s afterward
         θ ← θ - eta n^(-1/2 + delta) · g / (1 + √s)
 
-    Kucukelbir et al., "Automatic differentiation variational inference" (2017), equations 10 and 11 with τ = 1.
+    Kucukelbir et al., "Automatic differentiation variational inference" (https://arxiv.org/abs/1603.00788), equations
+    10 and 11 with τ = 1.
+
+    Args:
+        params: parameters or groups of them.
+        eta: the scale of the step size.
+        delta: added to the exponent of n.
+        t: the weight of the last squared gradient.
     """
 
     moments = ("sum",)
@@ -140,7 +165,7 @@ class AdagradRMSProp(_Counted):
     def __init__(self, params: Iterable[Any], eta: float | Tensor = 1.0, delta: float = 1e-16, t: float = 0.1) -> None:
         super().__init__(params, {"eta": eta, "delta": delta, "t": t})
 
-    def _move(self, p: Tensor, g: Tensor, group: dict[str, Any], step: Tensor, **moments: Tensor) -> Tensor:
+    def _update(self, p: Tensor, g: Tensor, group: dict[str, Any], step: Tensor, **moments: Tensor) -> Tensor:
         s, t = moments["sum"], group["t"]
         s.copy_(torch.where(step == 1, g * g, t * g * g + (1 - t) * s))
         rate = group["eta"] * step ** (group["delta"] - 0.5)
@@ -151,9 +176,9 @@ EQUIVALENTS: dict[type, type] = {PyroClippedAdam: ClippedAdam, PyroAdagradRMSPro
 
 
 def traceable_equivalent(constructor: Any) -> Any:
-    """The optimizer here that makes the updates of one of Pyro's; anything else comes back as it is.
+    """Exchanges one of Pyro's optimizers for the equivalent here; anything else is returned unchanged.
 
     Args:
-        constructor: as a Pyro optimizer holds it, ``PyroOptim.pt_optim_constructor``.
+        constructor: what a Pyro optimizer builds its optimizers with, ``PyroOptim.pt_optim_constructor``.
     """
     return EQUIVALENTS.get(constructor, constructor) if isinstance(constructor, type) else constructor
