@@ -1,43 +1,11 @@
-"""Data to fit: toy laws, bundled and downloaded sets, tables and images from files.
+"""Data to fit: toy data sets, bundled and downloaded ones, tables and images from files.
 
-`load` turns the name of a set or a path into a `Data`: rows first, in the form that a likelihood asks for
-(continuous, integer, binary, unit), split into train, validation and test, scaled by the train rows alone.
-The toy laws are also here by name, each `f(n, *, seed=0, ...) -> (x, y)`.
+`load` reads a data set by its name or path and returns a `Data`: rows in the form that a likelihood scores (continuous,
+integer, binary, unit), split into train, validation and test, and scaled by statistics of the training rows. The toy
+data sets are functions ``f(n, *, seed=0, ...) -> (x, y)`` as well. ``__init__.pyi`` lists the public names; each is
+imported when it is first used.
 """
 
-from ppgen.data.checks import check
-from ppgen.data.datum import Data, Split
-from ppgen.data.forms import FORMS
-from ppgen.data.loading import load
-from ppgen.data.scaler import Scaler
-from ppgen.data.toy import (
-    TOY,
-    checkerboard,
-    gaussians_grid,
-    gaussians_ring,
-    modes,
-    moons,
-    pinwheel,
-    rings,
-    rotated_moons,
-    swiss_roll,
-)
+import lazy_loader
 
-__all__ = [
-    "FORMS",
-    "TOY",
-    "Data",
-    "Scaler",
-    "Split",
-    "check",
-    "checkerboard",
-    "gaussians_grid",
-    "gaussians_ring",
-    "load",
-    "modes",
-    "moons",
-    "pinwheel",
-    "rings",
-    "rotated_moons",
-    "swiss_roll",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Arrays from files: NumPy's .npy and .npz, and the IDX files in which MNIST and its kin come."""
+"""Arrays from files: .npy and .npz of NumPy, and IDX files, the format of MNIST."""
 
 import gzip
 import math
@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from ppgen.data.raw import Raw, from_array
+from ppgen.data.raw import RawData, from_array
 
-# the third byte of an IDX file says what its numbers are, all of them big-endian
+__all__ = ["read_idx", "read_numpy"]
+
+# the dtype of the numbers, all big-endian, by the third byte of an IDX file
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
-def read_numpy(path: Path) -> Raw:
-    """An array of a .npy file, or of a .npz file "x" with labels "y" if there are any, or its only array.
+def read_numpy(path: Path) -> RawData:
+    """Reads the array of a .npy file, or of a .npz file the array "x" with optional labels "y", or its only array.
 
-    Raises ValueError for a file that NumPy cannot read without pickle, and for other arrays in a .npz.
+    Raises:
+        ValueError: for a file that NumPy cannot read without pickle, and for other arrays in a .npz file.
     """
     try:
         with path.open("rb") as file:
@@ -34,20 +37,23 @@ def read_numpy(path: Path) -> Raw:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of an IDX file, gzipped where its name ends in .gz.
+    """Reads the array of an IDX file, decompressed if its name ends in .gz.
 
-    An IDX file is two zero bytes, a type, the rank r, r sizes of 32 bits, and the numbers, row-major, all
-    of it big-endian. Raises ValueError for another beginning, or more or fewer bytes than the sizes ask for.
+    An IDX file consists of two zero bytes, the type, the rank r, r sizes of 32 bits, and the numbers in row-major
+    order, all big-endian.
+
+    Raises:
+        ValueError: for another header, or a number of bytes that does not match the sizes.
     """
     content = path.read_bytes()
     if path.suffix == ".gz":
         try:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is not a whole gzip file: {error}") from error
+            raise ValueError(f"{path} is not a complete gzip file: {error}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in IDX_TYPES:
         raise ValueError(
-            f"{path} is not an IDX file: expected it to begin 00 00, a type from "
+            f"{path} is not an IDX file: expected it to begin with 00 00, a type from "
             f"{', '.join(f'{code:02x}' for code in IDX_TYPES)}, and the rank; got {content[:4].hex(' ')}"
         )
     dtype, rank = np.dtype(IDX_TYPES[content[2]]), content[3]
@@ -58,7 +64,7 @@ def read_idx(path: Path) -> np.ndarray:
         expected += math.prod(shape) * dtype.itemsize
     if len(content) != expected:
         raise ValueError(
-            f"{path}: its header, rank {rank} and sizes {shape or 'cut off'}, asks for {expected} bytes, "
+            f"{path}: by its header, rank {rank} and sizes {shape or 'cut off'}, it has {expected} bytes, "
             f"but the file has {len(content)}"
         )
     return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))

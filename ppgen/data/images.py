@@ -1,15 +1,17 @@
-"""Images from a folder, whose subfolders, if any, are the classes."""
+"""Images from a folder, whose subfolders, if any, are classes."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ppgen.data.raw import Raw
+from ppgen.data.raw import RawData
+
+__all__ = ["pad_images", "read_images"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
-# how Pillow's modes are read, in 8 bits a channel; transparency is left out
+# the mode to which each of Pillow's modes is converted, 8 bits per channel; transparency is dropped
 MODES = {
     "1": "L",
     "L": "L",
@@ -22,19 +24,21 @@ MODES = {
 }
 
 
-def read_images(folder: Path) -> Raw:
-    """All images of a folder as uint8 (n, channels, height, width) with 256 levels, in order of their names.
+def read_images(folder: Path) -> RawData:
+    """Reads all images of a folder as uint8 (n, channels, height, width) with 256 levels, in the order of their names.
 
-    When the images lie in subfolders, those are the classes, numbered in order of their names. Raises
-    ValueError for a folder without images, images both beside and inside subfolders, sizes that differ, files
-    that are no images, and images of more than 8 bits a channel.
+    If the images are in subfolders, these are the classes, numbered in the order of their names.
+
+    Raises:
+        ValueError: for a folder without images, images both beside and inside subfolders, different sizes, files that
+            are no images, and images with more than 8 bits per channel.
     """
     loose = _images_in(folder)
     classes = {f.name: images for f in sorted(folder.iterdir()) if f.is_dir() and (images := _images_in(f))}
     if loose and classes:
         raise ValueError(
             f"{folder} holds images both beside its subfolders and inside {', '.join(map(repr, classes))}; "
-            f"keep all in subfolders, one a class, or none"
+            f"keep all in subfolders, one for each class, or none"
         )
     files = loose or [file for images in classes.values() for file in images]
     if not files:
@@ -50,22 +54,33 @@ def read_images(folder: Path) -> Raw:
             )
         x[i] = pixels
     y = np.repeat(np.arange(len(classes)), [len(images) for images in classes.values()]) if classes else None
-    return Raw(x, y, None, tuple(classes) or None, 256)
+    return RawData(x, y, None, tuple(classes) or None, 256)
 
 
-def padded(x: np.ndarray, side: int, *, name: str) -> np.ndarray:
-    """Images (n, channels, height, width) in the middle of side x side pixels of the lowest level, 0.
+def pad_images(x: np.ndarray, side: int, *, name: str) -> np.ndarray:
+    """Pads images evenly with zeros, the lowest level.
 
-    Raises ValueError for rows of a table, images that are larger than that, and ones that do not fill half of a side.
+    Args:
+        x: images (n, channels, height, width).
+        side: the height and width of the result.
+        name: the source, for errors.
+
+    Returns:
+        Images (n, channels, side, side).
+
+    Raises:
+        ValueError: for the rows of a table, images larger than `side`, and images that do not fill half of it.
     """
     if x.ndim != 4:
-        raise ValueError(f"side={side} is of images, and {name} has rows of shape {x.shape[1:]}; leave it out")
+        raise ValueError(
+            f"side={side} is an option of images, and {name} has rows of shape {x.shape[1:]}; leave it out"
+        )
     height, width = x.shape[2:]
     if side < max(height, width):
-        raise ValueError(f"side={side} is less than the {height} x {width} pixels of {name}: images are never cut")
+        raise ValueError(f"side={side} is less than the {height} x {width} pixels of {name}: images are never cropped")
     if side >= 2 * min(height, width):
         raise ValueError(
-            f"the {height} x {width} pixels of {name} do not fill half of side={side}; take fewer pixels a side, or "
+            f"the {height} x {width} pixels of {name} do not fill half of side={side}; choose a smaller side, or "
             "larger images"
         )
     edges = [((side - size) // 2, side - size - (side - size) // 2) for size in (height, width)]
@@ -81,7 +96,7 @@ def _pixels(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as image:
             if image.mode not in MODES:
-                raise ValueError(f"{file}: expected an image of 8 bits a channel, got Pillow's mode {image.mode!r}")
+                raise ValueError(f"{file}: expected an image with 8 bits per channel, got Pillow's mode {image.mode!r}")
             pixels = np.asarray(image.convert(MODES[image.mode]))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{file} is not a readable image: {error}") from error

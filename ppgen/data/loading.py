@@ -1,4 +1,4 @@
-"""From the name of a data set or a path to `Data`: find it, check it, form it, split it, scale it."""
+"""Reading of a data set by its name or path, and its preparation: form, split, scale."""
 
 import difflib
 from dataclasses import dataclass
@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from ppgen.data.checks import check
-from ppgen.data.datum import Data
+from ppgen.data.dataset import Data
 from ppgen.data.files import KINDS, looks_like_file, read
-from ppgen.data.forms import FORMS, UNSETTLED, settle
-from ppgen.data.images import padded
+from ppgen.data.forms import DEFERRED, FORMS, resolve_form
+from ppgen.data.images import pad_images
 from ppgen.data.named import NAMED, openml
-from ppgen.data.raw import Raw
+from ppgen.data.raw import RawData
 from ppgen.data.scaler import Scaler
 from ppgen.data.splits import split_rows
 from ppgen.data.toy import TOY
 
+__all__ = ["Preparation", "load", "read_source"]
+
 SCALES = ("none", "standard")
-TOY_SIZE = 5000
+TOY_SIZE = 5000  # the default number of rows of a toy data set
 
 
 def load(
@@ -34,36 +36,49 @@ def load(
     side: int | None = None,
     seed: int = 0,
 ) -> Data:
-    """Load, check, shape, split and scale a data set; the same arguments give the same arrays.
+    """Reads, checks, converts, splits and scales a data set; the same arguments give the same arrays.
 
-    source: a toy law of `TOY`, "digits", "fashion", "mnist", "openml:NAME", or the path of a file (.csv,
-        .parquet, .npy, .npz, .svmlight, IDX) or of a folder of images. A name goes before a path; "./digits" is
-        always a path.
-    form: "continuous", "integer", "binary" or "unit", see `forms`; "auto" is continuous, "levels" integer for data that
-        are made of levels, images say, and continuous for others.
-    scale: "standard" gives each column mean 0 and standard deviation 1 over the train rows, "none" leaves all
-        as it is, "auto" is standard for continuous tables and none for the rest (toy laws, images, other
-        forms).
-    label: the column of a table that holds labels.
-    validation, test: the fractions held out, each class by its share; see `splits`.
-    size: rows of a toy law to draw (5000 if not given), or rows to keep, at random, of anything else.
-    features: how many columns an svmlight file has, where its last ones may be empty.
-    side: images are padded to so many pixels a side, evenly and with the lowest level: 28 x 28 to 32 x 32, whose
-        scales are powers of two.
-    seed: of the draws, the rows kept, the split, and the noise of dequantization.
+    Args:
+        source: a toy data set of `TOY`, "digits", "fashion", "mnist", "mnist8", "openml:NAME", or the path of a file
+            (.csv, .parquet, .npy, .npz, .svmlight, .libsvm, IDX) or of a folder of images. A name takes precedence over
+            a path; "./digits" is always a path.
+        form: "continuous", "integer", "binary" or "unit", see `ppgen.data.forms`; "auto" is "continuous", and "levels"
+            is "integer" for data with gray levels, such as images, and "continuous" for others.
+        scale: "standard" gives each column mean 0 and standard deviation 1 on the training rows, "none" keeps the data,
+            and "auto" is "standard" for continuous tables and "none" for toy data sets, images and other forms.
+        label: the column of labels of a table.
+        validation: the fraction of validation rows, see `ppgen.data.splits`.
+        test: the fraction of test rows.
+        size: the number of rows of a toy data set (5000 by default), or of rows to keep, at random, of other data.
+        features: the number of columns of an svmlight file; None for the largest index plus one.
+        side: the side in pixels to which images are padded, evenly and with the lowest level, for example from 28 to
+            32, a power of two.
+        seed: seed of the toy data, the rows kept, the split, and the dequantization noise.
 
-    Raises ValueError for an unknown name (with the nearest known ones), malformed or missing values (naming
-    file, line and column where there are any), a form that the data cannot take and options out of range;
-    FileNotFoundError for a missing file; TypeError for data that are not real numbers, and for a source that
-    is neither name nor path.
+    Raises:
+        ValueError: for an unknown name (the message suggests similar ones), malformed or missing values (it names the
+            file, line and column), data without the given form, and options out of range.
+        FileNotFoundError: for a missing file.
+        TypeError: for data that are not real numbers, and a source that is neither a name nor a path.
     """
     prepare = Preparation(form=form, scale=scale, validation=validation, test=test)
-    return prepare(find(source, label=label, size=size, features=features, side=side, seed=seed), source, seed=seed)
+    raw = read_source(source, label=label, size=size, features=features, side=side, seed=seed)
+    return prepare(raw, source, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How rows become `Data`: form, split and scale, as `load` has them."""
+    """The preparation of raw data: form, split and scale.
+
+    Attributes:
+        form: as in `load`.
+        scale: as in `load`.
+        validation: as in `load`.
+        test: as in `load`.
+
+    Raises:
+        ValueError: for options that are unknown or exclude each other.
+    """
 
     form: str = "auto"
     scale: str = "auto"
@@ -72,8 +87,8 @@ class Preparation:
 
     def __post_init__(self) -> None:
         form, scale = self.form, self.scale
-        if form not in (*UNSETTLED, *FORMS):
-            raise ValueError(f"expected form to be one of {', '.join([*UNSETTLED, *FORMS])}, got {form!r}")
+        if form not in (*DEFERRED, *FORMS):
+            raise ValueError(f"expected form to be one of {', '.join([*DEFERRED, *FORMS])}, got {form!r}")
         if scale != "auto" and scale not in SCALES:
             raise ValueError(f"expected scale to be one of {', '.join(['auto', *SCALES])}, got {scale!r}")
         self._check_scale(form)
@@ -83,14 +98,21 @@ class Preparation:
             raise ValueError(f"scale='standard' would undo form={form!r}; choose scale='none' or another form")
 
     def __call__(
-        self, raw: Raw, source: str | Path, *, seed: int, held_out: int = 0, scaler: Scaler | None = None
+        self, raw: RawData, source: str | Path, *, seed: int, held_out: int = 0, scaler: Scaler | None = None
     ) -> Data:
-        """What `load` makes of `raw`, found at `source`.
+        """Converts, splits and scales data.
 
-        held_out: so many rows, the last ones, are the test split, and none of the others.
-        scaler: of other data, in whose units these are to be; fitted to the train rows if left out.
+        Args:
+            raw: the data.
+            source: their source, for the name and errors.
+            seed: seed of the split and the dequantization noise.
+            held_out: the number of last rows that are the test split; 0 for a random one.
+            scaler: the scaler to use, for example that of other data; None to fit one to the training rows.
+
+        Raises:
+            ValueError: for data without the given form, that are not finite in float32, or without a training row.
         """
-        form = settle(self.form, raw.levels)
+        form = resolve_form(self.form, raw.levels)
         self._check_scale(form)
         _, split, noise = np.random.default_rng(seed).spawn(3)
         try:
@@ -119,7 +141,7 @@ class Preparation:
         return Data(name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels)
 
 
-def find(
+def read_source(
     source: str | Path,
     *,
     label: str | None = None,
@@ -127,20 +149,34 @@ def find(
     features: int | None = None,
     side: int | None = None,
     seed: int = 0,
-) -> Raw:
-    """The rows of `load` as they are there, checked: the `size` of them that are drawn or kept."""
+) -> RawData:
+    """Reads and checks the rows of a source.
+
+    Args:
+        source: as in `load`.
+        label: as in `load`.
+        size: as in `load`.
+        features: as in `load`.
+        side: as in `load`.
+        seed: as in `load`.
+
+    Raises:
+        ValueError: as `load` does.
+        FileNotFoundError: as `load` does.
+        TypeError: as `load` does.
+    """
     if size is not None and size < 1:
         raise ValueError(f"expected size to be at least one row, got {size}")
-    raw = _find(source, label, size, seed, features)
+    raw = _read(source, label, size, seed, features)
     check(raw.x, name=str(source), columns=raw.columns)
     if side is not None:
-        raw = raw._replace(x=padded(raw.x, side, name=str(source)))
+        raw = raw._replace(x=pad_images(raw.x, side, name=str(source)))
     if size is not None and source not in TOY:
         raw = _subset(raw, size, str(source), np.random.default_rng(seed).spawn(3)[0])
     return raw
 
 
-def _find(source: str | Path, label: str | None, size: int | None, seed: int, features: int | None) -> Raw:
+def _read(source: str | Path, label: str | None, size: int | None, seed: int, features: int | None) -> RawData:
     if isinstance(source, Path):
         return read(source, label, features)
     if not isinstance(source, str):
@@ -151,7 +187,7 @@ def _find(source: str | Path, label: str | None, size: int | None, seed: int, fe
         raise ValueError(f"label={label!r} names a column of a table, and {source!r} is none; leave it out")
     if source in TOY:
         x, y = TOY[source](TOY_SIZE if size is None else size, seed=seed)
-        return Raw(x, y)
+        return RawData(x, y)
     if source in NAMED:
         return NAMED[source]()
     if looks_like_file(source) or Path(source).exists():
@@ -159,11 +195,12 @@ def _find(source: str | Path, label: str | None, size: int | None, seed: int, fe
     near = difflib.get_close_matches(source, [*TOY, *NAMED])
     raise ValueError(
         f"there is no data set {source!r}{', perhaps ' + ' or '.join(map(repr, near)) if near else ''}. "
-        f"Expected a toy law ({', '.join(TOY)}), {', '.join(NAMED)}, openml:NAME, {KINDS}"
+        f"Expected a toy data set ({', '.join(TOY)}), {', '.join(NAMED)}, openml:NAME, {KINDS}"
     )
 
 
-def _subset(raw: Raw, size: int, name: str, rng: np.random.Generator) -> Raw:
+def _subset(raw: RawData, size: int, name: str, rng: np.random.Generator) -> RawData:
+    """Random rows."""
     if size > len(raw.x):
         raise ValueError(f"size={size} asks for more rows than {name} has, {len(raw.x)}")
     kept = rng.permutation(len(raw.x))[:size]

@@ -1,14 +1,24 @@
-"""Data as a source holds them, before `load` gives them their form."""
+"""Data as read from a source, before `load` converts, splits and scales them."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from ppgen.data.labels import encode
+from ppgen.data.labels import encode_labels
+
+__all__ = ["RawData", "from_array"]
 
 
-class Raw(NamedTuple):
-    """x: (n, *event_shape) of any real type, y: int64 (n,) or None; `levels` as in `forms`."""
+class RawData(NamedTuple):
+    """Rows of a source.
+
+    Attributes:
+        x: the data (n, *event_shape) of any real dtype.
+        y: int64 labels (n,), or None.
+        columns: the names of the columns of a table, or None.
+        label_names: the names of the labels, indexed by y, or None.
+        levels: the number of gray levels, see `ppgen.data.forms`; None if the data have no levels.
+    """
 
     x: np.ndarray
     y: np.ndarray | None = None
@@ -17,11 +27,16 @@ class Raw(NamedTuple):
     levels: int | None = None
 
 
-def from_array(x: np.ndarray, y: np.ndarray | None = None, *, name: str) -> Raw:
-    """Tables (n, features), gray images (n, height, width) and images (n, channels, height, width).
+def from_array(x: np.ndarray, y: np.ndarray | None = None, *, name: str) -> RawData:
+    """Data from arrays. Images of dtype uint8 have 256 levels, boolean images 2.
 
-    Images of 8 unsigned bits have 256 levels, boolean images 2. Raises ValueError for another rank, for
-    channels that come last, and for labels that do not match the rows.
+    Args:
+        x: a table (n, features), gray images (n, height, width) or images (n, channels, height, width).
+        y: labels (n,), or None.
+        name: the source, for errors.
+
+    Raises:
+        ValueError: for another number of dimensions, channels in the last dimension, or labels that do not match x.
     """
     if x.ndim not in (2, 3, 4):
         raise ValueError(
@@ -41,6 +56,6 @@ def from_array(x: np.ndarray, y: np.ndarray | None = None, *, name: str) -> Raw:
     label_names = None
     if y is not None:
         if y.shape != x.shape[:1]:
-            raise ValueError(f"{name}: expected one label a row, shape {x.shape[:1]}, got labels of shape {y.shape}")
-        y, label_names = encode(y, name=f"{name}, labels")
-    return Raw(x, y, None, label_names, levels)
+            raise ValueError(f"{name}: expected one label per row, shape {x.shape[:1]}, got labels of shape {y.shape}")
+        y, label_names = encode_labels(y, name=f"{name}, labels")
+    return RawData(x, y, None, label_names, levels)

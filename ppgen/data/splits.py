@@ -1,20 +1,33 @@
-"""Rows into train, validation and test, every class in each by its share."""
+"""Stratified splits of rows into train, validation and test."""
 
 import numpy as np
 from numpy.random import Generator
+
+__all__ = ["split_rows"]
 
 
 def split_rows(
     n: int, y: np.ndarray | None, *, validation: float, test: float, rng: Generator
 ) -> dict[str, np.ndarray]:
-    """Disjoint row numbers of "train", "validation" and "test" that cover 0 .. n - 1, in random order.
+    """Splits the row numbers 0 .. n - 1 at random, each class by its share.
 
-    The r-th of the c rows of a class, in random order, stands at the quantile (r + 1/2)/c of that class. Rows
-    sorted by quantile, ties at random, therefore hold every class in its proportion wherever they are cut:
-    the first round(test n) are the test rows, the next round(validation n) the validation rows. For classes
-    of equal size every share is right to within two rows. Without labels all rows are one class.
+    The r-th of the c rows of a class, in random order, has the quantile (r + 1/2)/c in that class. The rows are sorted
+    by quantile, with ties in random order, so that every interval of them has each class in its proportion. The first
+    round(test n) rows are the test rows, the next round(validation n) the validation rows. For classes of equal size
+    every share is correct to within two rows. Without labels all rows are one class.
 
-    Raises ValueError for fractions outside [0, 1), or that leave no row to train on.
+    Args:
+        n: the number of rows.
+        y: the labels (n,), or None.
+        validation: the fraction of validation rows.
+        test: the fraction of test rows.
+        rng: the random generator.
+
+    Returns:
+        The row numbers of "train", "validation" and "test", disjoint and together all rows, in random order.
+
+    Raises:
+        ValueError: for fractions outside [0, 1), or that leave no training row.
     """
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ValueError(

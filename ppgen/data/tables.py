@@ -1,7 +1,7 @@
-"""Tables from CSV and Parquet files and from pandas frames: numeric columns, and perhaps one of labels.
+"""Tables from CSV and Parquet files and from pandas frames: numeric columns, and optionally one of labels.
 
-A row of the table may take more than one line of a CSV file (a quoted line break), and blank lines take none;
-messages give the line on which the row starts, as an editor counts, the header being line 1.
+A row of a CSV file may span several lines (a quoted line break), and blank lines are no rows. Messages give the line on
+which a row starts, as an editor numbers it; the header is line 1.
 """
 
 from __future__ import annotations
@@ -15,27 +15,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ppgen.data.checks import check
-from ppgen.data.labels import encode, row_number
-from ppgen.data.raw import Raw
+from ppgen.data.labels import encode_labels, row_number
+from ppgen.data.raw import RawData
 
 if TYPE_CHECKING:
     import pandas as pd
     from pandas.errors import ParserError
 
-# what stands for a missing number; a class may well be called "None", so these do not apply to labels
+# representations of a missing number; they do not apply to labels, because a class may be called "None"
 MISSING = ["", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL", "None"]
 
 
-class NoColumn(ValueError):
-    """A table lacks the column that was named for labels."""
+class MissingLabelColumn(ValueError):
+    """A table does not have the column of labels."""
 
 
-def read_csv(path: Path, label: str | None) -> Raw:
-    """The table of a CSV file in UTF-8 whose first line names the columns.
+def read_csv(path: Path, label: str | None) -> RawData:
+    """Reads a CSV file in UTF-8 whose first line has the names of the columns.
 
-    Raises ValueError (pandas' ParserError, a kind of it, where the shape is at fault) that names the file,
-    and the line and column where there is one: a header without names, rows of another length, cells that are
-    no numbers or not finite.
+    Args:
+        path: the file.
+        label: the column of labels, or None.
+
+    Raises:
+        ValueError: for a header without names, and cells that are not finite numbers; the message names the file, line
+            and column.
+        ParserError: for rows of another length than the header (pandas' error, a ValueError).
     """
     import pandas as pd
     from pandas.errors import ParserError, ParserWarning
@@ -43,7 +48,7 @@ def read_csv(path: Path, label: str | None) -> Raw:
     header = _header(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", ParserWarning)  # rows longer than the header would be cut
+            warnings.simplefilter("error", ParserWarning)  # pandas truncates rows that are longer than the header
             frame = pd.read_csv(
                 path,
                 index_col=False,
@@ -55,22 +60,31 @@ def read_csv(path: Path, label: str | None) -> Raw:
     except (ParserError, ParserWarning) as error:
         raise _ragged(path, len(header)) or ParserError(f"{path}: {error}") from error
 
-    def place(row: int) -> str:
+    def location(row: int) -> str:
         return f"line {next(line for i, (line, _) in enumerate(_records(path)) if i == row + 1)}"
 
-    if frame.isna().to_numpy().any():  # which is also how pandas pads a short row
+    if frame.isna().to_numpy().any():  # pandas pads short rows with NaN
         ragged = _ragged(path, len(header))
         if ragged is not None:
             raise ragged
-    raw = from_frame(frame, name=str(path), label=label, place=place)
-    bad = np.flatnonzero(~np.isfinite(raw.x).all(axis=1))
-    if bad.size:
-        check(raw.x, name=f"{path}, first at {place(bad[0])}", columns=raw.columns)
+    raw = from_frame(frame, name=str(path), label=label, location=location)
+    invalid = np.flatnonzero(~np.isfinite(raw.x).all(axis=1))
+    if invalid.size:
+        check(raw.x, name=f"{path}, first at {location(invalid[0])}", columns=raw.columns)
     return raw
 
 
-def read_parquet(path: Path, label: str | None) -> Raw:
-    """The table of a Parquet file. Raises ImportError without pyarrow, and ValueError as `from_frame`."""
+def read_parquet(path: Path, label: str | None) -> RawData:
+    """Reads a Parquet file.
+
+    Args:
+        path: the file.
+        label: the column of labels, or None.
+
+    Raises:
+        ImportError: if pyarrow is not installed.
+        ValueError: if the file cannot be read, and as `from_frame` does.
+    """
     import pandas as pd
 
     try:
@@ -82,25 +96,37 @@ def read_parquet(path: Path, label: str | None) -> Raw:
     return from_frame(frame, name=str(path), label=label)
 
 
-def from_frame(frame: pd.DataFrame, *, name: str, label: str | None, place: Callable[[int], str] = row_number) -> Raw:
-    """Every column as float64, apart from the one named `label`, if any, which holds labels.
+def from_frame(
+    frame: pd.DataFrame, *, name: str, label: str | None, location: Callable[[int], str] = row_number
+) -> RawData:
+    """Converts all columns to float64, and the column of labels, if there is one, to labels.
 
-    Raises ValueError for a label column that is not there, a cell that is no number, and labels that `encode`
-    refuses; `place(row)` says where that is in the source.
+    Args:
+        frame: the table.
+        name: the source, for errors.
+        label: the column of labels, or None.
+        location: describes where a row is in the source, for errors.
+
+    Raises:
+        MissingLabelColumn: if the table does not have the column of labels.
+        ValueError: for a cell that is not a number, and labels that `encode_labels` refuses.
     """
     y, label_names = None, None
     if label is not None:
         if label not in frame.columns:
-            raise NoColumn(f"{name} has no column {label!r} for labels, only {', '.join(map(repr, frame.columns))}")
-        y, label_names = encode(frame[label], name=f"{name}, column {label!r}", place=place)
+            raise MissingLabelColumn(
+                f"{name} has no column {label!r} for labels, only {', '.join(map(repr, frame.columns))}"
+            )
+        y, label_names = encode_labels(frame[label], name=f"{name}, column {label!r}", location=location)
         frame = frame.drop(columns=label)
     if not len(frame.columns):
         raise ValueError(f"{name} has no columns of numbers")
-    x = np.column_stack([_numbers(frame[c], name, place) for c in frame.columns])
-    return Raw(x, y, tuple(map(str, frame.columns)), label_names)
+    x = np.column_stack([_numbers(frame[c], name, location) for c in frame.columns])
+    return RawData(x, y, tuple(map(str, frame.columns)), label_names)
 
 
-def _numbers(column: pd.Series, name: str, place: Callable[[int], str]) -> np.ndarray:
+def _numbers(column: pd.Series, name: str, location: Callable[[int], str]) -> np.ndarray:
+    """A column as float64."""
     import pandas as pd
 
     if pd.api.types.is_numeric_dtype(column.dtype):
@@ -109,14 +135,15 @@ def _numbers(column: pd.Series, name: str, place: Callable[[int], str]) -> np.nd
     text = np.flatnonzero(numbers.isna() & column.notna())
     if text.size:
         raise ValueError(
-            f"{name}, {place(text[0])}, column {column.name!r}: expected a number, got "
-            f"{str(column.iloc[text[0]])!r} ({text.size} of {len(column)} cells of the column are no "
+            f"{name}, {location(text[0])}, column {column.name!r}: expected a number, got "
+            f"{str(column.iloc[text[0]])!r} ({text.size} of {len(column)} cells of the column are not "
             f"numbers); correct or remove it, or name the column with label= if it holds labels"
         )
     return numbers.to_numpy(np.float64)
 
 
 def _header(path: Path) -> list[str]:
+    """The names of the columns, checked."""
     import pandas as pd
 
     line, header = next(_records(path), (0, []))
@@ -131,14 +158,14 @@ def _header(path: Path) -> list[str]:
         if name in header[:i]:
             raise ValueError(f"{path}, line {line}: two columns are named {name!r}")
     numbers = pd.to_numeric(pd.Series(header, dtype=object), errors="coerce")
-    # arrays saved through pandas have the column names 0, 1, 2, ..
+    # arrays that were saved by pandas have the column names 0, 1, 2, ..
     if numbers.notna().all() and (numbers != np.arange(len(header))).any():
         raise ValueError(f"{path}, line {line}: expected column names, got only numbers: {', '.join(header[:5])}")
     return header
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The header and the rows as text, each with its line, leaving out the blank lines that pandas does."""
+    """The header and the rows as text, each with its line, without the blank lines that pandas skips."""
     from pandas.errors import ParserError
 
     start = 1
@@ -150,13 +177,13 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
                     yield start, cells
                 start = reader.line_num + 1
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not a text in UTF-8: {error}") from error
+            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
         except csv.Error as error:
             raise ParserError(f"{path}, line {start}: {error}; is a quotation mark left open?") from error
 
 
 def _ragged(path: Path, width: int) -> ParserError | None:
-    """The error that the first row of another length than `width` deserves, if there is one."""
+    """The error for the first row whose length is not `width`, or None."""
     from pandas.errors import ParserError
 
     for line, cells in _records(path):

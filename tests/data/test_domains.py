@@ -62,7 +62,7 @@ def test_sparse_tables_get_the_columns_of_the_widest(tmp_path):
     (tmp_path / "bad.svmlight").write_text("1 0:x\n")
     with pytest.raises(ValueError, match=r"bad\.svmlight is not a readable svmlight file"):
         data.load(tmp_path / "bad.svmlight")
-    with pytest.raises(ValueError, match="features=3 is of sparse tables"):
+    with pytest.raises(ValueError, match="features=3 is an option of sparse tables"):
         data.load(table(tmp_path / "plain.csv", None), features=3)
 
 
@@ -152,7 +152,7 @@ def test_minus_one_is_an_unknown_label_of_the_target(tmp_path):
 
 
 def test_a_warning_says_that_target_labels_are_not_trained_on():
-    with pytest.warns(UserWarning, match="rotated_moons: the target's labels are not trained on; they serve to judge"):
+    with pytest.warns(UserWarning, match="rotated_moons: the target's labels are not trained on; they are used to evaluate"):
         load_domains("moons", "rotated_moons", size=50)
 
 

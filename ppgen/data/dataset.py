@@ -1,4 +1,4 @@
-"""What `load` hands back: all rows, who belongs to which split, and the way back to the source's units."""
+"""A prepared data set: all rows, the rows of each split, and the map back to the units of the source."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,9 +8,16 @@ import numpy as np
 
 from ppgen.data.scaler import Scaler
 
+__all__ = ["Data", "Split"]
+
 
 class Split(NamedTuple):
-    """The rows of one split: x of shape (m, *event_shape), and y of shape (m,) or None."""
+    """The rows of one split.
+
+    Attributes:
+        x: the data (m, *event_shape).
+        y: the labels (m,), or None.
+    """
 
     x: np.ndarray
     y: np.ndarray | None
@@ -18,16 +25,19 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """Data ready to fit.
+    """A data set that can be fitted.
 
-    name: the name of the set, or of the file or folder without the path to it.
-    x: (n, *event_shape), float32, or int64 when form is "integer"; already scaled. The event shape is
-       (features,) for tables and (channels, height, width) for images.
-    y: int64 (n,), or None without labels. `label_names[y]` names them where the source did.
-    rows: the row numbers of "train", "validation" and "test", disjoint and together all rows.
-    levels: how many values a gray level could take before x was made continuous or unit (2 when binary);
-       None where x is not made of levels.
-    scaler: the map that made x; `scaler.inverse(x)` has the source's units.
+    Attributes:
+        name: the name of the data set, or of the file or folder without its path.
+        x: the scaled data (n, *event_shape), float32, or int64 if form is "integer". The event shape is (features,) of
+            tables and (channels, height, width) of images.
+        y: int64 labels (n,), or None.
+        rows: the row numbers of "train", "validation" and "test", disjoint and together all rows.
+        form: a row of `ppgen.data.FORMS`.
+        scaler: the map that scaled x; `scaler.inverse(x)` has the units of the source.
+        columns: the names of the columns of a table, or None.
+        label_names: the names of the labels, indexed by y, or None.
+        levels: the number of gray levels of the source (2 if form is "binary"); None if the data have no levels.
     """
 
     name: str
@@ -42,18 +52,22 @@ class Data:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
+        """The shape of a row of x."""
         return self.x.shape[1:]
 
     @cached_property
     def train(self) -> Split:
+        """The training rows."""
         return self._split("train")
 
     @cached_property
     def validation(self) -> Split:
+        """The validation rows."""
         return self._split("validation")
 
     @cached_property
     def test(self) -> Split:
+        """The test rows."""
         return self._split("test")
 
     def _split(self, name: str) -> Split:

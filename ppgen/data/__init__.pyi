@@ -1,0 +1,16 @@
+from .checks import check as check
+from .dataset import Data as Data
+from .dataset import Split as Split
+from .forms import FORMS as FORMS
+from .loading import load as load
+from .scaler import Scaler as Scaler
+from .toy import TOY as TOY
+from .toy import checkerboard as checkerboard
+from .toy import gaussians_grid as gaussians_grid
+from .toy import gaussians_ring as gaussians_ring
+from .toy import modes as modes
+from .toy import moons as moons
+from .toy import pinwheel as pinwheel
+from .toy import rings as rings
+from .toy import rotated_moons as rotated_moons
+from .toy import swiss_roll as swiss_roll
