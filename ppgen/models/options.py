@@ -9,14 +9,14 @@
 
     VAE((6,), latent_dim=2)  # options = VAEOptions((6,), latent_dim=2)
 
-Signature and types of the constructor are those of the dataclass, for type checkers, editors and the command line, so
-that the arguments that models share are written down once.
+The constructor has the signature, the types and the documentation of the dataclass, for type checkers, editors and the
+command line, so that the arguments that models share are written down once.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
-from inspect import Signature, signature
+from inspect import Signature, getdoc, signature
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 __all__ = ["NetworkOptions", "constructed_from"]
@@ -39,9 +39,17 @@ def constructed_from(
         this, *_ = signature(init).parameters.values()
         described: Any = __init__
         described.__signature__ = Signature([this, *signature(options).parameters.values()])
+        described.__doc__ = _argument_docs(options)
         return __init__
 
     return decorate
+
+
+def _argument_docs(options: Any) -> str:
+    """The sections "Attributes" of a dataclass and its bases, as one section "Args"."""
+    docs = [getdoc(kind) or "" for kind in reversed(options.__mro__)]
+    sections = [doc.partition("Attributes:\n")[2].partition("\n\n")[0] for doc in docs]
+    return "\n".join(["The constructor.\n\nArgs:", *filter(None, sections)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +61,7 @@ class NetworkOptions:
         latent_dim: the width of the latent vector.
         hidden: hidden widths (channels, when convolutional) from data to vector, reversed in a decoder; None for
             (256, 256) dense, (32, 64) convolutional.
-        network: a row of `ppgen.models.latent_variable.NETWORKS`.
+        network: "dense", or for images "convolutional", "growing" or "pyramid".
         num_classes: the number of labels of a conditional model; None without labels.
         norm: a row of `ppgen.nets.NORMS`, or None.
         dropout: the probability of dropout.
