@@ -65,27 +65,27 @@ def to_arviz(
     """Draws a fit's posterior on data.
 
     Args:
-        fit: The fit.
-        *data: The arguments of the programs: ``to_arviz(fit, x)`` or ``to_arviz(fit, x, y)``.
-        draws: The number of draws of the guide in each chain, at least 25.
-        predictive: Whether to draw observations too (posterior and prior predictive); they need the most memory.
-        resampled: Whether `posterior_resampled` has as many draws, taken with replacement, or a tenth of them, taken
+        fit: the fit.
+        *data: the arguments of the programs: ``to_arviz(fit, x)`` or ``to_arviz(fit, x, y)``.
+        draws: the number of draws of the guide in each chain, at least 25.
+        predictive: whether to draw observations too (posterior and prior predictive); they need the most memory.
+        resampled: whether `posterior_resampled` has as many draws, taken with replacement, or a tenth of them, taken
             without; None for no such group.
-        integrate: K, for programs with both global latents and latents of each row: the number of draws that integrate
+        integrate: k, for programs with both global latents and latents of each row: the number of draws that integrate
             the latter out of the pointwise likelihood. Its logarithm is biased downwards by about half the relative
             variance of a mean of K weights.
-        dims: Names for the dimensions of a variable, ``{"b": ["covariate"]}``, as in `az.from_dict`.
-        coords: The values along a dimension, ``{"covariate": ["age", "weight"]}``.
-        chunk: The number of draws that are made at a time.
-        seed: The seed of the draws; the caller's random state does not change.
+        dims: names for the dimensions of a variable, ``{"b": ["covariate"]}``, as in `az.from_dict`.
+        coords: the values along a dimension, ``{"covariate": ["age", "weight"]}``.
+        chunk: the number of draws that are made at a time.
+        seed: the seed of the draws; the caller's random state does not change.
 
     Returns:
         An `InferenceData` (ArviZ 0.2x) or a `DataTree` (1.x) with the groups that this module lists.
 
     Raises:
-        ValueError: For fewer than 25 draws or an empty chunk; for dims or coords that do not match a variable; for
+        ValueError: for fewer than 25 draws or an empty chunk; for dims or coords that do not match a variable; for
             discrete latents that cannot be enumerated; for latents of rows that cannot be integrated out.
-        LookupError: If the guide does not match the model on these data.
+        LookupError: if the guide does not match the model on these data.
     """
     if resampled not in ("with", "without", None):
         raise ValueError(f'to_arviz: resampled is "with" or "without" replacement, or None, got {resampled!r}')

@@ -1,21 +1,22 @@
-"""Is inference right on average over the prior? Simulation-based calibration (Talts et al. 2018), coverage, TARP.
+"""Is inference right on average over the prior? Simulation-based calibration, coverage, and TARP.
 
-With z, x ~ p(z, x) and z_1 .. z_S drawn by the inference at x, each number of the latents has a rank
+With z, x ~ p(z, x) and draws z_1 .. z_S of the inference at x, each component of the latents has a rank
 
-    r = #{s : z_s < z},   uniform on 0 .. S if the draws are the posterior's,
+    r = #{s : z_s < z},   uniform on 0 .. S if the draws are those of the posterior,
 
-over L simulations. Draws that are too narrow give many small and large ranks, too wide ones few, shifted ones a slope.
-TARP (Lemos et al. 2023) ranks distances to a random point c, r = #{s : |z_s - c| < |z - c|}, which goes by all numbers
-together. Uniform ranks are necessary, not sufficient: draws of the prior, whatever the data, have them too, unless c is
-chosen by the data.
+in each of L simulations (Talts et al. 2018, https://arxiv.org/abs/1804.06788). Draws that are too narrow have too many
+small and large ranks, draws that are too wide have too few, and shifted draws have too many on one side. TARP (Lemos et
+al. 2023, https://arxiv.org/abs/2302.03026) ranks the distances to a random point c, r = #{s : |z_s - c| < |z - c|},
+which depends on all components together. Uniform ranks are necessary and not sufficient: draws of the prior, whatever
+the data, have uniform ranks too, unless c depends on the data.
 
-The test of L ranks goes by the path N_k = #{l : r_l <= k}, Binomial(L, (k + 1) / (S + 1)) at each k, and by the
-smallest of all the tail probabilities on it (Säilynoja et al. 2022). The law of that is simulated on 0 .. S itself, so
-the p-value is exact at every L and S, and so is the simultaneous band of all paths that the test lets pass. ArviZ's
-bands are for continuous values, in 1.x, and have no p-value.
+The test of L ranks uses the counts N_k = #{l : r_l <= k}, which are Binomial(L, (k + 1) / (S + 1)), and the smallest of
+their tail probabilities over k (Säilynoja et al. 2022, https://arxiv.org/abs/2103.10522). Its null distribution is
+simulated on 0 .. S, so the p-value is exact for all L and S, and so is the simultaneous band of the paths that pass the
+test. The bands of ArviZ 1.x are those of continuous values, and have no p-value.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,13 +36,20 @@ from ppgen.tracing.traces import Traces
 __all__ = ["Calibration", "ECDFBand", "Ranks", "calibrate", "sbc", "sbc_of", "tarp"]
 
 Array: TypeAlias = np.ndarray | Tensor
-PATHS = 2000  # simulated under uniform ranks
-POINTS = 100  # of a path that are looked at, at most
+NULL_PATHS = 2000  # simulated with uniform ranks
+MAX_POINTS = 100  # of a path
 
 
 @dataclass(frozen=True)
 class ECDFBand:
-    """Shares of ranks up to some: `expected` (m,), `found` (m, d), and the band from `low` to `high` (m,)."""
+    """Cumulative shares of ranks at m points, and their simultaneous band.
+
+    Attributes:
+        expected: the shares (m,) of uniform ranks.
+        found: the shares (m, d) of d components.
+        low: the lower end (m,) of the band.
+        high: the upper end (m,) of the band.
+    """
 
     expected: np.ndarray
     found: np.ndarray
@@ -51,7 +59,13 @@ class ECDFBand:
 
 @dataclass(frozen=True)
 class Ranks:
-    """`ranks` (L, d) of d numbers by name, whole numbers from 0 to `draws`, uniform if all is right."""
+    """Ranks of true values among draws, which are uniform if inference is right.
+
+    Attributes:
+        ranks: integers (L, d) from 0 to `draws`, of d components in L simulations.
+        draws: s, the number of draws.
+        names: the names of the components.
+    """
 
     ranks: np.ndarray
     draws: int
@@ -59,12 +73,15 @@ class Ranks:
 
     @property
     def p_values(self) -> np.ndarray:
-        """(d,), of the test that each number's ranks are uniform."""
-        worst = _worst_tail(self._counts, len(self.ranks), self._expected)
-        return (1 + (_null(len(self.ranks), self.draws)[:, None] <= worst).sum(0)) / (1 + PATHS)
+        """The p-values (d,) of the test that the ranks of each component are uniform."""
+        worst = _smallest_tail(self._counts, len(self.ranks), self._expected)
+        return (1 + (_null(len(self.ranks), self.draws)[:, None] <= worst).sum(0)) / (1 + NULL_PATHS)
 
     def path(self, level: float = 0.95) -> ECDFBand:
-        """The cumulative shares of each number, beside the band that has all of a uniform path with this probability.
+        """The cumulative shares of the ranks, and the band that contains a whole path of uniform ranks.
+
+        Args:
+            level: the probability that the band contains it.
 
         Raises:
             ValueError: if the level is not between 0 and 1.
@@ -73,21 +90,23 @@ class Ranks:
             raise ValueError(f"Ranks: level is a probability between 0 and 1, got {level}")
         size, p = len(self.ranks), self._expected
         sorted_null = np.sort(_null(size, self.draws))
-        # paths up to this tail have p-values up to 1 - level; a hair below, since it is itself the tail of a path
-        tail = sorted_null[max(int((1 - level) * (1 + PATHS)), 1) - 1] * (1 - 1e-9)
+        # paths up to this tail have p-values up to 1 - level; slightly below, since it is itself the tail of a path
+        tail = sorted_null[max(int((1 - level) * (1 + NULL_PATHS)), 1) - 1] * (1 - 1e-9)
         low, high = stats.binom.ppf(tail, size, p), size - stats.binom.ppf(tail, size, 1 - p)
         return ECDFBand(p, self._counts / size, low / size, high / size)
 
     @property
     def coverage(self) -> "Ranks":
-        """Of central intervals: `path` has their probabilities as expected and the shares of true values in them.
+        """The ranks of central intervals.
+
+        The `path` of the result compares their probabilities with the shares of true values in them.
 
         Raises:
-            ValueError: for an even number of draws, half of which are on neither side.
+            ValueError: for an even number of draws, for which there are no central intervals.
         """
         if self.draws % 2 == 0:
             raise ValueError(
-                f"coverage: central intervals want an odd number of draws, got {self.draws}; leave one out"
+                f"coverage: central intervals need an odd number of draws, got {self.draws}; leave one out"
             )
         outside = np.minimum(self.ranks, self.draws - self.ranks)
         half = (self.draws - 1) // 2
@@ -95,23 +114,24 @@ class Ranks:
 
     @property
     def symmetry(self) -> np.ndarray:
-        """p-values (d,) of the test that ranks are as often low as high: of bias alone, not of width (Yao et al. 2018).
+        """The p-values (d,) of the test that ranks are symmetric: of bias, and not of width.
 
-        Where an approximation is known to be narrow, as a mean field's, this asks whether its center is right. The
-        signs of 2r - S are dealt anew, which changes nothing if their law is symmetric; the statistic is the largest
-        difference between the shares of ranks from the left and from the right.
+        If an approximation is known to be too narrow, as mean-field ones are, this tests whether its center is right
+        (Yao et al. 2018, https://arxiv.org/abs/1802.02538). The test permutes the signs of 2r - S, which has no effect
+        on the distribution if it is symmetric. The statistic is the largest difference between the shares of ranks
+        counted from the left and from the right.
         """
         rng, found = np.random.default_rng(0), []
         for column in self.ranks.T:
             centered = 2 * column - self.draws
             centered = centered[np.argsort(-np.abs(centered), kind="stable")]
             ends = np.flatnonzero(np.append(np.diff(np.abs(centered)) != 0, True))
-            signs = rng.choice([-1, 1], size=(PATHS, len(centered)))
+            signs = rng.choice([-1, 1], size=(NULL_PATHS, len(centered)))
             difference, others = (
                 np.abs(np.cumsum(s * np.sign(np.abs(centered)), -1)[..., ends]).max(-1)
                 for s in (np.sign(centered), signs)
             )
-            found.append((1 + (others >= difference).sum()) / (1 + PATHS))
+            found.append((1 + (others >= difference).sum()) / (1 + NULL_PATHS))
         return np.array(found)
 
     @property
@@ -129,27 +149,32 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranks of each number of the latents, and TARP's of their distances, over one set of simulations."""
+    """Ranks from one set of simulations.
+
+    Attributes:
+        ranks: the ranks of each component of the latents.
+        distances: the ranks of TARP.
+    """
 
     ranks: Ranks
     distances: Ranks
 
     @property
     def p_value(self) -> float:
-        """Of all numbers and of their distances together, by Bonferroni's bound: it holds its level."""
+        """The p-value of all components and of TARP together, by Bonferroni's correction."""
         each = np.concatenate([self.ranks.p_values, self.distances.p_values])
         return float(min(1.0, len(each) * each.min()))
 
     def __str__(self) -> str:
-        rows = [("number", "p uniform", "p symmetric", "in central 50%", "90%")]
+        rows = [("component", "p uniform", "p symmetric", "in central 50%", "90%")]
         for part in (self.ranks, self.distances):
             shares = [_share_within(part.ranks, part.draws, width) for width in (0.5, 0.9)]
             columns = zip(part.names, part.p_values, part.symmetry, *shares, strict=True)
             rows += [(name, f"{p:.3f}", f"{q:.3f}", f"{half:.0%}", f"{most:.0%}") for name, p, q, half, most in columns]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        first = f"{len(self.ranks.ranks)} simulations, {self.ranks.draws} draws; all together p {self.p_value:.3f}"
-        return "\n".join([first, *lines])
+        size = f"{len(self.ranks.ranks)} simulations, {self.ranks.draws} draws"
+        return "\n".join([f"{size}; all tests together p {self.p_value:.3f}", *lines])
 
 
 def calibrate(
@@ -162,13 +187,14 @@ def calibrate(
     """Ranks true values among draws.
 
     Args:
-        truths: (L, *event), what each simulation was made with; or those of several latents, by name.
-        draws: (L, S, *event), what inference drew at the data of each; S odd, so that intervals can be central.
-        references: of TARP, see `tarp`.
-        seed: of ties, which are settled at random, and of references.
+        truths: the latents (L, *event) that each simulation was made with, or several latents by name.
+        draws: the draws (L, S, *event) of the inference at the data of each simulation; S odd, so that there are
+            central intervals.
+        references: the reference points of `tarp`.
+        seed: of ties, which are broken at random, and of references.
 
     Raises:
-        ValueError: if shapes do not go together, or values are not finite.
+        ValueError: if shapes do not match, or values are not finite.
     """
     true, names = _columns(truths, 1, "truths")
     drawn, others = _columns(draws, 2, "draws")
@@ -184,16 +210,17 @@ def calibrate(
 
 
 def tarp(truths: Array, draws: Array, *, references: Array | None = None, seed: int = 0) -> Ranks:
-    """Ranks of the distance to a reference point (Lemos et al. 2023): `path` is the curve of expected coverage.
+    """Ranks of the distance to a reference point (TARP): `path` is the curve of expected coverage.
 
     Args:
-        truths, draws: (L, *event) and (L, S, *event).
-        references: (L, *event); uniform over the box of the truths if left out. Chosen by the data of each simulation,
-            they also tell the posterior from draws that do not heed the data.
+        truths: the true values (L, *event).
+        draws: the draws (L, S, *event).
+        references: the reference points (L, *event); by default uniform over the range of the truths. If they depend
+            on the data of each simulation, the test also detects draws that do not depend on the data.
         seed: of references and ties.
 
     Raises:
-        ValueError: if shapes do not go together, or values are not finite.
+        ValueError: if shapes do not match, or values are not finite.
     """
     (true, names), (drawn, _) = _columns(truths, 1, "truths"), _columns(draws, 2, "draws")
     low, spread = true.min(0), np.ptp(true, axis=0)
@@ -219,34 +246,36 @@ def sbc(
     sites: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Calibration of an amortized guide: of its draws at data that the model generates.
+    """Calibrates an amortized guide: ranks its draws at data that the model generates.
 
     Args:
-        model, guide: programs, networks in eval mode meanwhile. A `ppgen.Simulator` needs no data.
-        data: what the programs take; only the shapes matter. Where all latents lie in the plate "data", each row is a
-            simulation, and otherwise each data set is one.
-        simulations: L.
-        draws: S, odd.
-        sites: latents to rank, all if left out.
-        seed: the caller's random state is left as it was.
+        model: the model, whose networks run in eval mode. A `ppgen.Simulator` needs no data.
+        guide: the guide, whose networks run in eval mode.
+        *data: the arguments of the programs, of which only the shapes matter. If all latents are in the plate "data",
+            each row is a simulation, and otherwise each data set.
+        simulations: l.
+        draws: s, odd.
+        sites: the latents to rank; all if left out.
+        seed: of the simulations; the caller's random state does not change.
 
     Raises:
-        LookupError, ValueError: as `ppgen.Sleep`, and for unknown sites.
+        LookupError: as `ppgen.Sleep`, and for unknown sites.
+        ValueError: as `ppgen.Sleep`.
     """
     if isinstance(model, Simulator) and not data:
-        with _quietly(seed):
+        with _seeded_eval_mode(seed):
             data = tuple(model.draw(simulations)[: len(model.data)])
     truths: list[dict[str, Tensor]] = []
     drawn: list[dict[str, Tensor]] = []
-    with _quietly(seed):
+    with _seeded_eval_mode(seed):
         while not truths or sum(len(next(iter(part.values()))) for part in truths) < simulations:
             base = Traces(model, guide, data)
-            latents, asleep = simulate_joint(base)
-            names = _chosen(sites, latents)
+            latents, simulated = simulate_joint(base)
+            names = _latents_to_rank(sites, latents)
             generated = latent_sites(base.generated)
             local = all(data_plate(generated[name]) is not None for name in names)
             truths.append({name: _rows(generated[name], local) for name in names})
-            traces = [asleep.run(guide) for _ in range(draws)]
+            traces = [simulated.run(guide) for _ in range(draws)]
             drawn.append({k: torch.stack([_rows(t.nodes[k], local) for t in traces], 1) for k in names})
     stacked = [{k: torch.cat([part[k] for part in parts])[:simulations] for k in parts[0]} for parts in (truths, drawn)]
     return calibrate(*stacked, seed=seed)
@@ -260,18 +289,22 @@ def sbc_of(
     sites: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Calibration of any inference: a function from data to posterior draws, which may fit a guide to them.
+    """Calibrates any inference: a function from data to posterior draws, which may fit a guide to the data.
 
-    Of a variational fit, whose width is often known to be wrong, see `Ranks.symmetry` (Yao et al. 2018).
+    The width of a variational fit is often known to be wrong; see `Ranks.symmetry` for a test of its center.
 
     Args:
-        model: as of `sbc`.
-        posterior: takes a data set as the model does (of a `ppgen.Simulator`, one datum, without the axis of rows) and
-            returns draws of each latent by name, (S, *event), equally many every time, S odd.
-        data, simulations, sites, seed: as of `sbc`; every data set is one simulation.
+        model: the model, as in `sbc`.
+        posterior: the function from a data set (for a `ppgen.Simulator`, one datum without the dimension of rows) to
+            draws (S, *event) of each latent by name, with the same odd S every time.
+        *data: the arguments of the model, of which only the shapes matter.
+        simulations: l; every data set is one simulation.
+        sites: the latents to rank; all if left out.
+        seed: of the simulations; the caller's random state does not change.
 
     Raises:
-        LookupError, ValueError: as `sbc`, and if the function returns other latents.
+        LookupError: as `sbc`, and if the function does not return a latent.
+        ValueError: as `sbc`.
     """
     truths: list[dict[str, Tensor]] = []
     drawn: list[dict[str, Tensor]] = []
@@ -279,13 +312,13 @@ def sbc_of(
         torch.manual_seed(seed)
         for _ in range(simulations):
             if isinstance(model, Simulator):
-                simulated = model.draw(1)._asdict()
-                latents = {name: simulated[name][0] for name in model.latents}
-                given = tuple(simulated[name][0] for name in model.data)
+                row = model.draw(1)._asdict()
+                latents = {name: row[name][0] for name in model.latents}
+                given = tuple(row[name][0] for name in model.data)
             else:
-                latents, asleep = simulate_joint(Traces(model, lambda *_: None, data))
-                given = asleep.args
-            names = _chosen(sites, latents)
+                latents, simulated = simulate_joint(Traces(model, lambda *_: None, data))
+                given = simulated.args
+            names = _latents_to_rank(sites, latents)
             found = posterior(*given)
             if missed := [name for name in names if name not in found]:
                 raise LookupError(f"sbc_of: the posterior's draws lack {missed[0]!r}; {did_you_mean(missed[0], found)}")
@@ -296,13 +329,15 @@ def sbc_of(
 
 
 @contextmanager
-def _quietly(seed: int):
+def _seeded_eval_mode(seed: int) -> Iterator[None]:
+    """Eval mode without gradients, under a seed, without a trace in the parameter store or the random state."""
     with torch.no_grad(), torch.random.fork_rng(), EvalMode(), CollectParameters():
         torch.manual_seed(seed)
         yield
 
 
-def _chosen(sites: Sequence[str] | None, latents: Mapping[str, Any]) -> list[str]:
+def _latents_to_rank(sites: Sequence[str] | None, latents: Mapping[str, Any]) -> list[str]:
+    """The given sites, or all latents."""
     for name in sites or ():
         if name not in latents:
             raise LookupError(f"sbc: the model draws no latent {name!r}; {did_you_mean(name, latents)}")
@@ -310,7 +345,7 @@ def _chosen(sites: Sequence[str] | None, latents: Mapping[str, Any]) -> list[str
 
 
 def _rows(site: dict[str, Any], local: bool) -> Tensor:
-    """A site's values as rows of the plate "data", or all as one row."""
+    """The values of a site as rows of the plate "data", or all of them as one row."""
     value, frame = site["value"].detach(), data_plate(site)
     if not local or frame is None:
         return value.reshape(1, -1)
@@ -318,7 +353,7 @@ def _rows(site: dict[str, Any], local: bool) -> Tensor:
 
 
 def _columns(values: Array | Mapping[str, Array], lead: int, what: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Values of all latents side by side, (*lead, d), and a name for each number."""
+    """The components of all latents (*lead, d), and their names."""
     parts, names = [], []
     for name, part in (values if isinstance(values, Mapping) else {"z": values}).items():
         array = np.asarray(part.numpy(force=True) if isinstance(part, Tensor) else part, dtype=float)
@@ -334,24 +369,24 @@ def _columns(values: Array | Mapping[str, Array], lead: int, what: str) -> tuple
 
 
 def _ranks(true: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(L, d) of truths (L, d) among draws (L, S, d), ties at random."""
+    """The ranks (L, d) of truths (L, d) among draws (L, S, d), with ties broken at random."""
     below, same = (drawn < true[:, None]).sum(1), (drawn == true[:, None]).sum(1)
     return below + rng.integers(0, same + 1)
 
 
 def _share_within(ranks: np.ndarray, draws: int, width: float) -> np.ndarray:
-    """The share (d,) of ranks in the central interval of about this probability."""
+    """The shares (d,) of ranks in the central interval of about this probability."""
     out = round((1 - width) / 2 * (draws + 1))
     return ((ranks >= out) & (ranks <= draws - out)).mean(0)
 
 
 def _points(draws: int) -> np.ndarray:
-    """Ranks at which paths are looked at, below the last."""
-    return np.unique(np.linspace(0, draws - 1, min(draws, POINTS)).round().astype(int))
+    """The ranks, below the last, at which paths are evaluated."""
+    return np.unique(np.linspace(0, draws - 1, min(draws, MAX_POINTS)).round().astype(int))
 
 
-def _worst_tail(counts: np.ndarray, size: int, p: np.ndarray) -> np.ndarray:
-    """The smallest tail probability of each path, counts (m, *paths) with expected shares p (m,)."""
+def _smallest_tail(counts: np.ndarray, size: int, p: np.ndarray) -> np.ndarray:
+    """The smallest tail probability of each path of counts (m, *paths) with expected shares p (m,)."""
     p = p.reshape(-1, *(1,) * (counts.ndim - 1))
     tails = np.minimum(stats.binom.cdf(counts, size, p), stats.binom.cdf(size - counts, size, 1 - p))
     return tails.min(0)
@@ -359,8 +394,8 @@ def _worst_tail(counts: np.ndarray, size: int, p: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _null(size: int, draws: int) -> np.ndarray:
-    """The worst tails of paths of uniform ranks."""
+    """The smallest tail probabilities of paths of uniform ranks: the null distribution of the test."""
     points = _points(draws)
     edges = np.diff(np.concatenate([[-1], points, [draws]]))
-    counts = np.random.default_rng(0).multinomial(size, edges / (draws + 1), size=PATHS)
-    return _worst_tail(counts.cumsum(-1)[:, :-1].T, size, (points + 1) / (draws + 1))
+    counts = np.random.default_rng(0).multinomial(size, edges / (draws + 1), size=NULL_PATHS)
+    return _smallest_tail(counts.cumsum(-1)[:, :-1].T, size, (points + 1) / (draws + 1))

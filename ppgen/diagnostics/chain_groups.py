@@ -60,10 +60,10 @@ def chain_groups(
     """Draws the groups of one chain, under the weights that the programs hold.
 
     Args:
-        model: The model.
-        guide: The guide.
-        data: Their arguments.
-        options: The number of draws and what is drawn.
+        model: the model.
+        guide: the guide.
+        data: their arguments.
+        options: the number of draws and what is drawn.
 
     Returns:
         The groups, without the dimension "chain", and notes about what is missing: attributes of the groups.

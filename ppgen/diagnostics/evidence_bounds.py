@@ -1,4 +1,4 @@
-"""The evidence of a fit's program from both sides, by annealing from a law made of its guide."""
+"""Bounds on the evidence of a fitted program, by annealing from a widened Gaussian fit of its guide."""
 
 from typing import Any
 
@@ -14,34 +14,41 @@ from ppgen.utils.arviz_versions import group
 
 __all__ = ["bidirectional_ais"]
 
-WIDER = 2.0  # the base's deviations beside the guide's, so that paths begin beyond what the guide may miss
+WIDENING = 2.0  # of the guide's standard deviations, so that paths start beyond what the guide may miss
+MIN_GUIDE_DRAWS = 500
 
 
 def bidirectional_ais(
     fit: Fitted, *data: Any, draws: int = 64, temperatures: int = 100, seed: int = 0
 ) -> EvidenceBounds:
-    """Bounds on log p(x) of a program with global latents (see `ppgen.posterior.annealed_sampling`).
+    """Bounds log p(x) of a program with global latents from both sides (see `ppgen.posterior.annealed_sampling`).
 
-    The base is a Gaussian with the mean and twice the deviations of the guide's draws on the real line. The bound from
-    above starts at draws resampled by importance weights: it is one as far as these are draws of the posterior, which
-    `Fit.diagnose` says. The bound from below holds for any guide, on average.
+    The base is a Gaussian with the mean and twice the standard deviations of the guide's draws in unconstrained space.
+    The upper bound starts at draws that are resampled by their importance weights. It is valid as far as these are
+    draws of the posterior; see `ppgen.diagnostics.diagnose`. The lower bound is valid, on average, for any guide.
 
     Args:
-        data: what the program takes, as of `Fit.to_arviz`.
-        draws, temperatures: paths each way, and laws on the way. The gap shrinks as there are more.
-        seed: of all random numbers; the caller's state is left as it was.
+        fit: the fit.
+        *data: the arguments of the programs, as for `ppgen.diagnostics.to_arviz`.
+        draws: the number of paths in each direction.
+        temperatures: the number of intermediate distributions; more of them tighten the bounds.
+        seed: of all random numbers; the caller's random state does not change.
+
+    Returns:
+        The bounds, in nats.
 
     Raises:
-        ValueError: for programs without continuous latents, or with latents of rows that the guide draws by itself.
+        ValueError: for programs without continuous latents or a density, or with latents for each row.
     """
     data = fit.tensors(data)
-    idata = to_arviz(fit, *data, draws=max(10 * draws, 500), predictive=False, resampled=None, chunk=250, seed=seed)
+    size = max(10 * draws, MIN_GUIDE_DRAWS)
+    idata = to_arviz(fit, *data, draws=size, predictive=False, resampled=None, chunk=250, seed=seed)
     posterior, stats = group(idata, "posterior"), group(idata, "sample_stats")
     if posterior is None or stats is None or stats["log_weight_smoothed"].ndim > 2:
-        raise ValueError("bidirectional_ais: expected a program with a density and global latents alone")
+        raise ValueError("bidirectional_ais: expected a program with a density and only global latents")
     with fit.eval_mode(fit.best):
         target = UnconstrainedLogDensity(fit.model, data)
         u = unconstrained_draws(target, posterior, fit.best)
-        root = WIDER * torch.linalg.cholesky(u.T.cov().reshape(target.dim, target.dim))
+        root = WIDENING * torch.linalg.cholesky(u.T.cov().reshape(target.dim, target.dim))
         rows = resample(stats["log_weight_smoothed"].values[fit.best], size=draws, seed=seed)
         return ais_bounds(target, u.mean(0), root, posterior=u[rows], draws=draws, temperatures=temperatures, seed=seed)

@@ -30,14 +30,14 @@ def marginal_log_likelihood(traces: Traces, *, particles: int) -> dict[str, np.n
     """Log p(x_i | w) of all observed sites of a row together, in nats.
 
     Args:
-        traces: Traces of the programs, with the draws of w.
-        particles: K, the number of draws of each z_i.
+        traces: traces of the programs, with the draws of w.
+        particles: k, the number of draws of each z_i.
 
     Returns:
         An array (draws, n), under the names of the observed sites joined by "+".
 
     Raises:
-        ValueError: If the guide draws the latents of all rows jointly, as a full Gaussian does, so that a row has no
+        ValueError: if the guide draws the latents of all rows jointly, as a full Gaussian does, so that a row has no
             density of its own; if an observed site is not in the plate "data".
     """
     model_trace, guide_trace = traces.with_summed_discrete

@@ -27,8 +27,8 @@ class ModeSearch:
     """The mode that the guide misses most.
 
     Attributes:
-        missed_mass: Its share of the posterior's mass; 0 if no mode is missed.
-        location: The latents there, by name.
+        missed_mass: its share of the posterior's mass; 0 if no mode is missed.
+        location: the latents there, by name.
     """
 
     missed_mass: float
@@ -47,12 +47,12 @@ def search_modes(
     """Searches for modes that the guide misses.
 
     Args:
-        target: The program's unconstrained log density.
-        u: Draws (S, dim) of the guide in unconstrained space.
-        log_weights: Their smoothed and normalized log weights (S,).
-        log_evidence: The log evidence by these weights, in nats.
-        starts: The number of starting points.
-        generator: The source of random numbers.
+        target: the program's unconstrained log density.
+        u: draws (S, dim) of the guide in unconstrained space.
+        log_weights: their smoothed and normalized log weights (S,).
+        log_evidence: the log evidence by these weights, in nats.
+        starts: the number of starting points.
+        generator: the source of random numbers.
 
     Returns:
         The mode that is missed most; None if no mode can be found, or no weight is finite.

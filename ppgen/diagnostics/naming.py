@@ -1,9 +1,9 @@
 """Names of dimensions: those that follow from a program, and those that a user gives instead.
 
-A site's values have the dimensions "chain" and "draw", then its plates by name, then its event's, `z_dim` (or
-`z_dim_0`, `z_dim_1`, .. of several). ``dims={"z": ["factor"]}`` names a variable's own dimensions, which are either all
-that follow "chain" and "draw", as in `az.from_dict`, or the event's alone; a plate that is renamed in one variable is
-renamed in all. ``coords={"factor": ["a", "b"]}`` has the values along a dimension.
+The values of a site have the dimensions "chain" and "draw", then its plates by name, then those of its event, `z_dim`
+(or `z_dim_0`, `z_dim_1`, ...). ``dims={"z": ["factor"]}`` renames either all dimensions of a variable after "chain" and
+"draw", as in `az.from_dict`, or only those of its event. A plate that is renamed in one variable is renamed in all.
+``coords={"factor": ["a", "b"]}`` gives the values along a dimension.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,16 +24,19 @@ TWO_SAMPLE = "two_sample"
 
 
 def variable(name: str, site: Site, value: Tensor | None = None, *, event: bool = True) -> Variable:
-    """A site's values (or others of its shape) with their dimensions named: "draw", plates by name, then the event's.
+    """The values of a site with the names of their dimensions: "draw", the plates, then those of the event.
 
     Args:
-        event: whether the values have the site's event dimensions.
+        name: the name of the site.
+        site: the site.
+        value: other values of the same shape; those of the site if None.
+        event: whether the values have the event dimensions of the site.
     """
     value = site["value"] if value is None else value
     frames = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
     depth = -min(frames, default=0)
     rank = site["fn"].event_dim if event else 0
-    if site["infer"].get("_deterministic") and rank == value.dim():  # without event_dim, all its axes are called event
+    if site["infer"].get("_deterministic") and rank == value.dim():  # without event_dim, all are event dimensions
         rank = value.dim() - depth
     if value.dim() - rank < depth:  # one value for all rows of a plate
         value = value.reshape((1,) * (depth + rank - value.dim()) + tuple(value.shape))
@@ -48,7 +51,7 @@ def variable(name: str, site: Site, value: Tensor | None = None, *, event: bool 
 
 
 def observed(name: str, site: Site) -> Variable:
-    """Observations do not differ between draws: that axis is left out."""
+    """The observations of a site, without the dimension "draw"."""
     dims, value = variable(name, site, observation(site).expand(site["fn"].batch_shape + site["fn"].event_shape))
     return dims[1:], value[0]
 
@@ -56,11 +59,16 @@ def observed(name: str, site: Site) -> Variable:
 def new_names(
     groups: Groups, dims: Mapping[str, Sequence[str]] | None, coords: Mapping[str, Sequence[Any]] | None
 ) -> dict[str, str]:
-    """What the user's names replace, old to new, held against the variables.
+    """The user's names of dimensions, by the names that they replace, after checking them against the variables.
+
+    Args:
+        groups: the groups, whose variables have the original names.
+        dims: the user's names by variable.
+        coords: the user's values by dimension.
 
     Raises:
-        ValueError: for an unknown variable or dimension; for as many names or values as do not fit, naming the
-            variable, what was expected and what came; for names given twice, or to dimensions of different length.
+        ValueError: for an unknown variable or dimension; for a wrong number of names or values; for a name that is
+            given twice, or to dimensions of different length.
     """
     known = _largest(groups)
     names: dict[str, str] = {}
@@ -76,11 +84,14 @@ def new_names(
                 f"{f', or {len(event)} for its event alone' if len(event) != len(own) else ''}; got {given}"
             )
         if len(set(given)) < len(given) or set(given) & {*LEADING, "step"}:
-            raise ValueError(f"dims: expected {len(given)} different names for {name!r}, not a chain's, got {given}")
+            raise ValueError(
+                f"dims: expected {len(given)} different names for {name!r}, other than "
+                f"those of chains and draws, got {given}"
+            )
         for old, new in zip(own if len(given) == len(own) else event, given, strict=True):
             if names.setdefault(old, new) != new:
                 raise ValueError(
-                    f"dims: the plate {old!r} is called {names[old]!r} and, at {name!r}, {new!r}; one name"
+                    f"dims: the plate {old!r} is named both {names[old]!r} and, in {name!r}, {new!r}; use one name"
                 )
     sizes: dict[str, tuple[int, str]] = {}
     for name, (old_dims, value) in known.items():
@@ -92,7 +103,7 @@ def new_names(
             if other[0] != size:
                 raise ValueError(
                     f"dims: {dim!r} has length {size} in the variable {name!r} and {other[0]} in {other[1]!r}; "
-                    "dimensions of one name are of one length"
+                    "dimensions of one name have one length"
                 )
     for dim, values in (coords or {}).items():
         if dim not in sizes or dim in LEADING:
@@ -108,7 +119,13 @@ def new_names(
 def dataset(
     variables: Mapping[str, Variable], names: Mapping[str, str], coords: Mapping[str, Sequence[Any]] | None
 ) -> xr.Dataset:
-    """Variables under the user's names; chains, draws, steps and the plate "data" are numbered if not given values."""
+    """Variables as a dataset.
+
+    Args:
+        variables: the variables.
+        names: the user's names by the original ones.
+        coords: the values along dimensions; chains, draws, steps and the plate "data" are numbered by default.
+    """
     renamed = {k: (tuple(names.get(d, d) for d in dims), value) for k, (dims, value) in variables.items()}
     sizes = {d: n for dims, value in renamed.values() for d, n in zip(dims, value.shape, strict=True)}
     values: dict[str, np.ndarray] = {
@@ -124,7 +141,7 @@ def _event_dims(name: str, rank: int) -> list[str]:
 
 
 def _largest(groups: Groups) -> dict[str, Variable]:
-    """Each site's variable by name, of the group where it has most dimensions."""
+    """The variable of each site, from the group where it has most dimensions."""
     known: dict[str, Variable] = {}
     for name, found in _sites(groups):
         if name not in known or len(found[0]) > len(known[name][0]):

@@ -1,21 +1,24 @@
-"""Predictive checks: are data y a likely draw of the law that the model predicts them by?
+"""Predictive checks: are the data y a likely draw of their predictive distribution?
 
-With replicates y_s, s = 1 .. S, drawn by the posterior (Gelman et al. 1996) or the prior (Box 1980), and a statistic T,
+With replicates y_s, s = 1 .. S, drawn from the posterior (Gelman et al. 1996) or from the prior (Box 1980,
+https://doi.org/10.2307/2982063), and a statistic T, the p-value
 
     p = min(1, 2 min(P(T(y_s) >= T(y)), P(T(y_s) <= T(y))))
 
-is small where y is in a tail. By the posterior it has seen y, and is no p-value of a test: it gathers around 1, so that
-a small one is all the more telling. By the prior it is one.
+is small if y is in a tail. The posterior has seen y, so its p-value is not that of a test: it is close to 1 more often
+than a uniform one, and a small value is strong evidence. The p-value of the prior is that of a test.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from ppgen.diagnostics.reading import SAMPLE_DIMS, find_variable, pool_chains, randomized_pit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["STATISTICS", "pit", "predictive_check"]
 
@@ -33,7 +36,6 @@ STATISTICS: dict[str, Statistic] = {
     "95 %": lambda y: np.quantile(y, 0.95),
     "max": np.max,
 }
-ABSENT = "to_arviz(..., predictive=True) draws it"
 
 
 def predictive_check(
@@ -44,36 +46,38 @@ def predictive_check(
     statistics: Mapping[str, Statistic] | None = None,
     weighted: bool = False,
     chain: int | None = None,
-) -> pd.DataFrame:
-    """A table of statistics of data and of replicates.
+) -> "pd.DataFrame":
+    """Compares statistics of the data with those of replicates.
 
     Args:
-        idata: what `to_arviz` gives.
-        group: which replicates.
-        var_name: of the observed site, where there are several.
-        statistics: functions of data, of the shape that they are observed in, to a number, by name; `STATISTICS` of all
-            numbers together if left out.
-        weighted: whether replicates count by the smoothed importance weights, so that they are those of the posterior
-            rather than of the guide; of programs whose weights are of the whole data set.
-        chain: one restart alone; all of them, pooled, if left out.
+        idata: the result of `to_arviz`.
+        group: the replicates.
+        var_name: the observed site, if there are several.
+        statistics: functions from data, in the shape of the observations, to a number, by name; by default `STATISTICS`
+            of all numbers together.
+        weighted: whether replicates are weighted by the smoothed importance weights, which makes them replicates of the
+            posterior instead of the guide; for programs whose weights are those of the whole data set.
+        chain: a single restart; all of them, pooled, if left out.
 
     Returns:
-        a row a statistic: "observed", the replicates' "mean" and "sd", and "p_value".
+        A row for each statistic: "observed", the replicates' "mean" and "sd", and "p_value".
 
     Raises:
-        ValueError: without replicates; for unknown names; for weights that are per datum or not there; for a statistic
-            that is no number.
+        ValueError: without replicates; for unknown names; for weights per datum, or no weights; for a statistic that is
+            not a number.
     """
-    drawn, seen = _both(idata, group, var_name)
+    import pandas as pd  # late: pandas is slow to import
+
+    drawn, data = _read(idata, group, var_name)
     replicates, weights = pool_chains(drawn, chain), _weights(idata, group, drawn, weighted, chain)
     rows = {}
     for name, statistic in (STATISTICS if statistics is None else statistics).items():
-        observed = _number(name, statistic, seen.values)
-        values = np.array([_number(name, statistic, replicate) for replicate in replicates])
+        observed = _as_number(name, statistic(data.values))
+        values = np.array([_as_number(name, statistic(replicate)) for replicate in replicates])
         mean = float(weights @ values)
         tails = float(weights @ (values >= observed)), float(weights @ (values <= observed))
-        spread = float(np.sqrt(weights @ (values - mean) ** 2))
-        rows[name] = {"observed": observed, "mean": mean, "sd": spread, "p_value": min(1.0, 2 * min(tails))}
+        sd = float(np.sqrt(weights @ (values - mean) ** 2))
+        rows[name] = {"observed": observed, "mean": mean, "sd": sd, "p_value": min(1.0, 2 * min(tails))}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["observed", "mean", "sd", "p_value"])
 
 
@@ -86,25 +90,40 @@ def pit(
     chain: int | None = None,
     seed: int = 0,
 ) -> xr.DataArray:
-    """P(y_s <= y) of each number of the data by itself, ties broken at random; by the posterior it has seen y.
+    """P(y_s <= y) of each number of the data, with ties broken at random.
 
-    See `ppgen.diagnostics.loo_pit` for values that have not, and `predictive_check` for the arguments.
+    The posterior has seen y; see `ppgen.diagnostics.loo_pit` for values that do not use it twice.
+
+    Args:
+        idata: the result of `to_arviz`.
+        group: the replicates.
+        var_name: the observed site, if there are several.
+        weighted: whether replicates are weighted, as in `predictive_check`.
+        chain: a single restart; all of them, pooled, if left out.
+        seed: of the ties.
+
+    Returns:
+        An array with the dimensions of the data.
+
+    Raises:
+        ValueError: without replicates; for unknown names; for weights per datum, or no weights.
     """
-    drawn, seen = _both(idata, group, var_name)
+    drawn, data = _read(idata, group, var_name)
     replicates, weights = pool_chains(drawn, chain), _weights(idata, group, drawn, weighted, chain)
     weights = weights.reshape(-1, *(1,) * (replicates.ndim - 1))
-    return seen.copy(data=randomized_pit(replicates, seen.values, weights, seed))
+    return data.copy(data=randomized_pit(replicates, data.values, weights, seed))
 
 
-def _both(idata: Any, group: Group, var_name: str | None) -> tuple[xr.DataArray, xr.DataArray]:
+def _read(idata: Any, group: Group, var_name: str | None) -> tuple[xr.DataArray, xr.DataArray]:
+    """Replicates and data of a site."""
     if group not in ("posterior_predictive", "prior_predictive"):
         raise ValueError(f'group is "posterior_predictive" or "prior_predictive", got {group!r}')
-    drawn = find_variable(idata, group, var_name, missing=ABSENT)
-    return drawn, find_variable(idata, "observed_data", str(drawn.name), missing="to_arviz gives it")
+    drawn = find_variable(idata, group, var_name, missing="to_arviz(..., predictive=True) draws it")
+    return drawn, find_variable(idata, "observed_data", str(drawn.name), missing="to_arviz returns it")
 
 
 def _weights(idata: Any, group: Group, drawn: xr.DataArray, weighted: bool, chain: int | None) -> np.ndarray:
-    """Weights (S,) that sum to one; of several chains, each has the same share."""
+    """Weights (S,) that sum to one; each of several chains has the same share."""
     if not weighted:
         count = drawn.sizes["draw"] * (drawn.sizes["chain"] if chain is None else 1)
         return np.full(count, 1 / count)
@@ -118,10 +137,10 @@ def _weights(idata: Any, group: Group, drawn: xr.DataArray, weighted: bool, chai
     return weights / weights.sum()
 
 
-def _number(name: str, statistic: Statistic, values: np.ndarray) -> float:
-    found = np.asarray(statistic(values))
+def _as_number(name: str, value: Any) -> float:
+    found = np.asarray(value)
     if found.size != 1:
         raise ValueError(
-            f"statistics: expected a number of {name!r}, got shape {found.shape}; one entry for each of its parts"
+            f"statistics: expected a number from {name!r}, got shape {found.shape}; use one entry for each component"
         )
     return float(found.reshape(()))

@@ -33,9 +33,9 @@ def unconstrained_draws(target: UnconstrainedLogDensity, posterior: xr.Dataset, 
     """The draws (S, dim) of a chain in the target's unconstrained space.
 
     Args:
-        target: The unconstrained log density, which has the order of the latents.
-        posterior: The group "posterior".
-        chain: The chain.
+        target: the unconstrained log density, which has the order of the latents.
+        posterior: the group "posterior".
+        chain: the chain.
     """
     values = {name: torch.as_tensor(posterior[name].values[chain].copy()) for name in target.shapes}
     return target.unconstrain(values)
@@ -45,13 +45,13 @@ def find_variable(idata: Any, of: str, var_name: str | None, *, missing: str) ->
     """A variable of a group.
 
     Args:
-        idata: The result of `to_arviz`.
-        of: The group.
-        var_name: The variable's name; not needed if the group has only one.
-        missing: What the error says if there is no such group; the attribute "density" comes first if there is one.
+        idata: the result of `to_arviz`.
+        of: the group.
+        var_name: the variable's name; not needed if the group has only one.
+        missing: what the error says if there is no such group; the attribute "density" comes first if there is one.
 
     Raises:
-        ValueError: If there is no such group; for an unknown name; for several variables and no name.
+        ValueError: if there is no such group; for an unknown name; for several variables and no name.
     """
     found = group(idata, of)
     if found is None or not found.data_vars:
@@ -69,11 +69,11 @@ def pool_chains(array: xr.DataArray, chain: int | None) -> np.ndarray:
     """The values (S, ...) of one chain, or of all chains one after another.
 
     Args:
-        array: A variable with the dimensions "chain" and "draw".
-        chain: The chain; all of them if None.
+        array: a variable with the dimensions "chain" and "draw".
+        chain: the chain; all of them if None.
 
     Raises:
-        ValueError: If there is no such chain.
+        ValueError: if there is no such chain.
     """
     known = [int(number) for number in array["chain"].values]
     if chain is not None and chain not in known:
@@ -87,10 +87,10 @@ def randomized_pit(drawn: np.ndarray, observed: np.ndarray, weights: np.ndarray,
     """P(y' < y) + U P(y' = y) with U ~ U(0, 1): uniform if y has the distribution of y', continuous or discrete.
 
     Args:
-        drawn: Draws y' (S, ...).
-        observed: Observations y (...).
-        weights: Weights of the draws, of a shape that broadcasts to (S, ...), whose sum over draws is one.
-        seed: The seed of U.
+        drawn: draws y' (S, ...).
+        observed: observations y (...).
+        weights: weights of the draws, of a shape that broadcasts to (S, ...), whose sum over draws is one.
+        seed: the seed of U.
     """
     ties = np.random.default_rng(seed).uniform(size=observed.shape)
     below = np.where(drawn < observed, 1.0, np.where(drawn == observed, ties, 0.0))

@@ -14,10 +14,10 @@ def add_resampled(groups: Groups, draws: int, *, replace: bool, seed: int) -> li
     """Adds the group "posterior_resampled" of the chains whose weights are reliable.
 
     Args:
-        groups: The groups of all chains.
-        draws: The number of draws in each chain.
-        replace: Whether to take as many draws with replacement, or a tenth of them without.
-        seed: The seed of the resampling.
+        groups: the groups of all chains.
+        draws: the number of draws in each chain.
+        replace: whether to take as many draws with replacement, or a tenth of them without.
+        seed: the seed of the resampling.
 
     Returns:
         The chains in the group, which is not added if there is none.

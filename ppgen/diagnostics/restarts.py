@@ -1,4 +1,4 @@
-"""Whether restarts agree: R-hat with each restart a chain."""
+"""Whether restarts agree: R-hat, with each restart as a chain."""
 
 from typing import Any
 
@@ -12,15 +12,18 @@ __all__ = ["rhat"]
 
 
 def rhat(idata: Any, *, of: str = "posterior") -> xr.Dataset:
-    """Rank-normalized split R-hat across restarts (Vehtari et al. 2021), of each variable of a group.
+    """Rank-normalized split R-hat across restarts, of each variable of a group.
 
-    Draws of one guide are independent, so within a chain there is nothing to converge: all of R-hat is what restarts
-    disagree about. Of one chain it is therefore vacuous, NaN, and the attribute "rhat" says so. Near one it says that
-    restarts ended alike, and not that they ended at the posterior: see k-hat for that.
+    Draws of one guide are independent, so there is nothing to converge within a chain, and R-hat measures only how much
+    the restarts differ. It is NaN for a single restart. If it is close to one, the restarts agree; whether they agree
+    on the posterior is a question for k-hat (Vehtari et al. 2021, https://doi.org/10.1214/20-BA1221).
 
     Args:
-        idata: what `to_arviz` gives.
+        idata: the result of `to_arviz`.
         of: the group, "posterior" or "posterior_resampled".
+
+    Returns:
+        R-hat of each variable, without chains and draws; the attribute "rhat" says how many restarts were compared.
 
     Raises:
         ValueError: if there is no such group.
@@ -33,4 +36,4 @@ def rhat(idata: Any, *, of: str = "posterior") -> xr.Dataset:
     if found.sizes["chain"] > 1:
         return rank_rhat(found).assign_attrs(rhat=f"across {found.sizes['chain']} restarts")
     empty = found.isel(chain=0, draw=0, drop=True).map(lambda value: xr.full_like(value, np.nan, dtype=float))
-    return empty.assign_attrs(rhat="vacuous: one restart has nothing to be compared with; fit with restarts=4, say")
+    return empty.assign_attrs(rhat="undefined: there is one restart, and nothing to compare it with; use restarts=4")

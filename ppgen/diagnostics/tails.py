@@ -40,8 +40,8 @@ class TailCheck:
 
     Attributes:
         ess: Kish's effective sample size of all draws.
-        missed_mass: The share of the posterior's mass that the guide's draws do not find.
-        moment_shifts: The largest `shift` and `log_ratio` of the latents.
+        missed_mass: the share of the posterior's mass that the guide's draws do not find.
+        moment_shifts: the largest `shift` and `log_ratio` of the latents.
     """
 
     ess: float
@@ -55,10 +55,10 @@ def check_tails(
     """Compares a guide's draws with draws from a wider distribution.
 
     Args:
-        target: The program's unconstrained log density on the data.
-        guide: The guide: one of Pyro's autoguides of all latents together, which has been run on the data.
-        u: Draws (S, dim) of the guide in unconstrained space.
-        generator: The source of random numbers.
+        target: the program's unconstrained log density on the data.
+        guide: the guide: one of Pyro's autoguides of all latents together, which has been run on the data.
+        u: draws (S, dim) of the guide in unconstrained space.
+        generator: the source of random numbers.
 
     Returns:
         The comparison; None if the guide's density is not available at other points.

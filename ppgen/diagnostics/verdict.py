@@ -37,9 +37,9 @@ class Verdict:
 
     Attributes:
         level: "good", "usable with weights", "not to be trusted", or "without a density to judge by".
-        statistics: The statistics by name; those that could not be computed are left out.
-        reasons: What is wrong with the fit, in words, by the name of the statistic; empty for a good fit.
-        advice: What to try next.
+        statistics: the statistics by name; those that could not be computed are left out.
+        reasons: what is wrong with the fit, in words, by the name of the statistic; empty for a good fit.
+        advice: what to try next.
     """
 
     level: str
@@ -62,20 +62,20 @@ def diagnose(
     """Judges a fit's posterior on data by the checks in `ppgen.diagnostics.CHECKS`.
 
     Args:
-        fit: The fit.
-        *data: The arguments of the programs, as for `to_arviz`.
-        draws: The number of draws in each chain. By default 1000; where latents are global, and k-hat or a moment is
+        fit: the fit.
+        *data: the arguments of the programs, as for `to_arviz`.
+        draws: the number of draws in each chain. By default 1000; where latents are global, and k-hat or a moment is
             too close to its bound to decide, 4000 new ones.
-        starts: The number of points from which other modes are searched for; 0 for no search.
-        idata: The result of `to_arviz` on these data, to be judged instead of new draws.
-        seed: The seed of draws and starts; the caller's random state does not change.
+        starts: the number of points from which other modes are searched for; 0 for no search.
+        idata: the result of `to_arviz` on these data, to be judged instead of new draws.
+        seed: the seed of draws and starts; the caller's random state does not change.
 
     Returns:
         The verdict.
 
     Raises:
-        ValueError: If `idata` comes without the data that a search for other modes needs; as `to_arviz`.
-        LookupError: As `to_arviz`.
+        ValueError: if `idata` comes without the data that a search for other modes needs; as `to_arviz`.
+        LookupError: as `to_arviz`.
     """
     known: tuple[Tensor, ...] | None = data
     if idata is None:
@@ -97,8 +97,8 @@ def _verdict(findings: Mapping[Check, Finding], *, automatic: bool) -> Verdict:
     """Joins the findings of all checks.
 
     Args:
-        findings: The findings by check.
-        automatic: Whether the guide was chosen by ``guide="auto"``.
+        findings: the findings by check.
+        automatic: whether the guide was chosen by ``guide="auto"``.
     """
     level = worst_level([finding.level for finding in findings.values()])
     statistics = {check.name: f.value for check, f in findings.items() if f.value is not None}
@@ -116,10 +116,10 @@ def draw_enough(fit: Fitted, *data: Tensor, draws: int | None = None, **options:
     """The result of `to_arviz` with as many draws as `diagnose` needs.
 
     Args:
-        fit: The fit.
-        *data: The arguments of the programs.
-        draws: The number of draws in each chain; chosen as in `diagnose` if left out.
-        **options: Further options of `to_arviz`.
+        fit: the fit.
+        *data: the arguments of the programs.
+        draws: the number of draws in each chain; chosen as in `diagnose` if left out.
+        **options: further options of `to_arviz`.
     """
     draw = partial(to_arviz, fit, *data, resampled=None, chunk=250, **options)
     idata = draw(draws=FEW_DRAWS if draws is None else draws)

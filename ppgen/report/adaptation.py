@@ -55,16 +55,16 @@ def report_of_adaptation(
     """Reports on how well labels transfer from a source domain to a target domain.
 
     Args:
-        fit: The run.
-        model: The model, which holds the weights to report on.
-        held_out: Rows of "source" and of "target", each with its labels or None.
-        names: The names of source and target.
-        label_names: The names of the labels.
-        training_warnings: Failures of training; those that the fit reports if left out.
-        idata: The posterior, as for `ppgen.report.report_of_run`.
-        verdict: The verdict on that posterior.
-        numbers: Further results by name.
-        config: The configuration.
+        fit: the run.
+        model: the model, which holds the weights to report on.
+        held_out: rows of "source" and of "target", each with its labels or None.
+        names: the names of source and target.
+        label_names: the names of the labels.
+        training_warnings: failures of training; those that the fit reports if left out.
+        idata: the posterior, as for `ppgen.report.report_of_run`.
+        verdict: the verdict on that posterior.
+        numbers: further results by name.
+        config: the configuration.
     """
     source, target = names
     context = AdaptationContext(

@@ -27,14 +27,14 @@ class FitContext:
     """A fit, and what is known about it.
 
     Attributes:
-        fit: The fit.
-        question: The question that the report answers.
-        unit: The unit of the loss.
-        numbers: Results for the summary, by name with the unit: a number, text, or a pair (value, standard error).
-        idata: The result of `ppgen.diagnostics.to_arviz`; None if nothing was drawn.
-        verdict: The verdict on these draws.
-        training_warnings: Failures of adversarial training; those that the fit reports if None.
-        config: The configuration, as plain values that YAML can hold.
+        fit: the fit.
+        question: the question that the report answers.
+        unit: the unit of the loss.
+        numbers: results for the summary, by name with the unit: a number, text, or a pair (value, standard error).
+        idata: the result of `ppgen.diagnostics.to_arviz`; None if nothing was drawn.
+        verdict: the verdict on these draws.
+        training_warnings: failures of adversarial training; those that the fit reports if None.
+        config: the configuration, as plain values that YAML can hold.
     """
 
     fit: Fitted
@@ -57,10 +57,10 @@ class RunContext(FitContext):
     """A fit of a generative model, its model and its data.
 
     Attributes:
-        model: The model, which holds the weights to report on.
-        data: The data that it was fitted to.
-        stages: What a growing model drew from the same latent codes at the end of each stage.
-        seed: The seed of what the sections draw.
+        model: the model, which holds the weights to report on.
+        data: the data that it was fitted to.
+        stages: what a growing model drew from the same latent codes at the end of each stage.
+        seed: the seed of what the sections draw.
     """
 
     model: Any
@@ -134,7 +134,7 @@ class PosteriorContext(FitContext):
     """A fit from Python, and a calibration of its inference.
 
     Attributes:
-        calibration: The result of `ppgen.diagnostics.sbc` or `sbc_of`; None if there is none.
+        calibration: the result of `ppgen.diagnostics.sbc` or `sbc_of`; None if there is none.
     """
 
     calibration: Calibration | None = None
@@ -145,10 +145,10 @@ class AdaptationContext(FitContext):
     """A fit of a classifier to a labeled source and an unlabeled target.
 
     Attributes:
-        model: The model, which holds the weights to report on.
-        held_out: Rows of "source" and "target", each with its labels or None.
-        domains: The names of source and target.
-        label_names: The names of the labels; their numbers if None.
+        model: the model, which holds the weights to report on.
+        held_out: rows of "source" and "target", each with its labels or None.
+        domains: the names of source and target.
+        label_names: the names of the labels; their numbers if None.
     """
 
     model: DANN
@@ -162,10 +162,10 @@ class DensityContext(FitContext):
     """A fit of a flow to an unnormalized density in the plane.
 
     Attributes:
-        target: The unnormalized density.
-        side: The coordinates (m,) of a grid along either axis.
-        densities: The densities (m, m) on the grid by name, the first index along x[0].
-        draws: Draws (n, 2) of the flow.
+        target: the unnormalized density.
+        side: the coordinates (m,) of a grid along either axis.
+        densities: the densities (m, m) on the grid by name, the first index along x[0].
+        draws: draws (n, 2) of the flow.
     """
 
     target: UnnormalizedDensity

@@ -33,13 +33,13 @@ def report_of_energy(
     """Reports on how close a flow is to an unnormalized density exp(-U).
 
     Args:
-        fit: The run.
-        energy: The unnormalized density.
-        side: The coordinates (m,) of a grid along either axis.
-        densities: The densities (m, m) of "energy" and "flow" on the grid, the first index along x[0].
-        draws: Draws (n, 2) of the flow.
-        numbers: Further results by name, as for `ppgen.report.report_of_run`.
-        config: The configuration.
+        fit: the run.
+        energy: the unnormalized density.
+        side: the coordinates (m,) of a grid along either axis.
+        densities: the densities (m, m) of "energy" and "flow" on the grid, the first index along x[0].
+        draws: draws (n, 2) of the flow.
+        numbers: further results by name, as for `ppgen.report.report_of_run`.
+        config: the configuration.
     """
     context = DensityContext(
         fit=fit,

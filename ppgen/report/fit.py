@@ -50,19 +50,19 @@ def report_of_fit(
     """Reports on a fit of any programs to data, and on whether its posterior can be trusted.
 
     Args:
-        fit: The fit.
-        *data: The arguments of the programs, as for `ppgen.diagnostics.to_arviz`.
-        title: The title of the page; by default it names the model.
-        draws: The number of draws of the guide in each chain; chosen as by `ppgen.diagnostics.diagnose` if left out.
-        starts: The number of points from which other modes are searched for; 0 for no search.
-        dims: Names for the dimensions of a variable, as for `ppgen.diagnostics.to_arviz`.
-        coords: The values along a dimension, likewise.
-        calibration: The result of `ppgen.diagnostics.sbc` or `sbc_of`, to be shown too.
-        seed: The seed of draws and starts; the caller's random state does not change.
+        fit: the fit.
+        *data: the arguments of the programs, as for `ppgen.diagnostics.to_arviz`.
+        title: the title of the page; by default it names the model.
+        draws: the number of draws of the guide in each chain; chosen as by `ppgen.diagnostics.diagnose` if left out.
+        starts: the number of points from which other modes are searched for; 0 for no search.
+        dims: names for the dimensions of a variable, as for `ppgen.diagnostics.to_arviz`.
+        coords: the values along a dimension, likewise.
+        calibration: the result of `ppgen.diagnostics.sbc` or `sbc_of`, to be shown too.
+        seed: the seed of draws and starts; the caller's random state does not change.
 
     Raises:
-        ValueError: As `ppgen.diagnostics.to_arviz`.
-        LookupError: As `ppgen.diagnostics.to_arviz`.
+        ValueError: as `ppgen.diagnostics.to_arviz`.
+        LookupError: as `ppgen.diagnostics.to_arviz`.
     """
     replicated = len(fit.chains) * (MANY_DRAWS if draws is None else draws) * sum(part.numel() for part in data)
     options: dict[str, Any] = {"predictive": replicated <= MAX_REPLICATED, "dims": dims, "coords": coords}

@@ -38,9 +38,9 @@ class Figure:
     """A matplotlib figure, or the bytes of a PNG, JPEG or SVG picture.
 
     Attributes:
-        picture: The figure, or the bytes.
-        caption: The text below the picture.
-        alt: A description for readers who cannot see the picture.
+        picture: the figure, or the bytes.
+        caption: the text below the picture.
+        alt: a description for readers who cannot see the picture.
     """
 
     picture: Drawing | bytes
@@ -52,7 +52,7 @@ class Figure:
         """The picture as a data URI.
 
         Raises:
-            ValueError: For bytes of another kind.
+            ValueError: for bytes of another kind.
         """
         data = self.picture if isinstance(self.picture, bytes) else _png(self.picture)
         kind = next((kind for start, kind in MEDIA_TYPES.items() if data.startswith(start)), None)
@@ -66,12 +66,12 @@ class Table:
     """A table whose cells are text, numbers, or pairs (value, standard error).
 
     Attributes:
-        header: The titles of the columns.
-        rows: The rows, each as long as the header.
-        caption: The text below the table.
+        header: the titles of the columns.
+        rows: the rows, each as long as the header.
+        caption: the text below the table.
 
     Raises:
-        ValueError: For rows of another length than the header.
+        ValueError: for rows of another length than the header.
     """
 
     header: Sequence[str]
@@ -97,9 +97,9 @@ class Section:
     """A section of a page.
 
     Attributes:
-        title: The heading.
-        text: The text, with blank lines between paragraphs.
-        items: The figures, tables and listings below the text.
+        title: the heading.
+        text: the text, with blank lines between paragraphs.
+        items: the figures, tables and listings below the text.
     """
 
     title: str
@@ -112,9 +112,9 @@ class Report:
     """A page.
 
     Attributes:
-        title: The title.
-        subtitle: The line below the title.
-        sections: The sections.
+        title: the title.
+        subtitle: the line below the title.
+        sections: the sections.
     """
 
     title: str
@@ -126,15 +126,15 @@ def write_report(path: str | os.PathLike, report: Report) -> Path:
     """Writes a report as one HTML file, atomically, and creates its folder if it is missing.
 
     Args:
-        path: The path of the file.
-        report: The report.
+        path: the path of the file.
+        report: the report.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If the bytes of a figure are not a picture.
-        OSError: If the file cannot be written.
+        ValueError: if the bytes of a figure are not a picture.
+        OSError: if the file cannot be written.
     """
     return write_atomically(path, render(report))
 

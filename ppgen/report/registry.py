@@ -16,8 +16,8 @@ class Row(Generic[C]):
     """One section of a report.
 
     Attributes:
-        build: The function from the report's context to the section; None where there is nothing to show.
-        needs: The protocol of `ppgen.models.protocols` that the model must satisfy; None for no condition.
+        build: the function from the report's context to the section; None where there is nothing to show.
+        needs: the protocol of `ppgen.models.protocols` that the model must satisfy; None for no condition.
     """
 
     build: Callable[[C], Section | None]
@@ -28,9 +28,9 @@ def build_sections(rows: Iterable[Row[C]], context: C, *, model: Any = None) -> 
     """Builds the sections of a report, in the order of the rows.
 
     Args:
-        rows: The table of sections.
-        context: What the sections read.
-        model: The model whose capabilities the rows may need.
+        rows: the table of sections.
+        context: what the sections read.
+        model: the model whose capabilities the rows may need.
     """
     built = (row.build(context) for row in rows if row.needs is None or isinstance(model, row.needs))
     return [section for section in built if section is not None]

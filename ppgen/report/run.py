@@ -66,17 +66,17 @@ def report_of_run(
     """Reports on a run of a generative model, in figures and numbers.
 
     Args:
-        fit: The run.
-        model: The model, which holds the weights to report on.
-        data: The data that it was fitted to.
-        idata: The posterior on held-out data, the result of `ppgen.diagnostics.to_arviz`.
-        verdict: The verdict on that posterior.
-        numbers: Further results by name with the unit: a number, text, or a pair (value, standard error).
-        title: The title of the page.
-        config: The configuration, as plain values that YAML can hold.
-        stages: What a growing model drew from the same latent codes at the end of each stage.
-        unit: The unit of the loss.
-        seed: The seed of the samples; the caller's random state does not change.
+        fit: the run.
+        model: the model, which holds the weights to report on.
+        data: the data that it was fitted to.
+        idata: the posterior on held-out data, the result of `ppgen.diagnostics.to_arviz`.
+        verdict: the verdict on that posterior.
+        numbers: further results by name with the unit: a number, text, or a pair (value, standard error).
+        title: the title of the page.
+        config: the configuration, as plain values that YAML can hold.
+        stages: what a growing model drew from the same latent codes at the end of each stage.
+        unit: the unit of the loss.
+        seed: the seed of the samples; the caller's random state does not change.
     """
     goal = "generate and reconstruct data" if isinstance(model, Reconstructs) else "generate data"
     question = (

@@ -137,8 +137,8 @@ def test_draws_of_the_prior_pass_unless_references_heed_the_data():
 def test_a_calibration_reads_as_a_table():
     text = str(calibrate(*gaussians(np.random.default_rng(7), width=2, right=WRONG["narrow"])))
     lines = text.splitlines()
-    assert lines[0].startswith("300 simulations, 99 draws; all together p 0.0")
-    assert [line.split()[0] for line in lines[1:]] == ["number", "z[0]", "z[1]", "distance"]
+    assert lines[0].startswith("300 simulations, 99 draws; all tests together p 0.0")
+    assert [line.split()[0] for line in lines[1:]] == ["component", "z[0]", "z[1]", "distance"]
 
 
 # programs

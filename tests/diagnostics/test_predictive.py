@@ -98,7 +98,7 @@ def test_pit_of_numbers_and_counts_is_uniform():
 
 def test_bad_input_is_named():
     idata = idata_of(np.zeros(5), 30)
-    with pytest.raises(ValueError, match=r"expected a number of 'all', got shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"expected a number from 'all', got shape \(5,\)"):
         predictive_check(idata, statistics={"all": lambda y: y})
     with pytest.raises(ValueError, match=r'group is "posterior_predictive" or'):
         predictive_check(idata, group="posterior")

@@ -25,11 +25,11 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        value: The statistic; None if it could not be computed.
-        reason: What is wrong, in words; empty if nothing is.
-        level: The best verdict that this finding allows. A reason at the level `GOOD` only explains a bad verdict
+        value: the statistic; None if it could not be computed.
+        reason: what is wrong, in words; empty if nothing is.
+        level: the best verdict that this finding allows. A reason at the level `GOOD` only explains a bad verdict
             that other checks have found, and is dropped from a good one.
-        advise: Whether the advice of the check applies.
+        advise: whether the advice of the check applies.
     """
 
     value: float | None = None
@@ -43,12 +43,12 @@ class Check:
     """A row of `ppgen.diagnostics.CHECKS`.
 
     Attributes:
-        name: The name of the statistic.
-        meaning: What the statistic measures, in one sentence.
-        compute: The function from posterior draws to a finding; None where the check does not apply.
-        bound: The values that are acceptable, in words; empty if the statistic is reported and not judged.
-        advice: What to try next if the check fails.
-        guide_advice: The same about the guide and its training; left out after ``guide="auto"``, which chooses both.
+        name: the name of the statistic.
+        meaning: what the statistic measures, in one sentence.
+        compute: the function from posterior draws to a finding; None where the check does not apply.
+        bound: the values that are acceptable, in words; empty if the statistic is reported and not judged.
+        advice: what to try next if the check fails.
+        guide_advice: the same about the guide and its training; left out after ``guide="auto"``, which chooses both.
     """
 
     name: str

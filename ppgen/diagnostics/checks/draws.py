@@ -27,13 +27,13 @@ class PosteriorDraws:
     """The draws of a fit's guide, their importance weights, and the program that they are draws for.
 
     Attributes:
-        fit: The fit.
-        data: The data of the draws; None if they are not known.
-        posterior: The group "posterior".
-        sample_stats: The group "sample_stats".
-        vi_stats: The group "vi_stats".
-        starts: The number of points from which other modes are searched for.
-        seed: The seed of all random numbers.
+        fit: the fit.
+        data: the data of the draws; None if they are not known.
+        posterior: the group "posterior".
+        sample_stats: the group "sample_stats".
+        vi_stats: the group "vi_stats".
+        starts: the number of points from which other modes are searched for.
+        seed: the seed of all random numbers.
     """
 
     fit: Fitted

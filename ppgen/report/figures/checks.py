@@ -34,10 +34,10 @@ def predictive_histograms(sites: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     """Histograms of the data, and of replicated data sets: medians, and central 50% and 90% intervals of the counts.
 
     Args:
-        sites: Replicates (S, n) and data (n,) by name. Integers with few values have one bin each.
+        sites: replicates (S, n) and data (n,) by name. Integers with few values have one bin each.
 
     Raises:
-        ValueError: If there are no sites, or replicates of another size.
+        ValueError: if there are no sites, or replicates of another size.
     """
     for name, (drawn, seen) in sites.items():
         if drawn.ndim != 2 or drawn.shape[1:] != seen.shape:
@@ -96,8 +96,8 @@ def uniformity(ranks: Ranks, *, xlabel: str = "rank") -> Figure:
     falls and then rises if they are too wide, and has one sign if they are shifted.
 
     Args:
-        ranks: Ranks of one or more components; those with the smallest p-values are shown.
-        xlabel: The label of the horizontal axis.
+        ranks: ranks of one or more components; those with the smallest p-values are shown.
+        xlabel: the label of the horizontal axis.
     """
     path, p_values = ranks.path(), ranks.p_values
     worst = np.argsort(p_values, kind="stable")[:MAX_PANELS]

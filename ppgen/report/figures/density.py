@@ -17,12 +17,12 @@ def densities(
     """Heat maps of several densities on one color scale.
 
     Args:
-        side: The coordinates (m,) of the grid along either axis.
-        values: The densities (m, m) on the grid by name; the first index is that of x[0].
-        columns: The labels of the axes.
+        side: the coordinates (m,) of the grid along either axis.
+        values: the densities (m, m) on the grid by name; the first index is that of x[0].
+        columns: the labels of the axes.
 
     Raises:
-        ValueError: If there are no densities, or one has another shape.
+        ValueError: if there are no densities, or one has another shape.
     """
     shapes = [np.shape(density) for density in values.values()]
     if not shapes or any(shape != (len(side), len(side)) for shape in shapes):

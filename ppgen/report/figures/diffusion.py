@@ -20,12 +20,12 @@ def clouds(
     """Rows at several stages, a panel each: a scatter plot of the first two columns, or a histogram of a single one.
 
     Args:
-        stages: The rows (n, d) of each stage by title.
-        data: Rows that are drawn below those of each stage.
-        columns: The names of the columns.
+        stages: the rows (n, d) of each stage by title.
+        data: rows that are drawn below those of each stage.
+        columns: the names of the columns.
 
     Raises:
-        ValueError: If there are no stages, or they differ in their number of columns.
+        ValueError: if there are no stages, or they differ in their number of columns.
     """
     widths = {rows.shape[1:] for rows in stages.values()}
     if len(widths) != 1 or len(next(iter(widths))) != 1:
@@ -54,11 +54,11 @@ def errors_by_noise(log_snr: np.ndarray, errors: Mapping[str, np.ndarray]) -> Fi
     """The denoiser's mean squared error by noise level, a line for each set of rows, on a logarithmic scale.
 
     Args:
-        log_snr: The log signal-to-noise ratios (m,), in nats.
-        errors: The errors (m,) by the name of the set.
+        log_snr: the log signal-to-noise ratios (m,), in nats.
+        errors: the errors (m,) by the name of the set.
 
     Raises:
-        ValueError: If there are no errors, or some have another length.
+        ValueError: if there are no errors, or some have another length.
     """
     if not errors or any(np.shape(line) != np.shape(log_snr) for line in errors.values()):
         shapes = [np.shape(line) for line in errors.values()]

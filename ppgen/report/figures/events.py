@@ -31,14 +31,14 @@ def samples(
     scatter plot (two columns), or histograms and scatter plots of all pairs (more), over the data.
 
     Args:
-        x: The generated events (n, *event_shape).
-        data: The data (m, *event_shape).
-        columns: The names of a table's columns.
-        limits: The values that are drawn black and white; by default the range of the data, or of x without data.
-        labels: The names of data and x.
+        x: the generated events (n, *event_shape).
+        data: the data (m, *event_shape).
+        columns: the names of a table's columns.
+        limits: the values that are drawn black and white; by default the range of the data, or of x without data.
+        labels: the names of data and x.
 
     Raises:
-        ValueError: If the events are neither images nor rows, are empty, or differ in shape from the data.
+        ValueError: if the events are neither images nor rows, are empty, or differ in shape from the data.
     """
     x = _as_events("x", x)
     if data is not None:
@@ -56,11 +56,11 @@ def sequences(rows: Mapping[str, np.ndarray], *, limits: tuple[float, float] | N
     """Rows of images, one below the other, in which each column shows the same item.
 
     Args:
-        rows: Images (n, channels, height, width) by title.
-        limits: The values that are drawn black and white; by default the range of all images.
+        rows: images (n, channels, height, width) by title.
+        limits: the values that are drawn black and white; by default the range of all images.
 
     Raises:
-        ValueError: If the rows are not images, are empty, or differ in shape.
+        ValueError: if the rows are not images, are empty, or differ in shape.
     """
     found = {title: _as_events(title, x) for title, x in rows.items()}
     shapes = {x.shape for x in found.values()}
@@ -84,13 +84,13 @@ def reconstructions(
     determination R² = 1 - Σ (x_hat - x)² / Σ (x - mean x)².
 
     Args:
-        x: The events (n, *event_shape).
-        x_hat: Their reconstructions, of the same shape.
-        columns: The names of a table's columns.
-        limits: The values that are drawn black and white; by default the range of x.
+        x: the events (n, *event_shape).
+        x_hat: their reconstructions, of the same shape.
+        columns: the names of a table's columns.
+        limits: the values that are drawn black and white; by default the range of x.
 
     Raises:
-        ValueError: If the events are neither images nor rows, are empty, or the shapes differ.
+        ValueError: if the events are neither images nor rows, are empty, or the shapes differ.
     """
     x, x_hat = _as_events("x", x), _as_events("x_hat", x_hat)
     if x.shape != x_hat.shape:

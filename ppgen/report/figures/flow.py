@@ -42,13 +42,13 @@ def density(values: np.ndarray, axes: Sequence[np.ndarray], data: np.ndarray, co
     """A density of one or two columns beside data in the same units.
 
     Args:
-        values: The density at the points of the axes: (len(axes[0]),) or (len(axes[1]), len(axes[0])).
-        axes: Evenly spaced points along each column.
-        data: The data (m, d).
-        columns: The names of the columns.
+        values: the density at the points of the axes: (len(axes[0]),) or (len(axes[1]), len(axes[0])).
+        axes: evenly spaced points along each column.
+        data: the data (m, d).
+        columns: the names of the columns.
 
     Raises:
-        ValueError: If there are not one or two axes, or values or data do not match them.
+        ValueError: if there are not one or two axes, or values or data do not match them.
     """
     shape = tuple(len(axis) for axis in axes[::-1])
     if len(axes) not in (1, 2) or values.shape != shape or data.shape[1:] != (len(axes),):
@@ -84,11 +84,11 @@ def warped_grid(stages: Mapping[str, np.ndarray], points: Sequence[np.ndarray] =
     """A grid after each transformation of a flow.
 
     Args:
-        stages: Lines (lines, points, 2) by title, one half in each direction of the grid.
-        points: Draws (m, 2) of the base at each stage, in the order of `stages`.
+        stages: lines (lines, points, 2) by title, one half in each direction of the grid.
+        points: draws (m, 2) of the base at each stage, in the order of `stages`.
 
     Raises:
-        ValueError: If the lines have another shape.
+        ValueError: if the lines have another shape.
     """
     for lines in stages.values():
         if lines.ndim != 3 or lines.shape[2] != 2:
@@ -118,7 +118,7 @@ def log_densities(log_prob: Mapping[str, np.ndarray], log_det: np.ndarray) -> Fi
         log_det: log |det dz/dx| (n,).
 
     Raises:
-        ValueError: If a set has no finite value.
+        ValueError: if a set has no finite value.
     """
     every = np.concatenate([*log_prob.values()])
     if not np.isfinite(log_det).any() or not all(np.isfinite(values).any() for values in log_prob.values()):
@@ -153,10 +153,10 @@ def base_space(z: np.ndarray) -> Figure:
     than 64 coordinates, evenly spaced ones are shown.
 
     Args:
-        z: Rows (n, d) in the base space.
+        z: rows (n, d) in the base space.
 
     Raises:
-        ValueError: If z is not (n, d), is empty or has a value that is not finite.
+        ValueError: if z is not (n, d), is empty or has a value that is not finite.
     """
     if z.ndim != 2 or 0 in z.shape or not np.isfinite(z).all():
         raise ValueError(f"expected finite rows z of shape (n, d), not empty, got {z.shape}")

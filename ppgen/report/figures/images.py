@@ -20,8 +20,8 @@ def grids(sets: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
     """Sets of images as grids beside each other.
 
     Args:
-        sets: Images (n, channels, height, width) by title, of which at most 64 are shown.
-        limits: The values that are drawn black and white.
+        sets: images (n, channels, height, width) by title, of which at most 64 are shown.
+        limits: the values that are drawn black and white.
     """
     count = max(map(len, sets.values()))
     sets = {name: x[:MAX_IMAGES] for name, x in sets.items()}
@@ -40,9 +40,9 @@ def pairs(x: np.ndarray, x_hat: np.ndarray, limits: tuple[float, float]) -> Figu
     """Images in rows of 10, each row above its reconstructions.
 
     Args:
-        x: Images (n, channels, height, width), of which at most 20 are shown.
-        x_hat: Their reconstructions.
-        limits: The values that are drawn black and white.
+        x: images (n, channels, height, width), of which at most 20 are shown.
+        x_hat: their reconstructions.
+        limits: the values that are drawn black and white.
     """
     across, x, x_hat = 10, x[:MAX_PAIRS], x_hat[:MAX_PAIRS]
     above, below = color(x, limits), color(x_hat, limits)
@@ -58,8 +58,8 @@ def sequences(rows: dict[str, np.ndarray], limits: tuple[float, float]) -> Figur
     """Rows of images, one below the other.
 
     Args:
-        rows: Images (n, channels, height, width) by title.
-        limits: The values that are drawn black and white.
+        rows: images (n, channels, height, width) by title.
+        limits: the values that are drawn black and white.
     """
     return _stack([tile(color(x, limits), across=len(x)) for x in rows.values()], tuple(rows))
 
@@ -86,8 +86,8 @@ def color(x: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """The colors (n, height, width, 3) in [0, 1] of images (n, channels, height, width); red where not finite.
 
     Args:
-        x: The images.
-        limits: The values that are drawn black and white.
+        x: the images.
+        limits: the values that are drawn black and white.
     """
     low, high = limits
     x = np.moveaxis(x if x.shape[1] == 3 else x.mean(axis=1, keepdims=True), 1, -1)
@@ -99,8 +99,8 @@ def tile(x: np.ndarray, *, across: int) -> np.ndarray:
     """One picture of many, in rows on a white background, with gaps between them.
 
     Args:
-        x: Pictures (n, height, width, 3).
-        across: The number of pictures in a row.
+        x: pictures (n, height, width, 3).
+        across: the number of pictures in a row.
     """
     gap = max(1, round(max(x.shape[1:3]) / 12))
     rows = -(-len(x) // across)

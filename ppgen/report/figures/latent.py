@@ -56,13 +56,13 @@ def latent_plane(
     distribution is the same in any plane through the origin), or by its density.
 
     Args:
-        z: The codes (n, latent_dim).
-        y: Their labels (n,), integers that index `label_names`.
-        label_names: The names of the labels; their numbers if None.
-        prior: Whether to show N(0, I), or draws (m, latent_dim) of another prior, which are shown below the codes.
+        z: the codes (n, latent_dim).
+        y: their labels (n,), integers that index `label_names`.
+        label_names: the names of the labels; their numbers if None.
+        prior: whether to show N(0, I), or draws (m, latent_dim) of another prior, which are shown below the codes.
 
     Raises:
-        ValueError: If z is not (n, latent_dim) or has no finite code, if y is not (n,), or if the draws of the prior
+        ValueError: if z is not (n, latent_dim) or has no finite code, if y is not (n,), or if the draws of the prior
             have another width.
     """
     z = np.asarray(z, dtype=float)
@@ -164,14 +164,14 @@ def latent_walk(
     and z[1] upwards. Images are shown as a grid, tables of two columns as the image of the grid's lines.
 
     Args:
-        decode: The function from codes (m, 2) to means (m, *event_shape).
-        n: The number of quantiles of each dimension.
-        name: The name of the codes.
-        columns: The names of a table's columns.
-        limits: The values that are drawn black and white; by default the range of the means.
+        decode: the function from codes (m, 2) to means (m, *event_shape).
+        n: the number of quantiles of each dimension.
+        name: the name of the codes.
+        columns: the names of a table's columns.
+        limits: the values that are drawn black and white; by default the range of the means.
 
     Raises:
-        ValueError: If the means are neither images nor rows of two columns.
+        ValueError: if the means are neither images nor rows of two columns.
     """
     quantiles = norm.ppf((np.arange(n) + 0.5) / n)
     extent = f"from {quantiles[0]:.1f} to {quantiles[-1]:.1f}"

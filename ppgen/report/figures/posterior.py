@@ -30,7 +30,7 @@ def khat(values: np.ndarray) -> Figure:
         values: k-hat of the data, of any shape.
 
     Raises:
-        ValueError: If there are no values.
+        ValueError: if there are no values.
     """
     values = np.asarray(values, dtype=float).ravel()
     if not len(values):
@@ -62,10 +62,10 @@ def posterior(idata: Any) -> Figure:
     `plot_kde`, a density each. ArviZ 1.x has neither, and they are histograms.
 
     Args:
-        idata: An InferenceData or DataTree whose group "posterior" has the dimensions chain, draw, and any others.
+        idata: an InferenceData or DataTree whose group "posterior" has the dimensions chain, draw, and any others.
 
     Raises:
-        ValueError: If that group has no variable.
+        ValueError: if that group has no variable.
     """
     latents = group(idata, "posterior")
     draws = {} if latents is None else components(latents)
@@ -89,8 +89,8 @@ def components(latents: xr.Dataset, *, all_data: bool = False) -> dict[str, np.n
     """Draws (chain, draw) of each scalar component of the latents, by name, with its coordinates in brackets.
 
     Args:
-        latents: The group "posterior".
-        all_data: Whether to include the latents of all data, not only those of the first datum.
+        latents: the group "posterior".
+        all_data: whether to include the latents of all data, not only those of the first datum.
     """
     found = {}
     for name, variable in sorted(latents.data_vars.items(), key=lambda item: "data" in item[1].dims):

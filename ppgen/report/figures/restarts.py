@@ -24,13 +24,13 @@ def restart_intervals(
     """A forest plot: the median of each restart's draws with central 50% and 94% intervals, a panel a component.
 
     Args:
-        draws: Draws (chains, S) of the components, by name.
-        r_hat: R-hat of the components, for their titles.
-        compared: The chains that R-hat compares; the others are pale.
-        total: The number of components of which these are shown.
+        draws: draws (chains, S) of the components, by name.
+        r_hat: r-hat of the components, for their titles.
+        compared: the chains that R-hat compares; the others are pale.
+        total: the number of components of which these are shown.
 
     Raises:
-        ValueError: If there are no components.
+        ValueError: if there are no components.
     """
     if not draws:
         raise ValueError("expected at least one component of the latents, got none")

@@ -90,9 +90,9 @@ def panels(count: int, *, across: int, height: float) -> tuple[Figure, list[Axes
     """A figure with several axes.
 
     Args:
-        count: The number of axes.
-        across: The number of axes in a row, at most.
-        height: The height of a row in inches.
+        count: the number of axes.
+        across: the number of axes in a row, at most.
+        height: the height of a row in inches.
     """
     across = min(across, count)
     rows = -(-count // across)
@@ -107,8 +107,8 @@ def plane(frames: Sequence[Interval], labels: Sequence[str]) -> tuple[Figure, Ax
     """A figure with one pair of axes of equal scale.
 
     Args:
-        frames: The intervals of x and y.
-        labels: The labels of x and y.
+        frames: the intervals of x and y.
+        labels: the labels of x and y.
     """
     (left, right), (low, high) = frames
     height = (WIDTH - 0.7) * (high - low) / (right - left)
@@ -121,9 +121,9 @@ def legend(figure: Figure, axes: Axes, **options: Any) -> None:
     """Adds a legend above the axes, in rows of at most 6.
 
     Args:
-        figure: The figure.
-        axes: The axes whose artists have labels.
-        **options: Options of matplotlib's legend.
+        figure: the figure.
+        axes: the axes whose artists have labels.
+        **options: options of matplotlib's legend.
     """
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=min(6, len(labels)), **options)
@@ -139,11 +139,11 @@ def scatter(axes: Axes, points: np.ndarray, color: Any, label: str | None = None
     """Draws points, smaller and fainter ones if there are many.
 
     Args:
-        axes: The axes.
-        points: The points (n, 2).
-        color: Their color, or one for each.
-        label: Their name in a legend.
-        scale: A factor of their area.
+        axes: the axes.
+        points: the points (n, 2).
+        color: their color, or one for each.
+        label: their name in a legend.
+        scale: a factor of their area.
     """
     size, alpha = (12, 0.8) if len(points) < 500 else (6, 0.6)
     axes.scatter(points[:, 0], points[:, 1], s=scale * size, alpha=alpha, c=color, label=label, linewidths=0)
@@ -170,8 +170,8 @@ def outside(x: np.ndarray, frames: Sequence[Interval]) -> float:
     """The share of rows that are not finite or outside of an interval.
 
     Args:
-        x: The rows (n, d).
-        frames: The d intervals.
+        x: the rows (n, d).
+        frames: the d intervals.
     """
     low, high = np.array(frames).T
     return float(1 - np.mean(((x >= low) & (x <= high)).all(axis=1)))

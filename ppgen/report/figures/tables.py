@@ -33,10 +33,10 @@ def overlay(x: np.ndarray, data: np.ndarray | None, names: list[str], labels: tu
     """Rows over data: a histogram of one column, a scatter plot of two columns, all pairs of more.
 
     Args:
-        x: Rows (n, features).
-        data: Rows (m, features) that are drawn below x; None for none.
-        names: The names of the columns.
-        labels: The names of data and x.
+        x: rows (n, features).
+        data: rows (m, features) that are drawn below x; None for none.
+        names: the names of the columns.
+        labels: the names of data and x.
     """
     below, above = labels
     sets = {above: (x[:, :MAX_COLUMNS], SAMPLE_COLOR)}
@@ -61,9 +61,9 @@ def displacements(x: np.ndarray, x_hat: np.ndarray, names: list[str]) -> Figure:
     """Rows with a line from each to its reconstruction.
 
     Args:
-        x: Rows (n, 2).
-        x_hat: Their reconstructions.
-        names: The names of the columns.
+        x: rows (n, 2).
+        x_hat: their reconstructions.
+        names: the names of the columns.
     """
     frames = [frame(column) for column in x.T]
     figure, axes = plane(frames, names)
@@ -80,9 +80,9 @@ def agreement(x: np.ndarray, x_hat: np.ndarray, names: list[str]) -> Figure:
     """The reconstructed values against the true ones with R², column by column.
 
     Args:
-        x: Rows (n, features).
-        x_hat: Their reconstructions.
-        names: The names of the columns.
+        x: rows (n, features).
+        x_hat: their reconstructions.
+        names: the names of the columns.
     """
     shown = min(len(names), MAX_COLUMNS)
     figure, grid = panels(shown, across=3, height=3.4 if shown == 1 else 2.4)

@@ -26,11 +26,11 @@ def loss_curves(chains: Sequence[Chain], *, unit: str = "nats per datum") -> Fig
     The frame leaves out the largest 3% of the values, which can be very large early in a run.
 
     Args:
-        chains: The chains.
-        unit: The unit of the loss.
+        chains: the chains.
+        unit: the unit of the loss.
 
     Raises:
-        ValueError: If there are no chains, or one of them has no step.
+        ValueError: if there are no chains, or one of them has no step.
     """
     counts = [len(chain.history["loss"]) for chain in chains]
     if not all(counts) or not counts:
@@ -73,14 +73,14 @@ def elbo_trace(
     often many times as far from the log evidence as at the end.
 
     Args:
-        traces: The ELBO (chains, steps), NaN after the end of a chain.
-        level: The log evidence, and the ends of its interval.
-        best: The chain that the level belongs to.
-        unit: The unit of the ELBO.
-        name: The name of the level.
+        traces: the ELBO (chains, steps), NaN after the end of a chain.
+        level: the log evidence, and the ends of its interval.
+        best: the chain that the level belongs to.
+        unit: the unit of the ELBO.
+        name: the name of the level.
 
     Raises:
-        ValueError: If the best chain has no finite value.
+        ValueError: if the best chain has no finite value.
     """
     chains = [values[: np.flatnonzero(np.isfinite(values)).max(initial=-1) + 1] for values in np.asarray(traces, float)]
     if not len(chains[best]):
@@ -119,11 +119,11 @@ def term_breakdown(history: Mapping[str, np.ndarray], *, unit: str = "nats per d
     """Each term of the loss by step, including its weight, so that the panels add up to the loss.
 
     Args:
-        history: Arrays (steps,) by name; "loss" is left out if there are others.
-        unit: The unit of the loss.
+        history: arrays (steps,) by name; "loss" is left out if there are others.
+        unit: the unit of the loss.
 
     Raises:
-        ValueError: If the history is empty.
+        ValueError: if the history is empty.
     """
     terms = {name: values for name, values in history.items() if name != "loss"} or dict(history)
     if not terms or not all(map(len, terms.values())):

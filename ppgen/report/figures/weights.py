@@ -23,12 +23,12 @@ def weight_tail(log_weights: np.ndarray, log_smoothed: np.ndarray, pareto_k: flo
     most of the weight, the posterior has mass where the guide rarely draws.
 
     Args:
-        log_weights: Log weights (K,), in nats, not necessarily normalized.
-        log_smoothed: Log weights (K,) after Pareto smoothing of their tail, normalized.
-        pareto_k: The shape of the Pareto distribution.
+        log_weights: log weights (K,), in nats, not necessarily normalized.
+        log_smoothed: log weights (K,) after Pareto smoothing of their tail, normalized.
+        pareto_k: the shape of the Pareto distribution.
 
     Raises:
-        ValueError: If the smoothed weights are not finite, or not as many.
+        ValueError: if the smoothed weights are not finite, or not as many.
     """
     raw, smoothed = (np.asarray(part, dtype=float) for part in (log_weights, log_smoothed))
     if raw.ndim != 1 or raw.shape != smoothed.shape or not np.isfinite(np.exp(smoothed)).all():
@@ -67,12 +67,12 @@ def weights_by_rank(draws: Mapping[str, np.ndarray], weights: np.ndarray, *, tot
     standard deviations wide for weights that are independent of the component.
 
     Args:
-        draws: Draws (K,) of the components, by name.
-        weights: Weights (K,) that sum to one.
-        total: The number of components of which these are shown.
+        draws: draws (K,) of the components, by name.
+        weights: weights (K,) that sum to one.
+        total: the number of components of which these are shown.
 
     Raises:
-        ValueError: If there are no components, or the weights do not sum to one.
+        ValueError: if there are no components, or the weights do not sum to one.
     """
     weights = np.asarray(weights, dtype=float)
     if not draws or not np.isclose(weights.sum(), 1.0):

@@ -19,8 +19,8 @@ def adversarial_training(context: FitContext, *, text: str = TEXT) -> Section | 
     """The losses and gradients of critics and programs by step, and warnings; None if there is neither.
 
     Args:
-        context: The fit.
-        text: What a reader should know about this training.
+        context: the fit.
+        text: what a reader should know about this training.
     """
     fit = context.fit
     warnings = fit.training_warnings() if context.training_warnings is None else context.training_warnings

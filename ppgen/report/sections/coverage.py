@@ -48,12 +48,12 @@ def coverage_section(
     """Measures of fidelity and coverage, the data that samples do not cover, and the labels that they miss.
 
     Args:
-        data: The data (n, *event).
-        generated: The samples (m, *event).
-        y: The labels (n,) of the data; None if there are none.
-        label_names: The names of the labels, which index them.
-        figure_options: Options of `figures.samples`.
-        seed: The seed of the permutations.
+        data: the data (n, *event).
+        generated: the samples (m, *event).
+        y: the labels (n,) of the data; None if there are none.
+        label_names: the names of the labels, which index them.
+        figure_options: options of `figures.samples`.
+        seed: the seed of the permutations.
     """
     flat = data.reshape(len(data), -1)
     scale = flat.std(0) if data.ndim == 2 else flat.std()

@@ -16,8 +16,8 @@ def log_evidence(vi_stats: xr.Dataset | None, chain: int) -> tuple[float, float]
     """Log p(x) of all data by a chain's importance weights, in nats, and its standard error; None without weights.
 
     Args:
-        vi_stats: The group "vi_stats".
-        chain: The chain.
+        vi_stats: the group "vi_stats".
+        chain: the chain.
     """
     if vi_stats is None or "log_marginal" not in vi_stats or "log_marginal_error" not in vi_stats:
         return None
