@@ -1,4 +1,4 @@
-"""Terms and their sums: parity with Pyro's ELBOs, closed forms, the algebra, stock SVI, errors."""
+"""Terms and their sums: parity with Pyro's ELBOs, closed forms, the algebra, Pyro's SVI, errors."""
 
 import functools
 import itertools
@@ -34,7 +34,7 @@ Normal = dist.Normal
 
 
 def score_function() -> Pair:
-    """A Bernoulli latent, drawn by the guide without rsample."""
+    """A Bernoulli latent, which has no rsample."""
     x = torch.randn(5)
 
     def model(x):
@@ -175,7 +175,10 @@ ELBOS = {
 UNFIT = {
     ("score_function", "mean field"),  # Pyro refuses discrete draws in these two
     ("score_function", "renyi"),
-    ("random_subsample", "renyi"),  # weighs a row by N / B inside the logarithm; see test_renyi_of_a_subsample
+    (
+        "random_subsample",
+        "renyi",
+    ),  # weighs a row by N / B inside the logarithm; see test_the_renyi_bound_of_a_subsample_is_per_datum
 }
 CASES = [(p, e) for p in PROGRAMS for e in ELBOS if not any(p == q and e.startswith(f) for q, f in UNFIT)]
 
@@ -191,25 +194,25 @@ def loss_and_gradients(loss, pair: Pair) -> tuple[float, dict[str, torch.Tensor]
 
 def assert_parity(elbo, pair: Pair) -> None:
     elbo().loss(pair.model, pair.guide, *pair.args)  # makes the parameters
-    expected, slopes = loss_and_gradients(elbo(), pair)
+    expected, grads = loss_and_gradients(elbo(), pair)
     got, ours = loss_and_gradients(ppgen.ELBO(elbo=elbo()), pair)
     assert got * pair.n == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    assert slopes
-    assert ours.keys() == slopes.keys()
-    for name, slope in slopes.items():
-        torch.testing.assert_close(ours[name] * pair.n, slope, rtol=2e-4, atol=2e-5, msg=f"gradient of {name}")
+    assert grads
+    assert ours.keys() == grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(ours[name] * pair.n, grad, rtol=2e-4, atol=2e-5, msg=f"gradient of {name}")
 
 
 @pytest.mark.parametrize(("pair", "elbo"), CASES, indirect=["pair"])
-def test_evidence_times_n_is_pyros_elbo(pair, elbo):
+def test_elbo_times_n_is_the_loss_of_pyros_elbo(pair, elbo):
     assert_parity(ELBOS[elbo], pair)
 
 
-def test_parity_where_pyro_enumerates(mixture):
+def test_elbo_times_n_is_the_loss_of_pyros_elbo_with_enumeration(mixture):
     assert_parity(TraceEnum_ELBO, mixture)
 
 
-def test_enumeration_gives_the_exact_evidence_with_and_without_gradients(mixture):
+def test_enumeration_gives_the_exact_log_marginal_with_and_without_gradients(mixture):
     loss = ppgen.ELBO(elbo=TraceEnum_ELBO())
     args = (mixture.model, mixture.guide, *mixture.args)
     exact = float(mixture.exact(*mixture.args).detach())
@@ -218,7 +221,7 @@ def test_enumeration_gives_the_exact_evidence_with_and_without_gradients(mixture
     assert loss.breakdown(*args) == {"ELBO": pytest.approx(exact, rel=1e-5)}
 
 
-def test_renyi_of_a_subsample():
+def test_the_renyi_bound_of_a_subsample_is_per_datum():
     """The bound of a random subsample is the mean of its own rows' bounds, whatever N is."""
     pair = random_subsample()
     loss = ppgen.ELBO(elbo=RenyiELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1))
@@ -232,22 +235,22 @@ def test_renyi_of_a_subsample():
     assert got == pytest.approx(-float((log_weights.logsumexp(0) - torch.tensor(4.0).log()).mean()), rel=1e-5)
 
 
-# evidence, reconstruction and rate
+# ELBO, reconstruction and rate
 
 
 @pytest.mark.parametrize("pair", [p for p in PROGRAMS if p != "score_function"], indirect=True)
-def test_evidence_is_reconstruction_plus_rate(pair):
+def test_elbo_is_reconstruction_plus_rate(pair):
     parts = ppgen.Reconstruction() + ppgen.Rate()
     parts.loss(pair.model, pair.guide, *pair.args)
-    expected, slopes = loss_and_gradients(ppgen.ELBO(elbo=TraceMeanField_ELBO()), pair)
+    expected, grads = loss_and_gradients(ppgen.ELBO(elbo=TraceMeanField_ELBO()), pair)
     got, ours = loss_and_gradients(parts, pair)
     assert got == pytest.approx(expected, rel=1e-5)
-    assert ours.keys() == slopes.keys()
-    for name, slope in slopes.items():
-        torch.testing.assert_close(ours[name], slope, rtol=1e-4, atol=1e-5)
+    assert ours.keys() == grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(ours[name], grad, rtol=1e-4, atol=1e-5)
 
 
-def test_rate_in_closed_form_is_the_mean_of_its_draws(vae):
+def test_the_closed_form_rate_is_the_mean_over_draws(vae):
     rate = ppgen.Rate().loss(vae.model, vae.guide, *vae.args)
     with torch.no_grad():
         (many,) = particle_traces(vae.model, vae.guide, vae.args, particles=20_000)
@@ -274,7 +277,7 @@ def gaussian_chain(*, reverse: bool) -> Pair:
             one = pyro.sample(first, Normal(0.3, 0.8))
             pyro.sample(second, Normal(slope * one, 0.7))
 
-    def joint(mean, s1, slope, s2):  # law of (one, two): one ~ N(mean, s1), two ~ N(slope one, s2)
+    def joint(mean, s1, slope, s2):  # the distribution of (one, two): one ~ N(mean, s1), two ~ N(slope one, s2)
         cov = torch.tensor([[s1**2, slope * s1**2], [slope * s1**2, slope**2 * s1**2 + s2**2]])
         return torch.tensor([mean, slope * mean]), cov
 
@@ -285,7 +288,7 @@ def gaussian_chain(*, reverse: bool) -> Pair:
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_rate_of_a_chain_is_its_kl_in_either_order(reverse):
+def test_the_rate_of_dependent_latents_is_their_kl_in_either_order(reverse):
     pair = gaussian_chain(reverse=reverse)
     draws = Traces(pair.model, pair.guide)
     rate = ppgen.Rate().value(draws)
@@ -296,13 +299,13 @@ def test_rate_of_a_chain_is_its_kl_in_either_order(reverse):
     assert (float(rate) == pytest.approx(float(log_ratio.mean()), rel=1e-5)) is reverse
 
 
-def test_mean_field_says_where_its_closed_form_may_fail():
+def test_mean_field_warns_where_its_closed_form_may_be_wrong():
     pair = gaussian_chain(reverse=True)
     with pytest.warns(UserWarning, match="different orders"):
         ppgen.ELBO(elbo=TraceMeanField_ELBO()).loss(pair.model, pair.guide)
 
 
-def test_rate_keeps_the_jacobian_of_an_autoguide():
+def test_the_rate_includes_the_jacobian_of_an_autoguide():
     """Pyro's KL of a Delta leaves its log_density out, here of a positive latent drawn through an exponential."""
 
     def model():
@@ -318,7 +321,7 @@ def test_rate_keeps_the_jacobian_of_an_autoguide():
     assert got == pytest.approx(expected, rel=1e-5)
 
 
-def test_factors_are_part_of_the_reconstruction_but_no_site_of_it():
+def test_factors_are_part_of_the_reconstruction_but_not_an_observed_site():
     pair = with_factor()
     draws = Traces(pair.model, pair.guide, pair.args)
     z = draws.guide_trace.nodes["z"]["value"]
@@ -347,7 +350,7 @@ def test_reconstruction_of_one_site_of_two():
     assert both.loss(*args) == pytest.approx(ppgen.Reconstruction().loss(*args))
 
 
-def test_evidence_at_the_exact_posterior_is_the_exact_evidence(ppca):
+def test_elbo_at_the_exact_posterior_is_minus_the_exact_log_marginal(ppca):
     args = (ppca.model, ppca.guide, *ppca.args)
     for elbo in (Trace_ELBO(), Trace_ELBO(num_particles=3), RenyiELBO(num_particles=3)):
         assert ppgen.ELBO(elbo=elbo).loss(*args) == pytest.approx(-float(ppca.exact.mean()), abs=1e-8)
@@ -356,7 +359,7 @@ def test_evidence_at_the_exact_posterior_is_the_exact_evidence(ppca):
 # batches
 
 
-def test_a_terms_mean_over_all_batches_is_its_value_on_all_data():
+def test_the_mean_of_a_term_over_batches_is_its_value_on_all_data():
     """Exact, by every batch of 2 rows of 5: codes are points, and the global latent is drawn first, from one seed."""
     data = torch.randn(5)
 
@@ -380,7 +383,7 @@ def test_a_terms_mean_over_all_batches_is_its_value_on_all_data():
         assert sum(batches) / len(batches) == pytest.approx(value(term, data), rel=1e-5), term
 
 
-def test_a_global_latent_counts_once_a_data_set(subsampled):
+def test_a_global_latent_counts_once_per_data_set(subsampled):
     """Its rate is KL(q(w), p(w)) / N at every batch size."""
     kl = torch.distributions.kl_divergence(Normal(0.5, 0.4), Normal(0.0, 1.0)) / 20
     for rows in (1, 4, 20):
@@ -390,7 +393,7 @@ def test_a_global_latent_counts_once_a_data_set(subsampled):
         assert rate == pytest.approx(float(kl + local), rel=1e-5)
 
 
-def test_match_means_the_same_at_every_batch_size():
+def test_match_does_not_depend_on_the_batch_size():
     """MMD of q(z) and p(z) over batches of 2 and of 32 rows: the same mean unbiased, not so biased."""
     data = torch.randn(64) * 0.3 + 1.0
 
@@ -465,7 +468,7 @@ def test_breakdown_sums_to_the_loss_under_unique_names(vae):
     assert parts["MMD(z) #2"] == pytest.approx(-0.2 * parts["MMD(z)"])
 
 
-def test_loss_and_breakdown_move_nothing(vae):
+def test_loss_and_breakdown_change_no_state(vae):
     objective = ppgen.Ramp(1.0, steps=10) * sum(terms())
     objective.loss_and_grads(vae.model, vae.guide, *vae.args)
     leaves = dict(pyro.get_param_store().named_parameters())
@@ -476,12 +479,12 @@ def test_loss_and_breakdown_move_nothing(vae):
     objective.differentiable_loss(vae.model, vae.guide, *vae.args)
     assert objective.step == 1
     assert len(before) == 4
-    for name, (value, slope) in before.items():
+    for name, (value, grad) in before.items():
         assert torch.equal(leaves[name], value)
-        assert torch.equal(leaves[name].grad, slope)
+        assert torch.equal(leaves[name].grad, grad)
 
 
-def test_schedules_move_with_the_steps_taken(vae):
+def test_schedules_follow_the_number_of_steps(vae):
     objective = ppgen.ELBO() + ppgen.Ramp(1.0, steps=4) * ppgen.Rate()
     weights = []
     for _ in range(6):
@@ -493,16 +496,16 @@ def test_schedules_move_with_the_steps_taken(vae):
     assert weights == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
 
 
-def test_a_loss_reads_as_its_formula():
-    evidence, mmd = ppgen.ELBO(), ppgen.match(v.posterior("z"), v.prior("z"), m.MMD())
+def test_str_of_a_loss_is_its_formula():
+    elbo, mmd = ppgen.ELBO(), ppgen.match(v.posterior("z"), v.prior("z"), m.MMD())
     joint = ppgen.match(v.data("x") & v.posterior("z"), v.generated("x") & v.prior("z"), m.EnergyDistance())
     given = ppgen.match(v.posterior("h").given(d=0), v.posterior("h").given(d=1), m.MMD(name="gap"))
     for objective, formula in {
-        evidence + 10 * mmd: "ELBO + 10 * MMD(posterior(z), prior(z))",
-        evidence - mmd: "ELBO - MMD(posterior(z), prior(z))",
-        -2 * evidence - 0.5 * mmd: "-2 * ELBO - 0.5 * MMD(posterior(z), prior(z))",
-        ppgen.Ramp(1.0) * evidence: "Ramp(0 -> 1) * ELBO",
-        2 * (ppgen.Anneal(1.0) * evidence): "2 * Anneal(0 -> 1, 4 cycles) * ELBO",
+        elbo + 10 * mmd: "ELBO + 10 * MMD(posterior(z), prior(z))",
+        elbo - mmd: "ELBO - MMD(posterior(z), prior(z))",
+        -2 * elbo - 0.5 * mmd: "-2 * ELBO - 0.5 * MMD(posterior(z), prior(z))",
+        ppgen.Ramp(1.0) * elbo: "Ramp(0 -> 1) * ELBO",
+        2 * (ppgen.Anneal(1.0) * elbo): "2 * Anneal(0 -> 1, 4 cycles) * ELBO",
         ppgen.Reconstruction("x") + ppgen.Rate(): "Reconstruction(x) + Rate",
         joint + given: "EnergyDistance(data(x) & posterior(z), generated(x) & prior(z)) "
         "+ gap(posterior(h) | d=0, posterior(h) | d=1)",
@@ -512,16 +515,16 @@ def test_a_loss_reads_as_its_formula():
         assert repr(objective) == formula
 
 
-def test_what_counts_as_an_evidence_bound():
-    evidence, rate, whole = ppgen.ELBO(), ppgen.Rate(), ppgen.Reconstruction()
-    bounds = [evidence, 1 * evidence, whole + rate, rate + whole, ppgen.ELBO(elbo=RenyiELBO())]
-    others = [2 * evidence, whole, rate, whole + 2 * rate, ppgen.Reconstruction("x") + rate, evidence + evidence]
-    others += [ppgen.Ramp(1.0) * evidence, evidence + 0 * ppgen.match(v.data("x"), v.generated("x"), m.MMD())]
+def test_is_negative_elbo():
+    elbo, rate, whole = ppgen.ELBO(), ppgen.Rate(), ppgen.Reconstruction()
+    bounds = [elbo, 1 * elbo, whole + rate, rate + whole, ppgen.ELBO(elbo=RenyiELBO())]
+    others = [2 * elbo, whole, rate, whole + 2 * rate, ppgen.Reconstruction("x") + rate, elbo + elbo]
+    others += [ppgen.Ramp(1.0) * elbo, elbo + 0 * ppgen.match(v.data("x"), v.generated("x"), m.MMD())]
     assert [bound.is_negative_elbo for bound in bounds] == [True] * len(bounds)
     assert [other.is_negative_elbo for other in others] == [False] * len(others)
 
 
-def test_the_wrapped_elbo_is_not_altered(vae):
+def test_the_wrapped_elbo_does_not_change(vae):
     elbo = Trace_ELBO(num_particles=2, vectorize_particles=True)
     ppgen.ELBO(elbo=elbo).loss(vae.model, vae.guide, *vae.args)
     assert vars(elbo) == vars(Trace_ELBO(num_particles=2, vectorize_particles=True))
@@ -581,7 +584,7 @@ def test_the_example_of_the_readme():
     assert loss.breakdown(model, guide, x).keys() == {"ELBO", "MMD(z)"}
 
 
-def test_a_generator_is_matched_without_a_guide():
+def test_a_generator_is_matched_without_running_the_guide():
     generator = nn.Linear(2, 3)
     x = torch.randn(16, 3) * 0.5 + 1.0
 
@@ -606,7 +609,7 @@ def test_a_generator_is_matched_without_a_guide():
         generator.reset_parameters()
 
 
-def test_an_objective_is_called_as_pyros_elbo_modules_are():
+def test_an_objective_can_be_called_like_a_pyro_elbo_module():
     x = torch.randn(5)
     with pyro.settings.context(module_local_params=True):
         model = Line()
@@ -623,7 +626,7 @@ def test_an_objective_is_called_as_pyros_elbo_modules_are():
 # errors
 
 
-def test_unknown_sites_come_with_the_nearest_names(vae):
+def test_an_unknown_site_is_an_error_with_suggestions(vae):
     args = (vae.model, vae.guide, *vae.args)
     for term, culprit, near in (
         (ppgen.match(v.data("xx"), v.generated("x"), m.MMD()), r"data\('xx'\)", "'x'"),
@@ -638,7 +641,7 @@ def test_unknown_sites_come_with_the_nearest_names(vae):
 
 
 @pytest.mark.parametrize("elbo", [e for e in ELBOS if "particles" not in e])
-def test_a_guide_that_misses_or_adds_a_site_is_named(vae, elbo):
+def test_a_guide_that_misses_or_adds_a_site_is_an_error(vae, elbo):
     def misses(x):
         pass
 
@@ -654,14 +657,14 @@ def test_a_guide_that_misses_or_adds_a_site_is_named(vae, elbo):
 
 
 @pytest.mark.parametrize("elbo", ["trace", "trace, 3 particles", "mean field", "renyi 0.0, vectorized"])
-def test_a_latent_left_to_enumeration_needs_the_elbo_that_sums_it_out(mixture, elbo):
+def test_a_latent_left_to_enumeration_needs_trace_enum_elbo(mixture, elbo):
     args = (mixture.model, mixture.guide, *mixture.args)
     for term in (ppgen.ELBO(elbo=ELBOS[elbo]()), ppgen.Reconstruction(), ppgen.Rate()):
         with pytest.raises(LookupError, match=r"'c' to enumeration.*TraceEnum_ELBO"):
             term.loss(*args)
 
 
-def test_a_draw_that_hides_a_gradient_is_refused():
+def test_a_draw_without_rsample_is_an_error():
     pair = score_function()
     for term in (ppgen.Reconstruction(), ppgen.Rate(), ppgen.ELBO(elbo=RenyiELBO())):
         with pytest.raises(ValueError, match="'c' has no rsample"):
@@ -670,7 +673,7 @@ def test_a_draw_that_hides_a_gradient_is_refused():
             assert torch.tensor(term.loss(pair.model, pair.guide, *pair.args)).isfinite()
 
 
-def test_reconstruction_without_observations():
+def test_reconstruction_without_observations_is_an_error():
     def program():
         with pyro.plate("data", 3):
             pyro.sample("z", Normal(0.0, 1.0))
@@ -679,13 +682,13 @@ def test_reconstruction_without_observations():
         ppgen.Reconstruction().loss(program, program)
 
 
-def test_evidence_takes_elbos_that_have_a_value():
+def test_an_elbo_without_a_differentiable_value_is_an_error():
     for elbo in (TraceGraph_ELBO(), TraceTailAdaptive_ELBO(), ppgen.Rate(), "trace", Trace_ELBO):
         with pytest.raises(TypeError, match=r"use Trace_ELBO, .*RenyiELBO"):
             ppgen.ELBO(elbo=elbo)
 
 
-def test_match_takes_two_views_and_a_metric():
+def test_match_needs_two_views_and_a_metric():
     z = v.prior("z")
     for args, culprit in (
         (("z", z, m.MMD()), "a must be"),
@@ -696,7 +699,7 @@ def test_match_takes_two_views_and_a_metric():
             ppgen.match(*args)
 
 
-def test_only_numbers_and_schedules_weigh_and_only_objectives_add():
+def test_invalid_operands_of_the_algebra_are_an_error():
     for expression in (
         lambda: "2" * ppgen.ELBO(),
         lambda: ppgen.ELBO() * ppgen.Rate(),
@@ -707,7 +710,7 @@ def test_only_numbers_and_schedules_weigh_and_only_objectives_add():
             expression()
 
 
-def test_a_ramp_without_a_length_asks_for_it_under_stock_svi(vae):
+def test_a_ramp_without_a_length_is_an_error_under_stock_svi(vae):
     loss = ppgen.ELBO() + ppgen.Ramp(1.0) * ppgen.Rate()
     svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), loss=loss)
     with pytest.raises(ValueError, match=r"Ramp\(0 -> 1\) needs the length of the run: give it steps="):

@@ -1,4 +1,4 @@
-"""Path derivatives: the gradient of the evidence on average, none where the guide is the posterior, errors."""
+"""Path derivatives: the mean gradient of the ELBO, zero gradient where the guide is the posterior, errors."""
 
 from collections.abc import Callable
 from functools import partial
@@ -78,7 +78,7 @@ def gradients(loss, model, guide, *args) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_the_gradient_is_that_of_the_evidence_on_average(name):
+def test_the_mean_gradient_is_that_of_the_elbo(name):
     """Of 30 pairs of gradients, each of 40 draws: a sum over each parameter, whose mean difference stays within 5
     standard errors. Of Student's t with 29 degrees of freedom that is a level of 3e-5 a parameter."""
     model, make = GUIDES[name]
@@ -92,10 +92,10 @@ def test_the_gradient_is_that_of_the_evidence_on_average(name):
         both = []
         for loss in (plain, path):
             pyro.set_rng_seed(seed)
-            slopes = gradients(loss, model, guide, X)
-            for k, slope in slopes.items():
-                weights.setdefault(k, torch.randn(slope.shape, generator=torch.Generator().manual_seed(0)))
-            both.append(torch.stack([(slopes[k] * w).sum() for k, w in weights.items()]))
+            grads = gradients(loss, model, guide, X)
+            for k, grad in grads.items():
+                weights.setdefault(k, torch.randn(grad.shape, generator=torch.Generator().manual_seed(0)))
+            both.append(torch.stack([(grads[k] * w).sum() for k, w in weights.items()]))
         pairs.append(torch.stack(both))
     a, b = torch.stack(pairs).double().unbind(1)
     assert a.abs().max() > 1e-2
@@ -105,7 +105,7 @@ def test_the_gradient_is_that_of_the_evidence_on_average(name):
         assert (error > 0).any()
 
 
-def test_the_value_is_that_of_the_evidence():
+def test_the_value_is_that_of_the_elbo():
     for particles in (1, 3):
         values = []
         for path_derivative in (False, True):
@@ -134,7 +134,7 @@ def exact_joint() -> tuple[Callable, Callable]:
 
 
 def exact_in_turn() -> tuple[Callable, Callable]:
-    """A chain a -> b -> x whose guide draws b given a: the second law depends on the first draw."""
+    """A chain a -> b -> x whose guide draws b given a: the second distribution depends on the first draw."""
 
     def model(x):
         a = pyro.sample("a", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
@@ -152,7 +152,7 @@ def exact_in_turn() -> tuple[Callable, Callable]:
 
 
 def exact_mapped() -> tuple[Callable, Callable]:
-    """A log-normal posterior, by an autoguide that draws its logarithm."""
+    """A log-normal posterior, for an autoguide that samples its logarithm."""
 
     def model(x):
         pyro.sample("z", dist.LogNormal(x.new_zeros(3), 0.7).to_event(1))
@@ -178,16 +178,16 @@ def _double():
 
 @pytest.mark.parametrize("exact", [exact_joint, exact_in_turn, exact_mapped, exact_flow])
 @pytest.mark.usefixtures("_double")
-def test_the_gradient_is_zero_at_every_draw_of_the_posterior(exact):
+def test_the_gradient_is_zero_for_every_draw_at_the_posterior(exact):
     model, guide = exact()
     x = torch.tensor([0.4, -1.0, 2.0])
     pyro.set_rng_seed(0)
     ppgen.ELBO().loss(model, guide, x)
     for _ in range(3):
         assert max(s.abs().max() for s in gradients(ppgen.ELBO(), model, guide, x).values()) > 1e-2
-        slopes = gradients(ppgen.ELBO(path_derivative=True), model, guide, x)
-        assert slopes
-        assert max(s.abs().max() for s in slopes.values()) < 1e-10
+        grads = gradients(ppgen.ELBO(path_derivative=True), model, guide, x)
+        assert grads
+        assert max(s.abs().max() for s in grads.values()) < 1e-10
 
 
 def trained(kind, model, guide, x, **options) -> list[float]:
@@ -198,7 +198,7 @@ def trained(kind, model, guide, x, **options) -> list[float]:
 
 
 @pytest.mark.parametrize("make", [gaussian_pair, lambda: (curved, GUIDES["AutoFlow"][1](), (X,))])
-def test_stock_svi_ppgens_and_a_compiled_step_agree(make, builds):
+def test_pyros_svi_ppgens_svi_and_a_compiled_step_agree(make, builds):
     losses = []
     for kind, options in ((pyro.infer.SVI, {}), (ppgen.SVI, {"compile": False}), (ppgen.SVI, {"compile": True})):
         pyro.clear_param_store()
@@ -248,7 +248,7 @@ def mapped(x: Tensor) -> tuple[Callable, Callable]:
 
 
 @pytest.mark.parametrize(
-    ("programs", "error", "said"),
+    ("programs", "error", "message"),
     [
         (scored, ValueError, "site 'c' has no rsample"),
         (dropping, ValueError, "random numbers outside of its sample sites"),
@@ -261,13 +261,13 @@ def mapped(x: Tensor) -> tuple[Callable, Callable]:
         ),
     ],
 )
-def test_a_guide_without_paths_says_so(programs, error, said):
+def test_a_guide_without_a_path_derivative_is_an_error(programs, error, message):
     model, guide = programs(X)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         ppgen.ELBO(path_derivative=True).loss_and_grads(model, guide, X)
 
 
 @pytest.mark.parametrize("elbo", [RenyiELBO(num_particles=2), TraceMeanField_ELBO(), TraceEnum_ELBO()])
-def test_an_elbo_without_paths_says_so(elbo):
+def test_an_elbo_without_a_path_derivative_is_an_error(elbo):
     with pytest.raises(TypeError, match=f"needs Trace_ELBO, got {type(elbo).__name__}"):
         ppgen.ELBO(elbo=elbo, path_derivative=True)

@@ -1,4 +1,4 @@
-"""Recipes: each is the expression it says it is, and trains."""
+"""Recipes: each equals its expression and trains."""
 
 from functools import partial
 from typing import Any
@@ -28,14 +28,14 @@ def values(loss, pair) -> tuple[float, dict[str, torch.Tensor]]:
 
 
 def assert_same(a, b, pair) -> None:
-    (one, slopes), (two, others) = values(a, pair), values(b, pair)
+    (one, grads), (two, others) = values(a, pair), values(b, pair)
     assert one == pytest.approx(two, rel=1e-5)
-    assert len(slopes) == 4
-    for name, slope in slopes.items():
-        torch.testing.assert_close(slope, others[name], rtol=1e-4, atol=1e-5)
+    assert len(grads) == 4
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, others[name], rtol=1e-4, atol=1e-5)
 
 
-def test_the_registry_holds_every_recipe():
+def test_the_registry_contains_every_recipe():
     assert set(recipes.RECIPES) | {"ALIGNMENTS", "RECIPES"} == set(recipes.__all__)
     assert all(recipes.RECIPES[name] is getattr(recipes, name) for name in recipes.RECIPES)
 
@@ -44,7 +44,7 @@ ADAPTING = ("dann", "dann_reversal")  # of programs with labels and domains: see
 GAMES = {name: make for name, make in recipes.RECIPES.items() if name not in ADAPTING and make().critics}
 BY_STEPS = ("ddpm", "edm", "vdm")  # of chains
 COMPARING = [*GAMES, "mmd_generator", "sinkhorn_generator"]
-"""Recipes that bring samples of two laws together, some beside a likelihood."""
+"""Recipes that match samples of two distributions, some with a likelihood."""
 SMALL: dict[str, Any] = {"hidden": (16,), "lr": 0.02}
 
 
@@ -66,7 +66,7 @@ def mean_loss(loss: ppgen.Objective, pair: Pair, x: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.RECIPES if name not in (*COMPARING, *ADAPTING, *BY_STEPS)])
-def test_each_of_densities_trains_under_stock_svi(name):
+def test_recipes_of_densities_train_under_stock_svi(name):
     pair, loss = gaussian_pair(rows=16), make(name)
     assert isinstance(loss, ppgen.Objective)
     (x,) = pair.args
@@ -77,7 +77,7 @@ def test_each_of_densities_trains_under_stock_svi(name):
 
 
 @pytest.mark.parametrize("name", BY_STEPS)
-def test_each_of_chains_trains_under_stock_svi(name):
+def test_recipes_of_diffusion_models_train_under_stock_svi(name):
     pyro.set_rng_seed(0)
     model, x = Diffusion((2,), hidden=(16,), steps=10, prediction_type="edm"), 0.3 * torch.randn(64, 2)
     loss = recipes.RECIPES[name]()
@@ -91,8 +91,9 @@ CODES = ppgen.match(v.prior("z"), v.posterior("z"), m.EnergyDistance())
 
 
 @pytest.mark.parametrize("name", COMPARING)
-def test_each_that_compares_samples_brings_them_together_under_stock_svi(name):
-    """A game's loss need not fall: the laws that it compares, data and draws or prior and codes, come closer.
+def test_recipes_that_compare_samples_reduce_their_distance_under_stock_svi(name):
+    """An adversarial loss need not fall, but the distributions that it compares become closer: data and samples, or
+    prior and codes.
 
     By a third or more in energy distance, which none of the recipes goes by.
     """
@@ -108,7 +109,7 @@ def test_each_that_compares_samples_brings_them_together_under_stock_svi(name):
         assert terms.critic.network is not None
 
 
-# What each game is.
+# The expression of each adversarial recipe.
 EXPRESSIONS = {
     "gan": "JensenShannon(data(x), generated(x))",
     "f_gan": "kl(data(x), generated(x))",
@@ -134,7 +135,7 @@ PENALTIES = {
 
 
 @pytest.mark.parametrize("name", GAMES)
-def test_a_game_is_the_expression_it_says(name):
+def test_an_adversarial_recipe_equals_its_expression(name):
     assert set(EXPRESSIONS) == set(GAMES)
     loss = make(name)
     (terms,) = loss.critics.values()
@@ -149,7 +150,7 @@ def test_a_game_is_the_expression_it_says(name):
 
 
 @pytest.mark.parametrize("name", GAMES)
-def test_a_game_takes_a_critic_and_the_metrics_options(name):
+def test_an_adversarial_recipe_accepts_a_critic_and_options_of_the_metric(name):
     network = nn.Linear(3, 1)
     loss = recipes.RECIPES[name](network, packing=2, noise=0.1, smoothing=0.1, saturating=True)
     (terms,) = loss.critics.values()
@@ -164,7 +165,7 @@ def test_a_game_takes_a_critic_and_the_metrics_options(name):
         recipes.RECIPES[name](rate=0.1)
 
 
-def test_games_take_their_sites_and_options():
+def test_adversarial_recipes_accept_sites_and_options():
     assert str(recipes.gan(x=("x", "y"))) == "JensenShannon(data(x) & data(y), generated(x) & generated(y))"
     joint = recipes.ali(x=("x", "y"), z=("z", "u"))
     views = "data(x) & data(y) & posterior(z) & posterior(u), generated(x) & generated(y) & prior(z) & prior(u)"
@@ -182,7 +183,7 @@ def test_games_take_their_sites_and_options():
     assert str(recipes.vae_gan(beta=0.5, weight=1.0)).startswith("Reconstruction + 0.5 * Rate + JensenShannon(")
 
 
-def test_the_vae_is_the_mean_field_evidence(vae):
+def test_the_vae_is_the_mean_field_elbo(vae):
     assert_same(recipes.vae(), ppgen.ELBO(elbo=TraceMeanField_ELBO()), vae)
     assert_same(recipes.vae(beta=4.0), ppgen.Reconstruction() + 4.0 * ppgen.Rate(), vae)
     assert recipes.vae().is_negative_elbo
@@ -196,7 +197,7 @@ def test_beta_may_be_a_schedule(vae):
     assert_same(recipes.vae(), loss, vae)
 
 
-def test_info_vae_holds_the_vae_and_the_mmd_vae(vae):
+def test_info_vae_contains_the_vae_and_the_mmd_vae(vae):
     aggregate = ppgen.match(v.posterior("z"), v.prior("z"), m.MMD())
     assert_same(recipes.info_vae(alpha=0.0, weight=1.0), recipes.vae(), vae)
     assert_same(recipes.info_vae(alpha=1.0, weight=3.0), ppgen.Reconstruction() + 3.0 * aggregate, vae)
@@ -204,13 +205,13 @@ def test_info_vae_holds_the_vae_and_the_mmd_vae(vae):
     assert_same(recipes.info_vae(alpha=0.5, weight=2.0), expected, vae)
 
 
-def test_the_wae_takes_its_metric_weight_and_site(vae):
+def test_the_wae_accepts_a_metric_a_weight_and_a_site(vae):
     expected = ppgen.Reconstruction() + 3.0 * ppgen.match(v.posterior("z"), v.prior("z"), m.EnergyDistance())
     assert_same(recipes.wae(m.EnergyDistance(), weight=3.0), expected, vae)
     assert str(recipes.wae(z="code")) == "Reconstruction + 10 * MMD(posterior(code), prior(code))"
 
 
-def test_the_autoencoder_asks_nothing_of_the_prior():
+def test_the_autoencoder_does_not_use_the_prior():
     """Codes may lie where the prior has no density."""
     x = torch.randn(4)
 
@@ -227,7 +228,7 @@ def test_the_autoencoder_asks_nothing_of_the_prior():
     assert recipes.ae().loss(model, guide) == pytest.approx(float(expected))
 
 
-def test_iwae_of_one_particle_is_the_evidence(vae):
+def test_iwae_with_one_particle_is_the_elbo(vae):
     assert_same(recipes.iwae(1), ppgen.ELBO(), vae)
 
 
@@ -239,8 +240,8 @@ def test_iwae_is_the_mean_log_of_the_mean_weight(vae):
     assert loss == pytest.approx(-float(weights.mean(0).log().mean()), rel=1e-5)
 
 
-def test_iwae_tightens_with_its_particles(ppca):
-    """At a posterior twice too wide; the exact evidence is -exact.mean()."""
+def test_the_iwae_bound_tightens_with_more_particles(ppca):
+    """At a guide twice as wide as the posterior; the exact log marginal is -exact.mean()."""
 
     def mean(k):
         loss = recipes.iwae(k)
@@ -255,7 +256,7 @@ def test_iwae_tightens_with_its_particles(ppca):
 # Flows: both directions of KL
 
 
-def test_flow_kl_is_the_sum_it_says():
+def test_flow_kl_equals_its_expression():
     assert str(recipes.flow_kl()) == "ELBO"
     reverse = "reverse_kl(data(x), generated(x))"
     assert str(recipes.flow_kl(reverse=0.5)) == f"ELBO + 0.5 * {reverse}"

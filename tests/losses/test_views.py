@@ -18,7 +18,7 @@ METRICS = [m.MMD(unbiased=False), m.EnergyDistance(unbiased=False)]
 
 
 def coded(size: int = 50, batch: int = 6) -> Pair:
-    """Data 0, 1, 2, ... taken at random, coded by themselves and decoded to their negative; d says which are even."""
+    """Data 0, 1, 2, ... subsampled at random; the code of x is x, its reconstruction -x, and d marks even ones."""
     data = torch.arange(float(size))
 
     def model():
@@ -53,8 +53,8 @@ def test_rows_of_data_and_posterior_belong_together_under_a_subsample(draws):
 
 
 @pytest.mark.parametrize("first", ["generated", "reconstructed", "data", "posterior"])
-def test_laws_share_their_draws(draws, first):
-    getattr(v, first)("x" if first != "posterior" else "z")(draws)  # whichever is asked for first
+def test_views_share_one_run_of_the_programs(draws, first):
+    getattr(v, first)("x" if first != "posterior" else "z")(draws)  # whichever is used first
     x, z = v.data("x")(draws).values, v.posterior("z")(draws).values
     assert torch.equal(x, z)
     assert torch.equal(v.reconstructed("x")(draws).values, -z)
@@ -93,7 +93,7 @@ def test_a_guides_own_features_are_posterior_sites():
 
 
 @pytest.mark.parametrize("data_dim", [-1, -2])
-def test_the_data_plate_comes_first_wherever_it_lies(data_dim):
+def test_rows_come_first_wherever_the_data_plate_is(data_dim):
     n, other = 5, -3 - data_dim
     shape = (3, n) if data_dim == -1 else (n, 3)
     x = torch.randn(*shape, 2)
@@ -125,7 +125,7 @@ def test_the_data_plate_comes_first_wherever_it_lies(data_dim):
         assert torch.equal(v.posterior(site)(draws).values, rows_first + w.reshape(n, 1, 1))
 
 
-def test_observations_that_broadcast_have_every_row():
+def test_broadcast_observations_have_every_row():
     def model():
         with pyro.plate("data", 4):
             pyro.sample("x", Normal(0.0, 1.0).expand([2]).to_event(1), obs=torch.tensor([1.0, 2.0]))
@@ -173,7 +173,7 @@ def test_masks_become_weights(mask, event, weights):
         assert (got if got is None else got.tolist()) == weights
 
 
-def test_a_masked_row_counts_for_nothing():
+def test_a_masked_row_has_no_effect():
     keep = torch.tensor([True, False, True, True])
     values, weights = v.data("x")(masked(keep))
     other = torch.randn(5, 2)
@@ -181,14 +181,14 @@ def test_a_masked_row_counts_for_nothing():
         torch.testing.assert_close(metric(values, other, weights), metric(values[keep], other))
 
 
-def test_a_mask_within_a_row_is_refused():
+def test_a_mask_within_a_row_is_an_error():
     mask = torch.tensor([[True, True], [True, False], [True, True], [False, False]])
     with pytest.raises(ValueError, match=r"data\('x'\): the mask of site 'x' differs within a row"):
         v.data("x")(masked(mask, event=False))
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=str)
-def test_given_is_selection_by_hand(draws, metric):
+def test_given_equals_indexing_the_rows(draws, metric):
     z, d = v.posterior("z")(draws).values, v.data("d")(draws).values
     even, odd = z[d == 1], z[d == 0]
     assert len(even) > 1
@@ -202,7 +202,7 @@ def test_given_is_selection_by_hand(draws, metric):
     torch.testing.assert_close(term.value(draws), expected)
 
 
-def test_given_reads_its_site_where_the_view_is(draws):
+def test_given_uses_the_site_of_the_same_run_as_the_view(draws):
     x = v.data("x")(draws).values[:, 0]
     even = (x % 2 == 0).float()
     drawn = v.generated("d")(draws).values
@@ -235,7 +235,7 @@ def test_given_and_masks_multiply():
 # words
 
 
-def test_a_view_reads_as_what_it_is():
+def test_str_of_a_view_is_its_expression():
     joint = (v.data("x") & v.posterior("z")).given(d=1, e=0.5)
     assert str(joint) == "data(x) & posterior(z) | d=1, e=0.5"
     assert joint.name == "x, z"
@@ -248,7 +248,7 @@ def test_a_view_reads_as_what_it_is():
 # what is refused
 
 
-def test_given_needs_a_number_a_row(draws):
+def test_given_needs_one_number_per_row(draws):
     with pytest.raises(ValueError, match=r"given\(x=1\): site 'x' must have one number per row, got shape \(4, 2\)"):
         v.data("x").given(x=1)(masked(True))
     with pytest.raises(TypeError, match=r"given\(d='one'\): expected a number"):
@@ -257,12 +257,12 @@ def test_given_needs_a_number_a_row(draws):
         v.data("x").given(dd=1)(draws)
 
 
-def test_views_join_views():
+def test_only_views_can_be_joined():
     with pytest.raises(TypeError):
         v.data("x") & "z"
 
 
-def test_a_site_outside_the_data_plate_is_named(subsampled):
+def test_a_site_outside_the_data_plate_is_an_error(subsampled):
     draws = Traces(subsampled.model, subsampled.guide, subsampled.args)
     with pytest.raises(ValueError, match=r"posterior\('w'\) has no rows.*\(its plates: none\)"):
         v.posterior("w")(draws)
@@ -275,7 +275,7 @@ def test_a_site_outside_the_data_plate_is_named(subsampled):
         v.data("x")(Traces(model, lambda: None))
 
 
-def test_a_deterministic_site_whose_rows_are_not_clear_asks_for_event_dim():
+def test_a_deterministic_site_with_ambiguous_rows_is_an_error():
     def model():
         with pyro.plate("data", 3):
             pyro.deterministic("h", torch.zeros(2, 3))
@@ -294,18 +294,18 @@ def bernoulli(logits) -> Traces:
     return Traces(model, lambda: None)
 
 
-def test_a_draw_that_would_hide_a_gradient_is_refused():
+def test_a_draw_without_rsample_is_an_error():
     logits = nn.Parameter(torch.zeros(4, 2))
     with pytest.raises(ValueError, match=r"generated\('x'\): site 'x' \(Bernoulli\) has no rsample"):
         v.generated("x")(bernoulli(logits))
-    # with nothing to hide there is nothing to refuse
+    # without parameters there is no gradient to lose
     assert v.data("x")(bernoulli(logits)).values.shape == (4, 2)
     assert v.generated("x")(bernoulli(logits.detach())).values.shape == (4, 2)
     with torch.no_grad():
         assert v.generated("x")(bernoulli(logits)).values.shape == (4, 2)
 
 
-def test_a_reconstruction_from_such_a_draw_is_refused():
+def test_a_reconstruction_from_a_draw_without_rsample_is_an_error():
     logits = nn.Parameter(torch.zeros(4))
 
     def model():
@@ -323,7 +323,7 @@ def test_a_reconstruction_from_such_a_draw_is_refused():
     assert v.generated("x")(Traces(model, guide)).values.shape == (4,)
 
 
-def test_a_relaxed_draw_carries_its_gradient():
+def test_a_relaxed_draw_has_a_gradient():
     logits = nn.Parameter(torch.zeros(4, 2))
 
     def model():
@@ -339,7 +339,7 @@ def test_a_relaxed_draw_carries_its_gradient():
 
 
 def decoded(distribution, *, size: int = 4) -> Traces:
-    """x ~ law(z), with a latent whose draws the guide takes from the data."""
+    """x ~ distribution(z), with a guide whose latent is the data."""
 
     def model():
         with pyro.plate("data", size):
@@ -368,7 +368,7 @@ LAWS = {
 
 
 @pytest.mark.parametrize("name", LAWS)
-def test_a_mean_is_that_of_the_law_at_its_own_latents(name):
+def test_a_mean_is_that_of_the_distribution_at_its_own_latents(name):
     distribution, mean = LAWS[name]
     draws = decoded(distribution)
     for view, z in ((v.generated, v.prior("z")), (v.reconstructed, v.posterior("z"))):
@@ -380,7 +380,7 @@ def test_a_mean_is_that_of_the_law_at_its_own_latents(name):
         assert torch.equal(drawn, values) == (name == "delta")
 
 
-def test_a_mean_lets_the_gradient_of_a_law_without_rsample_through():
+def test_the_mean_of_a_distribution_without_rsample_has_a_gradient():
     logits = nn.Parameter(torch.zeros(4, 2))
     v.generated("x", of="mean")(bernoulli(logits)).values.sum().backward()
     assert torch.equal(logits.grad, torch.full((4, 2), 0.25))
@@ -390,7 +390,7 @@ def test_a_mean_lets_the_gradient_of_a_law_without_rsample_through():
         v.generated("x")(bernoulli(logits))
 
 
-def test_a_mean_at_latents_without_rsample_is_refused():
+def test_a_mean_at_latents_without_rsample_is_an_error():
     logits = nn.Parameter(torch.zeros(4))
 
     def model():
@@ -406,7 +406,7 @@ def test_a_mean_at_latents_without_rsample_is_refused():
         v.reconstructed("x", of="mean")(Traces(model, guide))
 
 
-def test_means_join_and_are_selected_as_draws_are(draws):
+def test_means_can_be_joined_and_selected(draws):
     joint = (v.generated("x", of="mean") & v.prior("z")).given(d=1)
     (x, z), weights = joint(draws)
     assert torch.equal(x, -z)
@@ -417,7 +417,7 @@ def test_means_join_and_are_selected_as_draws_are(draws):
     assert v.generated("x", of="draw") == v.generated("x")
 
 
-def test_a_joint_law_has_a_site_once():
+def test_a_joint_view_of_a_site_and_its_mean_is_an_error():
     drawn, mean = v.generated("x"), v.generated("x", of="mean")
     for first, second in ((drawn, mean), (mean, drawn & v.prior("z"))):
         with pytest.raises(ValueError, match="a joint view has each site once, as draw or mean"):
@@ -432,7 +432,7 @@ def test_a_mean_has_the_rows_and_the_mask_of_its_site():
     assert weights.tolist() == [1, 0, 1, 1]
 
 
-def test_a_view_is_of_draws_or_of_means():
+def test_another_value_of_of_is_an_error():
     for view in (v.generated, v.reconstructed):
         with pytest.raises(ValueError, match=rf"{view.__name__}\('x'\): of must be \"draw\" or \"mean\", got 'mode'"):
             view("x", of="mode")

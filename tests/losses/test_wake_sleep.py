@@ -50,7 +50,7 @@ TERMS = {
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_each_moves_one_program(vae, name):
+def test_each_term_has_gradients_in_one_program(vae, name):
     make, moves = TERMS[name]
     found = gradients(make(), vae.model, vae.guide, *vae.args)
     assert len(found) == 4
@@ -59,9 +59,9 @@ def test_each_moves_one_program(vae, name):
         assert reached is leaf.startswith(moves), leaf
 
 
-# A guide whose law is a module that keeps no gradient of its draw, but has its parameters when it is scored.
+# A guide whose distribution is a module with a detached draw and a density with gradients.
 @pytest.mark.parametrize("name", ["wake", "wake of five"])
-def test_a_law_that_is_scored_by_a_network_is_held_still(name):
+def test_a_density_computed_by_a_network_is_detached(name):
     guide = ppgen.AutoFlow(conjugate, amortized="x", flow="maf", layers=1, hidden=(4,))
     guide(X)
     TERMS[name][0]().differentiable_loss(conjugate, guide, X)
@@ -71,7 +71,7 @@ def test_a_law_that_is_scored_by_a_network_is_held_still(name):
 # what they are
 
 
-def test_wake_is_the_evidence_and_has_its_gradient_for_the_model(vae):
+def test_wake_is_the_elbo_with_its_gradient_in_the_model(vae):
     ours = gradients(ppgen.Wake(), vae.model, vae.guide, *vae.args)
     theirs = gradients(ppgen.ELBO(), vae.model, vae.guide, *vae.args)
     for name in ours:
@@ -83,7 +83,7 @@ def test_wake_is_the_evidence_and_has_its_gradient_for_the_model(vae):
     assert value == pytest.approx(ppgen.ELBO().loss(vae.model, vae.guide, *vae.args), rel=1e-5)
 
 
-def test_wake_of_many_is_the_mean_log_of_their_mean_weight(vae):
+def test_wake_with_many_particles_is_the_mean_log_of_the_mean_weight(vae):
     pyro.set_rng_seed(0)
     value = ppgen.Wake(particles=5).loss(vae.model, vae.guide, *vae.args)
     pyro.set_rng_seed(0)
@@ -92,7 +92,7 @@ def test_wake_of_many_is_the_mean_log_of_their_mean_weight(vae):
 
 
 @pytest.mark.parametrize("insomnia", [1.0, 0.0])
-def test_of_one_datum_they_are_pyros(insomnia):
+def test_for_one_datum_the_terms_equal_pyros_reweighted_wake_sleep(insomnia):
     """Pyro weighs all data together, and its guide takes observations in an argument of that name."""
     pair = gaussian_pair(rows=1)
     (x,) = pair.args
@@ -105,25 +105,25 @@ def test_of_one_datum_they_are_pyros(insomnia):
     ours.terms[0].term._vectorized.max_plate_nesting = 2  # of both terms, so that no run is spent on guessing it
     one, other = (gradients(loss, pair.model, guide, x) for loss in (ours, theirs))
     for name in one:
-        if insomnia or name.startswith("decoder"):  # else draws of the guide's sleep come from other random numbers
+        if insomnia or name.startswith("decoder"):  # otherwise the sleep phase uses other random numbers
             torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6)
 
 
-def test_at_the_posterior_sleep_is_the_entropy_and_has_no_slope():
+def test_at_the_posterior_sleep_is_the_entropy_with_zero_gradient():
     """Means of 100 draws of 50 rows; within 4 standard errors, level 6e-5 each."""
     x, loss = torch.zeros(50, 2), ppgen.Sleep()
-    values, slopes = [], []
+    values, grads = [], []
     for seed in range(100):
         found = gradients(loss, conjugate, linear, x, seed=seed)
-        slopes.append(torch.stack([found["slope"], found["scale"]]))
+        grads.append(torch.stack([found["slope"], found["scale"]]))
         values.append(loss.loss(conjugate, linear, x))
-    values, slopes = torch.tensor(values), torch.stack(slopes)
+    values, grads = torch.tensor(values), torch.stack(grads)
     assert abs(values.mean() - ENTROPY) < 4 * values.std() / 100**0.5
-    assert (slopes.mean(0).abs() < 4 * slopes.std(0) / 100**0.5).all()
+    assert (grads.mean(0).abs() < 4 * grads.std(0) / 100**0.5).all()
 
 
 @pytest.mark.parametrize(("slope", "scale"), [(0.6, EXACT), (1.0, EXACT), (0.8, 0.6 * EXACT), (0.8, 1.5 * EXACT)])
-def test_away_from_the_posterior_sleep_is_more_by_its_kl(slope, scale):
+def test_away_from_the_posterior_sleep_is_larger_by_the_kl(slope, scale):
     """E KL(p(z | x), q(z | x)), x ~ N(0, 1.25), two numbers a row; of 40,000 rows, within 4 standard errors of 0.02."""
     kl = math.log(scale / EXACT) + (0.2 + (0.8 - slope) ** 2 * 1.25) / (2 * scale**2) - 0.5
     guide = poutine.lift(linear, {"slope": dist.Delta(torch.tensor(slope)), "scale": dist.Delta(torch.tensor(scale))})
@@ -132,7 +132,7 @@ def test_away_from_the_posterior_sleep_is_more_by_its_kl(slope, scale):
     assert value == pytest.approx(ENTROPY + 2 * kl, abs=0.08)
 
 
-def test_the_guides_wake_has_the_gradient_of_the_inclusive_kl_at_data():
+def test_wake_inference_has_the_gradient_of_the_inclusive_kl_at_data():
     """-E_{p(z | x)} d log q(z | x), in closed form; 4000 weighted draws from a guide twice too wide, 20 times."""
     pyro.param("slope", torch.tensor(0.5))
     pyro.param("scale", torch.tensor(2 * EXACT))
@@ -199,7 +199,7 @@ def bounded(x):
         pyro.sample("x", dist.Normal(a + c[..., :2], b.unsqueeze(-1)).to_event(1), obs=x)
 
 
-def test_latents_are_pulled_back_through_their_supports():
+def test_latents_are_mapped_back_through_their_supports():
     """Sleep of a flow is the density that `get_posterior` has on the real line, times the maps' Jacobians."""
     guide = ppgen.AutoFlow(bounded, amortized="x", flow="maf", layers=1, hidden=(8,), init_scale=1.0)
     guide(X)
@@ -235,7 +235,7 @@ def test_a_subsample_has_its_own_rows():
     assert sum(values) / 100 == pytest.approx(expected, abs=0.3)  # 6 standard errors
 
 
-def test_a_global_latent_counts_once_a_data_set():
+def test_a_global_latent_counts_once_per_data_set():
     def model(x):
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", 10):
@@ -276,7 +276,7 @@ def test_discrete_latents_need_no_enumeration(loss):
     assert abs(float((right[1] - right[0]).detach())) > 0.95
 
 
-def test_an_argument_of_another_name_is_told_by_data():
+def test_data_maps_an_argument_to_a_site_of_another_name():
     def model(rows):
         conjugate(rows)
 
@@ -289,7 +289,7 @@ def test_an_argument_of_another_name_is_told_by_data():
 
 
 @pytest.mark.parametrize("make", [recipes.wake_sleep, partial(recipes.reweighted_wake_sleep, 3, sleep=0.5)])
-def test_compiled_steps_are_the_eager_ones(builds, make):
+def test_compiled_steps_equal_eager_steps(builds, make):
     """Under the stand-in for inductor, and of stock SVI."""
     histories = []
     for compile in (True, False, None):
@@ -388,19 +388,19 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_served_says_why(name):
-    make, model, guide, error, said = REFUSED[name]
-    with pytest.raises(error, match=said):
+def test_unsupported_programs_are_an_error_with_the_reason(name):
+    make, model, guide, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
         make().loss(model, guide, X)
 
 
-def test_an_argument_that_is_left_out_is_named():
+def test_a_missing_argument_is_an_error_that_names_it():
     with pytest.raises(LookupError, match=r"the argument 'x' was not given.*whose number of rows"):
         ppgen.Sleep().loss(optional, lambda x=None: linear(X))
 
 
 @pytest.mark.parametrize("make", [ppgen.Wake, ppgen.WakeInference])
-def test_particles_are_a_number(make):
+def test_an_invalid_number_of_particles_is_an_error(make):
     for particles in (0, 1.5):
         with pytest.raises(ValueError, match="particles must be a whole number of at least"):
             make(particles=particles)
@@ -408,7 +408,7 @@ def test_particles_are_a_number(make):
         ppgen.WakeInference(particles=1)
 
 
-def test_the_recipes_read_as_what_they_are():
+def test_str_of_the_recipes_is_their_formula():
     assert str(recipes.wake_sleep()) == "Wake + Sleep"
     assert str(recipes.npe()) == "Sleep"
     assert str(recipes.reweighted_wake_sleep(5)) == "Wake(5) + WakeInference(5)"

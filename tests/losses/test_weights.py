@@ -1,4 +1,4 @@
-"""Schedules: laws over all of them, closed forms, and that a traced step sees them move."""
+"""Schedules: properties of all of them, closed forms, and tracing."""
 
 import math
 
@@ -25,13 +25,13 @@ def path(schedule: Schedule, steps: int = 60) -> torch.Tensor:
     return torch.stack([schedule(torch.tensor(step)) for step in range(steps)])
 
 
-def test_every_schedule_is_tried():
+def test_every_schedule_is_tested():
     members = {getattr(schedules, name) for name in schedules.__all__} - {Schedule}
     assert members == {type(schedule) for schedule in ALL}
 
 
 @each
-def test_it_goes_from_start_to_end_and_stays_there(schedule):
+def test_a_schedule_goes_from_start_to_end_and_stays_there(schedule):
     weights = path(schedule)
     low, high = sorted((schedule.start, schedule.end))
     assert weights.shape == (60,)
@@ -42,14 +42,14 @@ def test_it_goes_from_start_to_end_and_stays_there(schedule):
 
 
 @each
-def test_ramps_are_monotone_and_cycles_are_so_but_for_their_starts(schedule):
+def test_ramps_are_monotone_and_cycles_are_except_at_their_starts(schedule):
     toward = path(schedule, 41).diff() * (schedule.end - schedule.start)
     falls = int((toward < -1e-6).sum())
     assert falls == (schedule.cycles - 1 if isinstance(schedule, Anneal) else 0)
 
 
 @each
-def test_a_traced_step_sees_it_move(schedule):
+def test_a_traced_schedule_depends_on_the_step(schedule):
     traced = make_fx(lambda step: schedule(step))(torch.tensor(3))
     for step in (0, 7, 12, 33, 90):
         assert torch.equal(traced(torch.tensor(step)), schedule(torch.tensor(step)))
@@ -57,7 +57,7 @@ def test_a_traced_step_sees_it_move(schedule):
 
 
 @each
-def test_the_runs_length_stands_in_for_its_own(schedule):
+def test_the_length_of_the_run_is_the_default_length(schedule):
     options = {k: x for k, x in vars(schedule).items() if k not in ("steps", "end")}
     open_ended = type(schedule)(schedule.end, **options)
     for step in (0, 13, 40):
@@ -79,7 +79,7 @@ def test_closed_forms():
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: Ramp(1.0, shape="cosine"), "'linear', 'sigmoid', 'cubic', got 'cosine'"),
         (lambda: Ramp(1.0, steps=0), "steps must be a whole number of at least 1, got 0"),
@@ -90,6 +90,6 @@ def test_closed_forms():
         (lambda: Anneal(1.0, rise=1.1), "rise=1.1"),
     ],
 )
-def test_bad_options_are_named(make, says):
-    with pytest.raises(ValueError, match=says):
+def test_an_invalid_option_is_an_error(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

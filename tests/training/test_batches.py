@@ -1,4 +1,4 @@
-"""Data of many kinds are the same tensors, and an epoch of batches is every row once."""
+"""Data of many kinds give the same tensors, and an epoch of batches has each row once."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ KINDS: dict[str, Callable] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_data_is_the_same_tensors(kind):
+def test_every_kind_of_data_gives_the_same_tensors(kind):
     x, y = as_tensors(KINDS[kind]())
     assert x.dtype == torch.float32
     assert y.dtype == torch.int64
@@ -58,7 +58,7 @@ def test_every_kind_of_data_is_the_same_tensors(kind):
     assert torch.equal(y, Y)
 
 
-def test_one_part_is_a_tuple_of_one():
+def test_a_single_array_gives_a_tuple_of_one_tensor():
     for data in (X, VALUES, pd.DataFrame(VALUES), TensorDataset(X)):
         (x,) = as_tensors(data)
         assert torch.equal(x, X)
@@ -71,16 +71,16 @@ def test_one_part_is_a_tuple_of_one():
         pytest.param(pd.DataFrame({"a": pd.array([1, 0], dtype="Int64"), "b": [0.5, 2.0]}), id="nullable"),
     ],
 )
-def test_a_frame_of_mixed_numbers_is_one_tensor_of_floats(frame):
+def test_a_frame_of_mixed_columns_gives_one_floating_tensor(frame):
     with pytest.warns(UserWarning, match="float64"):
         (x,) = as_tensors(frame)
     assert torch.equal(x, torch.tensor([[1.0, 0.5], [0.0, 2.0]]))
 
 
-def test_float64_is_cast_and_said_once():
-    with pytest.warns(UserWarning, match=r"data\[0\]: float64 cast to torch.float32") as said:
+def test_float64_is_cast_with_one_warning():
+    with pytest.warns(UserWarning, match=r"data\[0\]: float64 cast to torch.float32") as warned:
         x, y = as_tensors((VALUES.astype(np.float64), LABELS))
-    assert len(said) == 1
+    assert len(warned) == 1
     assert x.dtype == torch.float32
     assert y.dtype == torch.int64
     with warnings.catch_warnings():
@@ -122,13 +122,13 @@ BAD: dict[str, tuple[Callable, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_data_are_an_error_that_names_the_culprit(case):
+def test_invalid_data_are_an_error_that_names_the_place(case):
     make, error, message = BAD[case]
     with pytest.raises(error, match=message):
         as_tensors(make())
 
 
-def test_the_error_says_whose_data_they_are():
+def test_the_error_names_the_argument():
     with pytest.raises(ValueError, match=r"^validation: "):
         as_tensors(VALUES[:0], name="validation")
 
@@ -141,7 +141,7 @@ def rows(batches: Batches, epoch: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("n", "size"), [(6, 1), (6, 2), (6, 4), (6, 6), (1, 1), (11, 4)])
-def test_an_epoch_is_every_row_once_in_aligned_batches(n, size):
+def test_an_epoch_has_each_row_once_in_aligned_batches(n, size):
     x, y = torch.arange(n) * 10.0, torch.arange(n)
     batches = Batches((x, y), size=size, seed=3)
     for epoch in range(3):
@@ -152,7 +152,7 @@ def test_an_epoch_is_every_row_once_in_aligned_batches(n, size):
         assert all(torch.equal(a, b * 10.0) for a, b in batches.epoch(epoch))
 
 
-def test_batches_are_a_function_of_seed_and_epoch_alone():
+def test_batches_depend_only_on_seed_and_epoch():
     def epoch(seed: int, number: int) -> list[list[int]]:
         return rows(Batches((X, Y), size=2, seed=seed), number)
 
@@ -165,13 +165,13 @@ def test_batches_are_a_function_of_seed_and_epoch_alone():
     assert len(set(orders)) == 9  # 9 of 720 orders coincide with chance 1/20; these seeds do not
 
 
-def test_without_a_size_the_data_are_one_batch_in_their_own_order():
+def test_without_a_size_there_is_one_batch_in_the_order_of_the_data():
     batches = Batches((X, Y))
     assert len(batches) == 1
     assert rows(batches, 0) == rows(batches, 1) == [list(range(6))]
 
 
-def test_a_last_batch_of_one_row_is_left_out_another_row_every_epoch():
+def test_a_last_batch_of_one_row_is_left_out_and_the_row_changes():
     with pytest.warns(UserWarning, match="6 rows in batches of 5 leave a last batch of one row"):
         batches = Batches((X, Y), size=5)
     assert len(batches) == 1
@@ -183,7 +183,7 @@ def test_a_last_batch_of_one_row_is_left_out_another_row_every_epoch():
     assert left_out == set(range(6))
 
 
-def test_a_size_beyond_the_rows_is_clamped_and_said():
+def test_a_size_beyond_the_rows_is_reduced_with_a_warning():
     with pytest.warns(UserWarning, match="batch_size 100 is more than the 6 rows; it is reduced to 6"):
         batches = Batches((X, Y), size=100)
     assert batches.size == 6

@@ -1,4 +1,4 @@
-"""Going on: a run that was stopped and taken up again, in a fresh process or not, is the run that was never stopped."""
+"""Checkpoints: a run that is stopped and continued equals the run that was never stopped."""
 
 import functools
 import json
@@ -39,7 +39,7 @@ STEPS = 16  # in batches of 6, so that epochs end elsewhere; a checkpoint is wri
 
 
 class Row(NamedTuple):
-    """A run: what makes its programs and its loss, and options of `fit`."""
+    """A run: functions that make its programs and its loss, and options of `fit`."""
 
     build: Callable[[], tuple[Callable, Callable]]
     loss: Callable[[], Any] = ppgen.ELBO
@@ -69,8 +69,8 @@ def schools(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(mu, tau).expand([3]).to_event(1), obs=x)
 
 
-def drawn() -> tuple[Callable, Callable]:
-    """A function whose parameters draw their own start."""
+def random_start() -> tuple[Callable, Callable]:
+    """A guide whose parameters have random initial values."""
 
     def guide(x: Tensor) -> None:
         pyro.sample("mu", dist.Normal(pyro.param("loc", lambda: torch.randn(())), 1.0))
@@ -80,7 +80,7 @@ def drawn() -> tuple[Callable, Callable]:
 
 
 class Normed(PyroModule):
-    """With batch norm, whose moments are buffers, and dropout, which draws."""
+    """With batch norm, whose statistics are buffers, and dropout, which is random."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def adam(**options: Any) -> Callable:
 
 
 def milestones(optimizer: Any) -> Any:
-    """A schedule with schedules and a table of whole numbers inside, neither of which is JSON."""
+    """A scheduler that contains schedulers and a table with integer keys, neither of which is JSON."""
     parts = [ExponentialLR(optimizer, 0.9), MultiStepLR(optimizer, [3, 9], 0.5)]
     return SequentialLR(optimizer, parts, [8])
 
@@ -124,16 +124,16 @@ def by_name(name: str) -> dict[str, Any]:
 
 ROWS: dict[str, Row] = {
     "VAE": Row(networks, lambda: recipes.vae(beta=ppgen.Ramp(1.0)), {"validation": 0.2, "clip_norm": 0.5}),
-    "game": Row(
+    "adversarial": Row(
         generator, lambda: recipes.r3_gan(hidden=(8,), steps=2, noise=0.1), {"ema": 0.9, "lr_scheduler": "cosine"}
     ),
     "clipped critic": Row(generator, lambda: recipes.wgan_clip(hidden=(8,)), {"validation": X[:5], "ema": 0.5}),
     "critic of spectral norm": Row(generator, lambda: recipes.hinge_gan(hidden=(8,))),
     "Pyro's optimizer": Row(lambda: (schools, AutoNormal(schools)), options={"optim": pyro.optim.Adam({"lr": 0.05})}),
     "Pyro's decaying rate": Row(
-        drawn, options={"optim": pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.9}), "restarts": 2}
+        random_start, options={"optim": pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.9}), "restarts": 2}
     ),
-    "Pyro's arguments by name": Row(drawn, options={"optim": pyro.optim.Adam(by_name)}),
+    "Pyro's arguments by name": Row(random_start, options={"optim": pyro.optim.Adam(by_name)}),
     "restarts": Row(networks, options={"restarts": 2, "ema": 0.9, "validation": 0.2}),
     "batch norm": Row(lambda: (Normed(), centered), options={"restarts": 2, "lr_scheduler": "linear"}),
     "patience": Row(networks, options={"optim": adam(lr=0.5), "validation": X[:6], "patience": 2, "restarts": 2}),
@@ -149,13 +149,13 @@ ROWS: dict[str, Row] = {
 
 
 def fit(row: Row | str, *, built: int = 0, **options: Any) -> ppgen.Fit:
-    """A run of its programs, built anew under a seed and in a clean store, as a new process has them."""
+    """A run with new programs, built from a seed in an empty parameter store, as in a new process."""
     row = ROWS[row] if isinstance(row, str) else row
     pyro.clear_param_store()
     torch.manual_seed(built)
     programs = row.build()
     options = {"steps": STEPS, "batch_size": 6, "optim": adam(), "compile": False, **row.options, **options}
-    torch.manual_seed(built + 1)  # the caller's own numbers are to matter as little
+    torch.manual_seed(built + 1)  # the random state of the caller must not matter either
     return ppgen.fit(*programs, X, loss=row.loss(), progress=False, **options)
 
 
@@ -176,7 +176,7 @@ class Crash(Exception):
 
 
 def at(number: int, how: str = "stop", chain: int = 0) -> Callable[[TrainingStep], None]:
-    """A callback that ends a run there."""
+    """A callback that ends a run at a step."""
 
     def end(step: TrainingStep) -> None:
         if (step.chain, step.number) == (chain, number):
@@ -192,20 +192,20 @@ def at(number: int, how: str = "stop", chain: int = 0) -> Callable[[TrainingStep
 
 @functools.cache
 def whole(row: str) -> ppgen.Fit:
-    """The run that was never stopped."""
+    """The uninterrupted run."""
     return fit(row)
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_checkpoint_disturbs_nothing_and_a_complete_run_leaves_none(row, tmp_path):
+def test_writing_checkpoints_changes_nothing_and_a_complete_run_deletes_them(row, tmp_path):
     same(fit(row, checkpoint=tmp_path / "run"), whole(row))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "crash"])
 @pytest.mark.parametrize("row", ROWS)
-def test_a_run_taken_up_again_is_the_run_that_was_never_stopped(row, how, tmp_path):
-    """Stopped in the middle of an epoch, where it is kept, or 3 steps after the last time it was kept."""
+def test_a_continued_run_equals_the_uninterrupted_run(row, how, tmp_path):
+    """Stopped in the middle of an epoch, where the checkpoint is written, or 3 steps after it was written."""
     path, last = tmp_path / "run", ROWS[row].options.get("restarts", 1) - 1
     step = min(13, len(whole(row).chains[last].history["loss"]) - 1)
     stop = at(step, how, last)
@@ -216,15 +216,15 @@ def test_a_run_taken_up_again_is_the_run_that_was_never_stopped(row, how, tmp_pa
         stopped = fit(row, checkpoint=path, callbacks=[stop])
         assert stopped.chains[-1].stop_reason == f"interrupted at step {step}"
     assert read_position(path) == (last, step if how == "Ctrl-C" else (10 if step >= 10 else 1))
-    taken_up: list[tuple[int, int]] = []
-    resumed = fit(row, built=1, checkpoint=path, callbacks=[lambda step: taken_up.append((step.chain, step.number))])
-    assert taken_up[0] == (last, (step if how == "Ctrl-C" else (10 if step >= 10 else 1)) + 1)
+    continued: list[tuple[int, int]] = []
+    resumed = fit(row, built=1, checkpoint=path, callbacks=[lambda step: continued.append((step.chain, step.number))])
+    assert continued[0] == (last, (step if how == "Ctrl-C" else (10 if step >= 10 else 1)) + 1)
     same(resumed, whole(row))
     assert not path.exists()
 
 
-@pytest.mark.parametrize("row", ["game", "patience"])
-def test_stopped_at_every_step_it_comes_to_the_same(row, tmp_path):
+@pytest.mark.parametrize("row", ["adversarial", "patience"])
+def test_a_run_stopped_at_every_step_equals_the_uninterrupted_run(row, tmp_path):
     """Each step in a new process; the first chain of "patience" ends by itself."""
     path, steps = tmp_path / "run", sum(len(chain.history["loss"]) for chain in whole(row).chains)
     result = None
@@ -242,7 +242,7 @@ def stop_now(step: TrainingStep) -> None:
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "crash"])
 @pytest.mark.parametrize("row", [name for name, row in ROWS.items() if "restarts" in row.options])
-def test_restarts_after_it_begin_where_they_would_have(row, how, tmp_path):
+def test_restarts_after_a_continued_chain_start_at_the_same_points(row, how, tmp_path):
     path = tmp_path / "run"
     try:
         assert len(fit(row, checkpoint=path, callbacks=[at(4, how)]).chains) == 1
@@ -251,7 +251,7 @@ def test_restarts_after_it_begin_where_they_would_have(row, how, tmp_path):
     same(fit(row, built=1, checkpoint=path), whole(row))
 
 
-def test_rates_that_a_callback_set_stay_set(tmp_path):
+def test_learning_rates_set_by_a_callback_are_restored(tmp_path):
     def slower(step: TrainingStep) -> None:
         if step.number == 5:
             for group in step.svi.optimizer.torch_optimizer.param_groups:
@@ -262,7 +262,7 @@ def test_rates_that_a_callback_set_stay_set(tmp_path):
     same(fit("VAE", built=1, checkpoint=tmp_path / "run", callbacks=[slower]), expected)
 
 
-def test_a_run_that_fails_right_after_has_the_last_good_weights(tmp_path):
+def test_a_failure_after_continuing_ends_with_the_last_finite_weights(tmp_path):
     def spoil(step: TrainingStep) -> None:
         if step.number == 8:
             next(iter(step.svi.optimizer.parameters.values())).data.fill_(float("nan"))
@@ -275,7 +275,7 @@ def test_a_run_that_fails_right_after_has_the_last_good_weights(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_a_callback_stopped_goes_on_when_called_again(tmp_path):
+def test_a_run_stopped_by_a_callback_continues_when_called_again(tmp_path):
     path = tmp_path / "run"
     first = fit("VAE", checkpoint=path, callbacks=[at(7)])
     assert first.chains[0].stop_reason == "enough, at step 7"
@@ -285,7 +285,7 @@ def test_a_run_that_a_callback_stopped_goes_on_when_called_again(tmp_path):
     same(fit("VAE", checkpoint=path), whole("VAE"))
 
 
-def test_a_chain_that_a_callback_stops_before_the_last_is_over(tmp_path):
+def test_a_chain_stopped_by_a_callback_before_the_last_chain_does_not_continue(tmp_path):
     path = tmp_path / "run"
     expected = fit("restarts", callbacks=[at(7)])
     same(fit("restarts", checkpoint=path, callbacks=[at(7)]), expected)
@@ -295,7 +295,7 @@ def test_a_chain_that_a_callback_stops_before_the_last_is_over(tmp_path):
     same(fit("restarts", built=1, checkpoint=path), expected)
 
 
-def test_stopped_after_its_last_step_a_run_has_none_left(tmp_path):
+def test_a_run_stopped_after_its_last_step_has_no_steps_left(tmp_path):
     path = tmp_path / "run"
     fit("VAE", checkpoint=path, callbacks=[at(STEPS, "Ctrl-C")])
     assert read_position(path) == (0, STEPS)
@@ -354,7 +354,7 @@ def interruptible():
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_lets_the_step_end(tmp_path):
+def test_ctrl_c_lets_the_current_step_finish(tmp_path):
     path = tmp_path / "run"
     stopped = fit(pressed(1), checkpoint=path)
     assert stopped.chains[0].stop_reason == "interrupted at step 10"
@@ -363,7 +363,7 @@ def test_ctrl_c_lets_the_step_end(tmp_path):
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_twice_ends_the_step_too_and_leaves_the_last_checkpoint(tmp_path):
+def test_ctrl_c_twice_ends_the_step_and_keeps_the_last_checkpoint(tmp_path):
     path = tmp_path / "run"
     stopped = fit(pressed(2), checkpoint=path)
     assert stopped.chains[0].stop_reason == "interrupted at step 9"
@@ -384,25 +384,25 @@ def close(one: ppgen.Fit, other: ppgen.Fit) -> None:
 
 @pytest.mark.parametrize(
     ("row", "first", "then"),
-    [("VAE", True, False), ("VAE", False, True), ("game", True, True), ("Pyro's decaying rate", False, True)],
+    [("VAE", True, False), ("VAE", False, True), ("adversarial", True, True), ("Pyro's decaying rate", False, True)],
 )
-def test_a_compiled_run_goes_on_compiled_or_eagerly(row, first, then, builds, tmp_path):
+def test_a_compiled_run_continues_compiled_or_eagerly(row, first, then, builds, tmp_path):
     path, last = tmp_path / "run", ROWS[row].options.get("restarts", 1) - 1
     fit(row, compile=first, checkpoint=path, callbacks=[at(4, "Ctrl-C", last)])
     resumed = fit(row, built=1, compile=then, checkpoint=path)
-    assert resumed.chains[-1].compiled.count("compiled at step") == (then and (1 if row != "game" else 2))
+    assert resumed.chains[-1].compiled.count("compiled at step") == (then and (1 if row != "adversarial" else 2))
     assert builds
     close(resumed, whole(row))
 
 
 @pytest.mark.slow
-def test_a_run_compiled_by_inductor_goes_on(tmp_path):
+def test_a_run_compiled_by_inductor_continues(tmp_path):
     path = tmp_path / "run"
     fit("VAE", compile=True, checkpoint=path, callbacks=[at(13, "Ctrl-C")])
     close(fit("VAE", built=1, compile=True, checkpoint=path), whole("VAE"))
 
 
-# What is refused.
+# Refused checkpoints.
 
 
 @pytest.fixture
@@ -430,7 +430,7 @@ def stopped(tmp_path) -> Path:
          "give an optimizer and fit's lr_scheduler="),
     ],
 )  # fmt: skip
-def test_a_checkpoint_of_other_options_is_refused_and_nothing_written(options, message, stopped):
+def test_a_checkpoint_of_other_options_is_refused_and_unchanged(options, message, stopped):
     before = stopped.read_bytes()
     with pytest.raises(ValueError, match=message):
         fit("restarts", checkpoint=stopped, **options)
@@ -438,7 +438,7 @@ def test_a_checkpoint_of_other_options_is_refused_and_nothing_written(options, m
     same(fit("restarts", checkpoint=stopped), whole("restarts"))
 
 
-def test_a_checkpoint_of_other_programs_is_refused_and_they_stay_as_they_are(stopped):
+def test_a_checkpoint_of_other_programs_is_refused_and_the_programs_do_not_change(stopped):
     before = stopped.read_bytes()
     others = gaussian_pair(width=3, size=4)
     held = [p for pair in (others.model, others.guide) for p in pair.__closure__[0].cell_contents.parameters()]
@@ -465,7 +465,7 @@ def test_a_checkpoint_of_other_rows_is_refused(stopped):
         ppgen.fit(pair.model, pair.guide, X + 0.01, optim=adam(), **FULL, checkpoint=stopped)
 
 
-def test_a_damaged_checkpoint_is_an_error_and_stays(stopped):
+def test_a_damaged_checkpoint_is_an_error_and_is_kept(stopped):
     content = bytearray(stopped.read_bytes())
     content[-3] ^= 1
     stopped.write_bytes(content)
@@ -477,13 +477,13 @@ def test_a_damaged_checkpoint_is_an_error_and_stays(stopped):
         fit("restarts", checkpoint=stopped)
 
 
-def test_a_saved_fit_is_no_checkpoint(tmp_path):
+def test_a_saved_fit_is_refused_as_a_checkpoint(tmp_path):
     whole("VAE").save(tmp_path / "fit")
     with pytest.raises(CheckpointError, match="not a checkpoint of a run"):
         fit("VAE", checkpoint=tmp_path / "fit")
 
 
-def test_a_checkpoint_of_an_earlier_development_version_is_refused_by_name_and_stays(tmp_path):
+def test_a_checkpoint_of_an_earlier_development_version_is_refused_and_kept(tmp_path):
     path = tmp_path / "run"
     old = {"format": "run 1", "asked": {"steps": STEPS}, "number": 0, "chains": [], "watch": {"steps": 10}}
     tensors = {"live/w": torch.zeros(1), "watch/history/loss": torch.zeros(10)}
@@ -494,11 +494,11 @@ def test_a_checkpoint_of_an_earlier_development_version_is_refused_by_name_and_s
             read_it()
     assert path.read_bytes() == content
     write(path, tensors, old)
-    with pytest.raises(CheckpointError, match="another version of ppgen .format 'run 1'; .* start a new run"):
+    with pytest.raises(CheckpointError, match=r"another version of ppgen .format 'run 1'; .* start a new run"):
         fit("VAE", checkpoint=path)
 
 
-def test_what_a_checkpoint_cannot_hold_is_said_at_the_first_step(tmp_path):
+def test_state_that_cannot_be_stored_is_an_error_at_the_first_step(tmp_path):
     class Odd(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
             for group in self.param_groups:
@@ -520,7 +520,7 @@ def test_what_a_checkpoint_cannot_hold_is_said_at_the_first_step(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_file_holds_tensors_and_json_alone(stopped):
+def test_the_file_consists_of_tensors_and_json(stopped):
     tensors, facts = read(stopped)
     assert {key.split("/")[0] for key in tensors} == {
         *("current", "monitor", "chains", "random", "data", "initial", "optimizers"),
@@ -529,8 +529,8 @@ def test_the_file_holds_tensors_and_json_alone(stopped):
     same(fit("restarts", checkpoint=stopped), whole("restarts"))
 
 
-def test_a_leaf_frozen_while_it_trained_stays_where_it_was(tmp_path):
-    """Frozen after step 5, by a callback which the run that goes on does not have: its program comes frozen."""
+def test_a_parameter_frozen_during_training_stays_constant(tmp_path):
+    """Frozen after step 5, by a callback that the continued run does not have; its program is frozen already."""
     encoder = nn.Linear(3, 4)
 
     def build() -> tuple[Callable, Callable]:
@@ -591,7 +591,7 @@ def stop_at(monkeypatch: Any, chain: int, step: int, how: str) -> None:
 
 @pytest.mark.usefixtures("_here")
 @pytest.mark.parametrize(("system", "how"), [("vae", "Ctrl-C"), ("dann", "crash")])
-def test_a_run_folder_goes_on(system, how, tmp_path, monkeypatch, capsys):
+def test_a_run_folder_is_resumed(system, how, tmp_path, monkeypatch, capsys):
     assert main([*RUNS[system], "--out", "whole"]) == 0
     with monkeypatch.context() as patched:
         stop_at(patched, int(system == "vae"), 25, how)
@@ -621,7 +621,7 @@ def test_a_run_folder_goes_on(system, how, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("_here")
-def test_what_cannot_be_resumed_is_named(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_resumed_is_an_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "nowhere"):
         assert main(["resume", folder]) == 1
@@ -648,7 +648,7 @@ def test_what_cannot_be_resumed_is_named(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("_here")
-def test_half_a_line_of_a_killed_process_is_cut_off(tmp_path, monkeypatch):
+def test_a_partial_line_of_a_killed_process_is_removed(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         stop_at(patched, 0, 25, "crash")
         with pytest.raises(Crash):

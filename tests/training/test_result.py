@@ -1,4 +1,4 @@
-"""A Fit is saved and read back into fresh programs that then do exactly the same; into others it is an error."""
+"""A fit is saved and loaded into new programs, which then behave the same; other programs are an error."""
 
 import json
 import math
@@ -80,7 +80,7 @@ class Module(PyroModule):
         self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
         self.fixed = nn.Linear(3, 3).requires_grad_(False)
         self.scale = PyroParam(torch.rand(3) + 0.5, constraint=dist.constraints.positive)
-        self.still = nn.Parameter(torch.randn(3), requires_grad=False)
+        self.frozen = nn.Parameter(torch.randn(3), requires_grad=False)
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -91,7 +91,7 @@ class Module(PyroModule):
                 pyro.sample("x", dist.Normal(self.map(z), self.scale).to_event(1), obs=x)
 
     def map(self, value: Tensor) -> Tensor:
-        return self.fixed(self.net(value)) + self.still
+        return self.fixed(self.net(value)) + self.frozen
 
 
 def vae(**options: Any) -> Programs:
@@ -116,14 +116,14 @@ def train(programs: Programs, **options: Any) -> ppgen.Fit:
 
 
 def fresh(build: Callable[[], Programs], seed: int) -> Programs:
-    """Programs as another process would have them."""
+    """Programs as in a new process."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     return build()
 
 
 def outputs(fit: ppgen.Fit, data: tuple) -> list[float]:
-    """Losses on seeded draws, which every parameter and buffer has a part in, under each chain."""
+    """Losses under each chain with seeded random numbers, which depend on every parameter and buffer."""
     values = []
     for chain in (None, *range(len(fit.chains))):
         with fit.eval_mode(chain):
@@ -145,7 +145,7 @@ def saved(tmp_path):
 
 @frozen_in_training
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_fit_read_back_does_the_same(program, tmp_path):
+def test_a_loaded_fit_equals_the_saved_one(program, tmp_path):
     first = fresh(PROGRAMS[program], 1)
     fit = train(first)
     fit.metadata["note"] = {"columns": ["a", "b"]}
@@ -168,13 +168,13 @@ def test_a_fit_read_back_does_the_same(program, tmp_path):
             arrays, stored = getattr(one, kind), getattr(other, kind)
             assert arrays.keys() == stored.keys()
             assert all(np.array_equal(values, stored[name]) for name, values in arrays.items())
-        kept = ("stop_reason", "best_step", "seconds", "interrupted", "final")
-        assert [getattr(one, name) for name in kept] == [getattr(other, name) for name in kept]
+        fields = ("stop_reason", "best_step", "seconds", "interrupted", "final")
+        assert [getattr(one, name) for name in fields] == [getattr(other, name) for name in fields]
 
 
 @frozen_in_training
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_fit_read_back_trains_on(program, tmp_path):
+def test_a_loaded_fit_can_be_trained_further(program, tmp_path):
     train(fresh(PROGRAMS[program], 1)).save(tmp_path / "fit")
     programs = fresh(PROGRAMS[program], 2)
     fit = ppgen.Fit.load(tmp_path / "fit", programs.model, programs.guide)
@@ -185,7 +185,7 @@ def test_a_fit_read_back_trains_on(program, tmp_path):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 @frozen_in_training
-def test_the_file_is_safetensors_with_facts_in_json(program, tmp_path):
+def test_the_file_is_safetensors_with_json_metadata(program, tmp_path):
     fit = train(fresh(PROGRAMS[program], 1))
     fit.save(tmp_path / "fit")
     content = (tmp_path / "fit").read_bytes()
@@ -218,13 +218,13 @@ def test_the_file_is_safetensors_with_facts_in_json(program, tmp_path):
         ),
     ],
 )
-def test_other_programs_are_an_error_that_names_the_difference(saved, build, error, message):
+def test_loading_into_other_programs_is_an_error_that_names_the_difference(saved, build, error, message):
     programs = fresh(build, 2)
     with pytest.raises(error, match=message):
         ppgen.Fit.load(saved, programs.model, programs.guide)
 
 
-def test_an_error_leaves_the_programs_as_they_were(tmp_path):
+def test_a_failed_load_does_not_change_the_programs(tmp_path):
     train(fresh(functions, 1)).save(tmp_path / "fit")
     programs = fresh(lambda: functions(extra=True), 2)
     with poutine.block(), torch.no_grad():
@@ -238,7 +238,7 @@ def test_an_error_leaves_the_programs_as_they_were(tmp_path):
     assert bits(held.values()) == before
 
 
-def test_a_file_that_is_no_fit_is_an_error(saved, tmp_path):
+def test_loading_a_file_that_is_not_a_fit_is_an_error(saved, tmp_path):
     programs = fresh(networks, 2)
     content = saved.read_bytes()
     for name, bad in {"cut": content[:-1], "altered": content[:-1] + bytes([content[-1] ^ 1])}.items():
@@ -247,14 +247,14 @@ def test_a_file_that_is_no_fit_is_an_error(saved, tmp_path):
             ppgen.Fit.load(tmp_path / name, programs.model, programs.guide)
     write(tmp_path / "other", {}, {"something": "else"})
     with pytest.raises(
-        CheckpointError, match="not a fit, or of another version of ppgen .format None; this version reads 2"
+        CheckpointError, match=r"not a fit, or of another version of ppgen .format None; this version reads 2"
     ):
         ppgen.Fit.load(tmp_path / "other", programs.model, programs.guide)
     with pytest.raises(FileNotFoundError, match="absent: no such file"):
         ppgen.Fit.load(tmp_path / "absent", programs.model, programs.guide)
 
 
-def test_saving_that_fails_keeps_the_old_file(saved, monkeypatch):
+def test_a_failed_save_keeps_the_existing_file(saved, monkeypatch):
     before = saved.read_bytes()
     fit = train(fresh(networks, 3))
 
@@ -268,7 +268,7 @@ def test_saving_that_fails_keeps_the_old_file(saved, monkeypatch):
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_a_program_that_takes_no_zeros_may_change_chains():
+def test_select_chain_runs_programs_on_training_data():
     """`select_chain` runs the programs on a batch of the data, not on zeros."""
 
     def positive(x: Tensor) -> None:
@@ -281,7 +281,7 @@ def test_a_program_that_takes_no_zeros_may_change_chains():
     fit.select_chain(0)
 
 
-def test_a_breakdown_sums_to_the_loss_and_knows_its_schedule_after_a_reload(tmp_path):
+def test_a_breakdown_keeps_the_step_of_its_schedules_after_loading(tmp_path):
     def loss() -> ppgen.Objective:
         return ppgen.Reconstruction() + ppgen.Ramp(2.0) * ppgen.Rate()
 
@@ -302,7 +302,7 @@ def test_a_breakdown_of_a_loss_without_terms_is_an_error():
 
 
 @frozen_in_training
-def test_evaluating_puts_everything_back():
+def test_eval_mode_restores_weights_and_modes():
     model, guide = Module(guide=False), Module(guide=True)
     fit = train(Programs(model, guide), restarts=3)
     tensors = fit._state().tensors
@@ -320,10 +320,10 @@ def test_evaluating_puts_everything_back():
         ppgen.ELBO().loss(model, guide, X)
     assert bits(tensors.values()) == before
     assert [m.training for m in model.modules()] == modes
-    assert not model.still.requires_grad
+    assert not model.frozen.requires_grad
 
 
-def test_evaluation_is_without_dropout():
+def test_eval_mode_turns_dropout_off():
     programs = vae(dropout=0.5, norm=None)
     fit = train(programs, restarts=1)
     assert len(set(outputs(fit, programs.data))) == 1
@@ -340,14 +340,14 @@ def chain(loss: list[float], validation: dict[int, float] | None = None, *, best
     [
         pytest.param(chain([9.0, 8.0, 7.0], best_step=3), 7.0, id="short"),
         pytest.param(chain(list(range(40)), best_step=40), 37.5, id="the last tenth"),
-        pytest.param(chain(list(range(40)), best_step=20), 18.5, id="of what was kept"),
+        pytest.param(chain(list(range(40)), best_step=20), 18.5, id="up to the best step"),
         pytest.param(chain([9.0] * 6, {2: 5.0, 4: 3.0, 6: 4.0}, best_step=6), 4.0, id="validated"),
         pytest.param(chain([9.0] * 6, {2: 5.0, 4: 3.0, 6: 4.0}, best_step=4), 3.0, id="the best"),
         pytest.param(chain([9.0] * 6, {2: math.nan}, best_step=6), math.inf, id="nan"),
         pytest.param(chain([], best_step=0), math.inf, id="nothing"),
     ],
 )
-def test_the_final_loss_is_that_of_the_weights(of, final):
+def test_the_final_loss_belongs_to_the_weights(of, final):
     assert of.final == final
 
 
@@ -356,7 +356,7 @@ def test_the_best_chain_is_never_one_that_failed():
     assert ppgen.Fit(globally, globally, None, chains, ()).best == 1
 
 
-def test_stored_state_is_read_as_it_was_written(saved):
+def test_the_file_contains_the_example_and_the_arrays(saved):
     tensors, facts = read(saved)
     assert facts["example"] == [[[6, 3], "float32"]]
     assert {name.split("/")[1] for name in tensors} == {"weights", "history", "validation"}
@@ -373,5 +373,5 @@ def test_a_fit_of_an_earlier_development_version_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"old\.safetensors: an earlier development version .* train again"):
         ppgen.Fit.load(path, programs.model, programs.guide)
     write(path, {}, OLD_FIT)
-    with pytest.raises(CheckpointError, match="another version of ppgen .format 1; .*fit the programs again"):
+    with pytest.raises(CheckpointError, match=r"another version of ppgen .format 1; .*fit the programs again"):
         ppgen.Fit.load(path, programs.model, programs.guide)

@@ -1,0 +1,49 @@
+"""`TrainingOptions`: the length of a run, learning-rate schedulers, and the options that were given."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import ExponentialLR
+
+import ppgen
+from ppgen.training.options import DECAYS, DEFAULT_STEPS, TrainingOptions
+
+
+def test_the_length_is_steps_or_epochs_or_the_default():
+    assert TrainingOptions(steps=7).total_steps(3) == 7
+    assert TrainingOptions(epochs=7).total_steps(3) == 21
+    assert TrainingOptions().total_steps(3) == DEFAULT_STEPS
+
+
+@pytest.mark.parametrize("name", DECAYS)
+def test_a_decay_falls_from_the_initial_learning_rate_to_zero(name):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    scheduler = TrainingOptions(lr_scheduler=name).scheduler(10)(optimizer)
+    rates = []
+    for _ in range(12):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == 0.5
+    assert rates[:11] == sorted(rates[:11], reverse=True)
+    assert rates[10:] == pytest.approx([0.0, 0.0], abs=1e-12)
+
+
+def test_a_scheduler_function_is_used_as_it_is():
+    scheduler = partial(ExponentialLR, gamma=0.5)
+    assert TrainingOptions(lr_scheduler=scheduler).scheduler(10) is scheduler
+    assert TrainingOptions().scheduler(10) is None
+
+
+def test_given_options_are_neither_none_nor_empty():
+    defaults = {"seed", "progress", "compile"}
+    assert set(TrainingOptions(callbacks=[]).given()) == defaults
+    options = TrainingOptions(loss=ppgen.ELBO(), validation=torch.zeros(3), callbacks=[print])
+    assert set(options.given()) == defaults | {"loss", "validation", "callbacks"}
+
+
+@pytest.mark.parametrize("growth", [None, ppgen.ProgressiveGrowing()])
+def test_patience_needs_validation_and_excludes_growth(growth):
+    with pytest.raises(ValueError, match="patience compares losses" if growth else "patience needs validation data"):
+        TrainingOptions(patience=2, growth=growth, validation=0.1 if growth else None)
