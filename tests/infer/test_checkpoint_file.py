@@ -1,4 +1,4 @@
-"""Stored state: it comes back bit for bit, whole or not at all, and without pickle."""
+"""Checkpoint files: content is restored bit for bit, whole or not at all, and without pickle."""
 
 import json
 import os
@@ -29,7 +29,7 @@ TENSORS = {
     "odd": torch.tensor([float("nan"), float("inf"), -0.0]),
     "trained": torch.ones(2, requires_grad=True),
 }
-FACTS: dict[str, Any] = {"format": 1, "names": ["a", "ü"], "number": 0.1, "none": None, "deep": {"x": [1, 2]}}
+METADATA: dict[str, Any] = {"format": 1, "names": ["a", "ü"], "number": 0.1, "none": None, "deep": {"x": [1, 2]}}
 
 
 def header(content: bytes) -> dict[str, Any]:
@@ -45,13 +45,13 @@ def bits(tensor: torch.Tensor) -> list[int]:
 @pytest.fixture
 def stored(tmp_path) -> Path:
     path = tmp_path / "stored.safetensors"
-    write(path, TENSORS, FACTS)
+    write(path, TENSORS, METADATA)
     return path
 
 
-def test_tensors_and_facts_come_back_bit_for_bit(stored):
-    tensors, facts = read(stored)
-    assert facts == FACTS
+def test_tensors_and_metadata_are_restored_bit_for_bit(stored):
+    tensors, metadata = read(stored)
+    assert metadata == METADATA
     assert set(tensors) == set(TENSORS)
     for name, tensor in tensors.items():
         expected = TENSORS[name].detach()
@@ -61,7 +61,7 @@ def test_tensors_and_facts_come_back_bit_for_bit(stored):
         assert not tensor.requires_grad
 
 
-def test_the_file_is_safetensors_through_and_through(stored):
+def test_file_is_safetensors_without_other_bytes(stored):
     """A header of JSON and the tensors' own bytes after it: there is no room for a pickle."""
     content = stored.read_bytes()
     described = header(content)
@@ -74,7 +74,7 @@ def test_the_file_is_safetensors_through_and_through(stored):
     assert set(safetensors.torch.load(content)) == set(TENSORS)
 
 
-def test_a_file_cut_short_anywhere_is_an_error(stored):
+def test_truncated_file_is_an_error(stored):
     content = stored.read_bytes()
     for length in range(0, len(content), 3):
         stored.write_bytes(content[:length])
@@ -82,7 +82,7 @@ def test_a_file_cut_short_anywhere_is_an_error(stored):
             read(stored)
 
 
-def test_a_file_with_one_bit_turned_is_an_error(stored):
+def test_file_with_one_flipped_bit_is_an_error(stored):
     content = stored.read_bytes()
     generator = random.Random(0)
     for position in range(0, len(content), 3):
@@ -96,7 +96,7 @@ def test_a_file_with_one_bit_turned_is_an_error(stored):
         read(stored)
 
 
-def test_an_altered_tensor_is_named_as_such(stored):
+def test_altered_tensor_is_reported(stored):
     content = bytearray(stored.read_bytes())
     content[-1] ^= 1
     stored.write_bytes(bytes(content))
@@ -104,7 +104,7 @@ def test_an_altered_tensor_is_named_as_such(stored):
         read(stored)
 
 
-def test_a_foreign_file_is_an_error(tmp_path):
+def test_file_that_ppgen_did_not_write_is_an_error(tmp_path):
     foreign = tmp_path / "foreign"
     safetensors.torch.save_file({"a": torch.ones(2)}, foreign)
     with pytest.raises(CheckpointError, match="ppgen did not write it"):
@@ -114,21 +114,21 @@ def test_a_foreign_file_is_an_error(tmp_path):
         read(foreign)
 
 
-def test_a_missing_file_is_not_a_damaged_one(tmp_path):
+def test_missing_file_is_reported_as_such(tmp_path):
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(FileNotFoundError, match="no such file"):
             read(path)
 
 
-def test_writing_replaces_the_old_file_and_leaves_nothing_beside(stored):
+def test_write_replaces_the_old_file_and_leaves_no_other(stored):
     write(stored, {"a": torch.ones(1)}, {})
     assert set(read(stored)[0]) == {"a"}
     assert [path.name for path in stored.parent.iterdir()] == [stored.name]
 
 
-def test_the_folder_is_made_and_others_may_read_the_file(tmp_path):
+def test_folder_is_created_and_others_may_read_the_file(tmp_path):
     path = tmp_path / "a" / "b" / "file"
-    write(path, TENSORS, FACTS)
+    write(path, TENSORS, METADATA)
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
@@ -136,7 +136,7 @@ def test_the_folder_is_made_and_others_may_read_the_file(tmp_path):
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_writing_that_fails_leaves_the_old_file_and_nothing_beside(stored, monkeypatch, failing, error):
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(stored, monkeypatch, failing, error):
     before = stored.read_bytes()
 
     def fail(*args: Any) -> None:
@@ -149,7 +149,7 @@ def test_writing_that_fails_leaves_the_old_file_and_nothing_beside(stored, monke
     assert [path.name for path in stored.parent.iterdir()] == [stored.name]
 
 
-def test_facts_that_are_not_json_are_an_error_before_anything_is_written(stored):
+def test_metadata_that_json_cannot_hold_is_an_error_and_nothing_is_written(stored):
     before = stored.read_bytes()
     with pytest.raises(TypeError, match="not JSON serializable"):
         write(stored, TENSORS, {"a": object()})

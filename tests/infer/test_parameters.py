@@ -1,4 +1,4 @@
-"""What programs hold, found by running them: parameters, buffers, modules; set aside, restored, begun anew."""
+"""The state of programs, found by running them: parameters, buffers, modules; saved, restored, restarted."""
 
 import functools
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from support import gaussian_pair
 from torch import Tensor, nn
 
 from ppgen.infer.parameters import (
-    EvalMode,
     CollectParameters,
+    EvalMode,
     ProgramState,
     owning_module,
-    setup_programs,
     restore,
+    setup_programs,
     snapshot,
 )
 
@@ -79,7 +79,7 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
     return {name: tensor.detach().numpy().tobytes() for name, tensor in tensors.items()}
 
 
-# Whose program is it?
+# The module of a program
 
 
 WRAPPERS: dict[str, Callable] = {
@@ -97,17 +97,17 @@ WRAPPERS: dict[str, Callable] = {
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
-def test_a_program_belongs_to_the_module_behind_it(wrap):
+def test_owning_module_is_found_beneath_handlers(wrap):
     model = Model()
     assert owning_module(WRAPPERS[wrap](model)) is model
     assert owning_module(WRAPPERS[wrap](model.method)) is model
     assert owning_module(WRAPPERS[wrap](guide)) is None
 
 
-# What the programs hold.
+# The state of programs
 
 
-def test_parameters_are_collected_by_name_frozen_ones_too():
+def test_parameters_are_collected_by_name_including_frozen_ones():
     first, second = nn.Linear(1, 1), nn.Linear(1, 1, bias=False)
     with CollectParameters() as used:
         pyro.module("net", first)
@@ -120,7 +120,7 @@ def test_parameters_are_collected_by_name_frozen_ones_too():
     assert used.parameters["scale"] is scale.unconstrained()
 
 
-def test_the_state_is_every_parameter_and_buffer():
+def test_state_has_every_parameter_and_buffer():
     model = Model()
     state = ProgramState.from_programs(model, guide, (x(),))
     assert set(state.parameters) == LEAVES
@@ -129,7 +129,7 @@ def test_the_state_is_every_parameter_and_buffer():
     assert held - {id(t) for t in (*model.parameters(), *model.buffers())} == {id(state.parameters["loc"])}
 
 
-def test_finding_the_state_leaves_everything_as_it_was():
+def test_finding_the_state_has_no_side_effects():
     model = Model()
     model.net[2].eval()
     before, modes = bits(model.state_dict()), {m: m.training for m in model.modules()}
@@ -146,7 +146,7 @@ def test_finding_the_state_leaves_everything_as_it_was():
 
 
 @frozen_in_training
-def test_freezing_changes_neither_the_names_nor_the_flags():
+def test_names_do_not_depend_on_which_parameters_are_frozen():
     def names(freeze: Callable[[str], bool]) -> tuple[set[str], set[str]]:
         pyro.clear_param_store()
         model = Model()
@@ -161,7 +161,7 @@ def test_freezing_changes_neither_the_names_nor_the_flags():
     assert names(lambda name: False) == names(lambda name: name.startswith("net.0")) == names(lambda name: True)
 
 
-def test_a_frozen_network_is_thawed_only_while_its_state_is_sought():
+def test_frozen_network_stays_frozen_after_an_error():
     model = Model().requires_grad_(False)
 
     def failing(x: Tensor) -> None:
@@ -191,7 +191,7 @@ class Attending(nn.Module):
             pyro.sample("x", dist.Normal(value + z, 1.0).to_event(1), obs=x)
 
 
-def test_modules_that_are_never_called_belong_to_the_state():
+def test_state_includes_modules_that_are_never_called():
     whole = Attending()
     state = ProgramState.from_programs(whole.model, guide, (torch.randn(5, 2),))
     held = {id(t) for t in state.tensors.values()}
@@ -222,7 +222,7 @@ AUTOGUIDES: dict[str, Callable] = {
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["itself", "in a function"])
 @pytest.mark.parametrize("kind", AUTOGUIDES)
-def test_an_autoguides_state_is_the_same_before_and_after_its_set_up(kind, hidden):
+def test_state_of_an_autoguide_is_the_same_before_and_after_its_setup(kind, hidden):
     auto = AUTOGUIDES[kind]()
     program = (lambda y: auto(y)) if hidden else auto
     lazy, ready = (ProgramState.from_programs(schools, program, (torch.randn(4),)) for _ in range(2))
@@ -231,7 +231,7 @@ def test_an_autoguides_state_is_the_same_before_and_after_its_set_up(kind, hidde
     assert not any("#" in name for name in lazy.parameters)
 
 
-def test_preparing_forgets_what_others_left_under_a_modules_names():
+def test_setup_removes_entries_of_other_modules_from_the_store():
     first, second = Model(), Model()
     with torch.no_grad():
         first(x())
@@ -245,7 +245,7 @@ def test_preparing_forgets_what_others_left_under_a_modules_names():
     assert id(second.scale_unconstrained) != id(first.scale_unconstrained)
 
 
-def test_preparing_keeps_what_functions_hold_and_what_is_the_modules_own():
+def test_setup_keeps_entries_of_functions_and_of_the_module_itself():
     model = Model()
     with torch.no_grad():
         model(x())
@@ -255,7 +255,7 @@ def test_preparing_keeps_what_functions_hold_and_what_is_the_modules_own():
     assert {name: id(leaf) for name, leaf in pyro.get_param_store().named_parameters()} == held
 
 
-def test_a_tensor_of_two_names_is_forgotten_under_both():
+def test_shared_tensor_is_removed_under_both_names():
     class Tied(PyroModule):
         def __init__(self, name: str, weight: nn.Parameter) -> None:
             super().__init__()
@@ -274,10 +274,10 @@ def test_a_tensor_of_two_names_is_forgotten_under_both():
             program()
 
 
-# Eval mode for whatever runs.
+# Eval mode
 
 
-def test_evaluation_runs_every_module_in_eval_mode_and_back():
+def test_eval_mode_applies_to_every_module_and_is_undone():
     net = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.9), nn.BatchNorm1d(3))
     net[0].eval()
     modes = [m.training for m in net.modules()]
@@ -291,14 +291,14 @@ def test_evaluation_runs_every_module_in_eval_mode_and_back():
     assert not torch.equal(net(value), net(value))
 
 
-def test_evaluation_nests_and_gives_the_modes_back_on_an_error():
+def test_eval_mode_nests_and_is_undone_after_an_error():
     net = nn.Dropout(0.5)
     with pytest.raises(ZeroDivisionError), EvalMode(), EvalMode():
         raise ZeroDivisionError(net(torch.ones(1)))
     assert net.training
 
 
-# Restore and begin anew.
+# Restore and restart
 
 
 def test_restore_writes_in_place():
@@ -328,14 +328,14 @@ def test_restore_writes_in_place():
         ),
     ],
 )
-def test_restore_of_something_else_names_it_and_writes_nothing(values, error, message):
+def test_restore_of_other_values_is_an_error_and_writes_nothing(values, error, message):
     tensors = {"a": torch.ones(2), "b": torch.ones(3)}
     with pytest.raises(error, match=message):
         restore(tensors, values)
     assert all(torch.equal(t, torch.ones_like(t)) for t in tensors.values())
 
 
-def test_a_restart_draws_layers_anew_and_moves_the_rest_by_at_most_two():
+def test_restart_resamples_layers_and_moves_other_parameters_by_at_most_two():
     model = Model()
     state = ProgramState.from_programs(model, guide, (x(),))
     start, ids = snapshot(state.tensors), {k: id(t) for k, t in state.tensors.items()}
@@ -354,7 +354,7 @@ def test_a_restart_draws_layers_anew_and_moves_the_rest_by_at_most_two():
     assert torch.equal(model.shift, torch.ones(3))
 
 
-def test_a_restart_of_attention_draws_it_as_torch_does():
+def test_restart_resamples_attention_as_torch_does():
     whole = Attending()
     state = ProgramState.from_programs(whole.model, guide, (torch.randn(5, 2),))
     start = snapshot(state.tensors)
@@ -365,7 +365,7 @@ def test_a_restart_of_attention_draws_it_as_torch_does():
 
 
 @frozen_in_training
-def test_a_restart_leaves_what_is_frozen_and_what_the_programs_do_not_use():
+def test_restart_keeps_frozen_and_unused_parameters():
     model, first = Model(), nn.Linear(2, 4)
     model.net[0], model.aside = first, nn.Linear(2, 2)
     first.weight.requires_grad_(False)
@@ -373,21 +373,21 @@ def test_a_restart_leaves_what_is_frozen_and_what_the_programs_do_not_use():
     model.scale_unconstrained.requires_grad_(False)
     moments(model).fill_(5.0)
     state = ProgramState.from_programs(model, guide, (x(),))
-    still = {
+    fixed = {
         "weight of a layer": first.weight,
         **dict(norm(model).named_parameters()),
         **dict(norm(model).named_buffers()),
         "scale": model.scale_unconstrained,
         **{f"aside {k}": p for k, p in model.aside.named_parameters()},
     }
-    before = bits(still)
+    before = bits(fixed)
     bias = first.bias.detach().clone()
     state.restart(snapshot(state.tensors))
-    assert bits(still) == before
+    assert bits(fixed) == before
     assert not torch.equal(first.bias, bias)
 
 
-def test_a_function_program_has_a_state_too():
+def test_functions_have_a_state_too():
     pair = gaussian_pair()
     state = ProgramState.from_programs(pair.model, pair.guide, pair.args)
     assert set(state.parameters) == {f"{n}$$${k}" for n in ("encoder", "decoder") for k in ("weight", "bias")}

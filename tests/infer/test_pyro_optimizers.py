@@ -1,4 +1,4 @@
-"""Optimizers that a trace can follow: Pyro's own trajectories, with state in tensors that stay where they are."""
+"""Recordable optimizers: the trajectories of Pyro's own, with state in tensors that are updated in place."""
 
 import copy
 import inspect
@@ -78,19 +78,19 @@ def assert_same(parameters: list[Tensor], expected: list[Tensor], rtol: float = 
         torch.testing.assert_close(p, q, rtol=rtol, atol=rtol * 1e-3)
 
 
-def test_every_equivalent_is_tried():
+def test_every_equivalent_has_test_arguments():
     assert set(EQUIVALENTS) == set(ARGUMENTS) == set(RATE)
     assert set(EQUIVALENTS.values()) == {ClippedAdam, AdagradRMSProp}
 
 
 @each
-def test_arguments_and_their_defaults_are_pyros(theirs):
+def test_arguments_and_defaults_equal_those_of_pyro(theirs):
     found, expected = (inspect.signature(c).parameters for c in (EQUIVALENTS[theirs], theirs))
     assert [(name, p.default) for name, p in found.items()] == [(name, p.default) for name, p in expected.items()]
 
 
 @each_case
-def test_it_goes_where_pyros_goes(theirs, arguments):
+def test_trajectory_equals_that_of_pyro(theirs, arguments):
     parameters, original = start(), Original(theirs, arguments)
     optimizer = EQUIVALENTS[theirs](parameters, **arguments)
     for found in gradients():
@@ -101,7 +101,7 @@ def test_it_goes_where_pyros_goes(theirs, arguments):
 
 
 @each_case
-def test_it_stays_in_float32(theirs, arguments):
+def test_float32_parameters_keep_float32_moments(theirs, arguments):
     parameters, original = start(torch.float32), Original(theirs, arguments, torch.float32)
     optimizer = EQUIVALENTS[theirs](parameters, **arguments)
     for found in gradients(torch.float32):
@@ -117,7 +117,7 @@ def test_it_stays_in_float32(theirs, arguments):
 
 @each_case
 @pytest.mark.parametrize("rate", [0.25, torch.tensor(0.25), torch.tensor(0.25, dtype=torch.float64)], ids=repr)
-def test_a_rate_set_by_hand_half_way_holds_from_then_on(theirs, arguments, rate):
+def test_learning_rate_can_be_set_between_steps(theirs, arguments, rate):
     parameters, original = start(), Original(theirs, arguments)
     optimizer = EQUIVALENTS[theirs](parameters, **arguments)
     for i, found in enumerate(gradients()):
@@ -132,7 +132,7 @@ def test_a_rate_set_by_hand_half_way_holds_from_then_on(theirs, arguments, rate)
 
 
 @pytest.mark.parametrize("lr", [0.09, torch.tensor(0.09, dtype=torch.float64)], ids=repr)
-def test_a_torch_schedule_can_take_the_place_of_lrd(lr):
+def test_torch_scheduler_can_replace_lrd(lr):
     parameters, others = start(), start()
     scheduled, decaying = ClippedAdam(parameters, lr=lr), ClippedAdam(others, lr=0.1, lrd=0.9)
     lr_scheduler = torch.optim.lr_scheduler.ExponentialLR(scheduled, gamma=0.9)
@@ -144,7 +144,7 @@ def test_a_torch_schedule_can_take_the_place_of_lrd(lr):
 
 
 @each_case
-def test_it_only_reads_gradients_and_groups(theirs, arguments):
+def test_gradients_and_groups_are_only_read(theirs, arguments):
     parameters = start()
     optimizer = EQUIVALENTS[theirs](parameters, **arguments)
     before = dict(optimizer.param_groups[0])
@@ -156,7 +156,7 @@ def test_it_only_reads_gradients_and_groups(theirs, arguments):
 
 
 @each
-def test_state_stays_in_the_tensors_it_was_made_in(theirs):
+def test_state_is_updated_in_place(theirs):
     parameters = start()
     optimizer = EQUIVALENTS[theirs](parameters)
     before = states(optimizer)
@@ -172,7 +172,7 @@ def test_state_stays_in_the_tensors_it_was_made_in(theirs):
 @each_case
 @each_dtype
 @pytest.mark.parametrize("eager", [0, 2])
-def test_a_traced_step_makes_the_steps_that_follow(theirs, arguments, dtype, eager):
+def test_recorded_step_equals_the_steps_that_follow(theirs, arguments, dtype, eager):
     """One graph, called again and again, moves parameters and state as the optimizer does, its rate included."""
     parameters, twins = start(dtype), start(dtype)
     optimizer, twin = (EQUIVALENTS[theirs](ps, **arguments) for ps in (parameters, twins))
@@ -210,7 +210,7 @@ def test_a_traced_step_makes_the_steps_that_follow(theirs, arguments, dtype, eag
 
 
 @each
-def test_it_goes_on_from_a_saved_state(theirs):
+def test_training_resumes_from_a_saved_state(theirs):
     parameters, others = start(), start()
     optimizer, resumed = EQUIVALENTS[theirs](parameters), EQUIVALENTS[theirs](others)
     for i, found in enumerate(gradients()):
@@ -226,7 +226,7 @@ def test_it_goes_on_from_a_saved_state(theirs):
 
 
 @each
-def test_all_state_lies_on_the_parameters_device(theirs):
+def test_state_is_on_the_device_of_the_parameter(theirs):
     elsewhere = [p.detach().to("meta").requires_grad_() for p in start()]
     optimizer = EQUIVALENTS[theirs](elsewhere)
     assert {value.device.type for value in states(optimizer)} == {"meta"}
@@ -235,7 +235,7 @@ def test_all_state_lies_on_the_parameters_device(theirs):
 
 
 @each
-def test_a_closure_computes_the_gradients(theirs):
+def test_closure_computes_the_gradients(theirs):
     parameters, others = start(), start()
     by_closure, plain = EQUIVALENTS[theirs](parameters), EQUIVALENTS[theirs](others)
 
@@ -251,7 +251,7 @@ def test_a_closure_computes_the_gradients(theirs):
 
 
 @each
-def test_a_parameter_that_joins_later_starts_from_its_own_first_step(theirs):
+def test_later_parameter_counts_its_own_steps(theirs):
     (first, later), (one, two) = start()[:2], start()[:2]
     growing, (alone, apart) = EQUIVALENTS[theirs]([first]), (EQUIVALENTS[theirs]([p]) for p in (one, two))
     for i, found in enumerate(gradients()[:9]):
@@ -265,7 +265,7 @@ def test_a_parameter_that_joins_later_starts_from_its_own_first_step(theirs):
 
 
 @each
-def test_a_sparse_gradient_is_refused_by_name(theirs):
+def test_sparse_gradient_is_an_error(theirs):
     table = torch.nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1, 3])).sum().backward()
     optimizer = EQUIVALENTS[theirs](table.parameters())
@@ -273,7 +273,7 @@ def test_a_sparse_gradient_is_refused_by_name(theirs):
         optimizer.step()
 
 
-def test_what_a_pyro_optimizer_holds_is_exchanged_and_all_else_left():
+def test_only_pyro_optimizers_with_an_equivalent_are_exchanged():
     assert traceable_equivalent(pyro.optim.ClippedAdam({"lr": 0.1}).pt_optim_constructor) is ClippedAdam
     assert traceable_equivalent(pyro.optim.AdagradRMSProp({}).pt_optim_constructor) is AdagradRMSProp
 

@@ -1,4 +1,4 @@
-"""AutoFlow: where it starts, what it learns, and what it refuses, over every flow and every way of having plates."""
+"""AutoFlow: its initial distribution, its draws, its fits and its errors, over every flow and kind of plate."""
 
 import math
 from functools import partial
@@ -21,7 +21,7 @@ from ppgen.tracing.traces import Traces
 
 SMALL = {"layers": 1, "hidden": (8,)}
 DATA = torch.tensor([[0.5, -1.0], [1.5, 0.3], [-0.7, 2.0], [0.1, 0.2], [1.0, -1.0], [2.0, 0.5]])
-DEAR = ("naf", "sum_of_squares", "bernstein", "continuous")  # drawn by bisection or by a solver
+SLOW_TO_SAMPLE = ("naf", "sum_of_squares", "bernstein", "continuous")  # drawn by bisection or by a solver
 
 
 def constrained(x):
@@ -42,14 +42,14 @@ def local(x):
 
 
 def subsampled(x):
-    """The rows are a batch of 60."""
+    """The rows are a batch out of 60."""
     with pyro.plate("data", 60, subsample=x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
 
 
 def drawn_rows(x):
-    """The model draws its rows by itself."""
+    """The model subsamples its rows."""
     with pyro.plate("data", len(x), subsample_size=4) as rows:
         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x[rows])
@@ -92,12 +92,12 @@ def moved(guide: AutoFlow, by: float = 0.1) -> AutoFlow:
     return guide
 
 
-# where it starts
+# initialization
 
 
 @pytest.mark.parametrize("name", FLOWS)
 @pytest.mark.parametrize("amortized", [None, "x"])
-def test_it_starts_at_the_gaussian_that_was_asked_for(name, amortized):
+def test_initial_distribution_is_the_given_gaussian(name, amortized):
     """Exactly where a flow can start at the identity, in mean and standard deviation otherwise.
 
     Those are judged on 4000 draws: 5 standard errors, a level of 1e-6 a number.
@@ -120,8 +120,8 @@ def test_it_starts_at_the_gaussian_that_was_asked_for(name, amortized):
         torch.testing.assert_close(distribution.log_prob(u), start.log_prob(u), atol=1e-2, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in FLOWS if name not in DEAR])
-def test_no_flow_starts_where_it_cannot_move(name):
+@pytest.mark.parametrize("name", [name for name in FLOWS if name not in SLOW_TO_SAMPLE])
+def test_every_weight_has_a_gradient_at_the_start(name):
     guide = made(gaussian, flow=name, **({} if name != "lu_linear" else {"layers": None}))
     pyro.set_rng_seed(0)
     svi = ppgen.SVI(gaussian, guide, partial(torch.optim.Adam, lr=0.01), ppgen.ELBO(), compile=False)
@@ -134,7 +134,7 @@ def test_no_flow_starts_where_it_cannot_move(name):
 
 @pytest.mark.parametrize("name", ["nsf_autoregressive", "naf"])
 @pytest.mark.parametrize("amortized", [None, "x"])
-def test_a_restart_begins_at_a_gaussian_again(name, amortized):
+def test_after_a_restart_it_is_a_gaussian_again(name, amortized):
     """Of the same width, where it was if amortized and within 2 of it if not, its networks drawn again.
 
     Judged on 4000 draws: 5 standard errors of each mean are .04.
@@ -161,11 +161,11 @@ def test_a_restart_begins_at_a_gaussian_again(name, amortized):
     assert not any(torch.equal(state.tensors[key], start[key]) for key in drawn)
 
 
-# what it draws
+# draws
 
 
 @every_program
-def test_draws_are_in_their_supports_and_plates(name):
+def test_draws_have_the_shapes_of_their_plates(name):
     model, amortized = PROGRAMS[name]
     guide = moved(made(model, DATA, amortized=amortized))
     draws = Traces(model, guide, (DATA,))
@@ -181,8 +181,8 @@ def test_draws_are_in_their_supports_and_plates(name):
 
 
 @every_program
-def test_a_draw_is_scored_as_if_it_were_given(name):
-    """By going back through the flow, where the draw itself goes only forth."""
+def test_density_of_a_draw_equals_that_by_the_inverse(name):
+    """The density of a draw is known from the forward pass; that of a copy needs the inverse."""
     model, amortized = PROGRAMS[name]
     guide = moved(made(model, DATA.double(), amortized=amortized)).double()
     distribution = guide.get_posterior(DATA.double())
@@ -192,8 +192,8 @@ def test_a_draw_is_scored_as_if_it_were_given(name):
 
 
 @every_program
-def test_its_density_is_that_of_its_draws(name):
-    """E_q[b(z) / q(z)] = 1 for a law b inside of q: 4000 draws, at 5 standard errors (a level of 1e-6)."""
+def test_density_is_that_of_its_draws(name):
+    """E_q[b(z) / q(z)] = 1 for a distribution b inside of q: 4000 draws, at 5 standard errors (a level of 1e-6)."""
     model, amortized = PROGRAMS[name]
     guide = moved(made(model, DATA, amortized=amortized), 0.02)
     distribution = guide.get_posterior(DATA)
@@ -204,15 +204,15 @@ def test_its_density_is_that_of_its_draws(name):
 
 
 @pytest.mark.parametrize("name", ["local, amortized", "subsampled, amortized"])
-def test_amortized_rows_are_each_others_strangers(name):
-    """A row's law depends on that row alone, in batches of whatever size."""
+def test_distribution_of_a_row_does_not_depend_on_other_rows(name):
+    """In batches of any size."""
     model, amortized = PROGRAMS[name]
     guide = moved(made(model, DATA, amortized=amortized))
     distribution, part = guide.get_posterior(DATA), guide.get_posterior(DATA[2:4])
     u = distribution.sample()
     torch.testing.assert_close(distribution.log_prob(u)[2:4], part.log_prob(u[2:4]))
     assert not torch.allclose(distribution.loc[0], distribution.loc[1])
-    # and is weighed as the model weighs it
+    # and it has the scale that the model gives it
     for rows in (6, 2):
         model_trace, guide_trace = Traces(model, guide, (DATA[:rows],)).with_log_probs
         assert (
@@ -222,7 +222,7 @@ def test_amortized_rows_are_each_others_strangers(name):
         )
 
 
-def test_rows_that_the_model_draws_have_their_own_contexts():
+def test_subsampled_rows_have_their_own_contexts():
     guide = moved(made(drawn_rows, DATA, amortized="x"))
     draws = Traces(drawn_rows, guide, (DATA,))
     rows = draws.model_trace.nodes["data"]["value"]
@@ -231,7 +231,7 @@ def test_rows_that_the_model_draws_have_their_own_contexts():
     torch.testing.assert_close(draws.guide_trace.nodes[name]["fn"].loc, guide.get_posterior(DATA).loc[rows])
 
 
-# what it learns
+# fits
 
 
 def learn(model, guide, *data, steps=300, lr=0.02, **options):
@@ -249,7 +249,7 @@ def learn(model, guide, *data, steps=300, lr=0.02, **options):
     )
 
 
-def test_it_finds_a_gaussian_exactly():
+def test_fit_finds_a_gaussian_exactly():
     """Whose evidence, log 1, every draw then gives: path derivatives have no variance there."""
     fit = learn(gaussian, AutoFlow(gaussian, flow="maf", init_scale=1.0, **SMALL))
     weights = log_weights(gaussian, fit.guide, (), particles=200)
@@ -257,7 +257,7 @@ def test_it_finds_a_gaussian_exactly():
     assert float(weights.mean()) == pytest.approx(0.0, abs=0.01)
 
 
-def test_amortized_it_finds_each_rows_posterior():
+def test_amortized_fit_finds_the_posterior_of_each_row():
     """z_i given x_i is N(.8 x_i, .2 I)."""
     x = torch.randn(40, 2)
     fit = learn(subsampled, AutoFlow(subsampled, flow="maf", amortized="x", **SMALL), x, batch_size=20)
@@ -267,7 +267,7 @@ def test_amortized_it_finds_each_rows_posterior():
     assert float((distribution.log_prob(u) - exact.log_prob(u)).detach().mean(0).max()) < 0.1
 
 
-def test_few_simulations_teach_what_is_linear():
+def test_linear_posterior_is_learned_from_few_simulations():
     """theta ~ N(0, I) of ten numbers, x ~ N(theta, I): theta given x is N(x / 2, I / 2). A linear regression on as many
     rows is behind by 165 parameters / 2 / 1000 rows = .08 nats.
     """
@@ -291,7 +291,7 @@ def test_few_simulations_teach_what_is_linear():
 
 
 @pytest.mark.parametrize("amortized", [None, "x"])
-def test_a_fit_goes_to_arviz_and_to_a_file(amortized, tmp_path):
+def test_fit_is_exported_to_arviz_and_saved(amortized, tmp_path):
     x = DATA
     fit = learn(local, AutoFlow(local, flow="nsf", amortized=amortized, **SMALL), x, steps=5, restarts=2)
     stats = fit.to_arviz(x, draws=50).vi_stats
@@ -305,8 +305,8 @@ def test_a_fit_goes_to_arviz_and_to_a_file(amortized, tmp_path):
     torch.testing.assert_close(first.log_prob(u.clone()), second.log_prob(u.clone()))
 
 
-def test_compiled_steps_are_the_eager_ones(builds):
-    """Under the stand-in for inductor; batches of two sizes, path derivatives."""
+def test_compiled_steps_equal_eager_ones(builds):
+    """Without inductor; batches of two sizes, path derivatives."""
     histories = []
     for compile in (True, False):
         pyro.set_rng_seed(0)
@@ -319,7 +319,7 @@ def test_compiled_steps_are_the_eager_ones(builds):
     torch.testing.assert_close(*histories, rtol=1e-5, atol=1e-5)
 
 
-def test_two_guides_share_a_model():
+def test_two_guides_can_share_a_model():
     """Global latents by one, the rows' by another."""
 
     def model(x):
@@ -336,7 +336,7 @@ def test_two_guides_share_a_model():
     assert any("head" in name for name in fit.chains[0].weights)
 
 
-def test_a_flow_of_ones_own_starts_where_it_is():
+def test_given_flow_keeps_its_weights():
     flow = FLOWS["maf"](2, hidden=(8,))
     guide = AutoFlow(gaussian, flow=flow, init_scale=1.0)
     guide()
@@ -355,7 +355,7 @@ class FlowAt(nn.Module):
         return self.flow().log_prob(x - self.loc)
 
 
-# what it refuses
+# errors
 
 
 def discrete(x):
@@ -380,7 +380,7 @@ def optional(x, y=None):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "said"),
+    ("make", "error", "message"),
     [
         (lambda: AutoFlow(local, flow="nfs"), ValueError, r"no flow 'nfs'; did you mean 'nsf'"),
         (lambda: AutoFlow(local, init_scale=0.0), ValueError, "init_scale must be above 0, got 0.0"),
@@ -398,6 +398,6 @@ def optional(x, y=None):
         (lambda: made(lambda x, y: local(x), DATA, DATA[:2], amortized="y"), ValueError, "expected 6 rows of 'y'"),
     ],
 )
-def test_what_it_cannot_serve_says_why(make, error, said):
-    with pytest.raises(error, match=said):
+def test_errors_name_the_cause(make, error, message):
+    with pytest.raises(error, match=message):
         make()

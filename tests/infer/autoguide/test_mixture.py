@@ -1,4 +1,4 @@
-"""A mixture of Gaussians as a guide: its density and its draws (tests/test_auto.py has it at work)."""
+"""A mixture of Gaussians as a guide: its density and its draws; tests/posterior/test_auto.py fits it."""
 
 import math
 
@@ -28,25 +28,25 @@ def placed(components: int = 3) -> AutoMixture:
     return guide
 
 
-def test_the_density_sums_its_components():
+def test_density_is_the_sum_over_components():
     guide, u = placed(), torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
     parts = [
-        share + dist.MultivariateNormal(loc, scale_tril=scale[:, None] * root).log_prob(u)
-        for share, loc, scale, root in zip(
+        log_weight + dist.MultivariateNormal(loc, scale_tril=scale[:, None] * root).log_prob(u)
+        for log_weight, loc, scale, root in zip(
             guide.logits.log_softmax(0), guide.loc, guide.scale, guide.scale_tril, strict=True
         )
     ]
     torch.testing.assert_close(guide.get_posterior().log_prob(u), torch.stack(parts).logsumexp(0))
 
 
-def test_draws_have_the_mixtures_mean():
+def test_draws_have_the_mean_of_the_mixture():
     """Within 5 standard errors."""
     guide = placed()
-    shares = guide.logits.softmax(0)
+    weights = guide.logits.softmax(0)
     torch.manual_seed(0)
     u = guide.get_posterior().sample((20_000,))
     error = u.std(0) / math.sqrt(len(u))
-    assert ((u.mean(0) - shares @ guide.loc).abs() < 5 * error).all()
+    assert ((u.mean(0) - weights @ guide.loc).abs() < 5 * error).all()
 
 
 def test_one_component_is_a_gaussian():
@@ -58,6 +58,6 @@ def test_one_component_is_a_gaussian():
 
 
 @pytest.mark.parametrize("options", [{"components": 0}, {"init_scale": 0.0}])
-def test_bad_options_are_refused(options):
+def test_invalid_options_are_errors(options):
     with pytest.raises(ValueError, match="AutoMixture"):
         AutoMixture(scales, **options)
