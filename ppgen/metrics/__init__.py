@@ -1,4 +1,4 @@
-"""Metrics that compare distributions: two samples in, one number out. This package imports torch alone.
+"""Metrics that compare distributions: two samples in, one number out. It imports torch and `ppgen.nets` alone.
 
 Each line below exports one name. A line that exports a metric is also its row in `METRICS`, from which
 `ppgen.evaluation.summary` and the tests derive their lists.
