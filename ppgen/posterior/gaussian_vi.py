@@ -3,9 +3,10 @@
     u = c + R (m + L e),    e ~ N(0, I),    L lower triangular
 
 c and R come from the guess, so that m and L start at 0 and I and one step size fits all coordinates. The gradient is
-the path derivative ("sticking the landing", Roeder et al. 2017, https://arxiv.org/abs/1703.09194): with s = R' d log
-p(u) / du + L'^-1 e, which is zero at every draw if q is the posterior,
+the path derivative ("sticking the landing", Roeder et al. 2017, https://arxiv.org/abs/1703.09194), which is zero at
+every draw if q is the posterior:
 
+    s = R' d log p(u) / du + L'^-1 e
     d ELBO / dm = E s,    d ELBO / dL = E s e'        on and below the diagonal
 
 Adam runs at one step size until the iterates are stationary, that is, until R-hat of the two halves of a window of
