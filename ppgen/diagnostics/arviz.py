@@ -71,7 +71,7 @@ def to_arviz(
         predictive: whether to draw observations too (posterior and prior predictive); they need the most memory.
         resampled: whether `posterior_resampled` has as many draws, taken with replacement, or a tenth of them, taken
             without; None for no such group.
-        integrate: k, for programs with both global latents and latents of each row: the number of draws that integrate
+        integrate: K, for programs with both global latents and latents of each row: the number of draws that integrate
             the latter out of the pointwise likelihood. Its logarithm is biased downwards by about half the relative
             variance of a mean of K weights.
         dims: names for the dimensions of a variable, ``{"b": ["covariate"]}``, as in `az.from_dict`.

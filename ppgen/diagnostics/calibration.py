@@ -63,7 +63,7 @@ class Ranks:
 
     Attributes:
         ranks: integers (L, d) from 0 to `draws`, of d components in L simulations.
-        draws: s, the number of draws.
+        draws: S, the number of draws.
         names: the names of the components.
     """
 
@@ -253,8 +253,8 @@ def sbc(
         guide: the guide, whose networks run in eval mode.
         *data: the arguments of the programs, of which only the shapes matter. If all latents are in the plate "data",
             each row is a simulation, and otherwise each data set.
-        simulations: l.
-        draws: s, odd.
+        simulations: L.
+        draws: S, odd.
         sites: the latents to rank; all if left out.
         seed: of the simulations; the caller's random state does not change.
 
@@ -298,7 +298,7 @@ def sbc_of(
         posterior: the function from a data set (for a `ppgen.Simulator`, one datum without the dimension of rows) to
             draws (S, *event) of each latent by name, with the same odd S every time.
         *data: the arguments of the model, of which only the shapes matter.
-        simulations: l; every data set is one simulation.
+        simulations: L; every data set is one simulation.
         sites: the latents to rank; all if left out.
         seed: of the simulations; the caller's random state does not change.
 

@@ -31,7 +31,7 @@ def marginal_log_likelihood(traces: Traces, *, particles: int) -> dict[str, np.n
 
     Args:
         traces: traces of the programs, with the draws of w.
-        particles: k, the number of draws of each z_i.
+        particles: K, the number of draws of each z_i.
 
     Returns:
         An array (draws, n), under the names of the observed sites joined by "+".

@@ -78,7 +78,7 @@ def _misses_tail(draws: PosteriorDraws) -> bool:
 
 PARETO_K = Check(
     "pareto_k",
-    "The tail shape k-hat of the importance weights.",
+    "The tail shape k-hat of the importance weights, or its median if each datum has weights of its own.",
     pareto_k,
     f"It is good up to {KHAT_GOOD}, and weights serve up to min(1 - 1/log10(draws), {KHAT_USABLE}). Weights that are "
     "almost equal have no tail, unless draws from a wider distribution find one.",
