@@ -64,9 +64,8 @@ class Scaler:
         check(x, name="Scaler.fit", columns=columns)
         with np.errstate(over="ignore", invalid="ignore"):  # overflow is an error below
             shift, scale = np.asarray(x.mean(axis=0, dtype=np.float64)), x.std(axis=0, dtype=np.float64)
-        constant = x.min(axis=0) == x.max(
-            axis=0
-        )  # after rounding, the standard deviation of a constant column may not be zero
+        # by rounding, the standard deviation of a constant column may differ from zero
+        constant = x.min(axis=0) == x.max(axis=0)
         if constant.any():
             which = name_columns(np.argwhere(constant), columns)
             warnings.warn(f"constant in the training rows, therefore not scaled: {which}", UserWarning, stacklevel=2)
