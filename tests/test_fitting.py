@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import ppgen
-from ppgen.fitting import TrainingStep
 from ppgen.models import VAE
+from ppgen.training.callbacks import TrainingStep
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(7)) + 1
 

@@ -1,0 +1,116 @@
+"""``ppgen resume``: a stopped or killed run continues in its folder, and equals the run that was never stopped."""
+
+import json
+from typing import Any
+
+import pytest
+from programs import bits, frozen_in_training
+
+from ppgen.report import Report
+from ppgen.runs.cli import main
+from ppgen.runs.metrics_log import MetricsLog
+from ppgen.runs.run import Run
+from ppgen.training.callbacks import TrainingStep
+
+pytestmark = [frozen_in_training, pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")]
+
+SMALL = ["--model.hidden", "[8]", "--draws", "0", "--particles", "4", "--data.size", "300", "--fit.batch_size", "32"]
+RUNS = {
+    "vae": ["train", "vae", "moons", "--fit.steps", "30", "--fit.restarts", "2", *SMALL],
+    "r3_gan": ["train", "r3_gan", "moons", "--fit.steps", "30", *SMALL],
+    "dann": ["train", "dann", "--source", "moons", "--target", "rotated_moons", "--fit.steps", "30", *SMALL],
+}
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.fixture
+def _here(tmp_path, monkeypatch):
+    """Runs in an empty folder, with reports that have only a title."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppgen.report.report_of_run", lambda *_, title, **__: Report(title))
+    monkeypatch.setattr("ppgen.report.adaptation.report_of_adaptation", lambda *_, **__: Report("adapted"))
+
+
+def stop_at(monkeypatch: Any, chain: int, step: int, how: str) -> None:
+    """Ends the next run at a step, from within its log."""
+    write_line = MetricsLog.__call__
+
+    def write_and_stop(self: Any, done: TrainingStep) -> None:
+        write_line(self, done)
+        if (done.chain, done.number) == (chain, step):
+            raise KeyboardInterrupt if how == "Ctrl-C" else Crash
+
+    monkeypatch.setattr(MetricsLog, "__call__", write_and_stop)
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.parametrize(("system", "how"), [("vae", "Ctrl-C"), ("dann", "crash")])
+def test_a_run_folder_is_resumed(system, how, tmp_path, monkeypatch, capsys):
+    assert main([*RUNS[system], "--out", "whole"]) == 0
+    with monkeypatch.context() as patched:
+        stop_at(patched, int(system == "vae"), 25, how)
+        if how == "crash":
+            with pytest.raises(Crash):
+                main([*RUNS[system], "--out", "run"])
+        else:
+            assert main([*RUNS[system], "--out", "run"]) == 0
+            assert "resume it with: ppgen resume run" in capsys.readouterr().out
+            assert (tmp_path / "run/report.html").exists()
+    assert (tmp_path / "run/weights.safetensors").exists() == (how == "Ctrl-C")
+    if how == "crash":
+        assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 25  # past the checkpoint
+        assert main(["report", "run"]) == 1
+        assert "not the folder of a finished run" in capsys.readouterr().err
+    assert main(["resume", "run"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    files = {name: {path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "run")}
+    assert files["run"] == files["whole"]
+    for name in ("metrics.jsonl", "config.yaml", "numbers.json"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text(), name
+    one, other = Run.load("run").fit, Run.load("whole").fit
+    for mine, others in zip(one.chains, other.chains, strict=True):
+        assert bits(mine.weights.values()) == bits(others.weights.values())
+    assert main(["resume", "run"]) == 1
+    assert "nothing to resume: the run is complete" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_folder_that_cannot_be_resumed_is_an_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        assert main(["resume", folder]) == 1
+        assert f"{folder}: not a run folder" in capsys.readouterr().err
+    with monkeypatch.context() as patched:
+        stop_at(patched, 0, 25, "Ctrl-C")
+        assert main([*RUNS["r3_gan"], "--out", "run"]) == 0
+    capsys.readouterr()
+    run = tmp_path / "run"
+    held = {path.name: path.read_bytes() for path in run.iterdir()}
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("steps: 30", "steps: 50"))
+    assert main(["resume", "run"]) == 1
+    assert "steps: 30 then, 50 now" in capsys.readouterr().err
+    (run / "config.yaml").write_bytes(held["config.yaml"])
+    (run / "checkpoint.safetensors").write_bytes(held["checkpoint.safetensors"][:-1])
+    assert main(["resume", "run"]) == 1
+    assert "not a whole safetensors file" in capsys.readouterr().err
+    (run / "checkpoint.safetensors").write_bytes(held["checkpoint.safetensors"])
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == held
+    (run / "checkpoint.safetensors").unlink()
+    (run / "weights.safetensors").unlink()
+    assert main(["resume", "run"]) == 1
+    assert "nothing to resume: it has no checkpoint.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_here")
+def test_a_partial_line_of_a_killed_process_is_removed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_at(patched, 0, 25, "crash")
+        with pytest.raises(Crash):
+            main([*RUNS["r3_gan"], "--out", "run"])
+    path = tmp_path / "run/metrics.jsonl"
+    path.write_text(path.read_text() + '{"chain": 0, "st')
+    assert main(["resume", "run"]) == 0
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 31))
