@@ -1,7 +1,7 @@
 """Layers of image flows: bijections of events (channels, height, width).
 
 All layers keep the shape of an event. What Dinh et al. (2017, https://arxiv.org/abs/1605.08803) squeeze and split off
-is put back into its place afterwards (`Squeezed`, `Split`). So z has the shape of x, and log determinants add up.
+is put back into its place afterward (`Squeezed`, `Split`). So z has the shape of x, and log determinants add up.
 """
 
 import torch

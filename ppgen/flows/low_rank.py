@@ -157,20 +157,20 @@ class Planar(_VectorTransform):
     def __init__(self, u: Tensor, w: Tensor, b: Tensor) -> None:
         super().__init__()
         w_dot_u = _dot(w, u)
-        self.slope = _above_minus_one(w_dot_u)  # w . u after the shift
-        self.u = u + (self.slope - w_dot_u) * w / _dot(w, w)
+        self.coefficient = _above_minus_one(w_dot_u)  # w . u after the shift
+        self.u = u + (self.coefficient - w_dot_u) * w / _dot(w, w)
         self.w, self.b = w, b
 
     def _call(self, x: Tensor) -> Tensor:
         return x + self.u * torch.tanh(_dot(self.w, x) + self.b)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        a = _solve_tanh(self.slope, _dot(self.w, y) + self.b)
+        a = _solve_tanh(self.coefficient, _dot(self.w, y) + self.b)
         return y - self.u * torch.tanh(a)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns log |det dy / dx|."""
-        return torch.log1p(self.slope * _tanh_derivative(_dot(self.w, x) + self.b)).squeeze(-1)
+        return torch.log1p(self.coefficient * _tanh_derivative(_dot(self.w, x) + self.b)).squeeze(-1)
 
 
 class Radial(_VectorTransform):
@@ -225,8 +225,8 @@ class Sylvester(_VectorTransform):
         super().__init__()
         self.q = _orthonormal(reflections)
         scale = inner.diagonal(dim1=-2, dim2=-1).exp()
-        self.slope = _above_minus_one(outer.diagonal(dim1=-2, dim2=-1))  # r_ii s_ii
-        self.r = outer.triu(1) + torch.diag_embed(self.slope / scale)
+        self.coefficient = _above_minus_one(outer.diagonal(dim1=-2, dim2=-1))  # r_ii s_ii
+        self.r = outer.triu(1) + torch.diag_embed(self.coefficient / scale)
         self.s = inner.triu(1) + torch.diag_embed(scale)
         self.b = b
 
@@ -242,24 +242,24 @@ class Sylvester(_VectorTransform):
             level = right[..., i]
             for j, value in enumerate(reversed(solved), start=i + 1):
                 level = level - product[..., i, j] * value
-            solved.append(torch.tanh(_solve_tanh(self.slope[..., i], level)))
+            solved.append(torch.tanh(_solve_tanh(self.coefficient[..., i], level)))
         return y - _matvec(self.q, _matvec(self.r, torch.stack(solved[::-1], -1)))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns log |det dy / dx|."""
-        return torch.log1p(self.slope * _tanh_derivative(self._preactivation(x))).sum(-1)
+        return torch.log1p(self.coefficient * _tanh_derivative(self._preactivation(x))).sum(-1)
 
     def _preactivation(self, x: Tensor) -> Tensor:
         return _matvec(self.s, _matvec(self.q.mT, x)) + self.b
 
 
-def _solve_tanh(slope: Tensor, level: Tensor) -> Tensor:
-    """Solves a + slope tanh(a) = level for a, with slope > -1."""
-    slope, level = torch.broadcast_tensors(slope, level)
-    width = slope.detach().abs()
+def _solve_tanh(coefficient: Tensor, level: Tensor) -> Tensor:
+    """Solves a + coefficient tanh(a) = level for a, with coefficient > -1."""
+    coefficient, level = torch.broadcast_tensors(coefficient, level)
+    width = coefficient.detach().abs()
 
     def residual(a: Tensor) -> tuple[Tensor, Tensor]:
-        return a + slope * torch.tanh(a) - level, 1 + slope * _tanh_derivative(a)
+        return a + coefficient * torch.tanh(a) - level, 1 + coefficient * _tanh_derivative(a)
 
     return find_root(residual, level.detach() - width, level.detach() + width)
 
