@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def check_flow(flow: Flow, *, tolerance: float = 1e-6, integrate: bool = True, s
         contexts = torch.randn(ROWS, flow.context_dim, dtype=torch.float64) if flow.context_dim else None
         z = torch.randn(ROWS, *flow.event_shape, dtype=torch.float64)
         q = flow().expand((ROWS,)) if contexts is None else flow(contexts)
-        near = {"rtol": tolerance, "atol": tolerance}
+        near: Any = {"rtol": tolerance, "atol": tolerance}
         with torch.no_grad():
             x = q.transform(z)
             back, log_det = q.inverse_and_log_det(x)
@@ -57,7 +58,7 @@ def check_flow(flow: Flow, *, tolerance: float = 1e-6, integrate: bool = True, s
         )
         drawn, log_prob = q.rsample_and_log_prob((3,))
         assert drawn.shape == (3, ROWS, *flow.event_shape), f"draws have the shape {tuple(drawn.shape)}"
-        loose = {"rtol": 100 * tolerance, "atol": 100 * tolerance}
+        loose: Any = {"rtol": 100 * tolerance, "atol": 100 * tolerance}
         torch.testing.assert_close(
             log_prob, q.log_prob(drawn), **loose, msg=lambda text: f"the density of a draw is another: {text}"
         )

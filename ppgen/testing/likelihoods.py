@@ -1,8 +1,8 @@
 """The invariants of a likelihood head, which turns a network's output into a distribution over events."""
 
 import torch
-from torch import nn
 
+from ppgen.models.likelihood import Head
 from ppgen.utils.means import mean
 
 __all__ = ["check_likelihood"]
@@ -10,7 +10,7 @@ __all__ = ["check_likelihood"]
 ROWS, DRAWS = 6, 4000
 
 
-def check_likelihood(head: nn.Module, *, seed: int = 0) -> None:
+def check_likelihood(head: Head, *, seed: int = 0) -> None:
     """Checks a head h (*batch, size, *event_shape) -> p(x | h), as `ppgen.models.likelihood.Head` describes it.
 
     * Its batch and event shapes are right, for one batch dimension and for two.

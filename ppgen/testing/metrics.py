@@ -1,6 +1,6 @@
 """The invariants of a metric between two samples."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ __all__ = ["check_metric"]
 
 ROWS, WIDTH = 40, 3  # of the samples that the metric is tried on
 STEP, CLOSE = 1e-5, 1e-4  # of a finite difference, and its relative error
-SAME = {"rtol": 1e-9, "atol": 1e-11}
+SAME: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 
 
 def check_metric(

@@ -1,4 +1,7 @@
-"""The invariants that users can test against hold for our own members, and planted mistakes are found."""
+"""The invariants that users can test against hold for our own members, and planted mistakes are found.
+
+Models are checked in `tests/models/test_registry.py`.
+"""
 
 from dataclasses import dataclass
 
@@ -6,34 +9,27 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from flow_cases import CASES, make, perturb
+from metrics.registry import ROWS, Row
 from torch import nn
 
-import ppgen.metrics as m
-from ppgen import recipes
 from ppgen.flows import FLOWS, glow
 from ppgen.metrics import Metric
-from ppgen.models import COVARIANCES, LIKELIHOODS, VAE, Autoencoder, FlowModel
+from ppgen.models import COVARIANCES, LIKELIHOODS
 from ppgen.models.likelihood import make_likelihood
 from ppgen.testing import check_flow, check_likelihood, check_metric, check_model
 
-METRICS = {
-    "CORAL": (m.CORAL(), {"detects_shift": False}),
-    "CramerVonMises": (m.CramerVonMises(temperature=0.3), {}),
-    "EnergyDistance": (m.EnergyDistance(), {"zero": "unbiased"}),
-    "Frechet": (m.Frechet(), {}),
-    "KolmogorovSmirnov": (m.KolmogorovSmirnov(), {"gradient": None}),
-    "MMD": (m.MMD(kernel="imq", bandwidth=1.5), {"zero": "unbiased"}),
-    "MaxSlicedWasserstein": (m.MaxSlicedWasserstein(steps=5), {"gradient": "finite"}),
-    "Sinkhorn": (m.Sinkhorn(steps=5), {"gradient": "finite"}),
-    "SlicedWasserstein": (m.SlicedWasserstein(), {}),
-    "Wasserstein": (m.Wasserstein(), {}),
-}
+
+def options_of(row: Row) -> dict:
+    """What `check_metric` is told of a row of the registry."""
+    zero = "unbiased" if row.unbiased else "exact" if row.zero else None
+    gradient = None if row.flat else "finite" if row.adaptive else "exact"
+    return {"zero": zero, "gradient": gradient, "detects_shift": row.location}
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_metrics_keep_the_invariants(name):
-    metric, options = METRICS[name]
-    check_metric(metric, **options)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: repr(row.metric))
+def test_metrics_keep_the_invariants(row):
+    check_metric(row.metric, **options_of(row))
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -59,30 +55,18 @@ def test_a_wrong_metric_is_found(metric, reason):
         check_metric(metric, detects_shift=False)
 
 
-def moved(flow):
-    """A flow away from its start at the identity, where most mistakes are invisible."""
-    with torch.no_grad():
-        for parameter in flow.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return flow
-
-
-TOLERANCES = {"naf": 3e-4, "sum_of_squares": 3e-4, "bernstein": 3e-4, "continuous": 1e-4}
-
-
 @pytest.mark.parametrize("name", FLOWS)
 def test_flows_keep_the_invariants(name):
-    expensive = name in TOLERANCES or name == "residual"
-    flow = moved(FLOWS[name](2, context_dim=2))
-    check_flow(flow, tolerance=TOLERANCES.get(name, 1e-6), integrate=not expensive)
+    tolerance = 10 * CASES[name].tolerance
+    check_flow(make(name, 2, context_dim=2), tolerance=tolerance, integrate=tolerance < 1e-6 and name != "residual")
 
 
 def test_a_flow_of_images_keeps_the_invariants():
-    check_flow(moved(glow((1, 4, 4), layers=1, hidden=(4,))), integrate=False)
+    check_flow(perturb(glow((1, 4, 4), layers=1, hidden=(4,))), integrate=False)
 
 
 def test_a_wrong_flow_is_found():
-    flow = moved(FLOWS["realnvp"](2))
+    flow = make("realnvp", 2)
     right = type(flow.maps).forward
 
     class Doubled(torch.distributions.AffineTransform):
@@ -131,19 +115,6 @@ class Shifted(nn.Module):
 def test_a_wrong_likelihood_is_found():
     with pytest.raises(AssertionError, match="mean is not that of draws"):
         check_likelihood(Shifted())
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(lambda: VAE((3,), latent_dim=2, hidden=(8,)), id="VAE"),
-        pytest.param(lambda: Autoencoder((3,), latent_dim=2, hidden=(8,)), id="Autoencoder"),
-        pytest.param(lambda: FlowModel((3,), flow="nsf", hidden=(8,)), id="FlowModel"),
-    ],
-)
-def test_models_keep_the_invariants(make):
-    model = make()
-    check_model(model, torch.randn(12, 3), loss=recipes.ae() if type(model) is Autoencoder else None)
 
 
 class Missing(nn.Module):
