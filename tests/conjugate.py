@@ -16,14 +16,14 @@ N, P = 30, 3
 NOISE = 0.7
 
 
-def as_fit(model, guide, *data, chains=1):
+def untrained_fit(model, guide, *data, chains=1):
     """A `Fit` of programs without parameters, or with those that they have."""
     chain = Chain({}, {"loss": np.zeros(1)}, {"step": np.zeros(0), "loss": np.zeros(0)}, "as given", 1, 0.0)
     return Fit(model, guide, ppgen.ELBO(), [chain] * chains, data)
 
 
 class Conjugate:
-    """y = X b + noise, b ~ N(0, I): all in closed form. The guide is the posterior, moved and widened."""
+    """y = X b + noise, b ~ N(0, I): all in closed form. The guide is the posterior, shifted and widened."""
 
     def __init__(self, *, shift=0.0, widen=1.0, seed=0, noise=None):
         rng = np.random.default_rng(seed)
@@ -56,7 +56,7 @@ class Conjugate:
 
     @property
     def left_out(self):
-        """Means and deviations of y_i given all others."""
+        """Means and standard deviations of y_i given all others."""
         means, sds = np.empty(N), np.empty(N)
         for i in range(N):
             mean, covariance = self.posterior(np.arange(N) != i)
@@ -64,4 +64,6 @@ class Conjugate:
         return means, sds
 
     def to_arviz(self, draws=4000, **options):
-        return as_fit(self.model, self.guide, *self.data).to_arviz(*self.data, draws=draws, chunk=1000, **options)
+        return untrained_fit(self.model, self.guide, *self.data).to_arviz(
+            *self.data, draws=draws, chunk=1000, **options
+        )

@@ -22,7 +22,7 @@ WRONG = {
 
 
 def gaussians(rng, simulations=300, draws=99, width=1, *, right=RIGHT):
-    """z ~ N(0, 1), x ~ N(z, 1), of which z given x is N(x / 2, 1 / 2): truths, and draws of it or of a wrong law."""
+    """z ~ N(0, 1), x ~ N(z, 1), z | x ~ N(x / 2, 1 / 2): truths, and draws of a right or wrong posterior."""
     z = rng.normal(size=(simulations, width))
     x = z + rng.normal(size=z.shape)
     noise = rng.normal(size=(simulations, draws, width)) * 0.5**0.5
@@ -49,7 +49,7 @@ def test_right_draws_pass_at_the_level(kind):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_draws_do_not(name):
+def test_wrong_draws_fail(name):
     of = calibrate(*gaussians(np.random.default_rng(1), right=WRONG[name]))
     assert of.p_value < 0.01
     assert of.ranks.p_values[0] < 0.005
@@ -113,7 +113,7 @@ def test_ties_are_settled_at_random():
     assert len(np.unique(of.ranks.ranks)) == 20
 
 
-def test_distances_see_what_no_single_number_does():
+def test_distances_detect_a_wrong_correlation():
     """Draws with the right marginals, whose correlation has the wrong sign."""
     rng = np.random.default_rng(5)
     tril = np.linalg.cholesky([[1.0, 0.9], [0.9, 1.0]])
@@ -124,7 +124,7 @@ def test_distances_see_what_no_single_number_does():
     assert of.distances.p_values[0] < 0.005
 
 
-def test_draws_of_the_prior_pass_unless_references_heed_the_data():
+def test_draws_of_the_prior_pass_unless_references_depend_on_the_data():
     rng = np.random.default_rng(6)
     z = rng.normal(size=(500, 1))
     x, prior = z + 0.3 * rng.normal(size=z.shape), rng.normal(size=(500, 99, 1))
@@ -134,7 +134,7 @@ def test_draws_of_the_prior_pass_unless_references_heed_the_data():
     assert tarp(z, posterior, references=x).p_values[0] > 0.01
 
 
-def test_a_calibration_reads_as_a_table():
+def test_the_text_of_a_calibration_is_a_table():
     text = str(calibrate(*gaussians(np.random.default_rng(7), width=2, right=WRONG["narrow"])))
     lines = text.splitlines()
     assert lines[0].startswith("300 simulations, 99 draws; all tests together p 0.0")
@@ -179,7 +179,7 @@ def test_sbc_of_an_amortized_guide(name):
         assert sbc(program, wrong, *data, simulations=300).p_value < 0.01
 
 
-def test_sbc_of_a_global_latent_takes_a_data_set_each():
+def test_each_data_set_is_a_simulation_if_latents_are_global():
     def program(x):
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -241,9 +241,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_ranked_says_why(name):
-    make, said = BAD[name]
-    with pytest.raises(ValueError, match=said):
+def test_bad_input_is_named(name):
+    make, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
         make()
 
 

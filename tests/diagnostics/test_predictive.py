@@ -5,7 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from conjugate import Conjugate, as_fit
+from conjugate import Conjugate, untrained_fit
 from scipy import stats
 
 from ppgen.diagnostics import pit, predictive_check
@@ -15,7 +15,7 @@ N = 40
 
 
 def coin(y):
-    """Data of a known law, so that prior and posterior predictive are it too: y ~ N(mu, 1), mu known almost exactly."""
+    """Data of a known distribution, which both predictive distributions are: y ~ N(mu, 1), mu almost known."""
     mu = pyro.sample("mu", dist.Normal(0.0, 1e-4))
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
@@ -27,11 +27,11 @@ def exact(y):
 
 def idata_of(y, draws=2000, seed=0):
     y = torch.as_tensor(y, dtype=torch.float64)
-    return as_fit(coin, exact, y).to_arviz(y, draws=draws, chunk=draws, seed=seed)
+    return untrained_fit(coin, exact, y).to_arviz(y, draws=draws, chunk=draws, seed=seed)
 
 
 @pytest.mark.parametrize("group", ["posterior_predictive", "prior_predictive"])
-def test_p_values_are_those_of_the_law_of_the_statistic(group):
+def test_p_values_are_exact_for_a_known_distribution(group):
     """Within .05, four standard errors of a share of 2000 draws, doubled."""
     y = np.random.default_rng(0).normal(size=N) + 0.2
     table = predictive_check(idata_of(y), group=group)
@@ -45,7 +45,7 @@ def test_p_values_are_those_of_the_law_of_the_statistic(group):
     assert table["sd"]["mean"] == pytest.approx(N**-0.5, rel=0.1)
 
 
-def test_p_values_by_the_prior_hold_their_level():
+def test_p_values_of_the_prior_are_uniform():
     """Of 80 data sets from the model, p-values of the mean are uniform at level .01; a statistic at the bound is 1."""
     rng = np.random.default_rng(0)
     found = [
@@ -57,7 +57,7 @@ def test_p_values_by_the_prior_hold_their_level():
     assert constant.p_value["one"] == 1.0
 
 
-def test_data_that_the_model_cannot_have_made_are_seen_by_the_statistic_that_shows_it():
+def test_an_outlier_is_detected_by_the_maximum():
     y = np.random.default_rng(0).normal(size=N)
     y[0] = 8.0
     table = predictive_check(idata_of(y, 1000), statistics={"mean": np.mean, "max": np.max})
@@ -65,15 +65,15 @@ def test_data_that_the_model_cannot_have_made_are_seen_by_the_statistic_that_sho
     assert table.p_value["mean"] > 0.05
 
 
-def test_weights_make_replicates_of_the_posterior():
-    """A guide moved by a deviation; the mean of replicates' means is the posterior's, within .05, after weighing."""
+def test_weighted_replicates_are_those_of_the_posterior():
+    """A guide shifted by a standard deviation; weighted replicates have the posterior's mean, within .05."""
     torch.manual_seed(0)
     pair = Conjugate(shift=1.0, widen=1.2)
     idata = pair.to_arviz()
     target = (pair.x @ pair.mean).mean()
-    plain, weighed = (predictive_check(idata, statistics={"m": np.mean}, weighted=w) for w in (False, True))
+    plain, weighted = (predictive_check(idata, statistics={"m": np.mean}, weighted=w) for w in (False, True))
     assert abs(plain["mean"]["m"] - target) > 0.1
-    assert abs(weighed["mean"]["m"] - target) < 0.05
+    assert abs(weighted["mean"]["m"] - target) < 0.05
     with pytest.raises(ValueError, match="expected replicates of the posterior"):
         predictive_check(idata, weighted=True, group="prior_predictive")
 
@@ -91,7 +91,7 @@ def test_pit_of_numbers_and_counts_is_uniform():
 
     y = torch.as_tensor(rng.poisson(0.7, size=400), dtype=torch.float32)
     guide = lambda y: pyro.sample("rate", dist.Normal(0.7, 1e-4))  # noqa: E731
-    found = pit(as_fit(counts, guide, y).to_arviz(y, draws=1000, chunk=1000))
+    found = pit(untrained_fit(counts, guide, y).to_arviz(y, draws=1000, chunk=1000))
     assert found.dims == ("data",)
     assert stats.kstest(found.values, "uniform").pvalue > 0.01
 
@@ -105,6 +105,6 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="posterior_predictive has no variable 'z'; there are 'y'"):
         predictive_check(idata, var_name="z")
     y = torch.zeros(5)
-    silent = as_fit(coin, exact, y).to_arviz(y, draws=30, predictive=False)
+    silent = untrained_fit(coin, exact, y).to_arviz(y, draws=30, predictive=False)
     with pytest.raises(ValueError, match=r"no group 'posterior_predictive': to_arviz\(..., predictive=True\)"):
         predictive_check(silent)
