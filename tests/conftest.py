@@ -1,4 +1,4 @@
-"""Fixtures: a clean store and seed for every test, small programs that many tests run, a stand-in for inductor."""
+"""Fixtures: a clean store and seed for every test, small programs that many tests run, a substitute for inductor."""
 
 import os
 import warnings
@@ -123,16 +123,16 @@ def nested() -> Pair:
 
 @pytest.fixture
 def inductor() -> Any:
-    """Our module of that name, which takes its time to import."""
+    """The module `ppgen.infer.compile.inductor`, which is slow to import."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own
+        warnings.simplefilter("ignore")  # torch's
         from ppgen.infer.compile import inductor
     return inductor
 
 
 @pytest.fixture
 def builds(monkeypatch, inductor) -> list:
-    """Spares tests of when a step is compiled the seconds that compiling takes; one entry for each compile."""
+    """Replaces compilation with an interpreter, which is faster; the list has one entry for each compilation."""
     made: list = []
 
     def build(*args: Any) -> Callable:

@@ -1,4 +1,4 @@
-"""What several test files build on: a pair of programs with what is known about it, and inductor's stand-in."""
+"""Helpers of several test files: a pair of programs with its closed forms, and a substitute for inductor."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def gaussian_pair(rows: int = 6, width: int = 3, size: int = 2) -> Pair:
 
 
 def interpret(recording: Any, outputs: Any, draws: int) -> Callable:
-    """What inductor builds, run by Python: the recorded operations one by one."""
+    """Runs the recorded operations one by one, in place of the function that inductor compiles."""
     recording.graph.output(outputs)
     module = fx.GraphModule(recording.root, recording.graph)
 

@@ -1,8 +1,8 @@
 """Whether a compiled step is still valid.
 
-A compiled step reads the values of tensors anew, but all else is fixed when it is recorded: which parameters require
-gradients, which tensors the modules hold, training modes, the options of the optimizers. A `Guard` keeps those values
-and compares them before each step, at little cost.
+A compiled step reads the values of tensors in every call, but all else is fixed when it is recorded: which parameters
+require gradients, which tensors the modules hold, training modes, the options of the optimizers. A `Guard` stores those
+values and compares them before each step, at little cost.
 """
 
 from collections.abc import Callable, Sequence
