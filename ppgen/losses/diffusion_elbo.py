@@ -80,25 +80,25 @@ class DiffusionELBO(Term):
     @property
     def name(self) -> str:
         """The key of the term in a breakdown."""
-        return "DiffusionELBO" if self.weighting is None else f"StepwiseError({self.weighting})"
+        return "DiffusionELBO" if self.weighting is None else f"DiffusionLoss({self.weighting})"
 
     def value(self, traces: Traces) -> Tensor:
         """The loss at random noise levels, one per datum."""
-        chain: Any = getattr(traces.model, "__self__", None)
-        if not all(hasattr(chain, method) for method in ("ends", "rate", "error")):
+        diffusion: Any = getattr(traces.model, "__self__", None)
+        if not all(hasattr(diffusion, method) for method in ("ends", "rate", "error")):
             raise TypeError(
                 "DiffusionELBO: the model must be that of a diffusion, such as ppgen.models.Diffusion(...).model, "
                 f"got {traces.model!r}; use ELBO() for other programs"
             )
         x = traces.args[0]
-        zeros = torch.zeros(len(x), dtype=next(chain.parameters()).dtype, device=x.device)
+        zeros = torch.zeros(len(x), dtype=next(diffusion.parameters()).dtype, device=x.device)
         u = TIMES[self.times](zeros)
         if self.weighting is None:
-            return (chain.ends(x) + chain.rate(u, *traces.args, **traces.kwargs)).mean()
+            return (diffusion.ends(x) + diffusion.rate(u, *traces.args, **traces.kwargs)).mean()
         row = WEIGHTINGS[self.weighting]
-        level = self._lognormal(u, chain.sigma_data) if row.lognormal else chain.schedule(u)
-        error = chain.error(level, *traces.args, **traces.kwargs)
-        return (0.5 * row.weight(level.log_snr, chain.sigma_data) * error).mean()
+        level = self._lognormal(u, diffusion.sigma_data) if row.lognormal else diffusion.schedule(u)
+        error = diffusion.error(level, *traces.args, **traces.kwargs)
+        return (0.5 * row.weight(level.log_snr, diffusion.sigma_data) * error).mean()
 
     def _lognormal(self, u: Tensor, sigma_data: float) -> NoiseLevel:
         mean, std = self.lognormal

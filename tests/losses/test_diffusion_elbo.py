@@ -71,7 +71,7 @@ def test_it_needs_the_model_of_a_diffusion():
 
 def test_only_the_unweighted_loss_is_a_negative_elbo():
     assert str(ppgen.DiffusionELBO()) == "DiffusionELBO"
-    assert str(2 * ppgen.DiffusionELBO("simple")) == "2 * StepwiseError(simple)"
+    assert str(2 * ppgen.DiffusionELBO("simple")) == "2 * DiffusionLoss(simple)"
     assert ppgen.DiffusionELBO().is_negative_elbo
     assert not ppgen.DiffusionELBO("edm").is_negative_elbo
 

@@ -1,6 +1,7 @@
 """Progressive growing: the schedule of levels, and growing networks under `fit`."""
 
 import copy
+import itertools
 import math
 from functools import partial
 
@@ -32,24 +33,23 @@ def _seeded():
 # The schedule
 
 
-@pytest.mark.parametrize("fade", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("stages", [None, (1, 2, 4), (3, 1, 1)])
-@pytest.mark.parametrize("total", [3, 10, 101])
-def test_levels_rise_stage_by_stage(fade, stages, total):
-    growth = ppgen.ProgressiveGrowing(fade=fade, stages=stages)
-    ends = growth.ends(total, 3)
-    levels = [growth.level(step, ends) for step in range(1, total + 1)]
-    assert ends[-1] == total
-    assert len(set(ends)) == 3
-    assert levels == sorted(levels)
-    assert levels[: ends[0]] == [0.0] * ends[0]
-    for stage, end in enumerate(ends):
-        assert levels[end - 1] == stage  # each is whole when it ends, and the last at the end of the run
-    for stage in (1, 2):
-        begins, ended = ends[stage - 1], ends[stage]
-        assert all(math.ceil(level) == stage for level in levels[begins:ended])
-        fading = sum(level < stage for level in levels[begins:ended])
-        assert abs(fading - fade * (ended - begins)) <= 1
+def test_levels_rise_stage_by_stage(stages):
+    for fade, total in itertools.product([0.0, 0.3, 0.5, 1.0], [3, 10, 101]):
+        growth = ppgen.ProgressiveGrowing(fade=fade, stages=stages)
+        ends = growth.ends(total, 3)
+        levels = [growth.level(step, ends) for step in range(1, total + 1)]
+        assert ends[-1] == total
+        assert len(set(ends)) == 3
+        assert levels == sorted(levels)
+        assert levels[: ends[0]] == [0.0] * ends[0]
+        for stage, end in enumerate(ends):
+            assert levels[end - 1] == stage  # a stage ends with its scale complete
+        for stage in (1, 2):
+            begins, ended = ends[stage - 1], ends[stage]
+            assert all(math.ceil(level) == stage for level in levels[begins:ended])
+            fading = sum(level < stage for level in levels[begins:ended])
+            assert abs(fading - fade * (ended - begins)) <= 1
 
 
 def test_an_invalid_schedule_is_an_error():
