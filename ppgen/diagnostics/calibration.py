@@ -117,9 +117,9 @@ class Ranks:
         """The p-values (d,) of the test that ranks are symmetric: of bias, and not of width.
 
         If an approximation is known to be too narrow, as mean-field ones are, this tests whether its center is right
-        (Yao et al. 2018, https://arxiv.org/abs/1802.02538). The test permutes the signs of 2r - S, which has no effect
-        on the distribution if it is symmetric. The statistic is the largest difference between the shares of ranks
-        counted from the left and from the right.
+        (Yao et al. 2018, https://arxiv.org/abs/1802.02538). The test flips the signs of 2r - S at random, which leaves
+        a symmetric distribution unchanged. The statistic is the largest difference between the shares of ranks counted
+        from the left and from the right.
         """
         rng, found = np.random.default_rng(0), []
         for column in self.ranks.T:
