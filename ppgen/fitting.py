@@ -61,6 +61,16 @@ class Fit(Fitted):
 
         Returns:
             An `arviz.InferenceData` (ArviZ 0.2x) or an `xarray.DataTree` (ArviZ 1.x).
+
+        Example:
+            >>> import torch
+            >>> import ppgen
+            >>> vae = ppgen.models.VAE((3,), latent_dim=2, hidden=(8,))
+            >>> x = torch.randn(20, 3)
+            >>> fit = ppgen.fit(vae.model, vae.guide, x, steps=2, compile=False, progress=False)
+            >>> idata = fit.to_arviz(x, draws=30)
+            >>> idata.posterior["z"].shape  # chains, draws, rows, latent dimensions
+            (1, 30, 20, 2)
         """
         from ppgen.diagnostics.arviz import to_arviz  # late: ArviZ is slow to import
 
@@ -76,7 +86,21 @@ class Fit(Fitted):
         idata: "ArvizData | None" = None,
         seed: int = 0,
     ) -> "Verdict":
-        """Whether to trust the posterior on data; see `ppgen.diagnostics.diagnose`, which documents the options."""
+        """Whether to trust the posterior on data; see `ppgen.diagnostics.diagnose`, which documents the options.
+
+        Example:
+            >>> import pyro
+            >>> import pyro.distributions as dist
+            >>> import torch
+            >>> import ppgen
+            >>> def model(x):
+            ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+            >>> x = torch.randn(20)
+            >>> ppgen.fit(model, "auto", x, progress=False).diagnose(x).level
+            'good'
+        """
         from ppgen.diagnostics.verdict import diagnose  # late: ArviZ is slow to import
 
         return diagnose(self, *self.tensors(data), draws=draws, starts=starts, idata=idata, seed=seed)
@@ -190,6 +214,17 @@ def fit(
     checkpoint does not hold the state of callbacks (a method ``flush`` is called before each writing), the state of a
     loss other than its step and its critics, or random numbers that are not torch's. It refuses Pyro's learning-rate
     schedulers, which callbacks advance; give `lr_scheduler` instead.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> x = torch.randn(20, 3)
+        >>> vae = ppgen.models.VAE((3,), latent_dim=2, hidden=(8,))
+        >>> fit = ppgen.fit(vae.model, vae.guide, x, steps=5, batch_size=10, compile=False, progress=False)
+        >>> fit.history["loss"].shape
+        (5,)
+        >>> list(fit.breakdown(x))
+        ['ELBO']
     """
     options = TrainingOptions(
         loss=loss,

@@ -1,9 +1,9 @@
-"""Fixtures: a clean store and seed for every test, small programs that many tests run, a substitute for inductor."""
+"""Fixtures: small programs that many tests run, a substitute for inductor."""
 
-import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -15,14 +15,10 @@ from torch import Tensor
 
 from ppgen.infer.compile import compiled_function
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes, which would wait for each other's threads
-    torch.set_num_threads(1)
 
-
-@pytest.fixture(autouse=True)
-def _clean():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leaves out files that are not tests, which --doctest-modules would import."""
+    return True if collection_path.suffix == ".py" and not collection_path.name.startswith("test_") else None
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ def test_the_worked_examples_pass_the_tests_of_their_registries(tmp_path):
     guide = (ROOT / "CONTRIBUTING.md").read_text()
     for part in ("ppgen", "tests"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__", "benchmarks"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for file in ("pyproject.toml", "conftest.py"):
+        shutil.copy(ROOT / file, tmp_path)
     applied(guide, tmp_path)
     tests = [words for line in TESTED.findall(guide) for words in [line.split(" -k ")]]
     assert len(tests) >= 7

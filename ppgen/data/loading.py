@@ -60,6 +60,14 @@ def load(
             file, line and column), data without the given form, and options out of range.
         FileNotFoundError: for a missing file.
         TypeError: for data that are not real numbers, and a source that is neither a name nor a path.
+
+    Example:
+        >>> from ppgen import data
+        >>> moons = data.load("moons", size=100)
+        >>> moons
+        Data('moons', 100 rows of (2,), continuous: train 70, validation 10, test 20)
+        >>> moons.train.x.shape, moons.train.y.shape
+        ((70, 2), (70,))
     """
     prepare = Preparation(form=form, scale=scale, validation=validation, test=test)
     raw = read_source(source, label=label, size=size, features=features, side=side, seed=seed)

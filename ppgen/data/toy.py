@@ -32,7 +32,14 @@ def _circle(angle: np.ndarray) -> np.ndarray:
 
 
 def moons(n: int, *, noise: float = 0.05, seed: int = 0) -> Sample:
-    """Two interleaved half circles: (cos a, sin a) and (1 - cos a, 1/2 - sin a), a ~ U(0, π)."""
+    """Two interleaved half circles: (cos a, sin a) and (1 - cos a, 1/2 - sin a), a ~ U(0, π).
+
+    Example:
+        >>> from ppgen import data
+        >>> x, y = data.moons(100, seed=1)
+        >>> x.shape, y.shape
+        ((100, 2), (100,))
+    """
     rng = _generator(seed, n=n, noise=noise)
     y = rng.integers(2, size=n)
     upper = _circle(rng.uniform(0, np.pi, n))

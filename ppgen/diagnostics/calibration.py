@@ -261,6 +261,19 @@ def sbc(
     Raises:
         LookupError: as `ppgen.Sleep`, and for unknown sites.
         ValueError: as `ppgen.Sleep`.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import ppgen
+        >>> def model(x=None):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def posterior(x, z=None):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> ppgen.diagnostics.sbc(ppgen.Simulator(model), posterior, simulations=100, draws=19).p_value > 0.01
+        True
     """
     if isinstance(model, Simulator) and not data:
         with _seeded_eval_mode(seed):

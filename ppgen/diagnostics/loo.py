@@ -50,6 +50,20 @@ def loo(idata: Any, *, var_name: str | None = None, chain: int | None = None) ->
     Raises:
         ValueError: if there is no pointwise likelihood, because the program has no density, or has latents of rows that
             are not integrated out; if there is no global latent; for an unknown name or chain.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> import ppgen
+        >>> def model(x):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+        >>> x = torch.randn(20)
+        >>> idata = ppgen.fit(model, "auto", x, progress=False).to_arviz(x, draws=100)
+        >>> ppgen.diagnostics.loo(idata).n_data_points
+        20
     """
     likelihood, values, log_ratios = _read(idata, var_name, chain)
     flat = values.reshape(len(values), -1)

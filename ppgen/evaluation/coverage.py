@@ -67,6 +67,14 @@ def mode_coverage(generated: Rows, centers: Rows, *, sigma: float, radius: float
     Raises:
         TypeError: If an argument is not an array of real numbers.
         ValueError: If events differ in shape, values are not finite, or sigma or radius is not positive.
+
+    Example:
+        >>> from ppgen import data, evaluation
+        >>> centers, sigma = data.modes("ring")
+        >>> x, y = data.gaussians_ring(200)
+        >>> found = evaluation.mode_coverage(x[y < 6], centers, sigma=sigma)
+        >>> found.captured, found.total
+        (6, 8)
     """
     rows, mu = flatten_samples(generated, centers, names=("generated", "centers"), least=1)
     for name, value in (("sigma", sigma), ("radius", radius)):
@@ -273,6 +281,14 @@ def uncovered_data(
         TypeError: If an argument is not an array of real numbers.
         ValueError: If there are fewer than two rows, events differ in shape, values are not finite, the level is not
             between 0 and 1, there are too few permutations for it, or k is not from 1 to N - 1.
+
+    Example:
+        >>> from ppgen import data, evaluation
+        >>> x, y = data.gaussians_ring(200)
+        >>> generated, mode = data.gaussians_ring(200, seed=1)
+        >>> found = evaluation.uncovered_data(x, generated[mode > 0])  # mode 0 is dropped
+        >>> set(y[found.flagged].tolist())
+        {0}
     """
     x, y = flatten_samples(data, generated, names=("data", "generated"))
     n, m = len(x), len(y)

@@ -121,6 +121,13 @@ def mmd_test(
     Raises:
         TypeError: If a sample is not an array of real numbers.
         ValueError: As `ks_test`, and as `ppgen.metrics.MMD`.
+
+    Example:
+        >>> import numpy as np
+        >>> from ppgen import evaluation
+        >>> x, y = np.random.default_rng(0).standard_normal((2, 50, 3))
+        >>> evaluation.mmd_test(x, y + 1, permutations=99).p_value
+        0.01
     """
     return _pair_test(MMD(kernel=kernel, bandwidth=bandwidth, scales=scales), x, y, permutations, seed)
 
@@ -169,6 +176,14 @@ def classifier_test(x: Rows, y: Rows, *, classifier: Any = "logistic", folds: in
     Raises:
         TypeError: If a sample is not an array of real numbers, or the classifier has no scores.
         ValueError: As `ks_test`, if the classifier is unknown, or if a sample has fewer rows than there are folds.
+
+    Example:
+        >>> import numpy as np
+        >>> from ppgen import evaluation
+        >>> x, y = np.random.default_rng(0).standard_normal((2, 50, 3))
+        >>> test = evaluation.classifier_test(x, y + 3)
+        >>> test.statistic > 0.9, test.p_value < 0.01
+        (True, True)
     """
     x, y = flatten_samples(x, y)
     check_integer("folds", folds, 2)

@@ -29,6 +29,15 @@ def maf(dim: int, *, layers: int = 4, hidden: Widths = (64, 64), context_dim: in
 
     Raises:
         ValueError: If `layers` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from ppgen import flows
+        >>> flow = flows.maf(2, layers=2, hidden=(8,), context_dim=3)
+        >>> p = flow(torch.randn(5, 3))  # p(x | context), for five contexts
+        >>> x = p.sample()
+        >>> x.shape, p.log_prob(x).shape
+        (torch.Size([5, 2]), torch.Size([5]))
     """
     return _autoregressive(dim, AFFINE, layers, hidden, context_dim, base)
 

@@ -63,6 +63,13 @@ def nsf(dim: int, *, layers: int = 4, hidden: Widths = (64, 64), context_dim: in
 
     Raises:
         ValueError: If `dim` is below 2 or `layers` below 1.
+
+    Example:
+        >>> from ppgen import flows
+        >>> flow = flows.nsf(2, layers=2, hidden=(8,))
+        >>> x = flow().sample((5,))
+        >>> flow().log_prob(x).shape
+        torch.Size([5])
     """
     return _couplings(dim, SPLINE, layers, hidden, context_dim, base)
 

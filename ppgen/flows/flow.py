@@ -40,6 +40,15 @@ class Flow(nn.Module):
 
     Raises:
         ValueError: If the base has another event shape.
+
+    Example:
+        >>> import torch
+        >>> from ppgen import flows
+        >>> p = flows.realnvp(2, hidden=(8,))()
+        >>> z = torch.randn(5, 2)
+        >>> x = p.transform(z)
+        >>> torch.allclose(p.inverse(x), z, atol=1e-4)
+        True
     """
 
     zero: Tensor

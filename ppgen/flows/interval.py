@@ -73,6 +73,13 @@ def bounded(flow: Flow, low: float, high: float, *, alpha: float = 0.05) -> Flow
 
     Raises:
         ValueError: If low < high or 0 <= alpha < 1/2 does not hold.
+
+    Example:
+        >>> from ppgen import flows
+        >>> flow = flows.bounded(flows.nsf(2, hidden=(8,)), 0.0, 1.0, alpha=0.0)
+        >>> x = flow().sample((100,))
+        >>> bool(((x >= 0) & (x <= 1)).all())
+        True
     """
     logit = Logit(low, high, alpha=alpha, rank=len(flow.event_shape))
     return Flow(

@@ -55,6 +55,16 @@ class SVI:
     Raises:
         TypeError: if `optim` is not an optimizer as described.
         ValueError: if `clip_norm`, `compile` or `steps` is out of range.
+
+    Example:
+        >>> import pyro
+        >>> import torch
+        >>> import ppgen
+        >>> vae, x = ppgen.models.VAE((3,), latent_dim=2, hidden=(8,)), torch.randn(20, 3)
+        >>> svi = ppgen.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), loss=ppgen.ELBO(), compile=False)
+        >>> losses = [svi.step(x) for _ in range(50)]
+        >>> losses[-1] < losses[0]
+        True
     """
 
     def __init__(

@@ -89,6 +89,15 @@ def match(a: View, b: View, metric: Metric) -> Match:
 
     Raises:
         TypeError: if a or b is not a view, or the metric is not a metric.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> from ppgen import metrics, views
+        >>> loss = ppgen.ELBO() + 10 * ppgen.match(views.posterior("z"), views.prior("z"), metrics.MMD())
+        >>> vae = ppgen.models.VAE((3,), latent_dim=2, hidden=(8,))
+        >>> list(loss.breakdown(vae.model, vae.guide, torch.randn(20, 3)))
+        ['ELBO', 'MMD(z)']
     """
     for name, value, expected in (("a", a, View), ("b", b, View), ("metric", metric, Metric)):
         if not isinstance(value, expected):

@@ -87,6 +87,11 @@ def vae(*, beta: float | Schedule = 1.0) -> Objective:
 
     Args:
         beta: the weight of the KL; a schedule gives a KL warm-up.
+
+    Example:
+        >>> import ppgen
+        >>> print(ppgen.recipes.vae(beta=4.0))
+        Reconstruction + 4 * Rate
     """
     return Reconstruction() + beta * Rate()
 
@@ -417,6 +422,15 @@ def wgan_gp(
         steps: the steps of the critic for one step of the programs.
         x: the observed site, or several that are compared jointly.
         **options: further options of the metric; see the module.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> loss = ppgen.recipes.wgan_gp(hidden=(8,), steps=2)
+        >>> gan, x = ppgen.models.Generator((2,), latent_dim=2, hidden=(8,)), torch.randn(20, 2)
+        >>> fit = ppgen.fit(gan.model, gan.guide, x, loss=loss, steps=2, compile=False, progress=False)
+        >>> gan.sample(5).shape
+        torch.Size([5, 2])
     """
     penalty = m.GradientPenalty(weight, one_sided=one_sided)
     return _generate(x, m.WassersteinDual(critic, penalty=penalty, steps=steps, **options))

@@ -145,6 +145,13 @@ def posterior(site: str) -> View:
 
     Args:
         site: a latent, or another site of the model.
+
+    Example:
+        >>> from ppgen import views
+        >>> print(views.posterior("z") & views.data("x"))  # the joint distribution of both
+        posterior(z) & data(x)
+        >>> print(views.posterior("h").given(d=1))  # the rows of domain 1
+        posterior(h) | d=1
     """
     return View((("posterior", site),))
 

@@ -73,6 +73,14 @@ class Ramp(Schedule):
 
     Raises:
         ValueError: for a number of steps below 1, or an unknown shape.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> beta = ppgen.Ramp(1.0, steps=100)
+        >>> [float(beta(torch.tensor(step))) for step in (0, 50, 100, 200)]
+        [0.0, 0.5, 1.0, 1.0]
+        >>> warm_up = ppgen.Reconstruction() + beta * ppgen.Rate()
     """
 
     def __init__(self, end: float, *, start: float = 0.0, steps: int | None = None, shape: str = "linear") -> None:

@@ -354,6 +354,17 @@ class WassersteinDual(_TwoTermMetric):
 
     Raises:
         ValueError: If there is no penalty, since the value is then unbounded.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> from ppgen import metrics, views
+        >>> distance = metrics.WassersteinDual(hidden=(8,), penalty=metrics.GradientPenalty(10.0), steps=2)
+        >>> loss = ppgen.match(views.data("x"), views.generated("x"), distance)
+        >>> gan, x = ppgen.models.Generator((2,), latent_dim=2, hidden=(8,)), torch.randn(20, 2)
+        >>> fit = ppgen.fit(gan.model, gan.guide, x, loss=loss, steps=2, compile=False, progress=False)
+        >>> list(fit.breakdown(x))
+        ['WassersteinDual(x)']
     """
 
     title = "Wasserstein-1, by a critic"

@@ -127,6 +127,14 @@ class MMD(PairMetric):
 
     Raises:
         ValueError: If the kernel is unknown, or if scales or the bandwidth are not positive.
+
+    Example:
+        >>> import torch
+        >>> from ppgen import metrics
+        >>> x, y = torch.randn(100, 2), torch.randn(100, 2)
+        >>> mmd = metrics.MMD(kernel="imq")
+        >>> bool(mmd(x, y + 1) > mmd(x, y))
+        True
     """
 
     title = "MMD²"
@@ -170,6 +178,12 @@ class EnergyDistance(PairMetric):
 
     Raises:
         ValueError: If the exponent is out of range.
+
+    Example:
+        >>> import torch
+        >>> from ppgen import metrics
+        >>> metrics.EnergyDistance()(torch.zeros(3, 1), torch.ones(3, 1))
+        tensor(2.)
     """
 
     title = "energy distance"

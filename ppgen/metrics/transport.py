@@ -181,6 +181,14 @@ class Sinkhorn(TransportMetric):
     Raises:
         ValueError: If ``p < 1``, ``epsilon`` or ``unit`` is not positive, ``scaling`` is not between 0 and 1, or
             ``steps < 1``.
+
+    Example:
+        >>> import torch
+        >>> from ppgen import metrics
+        >>> x = torch.randn(50, 2)
+        >>> shift = torch.tensor([3.0, 4.0])
+        >>> round(float(metrics.Sinkhorn(p=2)(x, x + shift)))  # W_2^2 is 3^2 + 4^2
+        25
     """
 
     title = "Sinkhorn"

@@ -176,6 +176,15 @@ class VAE(EncoderDecoder):
     posterior and "maf" a cheap prior. With a flow the KL divergence has no closed form and is estimated from draws.
 
     The arguments are the fields of :class:`VAEOptions`, the errors those of :class:`Autoencoder`.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> vae = ppgen.models.VAE((3,), latent_dim=2, hidden=(8,))
+        >>> x = torch.randn(20, 3)
+        >>> fit = ppgen.fit(vae.model, vae.guide, x, steps=2, compile=False, progress=False)
+        >>> vae.sample(5).shape, vae.encode(x).mean.shape
+        (torch.Size([5, 3]), torch.Size([20, 2]))
     """
 
     @constructed_from(VAEOptions)

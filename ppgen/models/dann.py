@@ -80,6 +80,16 @@ class DANN(nn.Module):
 
     Raises:
         ValueError: if options are unknown, out of range, or exclude each other.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> dann, x, d = ppgen.models.DANN((2,), 3, latent_dim=4), torch.randn(20, 2), torch.arange(20) % 2
+        >>> y = torch.where(d == 0, torch.randint(3, (20,)), ppgen.models.UNKNOWN)  # labels of the source alone
+        >>> loss = ppgen.recipes.dann(distance="mmd")
+        >>> fit = ppgen.fit(dann.model, dann.guide, (x, y, d), loss=loss, steps=2, compile=False, progress=False)
+        >>> dann.predict(x[d == 1]).shape
+        torch.Size([10])
     """
 
     @constructed_from(DANNOptions)

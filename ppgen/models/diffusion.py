@@ -102,6 +102,15 @@ class Diffusion(DenoisingSampler):
 
     Raises:
         ValueError: if an option is unknown or out of range, or the schedule does not end in noise.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> diffusion = ppgen.models.Diffusion((2,), steps=10, hidden=(8,))
+        >>> x, loss = torch.randn(20, 2), ppgen.DiffusionELBO()
+        >>> fit = ppgen.fit(diffusion.model, diffusion.guide, x, loss=loss, steps=2, compile=False, progress=False)
+        >>> diffusion.sample(5).shape
+        torch.Size([5, 2])
     """
 
     dequantizations: ClassVar[dict[str, Dequantization]] = DEQUANTIZATIONS | {"normal": _normal}

@@ -46,6 +46,15 @@ class FlowModel(nn.Module):
 
     Raises:
         ValueError: if an option is unknown, out of range, or not accepted by the flow.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> flow = ppgen.models.FlowModel((2,), flow="nsf", layers=2, hidden=(8,))
+        >>> x = torch.randn(20, 2)
+        >>> fit = ppgen.fit(flow.model, flow.guide, x, steps=2, compile=False, progress=False)
+        >>> flow.log_prob(x).shape
+        torch.Size([20])
     """
 
     def __init__(

@@ -44,6 +44,17 @@ class Simulator:
     Raises:
         LookupError: if no argument has the name of a site.
         ValueError: if the model has a plate "data" already or no latents, or if its rows are not independent.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import ppgen
+        >>> def model(x=None):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+        >>> simulations = ppgen.Simulator(model).draw(5)
+        >>> simulations.x.shape, simulations.z.shape
+        (torch.Size([5]), torch.Size([5]))
     """
 
     def __init__(self, model: Program) -> None:
@@ -175,6 +186,14 @@ class Implicit(TorchDistribution):
     Raises:
         ValueError: if a draw has another shape.
         NotImplementedError: if a density is asked for.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> def simulate(theta):
+        ...     return theta + torch.randn_like(theta)
+        >>> ppgen.Implicit(simulate, torch.zeros(4, 2), event_shape=(2,)).sample().shape
+        torch.Size([4, 2])
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}

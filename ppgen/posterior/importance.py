@@ -160,6 +160,14 @@ def importance_summary(log_weights: np.ndarray) -> Importance:
 
     Raises:
         ValueError: for fewer than 25 draws, which are too few to fit a tail.
+
+    Example:
+        >>> import numpy as np
+        >>> from ppgen import diagnostics
+        >>> log_weights = 0.1 * np.random.default_rng(0).standard_normal((1000, 1))  # log p(x, z) - log q(z | x)
+        >>> summary = diagnostics.importance_summary(log_weights)
+        >>> bool(summary.pareto_k[0] < 0.7), bool(summary.ess[0] > 900)
+        (True, True)
     """
     smoothed, khat = smooth(log_weights)
     log_weights = np.asarray(log_weights, dtype=np.float64)

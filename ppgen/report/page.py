@@ -159,8 +159,10 @@ def cell(value: Any) -> str:
     Numbers have four significant digits, or all digits before the decimal point if these are more. A pair (value,
     standard error) is rounded to the second digit of the error.
 
-    >>> cell(12345.678), cell(0.000123456), cell((-31.4159, 0.0217)), cell(None)
-    ('12346', '0.0001235', '-31.416 ± 0.022', '')
+    Example:
+        >>> from ppgen.report.page import cell
+        >>> cell(12345.678), cell(0.000123456), cell((-31.4159, 0.0217)), cell(None)
+        ('12346', '0.0001235', '-31.416 ± 0.022', '')
     """
     if value is None:
         return ""

@@ -28,6 +28,12 @@ class ProgressiveGrowing:
 
     Raises:
         ValueError: for a fraction or a length out of range.
+
+    Example:
+        >>> import ppgen
+        >>> growth = ppgen.ProgressiveGrowing(stages=(1, 1, 2))  # lengths, relative to each other
+        >>> growth.ends(1000, scales=3)
+        [250, 500, 1000]
     """
 
     fade: float = 0.5

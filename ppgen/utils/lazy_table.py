@@ -18,6 +18,7 @@ class LazyTable(MutableMapping[str, V], Generic[V]):
         rows: The objects, or where to import them from, by name.
 
     Example:
+        >>> from ppgen.utils.lazy_table import LazyTable
         >>> table = LazyTable({"sqrt": "math:sqrt"})
         >>> list(table)
         ['sqrt']

@@ -62,6 +62,18 @@ class AutoFlow(AutoContinuous):
         ValueError: for options that are out of range or unknown; when it first runs, for discrete latents, for latents
             in other plates than the rows', and for an argument that is missing or has another number of rows.
         RuntimeError: when it first runs, if the model has no latents.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import torch
+        >>> import ppgen
+        >>> def model():
+        ...     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        ...     pyro.sample("count", dist.Poisson(rate), obs=torch.tensor(3.0))
+        >>> fit = ppgen.fit(model, ppgen.AutoFlow(model), None, steps=2, compile=False, progress=False)
+        >>> bool(fit.guide()["rate"] > 0)
+        True
     """
 
     scale_constraint: ClassVar[constraints.Constraint] = constraints.softplus_positive
