@@ -34,6 +34,10 @@ def check_flow(flow: Flow, *, tolerance: float = 1e-6, integrate: bool = True, s
 
     Raises:
         AssertionError: naming the invariant that does not hold.
+
+    Example:
+        >>> import ppgen
+        >>> ppgen.testing.check_flow(ppgen.flows.maf(1, hidden=(8,)))
     """
     flow = copy.deepcopy(flow).double()
     dim = math.prod(flow.event_shape)

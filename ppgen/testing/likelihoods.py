@@ -24,6 +24,11 @@ def check_likelihood(head: Head, *, seed: int = 0) -> None:
 
     Raises:
         AssertionError: naming the invariant that does not hold.
+
+    Example:
+        >>> import ppgen
+        >>> from ppgen.models.likelihood import Gaussian
+        >>> ppgen.testing.check_likelihood(Gaussian((3,), covariance="full"))
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)

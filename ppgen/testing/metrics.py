@@ -43,6 +43,10 @@ def check_metric(
 
     Raises:
         AssertionError: naming the invariant that does not hold.
+
+    Example:
+        >>> import ppgen
+        >>> ppgen.testing.check_metric(ppgen.metrics.EnergyDistance(), zero="unbiased")
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -34,6 +34,11 @@ def check_model(module: nn.Module, *data: Tensor, loss: Any = None, seed: int = 
 
     Raises:
         AssertionError: naming the invariant that does not hold.
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> ppgen.testing.check_model(ppgen.models.VAE((3,), latent_dim=2, hidden=(8,)), torch.randn(20, 3))
     """
     loss = ELBO() if loss is None else loss
     trained: Any = copy.deepcopy(module)
