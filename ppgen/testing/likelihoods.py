@@ -7,23 +7,24 @@ from ppgen.utils.means import mean
 
 __all__ = ["check_likelihood"]
 
-ROWS, DRAWS = 6, 4000
+ROWS, DRAWS = 6, 4000  # the number of network outputs h, and of draws for each of them
 
 
 def check_likelihood(head: Head, *, seed: int = 0) -> None:
     """Checks a head h (*batch, size, *event_shape) -> p(x | h), as `ppgen.models.likelihood.Head` describes it.
 
-    * Its batch and event shapes are right, for one batch dimension and for two.
+    * p(x | h) has the expected batch and event shapes, for one batch dimension and for two.
     * Draws pass the head's own `check`, and their log density is finite.
-    * The mean is that of draws (every element within five standard errors; the level is below 1e-6 an element).
-    * The log density passes a finite gradient to h.
+    * The mean agrees with the average of draws (each element within five standard errors, which happens by chance with
+      a probability below 1e-6 per element).
+    * The log density has a finite gradient with respect to h.
 
     Args:
         head: the head, with `size`, `event_shape`, `observed` and `check`.
-        seed: seed of h and of the draws.
+        seed: the seed of h and of the draws.
 
     Raises:
-        AssertionError: naming the invariant that does not hold.
+        AssertionError: if an invariant does not hold; the message names it.
 
     Example:
         >>> import ppgen
@@ -39,14 +40,18 @@ def check_likelihood(head: Head, *, seed: int = 0) -> None:
         stacked = head(h.expand(2, *h.shape))
         assert stacked.batch_shape == (2, ROWS), f"expected the batch shape {(2, ROWS)}, got {stacked.batch_shape}"
         x = p.sample()
-        head.check(x)
+        try:
+            head.check(x)
+        except ValueError as error:
+            raise AssertionError(f"a draw does not pass the head's own check: {error}") from error
         log_prob = p.log_prob(head.observed(x, h.dtype))
-        assert log_prob.shape == (ROWS,), f"log p has the shape {tuple(log_prob.shape)}"
+        assert log_prob.shape == (ROWS,), f"expected log p of shape {(ROWS,)}, got {tuple(log_prob.shape)}"
         assert log_prob.isfinite().all(), "log p of a draw is not finite"
-        (slope,) = torch.autograd.grad(log_prob.sum(), h)
-        assert slope.isfinite().all(), "the gradient of log p with respect to h is not finite"
-        assert slope.any(), "log p passes no gradient to h"
+        assert log_prob.requires_grad, "log p does not depend on h"
+        (gradient,) = torch.autograd.grad(log_prob.sum(), h)
+        assert gradient.isfinite().all(), "the gradient of log p with respect to h is not finite"
+        assert gradient.any(), "the gradient of log p with respect to h is zero"
         draws = p.sample((DRAWS,)).to(h.dtype)
-        error = draws.std(0) / DRAWS**0.5
-        off = (draws.mean(0) - mean(p)).abs() > 5 * error + 1e-6
-        assert not off.any(), f"the mean is not that of draws in {int(off.sum())} elements"
+        standard_error = draws.std(0) / DRAWS**0.5
+        wrong = (draws.mean(0) - mean(p)).abs() > 5 * standard_error + 1e-6
+        assert not wrong.any(), f"the mean differs from the average of draws in {int(wrong.sum())} elements"

@@ -1,14 +1,16 @@
 """The invariants of a model and guide pair."""
 
 import copy
+import math
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 
 from ppgen.infer import SVI
 from ppgen.losses.elbo import ELBO
-from ppgen.tracing.sites import latent_sites, sample_sites
+from ppgen.tracing.sites import DATA, latent_sites, sample_sites
 from ppgen.tracing.traces import Traces
 
 __all__ = ["check_model"]
@@ -17,23 +19,24 @@ __all__ = ["check_model"]
 def check_model(module: nn.Module, *data: Tensor, loss: Any = None, seed: int = 0) -> None:
     """Checks a module whose methods `model` and `guide` are Pyro programs, called with data (rows first).
 
-    * The guide draws every latent of the model, of the same shape, and nothing else.
-    * Every random site lies in the plate "data", whose size is the number of rows, or is global.
-    * The loss is a finite number, the same for the same seed.
-    * Three steps of SVI change every trainable parameter and keep it finite (three, since behind a layer of zeros the
-      first step passes no gradient).
-    * If there is a method `sample`, `sample(n)` gives n events of the shape of the first part of the data, and `check`,
-      if there is one, accepts the data and the draws.
-    * A copy with the same `state_dict` has the same loss.
+    * The guide draws every latent of the model, with the same shape, and no other site unless it is auxiliary.
+    * The plate "data" has as many rows as the data, in the model and in the guide.
+    * The loss is finite, and the same for the same seed.
+    * Three steps of SVI change every trainable parameter and keep it finite. (One step is not enough: no gradient
+      reaches the parameters in front of a layer that is initialized to zero.)
+    * After training, a copy with the same `state_dict` has the same loss.
+    * If there is a method `check`, it accepts the data.
+    * If there is a method `sample`, ``sample(3)`` (or ``sample(3, labels)`` if there are labels) returns 3 events of
+      the shape of the data's, which `check` accepts.
 
     Args:
-        module: the pair; a copy is trained.
-        data: a batch, as the programs take it.
-        loss: the loss that it is trained under, `ppgen.ELBO()` if left out.
-        seed: seed of the programs' draws.
+        module: the module; a copy is trained, and Pyro's parameter store is left as it is.
+        data: a batch of at least three rows, as arguments of the programs: rows first, then labels if there are any.
+        loss: the loss to train with; `ppgen.ELBO()` by default.
+        seed: the seed of the programs' draws.
 
     Raises:
-        AssertionError: naming the invariant that does not hold.
+        AssertionError: if an invariant does not hold; the message names it.
 
     Example:
         >>> import torch
@@ -42,48 +45,66 @@ def check_model(module: nn.Module, *data: Tensor, loss: Any = None, seed: int = 
     """
     loss = ELBO() if loss is None else loss
     trained: Any = copy.deepcopy(module)
-    with torch.random.fork_rng():
+    store = pyro.get_param_store()
+    with torch.random.fork_rng(), store.scope():
         torch.manual_seed(seed)
         _check_sites(trained, data)
-        values = [_value(loss, trained, data, seed) for _ in range(2)]
-        assert values[0] == values[1], f"the loss of one seed is {values[0]} and then {values[1]}"
-        assert abs(values[0]) < float("inf"), f"the loss is {values[0]}"
-        twin: Any = copy.deepcopy(module)
+        value, repeated = (_loss_value(loss, trained, data, seed) for _ in range(2))
+        assert math.isfinite(value), f"the loss is {value}"
+        assert value == repeated, f"the loss is {value} and then {repeated} with the same seed"
+        _check_training(trained, data, loss)
+        value, twin = _loss_value(loss, trained, data, seed), copy.deepcopy(module)
         twin.load_state_dict(trained.state_dict())
-        assert _value(loss, twin, data, seed) == values[0], "a copy with the same state has another loss"
-
-        before = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
-        svi = SVI(trained.model, trained.guide, torch.optim.Adam, loss, compile=False)
-        for _ in range(3):
-            svi.step(*data)
-        for name, parameter in trained.named_parameters():
-            if parameter.requires_grad:
-                assert parameter.isfinite().all(), f"{name} is not finite after three steps"
-                assert not torch.equal(parameter, before[name]), f"no gradient reaches {name}"
-        if hasattr(trained, "check"):
-            trained.check(*data)
+        with store.scope():  # as in a new process
+            restored = _loss_value(loss, twin, data, seed)
+        assert restored == value, f"the loss is {value}, but {restored} for a copy with the same state_dict"
+        _check_data(trained, data, "the data")
         if hasattr(trained, "sample"):
-            labels = (data[1][:3],) if len(data) > 1 else ()
+            labels = tuple(part[:3] for part in data[1:2])
             drawn = trained.sample(3, *labels)
-            assert drawn.shape == (3, *data[0].shape[1:]), f"sample(3) has the shape {tuple(drawn.shape)}"
-            if hasattr(trained, "check"):
-                trained.check(drawn, *labels)
-
-
-def _value(loss: Any, module: Any, data: tuple[Tensor, ...], seed: int) -> float:
-    torch.manual_seed(seed)
-    return float(loss.loss(module.model, module.guide, *data))
+            expected = (3, *data[0].shape[1:])
+            assert drawn.shape == expected, f"expected sample(3) of shape {expected}, got {tuple(drawn.shape)}"
+            _check_data(trained, (drawn, *labels), "draws")
 
 
 def _check_sites(module: Any, data: tuple[Tensor, ...]) -> None:
     traces = Traces(module.model, module.guide, data)
-    model_trace, guide_trace = traces.model_trace, traces.guide_trace
-    latent, drawn = latent_sites(model_trace), latent_sites(guide_trace)
-    for name, site in latent.items():
-        assert name in drawn, f"the guide does not draw the latent {name!r}"
-        got, expected = drawn[name]["value"].shape, site["fn"].shape()
-        assert got == expected, f"the guide draws {name!r} of shape {tuple(got)}, the model has {tuple(expected)}"
-    for name, site in sample_sites(model_trace).items():
-        frames = {frame.name: frame.size for frame in site["cond_indep_stack"]}
-        size = frames.get("data", len(data[0]))
-        assert size == len(data[0]), f"{name!r}: the plate 'data' has {size} rows, the data {len(data[0])}"
+    try:
+        model_trace, guide_trace = traces.model_trace, traces.guide_trace
+    except LookupError as error:
+        raise AssertionError(f"the guide does not fit the model: {error}") from error
+    latents, draws = latent_sites(model_trace), latent_sites(guide_trace)
+    for name, site in latents.items():
+        assert name in draws, f"the guide does not draw the latent {name!r}"
+        actual, expected = draws[name]["value"].shape, site["fn"].shape()
+        assert actual == expected, f"the guide draws {name!r} of shape {tuple(actual)}, expected {tuple(expected)}"
+    for program, trace in (("model", model_trace), ("guide", guide_trace)):
+        for name, site in sample_sites(trace).items():
+            size = next((frame.size for frame in site["cond_indep_stack"] if frame.name == DATA), len(data[0]))
+            assert size == len(data[0]), (
+                f"the plate {DATA!r} around {name!r} in the {program} has {size} rows, the data have {len(data[0])}"
+            )
+
+
+def _check_training(module: Any, data: tuple[Tensor, ...], loss: Any) -> None:
+    before = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    svi = SVI(module.model, module.guide, torch.optim.Adam, loss, compile=False)
+    for _ in range(3):
+        svi.step(*data)
+    for name, parameter in module.named_parameters():
+        if name in before:
+            assert parameter.isfinite().all(), f"the parameter {name} is not finite after three steps"
+            assert not torch.equal(parameter, before[name]), f"no gradient reaches the parameter {name}"
+
+
+def _check_data(module: Any, data: tuple[Tensor, ...], description: str) -> None:
+    if hasattr(module, "check"):
+        try:
+            module.check(*data)
+        except (TypeError, ValueError) as error:
+            raise AssertionError(f"the module's own check refuses {description}: {error}") from error
+
+
+def _loss_value(loss: Any, module: Any, data: tuple[Tensor, ...], seed: int) -> float:
+    torch.manual_seed(seed)
+    return float(loss.loss(module.model, module.guide, *data))
