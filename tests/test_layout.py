@@ -119,7 +119,7 @@ def test_one_package_traces_programs():
     assert tracing == {"tracing"}
 
 
-@pytest.mark.parametrize("package", [ppgen, ppgen.losses])
+@pytest.mark.parametrize("package", [ppgen, ppgen.losses, ppgen.models, ppgen.data])
 def test_public_names_are_found_where_the_stub_says(package):
     for name in package.__all__:
         assert getattr(package, name) is not None
