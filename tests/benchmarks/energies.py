@@ -1,10 +1,11 @@
-"""The four energies of Rezende & Mohamed 2015 by a flow as the guide, under the reverse KL, over seeds.
+"""The four energies of Rezende & Mohamed 2015 with a flow as the guide, under the reverse KL divergence, over seeds.
 
-KL(q, p) = log Z - E_q[log p~(x) - log q(x)] in nats, log Z by quadrature; the effective share of importance samples,
-ESS / n; and log Z by those samples less that by quadrature, of the seed where it is largest: it is below zero where
-mass is missed. All of n draws.
-The settings are those of ``ppgen train flow``; they were chosen on seed 0, but for the number of steps, for which seeds
-1 to 3 were looked at. A run's seconds are without the compiling of its step, which the first seed of an energy pays.
+KL(q, p) = log Z - E_q[log p~(x) - log q(x)] in nats, with log Z by quadrature. ESS / n is the effective share of the n
+importance samples. Their estimate of log Z less that by quadrature is printed for the seed where it is farthest from
+zero; it is negative where q misses mass. All columns use the same n draws.
+
+The settings are those of ``ppgen train flow``. They were chosen on seed 0; only the number of steps was chosen after
+seeds 1 to 3 had been seen. The seconds of a run leave out compiling, which the first seed of an energy pays for.
 
     python tests/benchmarks/energies.py [--seeds 3] [--first 1] [--only u1 u3] [--steps 8000] [--draws 100000]
         [--layers 3] [--path_derivative 0] [--anneal 0.3]
@@ -30,7 +31,7 @@ DEFAULTS = METHODS["flow"].defaults
 
 
 def one(energy: UnnormalizedDensity, seed: int, options: argparse.Namespace) -> tuple[float, ...]:
-    """KL, its standard error, effective share, error of log Z, seconds of the steps and of compiling."""
+    """Returns KL, its standard error, ESS / n, the error of log Z, the seconds of the steps and those of compiling."""
     pyro.set_rng_seed(seed)
     guide = ppgen.AutoFlow(energy.model, layers=options.layers, init_scale=DEFAULTS["model.init_scale"])
     loss = recipes.reverse_kl(
@@ -51,11 +52,11 @@ def one(energy: UnnormalizedDensity, seed: int, options: argparse.Namespace) -> 
     seconds = time.perf_counter() - start
     compiling = float(fit.chains[0].compiled.split(" in ")[1].split(" s")[0])
     pyro.set_rng_seed(seed)
-    parts = [log_weights(energy.model, guide, (), particles=CHUNK) for _ in range(options.draws // CHUNK)]
-    weights = torch.cat(parts).double().numpy()
-    found, error = importance_summary(weights), float(weights.std() / len(weights) ** 0.5)
-    kl, share = energy.log_z - float(found.elbo[0]), float(found.ess[0]) / len(weights)
-    return kl, error, share, float(found.log_marginal[0]) - energy.log_z, seconds - compiling, compiling
+    chunks = [log_weights(energy.model, guide, (), particles=CHUNK) for _ in range(options.draws // CHUNK)]
+    weights = torch.cat(chunks).double().numpy()
+    summary, error = importance_summary(weights), float(weights.std() / len(weights) ** 0.5)
+    kl, ess_ratio = energy.log_z - float(summary.elbo[0]), float(summary.ess[0]) / len(weights)
+    return kl, error, ess_ratio, float(summary.log_marginal[0]) - energy.log_z, seconds - compiling, compiling
 
 
 def main() -> None:
@@ -73,18 +74,18 @@ def main() -> None:
     print(
         f"nsf_autoregressive, {options.layers} layers of 2 x 64; {options.steps} steps of 256 "
         f"draws, Adam {DEFAULTS['lr']:g} to 0; annealed for {options.anneal:.0%} of them; "
-        f"{'with' if options.path_derivative else 'without'} path derivatives; {options.draws} draws to judge by\n"
+        f"{'with' if options.path_derivative else 'without'} path derivatives; evaluated by {options.draws} draws\n"
     )
-    print("| energy | log Z | KL, each seed | KL, mean | ESS / n, least | log Z, IS | seconds | compiling |")
+    print("| energy | log Z | KL, each seed | KL, mean | ESS / n, smallest | log Z, IS | seconds | compiling |")
     print("|---|---|---|---|---|---|---|---|")
     for name in options.only:
         energy = ENERGIES[name]
         rows = [one(energy, seed, options) for seed in range(options.first, options.first + options.seeds)]
-        kl, error, share, difference, seconds, compiling = np.array(rows).T
+        kl, error, ess_ratio, difference, seconds, compiling = np.array(rows).T
         each = ", ".join(f"{value:.4f} ({se:.4f})" for value, se in zip(kl, error, strict=True))
         worst = difference[np.abs(difference).argmax()]
         print(
-            f"| {name} | {energy.log_z:.4f} | {each} | {kl.mean():.4f} | {share.min():.3f} | {worst:+.4f} "
+            f"| {name} | {energy.log_z:.4f} | {each} | {kl.mean():.4f} | {ess_ratio.min():.3f} | {worst:+.4f} "
             f"| {seconds.mean():.0f} | {compiling.max():.0f} |",
             flush=True,
         )

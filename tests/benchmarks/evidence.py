@@ -1,11 +1,12 @@
-"""Held-out log evidence on dequantized digits: VAEs with a Gaussian decoder beside factor analysis of the same size.
+"""Held-out log evidence of dequantized digits: VAEs with a Gaussian decoder beside factor analysis of the same size.
 
-Factor analysis has an exact likelihood; the VAE's is the importance weighted bound with k = 500, which is below its
-own log evidence in expectation. Same splits, same latent size, nats per image, over several seeds of data and weights.
+Factor analysis has an exact likelihood. The VAE's is the importance weighted bound with k = 500, whose expectation is
+below the VAE's own log evidence. Both have the same splits and the same number of latents. Results are in nats per
+image, over several seeds of data and weights.
 
     python tests/benchmarks/evidence.py [--seeds 3] [--epochs 200] [--flows]
 
-With --flows, the variants are flows as prior and as posterior in place of covariances of the decoder.
+With --flows, the variants differ in the flows of prior and posterior, and not in the decoder's covariance.
 """
 
 import argparse
@@ -38,7 +39,7 @@ FLOWS: dict[str, dict[str, Any]] = {
 
 
 def one(seed: int, epochs: int, options: dict[str, Any]) -> tuple[float, float, float]:
-    """Mean held-out log evidence of the VAE and of factor analysis, and the VAE's seconds."""
+    """Returns the mean held-out log evidence of the VAE and of factor analysis, and the VAE's seconds."""
     digits = data.load("digits", seed=seed)
     torch.manual_seed(seed)
     vae = VAE(digits.event_shape, latent_dim=LATENT, **options)

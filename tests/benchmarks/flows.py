@@ -1,10 +1,13 @@
-"""Held-out log-likelihood, in nats per datum, and time a step: our spline flow beside zuko's, nflows' and normflows'.
+"""Held-out log-likelihood and time of a step: our spline flow beside those of zuko, nflows and normflows.
 
-All are three autoregressions of rational quadratic splines, 8 bins on [-5, 5], networks of two hidden layers of 64, an
-order that is turned round between them, under Adam at one rate for as many steps on the same batches. Tables are
-cross-validated in tenths, toy laws drawn anew for each fold, 2000 rows to learn from and 2000 to judge by; columns are
-brought to mean 0 and deviation 1 by the rows learned from. What is held out is scored at the end of the run, and no
-weights are picked. Mean (standard error) over folds; milliseconds a step are medians, ours compiled or not.
+Each flow has three autoregressive layers of rational quadratic splines, with 8 bins on [-5, 5] and networks of two
+hidden layers of 64; the order of the columns is reversed between layers. All train by Adam with one learning rate, for
+the same number of steps, on the same batches. Tables are split by ten-fold cross-validation. Toy distributions are
+sampled again for each fold, 2000 rows for training and 2000 for evaluation. Columns are standardized by the mean and
+standard deviation of the training rows. Held-out rows are scored at the end of training; no weights are selected.
+
+Log-likelihoods are in nats per datum: mean (standard error) over folds. Milliseconds a step are medians, of ppgen
+compiled and eager.
 
     pip install nflows normflows
     python tests/benchmarks/flows.py [--data moons ...] [--folds 10] [--steps 1000] [--only ppgen zuko ...]
@@ -16,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -76,11 +80,13 @@ def normflows(dim: int) -> tuple[nn.Module, Score]:
     return flow, flow.log_prob
 
 
-PEERS = {"zuko": zuko, "nflows": nflows, "normflows": normflows}
+Peer = Callable[[int], tuple[nn.Module, Score]]
+PEERS: dict[str, Peer] = {"zuko": zuko, "nflows": nflows, "normflows": normflows}
+FLOWS = ["ppgen", "ppgen eager", *PEERS]
 
 
-def by_hand(make: Callable[[int], tuple[nn.Module, Score]], x: Tensor, steps: int, seed: int) -> tuple[Score, float]:
-    """A loop of torch; returns the score and the median milliseconds of a step."""
+def train_torch(make: Peer, x: Tensor, steps: int, seed: int) -> tuple[Score, float]:
+    """Trains in a plain torch loop; returns the score and the median milliseconds of a step."""
     flow, score = make(x.shape[1])
     optim, seconds = torch.optim.Adam(flow.parameters(), lr=RATE), []
     for rows in batches(len(x), steps, seed):
@@ -92,7 +98,7 @@ def by_hand(make: Callable[[int], tuple[nn.Module, Score]], x: Tensor, steps: in
     return score, 1e3 * statistics.median(seconds)
 
 
-def by_ppgen(x: Tensor, steps: int, seed: int, *, compile: bool) -> tuple[Score, float]:
+def train_ppgen(x: Tensor, steps: int, seed: int, *, compile: bool) -> tuple[Score, float]:
     pyro.clear_param_store()
     model = FlowModel(x.shape[1:], flow="nsf_autoregressive", layers=LAYERS, hidden=(HIDDEN, HIDDEN))
     optim = partial(torch.optim.Adam, lr=RATE)
@@ -111,53 +117,54 @@ def batches(rows: int, steps: int, seed: int) -> list[np.ndarray]:
 
 
 def splits(name: str, folds: int) -> list[tuple[Tensor, Tensor]]:
-    """Rows to learn from and rows to judge by, brought to one scale."""
+    """Pairs of training rows and held-out rows, standardized by the training rows."""
     if name in TABLES:
         x = TABLES[name]().data
-        pairs = [(x[a], x[b]) for a, b in KFold(10, shuffle=True, random_state=0).split(x)][:folds]
+        pairs = [(x[train], x[test]) for train, test in KFold(10, shuffle=True, random_state=0).split(x)][:folds]
     else:
         draw = getattr(toy, name)
         pairs = [tuple(np.split(draw(2 * ROWS, seed=seed)[0], 2)) for seed in range(folds)]
-    made = []
-    for learned, judged in pairs:
-        mean, scale = learned.mean(0), learned.std(0)
-        parts = ((rows - mean) / scale for rows in (learned, judged))
-        made.append(tuple(torch.as_tensor(part, dtype=torch.float32) for part in parts))
-    return made
+    standardized = []
+    for train, test in pairs:
+        mean, scale = train.mean(0), train.std(0)
+        parts = ((rows - mean) / scale for rows in (train, test))
+        standardized.append(tuple(torch.as_tensor(part, dtype=torch.float32) for part in parts))
+    return standardized
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", default=[*TOYS, *TABLES], choices=[*TOYS, *TABLES])
-    parser.add_argument("--only", nargs="+", default=["ppgen", "ppgen eager", *PEERS])
+    parser.add_argument("--only", nargs="+", default=FLOWS, choices=FLOWS)
     parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=1000)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"{given.steps} steps of batch {BATCH}, Adam at {RATE}, {given.folds} folds, {torch.get_num_threads()} thread"
-    )
-    print("| data | flow | log-likelihood | less zuko's | ms a step |\n|---|---|---|---|---|")
-    for name in given.data:
-        pairs, found = splits(name, given.folds), {}
-        for which in given.only:
+    print(f"{options.steps} steps of batch {BATCH}, Adam at {RATE}, {options.folds} folds, one thread")
+    installed = [flow for flow in options.only if flow not in PEERS or find_spec(flow)]
+    for flow in set(options.only) - set(installed):
+        print(f"left out: {flow} (not installed)")
+    print("| data | flow | log-likelihood | minus zuko's | ms a step |\n|---|---|---|---|---|")
+    for name in options.data:
+        pairs, found = splits(name, options.folds), {}
+        for flow in installed:
             scores, times = [], []
-            for fold, (learned, judged) in enumerate(pairs):
+            for fold, (train, test) in enumerate(pairs):
                 torch.manual_seed(fold)
-                if which in PEERS:
-                    score, ms = by_hand(PEERS[which], learned, given.steps, fold)
+                if flow in PEERS:
+                    score, ms = train_torch(PEERS[flow], train, options.steps, fold)
                 else:
-                    score, ms = by_ppgen(learned, given.steps, fold, compile=which == "ppgen")
+                    score, ms = train_ppgen(train, options.steps, fold, compile=flow == "ppgen")
                 with torch.no_grad():
-                    scores.append(float(score(judged).mean()))
+                    scores.append(float(score(test).mean()))
                 times.append(ms)
-            found[which] = np.array(scores), statistics.median(times)
-        for which, (scores, ms) in found.items():
-            beside = told(scores - found["zuko"][0]) if "zuko" in found else ""
-            print(f"| {name} | {which} | {told(scores)} | {beside} | {ms:.2f} |", flush=True)
+            found[flow] = np.array(scores), statistics.median(times)
+        for flow, (scores, ms) in found.items():
+            difference = mean_and_error(scores - found["zuko"][0]) if "zuko" in found else ""
+            print(f"| {name} | {flow} | {mean_and_error(scores)} | {difference} | {ms:.2f} |", flush=True)
 
 
-def told(values: np.ndarray) -> str:
+def mean_and_error(values: np.ndarray) -> str:
     error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return f"{values.mean():.3f} ({error:.3f})"
 

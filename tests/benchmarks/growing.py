@@ -1,24 +1,25 @@
-"""Does growing pay? GANs of images that get the same time of one core, whatever they do with it.
+"""Does progressive growing pay? GANs of images that all get the same time of one core.
 
-growing      4 x 4 (7 x 7) pixels first, each scale fading in: Karras et al. 2018
-fixed        the same networks at full size from the first step on
-multi-scale  fixed; the critic sees the image at all scales at once
-pyramid      fixed; so does the critic, and the generator's scales add up to the image, a Laplacian pyramid
+growing      trained at 4 x 4 (7 x 7) pixels first, with each further scale faded in: Karras et al. 2018
+fixed        the same networks at full size from the first step
+multi-scale  fixed, with a critic that sees the image at all scales at once
+pyramid      multi-scale, with a generator whose scales add up to the image, a Laplacian pyramid
 
-Same widths, game (Jensen-Shannon under R1, one step of the critic a step), rates and batches; steps are as many as the
-time allows, worked out from a few steps of each stage that are timed before. All run eagerly, since compiling takes a
-different share of each. Rates are constant, weights averaged. Time is that of the processor, on one thread, so that
-what else the machine does counts for nothing.
+All have the same widths, loss (Jensen-Shannon under R1, one critic step for each generator step), learning rates and
+batches. The number of steps is what the time allows, computed from a few timed steps of each stage. All run eagerly,
+since compiling takes a different share of each. Learning rates are constant and weights are averaged. The time is
+processor time on one thread, so other work on the machine does not count.
 
-The measure is that of the paper, section 5: sliced Wasserstein-1 between patches of 7 x 7 pixels of each level of the
-Laplacian pyramids of draws and of held-out data, normalized by the data's own statistics, times 1000; as many draws as
-held-out images. Beside it, precision and recall in pixels, and that same distance between two halves of the data.
-Mean (standard error) over seeds. The settings are the recipe's own, at widths and a batch that two cores can bear.
+The measure is that of the paper, section 5: the sliced Wasserstein-1 distance between patches of 7 x 7 pixels, at each
+level of the Laplacian pyramids of draws and of held-out data, normalized by the data's own statistics, times 1000, with
+as many draws as held-out images. The table also has precision and recall in pixels, and the same distance between two
+halves of the data. Mean (standard error) over seeds. The settings are those of the recipe, with widths and a batch that
+suit two cores.
 
     python tests/benchmarks/growing.py [--data digits fashion] [--minutes 3] [--seeds 3] [--first 0]
         [--only growing fixed ...] [--jobs 2] [--out FILE]
 
-Fashion-MNIST's IDX files are found where `ppgen.data.load("fashion")` looks for them.
+Fashion-MNIST's IDX files are looked for where `ppgen.data.load("fashion")` looks for them.
 """
 
 import argparse
@@ -44,23 +45,22 @@ DATA: dict[str, dict[str, Any]] = {
     "digits": {"source": "digits", "form": "unit", "validation": 0.0, "test": 0.5},
     "fashion": {"source": "fashion", "form": "unit", "validation": 0.0, "test": 0.1, "size": 20_000, "side": 32},
 }
-STAGES = {"digits": (1.0, 2.0), "fashion": (1.0, 1.0, 1.0, 2.0)}  # in steps; the last one, as in the paper, the longest
+STAGES = {"digits": (1.0, 2.0), "fashion": (1.0, 1.0, 1.0, 2.0)}  # relative numbers of steps, as in the paper
 DISTANCE = "jensen_shannon"
 LATENTS, BATCH, RATE, EMA = 32, 16, 1e-3, 0.999
 WIDTHS = {"digits": (32, 64), "fashion": (8, 16, 32, 64)}  # channels, the largest scale first
-WAYS: dict[
-    str, tuple[str, bool, bool]
-] = {  # the generator's network, whether the critic sees all scales, whether both grow
+# the generator's network, whether the critic sees all scales, whether both networks grow
+METHODS: dict[str, tuple[str, bool, bool]] = {
     "growing": ("growing", False, True),
     "fixed": ("growing", False, False),
     "multi-scale": ("growing", True, False),
     "pyramid": ("pyramid", True, False),
 }
-TIMED = 8  # steps of each stage that are timed beforehand
+TIMED = 8  # steps of each stage that are timed before training
 
 
-def build(name: str, event_shape: tuple[int, ...], way: str, seed: int) -> tuple[Generator, ppgen.Objective]:
-    network, multi_scale, _ = WAYS[way]
+def build(name: str, event_shape: tuple[int, ...], method: str, seed: int) -> tuple[Generator, ppgen.Objective]:
+    network, multi_scale, _ = METHODS[method]
     torch.manual_seed(seed)
     options = {"norm": "pixel", "activation": "leaky_relu", "network": network}
     model = Generator(event_shape, latent_dim=LATENTS, hidden=WIDTHS[name], **options)
@@ -71,44 +71,44 @@ def optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=RATE, betas=(0.0, 0.99))
 
 
-def seconds_a_step(name: str, x: torch.Tensor, way: str) -> list[float]:
-    """Of each stage that the way has, the fading one being the dearer half of it."""
-    model, loss = build(name, tuple(x.shape[1:]), way, 0)
+def seconds_a_step(name: str, x: torch.Tensor, method: str) -> list[float]:
+    """The seconds of a step at each stage of the method; those that fade in a scale are timed, as they cost more."""
+    model, loss = build(name, tuple(x.shape[1:]), method, 0)
     svi = ppgen.SVI(model.model, model.guide, optimizer, loss, compile=False)
     svi.step(x[:BATCH])
     parts = growing_parts([model, *(terms[0].critic.network for terms in svi.critics.terms.values())])
-    found = []
-    for stage in range(parts[0].top + 1) if WAYS[way][2] else [parts[0].top]:
+    seconds = []
+    for stage in range(parts[0].top + 1) if METHODS[method][2] else [parts[0].top]:
         for part in parts:
-            part.grow(stage, fading=WAYS[way][2])
+            part.grow(stage, fading=METHODS[method][2])
         svi.step(x[:BATCH])
-        began = time.process_time()
+        start = time.process_time()
         for _ in range(TIMED):
             svi.step(x[:BATCH])
-        found.append((time.process_time() - began) / TIMED)
-    return found
+        seconds.append((time.process_time() - start) / TIMED)
+    return seconds
 
 
-def watch(seconds: float) -> Callable[[TrainingStep], None]:
-    """Stops a run that has had its time."""
-    began = time.process_time()
+def time_limit(seconds: float) -> Callable[[TrainingStep], None]:
+    """A callback that stops training after some seconds of processor time."""
+    start = time.process_time()
 
-    def look(step: TrainingStep) -> None:
-        if time.process_time() - began > seconds:
-            step.stop("its time is over")
+    def callback(step: TrainingStep) -> None:
+        if time.process_time() - start > seconds:
+            step.stop("the time limit was reached")
 
-    return look
+    return callback
 
 
-def one(name: str, way: str, seed: int, minutes: float) -> dict[str, Any]:
+def one(name: str, method: str, seed: int, minutes: float) -> dict[str, Any]:
     torch.set_num_threads(1)
     data = datasets.load(seed=0, **DATA[name])
     x = torch.as_tensor(data.train.x)
-    each = seconds_a_step(name, x, way)
-    steps = int(60 * minutes / float(np.average(each, weights=STAGES[name] if WAYS[way][2] else None)))
-    model, loss = build(name, data.event_shape, way, seed)
-    began = time.process_time()
-    fitted = ppgen.fit(
+    seconds = seconds_a_step(name, x, method)
+    steps = int(60 * minutes / float(np.average(seconds, weights=STAGES[name] if METHODS[method][2] else None)))
+    model, loss = build(name, data.event_shape, method, seed)
+    start = time.process_time()
+    fit = ppgen.fit(
         model.model,
         model.guide,
         x,
@@ -119,21 +119,21 @@ def one(name: str, way: str, seed: int, minutes: float) -> dict[str, Any]:
         ema=EMA,
         seed=seed,
         compile=False,
-        growth=ppgen.ProgressiveGrowing(stages=STAGES[name]) if WAYS[way][2] else None,
-        callbacks=[watch(63 * minutes)],
+        growth=ppgen.ProgressiveGrowing(stages=STAGES[name]) if METHODS[method][2] else None,
+        callbacks=[time_limit(63 * minutes)],
         progress=False,
     )
-    spent = time.process_time() - began
+    spent = time.process_time() - start
     torch.manual_seed(seed)
     held_out = data.test.x
-    drawn = torch.cat([model.sample(500) for _ in range(math.ceil(len(held_out) / 500))])[: len(held_out)].numpy()
-    distance = pyramid_distance(drawn, held_out)
+    draws = torch.cat([model.sample(500) for _ in range(math.ceil(len(held_out) / 500))])[: len(held_out)].numpy()
+    distance = pyramid_distance(draws, held_out)
     levels = {level: 1e3 * value for level, value in distance.levels.items()}
-    reach = coverage(held_out[:1000], drawn[:1000])
+    covered = coverage(held_out[:1000], draws[:1000])
     return {
-        **{"data": name, "way": way, "seed": seed, "minutes": minutes},
-        **{"steps": len(fitted.history["loss"]), "of": steps, "spent": spent / 60},
-        **{"levels": levels, "mean": 1e3 * distance.mean, "precision": reach.precision, "recall": reach.recall},
+        **{"data": name, "method": method, "seed": seed, "minutes": minutes},
+        **{"steps": len(fit.history["loss"]), "planned": steps, "spent": spent / 60},
+        **{"levels": levels, "mean": 1e3 * distance.mean, "precision": covered.precision, "recall": covered.recall},
     }
 
 
@@ -143,8 +143,8 @@ def table(records: list[dict[str, Any]], name: str) -> None:
     levels = list(noise.levels)
     columns = [*levels, "mean", "precision", "recall"]
     print(f"\n{name:14}" + "".join(f"{column:>14}" for column in columns) + f"{'steps':>8}{'minutes':>9}")
-    for way in WAYS:
-        found = [record for record in records if record["way"] == way and record["data"] == name]
+    for method in METHODS:
+        found = [record for record in records if record["method"] == method and record["data"] == name]
         if not found:
             continue
         cells = []
@@ -154,7 +154,7 @@ def table(records: list[dict[str, Any]], name: str) -> None:
             error = f" ({values.std(ddof=1) / math.sqrt(len(values)):.{places}f})" if len(values) > 1 else ""
             cells.append(f"{values.mean():.{places}f}{error}")
         steps, minutes = (np.mean([record[key] for record in found]) for key in ("steps", "spent"))
-        print(f"{way:14}" + "".join(f"{cell:>14}" for cell in cells) + f"{steps:8.0f}{minutes:9.1f}")
+        print(f"{method:14}" + "".join(f"{cell:>14}" for cell in cells) + f"{steps:8.0f}{minutes:9.1f}")
     halves = [*(1e3 * noise.levels[level] for level in levels), 1e3 * noise.mean]
     print(f"{'data, halves':14}" + "".join(f"{value:14.1f}" for value in halves))
 
@@ -165,18 +165,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    wanted = [
-        (name, way, seed, options.minutes)
+    runs = [
+        (name, method, seed, options.minutes)
         for seed in range(options.first, options.first + options.seeds)
         for name in options.data
-        for way in options.only
+        for method in options.only
     ]
-    told = "{data:8} {way:12} seed {seed:3}: {mean:6.1f}, {steps} of {of} steps, {spent:.1f} min".format_map
-    records = gather(one, wanted, ("data", "way", "seed", "minutes"), jobs=options.jobs, out=options.out, told=told)
+    line = "{data:8} {method:12} seed {seed:3}: {mean:6.1f}, {steps} of {planned} steps, {spent:.1f} min"
+    key = ("data", "method", "seed", "minutes")
+    records = gather(one, runs, key, jobs=options.jobs, out=options.out, describe=line.format_map)
     for name in options.data:
         table(records, name)
 

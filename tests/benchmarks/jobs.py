@@ -1,4 +1,4 @@
-"""Runs of a long table, in processes side by side, each one's record kept in a file, so that it can be gone on with."""
+"""Runs the jobs of a long table in parallel processes and keeps their records in a file, so that it can be resumed."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -12,32 +12,32 @@ Record = dict[str, Any]
 
 def gather(
     one: Callable[..., Record],
-    wanted: Iterable[tuple],
+    runs: Iterable[tuple],
     key: tuple[str, ...],
     *,
     jobs: int,
     out: Path | None,
-    told: Callable[[Record], str],
+    describe: Callable[[Record], str],
 ) -> list[Record]:
-    """The records of all runs that are wanted; those that `out` has are not made again.
+    """Returns the records of all runs; runs whose records are in `out` are not repeated.
 
     Args:
-        one: makes a run's record of its arguments. A process compiles once for all its runs.
-        wanted: the arguments of each run.
-        key: the names in a record under which they stand.
-        jobs: processes.
-        out: a file of records, one a line in JSON.
-        told: a line to print of a new record.
+        one: Makes a run and returns its record. A process compiles once for all its runs.
+        runs: The arguments of each run.
+        key: The names of these arguments in a record.
+        jobs: The number of processes.
+        out: A file with one record a line, in JSON.
+        describe: Returns the line to print for a new record.
     """
-    wanted = list(wanted)
+    runs = list(runs)
     stored = out.read_text().splitlines() if out is not None and out.exists() else []
-    held = {tuple(record[name] for name in key): record for record in map(json.loads, stored)}
-    records = [held[run] for run in wanted if run in held]
+    finished = {tuple(record[name] for name in key): record for record in map(json.loads, stored)}
+    records = [finished[run] for run in runs if run in finished]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for run in as_completed([pool.submit(one, *run) for run in wanted if run not in held]):
+        for run in as_completed([pool.submit(one, *run) for run in runs if run not in finished]):
             records.append(record := run.result())
             if out is not None:
                 with out.open("a") as file:
                     file.write(json.dumps(record) + "\n")
-            print(told(record), flush=True)
+            print(describe(record), flush=True)
     return records

@@ -1,7 +1,7 @@
-"""The peers of the benchmarks: a training step of each program, written as each peer's own users would write it.
+"""The peers of the benchmarks: a training step of each program, as users of each library would write it.
 
-Every hand-written program is a module whose forward returns the loss, so that one eager and two compiled steps serve
-all. Adam at 1e-3 everywhere.
+Each hand-written program is a module whose forward pass returns the loss, so the same eager step and the same two
+compiled steps work for all of them. The optimizer is Adam at 1e-3 everywhere.
 """
 
 import math
@@ -18,20 +18,25 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import ppgen
 
-# zuko asserts that a tuple is not empty, which under dynamo's default breaks the graph at its very start
+# zuko asserts that a tuple is not empty, which by dynamo's default would break the graph at its start
 torch._dynamo.config.rewrite_assert_with_torch_assert = False
 
 RATE = 1e-3
-OURS, OURS_EAGER = "ppgen (compiled)", "ppgen (eager)"
+PPGEN, PPGEN_EAGER = "ppgen, compiled", "ppgen, eager"
+STOCK_PYRO = "stock Pyro SVI"
+JITTED, SCANNED = "NumPyro, jitted step", "NumPyro, lax.scan"
 
 
 @dataclass(frozen=True)
 class Peer:
     """One way to train a program.
 
-    step: takes `steps` steps and returns their losses as floats.
-    rows: what makes its loss nats a datum.
-    aim: how many times longer than ppgen's compiled step it should take; None where nothing was promised.
+    Attributes:
+        name: The name in the tables.
+        step: Takes `steps` steps and returns their losses as floats.
+        rows: The divisor that turns its loss into nats per datum.
+        aim: The ratio of its time to that of ppgen's compiled step that was set as the aim; None without an aim.
+        steps: The number of training steps in one call of `step`.
     """
 
     name: str
@@ -41,7 +46,7 @@ class Peer:
     steps: int = 1
 
 
-class HandSchools(nn.Module):
+class TorchSchools(nn.Module):
     zero: Tensor
     five: Tensor
 
@@ -64,7 +69,7 @@ class HandSchools(nn.Module):
         return q.log_prob(z).sum() - log_p
 
 
-class HandVAE(nn.Module):
+class TorchVAE(nn.Module):
     def __init__(self, device: str):
         super().__init__()
         self.encoder, self.decoder = vae_networks(device)
@@ -76,7 +81,7 @@ class HandVAE(nn.Module):
         return binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum") + kl
 
 
-class HandRealNVP(nn.Module):
+class TorchRealNVP(nn.Module):
     def __init__(self, device: str):
         super().__init__()
         torch.manual_seed(0)
@@ -88,7 +93,7 @@ class HandRealNVP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first, second = x.split(1, -1)
         log_scales = torch.zeros_like(first)
-        for network in reversed(self.networks):  # from data to noise
+        for network in reversed(self.networks):  # from x to z
             mean, log_scale = network(first).split(1, -1)
             log_scale = log_scale.clamp(-5.0, 3.0)
             first, second = (second - mean) * torch.exp(-log_scale), first
@@ -106,7 +111,7 @@ class ZukoNSF(nn.Module):
         return -self.flow().log_prob(x).mean()
 
 
-class HandDDPM(nn.Module):
+class TorchDDPM(nn.Module):
     frequencies: Tensor
 
     def __init__(self, device: str):
@@ -116,7 +121,7 @@ class HandDDPM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         t = torch.rand(len(x), 1, device=x.device)
-        angle = 0.005 + t * (math.pi / 2 - 0.015)  # of the cosine schedule
+        angle = 0.005 + t * (math.pi / 2 - 0.015)  # the cosine schedule
         noise = torch.randn_like(x)
         z = angle.cos() * x + angle.sin() * noise
         phase = t * self.frequencies
@@ -125,24 +130,24 @@ class HandDDPM(nn.Module):
 
 
 @dataclass(frozen=True)
-class Hand:
-    """A hand-written module and the ratios aimed at against its eager and its compiled step."""
+class HandWritten:
+    """A hand-written module, and the aims for the ratios of its eager and its compiled step to ppgen's."""
 
     module: Callable[[str], nn.Module]
-    name: str = "hand-written"
+    name: str = "hand-written torch"
     eager: float | None = None
     compiled: float | None = None
     zuko: bool = False
 
 
-HAND = {
-    "schools": Hand(HandSchools),
-    "vae": Hand(HandVAE, compiled=1.15),
-    "realnvp": Hand(HandRealNVP, compiled=1.3),
-    "nsf": Hand(ZukoNSF, name="zuko", eager=4.0, compiled=1.5, zuko=True),
-    "ddpm": Hand(HandDDPM, eager=2.0, compiled=1.1),
+HAND_WRITTEN = {
+    "schools": HandWritten(TorchSchools),
+    "vae": HandWritten(TorchVAE, compiled=1.15),
+    "realnvp": HandWritten(TorchRealNVP, compiled=1.3),
+    "nsf": HandWritten(ZukoNSF, name="zuko", eager=4.0, compiled=1.5, zuko=True),
+    "ddpm": HandWritten(TorchDDPM, eager=2.0, compiled=1.1),
 }
-STOCK = {"schools": 40.0, "vae": 1.8, "realnvp": 10.0}
+STOCK_AIMS = {"schools": 40.0, "vae": 1.8, "realnvp": 10.0}
 
 
 def by_autograd(
@@ -163,24 +168,24 @@ def eager(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
 
 
 def compiled(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
-    """The loss compiled, its backward run by autograd, the optimizer fused."""
+    """The loss is compiled, autograd runs the backward pass, and the optimizer is fused."""
     optimizer = torch.optim.Adam(loss.parameters(), lr=RATE, fused=True)
     return by_autograd(torch.compile(loss), optimizer, batch)
 
 
 def compiled_gradients(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[], float]:
-    """Loss and gradients compiled as one function, the optimizer fused."""
+    """Loss and gradients are compiled as one function, and the optimizer is fused."""
     parameters = dict(loss.named_parameters())
     optimizer = torch.optim.Adam(parameters.values(), lr=RATE, fused=True)
 
     def functional(parameters: dict[str, Tensor], *batch: Tensor) -> Tensor:
         return torch.func.functional_call(loss, parameters, batch)
 
-    fast = torch.compile(torch.func.grad_and_value(functional))
-    values = {name: p.detach() for name, p in parameters.items()}  # else it would compile second derivatives too
+    value_and_gradients = torch.compile(torch.func.grad_and_value(functional))
+    values = {name: p.detach() for name, p in parameters.items()}  # parameters would compile second derivatives too
 
     def step() -> float:
-        gradients, value = fast(values, *batch)
+        gradients, value = value_and_gradients(values, *batch)
         for name, gradient in gradients.items():
             parameters[name].grad = gradient
         optimizer.step()
@@ -190,7 +195,7 @@ def compiled_gradients(loss: nn.Module, batch: tuple[Tensor, ...]) -> Callable[[
 
 
 def without_validation(step: Callable[[], float]) -> Callable[[], float]:
-    """The step as it is after importing zuko, which turns torch's validation off; Pyro's programs turn it on again."""
+    """The step without torch's validation, which importing zuko turns off and Pyro's programs turn on again."""
 
     def run() -> float:
         before = Distribution._validate_args
@@ -203,10 +208,10 @@ def without_validation(step: Callable[[], float]) -> Callable[[], float]:
     return run
 
 
-STEPS = {", eager": eager, ", compiled loss": compiled, ", compiled gradients": compiled_gradients}
+STEPS = {", eager": eager, ", loss compiled": compiled, ", loss and gradients compiled": compiled_gradients}
 
 
-def ours(key: str, device: str, *, compile: bool) -> ppgen.SVI:
+def ppgen_svi(key: str, device: str, *, compile: bool) -> ppgen.SVI:
     """ppgen's SVI on a program."""
     program = PROGRAMS[key](device)
     model, guide = program.pyro(f"{key} ppgen {compile}")
@@ -215,21 +220,26 @@ def ours(key: str, device: str, *, compile: bool) -> ppgen.SVI:
 
 
 def make(key: str, name: str, device: str) -> Peer:
-    """One peer of a program, by its name in `names`.
+    """Makes a peer of a program.
+
+    Args:
+        key: The name of the program.
+        name: The name of the peer, one of `names`.
+        device: The torch device.
 
     Raises:
-        ImportError: if it is not installed.
+        ImportError: If the peer is not installed.
     """
     program: Program = PROGRAMS[key](device)
-    hand = HAND[key]
-    if name in (OURS, OURS_EAGER):
-        svi = ours(key, device, compile=name == OURS)
+    hand = HAND_WRITTEN[key]
+    if name in (PPGEN, PPGEN_EAGER):
+        svi = ppgen_svi(key, device, compile=name == PPGEN)
         return Peer(name, lambda: svi.step(*program.batch))
-    if name == "stock Pyro":
+    if name == STOCK_PYRO:
         model, guide = program.pyro(f"{key} stock")
         stock = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": RATE}), program.elbo())
-        return Peer(name, lambda: stock.step(*program.batch), program.rows, STOCK[key])
-    if name.startswith("NumPyro"):
+        return Peer(name, lambda: stock.step(*program.batch), program.rows, STOCK_AIMS[key])
+    if name in (JITTED, SCANNED):
         import peers_numpyro
 
         return peers_numpyro.make(key, name, program)
@@ -240,8 +250,8 @@ def make(key: str, name: str, device: str) -> Peer:
 
 
 def names(key: str, device: str) -> list[str]:
-    """The peers of a program, installed or not; NumPyro on CPU alone."""
-    found = [OURS, OURS_EAGER] + (["stock Pyro"] if key in STOCK else [])
-    found += [HAND[key].name + kind for kind in STEPS]
-    numpyro = {"schools": ["NumPyro, jit", "NumPyro, scan"], "vae": ["NumPyro, jit"]}
+    """The names of a program's peers, installed or not; NumPyro is a peer on CPU only."""
+    found = [PPGEN, PPGEN_EAGER] + ([STOCK_PYRO] if key in STOCK_AIMS else [])
+    found += [HAND_WRITTEN[key].name + kind for kind in STEPS]
+    numpyro = {"schools": [JITTED, SCANNED], "vae": [JITTED]}
     return found + (numpyro.get(key, []) if device == "cpu" else [])

@@ -1,4 +1,4 @@
-"""NumPyro as a peer: the same programs, jitted a step at a time or scanned over many steps."""
+"""NumPyro as a peer: the same programs with jitted single steps, or scanned over many steps."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ import numpyro.distributions as dist
 from numpyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.initialization import init_to_feasible
-from peers import RATE, Peer
+from peers import JITTED, RATE, SCANNED, Peer
 from programs import LATENT, Program, vae_networks
 
-SCANNED = 1000  # steps in one scan
-AIMS = {("schools", "NumPyro, scan"): 1.8, ("vae", "NumPyro, jit"): 1.1}
+SCAN_STEPS = 1000  # in one scan
+AIMS = {("schools", SCANNED): 1.8, ("vae", JITTED): 1.1}
 
 
 def schools():
@@ -52,25 +52,25 @@ def vae():
 
 
 def make(key: str, name: str, program: Program) -> Peer:
-    """The peer called `name` of a program."""
+    """Makes the peer of a program: `JITTED` or `SCANNED`."""
     model, guide, elbo = {"schools": schools, "vae": vae}[key]()
     batch = tuple(jnp.asarray(part.numpy()) for part in program.batch)
     svi = SVI(model, guide, numpyro.optim.Adam(RATE), elbo)
     state = svi.init(jax.random.PRNGKey(0), *batch)
-    one = jax.jit(svi.update)
-    many = jax.jit(lambda state: jax.lax.scan(lambda s, _: svi.update(s, *batch), state, None, length=SCANNED))
+    one_step = jax.jit(svi.update)
+    many_steps = jax.jit(lambda state: jax.lax.scan(lambda s, _: svi.update(s, *batch), state, None, length=SCAN_STEPS))
 
     def step() -> float:
         nonlocal state
-        state, loss = one(state, *batch)
+        state, loss = one_step(state, *batch)
         return float(loss)
 
     def scan() -> list[float]:
         nonlocal state
-        state, losses = many(state)
+        state, losses = many_steps(state)
         return np.asarray(losses).tolist()
 
     aim = AIMS.get((key, name))
-    if name.endswith("scan"):
-        return Peer(name, scan, program.rows, aim, SCANNED)
+    if name == SCANNED:
+        return Peer(name, scan, program.rows, aim, SCAN_STEPS)
     return Peer(name, step, program.rows, aim)

@@ -1,6 +1,7 @@
-"""Data of the programs in posterior_programs.py, in the units that they came in: years, inches, cholesterol.
+"""Data of the programs in posterior_programs.py, in their original units: years, inches, cholesterol.
 
-Tables come from scikit-learn; what is "like" some data was simulated, under a seed, at its sizes and scales.
+Tables come from scikit-learn. Data that are described as "like" other data are simulated, with a seed, at the sizes and
+scales of those data.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer, load_diabetes
 
 TRIALS, COUNTIES, COLUMNS = 10, 40, 20
-PLACES = np.arange(-10.0, 11.0, 2.0)
+INPUTS = np.arange(-10.0, 11.0, 2.0)
 
 Arrays = tuple[np.ndarray, ...]
 Generator = np.random.Generator
@@ -29,32 +30,32 @@ def diabetes(rng: Generator) -> Arrays:
 
 
 def kidscore(rng: Generator) -> Arrays:
-    """Like the test scores of 434 children, beside whether the mother finished school and her IQ."""
+    """Like the test scores of 434 children, given whether the mother finished school, and her IQ."""
     hs, iq = rng.binomial(1, 0.79, 434), rng.normal(100.0, 15.0, 434)
     return hs, iq, rng.normal(-11.5 + 51.3 * hs + 1.1 * iq - 0.5 * hs * iq, 18.0)
 
 
 def earnings(rng: Generator) -> Arrays:
-    """Like the earnings of 1192 people, beside their height in inches."""
+    """Like the log earnings of 1192 people, given their height in inches and their sex."""
     male = rng.binomial(1, 0.37, 1192)
     height = rng.normal(64.5 + 5.5 * male, 2.7).round()
     return height, male, rng.normal(8.15 + 0.021 * height + 0.42 * male, 0.88)
 
 
 def warming(rng: Generator) -> Arrays:
-    """Like 62 summers in Lapland, against the calendar year: intercept and slope are nearly one coefficient."""
+    """Like 62 summers in Lapland, given the calendar year: intercept and slope are almost perfectly correlated."""
     year = np.arange(1952, 2014)
     return year, rng.normal(9.3 + 0.013 * (year - 1980), 1.1)
 
 
 def cancer(rng: Generator) -> Arrays:
-    """Mean radius, texture, smoothness and concavity of tumours, of deviations 3.5, 4.3, .014 and .08; 1 for benign."""
+    """Mean radius, texture, smoothness, concavity of tumors (standard deviations 3.5, 4.3, .014, .08); 1 if benign."""
     table = load_breast_cancer()
     return table.data[:, [0, 1, 4, 6]], table.target
 
 
 def roaches(rng: Generator) -> Arrays:
-    """Like the cockroaches trapped in 262 flats: some hundreds of them before, treatment, elderly people, time."""
+    """Like the cockroaches trapped in 262 apartments: counts before, treatment, elderly residents, exposure time."""
     before, treatment = rng.gamma(0.4, 100.0, 262).round(2), rng.binomial(1, 0.6, 262)
     senior, exposure = rng.binomial(1, 0.3, 262), rng.uniform(0.2, 2.0, 262)
     rate = exposure * np.exp(2.5 + 0.007 * before - 0.5 * treatment - 0.4 * senior)
@@ -62,18 +63,18 @@ def roaches(rng: Generator) -> Arrays:
 
 
 def horseshoe(rng: Generator) -> Arrays:
-    """100 rows of 20 covariates, of which three matter."""
+    """100 rows of 20 covariates, three of which have an effect."""
     x = rng.standard_normal((100, COLUMNS))
     return x, rng.normal(x[:, :3] @ np.array([3.0, -2.0, 1.0]), 1.0)
 
 
 def schools(rng: Generator) -> Arrays:
-    """Rubin 1981."""
+    """Eight schools, Rubin 1981."""
     return np.array([28, 8, -3, 7, -1, 1, 18, 12]), np.array([15, 10, 16, 11, 9, 11, 10, 18])
 
 
 def radon(rng: Generator) -> Arrays:
-    """Like radon measured in houses of 40 counties, in the basement or a floor above; some counties have few."""
+    """Like radon in houses of 40 counties, measured in the basement or on the first floor; some counties have few."""
     county = np.repeat(np.arange(COUNTIES), 2 + rng.geometric(0.06, COUNTIES))
     floor = rng.binomial(1, 0.17, len(county))
     return floor, county, rng.normal(rng.normal(1.46, 0.33, COUNTIES)[county] - 0.69 * floor, 0.76)
@@ -95,17 +96,17 @@ def garch(rng: Generator) -> Arrays:
 
 
 def gp(rng: Generator) -> Arrays:
-    return PLACES, rng.normal(curve(rng, 2.0), 0.5)
+    return INPUTS, rng.normal(curve(rng, 2.0), 0.5)
 
 
 def gp_poisson(rng: Generator) -> Arrays:
-    return PLACES, rng.poisson(np.exp(1.0 + curve(rng, 1.2)))
+    return INPUTS, rng.poisson(np.exp(1.0 + curve(rng, 1.2)))
 
 
 def curve(rng: Generator, size: float) -> np.ndarray:
-    """A draw of a Gaussian process of length scale 6 at the places."""
-    covariance = size**2 * np.exp(-0.5 * ((PLACES[:, None] - PLACES) / 6.0) ** 2)
-    return rng.multivariate_normal(np.zeros(len(PLACES)), covariance)
+    """A draw of a Gaussian process of length scale 6 at `INPUTS`."""
+    covariance = size**2 * np.exp(-0.5 * ((INPUTS[:, None] - INPUTS) / 6.0) ** 2)
+    return rng.multivariate_normal(np.zeros(len(INPUTS)), covariance)
 
 
 def mixture(rng: Generator) -> Arrays:
@@ -140,5 +141,5 @@ DATA: dict[str, Callable[[Generator], Arrays]] = {
 
 
 def data(name: str) -> Arrays:
-    """The data of a program, the same in every call, under a seed of its own."""
+    """The data of a program, the same in every call."""
     return DATA[name](np.random.default_rng(0))

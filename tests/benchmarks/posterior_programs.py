@@ -1,8 +1,9 @@
-"""Programs whose posteriors are known, exactly or by long runs of NUTS: each one text, Pyro's and NumPyro's.
+"""Programs whose posteriors are known, exactly or by long runs of NUTS. One text serves Pyro and NumPyro.
 
-`programs` takes what either library calls `pyro`, `dist` and `np`, and returns its programs by name. Priors are those
-of posteriordb, or of Gelman & Hill's examples, where these have the program, and weak ones where they leave them flat.
-`PROGRAMS` has Pyro's with their data (posterior_data.py) and with what is known of each posterior.
+`programs` has the arguments `pyro`, `dist` and `np`, the modules of either library, and returns its programs by name.
+Priors are those of posteriordb or of Gelman & Hill's examples, where these have the program, and weak priors where
+theirs are flat. `PROGRAMS` has the Pyro programs, with their data (posterior_data.py) and what is known of their
+posteriors.
 """
 
 import math
@@ -94,7 +95,7 @@ def regressions(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
             pyro.sample("y", dist.Normal(x @ beta, sigma), obs=y)
 
     def horseshoe_mixed(x, y):
-        """Its half-Cauchy laws as mixtures of half-normal ones, whose tails NUTS can walk."""
+        """The half-Cauchy priors as mixtures of half-normal distributions, whose tails NUTS explores better."""
         tau = pyro.deterministic(
             "tau", pyro.sample("tau_a", dist.HalfNormal(1.0)) * pyro.sample("tau_b", dist.InverseGamma(0.5, 0.5)) ** 0.5
         )
@@ -151,9 +152,8 @@ def series(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
     def garch(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
         floor = pyro.sample("floor", dist.HalfNormal(5.0))
-        shares = pyro.sample(
-            "shares", dist.Dirichlet(np.ones(3))
-        )  # of the last shock, of the last variance, of neither
+        # the weights of the last shock, of the last variance, and of neither
+        shares = pyro.sample("shares", dist.Dirichlet(np.ones(3)))
         shocks = (y - mu[..., None]) ** 2
         variances = [shocks.mean(-1)]
         for t in range(len(y) - 1):
@@ -162,7 +162,7 @@ def series(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
         pyro.sample("y", dist.Normal(mu[..., None], scale).to_event(1), obs=y)
 
     def garch_at_once(y):
-        """The recursion in strides that double: its loop of 200 turns takes XLA minutes to compile."""
+        """The recursion in steps of doubling length, since XLA takes minutes to compile a loop of 200 iterations."""
         mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
         floor = pyro.sample("floor", dist.HalfNormal(5.0))
         shares = pyro.sample("shares", dist.Dirichlet(np.ones(3)))
@@ -178,7 +178,7 @@ def series(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
 
 def processes(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
     def covariance(x):
-        """Of a Gaussian process with posteriordb's priors, at the places x."""
+        """The covariance of a Gaussian process at the inputs x, with posteriordb's priors."""
         rho = pyro.sample("rho", dist.Gamma(25.0, 4.0))[..., None, None]
         alpha = pyro.sample("alpha", dist.HalfNormal(2.0))[..., None, None]
         return alpha**2 * np.exp(-0.5 * ((x[:, None] - x) / rho) ** 2)
@@ -222,7 +222,7 @@ def shapes(pyro: Any, dist: Any, np: Any) -> list[Callable[..., None]]:
 
 @contextmanager
 def default_type(dtype: torch.dtype) -> Iterator[None]:
-    """The type of what programs make of plain numbers."""
+    """Sets torch's default dtype, which programs use for plain numbers."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -236,21 +236,22 @@ class Program:
     """A program with its data, and what is known of its posterior.
 
     Attributes:
-        name: of the program, a key of `PROGRAMS`.
-        model: the Pyro program, called as ``model(*data)``.
-        data: float64 tensors, and integers where they index.
-        judged: the sites whose posterior is judged; all latents if empty.
-        exact: mean and standard deviation of each of them given the data, where a formula or a sampler of its own has
-            them; NUTS otherwise.
-        twin: the program of the same posterior and with all of its sites that NUTS draws in its place; itself if empty.
+        name: The name of the program, a key of `PROGRAMS`.
+        model: The Pyro program, called as ``model(*data)``.
+        data: Tensors of float64, or of integers if they are indices.
+        evaluated: The sites whose posterior is compared; all latents if empty.
+        exact: Returns the mean and standard deviation of each of these sites given the data, by a formula or a special
+            sampler; None if NUTS is the reference.
+        nuts_program: The program that NUTS runs, which has the same posterior and all sites of this one; this program
+            if empty.
     """
 
     name: str
     model: Callable[..., None]
     data: tuple[Tensor, ...]
-    judged: tuple[str, ...] = ()
+    evaluated: tuple[str, ...] = ()
     exact: Callable[..., Mapping[str, tuple[Any, Any]]] | None = None
-    twin: str = ""
+    nuts_program: str = ""
 
     @cached_property
     def latents(self) -> tuple[str, ...]:
@@ -260,8 +261,8 @@ class Program:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """What is judged, by name."""
-        return self.judged or self.latents
+        """The names of the sites that are compared."""
+        return self.evaluated or self.latents
 
 
 def exact_normal_mean(y: Tensor) -> dict[str, tuple[float, float]]:
@@ -274,32 +275,32 @@ def exact_beta_binomial(y: Tensor) -> dict[str, tuple[float, float]]:
     return {"p": (a / (a + b), math.sqrt(a * b / (a + b + 1)) / (a + b))}
 
 
-ABOUT: dict[str, dict[str, Any]] = {
+KNOWN: dict[str, dict[str, Any]] = {
     "normal_mean": {"exact": exact_normal_mean},
     "beta_binomial": {"exact": exact_beta_binomial},
-    # x has a kurtosis of 24,000: no number of draws within reach has its deviation
-    "funnel": {"judged": ("v",), "exact": lambda: {"v": (0.0, 3.0)}},
+    # x has a kurtosis of 24,000: no feasible number of draws estimates its standard deviation
+    "funnel": {"evaluated": ("v",), "exact": lambda: {"v": (0.0, 3.0)}},
     "banana": {"exact": lambda: {"a": (0.0, 10.0), "b": (0.0, math.sqrt(1 + 0.03**2 * 2 * 10.0**4))}},
     # without "local", whose posterior has no finite variance
     "horseshoe": {
-        "judged": ("tau", "z", "sigma", "beta"),
-        "twin": "horseshoe_mixed",
+        "evaluated": ("tau", "z", "sigma", "beta"),
+        "nuts_program": "horseshoe_mixed",
         "exact": horseshoe_moments,
     },
-    "garch": {"twin": "garch_at_once"},
-    "schools_centered": {"judged": ("mu", "tau", "theta"), "twin": "schools"},
+    "garch": {"nuts_program": "garch_at_once"},
+    "schools_centered": {"evaluated": ("mu", "tau", "theta"), "nuts_program": "schools"},
 }
-INDICES = {("radon", 1)}  # arguments that stay integers; Pyro's laws score floats
+INDICES = {("radon", 1)}  # arguments that stay integers; Pyro's distributions score floats
 
 
 def tensors(name: str) -> tuple[Tensor, ...]:
-    """The data of a program as it takes them."""
-    kinds = (int if (name, i) in INDICES else float for i in range(len(data(name))))
-    return tuple(torch.as_tensor(part.astype(kind)) for part, kind in zip(data(name), kinds, strict=True))
+    """The data of a program as tensors."""
+    dtypes = (int if (name, i) in INDICES else float for i in range(len(data(name))))
+    return tuple(torch.as_tensor(part.astype(dtype)) for part, dtype in zip(data(name), dtypes, strict=True))
 
 
 PROGRAMS: dict[str, Program] = {
-    name: Program(name, model, tensors(name), **ABOUT.get(name, {}))
+    name: Program(name, model, tensors(name), **KNOWN.get(name, {}))
     for name, model in programs(pyro, pyro.distributions, torch).items()
     if name in DATA
 }

@@ -1,6 +1,6 @@
 """The programs that the benchmarks train, as Pyro programs: data, networks, model, guide and loss of each.
 
-Networks come from one seed, so that every peer starts from the same weights.
+Networks are seeded, so all peers start from the same weights.
 """
 
 import math
@@ -28,13 +28,14 @@ LATENT, HIDDEN, PIXELS, LAYERS = 20, 400, 784, 8
 class Program:
     """A training problem.
 
-    title: as printed.
-    batch: the tensors of one step.
-    pyro: name -> (model, guide), with fresh networks of the same weights. Pyro's parameter store goes by name: under
-        one name the second program would train the first's networks.
-    loss: ppgen's objective, in nats a datum.
-    elbo: stock Pyro's loss, a sum over data.
-    rows: data in the batch.
+    Attributes:
+        title: The title of its tables.
+        batch: The tensors of one step.
+        pyro: Returns (model, guide) with new networks of the same weights, for a name. Pyro's parameter store is keyed
+            by name: two programs with one name would share their networks.
+        loss: Returns ppgen's objective, in nats per datum.
+        elbo: Returns stock Pyro's loss, a sum over data.
+        rows: The number of data in the batch.
     """
 
     title: str
@@ -50,7 +51,7 @@ def empty_guide(*batch: Tensor) -> None:
 
 
 def schools(device: str) -> Program:
-    """Eight schools (Rubin 1981), mu, tau and the standardized effects under a mean-field Gaussian."""
+    """Eight schools (Rubin 1981): mu, tau and the standardized effects, with a mean-field Gaussian guide."""
     y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], device=device)
     s = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], device=device)
     zero, one, five = (torch.tensor(value, device=device) for value in (0.0, 1.0, 5.0))
@@ -78,7 +79,7 @@ def vae_networks(device: str) -> tuple[nn.Sequential, nn.Sequential]:
 
 
 def vae(device: str) -> Program:
-    """The VAE of Kingma & Welling 2014 on binary images, the KL in closed form."""
+    """The VAE of Kingma & Welling 2014 on binary images, with the KL divergence in closed form."""
     torch.manual_seed(1)
     x = (torch.rand(128, PIXELS) > 0.5).float().to(device)
 
@@ -110,14 +111,14 @@ def vae(device: str) -> Program:
 
 
 def rings(device: str) -> Tensor:
-    """256 points about two rings of the plane."""
+    """256 points near two rings in the plane."""
     torch.manual_seed(1)
     angle, radius = 2 * math.pi * torch.rand(256), 1.0 + torch.randint(2, (256,)) + 0.1 * torch.randn(256)
     return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).to(device)
 
 
 def realnvp(device: str) -> Program:
-    """RealNVP (Dinh et al. 2017) of Pyro's affine couplings, the coordinates swapped between them."""
+    """RealNVP (Dinh et al. 2017): Pyro's affine couplings, with the coordinates swapped between them."""
     x, swap = rings(device), torch.tensor([1, 0], device=device)
 
     def programs(name):
@@ -129,7 +130,7 @@ def realnvp(device: str) -> Program:
         def model(x):
             pyro.module(name, couplings)
             with pyro.plate("data", x.shape[0]):
-                # Pyro's transforms cache by identity: the tensor of the last step would bring back its freed graph
+                # Pyro's transforms cache by identity: the tensor of the last step would return its freed graph
                 pyro.sample("x", dist.TransformedDistribution(base, transforms), obs=x.view_as(x))
 
         return model, empty_guide
@@ -138,21 +139,21 @@ def realnvp(device: str) -> Program:
 
 
 def nsf_flow(device: str) -> nn.Module:
-    import zuko  # a peer, which need not be installed
+    import zuko  # a peer
 
     torch.manual_seed(0)
     return zuko.flows.NSF(2, transforms=5, hidden_features=[64, 64]).to(device)
 
 
-class Law(dist.TorchDistribution):
-    """A torch distribution that Pyro accepts."""
+class PyroDistribution(dist.TorchDistribution):
+    """A torch distribution as a Pyro distribution."""
 
     def __init__(self, distribution: torch.distributions.Distribution):
         self.distribution = distribution
         super().__init__(distribution.batch_shape, distribution.event_shape, validate_args=False)
 
     def expand(self, batch_shape, _instance=None):
-        return Law(self.distribution.expand(batch_shape))
+        return PyroDistribution(self.distribution.expand(batch_shape))
 
     def log_prob(self, value):
         return self.distribution.log_prob(value)
@@ -162,9 +163,9 @@ class Law(dist.TorchDistribution):
 
 
 def nsf(device: str) -> Program:
-    """A neural spline flow (Durkan et al. 2019): zuko's, inside a Pyro model."""
+    """A neural spline flow (Durkan et al. 2019): zuko's flow in a Pyro model."""
     x = rings(device)
-    nsf_flow(device)  # an error, where zuko is not installed, comes before the first step
+    nsf_flow(device)  # raises an ImportError before the first step if zuko is not installed
 
     def programs(name):
         flow = nsf_flow(device)
@@ -172,14 +173,14 @@ def nsf(device: str) -> Program:
         def model(x):
             pyro.module(name, flow)
             with pyro.plate("data", x.shape[0]):
-                pyro.sample("x", Law(flow()), obs=x)
+                pyro.sample("x", PyroDistribution(flow()), obs=x)
 
         return model, empty_guide
 
     return Program("NSF, 5 spline layers, batch 256", (x,), programs, ppgen.ELBO, Trace_ELBO, x.shape[0])
 
 
-FEATURES = 14  # of a noise level
+FEATURES = 14  # the number of features of a noise level
 
 
 def ddpm_network(device: str) -> nn.Sequential:
@@ -189,8 +190,8 @@ def ddpm_network(device: str) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(128, 2)).to(device)
 
 
-class Joined(nn.Module):
-    """A network of z and of the features of its noise level."""
+class ConcatenatedInputs(nn.Module):
+    """A network whose input is z and the features of its noise level, concatenated."""
 
     def __init__(self, layers: nn.Module):
         super().__init__()
@@ -201,13 +202,13 @@ class Joined(nn.Module):
 
 
 def ddpm(device: str) -> Program:
-    """DDPM (Ho et al. 2020) on points: the squared error of the noise at one random level for each."""
+    """DDPM (Ho et al. 2020) on points: the squared error of the noise, at one random level for each point."""
     x = rings(device)
 
     def programs(name):
-        network = Joined(ddpm_network(device))
-        chain = Diffusion((2,), network=network, prediction_type="noise", steps=10).to(device)
-        return chain.model, chain.guide
+        network = ConcatenatedInputs(ddpm_network(device))
+        diffusion = Diffusion((2,), network=network, prediction_type="noise", steps=10).to(device)
+        return diffusion.model, diffusion.guide
 
     return Program("DDPM, 3 x 128 network, batch 256", (x,), programs, ppgen.recipes.ddpm, Trace_ELBO, x.shape[0])
 

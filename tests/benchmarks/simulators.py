@@ -1,22 +1,23 @@
-"""Neural posterior estimation on two simulators of the SBI benchmark (Lueckmann et al. 2021): C2ST beside exact draws.
+"""Neural posterior estimation on two simulators of the SBI benchmark (Lueckmann et al. 2021), beside exact draws.
 
     two moons         theta ~ U(-1, 1)^2, x = (r cos a + 1/4 - |t1 + t2| / sqrt 2, r sin a + (t2 - t1) / sqrt 2),
                       a ~ U(-pi/2, pi/2), r ~ N(.1, .01^2)
     gaussian linear   theta ~ N(0, .1 I) of ten numbers, x ~ N(theta, .1 I), where .1 is the variance
 
-An `AutoFlow` is fitted by `Sleep` to a table of simulations, five times from other starts, for a number of epochs that
-depends on the budget, and a draw is one of any of the five: they are one mixture. Within their box the parameters of
-the moons are taken as they are, not through the logistic map that Pyro has for intervals; draws outside are left out.
-The settings were chosen on tables of seed 100 by log q at new simulations.
+`Sleep` fits an `AutoFlow` to a table of simulations, with five restarts and a number of epochs that depends on the
+budget. Draws come from the mixture of the five. The flow of the moons models the parameters themselves, without the
+logistic map that Pyro has for intervals; draws outside their box are left out. The settings were chosen on tables of
+seed 100 by log q at new simulations.
 
-C2ST is the benchmark's: the accuracy of a network of two layers of 10 x width ReLU in five-fold cross-validation, on
-10,000 draws of the mixture and 10,000 of the posterior, z-scored by the latter: .5 is perfect. It stops after
-`--patience` epochs without progress; by scikit-learn's own 10 it may end before it has found what there is.
-"Behind" is E log p(theta | x) - E log q(theta | x) in nats over 10,000 new simulations, with its standard error, draws
-outside not left out. The posteriors are exact: that of the moons by inverting the simulator. Observations are the first
-three of the benchmark. Most of the time goes into C2ST.
+C2ST is the benchmark's: the accuracy in five-fold cross-validation of a network of two layers of 10 x width ReLU, on
+10,000 draws of the mixture and 10,000 of the posterior, z-scored by the latter. .5 is perfect. Its training stops after
+`--patience` epochs without progress; at scikit-learn's default of 10 it may stop before it has found all differences.
+KL(p, q) is E log p(theta | x) - E log q(theta | x) in nats over 10,000 new simulations, with its standard error; it
+includes the draws outside the box. The posteriors are exact: that of the moons inverts the simulator. Observations are
+the first three of the benchmark. C2ST takes most of the time.
 
     python tests/benchmarks/simulators.py [--only two_moons] [--budgets 1000 10000] [--seeds 1] [--observations 3]
+        [--restarts 5] [--patience 10]
 """
 
 import argparse
@@ -41,19 +42,19 @@ DRAWS = 10_000
 
 
 def crescent(n: int) -> Tensor:
-    """Points (n, 2) of the moon that is added to the place that theta gives."""
+    """Points (n, 2) of the moon, relative to the location that theta determines."""
     angle, radius = math.pi * (torch.rand(n) - 0.5), 0.1 + 0.01 * torch.randn(n)
     return torch.stack([radius * angle.cos() + 0.25, radius * angle.sin()], -1)
 
 
 def moon(theta: Tensor) -> Tensor:
     first, second = theta.unbind(-1)
-    place = torch.stack([-(first + second).abs(), second - first], -1) / math.sqrt(2)
-    return place + crescent(len(theta))
+    location = torch.stack([-(first + second).abs(), second - first], -1) / math.sqrt(2)
+    return location + crescent(len(theta))
 
 
 class Box(dist.Uniform):
-    """A uniform law to guides of which its bounds mean nothing."""
+    """A uniform distribution whose bounds are hidden from guides, which model it on the real line."""
 
     support = constraints.real
 
@@ -64,27 +65,27 @@ def two_moons(x: Tensor | None = None) -> None:
 
 
 def posterior_of_moons(x: Tensor, n: int) -> Tensor:
-    """theta at which x is a place plus a point of the crescent, either sign of t1 + t2, within the prior."""
+    """Draws (n, 2) of theta: x is its location plus a point of the crescent; t1 + t2 has either sign."""
     found: list[Tensor] = []
     while sum(map(len, found)) < n:
-        place = x - crescent(2 * n)
-        place = place[place[:, 0] <= 0]
-        total = place[:, 0] * math.sqrt(2) * torch.where(torch.rand(len(place)) < 0.5, 1.0, -1.0)
-        difference = place[:, 1] * math.sqrt(2)
+        location = x - crescent(2 * n)
+        location = location[location[:, 0] <= 0]
+        total = location[:, 0] * math.sqrt(2) * torch.where(torch.rand(len(location)) < 0.5, 1.0, -1.0)
+        difference = location[:, 1] * math.sqrt(2)
         theta = torch.stack([total - difference, total + difference], -1) / 2
         found.append(theta[(theta.abs() <= 1).all(-1)])
     return torch.cat(found)[:n]
 
 
 def score_of_moons(x: Tensor, theta: Tensor) -> Tensor:
-    """log p(theta | x): the crescent's density at x less the place, over how much of the crescent the prior allows."""
+    """log p(theta | x): the crescent's density at x minus the location, divided by its mass that the prior allows."""
     first, second = theta.unbind(-1)
     offset = x - torch.stack([0.25 - (first + second).abs() / math.sqrt(2), (second - first) / math.sqrt(2)], -1)
     radius = offset.norm(dim=-1)
     log_likelihood = dist.Normal(0.1, 0.01).log_prob(radius) - (math.pi * radius).log()
-    place = x[:, None] - crescent(1000)
-    along, across = place[..., 0].abs(), place[..., 1].abs()  # theta1 and theta2 are (+- along +- across) / sqrt 2
-    allowed = (place[..., 0] <= 0) & (along + across <= math.sqrt(2))
+    location = x[:, None] - crescent(1000)
+    along, across = location[..., 0].abs(), location[..., 1].abs()  # theta is (+- along +- across) / sqrt 2
+    allowed = (location[..., 0] <= 0) & (along + across <= math.sqrt(2))
     return log_likelihood - (2 * allowed.float().mean(1)).log()
 
 
@@ -102,9 +103,16 @@ def score_of_gaussians(x: Tensor, theta: Tensor) -> Tensor:
 
 
 class Task(NamedTuple):
-    """A simulator, what was observed, the exact posterior (draws at one x; log density, a row each), and the guide.
+    """A simulator with observations, its exact posterior, and the settings of the guide.
 
-    `epochs` are those of the nearest budget; draws beyond `bound` are left out.
+    Attributes:
+        model: The simulator as a Pyro program.
+        observed: The observations.
+        posterior: Returns n exact draws at one x.
+        score: Returns the exact log density of theta given x, for each row.
+        bound: Draws beyond it are left out.
+        guide: Options of `AutoFlow`.
+        epochs: The number of epochs by budget; the nearest budget counts.
     """
 
     model: Callable
@@ -142,24 +150,24 @@ TASKS = {
 }
 
 
-def c2st(exact: Tensor, found: Tensor, patience: int) -> float:
-    """Accuracy of the benchmark's classifier, 0.5 where the laws are one."""
+def c2st(exact: Tensor, draws: Tensor, patience: int) -> float:
+    """Accuracy of the benchmark's classifier, 0.5 if the distributions are equal."""
     center, spread = exact.mean(0), exact.std(0)
-    rows = torch.cat([(exact - center) / spread, (found - center) / spread]).numpy()
-    labels = np.repeat([0, 1], [len(exact), len(found)])
+    rows = torch.cat([(exact - center) / spread, (draws - center) / spread]).numpy()
+    labels = np.repeat([0, 1], [len(exact), len(draws)])
     width = 10 * rows.shape[1]
     network = MLPClassifier((width, width), max_iter=10_000, n_iter_no_change=patience, random_state=1)
     folds = KFold(n_splits=5, shuffle=True, random_state=1)
     return float(cross_val_score(network, rows, labels, cv=folds, scoring="accuracy").mean())
 
 
-def learn(task: Task, budget: int, seed: int, restarts: int) -> tuple[ppgen.Fit, float]:
-    """The fit, and the seconds that it took with all of compiling."""
+def train(task: Task, budget: int, seed: int, restarts: int) -> tuple[ppgen.Fit, float]:
+    """Returns the fit and its seconds, with compiling."""
     pyro.set_rng_seed(seed)
     simulator = ppgen.Simulator(task.model)
     table = simulator.draw(budget)
     guide = ppgen.AutoFlow(simulator, amortized="x", **task.guide)
-    epochs = task.epochs[min(task.epochs, key=lambda known: abs(math.log(known / budget)))]
+    epochs = task.epochs[min(task.epochs, key=lambda other: abs(math.log(other / budget)))]
     options = {"batch_size": 100, "epochs": epochs, "lr_scheduler": "cosine", "ema": 0.99, "restarts": restarts}
     adam = partial(torch.optim.Adam, lr=3e-3)
     start = time.perf_counter()
@@ -167,29 +175,29 @@ def learn(task: Task, budget: int, seed: int, restarts: int) -> tuple[ppgen.Fit,
     return fit, time.perf_counter() - start
 
 
-def behind(fit: ppgen.Fit, task: Task) -> tuple[float, float]:
-    """Nats by which the mixture is behind the posterior at new simulations, and the standard error."""
+def kl_divergence(fit: ppgen.Fit, task: Task) -> tuple[float, float]:
+    """The expected KL divergence of the mixture from the posterior at new simulations, and its standard error."""
     new = ppgen.Simulator(task.model).draw(DRAWS, seed=999)
     pyro.set_rng_seed(999)
     exact = torch.cat([task.score(*rows) for rows in zip(new.x.split(1000), new.theta.split(1000), strict=True)])
     scores = []
     for chain in range(len(fit.chains)):
         with torch.no_grad(), fit.eval_mode(chain):
-            scores.append(fit.guide.get_posterior(new.x).log_prob(new.theta))  # no map between theta and the line
-    gaps = exact - (torch.stack(scores).logsumexp(0) - math.log(len(scores)))
-    return float(gaps.mean()), float(gaps.std()) / math.sqrt(DRAWS)
+            scores.append(fit.guide.get_posterior(new.x).log_prob(new.theta))  # theta is modeled on the real line
+    log_ratios = exact - (torch.stack(scores).logsumexp(0) - math.log(len(scores)))
+    return float(log_ratios.mean()), float(log_ratios.std()) / math.sqrt(DRAWS)
 
 
 def draw(fit: ppgen.Fit, x: Tensor, n: int, bound: float) -> Tensor:
-    """Draws of all chains, as many of each, and those beyond the bound left out."""
-    found = []
+    """Draws of all chains, with equal weights, without those beyond the bound."""
+    draws = []
     for chain in range(len(fit.chains)):
         with torch.no_grad(), fit.eval_mode(chain):
-            found.append(fit.guide(x.expand(n, -1))["theta"])
-    together = torch.stack(found, 1).flatten(0, 1)
-    inside = together[(together.abs() <= bound).all(-1)]
+            draws.append(fit.guide(x.expand(n, -1))["theta"])
+    mixture = torch.stack(draws, 1).flatten(0, 1)
+    inside = mixture[(mixture.abs() <= bound).all(-1)]
     if len(inside) < n:
-        raise ValueError(f"expected at least {n} of {len(together)} draws within {bound}, got {len(inside)}")
+        raise ValueError(f"expected at least {n} of {len(mixture)} draws within {bound}, got {len(inside)}")
     return inside[torch.randperm(len(inside))[:n]]
 
 
@@ -198,18 +206,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--budgets", nargs="+", type=int, default=[1000, 10_000])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--observations", type=int, default=3, help="how many of the three")
+    parser.add_argument("--observations", type=int, default=3, help="the number of observations, at most three")
     parser.add_argument("--restarts", type=int, default=5)
     parser.add_argument("--patience", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| simulator | simulations | seed | C2ST, each observation | C2ST, mean | behind, nats | seconds |")
+    print("| simulator | simulations | seed | C2ST, each observation | C2ST, mean | KL(p, q), nats | seconds |")
     print("|---|---|---|---|---|---|---|")
     for name in options.only:
         task = TASKS[name]
         for budget in options.budgets:
             for seed in range(options.seeds):
-                fit, seconds = learn(task, budget, seed, options.restarts)
+                fit, seconds = train(task, budget, seed, options.restarts)
                 scores = []
                 for number, observed in enumerate(task.observed[: options.observations]):
                     x = torch.tensor(observed)
@@ -217,9 +225,9 @@ def main() -> None:
                     exact = task.posterior(x, DRAWS)
                     scores.append(c2st(exact, draw(fit, x, DRAWS, task.bound), options.patience))
                 each = ", ".join(f"{score:.3f}" for score in scores)
-                gap, error = behind(fit, task)
+                kl, error = kl_divergence(fit, task)
                 print(
-                    f"| {name} | {budget} | {seed} | {each} | {np.mean(scores):.3f} | {gap:.3f} ({error:.3f}) "
+                    f"| {name} | {budget} | {seed} | {each} | {np.mean(scores):.3f} | {kl:.3f} ({error:.3f}) "
                     f"| {seconds:.0f} |",
                     flush=True,
                 )

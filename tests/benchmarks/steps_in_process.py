@@ -1,8 +1,8 @@
 """One measurement in a process of its own, printed as JSON; `steps.py` runs it.
 
-    python steps_apart.py seconds|memory PROGRAM PEER --device cpu [--threads N]
+    python steps_in_process.py seconds|memory PROGRAM PEER --device cpu [--threads N]
 
-seconds: the first steps of a peer, which compile; imports that compiling makes count, the peer's own do not.
+seconds: the first steps of a peer, which compile; the time includes imports that compiling makes, not the peer's own.
 memory: peaks over 50 steps, in MiB (see `memory`).
 """
 
@@ -28,11 +28,11 @@ def seconds(peer: peers.Peer) -> dict[str, float]:
 
 
 def memory(peer: peers.Peer, device: str) -> dict[str, float]:
-    """The peak of 50 steps that follow the compiling ones.
+    """The peak memory of 50 steps after the steps that compile.
 
-    On CPU `steps` is the highest resident set during the steps above the resident set right before them: the kernel's
-    high-water mark is set back in between (Linux) and freed memory is given back first. `process` is the highest ever,
-    compiling included, above what was resident once the program was made. On CUDA both count allocated memory.
+    On CPU `steps` is the largest resident set during the steps, minus the resident set before them: freed memory is
+    returned first, and the kernel's high-water mark is reset (Linux). `process` is the largest resident set of the
+    whole process, compiling included, minus that after the program was made. On CUDA both are allocated memory.
     """
     if device == "cuda":
         level = begin = torch.cuda.memory_allocated()
@@ -59,10 +59,10 @@ def memory(peer: peers.Peer, device: str) -> dict[str, float]:
     return {"steps": (peak - level) / 2**20, "process": (top - begin) / 2**20}
 
 
-def resident(what: str) -> int:
-    """A line of this process's status, in bytes."""
+def resident(entry: str) -> int:
+    """An entry of this process's status, in bytes."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(lines[what].split()[0])
+    return 1024 * int(lines[entry].split()[0])
 
 
 def main() -> None:
