@@ -10,7 +10,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ppgen.models.latent_flow import FlowHead, GaussianFlow, make_flow
+from ppgen.flows.build import build_flow
+from ppgen.models.latent_flow import FlowHead, GaussianFlow
 from ppgen.models.latent_variable import NETWORKS, ConditionalDistribution, LatentVariableModel, mean_or_draw
 from ppgen.models.likelihood import Gaussian, Head, Point, make_likelihood
 from ppgen.models.options import NetworkOptions, constructed_from
@@ -164,7 +165,7 @@ class VAEOptions(AutoencoderOptions):
         return FlowHead(shape, flow=self.posterior, floor=ENCODER_FLOOR, **self.flow_options())
 
     def flow_options(self) -> dict[str, Any]:
-        """Keyword arguments of `make_flow`."""
+        """Keyword arguments of `ppgen.flows.build.build_flow`."""
         return {"layers": self.flow_layers, "hidden": self.flow_hidden}
 
 
@@ -192,7 +193,7 @@ class VAE(EncoderDecoder):
         super().__init__(options.make_code(), options.make_likelihood(), options)
         self.latent_flow = None
         if options.prior != "gaussian":
-            self.latent_flow = make_flow(options.prior, self.latent_dim, option="prior", **options.flow_options())
+            self.latent_flow = build_flow(options.prior, self.latent_dim, option="prior", **options.flow_options())
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The program z_i ~ p(z), x_i ~ p(x | z_i, y_i); arguments as in `LatentVariableModel.model`."""

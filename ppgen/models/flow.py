@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.flows import FLOWS, IMAGE_FLOWS, FlowDistribution, bounded
+from ppgen.flows.build import build_flow
 from ppgen.models.checks import check_event_shape, check_labels, check_levels, check_support, one_hot
-from ppgen.nets import evaluation, lookup
+from ppgen.nets import evaluation
 
 __all__ = ["FlowModel"]
 
@@ -77,15 +78,15 @@ class FlowModel(nn.Module):
         if kinetic < 0 or (kinetic and flow != "continuous"):
             raise ValueError(f"expected kinetic of at least 0, and 0 of any flow but 'continuous', got {kinetic}")
         self.kinetic = kinetic
-        make = lookup(ChainMap(FLOWS, IMAGE_FLOWS), flow, option="flow")
-        flow_options: dict[str, Any] = {} if flow == "lu_linear" else {"hidden": tuple(hidden)}
-        flow_options |= {key: value for key, value in (("layers", layers), ("scales", scales)) if value is not None}
-        flow_options |= dict(options or {})
-        shape: Any = self.event_shape if flow in IMAGE_FLOWS else math.prod(self.event_shape)
-        try:
-            self.flow = make(shape, context_dim=num_classes or 0, **flow_options)
-        except TypeError as error:
-            raise ValueError(f"flow={flow!r} has no such option: {error}") from error
+        self.flow = build_flow(
+            flow,
+            self.event_shape if flow in IMAGE_FLOWS else math.prod(self.event_shape),
+            hidden=hidden,
+            layers=layers,
+            context_dim=num_classes or 0,
+            table=ChainMap(FLOWS, IMAGE_FLOWS),
+            options=({} if scales is None else {"scales": scales}) | dict(options or {}),
+        )
         if levels is not None:
             if bounds is not None:
                 raise ValueError(f"expected levels or bounds, got both, {levels} and {bounds}")
@@ -212,7 +213,7 @@ class FlowModel(nn.Module):
             check_support(x, (x > low) & (x < high), expected, "scale the data, or change bounds")
 
     def _flow_input(self, x: Tensor) -> Tensor:
-        """X in the shape and dtype of the flow, levels with uniform noise."""
+        """The data in the shape and dtype of the flow, levels with uniform noise."""
         x = x.reshape(len(x), *self.flow.event_shape).to(self.flow.zero.dtype)
         return x if self.levels is None else x + torch.rand_like(x)
 

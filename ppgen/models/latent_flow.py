@@ -16,11 +16,11 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from ppgen.flows import FLOWS, Flow, FlowDistribution
+from ppgen.flows import FlowDistribution
+from ppgen.flows.build import build_flow
 from ppgen.models.likelihood import Gaussian, Head
-from ppgen.nets import lookup
 
-__all__ = ["FlowHead", "GaussianFlow", "make_flow"]
+__all__ = ["FlowHead", "GaussianFlow"]
 
 
 class GaussianFlow(TorchDistribution):
@@ -71,7 +71,7 @@ class GaussianFlow(TorchDistribution):
 
     @property
     def center(self) -> Tensor:
-        """Mu + sigma T(0), the image of the mean of the base; it replaces the mean, which is not known."""
+        """The image of the mean of the base, mu + sigma T(0); it replaces the mean, which is not known."""
         return self.loc + self.scale * self.distribution.transform(torch.zeros_like(self.loc))
 
 
@@ -82,43 +82,17 @@ class FlowHead(Head):
         event_shape: the shape of z.
         flow: a row of `ppgen.flows.FLOWS`.
         floor: the least sigma.
-        options: further options of `make_flow`.
+        options: further options of `ppgen.flows.build.build_flow`.
     """
 
     def __init__(self, event_shape: Sequence[int], *, flow: str, floor: float, **options: Any) -> None:
         super().__init__(event_shape)
         self.gaussian = Gaussian(event_shape, floor=floor)
         self.size = self.gaussian.size + 1
-        self.flow = make_flow(flow, self.elements, context_dim=self.elements, option="posterior", **options)
+        self.flow = build_flow(flow, self.elements, context_dim=self.elements, option="posterior", **options)
 
     def forward(self, raw: Tensor) -> TorchDistribution:
         """q(z | x)."""
         gaussian_raw, context = raw.split([self.size - 1, 1], -2)
         gaussian = self.gaussian(gaussian_raw).base_dist
         return GaussianFlow(gaussian.loc, gaussian.scale, self.flow(context.squeeze(-2)))
-
-
-def make_flow(
-    flow: str, dim: int, *, option: str, layers: int | None, hidden: Sequence[int], context_dim: int = 0
-) -> Flow:
-    """Builds a flow of vectors.
-
-    Args:
-        flow: a row of `ppgen.flows.FLOWS`.
-        dim: the width of the vectors.
-        option: the name of the user's option, for errors.
-        layers: the number of layers; None for the default of the flow.
-        hidden: hidden widths of the networks.
-        context_dim: the width of the context.
-
-    Raises:
-        ValueError: if the flow is unknown or does not accept an option.
-    """
-    make = lookup(FLOWS, flow, option=option)
-    options: dict[str, Any] = {} if flow == "lu_linear" else {"hidden": tuple(hidden)}
-    if layers is not None:
-        options["layers"] = layers
-    try:
-        return make(dim, context_dim=context_dim, **options)
-    except TypeError as error:
-        raise ValueError(f"{option}={flow!r} has no such option: {error}") from error

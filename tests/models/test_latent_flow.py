@@ -10,8 +10,9 @@ from pyro import poutine
 
 import ppgen
 from ppgen.flows import FLOWS
+from ppgen.flows.build import build_flow
 from ppgen.models import VAE
-from ppgen.models.latent_flow import GaussianFlow, make_flow
+from ppgen.models.latent_flow import GaussianFlow
 from ppgen.report import figures, report_of_run
 from ppgen.runs.cli import main
 from ppgen.runs.run import Run
@@ -164,7 +165,7 @@ def test_bad_options_are_refused(options, message):
 
 
 def test_a_flow_has_the_given_number_of_layers():
-    two, four = (make_flow("maf", 2, option="prior", layers=n, hidden=(8,)) for n in (2, 4))
+    two, four = (build_flow("maf", 2, option="prior", layers=n, hidden=(8,)) for n in (2, 4))
     assert 2 * len(list(two.parameters())) == len(list(four.parameters()))
     assert isinstance(build(posterior="maf").encode(torch.zeros(1, 3)), GaussianFlow)
 

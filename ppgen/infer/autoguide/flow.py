@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
 from ppgen.flows import FLOWS, Flow
+from ppgen.flows.build import build_flow
 from ppgen.flows.zuko import networks
 from ppgen.infer.autoguide.affine_flow import AffineFlow
 from ppgen.infer.autoguide.row_encoder import RowEncoder
@@ -125,12 +126,7 @@ class AutoFlow(AutoContinuous):
             (self._frames[len(rows[0])],) = self._prototype_frames.values()
         dim = len(start)
         if isinstance(flow, str):
-            options: dict[str, Any] = {} if flow == "lu_linear" else {"hidden": hidden}
-            options |= {} if layers is None else {"layers": layers}
-            try:
-                flow = FLOWS[flow](dim, context_dim=context_dim, **options)
-            except TypeError as error:
-                raise ValueError(f"AutoFlow: flow={flow!r} has no such option: {error}") from error
+            flow = build_flow(flow, dim, hidden=hidden, layers=layers, context_dim=context_dim, option="AutoFlow: flow")
         elif (tuple(flow.event_shape), flow.context_dim) != ((dim,), context_dim):
             raise ValueError(
                 f"AutoFlow: expected a flow over events of shape ({dim},) with a context of width {context_dim}, got "
