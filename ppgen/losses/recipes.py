@@ -255,7 +255,7 @@ def ddpm(*, weighting: str = "simple", times: str = "stratified") -> Objective:
     return DiffusionELBO(weighting, times=times)
 
 
-def edm(*, mean: float = -1.2, deviation: float = 1.2, times: str = "stratified") -> Objective:
+def edm(*, mean: float = -1.2, std: float = 1.2, times: str = "stratified") -> Objective:
     """EDM: 1/2 E w(noise) |x - D(z, noise)|^2 with log-normal noise levels.
 
     The weight makes the network's error of size one at every level. Reference: Karras et al. 2022, table 1,
@@ -263,10 +263,10 @@ def edm(*, mean: float = -1.2, deviation: float = 1.2, times: str = "stratified"
 
     Args:
         mean: the mean of log (noise / (signal d)), where d is the standard deviation of the data.
-        deviation: its standard deviation.
+        std: its standard deviation.
         times: a key of `ppgen.diffusion.TIMES`.
     """
-    return DiffusionELBO("edm", lognormal=(mean, deviation), times=times)
+    return DiffusionELBO("edm", lognormal=(mean, std), times=times)
 
 
 def vdm(*, times: str = "stratified") -> Objective:
@@ -442,7 +442,7 @@ def progan(
     distance: str = "wasserstein",
     weight: float | None = None,
     multi_scale: bool = False,
-    deviation: bool = True,
+    minibatch_std: bool = True,
     hidden: Sequence[int] | None = None,
     lr: float = 1e-3,
     betas: tuple[float, float] = (0.0, 0.99),
@@ -461,7 +461,7 @@ def progan(
             (Karras et al. 2019, https://arxiv.org/abs/1812.04948).
         weight: the weight of the gradient penalty; if left out, 10 for "wasserstein" and 1 for "jensen_shannon".
         multi_scale: an option of the default critic; see `ppgen.nets.GrowingEncoder`.
-        deviation: an option of the default critic; see `ppgen.nets.GrowingEncoder`.
+        minibatch_std: an option of the default critic; see `ppgen.nets.GrowingEncoder`.
         hidden: an option of the default critic; see `ppgen.nets.GrowingEncoder`.
         lr: the learning rate of the critic.
         betas: the momentum parameters of its Adam.
@@ -473,7 +473,7 @@ def progan(
     """
     recipe, usual = lookup(GROWN, distance, option="distance")
     if critic is None:
-        critic = partial(GrowingCritic, multi_scale=multi_scale, deviation=deviation, hidden=hidden)
+        critic = partial(GrowingCritic, multi_scale=multi_scale, minibatch_std=minibatch_std, hidden=hidden)
     elif hidden is not None:
         options["hidden"] = hidden  # the metric refuses it for a given critic
     options = {"steps": 1, "lr": lr, "betas": betas, **options}
@@ -521,9 +521,9 @@ def ali(critic: Critic = None, *, x: Sites = "x", z: Sites = "z", **options: Any
         z: the latent site, or several.
         **options: further options of the metric; see the module.
     """
-    model_trace = _joint(v.data, x) & _joint(v.posterior, z)
+    encoded = _joint(v.data, x) & _joint(v.posterior, z)
     generated = _joint(v.generated, x) & _joint(v.prior, z)
-    return match(model_trace, generated, m.JensenShannon(critic, **options))
+    return match(encoded, generated, m.JensenShannon(critic, **options))
 
 
 def vae_gan(

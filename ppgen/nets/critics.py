@@ -100,7 +100,7 @@ class GrowingCritic(nn.Module):
         norm: As in :class:`GrowingEncoder`.
         dropout: As in :class:`GrowingEncoder`.
         multi_scale: As in :class:`GrowingEncoder`.
-        deviation: As in :class:`GrowingEncoder`.
+        minibatch_std: As in :class:`GrowingEncoder`.
 
     Raises:
         ValueError: If there are no sites, and as :class:`GrowingEncoder`.
@@ -114,7 +114,7 @@ class GrowingCritic(nn.Module):
         norm: str | None = None,
         dropout: float = 0.0,
         multi_scale: bool = False,
-        deviation: bool = True,
+        minibatch_std: bool = True,
     ) -> None:
         super().__init__()
         if not event_shapes:
@@ -129,7 +129,7 @@ class GrowingCritic(nn.Module):
             dropout=dropout,
             context_dim=sum(math.prod(shape) for shape in others),
             multi_scale=multi_scale,
-            deviation=deviation,
+            minibatch_std=minibatch_std,
         )
 
     def forward(self, *sites: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ from ppgen.nets.networks import Network, activation_layers, as_shape, check_imag
 
 __all__ = ["Growing", "GrowingDecoder", "GrowingEncoder", "growing_parts"]
 
-MIN_SIDE = 4  # pixels per side of the first scale, unless the widths define more scales
-MAX_CHANNELS = 128  # of the first scale, unless the widths are given
+MIN_SIDE = 4  # the least number of pixels per side of the first scale, unless the widths define more scales
+MAX_CHANNELS = 128  # the most channels of the first scale, unless the widths are given
 
 
 class EqualLinear(nn.Linear):
@@ -308,7 +308,7 @@ class GrowingEncoder(Growing):
         multi_scale: Whether the image enters at every scale, (h_k + from_rgb_k(x at scale k)) / sqrt(2) (after Karnewar
             & Wang 2020, https://arxiv.org/abs/1903.06048; Karras et al. 2020, https://arxiv.org/abs/1912.04958),
             instead of at the largest scale alone.
-        deviation: Whether the first scale has a channel with the standard deviation over the batch, averaged over
+        minibatch_std: Whether the first scale has a channel with the standard deviation over the batch, averaged over
             channels and pixels, from which a critic recognizes samples that vary too little (Karras et al. 2018,
             section 3). The output then depends on the batch.
 
@@ -327,13 +327,13 @@ class GrowingEncoder(Growing):
         dropout: float = 0.0,
         context_dim: int = 0,
         multi_scale: bool = False,
-        deviation: bool = False,
+        minibatch_std: bool = False,
     ) -> None:
         scales = None if hidden is None else len(hidden)
         shapes = check_image_shape(event_shape), as_shape(out_dim)
         super().__init__(event_shape, *shapes, scales=scales, context_dim=context_dim)
         widths = (_widths(self.top) if hidden is None else tuple(hidden))[::-1]  # the smallest scale first
-        self.multi_scale, self.deviation = multi_scale, deviation
+        self.multi_scale, self.minibatch_std = multi_scale, minibatch_std
         options: dict[str, Any] = {"activation": activation, "norm": norm, "dropout": dropout}
 
         def convolution(width: int, following: int, size: int = 3) -> nn.Sequential:
@@ -346,7 +346,7 @@ class GrowingEncoder(Growing):
             nn.Sequential(convolution(width, width), convolution(width, following), nn.AvgPool2d(2))
             for following, width in pairwise(widths)
         )  # block k maps scale k + 1 to scale k
-        self.join = convolution(widths[0] + context_dim + deviation, widths[0])
+        self.join = convolution(widths[0] + context_dim + minibatch_std, widths[0])
         features = widths[0] * math.prod(self.sides[0])
         self.end = nn.Sequential(
             nn.Flatten(),
@@ -366,7 +366,7 @@ class GrowingEncoder(Growing):
                 features = self._from_image(value, scale)
                 combined = (features + h) / math.sqrt(2) if self.multi_scale else h
                 h = self.mix(features, combined) if fades else combined
-        if self.deviation:
+        if self.minibatch_std:
             spread = (h.var(0, unbiased=False) + 1e-8).sqrt().mean()
             h = torch.cat([h, spread.expand(len(h), 1, *h.shape[-2:])], 1)
         if context is not None:

@@ -14,7 +14,7 @@ from ppgen.nets import Growing, GrowingCritic, GrowingDecoder, GrowingEncoder
 
 SHAPES = [(1, 8, 8), (2, 16, 16), (1, 13, 9), (3, 17, 30)]
 DECODERS = {"each": {}, "pyramid": {"pyramid": True}, "pixel": {"norm": "pixel"}}
-ENCODERS = {"one": {}, "multi-scale": {"multi_scale": True}, "deviation": {"deviation": True}}
+ENCODERS = {"one": {}, "multi-scale": {"multi_scale": True}, "minibatch_std": {"minibatch_std": True}}
 
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 every_decoder = pytest.mark.parametrize("options", DECODERS.values(), ids=DECODERS)
@@ -169,8 +169,8 @@ def test_the_scales_of_a_pyramid_sum_to_the_image():
     torch.testing.assert_close(decoder(z), images[1] + 0.25 * (images[2] - images[1]))
 
 
-def test_minibatch_deviation_detects_a_batch_of_equal_images():
-    encoder = GrowingEncoder((1, 8, 8), 1, deviation=True)
+def test_the_minibatch_standard_deviation_detects_a_batch_of_equal_images():
+    encoder = GrowingEncoder((1, 8, 8), 1, minibatch_std=True)
     x = torch.randn(16, 1, 8, 8)
     alone = encoder(x[:1].expand(16, 1, 8, 8))[0]
     assert not torch.allclose(encoder(x)[0], alone)
@@ -219,7 +219,7 @@ def test_particle_dimensions_and_a_context_are_supported():
 
 @pytest.mark.parametrize("options", ENCODERS.values(), ids=ENCODERS)
 def test_a_critic_returns_one_number_per_row_with_second_derivatives(options):
-    critic = GrowingCritic((1, 9, 9), (3,), **{"deviation": False, **options})
+    critic = GrowingCritic((1, 9, 9), (3,), **{"minibatch_std": False, **options})
     x, z = torch.randn(6, 1, 9, 9, requires_grad=True), torch.randn(6, 3)
     critic.network.grow(0.5)
     value = critic(x, z)
