@@ -76,7 +76,7 @@ def base_space_test(
         repeats: The number of samples u.
         slices: The number of random directions of the second test.
         simulations: The number of samples from the base that the tests use.
-        seed: Of all random numbers; the global random state is not changed.
+        seed: The seed of all random numbers; the global random state is not changed.
 
     Returns:
         The comparison. `kl` is infinite if rows coincide or span fewer than d dimensions.
@@ -117,8 +117,8 @@ def base_space_test(
         float(null[:, 0].mean() - value),
         error,
         distances[0, :d],
-        permutation_result("Kolmogorov, the worst coordinate", distances[:, :d].max(1)),
-        permutation_result("Kolmogorov, sliced", distances[:, d:].mean(1)),
+        permutation_result("Kolmogorov-Smirnov, largest over coordinates", distances[:, :d].max(1)),
+        permutation_result("Kolmogorov-Smirnov, sliced", distances[:, d:].mean(1)),
     )
 
 

@@ -275,7 +275,7 @@ def uncovered_data(
         k: The number of neighbors.
         level: The largest probability, for P = Q, that anything is flagged.
         permutations: B, at least 1 / level - 1.
-        seed: Of the permutations and of the reference half of `UncoveredData.by_label`.
+        seed: The seed of the permutations and of the reference half of `UncoveredData.by_label`.
 
     Raises:
         TypeError: If an argument is not an array of real numbers.

@@ -62,8 +62,9 @@ def adaptation_risk(
         source: Features (n, *event) of rows of the source that were not used in training.
         target: Features (m, *event) of rows of the target that were not used in training.
         wrong: (n,), 1 if the prediction in the source is wrong and 0 if it is right.
-        classifier: Of the two-sample test, see `classifier_test`. The weights come from a logistic regression.
-        seed: Of the test's folds.
+        classifier: The classifier of the two-sample test, see `classifier_test`. The weights come from a logistic
+            regression.
+        seed: The seed of the folds of the test.
 
     Raises:
         TypeError: As `classifier_test`.

@@ -25,7 +25,7 @@ def estimate(metric: Metric, x: Tensor, y: Tensor, *, steps: int = 1000, batch_s
         y: Rows (m, *event).
         steps: The number of training steps of a critic.
         batch_size: The number of rows of each sample in a training step.
-        seed: Of the halves, the batches and a new critic; the global random state is not changed.
+        seed: The seed of the halves, the batches and a new critic; the global random state is not changed.
 
     Raises:
         ValueError: If a critic gets fewer than four rows of a sample, and as the metric does.

@@ -94,7 +94,7 @@ def pyramid_distance(
         size: The side of a patch in pixels of the level. In many dimensions most directions are sensitive to little but
             the scale: wrong combinations of colors show better with a size of 1.
         projections: The number of directions.
-        seed: Of the patches and directions.
+        seed: The seed of the patches and directions.
 
     Raises:
         TypeError: If an argument is not an array of real numbers.
@@ -135,7 +135,7 @@ def pyramid_noise(
         patches: As in `pyramid_distance`.
         size: As in `pyramid_distance`.
         projections: As in `pyramid_distance`.
-        seed: Of the halves, patches and directions.
+        seed: The seed of the halves, patches and directions.
 
     Raises:
         TypeError: If the data are not an array of real numbers.

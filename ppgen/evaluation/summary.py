@@ -45,7 +45,7 @@ def measure(
         modes: The centers (K, features) and the standard deviation of the modes, if the data are such a mixture.
         metrics: Whether to evaluate all `METRICS` and a classifier test. Without them, the result has only the
             fidelity, the diversity and, for images of at least 8 x 8, the `pyramid_distance` at each level.
-        seed: Of directions, folds and critics.
+        seed: The seed of directions, folds and critics.
     """
     numbers: dict[str, float] = {}
     axes = None if data.ndim > 2 else 0

@@ -66,7 +66,7 @@ def ks_test(x: Rows, y: Rows, *, projections: int = 100, permutations: int = 499
         y: Rows (m, *event).
         projections: The number of directions.
         permutations: B.
-        seed: Of the directions and permutations.
+        seed: The seed of the directions and permutations.
 
     Raises:
         TypeError: If a sample is not an array of real numbers.
@@ -116,7 +116,7 @@ def mmd_test(
             sample.
         scales: As in `ppgen.metrics.MMD`.
         permutations: B.
-        seed: Of the permutations.
+        seed: The seed of the permutations.
 
     Raises:
         TypeError: If a sample is not an array of real numbers.
@@ -143,7 +143,7 @@ def energy_test(x: Rows, y: Rows, *, exponent: float = 1.0, permutations: int = 
         y: Rows (m, *event).
         exponent: b, between 0 and 2, both excluded.
         permutations: B.
-        seed: Of the permutations.
+        seed: The seed of the permutations.
 
     Raises:
         TypeError: If a sample is not an array of real numbers.
@@ -171,7 +171,7 @@ def classifier_test(x: Rows, y: Rows, *, classifier: Any = "logistic", folds: in
             constant columns at zero. Or a scikit-learn classifier with `predict_proba` or `decision_function`, of which
             a clone is fitted to the flattened rows.
         folds: The number of folds; two are one split into halves.
-        seed: Of the folds, the ties and the network's weights.
+        seed: The seed of the folds, the ties and the network's weights.
 
     Raises:
         TypeError: If a sample is not an array of real numbers, or the classifier has no scores.

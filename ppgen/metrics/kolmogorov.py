@@ -86,7 +86,7 @@ class DistributionFunctionMetric(Metric):
 class KolmogorovSmirnov(DistributionFunctionMetric):
     """The Kolmogorov-Smirnov statistic ``sup_t |F(t) - G(t)|``, that of the two-sample test if ``d = 1``."""
 
-    title = "Kolmogorov, sliced"
+    title = "Kolmogorov-Smirnov, sliced"
 
     def statistic(self, difference: Tensor, mass: Tensor) -> Tensor:
         """``sup |F - G|``."""

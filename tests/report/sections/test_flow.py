@@ -159,7 +159,7 @@ def test_a_run_compares_its_flow_with_data(source, tmp_path, monkeypatch):
     value, error = numbers["held-out KL(data, model), nearest-neighbor estimate in the base space (nats)"]
     assert value > 0
     assert error > 0
-    assert 0 < numbers["p-value in the base space: Kolmogorov, sliced"] <= 1
+    assert 0 < numbers["p-value in the base space: Kolmogorov-Smirnov, sliced"] <= 1
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<h2>The flow</h2>" in page
     assert ("heat map" in page) == (source == "moons")
