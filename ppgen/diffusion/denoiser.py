@@ -70,7 +70,10 @@ class NoiseEmbedding(nn.Module):
         self.by_noise_fraction = by_noise_fraction
 
     def forward(self, log_snr: Tensor) -> Tensor:
-        """Maps log SNR (*batch,) to features (*batch, dim); log SNR is clamped to +-`max_log_snr`."""
+        """Maps log SNR (*batch,) to features (*batch, dim).
+
+        The functions of log SNR saturate at +-`max_log_snr`; the noise fraction and its harmonics do not.
+        """
         fraction = (-log_snr / 2).sigmoid()
         k = torch.arange((self.dim - 2) // 2, dtype=fraction.dtype, device=fraction.device)
         if self.by_noise_fraction:

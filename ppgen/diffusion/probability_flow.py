@@ -44,7 +44,8 @@ class ProbabilityFlow(TorchDistribution):
         tolerance: The absolute and relative tolerance of an adaptive solver.
         probes: None for the exact trace, which takes D derivatives of E per evaluation. Otherwise the number of random
             sign vectors p in Hutchinson's estimate of it, the mean of p' (dE/dw) p (Grathwohl et al. 2019,
-            https://arxiv.org/abs/1810.01367). They are sampled once per density, whose logarithm is then unbiased.
+            https://arxiv.org/abs/1810.01367). They are sampled once per evaluation; the estimate of the log
+            density is unbiased.
 
     Raises:
         ValueError: If an option is unknown or out of range, or `base` has no event dimensions.

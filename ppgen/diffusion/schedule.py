@@ -146,9 +146,9 @@ class LearnedSchedule(Schedule):
 
         log SNR(t) = log SNR(0) + (log SNR(1) - log SNR(0)) m(t),        m(t) = sum_k w_k b_k(t),
 
-    where the weights w_k sum to one, b_0(t) = t, and every other b_k is a sigmoid in t rescaled to run from 0 to 1. The
-    schedule starts close to linear. The continuous-time ELBO depends on the two ends only; the shape in between affects
-    the variance of its estimate.
+    where the weights w_k sum to one, b_0(t) = t, and every other b_k is a sigmoid in t rescaled to run from 0 to 1. At
+    initialization log SNR is close to linear in t. The continuous-time ELBO depends on the two ends only; the shape in
+    between affects the variance of its estimate.
 
     Args:
         sigma_min: The initial ratio s / a at t = 0; None for 0.001.

@@ -3,7 +3,8 @@
 ``metric(x, y)`` is the critic's objective V (see `ppgen.metrics.adversarial_losses`), an estimate of a divergence
 D(P, Q). It is a lower bound up to sampling error and memorized rows, and only as tight as the critic is good. Its
 gradient is that of the generator's loss, saturating or not, with the critic's weights fixed. `critic_loss` is the
-critic's side: -V plus the constraint's penalty, with the samples detached. `ppgen.infer` decides who takes a step when.
+critic's side: -V plus the constraint's penalty, with the samples detached. `ppgen.infer` decides when each
+side takes a step.
 
 The critic is the metric's own network, with its own optimizer. It is called with one tensor per site, rows first and
 events in their original shape, and returns one score per row.
@@ -51,9 +52,9 @@ class CriticMetric(Metric):
         frequencies: The number of frequencies of the default critic.
         lr: The learning rate of the critic's own Adam. A rate other than that of the generator gives two time scales
             (Heusel et al. 2017, https://arxiv.org/abs/1706.08500).
-        betas: Of the same Adam. The default momentum is low, because adversarial training rotates around its
-            equilibrium and momentum amplifies the rotation (Radford et al. 2016, https://arxiv.org/abs/1511.06434;
-            Gidel et al. 2019, https://arxiv.org/abs/1807.04740).
+        betas: The momentum parameters of this Adam. The default momentum is low, because adversarial training rotates
+            around its equilibrium and momentum amplifies the rotation (Radford et al. 2016,
+            https://arxiv.org/abs/1511.06434; Gidel et al. 2019, https://arxiv.org/abs/1807.04740).
         optim: Replaces Adam: a function from parameters to a torch optimizer, or a Pyro optimizer.
         steps: The number of critic steps before each step of the programs, all on the same batch of data, with new
             draws from the programs.
@@ -399,7 +400,7 @@ class Relativistic(CriticMetric):
 
     @property
     def upper_bound(self) -> float | None:
-        """Log 2."""
+        """The largest value, log 2."""
         return math.log(2)
 
     def critic_objective(self, vx: Tensor, vy: Tensor, p: Tensor, q: Tensor, *, smoothing: float = 0.0) -> Tensor:

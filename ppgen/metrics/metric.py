@@ -137,7 +137,7 @@ def check_weights(weights: Tensor, x: Tensor, name: str) -> Tensor:
     """The weights in the dtype and on the device of the sample.
 
     Args:
-        weights: Of the rows.
+        weights: The weights of the rows.
         x: The sample ``(n, ...)``.
         name: The name of the weights, for the error message.
 
