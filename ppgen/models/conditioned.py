@@ -22,16 +22,16 @@ class Conditioned:
         model: the prior.
         program: a program that is called with x or, if a site is named, without arguments.
         site: the latent site of the program whose distribution is that of the model.
-        guide: options of `ppgen.diffusion.posterior`.
+        posterior_options: options of `ppgen.diffusion.posterior`.
 
     Raises:
         ValueError: if the program has no such latent site, or its distribution is another one.
     """
 
     def __init__(
-        self, model: DenoisingSampler, program: Callable[..., Any], *, site: str | None = None, **guide: Any
+        self, model: DenoisingSampler, program: Callable[..., Any], *, site: str | None = None, **posterior_options: Any
     ) -> None:
-        self.model, self.site, self.guide = model, site, guide
+        self.model, self.site, self.posterior_options = model, site, posterior_options
         self.shape = torch.Size(model.event_shape)
         self.distribution: ProbabilityFlow | None = None
         self.likelihood: Callable[[Tensor], Any]
@@ -76,7 +76,7 @@ class Conditioned:
             ValueError: for a likelihood that `ppgen.diffusion.posterior` refuses, and as `DenoisingSampler.sample`
                 does.
         """
-        denoise = posterior(self._prior(n, y, guidance), self.likelihood, **self.guide)
+        denoise = posterior(self._prior(n, y, guidance), self.likelihood, **self.posterior_options)
         batch_shape = (n, *self.shape[: len(self.shape) - len(self.model.event_shape)])
         options |= {"return_path": return_path, "progress": progress}
         v = self.model.run_sampler(denoise, batch_shape, sampler, steps, **options)

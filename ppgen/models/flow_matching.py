@@ -5,8 +5,8 @@ its velocity are
 
     z_u = (1 - u) x + u e,        dz/du = e - x.
 
-Least squares learn F(z, u) = E[e - x | z_u = z]. The ODE dz/du = F(z, u) transports the base at u = 1 to the data at u
-= 0, and its distribution at u is that of z_u (Lipman et al., https://arxiv.org/abs/2210.02747; Liu et al.,
+Least squares learn F(z, u) = E[e - x | z_u = z]. The ODE dz/du = F(z, u) transports the base at u = 1 to the data
+at u = 0, and its distribution at u is that of z_u (Lipman et al., https://arxiv.org/abs/2210.02747; Liu et al.,
 https://arxiv.org/abs/2209.03003; Tong et al., https://arxiv.org/abs/2302.00482). With the base N(0, I) it is diffusion
 on the linear path, with the denoiser E[x | z] = z - u F.
 
@@ -180,7 +180,7 @@ class FlowMatching(DenoisingSampler):
         return e.index_select(0, couple(e, v, **self.coupling, labels_z=labels, labels_x=y))
 
     def _sample_base(self, n: int) -> Tensor:
-        """N draws of the base."""
+        """Draws n rows of the base."""
         parameter = next(self.denoiser.parameters())
         if self.rows is not None:
             return self.rows[torch.randint(len(self.rows), (n,), device=self.rows.device)].to(parameter.dtype)

@@ -98,7 +98,7 @@ class Samples(Protocol):
     """Generates data."""
 
     def sample(self, n: int, y: Tensor | None = None, *, mean: bool = False) -> Any:
-        """N draws of x, or with ``mean=True`` of E[x | z]: a tensor (n, *event_shape)."""
+        """Draws x, or with ``mean=True`` E[x | z], n times: a tensor (n, *event_shape)."""
 
 
 @runtime_checkable
@@ -138,7 +138,7 @@ class HasLogProb(Protocol):
     """Has a density of data, exact or estimated from below."""
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Log p(x_i) in nats: (n,)."""
+        """The log density log p(x_i) in nats: (n,)."""
 
 
 @runtime_checkable
@@ -146,7 +146,7 @@ class HasLogEvidence(Protocol):
     """Estimates log p(x) by importance sampling from its encoder."""
 
     def log_evidence(self, x: Tensor, y: Tensor | None = None, *, particles: int = 100) -> Tensor:
-        """Log p(x_i) in nats: (n,)."""
+        """The log density log p(x_i) in nats: (n,)."""
 
 
 @runtime_checkable
@@ -168,7 +168,7 @@ class TransportsToBase(Protocol):
         """p(x), or p(x | y): a `ppgen.flows.FlowDistribution`."""
 
     def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Log p(x_i) in nats: (n,)."""
+        """The log density log p(x_i) in nats: (n,)."""
 
     def pull_back(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z_i = T^-1(x_i) in the base space, and log |det dz_i / dx_i| (n,) in nats."""
@@ -182,7 +182,7 @@ class Denoises(Protocol):
         """The function (z, level) -> E[v | z], v the scaled data."""
 
     def sample(self, n: int, y: Tensor | None = None, *, mean: bool = False) -> Any:
-        """N draws of x; further options are ``sampler``, ``steps``, ``guidance`` and ``return_path``."""
+        """Draws x n times; further options are ``sampler``, ``steps``, ``guidance`` and ``return_path``."""
 
 
 @runtime_checkable

@@ -91,7 +91,7 @@ class DenoisingSampler(DenoisingModel):
                 of a model without label dropout; for options out of range; for labels that `check` refuses.
         """
         if mean:
-            raise ValueError("a sampler's draws end in means already, E[v | z] at the least noise: leave mean=True out")
+            raise ValueError("the last step of a sampler returns the mean E[v | z], without noise: leave mean=True out")
         self.check_labels(y, torch.Size([n]))
         options = self._sampler_options(sampler, self._context(y), options)
         options |= {"return_path": return_path, "progress": progress}
@@ -116,8 +116,8 @@ class DenoisingSampler(DenoisingModel):
             return conditional
         if context is None or not self.label_dropout:
             raise ValueError(
-                f"guidance without a conditional training: guidance={guidance} needs a model of labels or contexts, "
-                "trained with label_dropout above 0"
+                f"guidance={guidance} needs a model that is trained with labels or contexts, and also without them, by "
+                "label_dropout above 0"
             )
         zeros = torch.zeros_like(context)
         return classifier_free(conditional, lambda z, level: self.denoiser(z, level, zeros), guidance)
