@@ -25,8 +25,6 @@ def train(arguments: Namespace) -> None:
 
     name = arguments.method
     options = arguments[name]
-    if options.method != name:
-        raise ValueError(f"the configuration is of a run of {options.method!r}: use `ppgen train {options.method}`")
     method = METHODS[name]
     config = {"method": name, **_plain_values(options.as_dict())}
     config.setdefault("loss", {})  # some recipes have no options

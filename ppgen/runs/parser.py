@@ -1,14 +1,13 @@
 """The arguments of all commands. This module imports neither torch nor NumPy, so that ``ppgen --help`` is quick."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 import ppgen
-from ppgen.runs.folder import check_version
+from ppgen.runs.folder import check_version, parse_config
 from ppgen.runs.methods import METHODS, Method
 
 __all__ = ["make_parser"]
@@ -44,21 +43,45 @@ def _train(parser: ArgumentParser, words: Sequence[str]) -> None:
 def _train_method(name: str, method: Method) -> ArgumentParser:
     parser = ArgumentParser(description=f"Train {method.summary}.")
     parser.add_argument("--config", action=_ConfigFile, help="a config.yaml; later options override it")
-    parser.add_argument("--method", default=name, help="the method that a configuration file must name")
+    parser.add_argument(
+        "--method", default=name, choices=[name], help="the method, which a configuration file has to name as well"
+    )
     method.run_class().add_arguments(parser, method)
     return parser
 
 
 class _ConfigFile(ActionConfigFile):
-    """An action that reads a configuration file, unless an earlier version of ppgen wrote it."""
+    """An action that reads a configuration file, after it has checked that the method has all of its options."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Reads the file and adds its contents to the parsed arguments."""
         if (path := Path(values)).is_file():
-            config = yaml.safe_load(path.read_text())
-            if isinstance(config, dict) and "system" in config:
-                check_version(config, path)
+            _check_config(parse_config(path), parser.get_defaults().as_dict(), path)
         super().__call__(parser, cfg, values, option_string)
+
+
+def _check_config(config: dict[str, Any], defaults: Mapping[str, Any], path: Path) -> None:
+    """Raises a ValueError if the configuration is of another version or method, or has an unknown option."""
+    if "system" in config:
+        check_version(config, path)
+    method = defaults["method"]
+    if (other := config.get("method", method)) != method:
+        raise ValueError(f"{path}: the configuration is of a run of {other!r}: use `ppgen train {other}`")
+    known = _option_names(defaults)
+    if unknown := [name for name in _option_names(config) if name not in known]:
+        from ppgen.tracing.sites import did_you_mean  # late: it imports torch
+
+        section = unknown[0].rpartition(".")[0]
+        siblings = [name for name in known if name.rpartition(".")[0] == section] or known
+        raise ValueError(f"{path}: {method!r} has no option {unknown[0]!r}; {did_you_mean(unknown[0], siblings)}")
+
+
+def _option_names(options: Mapping[str, Any]) -> list[str]:
+    """The names of options as on the command line, such as "lr" and "fit.epochs"."""
+    names = []
+    for name, value in options.items():
+        names += [f"{name}.{key}" for key in value] if isinstance(value, dict) else [name]
+    return names
 
 
 def _resume(parser: ArgumentParser, _: Sequence[str]) -> None:

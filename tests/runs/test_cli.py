@@ -31,10 +31,26 @@ def test_later_options_override_a_configuration_file(quick, tmp_path):
     assert read_config(tmp_path / "second")["model"]["latent_dim"] == 3
 
 
-def test_a_configuration_file_of_another_method_is_refused(tmp_path, capsys):
-    (tmp_path / "ae.yaml").write_text("method: ae\n")
-    assert main(["train", "vae", "moons", "--config", "ae.yaml", "--out", "other"]) == 1
-    assert "ppgen train ae" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("method: nsf\nmodel: {layers: 2}\n", "of a run of 'nsf': use `ppgen train nsf`"),
+        ("method: vae\nmodel: {latnt_dim: 2}\n", "no option 'model.latnt_dim'; did you mean 'model.latent_dim'"),
+        ("method: vae\nfitt: {steps: 2}\n", "'vae' has no option 'fitt.steps'"),
+        ("method: [", "is not valid YAML"),
+        ("- vae", "expected a mapping from options to values, got list"),
+    ],
+)
+def test_a_configuration_file_that_the_method_cannot_use_is_refused(content, message, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(content)
+    assert main(["train", "vae", "moons", "--config", "config.yaml"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_configuration_without_options_of_the_loss_is_repeated(quick):
+    assert main(["train", "ae", "moons", *quick, "--out", "first"]) == 0
+    assert main(["train", "ae", "--config", "first/config.yaml", "--out", "second"]) == 0
 
 
 def test_a_weight_can_follow_a_schedule(quick, tmp_path):

@@ -50,7 +50,12 @@ def test_a_configuration_file_of_an_earlier_version_is_refused(tmp_path, capsys)
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("source: moons\n", "config.yaml does not name a method"), ("method: vea\n", "there is no method 'vea'")],
+    [
+        ("source: moons\n", "config.yaml does not name a method"),
+        ("method: vea\n", "there is no method 'vea'"),
+        ("method: [", "config.yaml: the file is not valid YAML"),
+        ("", "config.yaml: expected a mapping from options to values, got NoneType"),
+    ],
 )
 def test_a_configuration_without_a_known_method_is_refused(content, message, folder, capsys):
     (folder / "config.yaml").write_text(content)
