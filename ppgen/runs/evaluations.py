@@ -69,8 +69,8 @@ def evaluate(held_out: HeldOut) -> Numbers:
 
 
 def loss_terms(held_out: HeldOut) -> Numbers:
-    """The value of each term of the loss."""
-    return {f"held-out {name}": value for name, value in held_out.fit.breakdown(*held_out.rows).items()}
+    """The value of each term of the loss. The term "ELBO" is minus the evidence lower bound, hence the words."""
+    return {f"held-out loss term {name}": value for name, value in held_out.fit.breakdown(*held_out.rows).items()}
 
 
 def log_evidence(held_out: HeldOut) -> Numbers:

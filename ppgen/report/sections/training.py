@@ -25,6 +25,8 @@ def training(context: FitContext) -> Section | None:
     terms = [name for name in fit.history if name != "loss"]
     if terms:
         caption = "The terms of the loss by step. They include their weights, so that their sum is the loss."
+        if any("ELBO" in name for name in terms):
+            caption += " An ELBO is a loss here: minus the evidence lower bound."
         panels = figures.term_breakdown(fit.history, unit=unit)
         items.append(Figure(panels, caption, f"Line charts of {', '.join(terms)}. {caption}"))
     if len(fit.chains) > 1:
