@@ -154,6 +154,10 @@ class DataRun(Run):
             raise ValueError(
                 f"{self.folder}: {options}: only diffusion models and flow matching have a sampler, not {method!r}"
             )
+        if self.config["conditional"] != (label is not None):
+            advice = "leave --label out" if label is not None else "choose the label of the samples with --label"
+            kind = "conditional" if self.config["conditional"] else "not conditional"
+            raise ValueError(f"{self.folder}: the model is {kind}: {advice}")
         y = None if label is None else torch.full((n,), label)
         with torch.random.fork_rng():
             torch.manual_seed(seed)

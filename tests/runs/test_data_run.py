@@ -80,6 +80,7 @@ def test_results_have_the_capabilities_of_the_model(quick, tmp_path):
     assert {likelihood, elbo} <= names["ddpm"]
     assert likelihood in names["maf"]
     assert not {evidence, elbo} & names["maf"]
+    assert "held-out loss term ELBO" in names["maf"]  # minus the evidence lower bound, unlike other numbers
     assert any("in the base space" in key for key in names["maf"])
     for keys in names.values():
         assert {"held-out rows", "generated: precision", "generated: recall"} <= keys
@@ -130,7 +131,13 @@ def test_a_conditional_model_samples_one_label(quick, tmp_path, capsys):
     assert main(["sample", "run", "--label", "1", "--n", "3"]) == 0
     assert np.load(tmp_path / "run/samples.npy").shape == (3, 2)
     assert main(["sample", "run", "--n", "3"]) == 1
-    assert "expected labels y" in capsys.readouterr().err
+    assert "run: the model is conditional: choose the label of the samples with --label" in capsys.readouterr().err
+
+
+def test_an_unconditional_model_has_no_label_to_sample(quick, capsys):
+    assert main(["train", "vae", "moons", *quick, "--out", "run"]) == 0
+    assert main(["sample", "run", "--label", "1"]) == 1
+    assert "run: the model is not conditional: leave --label out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["gan", "ali"])
