@@ -47,11 +47,11 @@ def compare(
 
     Raises:
         FileNotFoundError: If one of the folders is not the folder of a finished run.
-        ValueError: If n is below 20, or the runs are not on the same data.
+        ValueError: If n is below 20, a folder is given twice, or the runs are not on the same data.
     """
     if n < MIN_SAMPLES:
         raise ValueError(f"compare: expected n of at least {MIN_SAMPLES}, for meaningful metrics, got {n}")
-    runs = {Path(folder).name: _load(folder) for folder in folders}
+    runs = dict(zip(_names(folders), map(_load, folders), strict=True))
     first, *others = runs.values()
     for run in others:
         if (run.data.name, run.data.event_shape) != (first.data.name, first.data.event_shape):
@@ -70,6 +70,19 @@ def compare(
     table = pd.DataFrame(columns)
     page = write_report(out, _page(runs, samples, table))
     return page, table.to_string(float_format=lambda value: f"{value:.4g}")
+
+
+def _names(folders: Sequence[str | os.PathLike]) -> list[str]:
+    """The names of the folders, or their paths if two have the same name.
+
+    Raises:
+        ValueError: If a folder is given twice.
+    """
+    paths = [Path(folder).resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"compare: expected different run folders, got {', '.join(map(str, folders))}")
+    names = [path.name for path in paths]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def _load(folder: str | os.PathLike) -> DataRun:

@@ -25,6 +25,17 @@ def test_runs_are_compared_under_every_metric(quick, tmp_path, capsys, monkeypat
     assert captured.split()[-1] == "8"  # of 60 rows of the true distribution
 
 
+def test_runs_whose_folders_have_the_same_name_are_all_compared(quick, capsys, monkeypatch):
+    monkeypatch.setattr(summary, "METRICS", {})
+    for folder in ("a/run", "b/run"):
+        assert main(["train", "ae", "moons", *quick, "--out", folder]) == 0
+    capsys.readouterr()
+    assert main(["compare", "a/run", "b/run", "--n", "60"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["a/run", "b/run", "training", "data"]
+    assert main(["compare", "a/run", "./a/run"]) == 1
+    assert "expected different run folders" in capsys.readouterr().err
+
+
 def test_runs_on_different_data_are_not_compared(quick, capsys):
     assert main(["train", "ae", "moons", *quick, "--out", "a"]) == 0
     assert main(["train", "ae", "ring", *quick, "--out", "b"]) == 0
