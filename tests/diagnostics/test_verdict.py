@@ -215,3 +215,5 @@ def test_an_amortized_guide_is_judged_by_its_rows(wrong, level):
     verdict = untrained_fit(rows, amortized(wrong), x).diagnose(x)
     assert verdict.level == level, str(verdict)
     assert ("bad_rows" in verdict.reasons) == wrong
+    assert any("each datum" in advice for advice in verdict.advice) == wrong
+    assert RICHER not in verdict.advice  # none of its guides has latents that depend on the datum

@@ -15,6 +15,8 @@ REPARAMETERIZE = (
     "another parametrization of the model where one latent scales others: pyro.infer.reparam.LocScaleReparam"
 )
 
+RICHER_ROWS = 'a richer guide of each datum\'s latents, such as a full covariance or a flow (posterior="iaf" of a VAE)'
+
 
 def pareto_k(draws: PosteriorDraws) -> Finding:
     """k-hat of the weights of the whole data set, or the median over data."""
@@ -90,7 +92,7 @@ BAD_ROWS = Check(
     "The share of data whose importance weights are unreliable.",
     bad_rows,
     f"It should be at most {MAX_BAD_ROWS}.",
-    guide_advice=(RICHER,),
+    guide_advice=(RICHER_ROWS,),
 )
 MISSED_TAIL_MASS = Check(
     "missed_tail_mass",
