@@ -1,4 +1,4 @@
-"""Nested arguments: the tensors in them, and a key by which steps that one compiled function serves are alike."""
+"""Nested arguments: the tensors in them, and a key that is equal for calls that can share one compiled function."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterator
@@ -69,7 +69,7 @@ def _structure(tree: Any) -> Hashable:
     """The containers of a tree, without its leaves."""
     if not _is_container(tree):
         return None
-    keys = tuple(tree) if isinstance(tree, dict) else None
+    keys = tuple((type(key), key) for key in tree) if isinstance(tree, dict) else None  # 1 == True == 1.0
     return type(tree), keys, tuple(map(_structure, tree.values() if isinstance(tree, dict) else tree))
 
 

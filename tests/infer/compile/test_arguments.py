@@ -131,6 +131,7 @@ def test_leaves_and_containers_survive_a_map(kind):
 
 def test_key_tells_containers_and_values_apart():
     calls = [((X,), {}), ((Y,), {}), ((X, 1), {}), ((X, 1.0), {}), (((X,),), {}), (([X],), {}), ((), {"x": X})]
+    calls += [(({key: X},), {}) for key in (1, 1.0, True)]
     keys = [argument_key(*call)[1] for call in calls]
     assert len(set(keys)) == len(calls)
     assert argument_key((X + 1,), {})[1] == keys[0]

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from compiled_runs import SMALL, assert_same, compiled_shapes, run
-from programs import Encoder, Row, adam, frozen_in_training
+from programs import Encoder, Row, adam, frozen_in_training, no_program
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -86,6 +86,26 @@ def test_new_parameter_with_its_own_optimizer_arguments_joins(builds):
     compiled, eager = (run(row, compile, steps=20, between=between) for compile in (True, False))
     assert compiled_shapes(compiled.svi) == 1
     assert_same(compiled, eager, 1e-4)
+
+
+def test_learning_rate_set_after_a_parameter_group_joined_is_followed(builds):
+    def loss(model: Any, guide: Any, more: bool) -> Tensor:
+        near = (pyro.param("w", torch.tensor([3.0, 4.0])) - 1.0).square().sum()
+        return near + pyro.param("v", torch.tensor(2.0)).square() if more else near
+
+    def losses(compile: bool) -> Tensor:
+        pyro.clear_param_store()
+        optim = pyro.optim.Adam(lambda name: {"lr": 0.01})
+        svi = ppgen.SVI(no_program, no_program, optim, loss, compile=compile)
+        values = []
+        for t in range(16):
+            values.append(svi.step(t == 8))  # an eager step, of other arguments, in which the group of v joins
+            if t == 8:
+                set_in_optimizer(svi, lr=0.5)
+        return torch.tensor(values)
+
+    torch.testing.assert_close(losses(True), losses(False), rtol=1e-5, atol=1e-5)
+    assert len(builds) > 0
 
 
 @frozen_in_training

@@ -212,6 +212,22 @@ def test_warning_points_to_the_call_of_step(builds):
     assert caught[0].filename == run.__code__.co_filename
 
 
+def test_step_that_writes_into_memory_of_another_input_stays_eager(builds):
+    def counting() -> Callable:
+        counts = torch.zeros(4)
+        first = counts[:2]  # a graph would take the two for separate inputs
+
+        def loss(model: Any, guide: Any) -> Tensor:
+            counts.add_(1.0)
+            return (weight() * first).sum().square() / (1.0 + counts.sum())
+
+        return loss
+
+    compiled, messages = run_with_warnings(row_of(counting), steps=12)
+    assert_same(compiled, run(row_of(counting), False, steps=12), 1e-5)
+    assert ["two tensors share memory, and the step writes into it" in message for message in messages] == [True]
+
+
 def test_optimizer_that_counts_in_python_stays_eager(builds):
     row = SMALL._replace(optim=lambda: pyro.optim.DCTAdam({"lr": 0.01}))
     compiled, messages = run_with_warnings(row, steps=12)
