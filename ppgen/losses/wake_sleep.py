@@ -303,16 +303,16 @@ def _per_datum(values: Tensor, traces: Traces) -> Tensor:
 def _guide_values(latents: Mapping[str, Tensor]) -> Callable[[Site], Tensor | None]:
     """The guide's values at given latents, for `SubstituteLatents`.
 
-    An auxiliary site of the guide, from which some of the latents follow, says in its infer "pulled_back" how its own
-    value follows from theirs.
+    An auxiliary site of the guide that determines some of the latents has infer={"from_latents": (names, inverse)}: the
+    names of those latents, and a function from latents by name to the value of the site.
     """
     implied: set[str] = set()
 
     def value_of(site: Site) -> Tensor | None:
-        names, pulled_back = site["infer"].get("pulled_back", ((), None))
-        if pulled_back is not None and all(k in latents for k in names):
+        names, inverse = site["infer"].get("from_latents", ((), None))
+        if inverse is not None and all(k in latents for k in names):
             implied.update(names)
-            return pulled_back(latents)
+            return inverse(latents)
         return None if is_subsample(site) or site["name"] in implied else latents.get(site["name"])
 
     return value_of
@@ -321,9 +321,9 @@ def _guide_values(latents: Mapping[str, Tensor]) -> Callable[[Site], Tensor | No
 def _check(latents: Mapping[str, Tensor], guide_trace: Trace) -> None:
     drawn = latent_sites(guide_trace)
     check_guide_sites(latents, guide_trace)
-    known = {k for s in drawn.values() for k in s["infer"].get("pulled_back", ((),))[0]}
+    known = {k for s in drawn.values() for k in s["infer"].get("from_latents", ((),))[0]}
     for name, site in drawn.items():
-        if name not in latents and "pulled_back" not in site["infer"]:
+        if name not in latents and "from_latents" not in site["infer"]:
             raise ValueError(
                 f"Sleep: the guide's site {name!r} cannot be computed from the latents, so their density is unknown; "
                 "use AutoFlow(model, amortized=...), or a guide that samples the latents themselves"

@@ -203,7 +203,7 @@ class AutoFlow(AutoContinuous):
                 )
             if len(rows[0]) != len(index):
                 rows = tuple(part[index] for part in rows)
-            infer = {"is_auxiliary": True, "pulled_back": (tuple(self._latent_sites), self._unconstrained)}
+            infer = {"is_auxiliary": True, "from_latents": (tuple(self._latent_sites), self._unconstrained)}
             u = pyro.sample(f"_{self._pyro_name}_latent", self._distribution(rows, plate.dim), infer=infer)
             return {name: pyro.sample(name, point) for name, point in self._points(u)}
 
