@@ -179,8 +179,8 @@ def fit(
         checkpoint: a file that holds the run while it trains, from which a stopped run continues (see below).
         ema: the decay of an exponential moving average of the weights, which becomes the result; see Notes.
         clip_norm: the bound on the norm of all gradients together; no clipping if left out.
-        lr_scheduler: "linear" or "cosine", down to 0, or a function optimizer -> torch scheduler; critics' rates too.
-        compile: whether to compile the step, once for each shape of a batch; "auto": if that saves time.
+        lr_scheduler: "linear" or "cosine", down to 0, or a function optimizer -> torch scheduler, for critics too.
+        compile: whether to compile the step, once for each shape of a batch; "auto" does so if it saves time.
         growth: the schedule of growing networks (`ppgen.nets.Growing`) in programs and critics.
 
     Returns:

@@ -64,7 +64,7 @@ class CollectParameters(Messenger):
     def _pyro_post_param(self, msg: Message) -> None:
         value, initial = msg["value"], _initial(msg)
         if initial is not None and "$$$" in msg["name"]:
-            leaf = initial  # of pyro.module: the network computes with its own tensor, whatever the store has
+            leaf = initial  # from pyro.module: the network computes with its own tensor, even if the store has another
         else:
             leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
         self._add(msg["name"], leaf)

@@ -60,8 +60,8 @@ class UnconstrainedLogDensity:
             trace, self._log_joint = joint_log_density(model, self.args, _value_in_support)
         if params := [name for name, site in trace.nodes.items() if site["type"] == "param"]:
             raise ValueError(
-                f"a posterior is over latents, and the program has parameters, {', '.join(map(repr, params))}: give "
-                "them priors (pyro.sample), or fit the program with a guide of your own"
+                f"the program has the parameters {', '.join(map(repr, params))}, and a posterior is a distribution of "
+                "latents only: give them priors (pyro.sample), or fit the program with a guide of your own"
             )
         sites = latent_sites(trace)
         self.discrete = [name for name, site in sites.items() if site["fn"].support.is_discrete]

@@ -1,4 +1,4 @@
-"""`TrainingOptions`: what `ppgen.fit` was asked to do, checked once, before anything moves."""
+"""`TrainingOptions`: the options of `ppgen.fit`, checked once, before training starts."""
 
 import math
 import os

@@ -36,8 +36,8 @@ OPTIONS = {
     "alignment_asserts": False,
     "cpp.vec_isa_ok": True,  # a compiler without vector instructions fails, and the step stays eager
 }
-LARGE = 32  # elements from which on a scalar is worth computing once
-SERIAL = 32768  # elements of the largest tensor up to which a second thread costs more time than it saves
+LARGE = 32  # from this many elements on, the scalars that a tensor is computed with are worth computing once
+SERIAL = 32768  # up to this many elements in the largest tensor, a second thread costs more time than it saves
 aten = torch.ops.aten
 ALIASES = (aten.detach.default, aten.alias.default)
 
