@@ -1,6 +1,5 @@
 """Stochastic variational inference: Pyro's `SVI` with one optimizer, one gradient clip and every parameter trained."""
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from ppgen.infer.compile.step import Compile, CompiledStep
 from ppgen.infer.optimizers import OptimizerFactory, ParameterOptimizer
 from ppgen.infer.parameters import CollectParameters, separate_names, setup_programs
 from ppgen.tracing.sites import Program
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["SVI"]
 
@@ -138,7 +138,7 @@ class SVI:
         """
         loss = _total(self.update(*args, **kwargs))
         if loss != loss:
-            warnings.warn("the loss is NaN", stacklevel=2)
+            warn_user("the loss is NaN")
         return loss
 
     def update(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ so that ELBO() = Reconstruction() + Rate(), and ``Reconstruction() + beta * Rate
 
 import copy
 import math
-import warnings
 
 import torch
 from pyro.distributions import Delta
@@ -40,6 +39,7 @@ from ppgen.tracing.sites import (
     sample_sites,
 )
 from ppgen.tracing.traces import Traces
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["ELBO", "Rate", "Reconstruction"]
 
@@ -107,10 +107,9 @@ class ELBO(Term):
         if isinstance(self.elbo, RenyiELBO):
             return self._renyi(pairs)
         if isinstance(self.elbo, TraceMeanField_ELBO) and not all(_same_order(*pair) for pair in pairs):
-            warnings.warn(
+            warn_user(
                 "ELBO(TraceMeanField_ELBO): model and guide sample their latents in different orders, where the KL "
-                "in closed form may be wrong; use ELBO()",
-                stacklevel=2,
+                "in closed form may be wrong; use ELBO()"
             )
         elbo = copy.copy(self.elbo)
         elbo._get_traces = lambda *_: pairs

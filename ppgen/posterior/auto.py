@@ -12,7 +12,6 @@ own, an `AutoMixture` or an `AutoFlow`.
 
 import math
 import time
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -27,11 +26,12 @@ from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.newton import LocalGaussians, find_modes
 from ppgen.tracing.sites import Program
 from ppgen.training.result import Fitted
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["find_posterior"]
 
 MAX_DIM = 3000  # full covariances of more latents take too much time and memory
-HOPELESS_NATS = 100.0  # an ELBO this far below the best: the point is no mode, or one without mass
+HOPELESS_NATS = 100.0  # a point whose ELBO is this far below the best is no mode, or one without mass
 RESTART_SPREAD = 5.0  # of new starting points around the best mode, in its standard deviations
 MODE_ERROR = 0.1  # standard deviations per coordinate by which two fits of one mode may differ
 
@@ -69,9 +69,9 @@ def find_posterior(
     target, generator = UnconstrainedLogDensity(model, data), torch.Generator().manual_seed(seed)
     if target.dim > MAX_DIM:
         raise ValueError(
-            f'guide="auto" needs the covariance of all latents together, of at most {MAX_DIM}; the program has '
-            f"{target.dim} numbers. Give a guide (AutoLowRankMultivariateNormal(model) or AutoNormal(model), say), or "
-            "one that is amortized over data if most latents belong to a datum"
+            f'guide="auto" needs the full covariance of all latents, of dimension {MAX_DIM} at most; the latents of '
+            f"this program have dimension {target.dim}. Give a guide, such as AutoLowRankMultivariateNormal(model) or "
+            "AutoNormal(model), or an amortized guide if most latents are local to a datum"
         )
     starts = target.initial_points(restarts, generator)
     builder = CandidateBuilder(target, starts, seed, began)
@@ -88,9 +88,8 @@ def find_posterior(
             best = max(best, builder.flow(center, root, progress), key=lambda candidate: candidate.elbo)
         except KeyboardInterrupt:
             description = best.fit.metadata["auto"]
-            warnings.warn(
-                f"interrupted during the fit of a flow: this is a {description}, to be used with importance weights",
-                stacklevel=4,
+            warn_user(
+                f"interrupted during the fit of a flow: this is a {description}, to be used with importance weights"
             )
     best.fit.select_chain(best.fit.best)
     return best.fit

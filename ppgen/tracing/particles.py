@@ -8,7 +8,6 @@ Three ways to run K particles, from the fastest to the most general:
 3. Programs that vmap refuses, because they read values, run once for each particle.
 """
 
-import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -33,6 +32,7 @@ from ppgen.tracing.sites import (
 )
 from ppgen.tracing.traces import Traces
 from ppgen.tracing.vmap import UnsharedTensors
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["log_weights", "particle_traces"]
 
@@ -146,11 +146,10 @@ def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping 
         lengths = {len(part) for part in args if isinstance(part, Tensor) and part.dim()}
         for frame in frames:
             if (frame.full_size or frame.size) != frame.size and frame.full_size in lengths:
-                warnings.warn(
+                warn_user(
                     f"the plate {frame.name!r} draws {frame.size} of {frame.full_size} rows, and the programs do not "
                     "run on all of them: the result is for a random subsample. Index by the plate's rows in the model "
-                    "and in the guide (x[rows]), and give an autoguide create_plates= if it has latents in that plate",
-                    stacklevel=4,
+                    "and in the guide (x[rows]), and give an autoguide create_plates= if it has latents in that plate"
                 )
                 break
     return traces

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from ppgen.data.checks import check
+from ppgen.utils.user_warnings import warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,7 @@ def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data
         tensor = torch.as_tensor(part)
         if tensor.is_floating_point() and tensor.dtype != dtype:
             if tensor.dtype == torch.float64:
-                warnings.warn(f"{label}: float64 cast to {dtype}, the dtype of the programs", stacklevel=3)
+                warn_user(f"{label}: float64 cast to {dtype}, the dtype of the programs")
             tensor = tensor.to(dtype)
         tensors.append(tensor)
     sizes = [len(t) for t in tensors]
@@ -137,18 +137,15 @@ class Batches:
         if size is not None and size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {size}")
         if size is not None and size > self.rows:
-            warnings.warn(
-                f"batch_size {size} is more than the {self.rows} rows; it is reduced to {self.rows}", stacklevel=4
-            )
+            warn_user(f"batch_size {size} is more than the {self.rows} rows; it is reduced to {self.rows}")
             size = self.rows
         self.size = self.rows if size is None else size
         self.shuffled = size is not None
         self.drops_one = self.size > 1 and self.rows % self.size == 1
         if self.drops_one:
-            warnings.warn(
+            warn_user(
                 f"{self.rows} rows in batches of {self.size} leave a last batch of one row; each epoch leaves out one "
-                "row, chosen at random",
-                stacklevel=4,
+                "row, chosen at random"
             )
 
     def __len__(self) -> int:

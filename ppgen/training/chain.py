@@ -1,6 +1,5 @@
 """`ChainTrainer`: the steps of one chain, from the weights that the programs hold to a `Chain`."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from ppgen.training.progress import ProgressReport
 from ppgen.training.progressive import GrowthController
 from ppgen.training.result import Chain
 from ppgen.training.training_failures import critic_properties
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["ChainTrainer"]
 
@@ -82,7 +82,7 @@ class ChainTrainer:
             if monitor.last_finite_step == 0:
                 raise FloatingPointError(f"{error}; no step was completed, and the weights are unchanged") from None
             reason = str(error)
-            warnings.warn(f"{error}; the weights are those of step {monitor.best_step}", stacklevel=5)
+            warn_user(f"{error}; the weights are those of step {monitor.best_step}")
         else:
             monitor.finish()
         if self.growth is not None:
@@ -165,8 +165,7 @@ class ChainTrainer:
     def _warn_of_late_parameters(self, svi: SVI) -> None:
         known = set(map(id, self.state.parameters.values()))
         if late := [name for name, leaf in svi.optimizer.parameters.items() if id(leaf) not in known]:
-            warnings.warn(
+            warn_user(
                 f"parameters appeared after the first batch: {', '.join(late)}; they were trained, but the fit does "
-                "not keep or save them: let the programs make all parameters on every batch",
-                stacklevel=6,
+                "not keep or save them: let the programs make all parameters on every batch"
             )

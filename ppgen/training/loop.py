@@ -1,6 +1,5 @@
 """The training loop of `ppgen.fit`: it prepares the data and the programs, and trains one chain after another."""
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from ppgen.training.checkpoint import Checkpoint
 from ppgen.training.options import Loss, TrainingOptions
 from ppgen.training.progressive import GrowthController
 from ppgen.training.result import Chain, Fitted
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["train"]
 
@@ -94,7 +94,7 @@ def _train_chains(
         except FloatingPointError as error:
             if not chains:
                 raise
-            warnings.warn(f"restart {number + 1} of {restarts} is left out: {error}", stacklevel=4)
+            warn_user(f"restart {number + 1} of {restarts} is left out: {error}")
         if chains[-1].interrupted:
             break
     return chains
@@ -125,10 +125,7 @@ def _warn_of_selection_by_adversarial_loss(loss: Loss, options: TrainingOptions)
         return
     for what, used in (("patience", options.patience is not None), ("the best of restarts", options.num_chains > 1)):
         if used:
-            warnings.warn(
-                f"{what} goes by the loss, which in adversarial training need not fall as samples get better",
-                stacklevel=4,
-            )
+            warn_user(f"{what} goes by the loss, which in adversarial training need not fall as samples get better")
 
 
 def _describe(

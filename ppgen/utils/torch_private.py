@@ -12,7 +12,6 @@ says so; nothing fails. ``docs/private_torch.md`` lists all of them, and a test 
     torch.distributions.Distribution._validate_args     whether distributions validate; without it, `__debug__` tells
 """
 
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+
+from ppgen.utils.user_warnings import warn_user
 
 try:
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -70,7 +71,7 @@ def warn_missing(error: MissingTorchInterface) -> None:
     """Warns that code runs eagerly, once in a process."""
     if not _warned:
         _warned.append(str(error))
-        warnings.warn(f"steps run eagerly: {error}, which ppgen needs to compile or record them", stacklevel=3)
+        warn_user(f"steps run eagerly: {error}, which ppgen needs to compile or record them")
 
 
 def record_function(function: Callable, *examples: Tensor) -> Callable:

@@ -37,6 +37,7 @@ from ppgen.infer.compile.recording import (
     source_line,
 )
 from ppgen.utils.torch_private import MissingTorchInterface, warn_missing
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["Compile", "CompiledStep"]
 
@@ -197,7 +198,7 @@ class CompiledStep:
         if isinstance(error, MissingTorchInterface):
             warn_missing(error)
         elif not self.status.startswith(NOT_COMPILED):
-            warnings.warn(message, stacklevel=6)
+            warn_user(message)
         self._report(message)
 
     def _report(self, status: str) -> None:

@@ -1,0 +1,20 @@
+"""Warnings that point to the user's statement."""
+
+import sys
+import warnings
+
+__all__ = ["warn_user"]
+
+LIBRARIES = ("ppgen", "pyro", "torch")
+
+
+def warn_user(message: str) -> None:
+    """Warns at the innermost statement outside of ppgen, Pyro and torch, however deep in the package the cause is.
+
+    Args:
+        message: the text of the warning.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
