@@ -15,7 +15,7 @@ from ppgen.models.latent_flow import FlowHead, GaussianFlow
 from ppgen.models.latent_variable import NETWORKS, ConditionalDistribution, LatentVariableModel, mean_or_draw
 from ppgen.models.likelihood import Gaussian, Head, Point, make_likelihood
 from ppgen.models.options import NetworkOptions, constructed_from
-from ppgen.nets import evaluation, lookup
+from ppgen.nets import eval_mode, lookup
 from ppgen.tracing.particles import log_weights
 
 __all__ = ["VAE", "Autoencoder", "AutoencoderOptions", "EncoderDecoder", "VAEOptions"]
@@ -53,7 +53,7 @@ class EncoderDecoder(LatentVariableModel):
     def encode(self, x: Tensor, y: Tensor | None = None) -> TorchDistribution:
         """q(z | x): batch shape (n,), event shape (latent_dim,). Arguments and errors are those of `check`."""
         self.check(x, y)
-        with evaluation(self):
+        with eval_mode(self):
             return self._posterior(x, y)
 
     def reconstruct(self, x: Tensor, y: Tensor | None = None, *, mean: bool = True) -> Tensor:
@@ -70,7 +70,7 @@ class EncoderDecoder(LatentVariableModel):
             A tensor (n, *event_shape).
         """
         code = self.encode(x, y)
-        with evaluation(self):
+        with eval_mode(self):
             z = code.center if mean and isinstance(code, GaussianFlow) else mean_or_draw(code, mean)
         return mean_or_draw(self.decode(z, y), mean)
 
@@ -233,7 +233,7 @@ class VAE(EncoderDecoder):
         if particles < 1 or chunk < 1:
             raise ValueError(f"expected particles and chunk of at least 1, got {particles} and {chunk}")
         evidence = []
-        with evaluation(self):
+        with eval_mode(self):
             for start in range(0, len(x), chunk):
                 rows = slice(start, start + chunk)
                 args = (x[rows], None if y is None else y[rows])

@@ -29,7 +29,7 @@ from ppgen.data.labels import UNKNOWN
 from ppgen.models.checks import check_event_shape
 from ppgen.models.latent_variable import NETWORKS
 from ppgen.models.options import NetworkOptions, constructed_from
-from ppgen.nets import ACTIVATIONS, Critic, evaluation, lookup
+from ppgen.nets import ACTIVATIONS, Critic, eval_mode, lookup
 
 __all__ = ["DANN", "UNKNOWN", "DANNOptions"]
 
@@ -183,7 +183,7 @@ class DANN(nn.Module):
 
     def features_of(self, x: Tensor) -> Tensor:
         """The features h = F(x): (n, width)."""
-        with evaluation(self):
+        with eval_mode(self):
             return self.features(x.to(self._dtype))
 
     def predict_proba(self, x: Tensor, *, draws: int = 100) -> Tensor:
@@ -197,7 +197,7 @@ class DANN(nn.Module):
             Probabilities (n, K).
         """
         h = self.features_of(x)
-        with evaluation(self):
+        with eval_mode(self):
             if not self.bayesian:
                 return self._logits(h, None).softmax(-1)
             distribution = self._posterior()
@@ -239,7 +239,7 @@ def _outer(h: Tensor, p: Tensor) -> Tensor:
 
 def _output_width(features: nn.Module, event_shape: tuple[int, ...]) -> int:
     """The number of features that a module computes for a row."""
-    with evaluation(features):
+    with eval_mode(features):
         like = next(features.parameters(), torch.zeros(()))
         output = features(torch.zeros(2, *event_shape, dtype=like.dtype, device=like.device))
     if output.dim() != 2 or len(output) != 2:

@@ -30,7 +30,7 @@ from ppgen.models.conditioned import Conditioned
 from ppgen.models.denoising import DenoiserOptions
 from ppgen.models.options import constructed_from
 from ppgen.models.sampling import DEQUANTIZATIONS, DenoisingSampler, Dequantization
-from ppgen.nets import evaluation, lookup
+from ppgen.nets import eval_mode, lookup
 
 __all__ = ["Diffusion", "DiffusionOptions"]
 
@@ -186,7 +186,7 @@ class Diffusion(DenoisingSampler):
         if particles < 1:
             raise ValueError(f"expected particles of at least 1, got {particles}")
         total = torch.zeros(len(x), dtype=self._dtype, device=x.device)
-        with evaluation(self):
+        with eval_mode(self):
             for j in range(particles):
                 u = (j + torch.rand_like(total)) / particles
                 total -= self.ends(x) + self.rate(u, x, y)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ppgen.flows import FLOWS, IMAGE_FLOWS, FlowDistribution, bounded
 from ppgen.flows.build import build_flow
 from ppgen.models.checks import check_event_shape, check_labels, check_levels, check_support, one_hot
-from ppgen.nets import evaluation
+from ppgen.nets import eval_mode
 
 __all__ = ["FlowModel"]
 
@@ -168,7 +168,7 @@ class FlowModel(nn.Module):
         if mean:
             raise ValueError("a flow has no mean of x given z: x is a function of z; leave mean=True out")
         check_labels(y, torch.Size([n]), self.num_classes)
-        with evaluation(self):
+        with eval_mode(self):
             x = self.flow(self._context(y)).sample((n,) if y is None else ()).reshape(n, *self.event_shape)
         # the flow may put a little mass beyond the first and the last level
         return x if self.levels is None else x.floor().clamp(0, self.levels - 1).long()
@@ -194,7 +194,7 @@ class FlowModel(nn.Module):
         self._check_values(x, y)
         if particles < 1:
             raise ValueError(f"expected particles of at least 1, got {particles}")
-        with evaluation(self):
+        with eval_mode(self):
             distribution = self.flow(self._context(y))
             if self.levels is None:
                 return distribution.log_prob(self._flow_input(x))
@@ -223,7 +223,7 @@ class FlowModel(nn.Module):
 
     def pull_back(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z_i = T^-1(x_i) in the shape of the flow, and log |det dz_i / dx_i| (n,) in nats; arguments as in `model`."""
-        with evaluation(self):
+        with eval_mode(self):
             return self.distribution(y).inverse_and_log_det(self._flow_input(x))
 
     def _context(self, y: Tensor | None) -> Tensor | None:

@@ -28,7 +28,7 @@ from ppgen.nets import (
     GrowingDecoder,
     GrowingEncoder,
     Network,
-    evaluation,
+    eval_mode,
     lookup,
 )
 from ppgen.utils.means import mean
@@ -150,7 +150,7 @@ class LatentVariableModel(nn.Module):
             ValueError: if z has another width, or y is not valid.
         """
         check_labels(y, z.shape[-2:-1], self.num_classes)
-        with evaluation(self):
+        with eval_mode(self):
             return self.decoder(z.to(self._dtype), self._context(y))
 
     def sample(self, n: int, y: Tensor | None = None, *, mean: bool = False) -> Tensor:

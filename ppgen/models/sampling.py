@@ -24,7 +24,7 @@ from ppgen.diffusion import (
     sample,
 )
 from ppgen.models.denoising import DenoisingModel
-from ppgen.nets import evaluation, lookup
+from ppgen.nets import eval_mode, lookup
 
 __all__ = ["DEQUANTIZATIONS", "DenoisingSampler"]
 
@@ -142,7 +142,7 @@ class DenoisingSampler(DenoisingModel):
         """
         if batch_shape[0] < 1 or steps < 1:
             raise ValueError(f"expected n and steps of at least 1, got {batch_shape[0]} and {steps}")
-        with evaluation(self):
+        with eval_mode(self):
             levels = self._noise_levels(steps, sampler)
             noise = self._initial_noise(levels, torch.Size(batch_shape))
             return sample(denoise, noise, levels, sampler=sampler, **options)
@@ -212,7 +212,7 @@ class DenoisingSampler(DenoisingModel):
             raise ValueError(f"expected particles of at least 1, got {particles}")
         dequantize = lookup(self.dequantizations, noise, option="noise")
         options.setdefault("probes", None if math.prod(self.event_shape) <= MAX_EXACT_TRACE else 1)
-        with evaluation(self):
+        with eval_mode(self):
             distribution = self.distribution(y, **options)
             if self.levels is None:
                 return distribution.log_prob(self._scale(x))

@@ -11,7 +11,7 @@ from ppgen.nets.networks import (
     ConvMap,
     Dense,
     Network,
-    evaluation,
+    eval_mode,
     lookup,
 )
 
@@ -30,7 +30,7 @@ __all__ = [
     "Network",
     "ResidualDense",
     "UNet",
-    "evaluation",
+    "eval_mode",
     "growing_parts",
     "lookup",
 ]

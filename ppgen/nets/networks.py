@@ -316,7 +316,7 @@ def lookup(table: Mapping[str, Row], name: str, *, option: str) -> Row:
 
 
 @contextmanager
-def evaluation(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Puts a module in eval mode and disables gradients; on exit each submodule returns to its previous mode.
 
     Args:

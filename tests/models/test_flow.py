@@ -17,7 +17,7 @@ from ppgen import data, flows
 from ppgen.flows import bounded
 from ppgen.flows.image_layers import ActNorm
 from ppgen.models import FlowModel
-from ppgen.nets import evaluation
+from ppgen.nets import eval_mode
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_the_kinetic_energy_is_penalized_in_training_only():
         model = FlowModel((2,), flow="continuous", hidden=(16,), kinetic=kinetic, options={"steps": 4})
         loss = ppgen.ELBO()
         training = loss.loss(model.model, model.guide, x)
-        with evaluation(model):
+        with eval_mode(model):
             plain = loss.loss(model.model, model.guide, x)
             initial = float(model.flow().kinetic_energy(x).mean().detach())
         assert training - plain == pytest.approx(kinetic * initial)

@@ -47,7 +47,7 @@ def test_networks_are_nonlinear_and_drop_out_in_training(network, activation):
     net = small(network, activation=activation, dropout=0.5)
     x = torch.randn(8, *net.in_shape)
     assert not torch.equal(net(x), net(x))
-    with nets.evaluation(net):
+    with nets.eval_mode(net):
         assert torch.equal(net(x), net(x))
     assert net.training
     # No activation is affine, so neither is the network.
