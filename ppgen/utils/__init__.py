@@ -1,1 +1,1 @@
-"""Small tools that know nothing of programs: ODE solvers, files, means of distributions, versions of ArviZ, torch."""
+"""Small tools that know nothing of programs: ODE solvers, files, lazy tables, warnings, versions of ArviZ and torch."""
