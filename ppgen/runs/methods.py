@@ -4,7 +4,6 @@ A row names its classes and functions as ``"module:name"``. They are imported wh
 module loads without torch and ``ppgen --help`` is quick.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,10 +46,6 @@ class Method:
     def run_class(self) -> Any:
         """Imports and returns the class of its runs."""
         return resolve_name(self.kind)
-
-    def model_accepts(self, option: str) -> bool:
-        """Whether the model's constructor has an argument of this name."""
-        return option in inspect.signature(self.model_class()).parameters
 
 
 # Adversarial training: optimizers with a short memory of gradients, averaged weights and a decaying learning rate.
