@@ -42,8 +42,9 @@ def load(
         source: a toy data set of `TOY`, "digits", "fashion", "mnist", "mnist8", "openml:NAME", or the path of a file
             (.csv, .parquet, .npy, .npz, .svmlight, .libsvm, IDX) or of a folder of images. A name takes precedence over
             a path; "./digits" is always a path.
-        form: "continuous", "integer", "binary" or "unit", see `ppgen.data.forms`; "auto" is "continuous", and "levels"
-            is "integer" for data with gray levels, such as images, and "continuous" for others.
+        form: "continuous", "integer", "binary" or "unit", see `ppgen.data.forms`; "auto" is "continuous", or with
+            ``ppgen train`` the form that the model scores, and "levels" is "integer" for data with gray levels, such
+            as images, and "continuous" for others.
         scale: "standard" gives each column mean 0 and standard deviation 1 on the training rows, "none" keeps the data,
             and "auto" is "standard" for continuous tables and "none" for toy data sets, images and other forms.
         label: the column of labels of a table.
