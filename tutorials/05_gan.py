@@ -176,10 +176,10 @@ for name, fit in fits.items():
     }
     late = ", ".join(f"{key} {value:.1e}" for key, value in adversarial_metrics.items())
     print(f"{name}: {fit.loss}\n   last 100 steps: {late}, energy distance {np.mean(distance[name][-5:]):.3f}")
-    for finding in fit.training_warnings():
-        print(f"   {finding}")
+    for warning in fit.training_warnings():
+        print(f"   {warning}")
 
-seen = {name: [finding.name for finding in fit.training_warnings()] for name, fit in fits.items()}
+seen = {name: [warning.name for warning in fit.training_warnings()] for name, fit in fits.items()}
 assert seen["fast critic, saturating"] == ["critic won"]
 assert distance["fast critic, saturating"][-1] > 5  # the generator never got away
 assert np.median(distance["calm critic, R1"][20:]) < np.median(distance["calm critic"][20:])

@@ -63,7 +63,7 @@ for name, (loss, options) in games.items():
     found = mode_coverage(on_ring[name], centers, sigma=sigma)
     print(
         f"{name:5}: {found.captured} of {found.total} modes, {found.high_quality:.0%} of draws within 3 sigma, "
-        f"reverse KL {found.reverse_kl:.2f} nats; findings: {fit.training_warnings() or 'none'}"
+        f"reverse KL {found.reverse_kl:.2f} nats; warnings: {fit.training_warnings() or 'none'}"
     )
 
 # %% [markdown]
@@ -163,5 +163,5 @@ figure
 # What helps when something is flagged: `recipes.r3_gan` or `r1_gan`; weights averaged (`ema`) and a rate that falls
 # (`schedule`); several rows judged together, `packing=2` (PacGAN, Lin et al. 2018), which makes sameness visible to a
 # critic; less momentum. Their effect on eight and on twenty-five modes, over seeds, is in [results](../results.md).
-# On the command line, `ppgen train` writes the section "Coverage of the data" into the report of every system that can
+# On the command line, `ppgen train` writes the section "Coverage of the data" into the report of every method that can
 # draw.

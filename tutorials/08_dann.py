@@ -103,13 +103,13 @@ new, new_y = map(torch.as_tensor, data.moons(600, seed=2))
 new_there, new_theirs = map(torch.as_tensor, data.rotated_moons(600, degrees=35.0, seed=3))
 new, new_there = (2 * (part - torch.tensor([0.5, 0.25])) for part in (new, new_there))
 right = {}
-print(f"{'':13}   source   target | source riskdistinguished  weighted risk")
+print(f"{'':13}   source   target | source risk   distinguished   weighted risk")
 for name, model in models.items():
     wrong = model.predict(new) != new_y
     risk = adaptation_risk(model.features_of(new), model.features_of(new_there), wrong, classifier="mlp")
     right[name] = float((model.predict(new_there) == new_theirs).float().mean())
     print(
-        f"{name:13} {1 - risk.source:8.3f} {right[name]:8.3f} | {risk.source:11.3f}   {risk.distance.statistic:10.2f}"
+        f"{name:13} {1 - risk.source:8.3f} {right[name]:8.3f} | {risk.source:11.3f}   {risk.distance.statistic:13.2f}"
         f"   {risk.weighted:6.3f} ± {risk.weighted_error:.3f}"
     )
 assert right["source alone"] < 0.9 < right["DANN"]
@@ -166,8 +166,8 @@ figure
 
 # %% [markdown]
 # Of each half 600 are trained on, and the others are judged by. Beside the accuracies stand the test of domains and
-# the signs that `training_warnings` saw of the game. A critic that is meant to fail has two of its own: "critic never
-# fooled", where the domains stay apart, and "critic at chance too early", where it told nothing apart, so that
+# the warnings that `training_warnings` gives. A critic that is meant to fail has two of its own: "critic never
+# fooled", where the domains stay separate, and "critic at chance too early", where it distinguished nothing, so that
 # nothing was aligned.
 
 
@@ -192,8 +192,8 @@ def adapt(target, loss, **options):
     source, target = here[600:], target[600:]
     right = [(model.predict(x) == y).float().mean() for x, y in ((source, here_y[600:]), (target, others_y[600:]))]
     told = classifier_test(model.features_of(source), model.features_of(target)).statistic
-    signs = ", ".join(finding.name for finding in fit.training_warnings()) or "none"
-    print(f"source {right[0]:.3f}   target {right[1]:.3f}   distinguished {told:.2f}   warnings: {signs}")
+    warned = ", ".join(warning.name for warning in fit.training_warnings()) or "none"
+    print(f"source {right[0]:.3f}   target {right[1]:.3f}   distinguished {told:.2f}   warnings: {warned}")
     return right[1]
 
 

@@ -136,7 +136,7 @@ def parts(length):
 
 
 swapping = ppgen.fit(parts, "auto", length)
-print(swapping.facts["auto"])
+print(swapping.metadata["auto"])
 print(swapping.diagnose(length))
 
 # %% [markdown]
@@ -185,5 +185,5 @@ assert tumours.level in ("good", "usable with weights")
 assert doubted.level == "not to be trusted"
 assert believed.level in ("good", "usable with weights")
 assert petals.level in ("good", "usable with weights")
-assert swapping.facts["auto"] == "mixture of Gaussians"
+assert swapping.metadata["auto"] == "mixture of Gaussians"
 assert 0.2 < (both[:, 0] < both[:, 1]).mean() < 0.8
