@@ -461,6 +461,28 @@ def test_a_checkpoint_of_other_rows_is_refused(stopped):
         ppgen.fit(pair.model, pair.guide, X + 0.01, optim=adam(), **FULL, checkpoint=stopped)
 
 
+def test_a_checkpoint_of_other_validation_data_is_refused(tmp_path):
+    path = tmp_path / "run"
+    fit("clipped critic", checkpoint=path, callbacks=[at(4)])
+    with pytest.raises(ValueError, match=r"validation: \['torch\.float32 \(5, 3\)'\] then, .*\(4, 3\)'\] now"):
+        fit("clipped critic", checkpoint=path, validation=X[:4])
+
+
+def test_a_checkpoint_of_programs_with_other_buffers_is_refused(tmp_path):
+    def row(width: int) -> Row:
+        def build() -> tuple[Callable, Callable]:
+            model = Normed()
+            model.net.register_buffer("constants", torch.zeros(width))
+            return model, centered
+
+        return Row(build)
+
+    path = tmp_path / "run"
+    fit(row(2), checkpoint=path, callbacks=[at(4)])
+    with pytest.raises(ValueError, match=r"buffer buffers\.\d+\.constants: torch\.float32 \(2,\) then, .*\(3,\) now"):
+        fit(row(3), checkpoint=path)
+
+
 def test_a_damaged_checkpoint_is_an_error_and_is_kept(stopped):
     content = bytearray(stopped.read_bytes())
     content[-3] ^= 1

@@ -267,6 +267,13 @@ def test_user_defined_networks_and_programs_grow():
     assert all(not torch.equal(sketch.state_dict()[name], before[name]) for name in before if "layers" in name)
 
 
+def test_a_checkpoint_of_another_growth_is_refused(tmp_path):
+    (model, loss), x, path = progan(), images(), tmp_path / "run"
+    train(model, loss, x, checkpoint=path, callbacks=[lambda step: step.stop("enough") if step.number == 4 else None])
+    with pytest.raises(ValueError, match=r"growth: ProgressiveGrowing\(fade=0\.5.* then, .*fade=0\.2.* now"):
+        train(model, loss, x, checkpoint=path, growth=ppgen.ProgressiveGrowing(fade=0.2))
+
+
 def test_networks_that_cannot_grow_are_an_error():
     x = images()
     with pytest.raises(ValueError, match="no network of the programs or their critics grows"):
