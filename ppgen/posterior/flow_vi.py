@@ -110,7 +110,7 @@ class FlowVI:
         """Makes some steps; a step whose gradient is not finite leaves the weights alone."""
         for _ in range(steps):
             elbo, *gradients = self._step(*self.weights)
-            self.elbo.append(float(elbo))
+            self.elbo.append(float(elbo.detach()))
             if not all(bool(gradient.isfinite().all()) for gradient in gradients):
                 self.skipped += 1
                 continue
