@@ -271,7 +271,7 @@ def test_bad_data_and_arguments_are_refused():
         model.check(torch.zeros(4, 2), None, torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"a base of rows has no density"):
         model.log_prob(torch.zeros(4, 2))
-    with pytest.raises(ValueError, match=r"without a conditional training"):
+    with pytest.raises(ValueError, match=r"a model that is trained with labels or contexts, and also without"):
         model.sample(2, guidance=2.0)
     with pytest.raises(ValueError, match=r"'uniform'"):
         FlowMatching((2,), hidden=(8, 8), levels=3).log_prob(torch.zeros(1, 2).long(), noise="normal")
