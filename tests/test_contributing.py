@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILE = re.compile(r"<!-- file: (\S+) -->\n```python\n(.*?)```", re.DOTALL)
-ROW = re.compile(r"<!-- row: (\S+) after: (.+?) -->\n```python\n(.*?)```", re.DOTALL)
-TESTED = re.compile(r"<!-- tested by: (.+?) -->")
+FILE = re.compile(r"^New file `(\S+)`:\n\n```python\n(.*?)```", re.DOTALL | re.MULTILINE)
+ROW = re.compile(r"^In `(\S+)`, after `([^`]+)`:\n\n```python\n(.*?)```", re.DOTALL | re.MULTILINE)
+TESTED = re.compile(r"^Run `pytest (.+?)`\.", re.MULTILINE)
 
 
 def applied(guide: str, root: Path) -> None:

@@ -23,6 +23,7 @@ from ppgen.tracing.sites import (
     Site,
     data_plate_size,
     did_you_mean,
+    is_observed,
     is_subsample,
     latent_sites,
     quote_names,
@@ -94,7 +95,7 @@ def joint_log_density(
         the trace of the first run; a function from values by name to log p(x, z), in nats.
 
     Raises:
-        ValueError: if a discrete latent cannot be enumerated.
+        ValueError: if a discrete latent cannot be enumerated, or observations are broadcast against each other.
     """
 
     def run(program: Program, value_of: Callable[[Site], Tensor]) -> Trace:
@@ -105,6 +106,7 @@ def joint_log_density(
             return get_trace(SubstituteLatents(continuous)(program), *args)
 
     first = run(program, value_of)
+    check_observation_shapes(first)
     discrete = {name: site for name, site in latent_sites(first).items() if site["fn"].support.is_discrete}
     if discrete:
         check_enumerable({name: {**site, "infer": {"enumerate": "parallel"}} for name, site in discrete.items()})
@@ -117,6 +119,36 @@ def joint_log_density(
         return sum_out_enumerated(trace).log_prob_sum() if discrete else trace.log_prob_sum()
 
     return first, log_joint
+
+
+def check_observation_shapes(trace: Trace) -> None:
+    """Refuses observations that are broadcast, such as a column (n, 1) under a plate of n rows.
+
+    A density has the shape that its plates give it, or, without plates, that of the observations.
+
+    Args:
+        trace: a run of a program.
+
+    Raises:
+        ValueError: naming the site and the shapes.
+    """
+    for name, site in sample_sites(trace).items():
+        if not is_observed(site) or not isinstance(site["value"], Tensor):
+            continue
+        with torch.no_grad(), validation(False):
+            density = site["fn"].log_prob(site["value"])
+        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+        plates = [1] * max((-frame.dim for frame in frames), default=0)
+        for frame in frames:
+            plates[frame.dim] = frame.size
+        expected = torch.Size(plates) if frames else site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
+        if density.numel() > expected.numel():
+            where = "the plates have" if frames else "they have"
+            raise ValueError(
+                f"site {name!r}: observations of shape {tuple(site['value'].shape)} are broadcast to densities of "
+                f"shape {tuple(density.shape)}, where {where} the shape {tuple(expected)}: give the observations that "
+                "shape"
+            )
 
 
 def isolated_sites(program: Program, *args: Any, **kwargs: Any) -> dict[str, Site]:

@@ -1,5 +1,7 @@
 """Running one program: its joint density, its likelihood, substituted latents."""
 
+from contextlib import nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,6 +12,7 @@ from pyro.infer.autoguide import AutoNormalMessenger
 from ppgen.tracing.programs import (
     DataPlateSize,
     SubstituteLatents,
+    check_observation_shapes,
     check_separate_guide,
     get_trace,
     isolated_sites,
@@ -110,3 +113,30 @@ def test_validation_restores_the_default_of_torch():
         assert not torch.distributions.Distribution._validate_args
     finally:
         torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "refused"),
+    [((6,), False), ((6, 1), True), ((1, 6), False), ((), False), ((3, 6), True)],
+    ids=["rows", "a column", "one row of the plate's size", "one number for all rows", "a matrix"],
+)
+def test_observations_that_are_broadcast_against_a_plate_are_refused(shape, refused):
+    """Each would count a datum more than once, or give it the density of another row."""
+
+    def program(y):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 6):
+            pyro.sample("y", dist.Normal(b + torch.zeros(6), 1.0), obs=y)
+
+    trace = get_trace(program, torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"site 'y': observations of shape") if refused else nullcontext():
+        check_observation_shapes(trace)
+
+
+def test_observations_without_a_plate_have_the_shape_of_their_density():
+    def program(y):
+        pyro.sample("y", dist.Normal(torch.zeros(6), 1.0), obs=y)
+
+    check_observation_shapes(get_trace(program, torch.zeros(6)))
+    with pytest.raises(ValueError, match=r"broadcast to densities of shape \(6, 6\)"):
+        check_observation_shapes(get_trace(program, torch.zeros(6, 1)))
