@@ -91,7 +91,7 @@ class _WakeTerm(Term):
 
 
 class Wake(_WakeTerm):
-    """The wake phase of the model: minus the importance weighted bound, with K detached draws of the guide.
+    """Trains the model (wake phase): minus the importance weighted bound, with K detached draws of the guide.
 
     -1/N E log 1/K sum_k p(x, z_k) / q(z_k | x), in nats per datum; for K = 1 it is the negative ELBO. Its gradient is
     that of -sum_k w_k log p(x, z_k) with normalized weights, and reaches the parameters of the model alone. References:
@@ -116,7 +116,7 @@ class Wake(_WakeTerm):
 
 
 class WakeInference(_WakeTerm):
-    """The wake phase of the guide: -1/N sum_k w_k log q(z_k | x) with normalized weights, in nats per datum.
+    """Trains the guide on data (its wake phase): -1/N sum_k w_k log q(z_k | x), normalized weights, in nats per datum.
 
     It estimates the inclusive KL at data (and not at samples of the model) by importance sampling with K draws of the
     guide. The normalized weights have a bias that falls as 1/K. The gradient reaches the parameters of the guide alone.
@@ -149,7 +149,9 @@ class WakeInference(_WakeTerm):
 
 
 class Sleep(Term):
-    """The sleep phase: -1/N E_{p(x, z)} log q(z | x), in nats per datum, the inclusive KL of the joint distributions.
+    """Trains the guide on draws of the model (sleep phase): -1/N E_{p(x, z)} log q(z | x), in nats per datum.
+
+    Up to a constant this is the inclusive KL divergence of the joint distributions.
 
     The model generates latents and observations, and the guide is scored at the latents, given the generated
     observations in place of the arguments that hold the real ones. Of those arguments only the shapes matter: a step
