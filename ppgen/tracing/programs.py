@@ -135,8 +135,11 @@ def check_observation_shapes(trace: Trace) -> None:
     for name, site in sample_sites(trace).items():
         if not is_observed(site) or not isinstance(site["value"], Tensor):
             continue
-        with torch.no_grad(), validation(False):
-            density = site["fn"].log_prob(site["value"])
+        try:
+            with torch.no_grad(), validation(False):
+                density = site["fn"].log_prob(site["value"])
+        except (RuntimeError, ValueError, NotImplementedError):  # which evaluating the density reports
+            continue
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
         plates = [1] * max((-frame.dim for frame in frames), default=0)
         for frame in frames:
