@@ -1,6 +1,6 @@
 """Small programs, what trains them, and what the tests of training share.
 
-A row of `PROGRAMS` carries as many features of programs, losses and optimizers as it can, and is built anew for each
+A row of `PROGRAMS` carries as many features of programs, losses and optimizers as it can, and is built again for each
 run, under the seed of the run.
 """
 
@@ -220,7 +220,7 @@ def doubles() -> Built:
 
 
 def learned_laws() -> Built:
-    """Draws whose law is learned, so that nothing can draw them ahead, with ordinary noise before and after."""
+    """Draws whose distribution is learned, so that nothing can draw them ahead, with ordinary noise before and after."""
 
     def model(x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))

@@ -353,8 +353,8 @@ def decoded(distribution, *, size: int = 4) -> Traces:
     return Traces(model, guide)
 
 
-# Laws of x given z, and their means.
-LAWS = {
+# Distributions of x given z, and their means.
+DISTRIBUTIONS = {
     "normal": (lambda z: Normal(3 * z, 1.0).to_event(1), lambda z: 3 * z),
     "bernoulli": (lambda z: dist.Bernoulli(logits=z).to_event(1), torch.sigmoid),
     "delta": (lambda z: dist.Delta(-z, event_dim=1), lambda z: -z),
@@ -367,9 +367,9 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_a_mean_is_that_of_the_distribution_at_its_own_latents(name):
-    distribution, mean = LAWS[name]
+    distribution, mean = DISTRIBUTIONS[name]
     draws = decoded(distribution)
     for view, z in ((v.generated, v.prior("z")), (v.reconstructed, v.posterior("z"))):
         values, weights = view("x", of="mean")(draws)

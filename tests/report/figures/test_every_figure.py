@@ -1,4 +1,4 @@
-"""Laws of every figure: it draws without a warning, in the common style, and names bad input."""
+"""What every figure does: it draws without a warning, in the common style, and names bad input."""
 
 import inspect
 import sys
