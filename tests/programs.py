@@ -220,7 +220,7 @@ def doubles() -> Built:
 
 
 def learned_laws() -> Built:
-    """Draws whose distribution is learned, so that nothing can draw them ahead, with ordinary noise before and after."""
+    """Draws from a learned distribution, which nothing can draw ahead, with ordinary noise before and after."""
 
     def model(x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
