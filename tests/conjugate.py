@@ -7,19 +7,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 from scipy import stats
-
-import ppgen
-from ppgen.fitting import Fit
-from ppgen.training.result import Chain
+from support import untrained_fit as untrained_fit
 
 N, P = 30, 3
 NOISE = 0.7
-
-
-def untrained_fit(model, guide, *data, chains=1):
-    """A `Fit` of programs without parameters, or with those that they have."""
-    chain = Chain({}, {"loss": np.zeros(1)}, {"step": np.zeros(0), "loss": np.zeros(0)}, "as given", 1, 0.0)
-    return Fit(model, guide, ppgen.ELBO(), [chain] * chains, data)
 
 
 class Conjugate:

@@ -3,14 +3,13 @@
 import math
 from functools import partial
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from support import untrained_fit as untrained_fit
 
 import ppgen
 from ppgen.fitting import Fit
-from ppgen.training.result import Chain
 
 SCHOOLS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 
@@ -66,12 +65,6 @@ def two_sides(share: float, *, edge: float = -math.inf, hole: float = math.nan):
         pyro.factor("sides", torch.where(x > edge, height - dist.Normal(0.0, 10.0).log_prob(x), hole))
 
     return model
-
-
-def untrained_fit(model, guide, *data) -> Fit:
-    """A fit of one chain, without training."""
-    chain = Chain({}, {"loss": np.zeros(1)}, {"step": np.zeros(0), "loss": np.zeros(0)}, "untrained", 1, 0.0)
-    return Fit(model, guide, None, [chain], data)
 
 
 def guide_of(name: str, distribution):

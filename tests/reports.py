@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
+from support import untrained_fit
 
 import ppgen
 from ppgen.fitting import Fit
@@ -49,11 +50,10 @@ def fit_of(*chains: Chain) -> Fit:
     return Fit(lambda x: None, lambda x: None, None, list(chains) or [chain()], [])
 
 
-def untrained_fit(model, guide, *data, chains: int = 1, steps: int = 60) -> Fit:
-    """A fit of programs as they are."""
-    trace = np.random.default_rng(0).normal(2.0, 0.1, steps)
-    one = Chain({}, {"loss": trace}, {"step": np.zeros(0), "loss": np.zeros(0)}, "as given", steps, 0.0)
-    return Fit(model, guide, ppgen.ELBO(), [one] * chains, data)
+def fitted_by_elbo(model, guide, *data, chains: int = 1, steps: int = 60) -> Fit:
+    """A fit of programs as they are, with a history of the ELBO."""
+    losses = np.random.default_rng(0).normal(2.0, 0.1, steps)
+    return untrained_fit(model, guide, *data, chains=chains, losses=losses, loss=ppgen.ELBO())
 
 
 def regression(*, shift: float = 0.0, widen: float = 1.0, rows: int = N, seed: int = 0) -> tuple[Fit, tuple, float]:
@@ -75,7 +75,7 @@ def regression(*, shift: float = 0.0, widen: float = 1.0, rows: int = N, seed: i
 
     marginal = dist.MultivariateNormal(torch.zeros(rows).double(), torch.as_tensor(x @ x.T + NOISE**2 * np.eye(rows)))
     data = torch.as_tensor(x), torch.as_tensor(y)
-    return untrained_fit(model, guide, *data), data, float(marginal.log_prob(data[1]))
+    return fitted_by_elbo(model, guide, *data), data, float(marginal.log_prob(data[1]))
 
 
 def context_of(fit: Fit, idata=None, verdict=None) -> FitContext:

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, fx, nn
+
+from ppgen.fitting import Fit
+from ppgen.training.result import Chain
 
 
 class Pair(NamedTuple):
@@ -47,3 +51,12 @@ def interpret(recording: Any, outputs: Any, draws: int) -> Callable:
             return list(module(*tensors))
 
     return call
+
+
+def untrained_fit(
+    model: Callable, guide: Callable, *data: Any, chains: int = 1, loss: Any = None, losses=(0.0,)
+) -> Fit:
+    """A fit of programs as they are, with a history of these losses in each of the chains."""
+    nothing = {"step": np.zeros(0), "loss": np.zeros(0)}
+    chain = Chain({}, {"loss": np.asarray(losses)}, nothing, "as given", len(losses), 0.0)
+    return Fit(model, guide, loss, [chain] * chains, data)

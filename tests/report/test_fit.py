@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal
-from reports import NOISE, P, by_title, figure_with, regression, tables, text_of, untrained_fit
+from reports import NOISE, P, by_title, figure_with, fitted_by_elbo, regression, tables, text_of
 from torch import nn
 
 import ppgen
@@ -138,7 +138,7 @@ def test_programs_without_latents_or_data_have_a_page():
     def guide():
         pyro.sample("z", dist.Normal(torch.zeros(8), 1.0 + 0.1 * torch.arange(8)).to_event(1))
 
-    report = report_of_fit(untrained_fit(no_data, guide), draws=200)
+    report = report_of_fit(fitted_by_elbo(no_data, guide), draws=200)
     assert report.subtitle == "no data; 200 draws in each chain"
     moved = figure_with(by_title(report)[WEIGHTS], BY_RANK).picture
     assert f"{MAX_PANELS} of 8 components" in text_of(moved)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pyro
 import pyro.distributions as dist
 import torch
-from reports import by_title, context_of, figure_with, fit_of, tables, text_of, untrained_fit
+from reports import by_title, context_of, figure_with, fit_of, fitted_by_elbo, tables, text_of
 
 from ppgen.diagnostics import CHECKS, rhat
 from ppgen.diagnostics.verdict import BAD, WEIGHTED, Verdict
@@ -24,7 +24,7 @@ def test_a_narrow_guide_is_not_trusted_and_weights_show_where_it_is_narrow():
         scale = torch.where(torch.arange(8) == 6, 0.3, 1.0)
         pyro.sample("z", dist.Normal(torch.zeros(8), scale).to_event(1))
 
-    fit = untrained_fit(model, guide)
+    fit = fitted_by_elbo(model, guide)
     report = by_title(report_of_fit(fit, draws=600))
     section = report["Can the posterior be trusted?"]
     assert ANSWERS[BAD] in section.text
@@ -50,7 +50,7 @@ def test_r_hat_compares_restarts_of_comparable_evidence():
         loc = fourth * (8 * pyro.param("side", torch.zeros(())) - 4)
         pyro.sample("x", dist.Normal(loc, torch.where(fourth, 0.5, 10.0)).to_event(1))
 
-    given = untrained_fit(model, guide)
+    given = fitted_by_elbo(model, guide)
     given.chains = [replace(given.chains[0], weights={"side": torch.tensor(s)}) for s in (0.0, 1.0, 1.0, 4.0)]
     idata = given.to_arviz(draws=200)
     context = context_of(given, idata, given.diagnose(idata=idata))

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from reports import N, captions, context_of, figure_with, regression, tables, untrained_fit
+from reports import N, captions, context_of, figure_with, fitted_by_elbo, regression, tables
 
 from ppgen.diagnostics import loo
 from ppgen.diagnostics.verdict import GOOD, WEIGHTED, Verdict
@@ -30,7 +30,7 @@ def test_replicates_of_a_shifted_guide_are_resampled(monkeypatch):
             pyro.sample("y", dist.Normal(m, 1.0), obs=y)
 
     y = torch.linspace(2, 4, 25)
-    fit = untrained_fit(model, lambda y: pyro.sample("m", dist.Normal(3.3, 0.3)), y)
+    fit = fitted_by_elbo(model, lambda y: pyro.sample("m", dist.Normal(3.3, 0.3)), y)
     idata = fit.to_arviz(y, draws=1000)
     drawn = []
     draw = figures.predictive_histograms
@@ -71,7 +71,7 @@ def test_loo_pit_shows_predictions_that_are_too_narrow():
 
     y = torch.as_tensor(np.random.default_rng(0).normal(size=80))
     distribution = dist.Normal(80 * y.mean() / (80 + 0.16 / 100), 0.4 / math.sqrt(80))
-    fit = untrained_fit(model, lambda y: pyro.sample("m", distribution), y)
+    fit = fitted_by_elbo(model, lambda y: pyro.sample("m", distribution), y)
     section = leave_one_out(context_of(fit, fit.to_arviz(y, draws=400)))
     assert section is not None
     axes = figure_with(section, LOO_PIT).picture.axes[0]
@@ -96,7 +96,7 @@ def test_each_column_has_a_panel():
             pyro.sample("x", dist.Normal(m.unsqueeze(-1), torch.ones(3)).to_event(1), obs=x)
 
     x = torch.randn(30, 3)
-    fit = untrained_fit(model, lambda x: pyro.sample("m", dist.Normal(x.mean(), 0.1)), x)
+    fit = fitted_by_elbo(model, lambda x: pyro.sample("m", dist.Normal(x.mean(), 0.1)), x)
     section = predictions(context_of(fit, fit.to_arviz(x, draws=100)))
     axes = figure_with(section, HISTOGRAMS).picture.axes
     assert [part.get_xlabel() for part in axes] == ["x[0]", "x[1]", "x[2]"]
