@@ -2,9 +2,9 @@
 
 Three ways to run K particles, from the fastest to the most general:
 
-1. Programs that broadcast run once, under one more plate to the left of all of their own. The density of one particle
-   is checked against a run of that particle alone.
-2. Programs that do not broadcast (``x @ b``) run under `torch.func.vmap`.
+1. Programs that broadcast run once, under one more plate to the left of all of their own. The values and log densities
+   of particles are compared with runs of these particles alone.
+2. Programs that do not broadcast (``x @ b``, ``b.sum()``) run under `torch.func.vmap`.
 3. Programs that vmap refuses, because they read values, run once for each particle.
 """
 
@@ -18,7 +18,8 @@ from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from ppgen.tracing.programs import validation
+from ppgen.tracing.broadcasting import broadcasts_correctly
+from ppgen.tracing.programs import program_name, validation
 from ppgen.tracing.sites import (
     PARTICLES,
     Program,
@@ -26,17 +27,14 @@ from ppgen.tracing.sites import (
     importance_log_weights,
     is_observed,
     latent_sites,
-    log_density,
     sample_sites,
     trace_with_values,
 )
 from ppgen.tracing.traces import Traces
-from ppgen.tracing.vmap import UnsharedTensors
-from ppgen.utils.user_warnings import warn_user
+from ppgen.tracing.vmap import UnsharedTensors, slow_rules_allowed
+from ppgen.utils.user_warnings import warn_user, warn_user_once
 
 __all__ = ["log_weights", "particle_traces"]
-
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # of equal log densities: nats, and relative
 
 
 def log_weights(
@@ -93,7 +91,7 @@ def particle_traces(
     batched = Traces(plate(model), plate(guide), args, kwargs, use_all_rows=use_all_rows)
     try:
         with validation(True):  # turns most wrong broadcasts into errors
-            if _broadcasts_correctly(batched, single):
+            if broadcasts_correctly(batched, single):
                 return [batched]
     except (RuntimeError, ValueError, IndexError):
         pass
@@ -104,29 +102,13 @@ def particle_traces(
             return [mapped]
     except (RuntimeError, ValueError, NotImplementedError):  # vmap has no rule for an operation, or a value is read
         pass
+    if particles > 1:
+        warn_user_once(
+            f"the program {program_name(model)} runs once for each draw, which is slow, since it cannot run for many "
+            "draws at once. A statement that reads a latent's value does that (if z > 0, float(z)); torch.where(z > 0, "
+            "a, b) in its place does not"
+        )
     return [Traces(model, guide, args, kwargs, use_all_rows=use_all_rows) for _ in range(particles)]
-
-
-def _broadcasts_correctly(batched: Traces, single: Traces) -> bool:
-    """Whether the last particle of a batch has the log density that it has alone.
-
-    Some programs run with a plate of particles but compute something else: ``scale[:, None] * root`` then multiplies
-    columns in place of rows.
-    """
-    values = {}
-    for name, site in latent_sites(batched.guide_trace).items():
-        shape = single.guide_trace.nodes[name]["value"].shape
-        if site["value"].numel() == shape.numel():  # one value for all particles
-            values[name] = site["value"].reshape(shape)
-        else:
-            values[name] = site["value"][-1].reshape(shape)
-    fixed = trace_with_values(single.guide_trace, values)
-    alone = batched.replace(model=single.model, guide=single.guide).resampled(fixed=fixed)
-    in_batch, expected = (
-        log_density(traces.with_summed_discrete[0], per_datum=False)[-1] for traces in (batched, alone)
-    )
-    tolerance = TOLERANCE.get(in_batch.dtype, max(TOLERANCE.values()))
-    return torch.allclose(in_batch, expected.to(in_batch.dtype), rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping | None) -> Traces:
@@ -210,7 +192,7 @@ class _VmappedTraces(Traces):
                 for trace in found
             ]
 
-        with validation(False), torch.no_grad():
+        with validation(False), slow_rules_allowed(), torch.no_grad():
             try:
                 batched = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), latents)
             except RuntimeError:

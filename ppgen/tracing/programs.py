@@ -37,6 +37,12 @@ def signature(program: Program) -> inspect.Signature:
     return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
 
 
+def program_name(program: Program) -> str:
+    """The name of a program in messages: that of the function, or of the class."""
+    named = program if hasattr(program, "__name__") else getattr(program, "__wrapped__", type(program))
+    return getattr(named, "__name__", type(program).__name__)
+
+
 def get_trace(program: Program, *args: Any, **kwargs: Any) -> Trace:
     """A trace of one run of a program."""
     return poutine.trace(program).get_trace(*args, **kwargs)

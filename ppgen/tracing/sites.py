@@ -157,10 +157,7 @@ def log_density(trace: Trace, *, per_datum: bool) -> Tensor:
     """
     total = torch.zeros(())
     for site in sample_sites(trace).values():
-        log_prob, frame = torch.as_tensor(site["log_prob"]), data_plate(site)
-        if per_datum and frame is not None:
-            log_prob = log_prob * (frame.size / (frame.full_size or frame.size))
-        total = total + _sum_to_particles_and_rows(log_prob, site, per_datum)
+        total = total + summed_log_prob(site, per_datum=per_datum)
     return torch.atleast_2d(total)
 
 
@@ -174,11 +171,22 @@ def is_local(*traces: Trace) -> bool:
     )
 
 
-def _sum_to_particles_and_rows(log_prob: Tensor, site: Site, keep_rows: bool) -> Tensor:
-    """Sums a log probability over all plates except the particles and, if asked, the data: (particles, n or 1)."""
+def summed_log_prob(site: Site, *, per_datum: bool) -> Tensor:
+    """The log probability of a site, summed over all plates except the particles and, if asked, the data.
+
+    Args:
+        site: with its log probability.
+        per_datum: as in `log_density`.
+
+    Returns:
+        (particles, n) per datum in the plate "data", or (particles, 1).
+    """
+    log_prob, data = torch.as_tensor(site["log_prob"]), data_plate(site) if per_datum else None
+    if data is not None:
+        log_prob = log_prob * (data.size / (data.full_size or data.size))
     log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, site["fn"].batch_shape))
     outer = [f for f in site["cond_indep_stack"] if f.name in (PARTICLES, "num_particles_vectorized")]
-    rows = [f for f in (data_plate(site),) if keep_rows and f is not None]
+    rows = [] if data is None else [data]
     keep = {f.dim + log_prob.dim() for f in outer + rows}
     summed = [d for d in range(log_prob.dim()) if d not in keep]
     log_prob = log_prob.sum(summed) if summed else log_prob

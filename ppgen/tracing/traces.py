@@ -142,12 +142,12 @@ class Traces:
     @cached_property
     def generated(self) -> Trace:
         """The model on its own: z ~ p(z), x' ~ p(x' | z)."""
-        return self.run(_SampleObservations()(self.model))
+        return self.run(SampleObservations()(self.model))
 
     @cached_property
     def reconstructed(self) -> Trace:
         """The model at the guide's latents: z ~ q(z | x), x' ~ p(x' | z)."""
-        return self.run(_SampleObservations()(self.model), self.guide_trace)
+        return self.run(SampleObservations()(self.model), self.guide_trace)
 
     @cached_property
     def with_log_probs(self) -> tuple[Trace, Trace]:
@@ -224,7 +224,7 @@ class Traces:
             return self.reconstructed
         trace = self.with_sampled_discrete
         latents = trace_with_values(trace, {k: s["value"] for k, s in latent_sites(trace).items()})
-        return self.run(_SampleObservations()(self.model), latents)
+        return self.run(SampleObservations()(self.model), latents)
 
     @property
     def _with_observations(self) -> Trace:
@@ -261,7 +261,7 @@ class Traces:
         return data_plate_size(self._with_observations.nodes.values())
 
 
-class _SampleObservations(poutine.messenger.Messenger):
+class SampleObservations(poutine.messenger.Messenger):
     """Samples observed sites again and keeps their observed values; leaves deterministic and factor sites alone."""
 
     def _pyro_sample(self, msg: Site) -> None:

@@ -1,16 +1,28 @@
-"""Running programs that write into their own tensors under `torch.func.vmap`.
+"""Running programs, also those that write into their own tensors, under `torch.func.vmap`.
 
 A tensor that is made from a shape alone is shared by all calls that vmap batches. Writing into it fails when the value
 differs between calls: a draw (``x.normal_()``), or a value that depends on a latent (``mean[0] = z``).
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["UnsharedTensors"]
+__all__ = ["UnsharedTensors", "slow_rules_allowed"]
+
+
+@contextmanager
+def slow_rules_allowed() -> Iterator[None]:
+    """A context without torch's warnings about operations that vmap runs once for each call, or resizes results of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        warnings.filterwarnings("ignore", "An output with one or more elements was resized", UserWarning)
+        yield
 
 
 class UnsharedTensors(TorchFunctionMode):

@@ -105,6 +105,7 @@ def test_particles_lie_to_the_left_of_every_plate(nested, particles):
         assert (frame.dim, frame.size) == (-3, particles)
 
 
+@pytest.mark.filterwarnings("ignore:the program model runs once for each draw")
 @pytest.mark.parametrize("reads_values", [False, True], ids=["vmap", "loop"])
 def test_programs_that_do_not_broadcast_run_for_each_particle(reads_values):
     x, y, at = torch.randn(4, 2), torch.randn(4), torch.tensor([0.5, -1.0])
@@ -121,3 +122,38 @@ def test_programs_that_do_not_broadcast_run_for_each_particle(reads_values):
     assert len(particle_traces(model, guide, (), particles=3)) == (3 if reads_values else 1)
     expected = Normal(0.0, 1.0).log_prob(at).sum() + Normal(x @ at, 1.0).log_prob(y).sum()
     torch.testing.assert_close(log_weights(model, guide, (), particles=3), expected.expand(3, 1))
+
+
+def test_a_program_that_runs_once_for_each_particle_is_reported_once():
+    def reads_its_latent():
+        w = pyro.sample("w", Normal(0.0, 1.0))
+        pyro.sample("y", Normal(1.0 if w > 0 else -1.0, 1.0), obs=torch.tensor(0.5))
+
+    def guide():
+        pyro.sample("w", Normal(0.0, 1.0))
+
+    with pytest.warns(UserWarning, match=r"the program reads_its_latent runs once for each draw.* torch.where"):
+        log_weights(reads_its_latent, guide, (), particles=3)
+    log_weights(reads_its_latent, guide, (), particles=3)
+
+
+@pytest.mark.parametrize("reduce", [torch.sum, torch.norm, torch.max, torch.mean], ids=lambda f: f.__name__)
+def test_a_deterministic_site_that_reduces_has_a_value_for_each_particle(reduce):
+    """The model itself broadcasts; `max` of all particles is that of one of them."""
+
+    def model():
+        b = pyro.sample("b", Normal(0.0, 1.0).expand([3]).to_event(1))
+        pyro.deterministic("total", reduce(b))
+        y = pyro.sample("y", Normal(b.sum(-1), 1.0), obs=torch.tensor(0.5))
+        pyro.deterministic("spread", reduce(y * torch.ones(2)))
+
+    def guide():
+        pyro.sample("b", Normal(0.0, 1.0).expand([3]).to_event(1))
+
+    (traces,) = particle_traces(model, guide, (), particles=5)
+    for trace in (traces.model_trace, traces.generated, traces.reconstructed):
+        for b, total in zip(trace.nodes["b"]["value"], trace.nodes["total"]["value"], strict=True):
+            torch.testing.assert_close(total, reduce(b))
+    for trace in (traces.generated, traces.reconstructed):
+        for y, spread in zip(trace.nodes["y"]["value"], trace.nodes["spread"]["value"], strict=True):
+            torch.testing.assert_close(spread, reduce(y * torch.ones(2)))
