@@ -14,6 +14,10 @@
 Weights are per datum if all latents are in the plate "data", and for the whole data set otherwise. R-hat is meaningful
 across restarts, but not within one fit (see `ppgen.diagnostics.rhat`).
 
+**Masks.** Observations that the program masks, or leaves out as NaN, are no data (`ppgen.diagnostics.masked`): a site x
+of which some rows are masked has the dimension "x_observed" in the place of "data" in "observed_data",
+"log_likelihood" and the predictive groups, with the coordinate "x_data", the numbers of its observed rows.
+
 **All rows.** Plates that subsample use all of their rows here, so that weights and likelihoods are those of the whole
 data set.
 
@@ -40,6 +44,7 @@ import torch
 from torch import Tensor
 
 from ppgen.diagnostics.chain_groups import DrawOptions, Groups, chain_groups
+from ppgen.diagnostics.masked import Observed, either_observed, leave_out_masked
 from ppgen.diagnostics.naming import Variable, dataset, new_names
 from ppgen.diagnostics.resampled import add_resampled
 from ppgen.infer.parameters import owning_module
@@ -97,6 +102,7 @@ def to_arviz(
     model = getattr(owning_module(fit.model), "density_model", fit.model)
     options = DrawOptions(draws=draws, chunk=chunk, predictive=predictive, integrate=integrate, seed=seed)
     chains: list[Groups] = []
+    observed: dict[str, Observed] = {}
     attributes: dict[str, Any] = {
         "inference_library": "ppgen",
         "loss": str(fit.loss),
@@ -105,8 +111,9 @@ def to_arviz(
     for number in range(len(fit.chains)):
         with fit.eval_mode(number), torch.random.fork_rng():
             torch.manual_seed(seed + number)
-            groups, notes = chain_groups(model, fit.guide, data, options)
+            groups, seen, notes = chain_groups(model, fit.guide, data, options)
         chains.append(groups)
+        observed = either_observed(observed, seen)
         attributes |= notes
     groups = _stack(chains)
     kept: list[int] = []
@@ -120,7 +127,8 @@ def to_arviz(
     kind = "elbo_trace" if getattr(fit.loss, "is_negative_elbo", False) and model is fit.model else "loss_trace"
     groups.setdefault("vi_stats", {})[kind] = _loss_trace(fit, sign=-1 if kind == "elbo_trace" else 1)
     names = new_names(groups, dims, coords)
-    datasets = {group: dataset(variables, names, coords) for group, variables in groups.items() if variables}
+    positions = leave_out_masked(groups, observed, names, coords)
+    datasets = {group: dataset(variables, names, coords, positions) for group, variables in groups.items() if variables}
     if "posterior_resampled" in datasets:
         datasets["posterior_resampled"] = datasets["posterior_resampled"].assign_coords(chain=kept)
     for each in datasets.values():

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from ppgen.diagnostics.marginal_likelihood import marginal_log_likelihood
+from ppgen.diagnostics.masked import Observed, any_observed, either_observed, observed_entries
 from ppgen.diagnostics.naming import Variable, observed, variable
 from ppgen.evaluation.two_sample import mmd_test
 from ppgen.posterior.importance import importance_summary
 from ppgen.tracing.enumeration import SUMMED_OUT
+from ppgen.tracing.masks import masked_log_prob
 from ppgen.tracing.particles import particle_traces
 from ppgen.tracing.sites import (
     DATA,
@@ -56,7 +58,7 @@ class DrawOptions:
 
 def chain_groups(
     model: Program, guide: Program, data: tuple[Tensor, ...], options: DrawOptions
-) -> tuple[Groups, Notes]:
+) -> tuple[Groups, dict[str, Observed], Notes]:
     """Draws the groups of one chain, under the weights that the programs hold.
 
     Args:
@@ -66,16 +68,19 @@ def chain_groups(
         options: the number of draws and what is drawn.
 
     Returns:
-        The groups, without the dimension "chain", and notes about what is missing: attributes of the groups.
+        The groups, without the dimension "chain"; which of their numbers are observed, by variable; notes about what is
+        missing, which are attributes of the groups.
     """
     parts: list[Groups] = []
+    observed: dict[str, Observed] = {}
     notes: Notes = {}
     deltas: set[str] = set()
     with torch.no_grad():
         for start in range(0, options.draws, options.chunk):
             for traces in particle_traces(model, guide, data, particles=min(options.chunk, options.draws - start)):
-                groups, more = _chunk_groups(traces, options)
+                groups, seen, more = _chunk_groups(traces, options)
                 parts.append(groups)
+                observed = either_observed(observed, seen)
                 notes |= more
                 deltas |= {name for name, site in latent_sites(traces.guide_trace).items() if is_delta(site)}
     groups = {
@@ -98,18 +103,18 @@ def chain_groups(
         groups.pop("sample_stats", None)
         groups.pop("log_likelihood", None)
         if options.predictive and "prior_predictive" in groups:
-            groups["two_sample"] = _two_sample_tests(groups, options.seed)
-        return groups, notes
+            groups["two_sample"] = _two_sample_tests(groups, observed, options.seed)
+        return groups, observed, notes
     dims, log_weights = groups["sample_stats"]["log_weight"]
     summary = importance_summary(log_weights.reshape(options.draws, -1))
     groups["sample_stats"]["log_weight_smoothed"] = dims, summary.log_smoothed.reshape(log_weights.shape)
     groups["vi_stats"] = {
         name: (dims[1:], getattr(summary, field).reshape(log_weights.shape[1:])) for name, field in VI_STATS.items()
     }
-    return groups, notes
+    return groups, observed, notes
 
 
-def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, Notes]:
+def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, dict[str, Observed], Notes]:
     """The groups of some draws; "draw" is the first dimension of all variables but the observations."""
     notes: Notes = {}
     model_trace, guide_trace = traces.with_summed_discrete
@@ -117,6 +122,7 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, Notes]:
     sites, local = sample_sites(sampled), is_local(model_trace, guide_trace)
     observations = {name: site for name, site in sites.items() if is_observed(site)}
     latents = latent_sites(sampled) | {k: s for k, s in sites.items() if s["infer"].get("_deterministic")}
+    seen = {name: observed_entries(name, site) for name, site in observations.items()}
     lp, log_q = (log_density(trace, per_datum=local).numpy(force=True) for trace in (model_trace, guide_trace))
     stats = {"lp": lp, "log_q": np.broadcast_to(log_q, lp.shape), "log_weight": lp - log_q}
     groups: Groups = {
@@ -134,10 +140,12 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, Notes]:
             "there are no importance weights and no k-hat"
         )
     elif all(data_plate(site) is None for site in latent_sites(guide_trace).values()):
-        groups["log_likelihood"] = _pointwise_log_likelihood(terms, observations)
+        groups["log_likelihood"], joint = _pointwise_log_likelihood(terms, seen)
+        seen |= joint
     elif options.integrate:
         integrated = marginal_log_likelihood(traces, particles=options.integrate)
         groups["log_likelihood"] = {name: (("draw", DATA), value) for name, value in integrated.items()}
+        seen |= {name: any_observed(seen.values(), (DATA,)) for name in integrated if name not in seen}
     if options.predictive:
         replicated = sample_sites(traces.posterior_predictive)
         groups["posterior_predictive"] = {name: variable(name, replicated[name]) for name in observations}
@@ -148,35 +156,42 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, Notes]:
         else:
             groups["prior"] = {name: variable(name, generated[name]) for name in latents}
             groups["prior_predictive"] = {name: variable(name, generated[name]) for name in observations}
-    return groups, notes
+    return groups, seen, notes
 
 
-def _pointwise_log_likelihood(terms: dict[str, Site], observations: dict[str, Site]) -> dict[str, Variable]:
-    """Log p of each observed site given the drawn latents; empty if rows share a latent that is summed out."""
+def _pointwise_log_likelihood(
+    terms: dict[str, Site], seen: dict[str, Observed]
+) -> tuple[dict[str, Variable], dict[str, Observed]]:
+    """Log p of each observed site given the drawn latents, and what is observed of sites that have one in common.
+
+    Both are empty if rows share a latent that is summed out.
+    """
     found: dict[str, Variable] = {}
+    joint: dict[str, Observed] = {}
     for name, site in terms.items():
         joined = site["infer"].get(SUMMED_OUT, ())  # observed sites that share a latent which is summed out
-        if any(_plates(observations[k]) and not _plates(site) for k in joined):
-            return {}
+        plates = [frame.name for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES]
+        if any(seen[k].plates and not plates for k in joined):
+            return {}, {}
         if is_observed(site) or joined:
-            found[name] = variable(name, site, site["unscaled_log_prob"], event=False)
-    return found
+            found[name] = variable(name, site, masked_log_prob(site), event=False)
+            if name not in seen:
+                joint[name] = any_observed((seen[k] for k in joined), found[name][0][1:])
+    return found, joint
 
 
-def _plates(site: Site) -> list[str]:
-    return [frame.name for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES]
-
-
-def _two_sample_tests(groups: Groups, seed: int) -> dict[str, Variable]:
-    """MMD tests of observed rows against one draw of the model for each: statistic and p-value."""
+def _two_sample_tests(groups: Groups, observed: dict[str, Observed], seed: int) -> dict[str, Variable]:
+    """MMD tests of rows that are wholly observed against one draw of the model for each: statistic and p-value."""
     found: dict[str, Variable] = {}
     for name, (dims, x) in groups["observed_data"].items():
         drawn_dims, drawn = groups["prior_predictive"][name]
-        if DATA not in dims or len(x) < 4:
+        if DATA not in dims:
             continue
-        x = np.moveaxis(x, dims.index(DATA), 0)[:MAX_TESTED]
-        y = np.moveaxis(drawn[0], drawn_dims[1:].index(DATA), 0)[:MAX_TESTED]
-        if np.array_equal(x, y):  # an observed argument, which the model does not draw
+        rows = np.moveaxis(observed[name].numbers, dims.index(DATA), 0)
+        rows = np.flatnonzero(rows.reshape(len(rows), -1).all(1))[:MAX_TESTED]
+        x = np.moveaxis(x, dims.index(DATA), 0)[rows]
+        y = np.moveaxis(drawn[0], drawn_dims[1:].index(DATA), 0)[rows]
+        if len(x) < 4 or np.array_equal(x, y):  # an observed argument, which the model does not draw
             continue
         test = mmd_test(x, y, seed=seed)
         found[name] = ("two_sample",), np.array([test.statistic, test.p_value])

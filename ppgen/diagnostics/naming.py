@@ -117,7 +117,10 @@ def new_names(
 
 
 def dataset(
-    variables: Mapping[str, Variable], names: Mapping[str, str], coords: Mapping[str, Sequence[Any]] | None
+    variables: Mapping[str, Variable],
+    names: Mapping[str, str],
+    coords: Mapping[str, Sequence[Any]] | None,
+    positions: Mapping[str, tuple[str, np.ndarray]],
 ) -> xr.Dataset:
     """Variables as a dataset.
 
@@ -125,6 +128,7 @@ def dataset(
         variables: the variables.
         names: the user's names by the original ones.
         coords: the values along dimensions; chains, draws, steps and the plate "data" are numbered by default.
+        positions: further coordinates by name: a dimension, and values along it.
     """
     renamed = {k: (tuple(names.get(d, d) for d in dims), value) for k, (dims, value) in variables.items()}
     sizes = {d: n for dims, value in renamed.values() for d, n in zip(dims, value.shape, strict=True)}
@@ -133,7 +137,7 @@ def dataset(
     }
     values |= {TWO_SAMPLE: np.array(["statistic", "p_value"])} if TWO_SAMPLE in sizes else {}
     values |= {d: np.asarray(v) for d, v in (coords or {}).items() if d in sizes}
-    return xr.Dataset(renamed, coords=values)
+    return xr.Dataset(renamed, coords={**values, **{k: v for k, v in positions.items() if v[0] in sizes}})
 
 
 def _event_dims(name: str, rank: int) -> list[str]:

@@ -54,7 +54,7 @@ def predictive_check(
         group: the replicates.
         var_name: the observed site, if there are several.
         statistics: functions from data, in the shape of the observations, to a number, by name; by default `STATISTICS`
-            of all numbers together.
+            of all numbers together. Numbers that are masked within an event are NaN here, in data and replicates.
         weighted: whether replicates are weighted by the smoothed importance weights, which makes them replicates of the
             posterior instead of the guide; for programs whose weights are those of the whole data set.
         chain: a single restart; all of them, pooled, if left out.
@@ -64,15 +64,25 @@ def predictive_check(
 
     Raises:
         ValueError: without replicates; for unknown names; for weights per datum, or no weights; for a statistic that is
-            not a number.
+            not a number, or NaN for the data.
     """
     import pandas as pd  # late: pandas is slow to import
 
     drawn, data = _read(idata, group, var_name)
     replicates, weights = pool_chains(drawn, chain), _weights(idata, group, drawn, weighted, chain)
+    seen, keep = data.values, ~np.isnan(data.values)
+    if statistics is None:
+        seen, replicates = seen[keep], replicates[:, keep]
+    elif not keep.all():
+        replicates = np.where(keep, replicates, np.nan)
     rows = {}
     for name, statistic in (STATISTICS if statistics is None else statistics).items():
-        observed = _as_number(name, statistic(data.values))
+        observed = _as_number(name, statistic(seen))
+        if np.isnan(observed):
+            raise ValueError(
+                f"statistics: {name!r} of the data is NaN; numbers that the program masks within an event are NaN, so "
+                "use statistics that leave them out, such as np.nanmean"
+            )
         values = np.array([_as_number(name, statistic(replicate)) for replicate in replicates])
         mean = float(weights @ values)
         tails = float(weights @ (values >= observed)), float(weights @ (values <= observed))
@@ -103,7 +113,7 @@ def pit(
         seed: of the ties.
 
     Returns:
-        An array with the dimensions of the data.
+        An array with the dimensions of the data; NaN where a number is masked within an event.
 
     Raises:
         ValueError: without replicates; for unknown names; for weights per datum, or no weights.

@@ -88,10 +88,10 @@ def randomized_pit(drawn: np.ndarray, observed: np.ndarray, weights: np.ndarray,
 
     Args:
         drawn: draws y' (S, ...).
-        observed: observations y (...).
+        observed: observations y (...); the result is NaN where they are.
         weights: weights of the draws, of a shape that broadcasts to (S, ...), whose sum over draws is one.
         seed: the seed of U.
     """
     ties = np.random.default_rng(seed).uniform(size=observed.shape)
     below = np.where(drawn < observed, 1.0, np.where(drawn == observed, ties, 0.0))
-    return np.clip((weights * below).sum(0), 0.0, 1.0)
+    return np.where(np.isnan(observed), np.nan, np.clip((weights * below).sum(0), 0.0, 1.0))

@@ -19,6 +19,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from ppgen.tracing.broadcasting import broadcasts_correctly
+from ppgen.tracing.masks import site_mask
 from ppgen.tracing.programs import program_name, validation
 from ppgen.tracing.sites import (
     PARTICLES,
@@ -177,8 +178,8 @@ class _VmappedTraces(Traces):
         """
         latents = {} if at is None else {k: self._particle_values(s) for k, s in latent_sites(at).items()}
 
-        def run(number: Tensor, values: dict[str, Tensor]) -> list[dict[str, tuple[Tensor, Tensor, Tensor]]]:
-            """The value, log probability and unscaled log probability of each site, for one particle."""
+        def run(number: Tensor, values: dict[str, Tensor]) -> list[dict[str, tuple[Tensor, ...]]]:
+            """The value, log probability, unscaled log probability and mask of each site, for one particle."""
             programs = self.model, self.guide, self.args, self.kwargs
             traces = Traces(*programs, clock=self.clock, use_all_rows=self.use_all_rows)
             if at is not None:
@@ -188,7 +189,10 @@ class _VmappedTraces(Traces):
             for trace in found:
                 trace.compute_log_prob()
             return [
-                {k: (s["value"], s["log_prob"], s["unscaled_log_prob"]) for k, s in sample_sites(trace).items()}
+                {
+                    k: (s["value"], s["log_prob"], s["unscaled_log_prob"], site_mask(s))
+                    for k, s in sample_sites(trace).items()
+                }
                 for trace in found
             ]
 
@@ -210,21 +214,22 @@ class _VmappedTraces(Traces):
             for traces in zip(*runs, strict=True)
         ]
 
-    def _batched_trace(self, template: Trace, values: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> Trace:
+    def _batched_trace(self, template: Trace, values: Mapping[str, tuple[Tensor, ...]]) -> Trace:
         """The trace of one particle with the values and log probabilities of all."""
         trace, frame = Trace(), CondIndepStackFrame(PARTICLES, -self.depth, self.particles, 0, self.particles)
-        for name, (value, *log_probs) in values.items():
+        for name, (value, *parts) in values.items():
             site = template.nodes[name]
             if site["infer"].get("_deterministic"):  # its Delta may count the axes of plates as event axes
                 plates = -min((f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
                 rank = min(site["fn"].event_dim, max(0, site["value"].dim() - plates))
                 site = {**site, "fn": pyro.distributions.Delta(site["value"], event_dim=rank)}
-            log_prob, unscaled = (self._move_to_plate(part, 0) for part in log_probs)
+            log_prob, unscaled, mask = (self._move_to_plate(part, 0) for part in parts)
             if site["is_observed"] and is_observed(site):
                 value = site["value"]
             else:
                 value = self._move_to_plate(value, site["fn"].event_dim)
             new = {"value": value, "log_prob": log_prob, "unscaled_log_prob": unscaled}
+            new |= {} if site["mask"] is None else {"mask": mask}
             trace.add_node(name, **{**site, **new, "cond_indep_stack": (frame, *site["cond_indep_stack"])})
         return trace
 
