@@ -25,7 +25,7 @@ from ppgen.training.result import Fitted
 
 if TYPE_CHECKING:
     from arviz import InferenceData
-    from xarray import DataTree
+    from xarray import Dataset, DataTree
 
     from ppgen.diagnostics import Calibration, Verdict
 
@@ -77,6 +77,29 @@ class Fit(Fitted):
         options: dict[str, Any] = {"draws": draws, "predictive": predictive, "resampled": resampled}
         options |= {"integrate": integrate, "dims": dims, "coords": coords, "chunk": chunk, "seed": seed}
         return to_arviz(self, *self.tensors(data), **options)
+
+    def predict(
+        self, *data: Any, draws: int = 500, chain: int | None = None, chunk: int = 50, seed: int = 0
+    ) -> "Dataset":
+        """Draws what the program observes, on new data; see `ppgen.diagnostics.predict`, which documents the options.
+
+        Example:
+            >>> import pyro
+            >>> import pyro.distributions as dist
+            >>> import torch
+            >>> import ppgen
+            >>> def model(x, y=None):
+            ...     slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+            >>> x = torch.arange(20.0)
+            >>> fit = ppgen.fit(model, "auto", (x, 2 * x), progress=False)
+            >>> fit.predict(torch.tensor([30.0, 40.0]), draws=200)["y"].shape  # chains, draws, rows
+            (1, 200, 2)
+        """
+        from ppgen.diagnostics.predictions import predict  # late: xarray is slow to import
+
+        return predict(self, *self.tensors(data), draws=draws, chain=chain, chunk=chunk, seed=seed)
 
     def diagnose(
         self,

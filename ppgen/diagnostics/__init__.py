@@ -5,6 +5,7 @@ from ppgen.diagnostics.calibration import Calibration, ECDFBand, Ranks, calibrat
 from ppgen.diagnostics.checks import CHECKS, describe_checks
 from ppgen.diagnostics.evidence_bounds import bidirectional_ais
 from ppgen.diagnostics.loo import loo, loo_pit
+from ppgen.diagnostics.predictions import predict
 from ppgen.diagnostics.predictive import pit, predictive_check
 from ppgen.diagnostics.restarts import rhat
 from ppgen.diagnostics.verdict import Verdict, diagnose
@@ -37,6 +38,7 @@ __all__ = [
     "loo",
     "loo_pit",
     "pit",
+    "predict",
     "predictive_check",
     "resample",
     "rhat",

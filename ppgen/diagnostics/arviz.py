@@ -31,6 +31,9 @@ an amortized model. With ``integrate=K`` the latents of each row are integrated 
 **Without a density** (the observations of a generator are a Delta, or the guide is a point estimate) there are no
 weights and no k-hat. The attribute "density" gives the reason, and "two_sample" compares data with the model's draws.
 
+**Without the response**, ``to_arviz(fit, x_new)`` of a program ``model(x, y=None)``, there are the latents and the
+predictions given them, "posterior", "posterior_predictive", "prior" and "prior_predictive", and no weights.
+
 **Resampled draws** exist for chains whose weights are reliable (`ppgen.posterior.importance.psis_reliable`): where
 k-hat is large, weights cannot correct the guide. With weights per datum, rows with unreliable weights are NaN. If no
 chain is left, neither is the group, and the attribute "resampled" gives the reason.
@@ -41,11 +44,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ppgen.diagnostics.absent import with_responses
 from ppgen.diagnostics.chain_groups import DrawOptions, Groups, chain_groups
 from ppgen.diagnostics.masked import Observed, either_observed, leave_out_masked
 from ppgen.diagnostics.naming import Variable, dataset, new_names
+from ppgen.diagnostics.predictions import predictive_groups
 from ppgen.diagnostics.resampled import add_resampled
 from ppgen.infer.parameters import owning_module
 from ppgen.posterior.importance import MIN_DRAWS, khat_threshold
@@ -57,7 +61,7 @@ __all__ = ["to_arviz"]
 
 def to_arviz(
     fit: Fitted,
-    *data: Tensor,
+    *data: Any,
     draws: int = 500,
     predictive: bool = True,
     resampled: Literal["with", "without"] | None = "with",
@@ -71,7 +75,8 @@ def to_arviz(
 
     Args:
         fit: the fit.
-        *data: the arguments of the programs: ``to_arviz(fit, x)`` or ``to_arviz(fit, x, y)``.
+        *data: the arguments of the programs: ``to_arviz(fit, x)`` or ``to_arviz(fit, x, y)``; None for a response that
+            is absent.
         draws: the number of draws of the guide in each chain, at least 25.
         predictive: whether to draw observations too (posterior and prior predictive); they need the most memory.
         resampled: whether `posterior_resampled` has as many draws, taken with replacement, or a tenth of them, taken
@@ -89,7 +94,8 @@ def to_arviz(
 
     Raises:
         ValueError: for fewer than 25 draws or an empty chunk; for dims or coords that do not match a variable; for
-            discrete latents that cannot be enumerated; for latents of rows that cannot be integrated out.
+            discrete latents that cannot be enumerated; for latents of rows that cannot be integrated out; if the
+            programs do not run on these data, for example because the guide has latents for the rows of other data.
         LookupError: if the guide does not match the model on these data.
     """
     if resampled not in ("with", "without", None):
@@ -101,6 +107,10 @@ def to_arviz(
     # the program of a model such as flow matching is a regression; its density is another program
     model = getattr(owning_module(fit.model), "density_model", fit.model)
     options = DrawOptions(draws=draws, chunk=chunk, predictive=predictive, integrate=integrate, seed=seed)
+    bounded = getattr(fit.loss, "is_negative_elbo", False) and model is fit.model
+    with fit.eval_mode(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, absent = with_responses(fit, model, data)
     chains: list[Groups] = []
     observed: dict[str, Observed] = {}
     attributes: dict[str, Any] = {
@@ -111,7 +121,11 @@ def to_arviz(
     for number in range(len(fit.chains)):
         with fit.eval_mode(number), torch.random.fork_rng():
             torch.manual_seed(seed + number)
-            groups, seen, notes = chain_groups(model, fit.guide, data, options)
+            if absent:
+                groups, notes = predictive_groups(model, fit.guide, data, absent, options)
+                seen: dict[str, Observed] = {}
+            else:
+                groups, seen, notes = chain_groups(model, fit.guide, data, options)
         chains.append(groups)
         observed = either_observed(observed, seen)
         attributes |= notes
@@ -124,7 +138,7 @@ def to_arviz(
                 f"k-hat is above {khat_threshold(draws):.2f}, so that weights cannot correct the guide, in the chains "
                 f"{left_out}, which are left out"
             )
-    kind = "elbo_trace" if getattr(fit.loss, "is_negative_elbo", False) and model is fit.model else "loss_trace"
+    kind = "elbo_trace" if bounded else "loss_trace"
     groups.setdefault("vi_stats", {})[kind] = _loss_trace(fit, sign=-1 if kind == "elbo_trace" else 1)
     names = new_names(groups, dims, coords)
     positions = leave_out_masked(groups, observed, names, coords)

@@ -74,7 +74,8 @@ def diagnose(
         The verdict.
 
     Raises:
-        ValueError: if `idata` comes without the data that a search for other modes needs; as `to_arviz`.
+        ValueError: if `idata` comes without the data that a search for other modes needs; if the response is absent; as
+            `to_arviz`.
         LookupError: as `to_arviz`.
     """
     known: tuple[Tensor, ...] | None = data
@@ -120,9 +121,17 @@ def draw_enough(fit: Fitted, *data: Tensor, draws: int | None = None, **options:
         *data: the arguments of the programs.
         draws: the number of draws in each chain; chosen as in `diagnose` if left out.
         **options: further options of `to_arviz`.
+
+    Raises:
+        ValueError: if the response is absent; as `to_arviz`.
     """
     draw = partial(to_arviz, fit, *data, resampled=None, chunk=250, **options)
     idata = draw(draws=FEW_DRAWS if draws is None else draws)
+    if absent := read_attribute(idata, "absent"):
+        raise ValueError(
+            f"a posterior is judged on the data of the fit, and {absent} is not given: give all of them, as to fit, or "
+            "use predict for predictions"
+        )
     if draws is None and _is_undecided(PosteriorDraws.read(fit, None, idata)):
         return draw(draws=MANY_DRAWS)
     return idata

@@ -144,8 +144,7 @@ class Fitted:
         Raises:
             IndexError: if there is no such chain.
         """
-        if not 0 <= chain < len(self.chains):
-            raise IndexError(f"chain {chain}: there are chains 0 to {len(self.chains) - 1}")
+        self._check_chain(chain)
         tensors = self._state().tensors
         restore(tensors, self._weights(chain, tensors))
 
@@ -155,7 +154,12 @@ class Fitted:
 
         Args:
             chain: the number of the chain whose weights the programs hold inside; if left out, they stay the same.
+
+        Raises:
+            IndexError: if there is no such chain.
         """
+        if chain is not None:
+            self._check_chain(chain)
         separate_names(self.model, self.guide)
         tensors = self._state().tensors if chain is not None else {}
         current = snapshot(tensors)
@@ -187,22 +191,42 @@ class Fitted:
         with self.eval_mode(), torch.no_grad(), torch.random.fork_rng():
             return Traces(self.model, self.guide, self.example).num_data
 
-    def tensors(self, data: tuple) -> tuple[Tensor, ...]:
-        """Converts data to tensors on the device of the training batches, floating parts to their type.
+    def tensors(self, data: tuple) -> tuple[Any, ...]:
+        """Converts data to tensors on the device of the training batches, each of the type that it had there.
 
         Args:
-            data: the arguments of the programs. A single argument may be a tuple or a Dataset of all of them, as for
-                `fit`.
+            data: the arguments of the programs, None for those that are absent. A single argument may be a tuple or a
+                Dataset of all of them, as for `fit`.
 
         Raises:
             TypeError: see `ppgen.training.batches.as_tensors`.
-            ValueError: see `ppgen.training.batches.as_tensors`.
+            ValueError: see `ppgen.training.batches.as_tensors`; for fractions where the fit had integers.
         """
         if not data:
             return ()
+        whole = data[0] if len(data) == 1 else data
+        parts = whole if isinstance(whole, tuple | list) else (whole,)
+        given = [part for part in parts if part is not None]
+        if not given:
+            return (None,) * len(parts)
         floats = [part.dtype for part in self.example if part.is_floating_point()]
-        parts = as_tensors(data[0] if len(data) == 1 else data, dtype=floats[0] if floats else None)
-        return tuple(part.to(self.example[0].device) for part in parts)
+        found = as_tensors(tuple(given) if len(given) < len(parts) else whole, dtype=floats[0] if floats else None)
+        if len(found) != len(given):  # a Dataset
+            return self._like_example(found)
+        rest = iter(found)
+        return self._like_example(tuple(None if part is None else next(rest) for part in parts))
+
+    def _like_example(self, parts: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+        """Moves data to the device of the training batches, and converts each part to the type that it had there."""
+        converted: list[Tensor | None] = []
+        for i, part in enumerate(parts):
+            if part is not None and i < len(self.example):
+                dtype = self.example[i].dtype
+                if part.is_floating_point() and not dtype.is_floating_point and (part != part.round()).any():
+                    raise ValueError(f"data[{i}]: the fit had integers ({dtype}) here, and these data have fractions")
+                part = part.to(self.example[0].device, dtype)
+            converted.append(part)
+        return tuple(converted)
 
     def save(self, path: str | PathLike) -> None:
         """Writes all chains to one safetensors file, which is replaced as a whole or stays as it was.
@@ -262,6 +286,10 @@ class Fitted:
             step, loss.total = stored["schedule"]
             loss.step.fill_(step)
         return fit
+
+    def _check_chain(self, chain: int) -> None:
+        if not 0 <= chain < len(self.chains):
+            raise IndexError(f"chain {chain}: there are chains 0 to {len(self.chains) - 1}")
 
     def _weights(self, chain: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a chain, without those of critics if the loss is unknown."""
