@@ -509,6 +509,15 @@ def test_a_loss_that_is_nan_at_once_is_an_error_and_changes_no_weights():
     assert w() == 1.0
 
 
+def test_programs_without_a_trainable_parameter_are_an_error():
+    def program(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"fit: the loss depends on no trainable parameter.*pyro\.module"):
+        ppgen.fit(program, program, torch.randn(4), steps=3, progress=False)
+
+
 def test_infinite_weights_are_an_error_that_names_them():
     with pytest.raises(FloatingPointError, match="no longer finite after step 1: w"):
         fit(holder(), ONE * 3, loss=distance, optim=functools.partial(torch.optim.SGD, lr=3e38))

@@ -108,19 +108,13 @@ class ParameterOptimizer:
         return [found.get(id(leaf)) for leaf in self.parameters.values()]
 
     def update(self, gradients: list[Tensor | None]) -> None:
-        """Takes one step of the optimizer.
+        """Takes one step of the optimizer, if some parameter has a gradient.
 
         Args:
             gradients: in the order of `parameters`.
-
-        Raises:
-            ValueError: if no parameter has a gradient.
         """
         if self.torch_optimizer is None or all(gradient is None for gradient in gradients):
-            raise ValueError(
-                "the loss depends on no trainable parameter: register networks with pyro.module or parameters with "
-                "pyro.param, and set requires_grad on those that are to be trained"
-            )
+            return
         leaves = list(self.parameters.values())
         gradients = [_match_layout(gradient, leaf) for gradient, leaf in zip(gradients, leaves, strict=True)]
         for leaf, gradient in zip(leaves, gradients, strict=True):

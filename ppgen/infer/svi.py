@@ -20,6 +20,11 @@ __all__ = ["SVI"]
 
 GRADIENT = "gradient of the programs"
 
+UNTRAINABLE = (
+    "the loss depends on no trainable parameter, so a step changes nothing: register networks with pyro.module or "
+    "parameters with pyro.param, and set requires_grad on those that are to be trained"
+)
+
 
 class SVI:
     """Fits a model and a guide by gradient steps on a loss; accepts the arguments of ``pyro.infer.SVI``.
@@ -51,6 +56,7 @@ class SVI:
         critics: the critics of the loss, with their optimizers.
         adversarial_metrics: of the last step with critics: each critic's loss, and the gradient norms of the critics
             and of the programs.
+        trainable: whether the loss of the last step depended on a parameter that can be trained.
 
     Raises:
         TypeError: if `optim` is not an optimizer as described.
@@ -92,6 +98,7 @@ class SVI:
                 self._loss_and_grads = loss.loss_and_grads  # an ELBO that only runs backward itself
         self.critics = CriticTrainer(loss, lr_scheduler=lr_scheduler)
         self.adversarial_metrics: dict[str, Tensor] = {}
+        self.trainable, self._warned_untrainable = True, False
         self._compile: Compile = compile
         self.recompile(steps)
 
@@ -124,7 +131,7 @@ class SVI:
         return [self.optimizer, *self.critics.optimizers.values()]
 
     def step(self, *args: Any, **kwargs: Any) -> float:
-        """Takes one step on a batch.
+        """Takes one step on a batch. A warning says if the loss depends on no trainable parameter.
 
         Args:
             *args: the arguments of model and guide.
@@ -132,17 +139,17 @@ class SVI:
 
         Returns:
             The loss before the step, in its own unit. A loss in parts, such as ReweightedWakeSleep's, is their sum.
-
-        Raises:
-            ValueError: if the loss depends on no trainable parameter.
         """
         loss = _total(self.update(*args, **kwargs))
+        if not (self.trainable or self._warned_untrainable):
+            self._warned_untrainable = True
+            warn_user(UNTRAINABLE)
         if loss != loss:
             warn_user("the loss is NaN")
         return loss
 
     def update(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Takes one step as `step` does.
+        """Takes one step as `step` does, but tells by `trainable` alone whether it could change anything.
 
         Args:
             *args: the arguments of model and guide.
@@ -189,6 +196,7 @@ class SVI:
             gradients = [leaf.grad for leaf in self.optimizer.parameters.values()]
         else:
             gradients = self.optimizer.gradients(sum(values.values(), torch.zeros(())))
+        self.trainable = any(gradient is not None for gradient in gradients)
         adversarial_metrics = {GRADIENT: gradient_norm(gradients)} if self.critic_steps else {}
         self.optimizer.update(gradients)  # last, so that a fused optimizer can run after the compiled graph
         if hasattr(self.objective, "advance"):
@@ -222,8 +230,18 @@ class SVI:
             elif hasattr(self.objective, "values"):
                 values = self.objective.values(*programs, *args, **kwargs)
             else:
-                values = _parts(self._differentiable(*programs, *args, **kwargs))
+                values = _parts(self._differentiable_loss(args, kwargs))
         return values, used.parameters
+
+    def _differentiable_loss(self, args: tuple, kwargs: dict) -> Any:
+        """The loss with its graph, if it has one."""
+        try:
+            return self._differentiable(self.model, self.guide, *args, **kwargs)
+        except ValueError as error:
+            if not (isinstance(self.objective, PyroELBO) and "cannot be differentiated" in str(error)):
+                raise
+        with torch.no_grad():  # TraceEnum_ELBO refuses what has no gradient, where stock SVI returns the loss
+            return self.objective.loss(self.model, self.guide, *args, **kwargs)
 
 
 def _parts(loss: Any) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppgen.infer.parameters import EvalMode, ProgramState, snapshot
-from ppgen.infer.svi import SVI
+from ppgen.infer.svi import SVI, UNTRAINABLE
 from ppgen.training.batches import Batches
 from ppgen.training.callbacks import TrainingStep
 from ppgen.training.checkpoint import Checkpoint
@@ -65,6 +65,7 @@ class ChainTrainer:
 
         Raises:
             FloatingPointError: if the loss is not finite at the first step.
+            ValueError: if the loss depends on no trainable parameter.
         """
         monitor = TrainingMonitor(self.state, ema=self.options.ema, patience=self.options.patience)
         self.checkpoint.begin_chain(svi, monitor)
@@ -112,6 +113,8 @@ class ChainTrainer:
                 if self.growth is not None and (stage_steps := self.growth.advance_to(i)):
                     svi.recompile(stage_steps)
                 values = svi.update(*batch)
+                if not svi.trainable:
+                    raise ValueError(f"fit: {UNTRAINABLE}")
                 monitor.record(values, svi.adversarial_metrics)
                 step = TrainingStep(i, epoch, number, svi, values, monitor, self.growth)
                 try:

@@ -557,25 +557,67 @@ def test_parameter_that_the_loss_does_not_use_keeps_its_value():
     assert pyro.param("w").item() < 1.0
 
 
-@pytest.mark.parametrize("loss", [infer.Trace_ELBO, infer.TraceGraph_ELBO, ppgen.ELBO])
-@pytest.mark.parametrize("frozen", [False, True])
-@frozen_in_training
-def test_loss_without_parameters_is_an_error(loss, frozen):
+def untrainable(kind: str):
+    """Programs whose loss has no gradient: there is no parameter, or all are frozen, or latents are summed out."""
     encoder = nn.Linear(1, 1).requires_grad_(False)
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if kind == "enumerated":
+                z = pyro.sample("z", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            else:
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x: Tensor) -> None:
-        if frozen:
+        if kind == "frozen":
             pyro.module("encoder", encoder)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(encoder(x[:, None])[:, 0] if frozen else x, 1.0))
+        if kind != "enumerated":
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(encoder(x[:, None])[:, 0] if kind == "frozen" else x, 1.0))
 
-    with pytest.raises(ValueError, match=r"no trainable parameter.*pyro\.module"):
-        ppgen.SVI(model, guide, torch.optim.Adam, loss()).step(torch.randn(3))
+    return model, guide, (torch.randn(3),)
+
+
+UNTRAINABLE = [
+    *((kind, loss) for kind in ("none", "frozen") for loss in (infer.Trace_ELBO, infer.TraceGraph_ELBO, ppgen.ELBO)),
+    ("enumerated", functools.partial(infer.TraceEnum_ELBO, max_plate_nesting=1)),
+    ("enumerated", functools.partial(infer.TraceTMC_ELBO, max_plate_nesting=1)),
+]
+
+
+@pytest.mark.parametrize(("kind", "loss"), UNTRAINABLE)
+@frozen_in_training
+def test_loss_without_parameters_is_that_of_pyro_with_one_warning(kind, loss):
+    model, guide, args = untrainable(kind)
+
+    def losses(svi: Any) -> list[float]:
+        pyro.set_rng_seed(0)
+        return [svi.step(*args) for _ in range(3)]
+
+    with pytest.warns(UserWarning, match=r"no trainable parameter.*pyro\.module") as caught:
+        ours = losses(ppgen.SVI(model, guide, torch.optim.Adam, loss()))
+    assert len([w for w in caught if "trainable" in str(w.message)]) == 1
+    assert ours == pytest.approx(losses(infer.SVI(model, guide, pyro.optim.Adam({}), loss())), rel=1e-5)
+
+
+@frozen_in_training
+def test_parameters_that_are_frozen_for_one_step_are_trained_by_the_next():
+    net = nn.Linear(1, 1).requires_grad_(False)
+
+    def loss(model: Callable, guide: Callable) -> Tensor:
+        pyro.module("net", net)
+        return net.weight.square().sum()
+
+    svi = descend(loss)
+    with pytest.warns(UserWarning, match="no trainable parameter"):
+        svi.step()
+    before = net.weight.item()
+    assert not svi.trainable
+    net.requires_grad_(True)
+    svi.step()
+    assert svi.trainable
+    assert net.weight.item() == pytest.approx(0.8 * before)
 
 
 def test_invalid_optimizer_is_an_error():
