@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ppgen.infer.compile.step import Compile
 from ppgen.infer.optimizers import OptimizerFactory
 from ppgen.posterior.auto import find_posterior
+from ppgen.posterior.guides import rebuild
 from ppgen.tracing.sites import Program
 from ppgen.training.batches import as_tensors
 from ppgen.training.callbacks import TrainingStep
@@ -77,6 +78,67 @@ class Fit(Fitted):
         options: dict[str, Any] = {"draws": draws, "predictive": predictive, "resampled": resampled}
         options |= {"integrate": integrate, "dims": dims, "coords": coords, "chunk": chunk, "seed": seed}
         return to_arviz(self, *self.tensors(data), **options)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: Program,
+        guide: Program | Literal["auto"],
+        *,
+        loss: PyroELBO | Callable[..., Tensor] | None = None,
+        data: Any = None,
+        device: str | torch.device | None = None,
+    ) -> "Fit":
+        """Reads a file that `save` wrote, into programs that were built the same way.
+
+        Args:
+            path: the file.
+            model: the model, whose weights are replaced.
+            guide: the guide, whose weights are replaced; "auto" for a fit by ``guide="auto"``, which is built again.
+            loss: the loss of the fit, which `breakdown` needs, except for "auto"; the schedules of a ppgen objective
+                continue at the step where they were.
+            data: the data of the fit, or a batch of them, for programs that read values of their data, such as the
+                number of groups; zeros of their shapes if left out.
+            device: the device of the programs; torch's default device if left out.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if the file is damaged, from an earlier version, or not a fit.
+            LookupError: if the programs have other parameters or latents than the file, or the fit had another guide
+                than "auto". They are unchanged then.
+            ValueError: if shapes or supports differ from those of the file, or the programs do not run on
+                a batch of the stored shape. They are unchanged then.
+
+        Example:
+            >>> import tempfile
+            >>> import pyro
+            >>> import pyro.distributions as dist
+            >>> import torch
+            >>> import ppgen
+            >>> def model(x, y=None):
+            ...     slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+            >>> x = torch.arange(20.0)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     ppgen.fit(model, "auto", (x, 2 * x), progress=False).save(f"{folder}/fit.safetensors")
+            ...     fit = ppgen.Fit.load(f"{folder}/fit.safetensors", model, "auto")
+            >>> round(float(fit.predict(torch.tensor([100.0]))["y"].mean() / 100))
+            2
+        """
+        if isinstance(guide, str) and guide != "auto":
+            raise ValueError(f'load: guide must be a Pyro program or "auto", got {guide!r}')
+        return super().load(path, model, guide, loss=loss, data=data, device=device)  # type: ignore[arg-type]
+
+    def _rebuild_programs(self, path: str | os.PathLike[str]) -> None:
+        """Replaces "auto" by the guide that the file describes, and the model by the one that it was found for."""
+        if not isinstance(self.guide, str):
+            return
+        if "guide" not in self.metadata:
+            raise LookupError(f'{path}: this fit has a guide of its own, not "auto": give that guide to load')
+        self.model, self.guide, loss = rebuild(self.model, self.metadata["guide"], self.example)
+        self.loss = loss if self.loss is None else self.loss
 
     def predict(
         self, *data: Any, draws: int = 500, chain: int | None = None, chunk: int = 50, seed: int = 0

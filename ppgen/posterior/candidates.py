@@ -5,27 +5,22 @@ Each is a `Fitted` with one of Pyro's or ppgen's autoguides, so that it can be u
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from pyro import poutine
-from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoMultivariateNormal, init_to_value
+from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
-from ppgen.infer import AutoFlow, AutoMixture
-from ppgen.infer.parameters import ProgramState, separate_names, snapshot
-from ppgen.losses.elbo import ELBO
-from ppgen.posterior.flow_vi import fit_flow
+from ppgen.infer.parameters import ProgramState, snapshot
+from ppgen.posterior.flow_vi import fit_flow, flow_name
 from ppgen.posterior.gaussian_vi import FittedGaussians
 from ppgen.posterior.gaussians import GaussianBatch
+from ppgen.posterior.guides import build_guide, describe_guide, initialized, loss_of, programs_of
 from ppgen.posterior.importance import Importance, importance_summary
 from ppgen.posterior.log_density import UnconstrainedLogDensity
-from ppgen.tracing.double_precision import DoublePrecision, double_precision
 from ppgen.training.result import Chain, Fitted
 
 __all__ = ["Candidate", "CandidateBuilder"]
@@ -74,12 +69,7 @@ class CandidateBuilder:
     def __init__(self, target: UnconstrainedLogDensity, starts: Tensor, seed: int, began: float) -> None:
         self.target, self.seed, self.began, self.num_starts = target, seed, began, len(starts)
         self.init_loc_fn = init_to_value(values=target.constrain(starts[0]))  # an improper prior has no draws
-        self.model = self.continuous_model = DoublePrecision(target.model)
-        self.loss = ELBO(path_derivative=True)
-        if target.discrete:  # the guide leaves them to enumeration
-            self.model = config_enumerate(self.model)
-            self.continuous_model = poutine.block(self.model, hide=target.discrete)
-            self.loss = ELBO(elbo=TraceEnum_ELBO())
+        self.model, self.continuous_model = programs_of(target.model, target.discrete)
 
     def gaussian(self, q: FittedGaussians, generator: torch.Generator) -> tuple[Candidate, np.ndarray]:
         """Gaussians, one per chain.
@@ -94,9 +84,9 @@ class CandidateBuilder:
         noise = torch.randn(len(q.center), DRAWS, self.target.dim, generator=generator, dtype=q.center.dtype)
         log_p = self.target.log_prob(q.rsample(noise).flatten(0, 1)).reshape(noise.shape[:2])
         log_weights = (log_p - q.log_prob(noise)).mT.numpy()
-        guide = AutoMultivariateNormal(self.continuous_model, init_loc_fn=self.init_loc_fn)
+        guide = build_guide(self.continuous_model, self.init_loc_fn, "gaussian")
         tensors = []
-        with self._initialized(guide):
+        with initialized(self.model, guide, self.target.args):
             for center, root in zip(q.center, q.root, strict=True):
                 _set_gaussian(guide, center, root)
                 tensors.append(self._tensors(guide))
@@ -105,7 +95,7 @@ class CandidateBuilder:
             f"converged after {steps} steps" if done else f"not converged after {steps} steps"
             for done in q.converged.tolist()
         ]
-        fit = self._fit(guide, tensors, q.elbo.numpy(), reasons, "Gaussian of full rank", self.loss)
+        fit = self._fit(guide, tensors, q.elbo.numpy(), reasons, "Gaussian of full rank", "gaussian")
         candidate = Candidate.from_log_weights(fit, log_weights[:, [fit.best]])
         return candidate, importance_summary(log_weights).log_marginal
 
@@ -122,8 +112,8 @@ class CandidateBuilder:
         """
         components = GaussianBatch(q.center[chains], q.root[chains])
         logits = torch.as_tensor(log_marginal)
-        guide = AutoMixture(self.continuous_model, components=len(chains), init_loc_fn=self.init_loc_fn)
-        with self._initialized(guide):
+        guide = build_guide(self.continuous_model, self.init_loc_fn, "mixture", components=len(chains))
+        with initialized(self.model, guide, self.target.args):
             _set_gaussian(guide, components.center, components.root)
             with torch.no_grad():
                 guide.logits.copy_(logits)
@@ -134,8 +124,7 @@ class CandidateBuilder:
         log_weights = (self.target.log_prob(u) - distribution.log_prob(u).detach())[:, None].numpy()
         elbo = q.elbo[chains].logsumexp(0, keepdim=True).numpy()  # if the modes are disjoint; an upper bound otherwise
         reason = f"{len(chains)} modes, each a Gaussian after {q.elbo.shape[1]} steps"
-        loss = self.loss if self.target.discrete else ELBO()  # draws of a mixture have no path derivative
-        fit = self._fit(guide, [tensors], elbo, [reason], "mixture of Gaussians", loss)
+        fit = self._fit(guide, [tensors], elbo, [reason], "mixture of Gaussians", "mixture", components=len(chains))
         return Candidate.from_log_weights(fit, log_weights)
 
     def flow(self, center: Tensor, root: Tensor, progress: Callable[[str], None]) -> Candidate:
@@ -147,23 +136,16 @@ class CandidateBuilder:
             progress: receives a message before each round of steps.
         """
         flow, log_weights, weights = fit_flow(self.target, center, root, draws=DRAWS, seed=self.seed, progress=progress)
-        guide = AutoFlow(self.continuous_model, flow=flow.flow, init_loc_fn=self.init_loc_fn)
-        with self._initialized(guide):
+        guide = build_guide(self.continuous_model, self.init_loc_fn, "flow", flow=flow.flow)
+        with initialized(self.model, guide, self.target.args):
             _set_gaussian(guide, center, root)
         reason = f"k-hat of {weights.pareto_k[0]:.2f} after {len(flow.elbo)} steps of a flow"
         if flow.skipped:
             reason += f", {flow.skipped} of them skipped because their gradients were not finite"
         tensors, elbo = [self._tensors(guide)], np.array([flow.elbo])
-        fit = self._fit(guide, tensors, elbo, [reason], "flow after a Gaussian", self.loss)
+        name = flow_name(self.target.dim)
+        fit = self._fit(guide, tensors, elbo, [reason], "flow after a Gaussian", "flow", flow=name)
         return Candidate.from_log_weights(fit, log_weights)
-
-    @contextmanager
-    def _initialized(self, guide: Any) -> Iterator[None]:
-        """Sets up an autoguide by a first run, in double precision; the caller's random state is preserved."""
-        separate_names(self.model, guide)
-        with torch.random.fork_rng(), double_precision():
-            guide(*self.target.args)
-            yield
 
     def _tensors(self, guide: Any) -> dict[str, Tensor]:
         """The present parameters and buffers of the guide."""
@@ -176,17 +158,22 @@ class CandidateBuilder:
         elbo: np.ndarray,
         reasons: Sequence[str],
         description: str,
-        loss: ELBO,
+        kind: str,
+        **options: Any,
     ) -> Fitted:
-        """A fit with one chain for each set of tensors, whose history is the ELBO (chains, steps)."""
+        """A fit with one chain for each set of tensors, whose history is the ELBO (chains, steps).
+
+        Its guide is described by a text, and by its kind and options, from which a file is loaded.
+        """
         seconds = time.perf_counter() - self.began
         validation = {"step": np.zeros(0), "loss": np.zeros(0)}
         chains = [
             Chain(part, {"loss": -values / self.target.num_data}, validation, reason, len(values), seconds)
             for part, values, reason in zip(tensors, elbo, reasons, strict=True)
         ]
-        metadata = {"auto": description, "starts": self.num_starts}
-        return Fitted(self.model, guide, loss, chains, self.target.args, metadata)
+        described = describe_guide(guide, self.target.args, self.target.discrete, kind, **options)
+        metadata = {"auto": description, "starts": self.num_starts, "guide": described}
+        return Fitted(self.model, guide, loss_of(kind, self.target.discrete), chains, self.target.args, metadata)
 
 
 def _set_gaussian(guide: Any, center: Tensor, root: Tensor) -> None:

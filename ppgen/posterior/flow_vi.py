@@ -23,7 +23,7 @@ from ppgen.tracing.double_precision import double_precision
 from ppgen.tracing.programs import validation
 from ppgen.utils.torch_private import record_function
 
-__all__ = ["FlowVI", "fit_flow"]
+__all__ = ["HIDDEN", "FlowVI", "fit_flow", "flow_name"]
 
 MIN_DRAWS, MAX_DRAWS = 64, 256  # per step
 TERMS = 60_000  # terms of log p per step: draws times data, within these bounds
@@ -62,7 +62,7 @@ def fit_flow(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         with double_precision():
-            flow = FLOWS["iaf" if target.dim > 1 else "nsf_autoregressive"](target.dim, hidden=HIDDEN)
+            flow = FLOWS[flow_name(target.dim)](target.dim, hidden=HIDDEN)
         fit, khat, good = FlowVI(target, flow, center, root, STEPS_PER_ROUND * MAX_ROUNDS), "", False
         for number in range(MAX_ROUNDS):
             progress(f"flow, round {number + 1} of at most {MAX_ROUNDS}{khat}")
@@ -76,6 +76,11 @@ def fit_flow(
                 break
         fit.use_average()
     return fit, log_weights, weights
+
+
+def flow_name(dim: int) -> str:
+    """The name of the flow of so many latents, in `ppgen.flows.FLOWS`."""
+    return "iaf" if dim > 1 else "nsf_autoregressive"
 
 
 class FlowVI:

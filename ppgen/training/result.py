@@ -253,6 +253,7 @@ class Fitted:
         guide: Program,
         *,
         loss: PyroELBO | Callable[..., Tensor] | None = None,
+        data: Any = None,
         device: str | torch.device | None = None,
     ) -> Self:
         """Reads a file that `save` wrote, into programs that were built the same way.
@@ -263,6 +264,8 @@ class Fitted:
             guide: the guide, whose weights are replaced.
             loss: the loss of the fit, which `breakdown` needs; the schedules of a ppgen objective continue at the step
                 where they were.
+            data: the data of the fit, or a batch of them, for programs that read values of their data, such as the
+                number of groups; zeros of their shapes if left out.
             device: the device of the programs; torch's default device if left out.
 
         Raises:
@@ -280,12 +283,28 @@ class Fitted:
             )
         shapes = [(shape, getattr(torch, dtype)) for shape, dtype in stored["example"]]
         example = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes)
-        fit = cls(model, guide, loss, chains_from_tensors(tensors, stored["chains"]), example, stored["metadata"])
-        fit.select_chain(fit.best)
+        chains = chains_from_tensors(tensors, stored["chains"])
+        fit = cls(model, guide, loss, chains, example, stored["metadata"])
+        if data is not None:
+            fit.example = fit.tensors((data,))
+        try:
+            fit._rebuild_programs(path)
+            fit.select_chain(fit.best)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if data is not None or not example:
+                raise
+            raise ValueError(
+                f"{path}: {str(error).splitlines()[0]}. If the programs read values of their data, such as x.max(), "
+                "give the data: load(..., data=x), or data=(x, y)"
+            ) from error
+        loss = fit.loss
         if isinstance(loss, Objective) and stored["schedule"]:
             step, loss.total = stored["schedule"]
             loss.step.fill_(step)
         return fit
+
+    def _rebuild_programs(self, path: str | PathLike) -> None:
+        """Replaces what stands for a program by the program; here nothing does."""
 
     def _check_chain(self, chain: int) -> None:
         if not 0 <= chain < len(self.chains):
