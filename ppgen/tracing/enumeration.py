@@ -6,7 +6,9 @@ Its factor, in the plates that all sites of the component have in common, is
 
     log sum_c prod_{sites s of the component} p(s | its parents)
 
-If c_i and x_i lie in the plate "data", this is one number per row: log p(x_i | the global latents).
+If c_i and x_i lie in the plate "data", this is one number per row: log p(x_i | the global latents). The same sums, run
+backwards, draw the enumerated latents from their joint posterior. A plate of particles to the right of the enumeration
+dimensions is a plate like any other, so that both serve many draws at once.
 """
 
 import math
@@ -17,12 +19,15 @@ import pyro.distributions as dist
 import torch
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.einsum.adjoint import require_backward
+from pyro.ops.rings import SampleRing
 from pyro.poutine import Trace
+from torch import Tensor
 
 from ppgen.tracing.log_einsum import VmapLogRing
 from ppgen.tracing.sites import Site
 
-__all__ = ["SUMMED_OUT", "check_enumerable", "sum_out_enumerated"]
+__all__ = ["SUMMED_OUT", "check_enumerable", "sample_enumerated", "sum_out_enumerated"]
 
 SUMMED_OUT = "_ppgen_summed_out"  # key in a factor's "infer": the names of the observed sites that it replaces
 
@@ -60,11 +65,7 @@ def sum_out_enumerated(trace: Trace) -> Trace:
     Raises:
         ValueError: if sites of one component have different scales.
     """
-    trace.compute_log_prob()
-    trace.pack_tensors()
-    plates = set(trace.plate_to_symbol.values())
-    sites = {k: s for k, s in trace.nodes.items() if s["type"] == "sample"}
-    dims = {k: set(s["packed"]["unscaled_log_prob"]._pyro_dims) - plates for k, s in sites.items()}
+    sites, dims = _packed_sites(trace)
     result, components = Trace(), {names[0]: names for names in _components(dims)}
     replaced = {name for names in components.values() for name in names}
     for name, site in trace.nodes.items():
@@ -75,6 +76,82 @@ def sum_out_enumerated(trace: Trace) -> Trace:
         elif name not in replaced:
             result.add_node(name, **site)
     return result
+
+
+def sample_enumerated(trace: Trace) -> dict[str, Tensor]:
+    """Draws the enumerated latents of a trace from their joint posterior, c ~ p(c | z, x).
+
+    Args:
+        trace: run under `pyro.poutine.EnumMessenger`, without subsample sites.
+
+    Returns:
+        the values by name; each latent has its own draw in each of its plates.
+    """
+    sites, dims = _packed_sites(trace)
+    terms = {name: _term(site) for name, site in sites.items() if dims[name]}
+    latents = {name: site for name, site in sites.items() if "_enumerate_symbol" in site["infer"]}
+    for name in terms.keys() & latents.keys():
+        require_backward(terms[name])
+    sizes = {dim: size for term in terms.values() for dim, size in zip(term._pyro_dims, term.shape, strict=True)}
+    tree = _by_plates({name: sites[name] for name in terms}, terms, trace)
+    for factors in contract_tensor_tree(tree, set().union(*dims.values()), ring=SampleRing(dim_to_size=sizes)).values():
+        for factor in factors:
+            factor._pyro_backward()
+    return {
+        name: _chosen(site, getattr(terms.get(name), "_pyro_backward_result", None), trace)
+        for name, site in latents.items()
+    }
+
+
+def _chosen(site: Site, drawn: Tensor | None, trace: Trace) -> Tensor:
+    """The value of an enumerated latent at the index that was drawn; `drawn` is None if there is only one value."""
+    event_shape, symbol = site["fn"].event_shape, site["infer"]["_enumerate_symbol"]
+    support = site["value"].movedim(site["infer"]["_enumerate_dim"] - len(event_shape), 0)
+    support = support.reshape(len(support), -1, *event_shape)[:, 0]  # the same for all rows and for all parents
+    if drawn is None or symbol not in drawn._pyro_sample_dims:
+        return support[0]
+    index = drawn[drawn._pyro_sample_dims.index(symbol)]
+    index._pyro_dims = drawn._pyro_dims[1:]
+    return support[packed.unpack(index, trace.symbol_to_dim)]
+
+
+def _packed_sites(trace: Trace) -> tuple[dict[str, Site], dict[str, set[str]]]:
+    """The sample sites of a trace, with packed log probabilities, and the enumeration dimensions of each."""
+    trace.compute_log_prob()
+    trace.pack_tensors()
+    plates = set(trace.plate_to_symbol.values())
+    sites = {k: s for k, s in trace.nodes.items() if s["type"] == "sample"}
+    return sites, {k: set(s["packed"]["unscaled_log_prob"]._pyro_dims) - plates for k, s in sites.items()}
+
+
+def _term(site: Site) -> Tensor:
+    """The packed log probability of a site.
+
+    Where a mask leaves out an enumerated latent, its values have equal probability, so that their sum is 1.
+    """
+    log_prob, mask = site["packed"]["unscaled_log_prob"], site["packed"]["mask"]
+    term = packed.scale_and_mask(log_prob, mask=mask)
+    symbol = site["infer"].get("_enumerate_symbol")
+    if mask is None or mask is True or symbol not in log_prob._pyro_dims:
+        return term
+    uniform = torch.full_like(log_prob, -math.log(log_prob.shape[log_prob._pyro_dims.index(symbol)]))
+    uniform._pyro_dims = log_prob._pyro_dims
+    left_out = True
+    if mask is not False:
+        left_out = ~mask
+        left_out._pyro_dims = mask._pyro_dims
+    total = term + packed.broadcast_all(packed.scale_and_mask(uniform, mask=left_out), dims=term._pyro_dims)[0]
+    total._pyro_dims = term._pyro_dims
+    return total
+
+
+def _by_plates(sites: dict[str, Site], terms: dict[str, Tensor], trace: Trace) -> OrderedDict:
+    """Terms of sites, in lists by the symbols of their plates."""
+    tree: OrderedDict = OrderedDict()
+    for name, site in sites.items():
+        plates = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+        tree.setdefault(plates, []).append(terms[name])
+    return tree
 
 
 def _components(dims: dict[str, set[str]]) -> Iterator[list[str]]:
@@ -100,11 +177,7 @@ def _factor(sites: dict[str, Site], dims: set[str], trace: Trace) -> Site:
             f"{', '.join(map(repr, sites))} share an enumerated latent but have different scales ({sorted(scales)}), "
             "so the sum over the latent is not a density; put all of them in the same plates and handlers"
         )
-    tree: OrderedDict = OrderedDict()
-    for site in sites.values():
-        ordinal = frozenset(symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-        term = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
-        tree.setdefault(ordinal, []).append(term)
+    tree = _by_plates(sites, {name: _term(site) for name, site in sites.items()}, trace)
     ((ordinal, (term,)),) = contract_tensor_tree(tree, dims, ring=VmapLogRing({})).items()
     frames = {symbols[f.name]: f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized}
     stack = tuple(frames[symbol] for symbol in sorted(ordinal))

@@ -10,12 +10,12 @@ Three ways to run K particles, from the fastest to the most general:
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
 
 import pyro
 import torch
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppgen.tracing.broadcasting import broadcasts_correctly
@@ -25,8 +25,10 @@ from ppgen.tracing.sites import (
     PARTICLES,
     Program,
     Site,
+    check_no_enumeration,
     importance_log_weights,
     is_observed,
+    is_subsample,
     latent_sites,
     sample_sites,
     trace_with_values,
@@ -92,15 +94,15 @@ def particle_traces(
     batched = Traces(plate(model), plate(guide), args, kwargs, use_all_rows=use_all_rows)
     try:
         with validation(True):  # turns most wrong broadcasts into errors
+            _check_broadcast_shapes(model, guide, single, plate.dim)
             if broadcasts_correctly(batched, single):
                 return [batched]
     except (RuntimeError, ValueError, IndexError):
         pass
     try:
-        if single.enumeration_dim is None:
-            mapped = _VmappedTraces(single, particles, depth=1 - min(dims, default=0))
-            mapped.with_log_probs  # noqa: B018
-            return [mapped]
+        mapped = _VmappedTraces(single, particles, depth=1 - min(dims, default=0))
+        mapped.with_summed_discrete  # noqa: B018
+        return [mapped]
     except (RuntimeError, ValueError, NotImplementedError):  # vmap has no rule for an operation, or a value is read
         pass
     if particles > 1:
@@ -110,6 +112,33 @@ def particle_traces(
             "a, b) in its place does not"
         )
     return [Traces(model, guide, args, kwargs, use_all_rows=use_all_rows) for _ in range(particles)]
+
+
+class _PlatesOnly(Messenger):
+    """A handler that refuses a batch shape that reaches beyond the plate of particles.
+
+    Args:
+        dim: the dimension of that plate.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if not is_subsample(msg) and len(msg["fn"].batch_shape) > -self.dim:
+            raise ValueError(f"site {msg['name']!r}: the batch shape {tuple(msg['fn'].batch_shape)} exceeds its plates")
+
+
+def _check_broadcast_shapes(model: Program, guide: Program, single: Traces, dim: int) -> None:
+    """Runs programs with two particles, since a wrong broadcast of many can need much more memory than their traces.
+
+    Raises:
+        ValueError: if a site's batch shape exceeds its plates.
+    """
+    plate = pyro.plate(PARTICLES, 2, dim=dim)
+    with _PlatesOnly(dim):
+        Traces(plate(model), plate(guide), single.args, single.kwargs, use_all_rows=single.use_all_rows).model_trace  # noqa: B018
 
 
 def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping | None) -> Traces:
@@ -154,12 +183,29 @@ class _VmappedTraces(Traces):
 
     @cached_property
     def _model_and_guide(self) -> tuple[Trace, Trace]:
-        model_trace, guide_trace = self._run_particles("with_log_probs")
+        model_trace, guide_trace = self._run_particles("_model_and_guide")
         return model_trace, guide_trace
 
     @property
     def with_log_probs(self) -> tuple[Trace, Trace]:
+        check_no_enumeration(*self._model_and_guide)
         return self._model_and_guide
+
+    @cached_property
+    def enumerated(self) -> Trace:
+        return self._run_particles("enumerated", at=self.guide_trace)[0]
+
+    @cached_property
+    def with_sampled_discrete(self) -> Trace:
+        if self.enumeration_dim is None:
+            return self.model_trace
+        return self._run_particles("with_sampled_discrete", at=self.guide_trace, discrete=self.sampled_discrete)[0]
+
+    @cached_property
+    def posterior_predictive(self) -> Trace:
+        if self.enumeration_dim is None:
+            return self.reconstructed
+        return self._run_particles("posterior_predictive", at=self.guide_trace, discrete=self.sampled_discrete)[0]
 
     @cached_property
     def generated(self) -> Trace:
@@ -169,21 +215,29 @@ class _VmappedTraces(Traces):
     def reconstructed(self) -> Trace:
         return self._run_particles("reconstructed", at=self.guide_trace)[0]
 
-    def _run_particles(self, kind: str, *, at: Trace | None = None) -> tuple[Trace, ...]:
+    def _run_particles(self, kind: str, *, at: Trace | None = None, discrete: Trace | None = None) -> tuple[Trace, ...]:
         """The traces of one kind, for all particles.
 
         Args:
             kind: an attribute of `Traces`.
             at: a trace of the guide to take the latents from.
+            discrete: a trace to take the latents from that the guide leaves to enumeration.
         """
         latents = {} if at is None else {k: self._particle_values(s) for k, s in latent_sites(at).items()}
+        if discrete is not None:
+            shapes = {k: s["value"].shape for k, s in self.single.sampled_discrete.nodes.items()}
+            latents |= {k: s["value"].reshape(-1, *shapes[k]) for k, s in discrete.nodes.items()}
 
         def run(number: Tensor, values: dict[str, Tensor]) -> list[dict[str, tuple[Tensor, ...]]]:
             """The value, log probability, unscaled log probability and mask of each site, for one particle."""
             programs = self.model, self.guide, self.args, self.kwargs
             traces = Traces(*programs, clock=self.clock, use_all_rows=self.use_all_rows)
             if at is not None:
-                traces._model_and_guide = (self.single.model_trace, trace_with_values(self.single.guide_trace, values))
+                drawn = {k: v for k, v in values.items() if k in at}
+                traces._model_and_guide = (self.single.model_trace, trace_with_values(self.single.guide_trace, drawn))
+            if discrete is not None:
+                drawn = {k: v for k, v in values.items() if k in discrete}
+                traces.sampled_discrete = trace_with_values(self.single.sampled_discrete, drawn)
             with UnsharedTensors(number):
                 found = _as_tuple(getattr(traces, kind))
             for trace in found:
@@ -200,17 +254,20 @@ class _VmappedTraces(Traces):
             try:
                 batched = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), latents)
             except RuntimeError:
-                if kind == "with_log_probs":
+                if kind in ("_model_and_guide", "enumerated"):
                     raise
                 batched = self._loop(run, latents)  # vmap has no rule for some draws, a Beta's for example
         templates = _as_tuple(getattr(self.single, kind))
         return tuple(self._batched_trace(trace, values) for trace, values in zip(templates, batched, strict=True))
 
-    def _loop(self, run: Callable, latents: dict[str, Tensor]) -> list[dict[str, Any]]:
+    def _loop(self, run: Callable, latents: dict[str, Tensor]) -> list[dict[str, dict[str, Tensor]]]:
         """The result of vmap over a run, by a loop over the particles."""
         runs = [run(torch.tensor(i), {k: v[i] for k, v in latents.items()}) for i in range(self.particles)]
         return [
-            {k: tuple(map(torch.stack, zip(*(trace[k] for trace in traces), strict=True))) for k in traces[0]}
+            {
+                name: {key: torch.stack([trace[name][key] for trace in traces]) for key in tensors}
+                for name, tensors in traces[0].items()
+            }
             for traces in zip(*runs, strict=True)
         ]
 
@@ -218,11 +275,11 @@ class _VmappedTraces(Traces):
         """The trace of one particle with the values and log probabilities of all."""
         trace, frame = Trace(), CondIndepStackFrame(PARTICLES, -self.depth, self.particles, 0, self.particles)
         for name, (value, *parts) in values.items():
-            site = template.nodes[name]
+            site = {k: v for k, v in template.nodes[name].items() if k not in ("packed", "score_parts", "log_prob_sum")}
             if site["infer"].get("_deterministic"):  # its Delta may count the axes of plates as event axes
                 plates = -min((f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
                 rank = min(site["fn"].event_dim, max(0, site["value"].dim() - plates))
-                site = {**site, "fn": pyro.distributions.Delta(site["value"], event_dim=rank)}
+                site |= {"fn": pyro.distributions.Delta(site["value"], event_dim=rank)}
             log_prob, unscaled, mask = (self._move_to_plate(part, 0) for part in parts)
             if site["is_observed"] and is_observed(site):
                 value = site["value"]
@@ -230,18 +287,30 @@ class _VmappedTraces(Traces):
                 value = self._move_to_plate(value, site["fn"].event_dim)
             new = {"value": value, "log_prob": log_prob, "unscaled_log_prob": unscaled}
             new |= {} if site["mask"] is None else {"mask": mask}
-            trace.add_node(name, **{**site, **new, "cond_indep_stack": (frame, *site["cond_indep_stack"])})
+            new |= {"infer": dict(site["infer"]), "cond_indep_stack": (frame, *site["cond_indep_stack"])}
+            trace.add_node(name, **(site | new))
         return trace
 
     def _move_to_plate(self, value: Tensor, event_dim: int) -> Tensor:
-        """Moves the particles' dimension from the front, where vmap puts it, to their plate's."""
-        missing = self.depth + event_dim - value.dim()
-        return value.reshape(value.shape[:1] + (1,) * missing + value.shape[1:])
+        """Moves the particles' dimension from the front, where vmap puts it, to their plate's.
+
+        Dimensions to the left of the plate are those of enumeration, which leaves a dimension of size 1 for the plate.
+        """
+        depth = self.depth + event_dim
+        if value.dim() > depth:
+            return value.transpose(0, -depth).squeeze(0)
+        return value.reshape(value.shape[:1] + (1,) * (depth - value.dim()) + value.shape[1:])
 
     def _particle_values(self, site: Site) -> Tensor:
         """The inverse of `_move_to_plate`: (particles, *shape of one particle's value)."""
         shape = self.single.guide_trace.nodes[site["name"]]["value"].shape
         return site["value"].reshape(self.particles, *shape)
+
+
+def _tensors(site: Site) -> dict[str, Tensor]:
+    """What differs between particles in a site that has its log probability."""
+    tensors = {key: site[key] for key in ("value", "log_prob", "unscaled_log_prob")}
+    return tensors | ({"mask": site["mask"]} if isinstance(site["mask"], Tensor) else {})
 
 
 def _as_tuple(traces: Trace | tuple[Trace, ...]) -> tuple[Trace, ...]:

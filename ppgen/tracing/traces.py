@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import infer_discrete
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.enum_messenger import EnumMessenger
@@ -34,7 +33,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from ppgen.tracing.enumeration import check_enumerable, sum_out_enumerated
+from ppgen.tracing.enumeration import check_enumerable, sample_enumerated, sum_out_enumerated
 from ppgen.tracing.plates import all_rows
 from ppgen.tracing.programs import get_trace
 from ppgen.tracing.sites import (
@@ -172,7 +171,9 @@ class Traces:
 
     @cached_property
     def enumeration_dim(self) -> int | None:
-        """The first free dimension for latents that the guide leaves to enumeration; None if it leaves none.
+        """The first dimension for latents that the guide leaves to enumeration; None if it leaves none.
+
+        The dimension to its right is free for a plate of particles.
 
         Raises:
             ValueError: if one of them cannot be enumerated.
@@ -182,7 +183,20 @@ class Traces:
             return None
         check_enumerable(enumerated)
         sites = [*sample_sites(self.model_trace).values(), *sample_sites(self.guide_trace).values()]
-        return min((f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0) - 1
+        return min((f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0) - 2
+
+    @cached_property
+    def enumerated(self) -> Trace:
+        """As `model_trace`, but latents c left to enumeration have all of their values, in dimensions of their own."""
+        with EnumMessenger(self.enumeration_dim):
+            trace = prune_subsample_sites(self.run(self.model, self.guide_trace))
+        trace.compute_log_prob()
+        return trace
+
+    @cached_property
+    def sampled_discrete(self) -> Trace:
+        """Latents c left to enumeration, drawn from their posterior c ~ p(c | z, x); a trace to replay."""
+        return trace_with_values(self.enumerated, sample_enumerated(self.enumerated))
 
     @cached_property
     def with_summed_discrete(self) -> tuple[Trace, Trace]:
@@ -193,11 +207,9 @@ class Traces:
         """
         if self.enumeration_dim is None:
             return self.with_log_probs
-        with EnumMessenger(self.enumeration_dim):
-            model_trace = prune_subsample_sites(self.run(self.model, self.guide_trace))
         guide_trace = prune_subsample_sites(self.guide_trace)
         guide_trace.compute_log_prob()
-        return sum_out_enumerated(model_trace), guide_trace
+        return sum_out_enumerated(self.enumerated), guide_trace
 
     @cached_property
     def with_sampled_discrete(self) -> Trace:
@@ -208,10 +220,7 @@ class Traces:
         """
         if self.enumeration_dim is None:
             return self.model_trace
-        model = self.model
-        for trace in (self._subsample, self.guide_trace):  # inside: infer_discrete hides its runs from outer handlers
-            model = poutine.replay(model, trace=trace)
-        return self.run(infer_discrete(model, first_available_dim=self.enumeration_dim))
+        return self.run(self.model, self.guide_trace, self.sampled_discrete)
 
     @cached_property
     def posterior_predictive(self) -> Trace:
@@ -222,9 +231,7 @@ class Traces:
         """
         if self.enumeration_dim is None:
             return self.reconstructed
-        trace = self.with_sampled_discrete
-        latents = trace_with_values(trace, {k: s["value"] for k, s in latent_sites(trace).items()})
-        return self.run(SampleObservations()(self.model), latents)
+        return self.run(SampleObservations()(self.model), self.guide_trace, self.sampled_discrete)
 
     @property
     def _with_observations(self) -> Trace:
