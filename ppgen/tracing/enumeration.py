@@ -13,7 +13,8 @@ dimensions is a plate like any other, so that both serve many draws at once.
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -22,6 +23,7 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.ops.einsum.adjoint import require_backward
 from pyro.ops.rings import SampleRing
 from pyro.poutine import Trace
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from ppgen.tracing.log_einsum import VmapLogRing
@@ -29,7 +31,10 @@ from ppgen.tracing.sites import Site
 
 __all__ = ["SUMMED_OUT", "check_enumerable", "sample_enumerated", "sum_out_enumerated"]
 
+PackedTensor = Any  # a tensor whose attribute _pyro_dims has a letter for each of its dimensions
 SUMMED_OUT = "_ppgen_summed_out"  # key in a factor's "infer": the names of the observed sites that it replaces
+
+LOG_TINY = -1e20
 
 
 def check_enumerable(latent: dict[str, Site]) -> None:
@@ -88,7 +93,7 @@ def sample_enumerated(trace: Trace) -> dict[str, Tensor]:
         the values by name; each latent has its own draw in each of its plates.
     """
     sites, dims = _packed_sites(trace)
-    terms = {name: _term(site) for name, site in sites.items() if dims[name]}
+    terms = {name: _without_zeros(_term(site)) for name, site in sites.items() if dims[name]}
     latents = {name: site for name, site in sites.items() if "_enumerate_symbol" in site["infer"]}
     for name in terms.keys() & latents.keys():
         require_backward(terms[name])
@@ -103,16 +108,33 @@ def sample_enumerated(trace: Trace) -> dict[str, Tensor]:
     }
 
 
-def _chosen(site: Site, drawn: Tensor | None, trace: Trace) -> Tensor:
+def _without_zeros(term: PackedTensor) -> PackedTensor:
+    """A term whose zero densities are tiny, so that latents can be drawn even where no value is possible."""
+    result: PackedTensor = term.nan_to_num(nan=LOG_TINY, neginf=LOG_TINY)
+    result._pyro_dims = term._pyro_dims
+    return result
+
+
+def _chosen(site: Site, drawn: PackedTensor | None, trace: Trace) -> Tensor:
     """The value of an enumerated latent at the index that was drawn; `drawn` is None if there is only one value."""
     event_shape, symbol = site["fn"].event_shape, site["infer"]["_enumerate_symbol"]
     support = site["value"].movedim(site["infer"]["_enumerate_dim"] - len(event_shape), 0)
     support = support.reshape(len(support), -1, *event_shape)[:, 0]  # the same for all rows and for all parents
-    if drawn is None or symbol not in drawn._pyro_sample_dims:
-        return support[0]
-    index = drawn[drawn._pyro_sample_dims.index(symbol)]
-    index._pyro_dims = drawn._pyro_dims[1:]
-    return support[packed.unpack(index, trace.symbol_to_dim)]
+    index = torch.zeros((), dtype=torch.long, device=support.device)
+    if drawn is not None and symbol in drawn._pyro_sample_dims:
+        packed_index = drawn[drawn._pyro_sample_dims.index(symbol)]
+        packed_index._pyro_dims = drawn._pyro_dims[1:]
+        index = packed.unpack(packed_index, trace.symbol_to_dim)
+    return support[index.expand(_shape(site["cond_indep_stack"]))]
+
+
+def _shape(plates: Iterable[CondIndepStackFrame]) -> list[int]:
+    """The batch shape of a site in these plates."""
+    frames = [frame for frame in plates if frame.vectorized]
+    shape = [1] * -min((frame.dim for frame in frames), default=0)
+    for frame in frames:
+        shape[frame.dim] = frame.size
+    return shape
 
 
 def _packed_sites(trace: Trace) -> tuple[dict[str, Site], dict[str, set[str]]]:
@@ -124,7 +146,7 @@ def _packed_sites(trace: Trace) -> tuple[dict[str, Site], dict[str, set[str]]]:
     return sites, {k: set(s["packed"]["unscaled_log_prob"]._pyro_dims) - plates for k, s in sites.items()}
 
 
-def _term(site: Site) -> Tensor:
+def _term(site: Site) -> PackedTensor:
     """The packed log probability of a site.
 
     Where a mask leaves out an enumerated latent, its values have equal probability, so that their sum is 1.
@@ -132,20 +154,16 @@ def _term(site: Site) -> Tensor:
     log_prob, mask = site["packed"]["unscaled_log_prob"], site["packed"]["mask"]
     term = packed.scale_and_mask(log_prob, mask=mask)
     symbol = site["infer"].get("_enumerate_symbol")
-    if mask is None or mask is True or symbol not in log_prob._pyro_dims:
+    if mask is None or symbol is None or symbol not in log_prob._pyro_dims:
         return term
-    uniform = torch.full_like(log_prob, -math.log(log_prob.shape[log_prob._pyro_dims.index(symbol)]))
-    uniform._pyro_dims = log_prob._pyro_dims
-    left_out = True
-    if mask is not False:
-        left_out = ~mask
-        left_out._pyro_dims = mask._pyro_dims
-    total = term + packed.broadcast_all(packed.scale_and_mask(uniform, mask=left_out), dims=term._pyro_dims)[0]
+    log_count: PackedTensor = torch.full_like(log_prob, math.log(log_prob.shape[log_prob._pyro_dims.index(symbol)]))
+    log_count._pyro_dims = log_prob._pyro_dims
+    total = term + packed.scale_and_mask(log_count, mask=mask) - log_count.max()
     total._pyro_dims = term._pyro_dims
     return total
 
 
-def _by_plates(sites: dict[str, Site], terms: dict[str, Tensor], trace: Trace) -> OrderedDict:
+def _by_plates(sites: dict[str, Site], terms: dict[str, PackedTensor], trace: Trace) -> OrderedDict:
     """Terms of sites, in lists by the symbols of their plates."""
     tree: OrderedDict = OrderedDict()
     for name, site in sites.items():
@@ -181,9 +199,7 @@ def _factor(sites: dict[str, Site], dims: set[str], trace: Trace) -> Site:
     ((ordinal, (term,)),) = contract_tensor_tree(tree, dims, ring=VmapLogRing({})).items()
     frames = {symbols[f.name]: f for s in sites.values() for f in s["cond_indep_stack"] if f.vectorized}
     stack = tuple(frames[symbol] for symbol in sorted(ordinal))
-    shape = [1] * -min((f.dim for f in stack), default=0)
-    for frame in stack:
-        shape[frame.dim] = frame.size
+    shape = _shape(stack)
     log_prob = packed.unpack(term, trace.symbol_to_dim)
     log_prob = log_prob.reshape(log_prob.shape[max(0, log_prob.dim() - len(shape)) :]).expand(shape)
     observed = [k for k, s in sites.items() if s["is_observed"] and not s["infer"].get("_deterministic")]

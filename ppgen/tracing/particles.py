@@ -10,6 +10,7 @@ Three ways to run K particles, from the fastest to the most general:
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 import pyro
 import torch
@@ -87,7 +88,7 @@ def particle_traces(
         ValueError: if a latent that the guide leaves to enumeration cannot be enumerated.
     """
     single = _with_all_rows(model, guide, args, kwargs)
-    use_all_rows = single.use_all_rows
+    use_all_rows, _ = single.use_all_rows, single.enumeration_dim  # raises if a latent cannot be enumerated
     sites = [*single.guide_trace.nodes.values(), *single.model_trace.nodes.values()]
     dims = [f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized]
     plate = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
@@ -137,7 +138,7 @@ def _check_broadcast_shapes(model: Program, guide: Program, single: Traces, dim:
         ValueError: if a site's batch shape exceeds its plates.
     """
     plate = pyro.plate(PARTICLES, 2, dim=dim)
-    with _PlatesOnly(dim):
+    with _PlatesOnly(dim), torch.random.fork_rng(devices=[]):
         Traces(plate(model), plate(guide), single.args, single.kwargs, use_all_rows=single.use_all_rows).model_trace  # noqa: B018
 
 
@@ -240,8 +241,8 @@ class _VmappedTraces(Traces):
                 traces.sampled_discrete = trace_with_values(self.single.sampled_discrete, drawn)
             with UnsharedTensors(number):
                 found = _as_tuple(getattr(traces, kind))
-            for trace in found:
-                trace.compute_log_prob()
+                for trace in found:
+                    trace.compute_log_prob()
             return [
                 {
                     k: (s["value"], s["log_prob"], s["unscaled_log_prob"], site_mask(s))
@@ -260,14 +261,11 @@ class _VmappedTraces(Traces):
         templates = _as_tuple(getattr(self.single, kind))
         return tuple(self._batched_trace(trace, values) for trace, values in zip(templates, batched, strict=True))
 
-    def _loop(self, run: Callable, latents: dict[str, Tensor]) -> list[dict[str, dict[str, Tensor]]]:
+    def _loop(self, run: Callable, latents: dict[str, Tensor]) -> list[dict[str, Any]]:
         """The result of vmap over a run, by a loop over the particles."""
         runs = [run(torch.tensor(i), {k: v[i] for k, v in latents.items()}) for i in range(self.particles)]
         return [
-            {
-                name: {key: torch.stack([trace[name][key] for trace in traces]) for key in tensors}
-                for name, tensors in traces[0].items()
-            }
+            {k: tuple(map(torch.stack, zip(*(trace[k] for trace in traces), strict=True))) for k in traces[0]}
             for traces in zip(*runs, strict=True)
         ]
 
@@ -279,16 +277,16 @@ class _VmappedTraces(Traces):
             if site["infer"].get("_deterministic"):  # its Delta may count the axes of plates as event axes
                 plates = -min((f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
                 rank = min(site["fn"].event_dim, max(0, site["value"].dim() - plates))
-                site |= {"fn": pyro.distributions.Delta(site["value"], event_dim=rank)}
+                site["fn"] = pyro.distributions.Delta(site["value"], event_dim=rank)
             log_prob, unscaled, mask = (self._move_to_plate(part, 0) for part in parts)
             if site["is_observed"] and is_observed(site):
                 value = site["value"]
             else:
                 value = self._move_to_plate(value, site["fn"].event_dim)
-            new = {"value": value, "log_prob": log_prob, "unscaled_log_prob": unscaled}
-            new |= {} if site["mask"] is None else {"mask": mask}
-            new |= {"infer": dict(site["infer"]), "cond_indep_stack": (frame, *site["cond_indep_stack"])}
-            trace.add_node(name, **(site | new))
+            site |= {"value": value, "log_prob": log_prob, "unscaled_log_prob": unscaled}
+            site |= {} if site["mask"] is None else {"mask": mask}
+            site |= {"infer": dict(site["infer"]), "cond_indep_stack": (frame, *site["cond_indep_stack"])}
+            trace.add_node(name, **site)
         return trace
 
     def _move_to_plate(self, value: Tensor, event_dim: int) -> Tensor:
@@ -305,12 +303,6 @@ class _VmappedTraces(Traces):
         """The inverse of `_move_to_plate`: (particles, *shape of one particle's value)."""
         shape = self.single.guide_trace.nodes[site["name"]]["value"].shape
         return site["value"].reshape(self.particles, *shape)
-
-
-def _tensors(site: Site) -> dict[str, Tensor]:
-    """What differs between particles in a site that has its log probability."""
-    tensors = {key: site[key] for key in ("value", "log_prob", "unscaled_log_prob")}
-    return tensors | ({"mask": site["mask"]} if isinstance(site["mask"], Tensor) else {})
 
 
 def _as_tuple(traces: Trace | tuple[Trace, ...]) -> tuple[Trace, ...]:

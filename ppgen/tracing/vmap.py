@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ppgen.tracing.double_precision import GET_DATA
+
 __all__ = ["UnsharedTensors", "slow_rules_allowed"]
 
 
@@ -46,6 +48,8 @@ class UnsharedTensors(TorchFunctionMode):
         if func is Tensor.__setitem__ and _is_masked_fill(*args):  # vmap has a rule for masked_fill_ only
             args[0].masked_fill_(args[1], args[2])
             return None
+        if func == GET_DATA:  # Pyro's enumeration reads .data, which vmap refuses
+            return args[0].detach()
         made = func(*args, **(kwargs or {}))
         return self.like.new_empty(made.shape, dtype=made.dtype).copy_(made) if func in self.FACTORIES else made
 
