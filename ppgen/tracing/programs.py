@@ -16,6 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from ppgen.tracing.enumeration import check_enumerable, sum_out_enumerated
+from ppgen.tracing.nan_masked import SelectNoValues
 from ppgen.tracing.plates import all_rows
 from ppgen.tracing.sites import (
     PARTICLES,
@@ -44,8 +45,8 @@ def program_name(program: Program) -> str:
 
 
 def get_trace(program: Program, *args: Any, **kwargs: Any) -> Trace:
-    """A trace of one run of a program."""
-    return poutine.trace(program).get_trace(*args, **kwargs)
+    """A trace of one run of a program, which reads no values to leave out NaN."""
+    return poutine.trace(SelectNoValues()(program)).get_trace(*args, **kwargs)
 
 
 def likelihood_of_latent(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.Size, TorchDistribution]:

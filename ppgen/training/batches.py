@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Batches", "as_tensors", "hold_out"]
 
 
-def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data") -> tuple[Tensor, ...]:
+def as_tensors(
+    data: Any, *, dtype: torch.dtype | None = None, name: str = "data", allow_nan: bool = False
+) -> tuple[Tensor, ...]:
     """Converts data to a tuple of tensors with rows first, which are the positional arguments of the programs.
 
     Args:
@@ -28,6 +30,7 @@ def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data
             items are collated and held in memory.
         dtype: the type of floating data; torch's default if left out. Integers stay integers.
         name: what error messages call the data.
+        allow_nan: whether NaN, a missing value, is allowed; see `ppgen.training.missing.check_missing`.
 
     Raises:
         TypeError: for data of another kind or columns that are not numeric.
@@ -49,7 +52,7 @@ def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data
         columns = [str(c) for c in part.columns] if isinstance(part, pd.DataFrame) else None
         if isinstance(part, pd.DataFrame | pd.Series):
             part = _from_pandas(part, label)
-        check(part, name=label, columns=columns)
+        check(part, name=label, columns=columns, allow_nan=allow_nan)
         if isinstance(part, np.ndarray):
             # torch refuses other byte orders and negative strides, and warns about read-only arrays
             part = np.require(part, part.dtype.newbyteorder("="), ["C", "W"])
@@ -80,7 +83,7 @@ def _from_pandas(part: pd.DataFrame | pd.Series, label: str) -> np.ndarray:
 def hold_out(
     data: Any, validation: Any, *, seed: int = 0, dtype: torch.dtype | None = None
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-    """Splits data into training and validation tensors.
+    """Splits data into training and validation tensors, in which missing values are NaN.
 
     Args:
         data: the data, see `as_tensors`, or None for programs without data.
@@ -95,13 +98,13 @@ def hold_out(
         TypeError: see `as_tensors`.
         ValueError: see `as_tensors`; and if either part would be empty.
     """
-    tensors = () if data is None else as_tensors(data, dtype=dtype)
+    tensors = () if data is None else as_tensors(data, dtype=dtype, allow_nan=True)
     if validation is None:
         return tensors, None
     if not tensors:
         raise ValueError("validation: programs without data have no rows to hold out")
     if not isinstance(validation, int | float):
-        return tensors, as_tensors(validation, dtype=dtype, name="validation")
+        return tensors, as_tensors(validation, dtype=dtype, name="validation", allow_nan=True)
     rows, held = len(tensors[0]), round(validation * len(tensors[0]))
     if not 0 < held < rows:
         raise ValueError(
