@@ -1,8 +1,10 @@
 """Checks of the importance weights."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from ppgen.diagnostics.checks.check import BAD, RICHER, WEIGHTED, Check, Finding
+from ppgen.diagnostics.checks.check import BAD, GOOD, RICHER, WEIGHTED, Check, Finding
 from ppgen.diagnostics.checks.draws import PosteriorDraws
 from ppgen.diagnostics.checks.moments import MAX_SHIFT, monte_carlo_error
 from ppgen.posterior.importance import KHAT_GOOD, KHAT_USABLE, khat_threshold
@@ -19,6 +21,20 @@ RICHER_ROWS = 'a richer guide of each datum\'s latents, such as a full covarianc
 
 
 def pareto_k(draws: PosteriorDraws) -> Finding:
+    """As `judged_pareto_k`, with a note where a large k-hat is good."""
+    finding = judged_pareto_k(draws)
+    if finding.level != GOOD or finding.reason or not float(finding.value or 0.0) > KHAT_GOOD:
+        return finding
+    note = (
+        f"above {KHAT_GOOD}, and good all the same: the effective sample size is {np.mean(draws.ess) / draws.size:.1%} "
+        "of the draws, so that the weights are almost equal and their tail has no mass"
+    )
+    if not draws.per_datum and draws.tails is not None:
+        note += f"; draws from a wider distribution find {max(draws.tails.missed_mass, 0.0):.1%} beyond the guide"
+    return replace(finding, note=note)
+
+
+def judged_pareto_k(draws: PosteriorDraws) -> Finding:
     """k-hat of the weights of the whole data set, or the median over data."""
     value = float(np.median(draws.pareto_k))
     if draws.per_datum:
