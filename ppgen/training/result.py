@@ -19,6 +19,7 @@ from ppgen.losses.objective import Objective
 from ppgen.tracing.sites import Program
 from ppgen.tracing.traces import Traces
 from ppgen.training.batches import as_tensors
+from ppgen.training.conversion import cast_like
 from ppgen.training.missing import check_missing
 from ppgen.training.training_failures import TrainingWarning, critic_properties, training_warnings
 
@@ -225,10 +226,7 @@ class Fitted:
         converted: list[Tensor | None] = []
         for i, part in enumerate(parts):
             if part is not None and i < len(self.example):
-                dtype = self.example[i].dtype
-                if part.is_floating_point() and not dtype.is_floating_point and (part != part.round()).any():
-                    raise ValueError(f"data[{i}]: the fit had integers ({dtype}) here, and these data have fractions")
-                part = part.to(self.example[0].device, dtype)
+                part = cast_like(part, self.example[i], f"data[{i}]").to(self.example[i].device)
             converted.append(part)
         return tuple(converted)
 
