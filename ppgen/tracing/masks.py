@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppgen.tracing.sites import Site, observation
 
-__all__ = ["masked_log_prob", "masks", "observed_numbers", "site_mask", "skips_nan", "without_masks"]
+__all__ = ["has_nan_density", "masked_log_prob", "masks", "observed_numbers", "site_mask", "skips_nan", "without_masks"]
 
 WRAPPERS = Independent | MaskedDistribution | ExpandedDistribution
 
@@ -78,3 +78,15 @@ def without_masks(fn: TorchDistributionMixin) -> TorchDistributionMixin:
     if isinstance(fn, Independent):
         return without_masks(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
     return fn
+
+
+def has_nan_density(site: Site) -> bool:
+    """Whether a log density of a site is NaN before it is masked, when its gradient is NaN even if it is masked."""
+    if site["mask"] is False or site["infer"].get("_deterministic"):
+        return False
+    try:
+        return bool(torch.as_tensor(without_masks(site["fn"]).log_prob(site["value"])).isnan().any())
+    except ValueError:  # from a distribution that checks its values, whatever the context says
+        return bool(site["value"].isnan().any())
+    except (NotImplementedError, RuntimeError):  # there is no density, which evaluating it reports
+        return False

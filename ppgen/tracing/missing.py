@@ -1,7 +1,4 @@
-"""Whether a model leaves out the values that are missing in its arguments, where they are NaN.
-
-A log density of zero is not enough: the gradient of a density that is NaN before it is masked is NaN too.
-"""
+"""Whether a model leaves out the values that are missing in its arguments, where they are NaN."""
 
 from typing import Any
 
@@ -9,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppgen.tracing.masks import without_masks
+from ppgen.tracing.masks import has_nan_density
 from ppgen.tracing.plates import all_rows
 from ppgen.tracing.programs import SubstituteLatents, get_trace, validation
 from ppgen.tracing.sites import Program, Site, is_subsample, sample_sites
@@ -27,7 +24,7 @@ def sites_without_density(model: Program, args: tuple[Any, ...]) -> list[str]:
 
     def run() -> list[str]:
         trace = get_trace(SubstituteLatents(_middle)(model), *args)
-        return [name for name, site in sample_sites(trace).items() if _has_nan(site)]
+        return [name for name, site in sample_sites(trace).items() if has_nan_density(site)]
 
     with torch.no_grad(), torch.random.fork_rng(), validation(False):
         try:
@@ -35,17 +32,6 @@ def sites_without_density(model: Program, args: tuple[Any, ...]) -> list[str]:
                 return run()
         except (RuntimeError, ValueError, IndexError):  # the arguments may be a batch, in a plate of more rows
             return run()
-
-
-def _has_nan(site: Site) -> bool:
-    if site["mask"] is False or site["infer"].get("_deterministic"):
-        return False
-    try:
-        return bool(torch.as_tensor(without_masks(site["fn"]).log_prob(site["value"])).isnan().any())
-    except ValueError:  # from a distribution that checks its values whatever the context says
-        return bool(site["value"].isnan().any())
-    except (NotImplementedError, RuntimeError):  # no density, which evaluating it reports
-        return False
 
 
 def _middle(site: Site) -> Tensor | None:
