@@ -73,8 +73,16 @@ def draws(
 
 
 FALLING = np.linspace(100.0, 0.0, 50)
-WIDE_TAIL = TailCheck(ess=1500.0, missed_mass=0.02, moment_shifts={"shift": 0.0, "log_ratio": 0.0})
-MOVED_TAIL = TailCheck(ess=1500.0, missed_mass=0.0, moment_shifts={"shift": 0.0, "log_ratio": 0.3})
+
+
+def wider(*, khat: float = 0.1, missed: float = 0.0, log_ratio: float = 0.0) -> TailCheck:
+    """What draws from wider distributions find."""
+    shifts = {"shift": 0.0, "log_ratio": log_ratio}
+    location = {"z": torch.tensor(4.0)}
+    return TailCheck(1500.0, khat, missed, error=0.001, moment_shifts=shifts, certain_shifts=shifts, location=location)
+
+
+WIDE_TAIL, MOVED_TAIL = wider(missed=0.02), wider(log_ratio=0.3)
 
 # by check: draws for which it is computed, its value, and the level that it allows
 CASES = {
@@ -89,10 +97,17 @@ CASES = {
         (draws(khat=0.6, ess=0.995 * S), 0.6, GOOD),  # equal weights have no tail
         (draws(khat=0.6, ess=0.995 * S, tails=WIDE_TAIL), 0.6, BAD),
         (draws(khat=0.6, ess=0.995 * S, tails=MOVED_TAIL), 0.6, BAD),
+        (draws(khat=1.3, ess=0.95 * S, tails=wider()), 1.3, GOOD),  # wider distributions find nothing more
+        (draws(khat=1.3, ess=0.95 * S, tails=wider(khat=0.8)), 1.3, BAD),  # and here they cannot tell
+        (draws(khat=1.3, ess=0.95 * S, tails=MOVED_TAIL), 1.3, BAD),
+        (draws(khat=1.3, ess=0.5 * S, tails=wider()), 1.3, BAD),
         (draws(khat=np.array([0.1] * 9 + [0.6])), 0.1, WEIGHTED),
         (draws(khat=np.array([0.1] * 9 + [0.9])), 0.1, GOOD),  # the check of the rows judges these
     ],
-    "missed_tail_mass": [(draws(khat=0.6, ess=0.995 * S, tails=WIDE_TAIL), 0.02, GOOD)],
+    "missed_tail_mass": [
+        (draws(khat=0.6, ess=0.995 * S, tails=WIDE_TAIL), 0.02, GOOD),
+        (draws(tails=wider(missed=0.15)), 0.15, BAD),
+    ],
     "bad_rows": [
         (draws(khat=np.full(10, 0.1)), 0.0, GOOD),
         (draws(khat=np.array([0.1] * 9 + [0.9])), 0.1, BAD),
@@ -106,7 +121,7 @@ CASES = {
     ],
     "r_hat": [(draws(), 1.0, GOOD), (draws(apart=4.0), 1.82, BAD)],
     "shift": [(draws(), 0.0, GOOD), (draws(move=0.3), 0.3, WEIGHTED), (draws(move=0.8), 0.8, BAD)],
-    "log_ratio": [(draws(), 0.0, GOOD)],
+    "log_ratio": [(draws(), 0.0, GOOD), (draws(tails=wider(log_ratio=0.6)), 0.0, BAD)],
     "missed_mode_mass": [(draws(), 0.0, GOOD), (draws(missed_modes=0.5), 0.5, BAD)],
     "unconverged_nats": [(draws(), 0.0, GOOD), (draws(losses=FALLING), 15.2, GOOD)],
 }
@@ -165,7 +180,7 @@ def test_a_plate_of_the_length_of_a_batch_is_named_with_the_remedy():
 @pytest.mark.parametrize("other", [GOOD, BAD])
 def test_a_large_khat_that_is_good_is_explained_on_its_line(other):
     """Of equal weights, whatever the verdict; one that is small, or bad, has no such note."""
-    tails = TailCheck(ess=1500.0, missed_mass=0.001, moment_shifts={"shift": 0.0, "log_ratio": 0.0})
+    tails = wider(missed=0.001)
     check, others = CHECKS["pareto_k"], {CHECKS["shift"]: Finding(0.0, "moved" if other == BAD else "", other)}
     verdict = _verdict({check: check.compute(draws(khat=0.93, ess=0.995 * S, tails=tails)), **others}, automatic=False)
     assert verdict.level == other
