@@ -1,13 +1,20 @@
 """Whether programs that run for many particles at once compute for each of them what they compute for it alone.
 
 Some programs run under a plate of particles but compute something else: ``scale[:, None] * root`` then multiplies
-columns in place of rows, and ``b.sum()`` adds up the particles too.
+columns in place of rows, and ``b.sum()`` adds up the particles too. Comparing a few particles finds this. It need not
+find a branch (``if b.sum() > 0``), which is one branch for all particles and may be the right one for those that are
+compared, so programs that read values do not count as correct.
 """
+
+import sys
+from types import FrameType
+from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ppgen.tracing.sites import (
     Site,
@@ -38,10 +45,35 @@ def broadcasts_correctly(batched: Traces, single: Traces) -> bool:
     Raises:
         RuntimeError: if a site has a shape that cannot be that of a batch; also other errors of torch and Pyro.
     """
-    return all(
+    with _Reads() as reads:
+        batched.model_trace  # noqa: B018
+    return not reads.found and all(
         _density_is_as_alone(batched, single, number) and _predictions_are_as_alone(batched, single, number)
         for number in (0, -1)
     )
+
+
+class _Reads(TorchFunctionMode):
+    """Finds out whether Python reads the values of tensors, other than in the checks of torch and Pyro."""
+
+    READS: ClassVar[set[Any]] = {
+        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__float__),
+        *(Tensor.__int__, Tensor.__index__, Tensor.__contains__, Tensor.is_nonzero, torch.is_nonzero),
+        *(Tensor.equal, torch.equal, Tensor.allclose, torch.allclose),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in self.READS:
+            frame: FrameType | None = sys._getframe(1)
+            while frame and frame.f_globals.get("__name__") in ("torch._tensor", "torch.overrides"):
+                frame = frame.f_back
+            name = frame.f_globals.get("__name__", "") if frame else ""
+            self.found |= name.split(".")[0] not in ("torch", "pyro")
+        return func(*args, **(kwargs or {}))
 
 
 def _density_is_as_alone(batched: Traces, single: Traces, number: int) -> bool:

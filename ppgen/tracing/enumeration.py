@@ -27,7 +27,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from ppgen.tracing.log_einsum import VmapLogRing
-from ppgen.tracing.sites import Site
+from ppgen.tracing.sites import Site, is_observed
 
 __all__ = ["SUMMED_OUT", "check_enumerable", "sample_enumerated", "sum_out_enumerated"]
 
@@ -211,7 +211,7 @@ def _factor(sites: dict[str, Site], dims: set[str], trace: Trace) -> Site:
         "fn": dist.Unit(log_prob),
         "value": log_prob.new_zeros((*log_prob.shape, 0)),
         "is_observed": True,
-        "infer": {SUMMED_OUT: tuple(observed)},
+        "infer": {SUMMED_OUT: tuple(k for k in observed if is_observed(sites[k]))},  # factors are no data
         "cond_indep_stack": stack,
         "scale": scale,
         "mask": None,

@@ -254,3 +254,24 @@ def test_too_few_draws_are_refused(vae):
             chain_of(vae.model, vae.guide, x).to_arviz(x, draws=draws)
     with pytest.raises(ValueError, match="chunks of at least 1, got 30 in 0"):
         chain_of(vae.model, vae.guide, x).to_arviz(x, draws=30, chunk=0)
+
+
+def test_a_factor_that_depends_on_an_enumerated_latent_joins_the_likelihood():
+    """log sum_c p(c) f(c) p(x_i | c), under the names of both."""
+    x = torch.tensor([0.3, -1.0])
+
+    def model(x):
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 2):
+            c = pyro.sample("c", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            pyro.factor("prefer", -2.0 * c)
+            pyro.sample("x", dist.Normal(shift + c, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("shift", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 1.0))
+
+    idata = chain_of(model, guide, x).to_arviz(x, draws=30)
+    shift = idata["posterior"]["shift"].values[..., None]
+    terms = [math.log(p) - 2 * c - 0.5 * (x.numpy() - shift - c) ** 2 for c, p in ((0, 0.7), (1, 0.3))]
+    expected = np.logaddexp(*terms) - 0.5 * math.log(2 * math.pi)
+    np.testing.assert_allclose(idata["log_likelihood"]["prefer+x"].values, expected, atol=1e-5)

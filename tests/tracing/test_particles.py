@@ -157,3 +157,25 @@ def test_a_deterministic_site_that_reduces_has_a_value_for_each_particle(reduce)
     for trace in (traces.generated, traces.reconstructed):
         for y, spread in zip(trace.nodes["y"]["value"], trace.nodes["spread"]["value"], strict=True):
             torch.testing.assert_close(spread, reduce(y * torch.ones(2)))
+
+
+@pytest.mark.filterwarnings("ignore:the program model runs once for each draw")
+def test_a_branch_is_taken_for_each_particle():
+    """``z.sum() > 0`` of all particles is one branch for all, which may be right for the first and the last."""
+
+    def model():
+        with pyro.plate("rows", 3):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+        pyro.sample("y", Normal(2.0 if z.sum() > 0 else -2.0, 1.0), obs=torch.tensor(0.5))
+
+    def guide():
+        with pyro.plate("rows", 3):
+            pyro.sample("z", Normal(0.0, 1.0))
+
+    for seed in range(8):
+        pyro.set_rng_seed(seed)
+        for traces in particle_traces(model, guide, (), particles=5):
+            z = traces.guide_trace.nodes["z"]["value"].reshape(-1, 3)
+            expected = Normal(torch.where(z.sum(-1) > 0, 2.0, -2.0), 1.0).log_prob(torch.tensor(0.5))
+            log_prob = traces.with_log_probs[0].nodes["y"]["log_prob"].expand(len(z), 1).reshape(-1)
+            torch.testing.assert_close(log_prob, expected)
