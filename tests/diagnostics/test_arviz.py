@@ -270,7 +270,8 @@ def test_a_factor_that_depends_on_an_enumerated_latent_joins_the_likelihood():
     def guide(x):
         pyro.sample("shift", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 1.0))
 
-    idata = chain_of(model, guide, x).to_arviz(x, draws=30)
+    loss = ppgen.ELBO(elbo=TraceEnum_ELBO(max_plate_nesting=1))
+    idata = chain_of(model, guide, x, loss=loss).to_arviz(x, draws=30)
     shift = idata["posterior"]["shift"].values[..., None]
     terms = [math.log(p) - 2 * c - 0.5 * (x.numpy() - shift - c) ** 2 for c, p in ((0, 0.7), (1, 0.3))]
     expected = np.logaddexp(*terms) - 0.5 * math.log(2 * math.pi)
