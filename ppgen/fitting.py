@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ppgen.infer.compile.step import Compile
 from ppgen.infer.optimizers import OptimizerFactory
+from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.posterior.auto import find_posterior
 from ppgen.posterior.guides import rebuild
 from ppgen.tracing.sites import Program
@@ -346,5 +347,9 @@ def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions) -
         )
     restarts = AUTO_RESTARTS if options.restarts is None else options.restarts
     tensors = () if data is None else as_tensors(data, dtype=torch.float64)
-    with tqdm(total=0, bar_format="{desc} [{elapsed}]", disable=None if options.progress else True) as bar:
-        return find_posterior(model, tensors, restarts=restarts, seed=options.seed, progress=bar.set_description_str)
+    bar = tqdm(total=0, bar_format="{desc} [{elapsed}]", disable=None if options.progress else True)
+    with bar, ParameterScope().open():
+        report = bar.set_description_str
+        fitted = find_posterior(model, tensors, restarts=restarts, seed=options.seed, progress=report)
+    fitted.scope.publish()
+    return fitted

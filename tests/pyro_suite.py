@@ -1,11 +1,11 @@
 """Runs Pyro's own tests with stock SVI and with ppgen's in its place, and lists each test whose outcome differs.
 
-    python tests/pyro_suite.py CHECKOUT [--compile interpreter|inductor] [--save FOLDER] [arguments of pytest]
+    python tests/pyro_suite.py CHECKOUT [--compile interpreter|inductor] [--seconds S] [--save FOLDER] [for pytest]
 
 CHECKOUT is a source checkout of Pyro, at the version that is installed. Its tests run from a temporary copy without the
 package, so that they test the installed Pyro. Without paths (relative to the checkout, such as
 ``tests/infer/test_enum.py``) those of `FILES` run. Outcomes are stored in FOLDER as JSON, and those that are there
-already are not computed again.
+already are not computed again. A test that takes more than S seconds of CPU time is left out.
 
 By default ppgen's steps run eagerly. With ``--compile`` they are compiled as soon as possible: by an interpreter of the
 recorded operations, which is quick, or by inductor. The exit status is 1 if a row differs that `EXPLAINED` does not
@@ -17,12 +17,16 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 FILES = [
     "tests/infer/test_valid_models.py",
@@ -45,6 +49,9 @@ FILES = [
     "tests/distributions/test_nanmasked.py",
     "tests/distributions/test_sine_skewed.py",
 ]
+
+WARNINGS = ["the loss depends on no trainable parameter", "model and guide both have a parameter"]
+"""The beginnings of warnings that ppgen gives where stock is silent."""
 
 EXPLAINED: dict[str, str] = {}
 """Parts of names of tests whose outcomes differ, and why, as docs/drop_in.md says it."""
@@ -73,18 +80,43 @@ def replace_svi(compile: str) -> None:
                 setattr(module, attribute, ours)
 
 
-class Outcomes:
-    """Records the outcome of each test, and the message of its failure."""
+TOO_SLOW = "too slow"
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, {}
+
+class _TooSlow(BaseException):
+    """Is raised wherever the test is."""
+
+
+def _interrupt(*_: Any) -> None:
+    raise _TooSlow
+
+
+class Outcomes:
+    """Records the outcome of each test, and the message of its failure; ends tests that take longer than `seconds`."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds, self.rows = path, seconds, {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Iterator[None]:
+        signal.signal(signal.SIGVTALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
+        try:
+            return (yield)
+        except _TooSlow:
+            pytest.fail(TOO_SLOW, pytrace=False)
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when != "call" and report.outcome == "passed":
             return
         expected = {"skipped": "xfailed", "passed": "xpassed"} if hasattr(report, "wasxfail") else {}
         crash = getattr(report.longrepr, "reprcrash", None)
-        message = crash.message.strip().split("\n")[0] if crash else ""
+        message = (crash.message if crash else str(report.longrepr or "")).strip().split("\n")[0]
+        if TOO_SLOW in message:
+            self.rows[report.nodeid] = [TOO_SLOW, ""]
+            return
         self.rows[report.nodeid] = [expected.get(report.outcome, report.outcome), message]
 
     def pytest_sessionfinish(self) -> None:
@@ -94,17 +126,18 @@ class Outcomes:
 def pytest_configure(config: Any) -> None:
     svi = os.environ["PYRO_SUITE_SVI"]
     if svi != "stock":
-        from ppgen.infer.svi import UNTRAINABLE
-
         replace_svi(svi)
-        config.addinivalue_line("filterwarnings", f"ignore:{UNTRAINABLE.partition(':')[0]}:UserWarning")
-    config.pluginmanager.register(Outcomes(Path(os.environ["PYRO_SUITE_OUTCOMES"])))
+        for message in WARNINGS:
+            config.addinivalue_line("filterwarnings", f"ignore:{message}:UserWarning")
+    config.pluginmanager.register(
+        Outcomes(Path(os.environ["PYRO_SUITE_OUTCOMES"]), float(os.environ["PYRO_SUITE_SECONDS"]))
+    )
 
 
 # The script
 
 
-def outcomes(checkout: Path, svi: str, path: Path, arguments: list[str]) -> dict[str, list[str]]:
+def outcomes(checkout: Path, svi: str, path: Path, seconds: float, arguments: list[str]) -> dict[str, list[str]]:
     """Runs the tests with one SVI, unless `path` has their outcomes."""
     here = Path(__file__).resolve().parent
     if not path.exists():
@@ -115,6 +148,7 @@ def outcomes(checkout: Path, svi: str, path: Path, arguments: list[str]) -> dict
                 "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]),
                 "PYRO_SUITE_SVI": svi,
                 "PYRO_SUITE_OUTCOMES": str(path.resolve()),
+                "PYRO_SUITE_SECONDS": str(seconds),
             }
             command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "pyro_suite", "-p", "no:cacheprovider"]
             subprocess.run([*command, *arguments], cwd=folder, env=environment, check=False)
@@ -125,7 +159,7 @@ def compare(stock: dict[str, list[str]], ours: dict[str, list[str]]) -> int:
     """Prints the rows that differ and returns how many of them are not explained."""
     absent = ["did not run", ""]
     rows = {name: (stock.get(name, absent), ours.get(name, absent)) for name in sorted(stock.keys() | ours.keys())}
-    different = {name: row for name, row in rows.items() if row[0][0] != row[1][0]}
+    different = {k: row for k, row in rows.items() if row[0][0] != row[1][0] and TOO_SLOW not in (row[0][0], row[1][0])}
     open_rows = 0
     for name, ((before, _), (after, message)) in different.items():
         reason = next((reason for part, reason in EXPLAINED.items() if part in name), "")
@@ -141,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--compile", choices=["no", "interpreter", "inductor"], default="no")
+    parser.add_argument("--seconds", type=float, default=0, help="the longest time of a test; 0 for any")
     parser.add_argument("--save", type=Path, help="the folder of outcomes; a temporary one if left out")
     options, arguments = parser.parse_known_args()
     if not any(argument.startswith("tests") for argument in arguments):
@@ -148,8 +183,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.save or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        stock = outcomes(options.checkout, "stock", folder / "stock.json", arguments)
-        ours = outcomes(options.checkout, options.compile, folder / f"ppgen_{options.compile}.json", arguments)
+        ours_path, run = folder / f"ppgen_{options.compile}.json", functools.partial(outcomes, options.checkout)
+        stock = run("stock", folder / "stock.json", options.seconds, arguments)
+        ours = run(options.compile, ours_path, options.seconds, arguments)
         sys.exit(compare(stock, ours) > 0)
 
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from ppgen.infer.checkpoint_file import with_prefix
 from ppgen.infer.learning_rates import LearningRates
+from ppgen.infer.optimizer_views import show_in_pyro_optimizer
 from ppgen.infer.parameters import unique_name
 from ppgen.infer.pyro_optimizers import traceable_equivalent
 
@@ -66,6 +67,7 @@ class ParameterOptimizer:
         self.optim, self.clip_norm, self.lr_scheduler = optim, clip_norm, lr_scheduler
         self.torch_optimizer: Optimizer | None = None
         self.scheduler: Any = None
+        self._pyro_scheduler: Any = None
         self.parameters: dict[str, Tensor] = {}
         self.last_gradients: list[tuple[Tensor, Tensor | None]] = []
         self._learning_rates: LearningRates | None = None
@@ -91,13 +93,14 @@ class ParameterOptimizer:
                 self.torch_optimizer.param_groups.extend(optimizer.param_groups)
             else:
                 self.torch_optimizer.param_groups[0]["params"].extend(new.values())
-            return
-        self.torch_optimizer = optimizer
-        if isinstance(self.optim, PyroLRScheduler):
-            scheduler = self.optim.pt_scheduler_constructor(optimizer, **self.optim.kwargs)
-            self.optim.optim_objs = {next(iter(new.values())): scheduler}  # so that optim.step() advances it
-        if self.lr_scheduler is not None:
-            self.scheduler = self.lr_scheduler(optimizer)
+        else:
+            self.torch_optimizer = optimizer
+            if isinstance(self.optim, PyroLRScheduler):  # its user advances it
+                self._pyro_scheduler = self.optim.pt_scheduler_constructor(optimizer, **self.optim.kwargs)
+            if self.lr_scheduler is not None:
+                self.scheduler = self.lr_scheduler(optimizer)
+        if isinstance(self.optim, PyroOptim):
+            show_in_pyro_optimizer(self.optim, self.torch_optimizer, new, self._pyro_scheduler)
 
     def gradients(self, loss: Tensor) -> list[Tensor | None]:
         """The gradients of a scalar loss in the order of `parameters`; None for unused and for frozen parameters."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ppgen.tracing.programs import validation
 from ppgen.tracing.sites import Program
 from ppgen.tracing.traces import Traces
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = [
     "CRITIC",
@@ -119,7 +120,8 @@ def separate_names(model: Program, guide: Program) -> None:
 
     Pyro's store goes by name: a module takes over the tensor that an earlier one left there, and if a model and a guide
     have an attribute of the same name, the second takes over the tensor of the first. Entries of other modules are
-    therefore removed. A guide that shares names with its model is renamed "guide".
+    therefore removed. A guide that shares names with its model is renamed "guide", unless it has a PyroSample, whose
+    site would be renamed too: such a pair shares the parameter, as in Pyro, and a warning says so.
 
     Args:
         model: the model.
@@ -128,7 +130,13 @@ def separate_names(model: Program, guide: Program) -> None:
     modules = [m for m in map(owning_module, (model, guide)) if isinstance(m, PyroModule)]
     if len(modules) == 2 and modules[0] is not modules[1] and not modules[1]._pyro_name:
         taken = _named_as_in_store(modules[0])
-        if any(taken.get(name, p) is not p for name, p in _named_as_in_store(modules[1]).items()):
+        shared = [name for name, p in _named_as_in_store(modules[1]).items() if taken.get(name, p) is not p]
+        if shared and any(getattr(part, "_pyro_samples", None) for part in modules[1].modules()):
+            warn_user(
+                f"model and guide both have a parameter {', '.join(map(repr, shared))}, and the guide has a "
+                "PyroSample: in Pyro's store these are one parameter; give the guide's attributes other names"
+            )
+        elif shared:
             for part in modules[1].modules():
                 if isinstance(part, PyroModule) and (part is modules[1] or part._pyro_name):
                     part._pyro_name = f"guide.{part._pyro_name}".rstrip(".")

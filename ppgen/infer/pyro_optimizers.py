@@ -7,7 +7,7 @@ start at 0. All state is created with the optimizer and overwritten in place. Gr
 read, and a learning rate may be a number or a scalar tensor.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from pyro.optim.clipped_adam import ClippedAdam as PyroClippedAdam
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["EQUIVALENTS", "AdagradRMSProp", "ClippedAdam", "traceable_equivalent"]
+__all__ = ["EQUIVALENTS", "AdagradRMSProp", "ClippedAdam", "from_pyro_state", "to_pyro_state", "traceable_equivalent"]
 
 
 class _Counted(Optimizer):
@@ -182,3 +182,40 @@ def traceable_equivalent(constructor: Any) -> Any:
         constructor: what a Pyro optimizer builds its optimizers with, ``PyroOptim.pt_optim_constructor``.
     """
     return EQUIVALENTS.get(constructor, constructor) if isinstance(constructor, type) else constructor
+
+
+def to_pyro_state(
+    optimizer: Optimizer, state: Mapping[str, Any], group: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state of a parameter and its options as Pyro's own optimizer has them; those of torch's are unchanged.
+
+    Args:
+        optimizer: the optimizer.
+        state: the state of the parameter.
+        group: the parameter's group.
+    """
+    state, options = dict(state), {key: value for key, value in group.items() if key != "params"}
+    if isinstance(optimizer, _Counted) and state:
+        state["step"] = int(state["step"])
+        if isinstance(optimizer, ClippedAdam):
+            options["lr"] = options["lr"] * options["lrd"] ** state["step"]
+    return state, options
+
+
+def from_pyro_state(
+    optimizer: Optimizer, state: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inverse of `to_pyro_state`.
+
+    Args:
+        optimizer: the optimizer.
+        state: the state of the parameter in Pyro's optimizer.
+        options: its options there.
+    """
+    state, options = dict(state), dict(options)
+    if isinstance(optimizer, _Counted) and state:
+        steps = state["step"]
+        state["step"] = torch.tensor(steps, dtype=torch.float64, device=state[optimizer.moments[0]].device)
+        if isinstance(optimizer, ClippedAdam):
+            options["lr"] = options["lr"] / options["lrd"] ** steps
+    return state, options

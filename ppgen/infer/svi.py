@@ -12,6 +12,7 @@ from torch import Tensor
 from ppgen.infer.adversarial import CriticTrainer, gradient_norm
 from ppgen.infer.compile.step import Compile, CompiledStep
 from ppgen.infer.optimizers import OptimizerFactory, ParameterOptimizer
+from ppgen.infer.parameter_scope import one_at_a_time
 from ppgen.infer.parameters import CollectParameters, separate_names, setup_programs
 from ppgen.tracing.sites import Program
 from ppgen.utils.user_warnings import warn_user
@@ -159,9 +160,10 @@ class SVI:
             The terms of the loss by name, detached tensors that sum to it.
         """
         adversarial_metrics: dict[str, Tensor] = {}
-        for critic_step in self.critic_steps:
-            adversarial_metrics |= critic_step(args, kwargs)
-        values = self.compiled_step(args, kwargs)
+        with one_at_a_time:
+            for critic_step in self.critic_steps:
+                adversarial_metrics |= critic_step(args, kwargs)
+            values = self.compiled_step(args, kwargs)
         if self.critic_steps:
             self.adversarial_metrics = adversarial_metrics | {GRADIENT: values.pop(GRADIENT)}
         self.optimizer.step_scheduler()
@@ -176,8 +178,8 @@ class SVI:
             **kwargs: their keyword arguments.
         """
         loss = self.objective.loss if isinstance(self.objective, PyroELBO) else self.objective
-        setup_programs(self.model, self.guide, args, kwargs)
-        with torch.no_grad(), CollectParameters():
+        with one_at_a_time, torch.no_grad(), CollectParameters():
+            setup_programs(self.model, self.guide, args, kwargs)
             return _total(_parts(loss(self.model, self.guide, *args, **kwargs)))
 
     def _compiled(self, step: Callable, optimizers: list[ParameterOptimizer], steps: int | None) -> CompiledStep:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.infer.adversarial import build_critics
+from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.infer.parameters import ProgramState, owning_module, restore
 from ppgen.infer.svi import SVI
 from ppgen.losses.elbo import ELBO
@@ -45,7 +46,8 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     for module in modules if options.device is not None else ():
         module.to(options.device)
 
-    with torch.random.fork_rng():
+    scope = ParameterScope()
+    with scope.open(), torch.random.fork_rng():
         torch.manual_seed(options.seed)  # lazy autoguides, and functions in pyro.param, may draw initial values
         example = next(batches.epoch(0))
         critics = build_critics(loss, model, guide, example)
@@ -58,8 +60,9 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
         chains = _train_chains(trainer, model, guide, example, getattr(_first(modules), "initialize", None))
     if not (chains[-1].interrupted or checkpoint.resumable):
         checkpoint.remove()
-    result = Fitted(model, guide, loss, chains, example)
+    result = Fitted(model, guide, loss, chains, example, scope=scope)
     restore(state.tensors, chains[result.best].weights)
+    scope.publish()
     return result
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppgen.infer.adversarial import build_critics
 from ppgen.infer.checkpoint_file import CheckpointError, read, write
+from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.infer.parameters import CRITIC, CollectParameters, EvalMode, ProgramState, restore, separate_names, snapshot
 from ppgen.losses.objective import Objective
 from ppgen.tracing.sites import Program
@@ -107,6 +108,7 @@ class Fitted:
         chains: the chains.
         example: a batch of the shape of the training batches; zeros after `load`.
         metadata: JSON values that are saved with the fit.
+        scope: the parameters of the programs, which are also in Pyro's store under names that are free there.
     """
 
     model: Program
@@ -115,6 +117,7 @@ class Fitted:
     chains: list[Chain] = field(repr=False)
     example: tuple[Tensor, ...] = field(repr=False)
     metadata: dict[str, Any] = field(default_factory=dict, repr=False)
+    scope: ParameterScope = field(default_factory=ParameterScope, repr=False, compare=False)
 
     @property
     def best(self) -> int:
@@ -145,8 +148,10 @@ class Fitted:
             IndexError: if there is no such chain.
         """
         self._check_chain(chain)
-        tensors = self._state().tensors
-        restore(tensors, self._weights(chain, tensors))
+        with self.scope.open():
+            tensors = self._state().tensors
+            restore(tensors, self._weights(chain, tensors))
+        self.scope.publish()
 
     @contextmanager
     def eval_mode(self, chain: int | None = None) -> Iterator[None]:
@@ -160,16 +165,17 @@ class Fitted:
         """
         if chain is not None:
             self._check_chain(chain)
-        separate_names(self.model, self.guide)
-        tensors = self._state().tensors if chain is not None else {}
-        current = snapshot(tensors)
-        if chain is not None:
-            restore(tensors, self._weights(chain, tensors))
-        try:
-            with EvalMode(), CollectParameters():  # which keeps frozen parameters frozen
-                yield
-        finally:
-            restore(tensors, current)
+        with self.scope.open():
+            separate_names(self.model, self.guide)
+            tensors = self._state().tensors if chain is not None else {}
+            current = snapshot(tensors)
+            if chain is not None:
+                restore(tensors, self._weights(chain, tensors))
+            try:
+                with EvalMode(), CollectParameters():  # which keeps frozen parameters frozen
+                    yield
+            finally:
+                restore(tensors, current)
 
     def breakdown(self, *data: Any) -> dict[str, float]:
         """The loss on data term by term, in eval mode.

@@ -12,7 +12,7 @@ import torch
 from programs import SCHOOLS, bits, frozen_in_training, list_of_guides, modules, networks, no_program, schools
 from pyro import infer, poutine
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from support import gaussian_pair
 from torch import Tensor, nn
 
@@ -384,6 +384,29 @@ def test_model_and_guide_with_the_same_attribute_name_both_train(kind, used, wra
     assert [id(p) for m in (model, guide) for p in m.parameters()] == ids
     for program, old in zip((model, guide), before, strict=True):
         assert all(new != was for new, was in zip(bits(program.parameters()), old, strict=True))
+
+
+def sampled():
+    """Modules with a PyroSample and a parameter of the same names, which Pyro's store holds once."""
+
+    class Program(PyroModule):
+        def __init__(self, guide: bool) -> None:
+            super().__init__()
+            self.guide, self.loc = guide, nn.Parameter(torch.ones(()))
+            self.z = PyroSample(lambda self: dist.Normal(self.loc, 0.5))
+
+        def forward(self, x: Tensor) -> None:
+            z = self.z
+            if not self.guide:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return Program(False), Program(True), (torch.tensor(3.0),)
+
+
+def test_sites_of_a_pyro_sample_keep_their_names():
+    with pytest.warns(UserWarning, match="both have a parameter 'loc', and the guide has a PyroSample"):
+        ours = trajectory(ppgen.SVI, sampled, pyro.optim.Adam({"lr": 0.02}), infer.Trace_ELBO())
+    assert_same(ours, trajectory(infer.SVI, sampled, pyro.optim.Adam({"lr": 0.02}), infer.Trace_ELBO()))
 
 
 def test_networks_registered_under_one_name_both_train():

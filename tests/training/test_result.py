@@ -179,8 +179,8 @@ def test_a_loaded_fit_can_be_trained_further(program, tmp_path):
     programs = fresh(PROGRAMS[program], 2)
     fit = ppgen.Fit.load(tmp_path / "fit", programs.model, programs.guide)
     before = bits(fit._state().parameters.values())
-    train(programs, restarts=1)
-    assert bits(fit._state().parameters.values()) != before
+    further = train(programs, restarts=1)
+    assert bits(further._state().parameters.values()) != before
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
