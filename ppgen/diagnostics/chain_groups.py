@@ -14,6 +14,7 @@ from ppgen.posterior.importance import importance_summary
 from ppgen.tracing.enumeration import SUMMED_OUT
 from ppgen.tracing.masks import masked_log_prob
 from ppgen.tracing.particles import particle_traces
+from ppgen.tracing.programs import validation
 from ppgen.tracing.sites import (
     DATA,
     PARTICLES,
@@ -78,7 +79,8 @@ def chain_groups(
     with torch.no_grad():
         for start in range(0, options.draws, options.chunk):
             for traces in particle_traces(model, guide, data, particles=min(options.chunk, options.draws - start)):
-                groups, seen, more = _chunk_groups(traces, options)
+                with validation(False):  # data may lie outside of a support at some draws
+                    groups, seen, more = _chunk_groups(traces, options)
                 parts.append(groups)
                 observed = either_observed(observed, seen)
                 notes |= more

@@ -15,6 +15,7 @@ from torch import Tensor
 from ppgen.posterior.importance import importance_summary
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.newton import find_modes
+from ppgen.posterior.starts import initial_points
 
 __all__ = ["NO_DENSITY", "ModeSearch", "search_modes"]
 
@@ -58,7 +59,7 @@ def search_modes(
         The mode that is missed most; None if no mode can be found, or no weight is finite.
     """
     try:
-        modes = find_modes(target, target.initial_points(starts, generator), generator)
+        modes = find_modes(target, initial_points(target, starts, generator), generator)
     except NO_DENSITY:
         return None
     noise = torch.randn(starts, *u.shape, generator=generator, dtype=torch.float64)

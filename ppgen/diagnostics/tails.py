@@ -24,6 +24,7 @@ import torch
 from pyro.distributions import MultivariateStudentT
 from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ppgen.posterior.importance import importance_summary, largest_moment_shifts
 from ppgen.posterior.log_density import UnconstrainedLogDensity
@@ -65,7 +66,7 @@ def check_tails(
     """
     covariance = torch.atleast_2d(u.mT.cov())
     root, failed = torch.linalg.cholesky_ex(covariance)
-    if not isinstance(guide, AutoContinuous) or failed or not u.isfinite().all():
+    if not isinstance(guide, AutoContinuous) or failed or not u.isfinite().all() or not _has_points(guide, target, u):
         return None
     noise = torch.randn(len(u), u.shape[1] + DEGREES_OF_FREEDOM, generator=generator, dtype=u.dtype)
     scale = (noise[:, -DEGREES_OF_FREEDOM:].square().mean(1)).rsqrt()
@@ -89,3 +90,15 @@ def check_tails(
         missed_mass=1 - math.exp(min(0.0, float(log_guide_mass[0] - summary.log_marginal[0]))),
         moment_shifts=largest_moment_shifts(pairs, log_weights[positive]),
     )
+
+
+def _has_points(guide: AutoContinuous, target: UnconstrainedLogDensity, u: Tensor) -> bool:
+    """Whether the guide's points u are those of the target, which maps a latent to the support that it has there.
+
+    Pyro's autoguides map it to the support of their first run.
+    """
+    dtype = next(iter(guide.parameters())).dtype
+    latents = target.constrain(u[0])
+    with torch.no_grad():
+        pairs = [(s, biject_to(s["fn"].support)(part)) for s, part in guide._unpack_latent(u[0].to(dtype))]
+    return all(torch.allclose(value.to(u), latents[site["name"]], rtol=1e-3, atol=1e-6) for site, value in pairs)

@@ -24,6 +24,7 @@ from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.importance import NEGLIGIBLE_NATS
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.newton import LocalGaussians, find_modes
+from ppgen.posterior.starts import initial_points
 from ppgen.tracing.sites import Program
 from ppgen.training.result import Fitted
 from ppgen.utils.user_warnings import warn_user
@@ -73,7 +74,7 @@ def find_posterior(
             f"this program have dimension {target.dim}. Give a guide, such as AutoLowRankMultivariateNormal(model) or "
             "AutoNormal(model), or an amortized guide if most latents are local to a datum"
         )
-    starts = target.initial_points(restarts, generator)
+    starts = initial_points(target, restarts, generator)
     builder = CandidateBuilder(target, starts, seed, began)
     modes = _find_modes_with_retry(target, starts, generator, progress)
     gaussians = fit_gaussians(target, modes, generator, progress=progress)
@@ -91,6 +92,7 @@ def find_posterior(
             warn_user(
                 f"interrupted during the fit of a flow: this is a {description}, to be used with importance weights"
             )
+    target.check(center)  # whether the program is still what it was at the beginning
     best.fit.select_chain(best.fit.best)
     return best.fit
 
@@ -122,7 +124,7 @@ def _distinct_modes(q: GaussianBatch, log_marginal: np.ndarray) -> list[int]:
     log_marginal = np.where(np.isfinite(log_marginal), log_marginal, -np.inf)
     distance = q.whitened(q.center).norm(dim=-1)  # row: whose standard deviations; column: whose center
     for chain in map(int, np.argsort(-log_marginal)):
-        if not log_marginal[chain] >= log_marginal.max() - NEGLIGIBLE_NATS:
+        if not (np.isfinite(log_marginal[chain]) and log_marginal[chain] >= log_marginal.max() - NEGLIGIBLE_NATS):
             break
         if all(float(distance[other, chain]) > 1 + MODE_ERROR * math.sqrt(len(q.center[0])) for other in chains):
             chains.append(chain)

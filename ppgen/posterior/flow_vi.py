@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ppgen.flows import FLOWS, Flow
+from ppgen.posterior.gaussian_vi import OUTSIDE_PULL
 from ppgen.posterior.importance import Importance, importance_summary
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.tracing.double_precision import double_precision
@@ -109,7 +110,8 @@ class FlowVI:
         self.elbo: list[float] = []
         self.skipped = 0
         self.log_det = torch.linalg.slogdet(root).logabsdet
-        self._step = record_function(self._elbo_and_gradients, *self.weights)
+        step = self._elbo_and_gradients
+        self._step = record_function(step, *self.weights) if target.vectorized else step
 
     def run(self, steps: int) -> None:
         """Makes some steps; a step whose gradient is not finite leaves the weights alone."""
@@ -170,4 +172,5 @@ class _Loss(nn.Module):
         values = difference.detach()
         finite = values.isfinite()  # q is restricted to where p has a density: these draws, plus log of their share
         elbo = torch.where(finite, values, 0.0).sum() / finite.sum().clamp(min=1) + finite.double().mean().log()
-        return elbo + fit.log_det, -difference.mean()
+        outside = -0.5 * OUTSIDE_PULL * y.square().sum(-1)
+        return elbo + fit.log_det, -torch.where(finite, difference, outside).mean()

@@ -26,7 +26,7 @@ from torch import Tensor
 from ppgen.posterior.gaussians import LOG_2PI_E, GaussianBatch
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 
-__all__ = ["FittedGaussians", "fit_gaussians"]
+__all__ = ["OUTSIDE_PULL", "FittedGaussians", "fit_gaussians"]
 
 DRAWS = 16  # per step
 MAX_STEPS = 1200
@@ -38,6 +38,7 @@ STATIONARY_RHAT = 1.2  # of the two halves of a window
 NEGLIGIBLE_SHIFT = 1e-3  # between the halves, in posterior standard deviations; smaller ones count as none
 MAX_ERROR = 0.05  # Monte Carlo error of m and L at convergence, in posterior standard deviations
 BATCH_MEANS = 8  # parts of a window, whose means estimate the Monte Carlo error
+OUTSIDE_PULL = 10.0  # toward the center, of draws at which p has no density: as if it were N(0, 1 / 10) there
 MAX_FULL_DIM = 48  # beyond this dimension the noise in a full L outweighs what it gains, so L is diagonal
 
 
@@ -167,7 +168,8 @@ class _Optimizer:
         log_p, gradient = self.target.log_prob_and_grad(u.reshape(-1, self.target.dim))
         finite = log_p.isfinite() & gradient.isfinite().all(-1)
         gradient = torch.where(finite[:, None], gradient, 0.0).reshape(u.shape)
-        s = (gradient @ self.root + inverse) * finite.reshape(*u.shape[:2], 1)
+        inside = finite.reshape(*u.shape[:2], 1)
+        s = torch.where(inside, gradient @ self.root + inverse, -OUTSIDE_PULL * e)
         log_p, finite = torch.where(finite, log_p, 0.0).reshape(s.shape[:2]), finite.reshape(s.shape[:2])
         entropy = self.log_det + self._log_diagonal().sum(-1) + 0.5 * self.target.dim * LOG_2PI_E
         count = finite.sum(-1)  # q is restricted to where p has a density: ELBO of these draws, plus log of their share

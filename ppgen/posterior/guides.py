@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoMultivariateNormal, init_to_value
+from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from ppgen.infer import AutoFlow, AutoMixture
+from ppgen.infer.autoguide.supports import AutoGaussian
 from ppgen.infer.parameters import separate_names
 from ppgen.losses.elbo import ELBO
 from ppgen.posterior.flow_vi import HIDDEN
@@ -77,7 +78,7 @@ def build_guide(program: Program, init_loc_fn: Callable, kind: str, **options: A
         **options: the number of components of a mixture; the name of a flow, or the flow itself.
     """
     if kind == "gaussian":
-        return AutoMultivariateNormal(program, init_loc_fn=init_loc_fn)
+        return AutoGaussian(program, init_loc_fn=init_loc_fn)
     if kind == "mixture":
         return AutoMixture(program, init_loc_fn=init_loc_fn, components=options["components"])
     return AutoFlow(program, init_loc_fn=init_loc_fn, flow=options["flow"], hidden=HIDDEN)

@@ -1,12 +1,14 @@
 """A program's log density as a function of all its continuous latents, on the real line.
 
 Let u hold the continuous latents, in the order in which the program samples them, each mapped to the real line by
-`biject_to` of its support and flattened. With the latents z = T(u) themselves,
+`biject_to` of its support and flattened. A support may depend on the latents before it, as that of b ~ Uniform(0, a)
+does: z = T(u) is computed site by site while the program runs. Then
 
     log p(u) = log p(x, z) + log |det dT / du|        in nats, of the whole data set
 
 in double precision, with discrete latents summed out. `torch.func.vmap` evaluates many points at once, so a program
-need not broadcast. Values and gradients are recorded once as a graph and then run without Python.
+need not broadcast; values and gradients are recorded once as a graph and then run without Python. A program that reads
+values of its latents runs once for each point instead.
 """
 
 from collections.abc import Callable
@@ -22,18 +24,18 @@ from torch.distributions import biject_to
 from torch.func import grad_and_value, vmap
 
 from ppgen.tracing.double_precision import double_precision
-from ppgen.tracing.programs import joint_log_density, validation
+from ppgen.tracing.programs import JointDensity, program_name, validation
 from ppgen.tracing.sites import Program, Site, data_plate_size, is_observed, latent_sites, sample_sites
-from ppgen.tracing.vmap import UnsharedTensors
+from ppgen.tracing.vmap import UnsharedTensors, slow_rules_allowed
 from ppgen.utils.torch_private import record_function
+from ppgen.utils.user_warnings import warn_user_once
 
 __all__ = ["UnconstrainedLogDensity"]
 
 BATCH = 64  # points that a recorded graph evaluates at once
-RADIUS = 2.0  # initial points are uniform on (-RADIUS, RADIUS), as in Stan
-SHRINKAGE = 0.7  # of the radius after each round without enough points
-ROUNDS = 10
-POINTS_PER_ROUND = 10  # for each initial point that is asked for
+EQUAL = 1e-6  # relative difference of log p at one point, above which the program is not a function of its latents
+DIFFERENCE = 1e-6  # spacing of the differences that check a gradient
+GRADIENT_ERROR = 0.01  # relative, of such differences
 
 
 class UnconstrainedLogDensity:
@@ -47,17 +49,20 @@ class UnconstrainedLogDensity:
         dim: the dimension of u.
         discrete: names of the discrete latents, which are summed out.
         num_data: the full size N of the plate "data".
+        vectorized: whether many points are evaluated at once.
 
     Raises:
         ValueError: if the program has parameters, no continuous latent, or a discrete latent that cannot be enumerated;
-            if an observation has no density; if vmap cannot run the program, for example because it reads values.
+            if an observation has no density; if the density is not a function of the latents.
+        NotImplementedError: if a latent's support cannot be mapped to the real line.
     """
 
     def __init__(self, model: Program, args: tuple = ()) -> None:
         self.model = model
         self.args = tuple(_to_double(part) for part in args)
         with double_precision(), validation(False), torch.no_grad():
-            trace, self._log_joint = joint_log_density(model, self.args, _value_in_support)
+            self._joint = JointDensity(model, self.args, _value_in_support)
+        trace = self._joint.first
         if params := [name for name, site in trace.nodes.items() if site["type"] == "param"]:
             raise ValueError(
                 f"the program has the parameters {', '.join(map(repr, params))}, and a posterior is a distribution of "
@@ -69,12 +74,12 @@ class UnconstrainedLogDensity:
         latent = {name: site for name, site in sites.items() if name not in self.discrete}
         if not latent:
             raise ValueError("the program has no continuous latents, so there is no posterior to find")
-        self.supports = {name: site["fn"].support for name, site in latent.items()}
         self.shapes = {name: _unconstrained_shape(site) for name, site in latent.items()}
+        self.value_shapes = {name: site["value"].shape for name, site in latent.items()}
         self.dim = sum(shape.numel() for shape in self.shapes.values())
-        self._unshare_tensors = False
+        self.vectorized, self._unshare_tensors = True, False
         _check_observations(trace)
-        self._check_vmap()
+        self._choose_evaluation()
 
     @property
     def labels(self) -> list[str]:
@@ -87,20 +92,30 @@ class UnconstrainedLogDensity:
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents z = T(u) at points (..., dim), by name: (..., *shape)."""
-        return {name: value for name, (value, _) in self._transform(u).items()}
+        flat = self._in_parts(self._at_each(self._values_of_one), u.reshape(-1, self.dim))
+        parts = flat.split([shape.numel() for shape in self.value_shapes.values()], -1)
+        shapes = self.value_shapes.items()
+        return {k: part.reshape((*u.shape[:-1], *shape)) for (k, shape), part in zip(shapes, parts, strict=True)}
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """The points (n, dim) of latents z, by name: (n, *shape)."""
-        parts = []
-        for name, support in self.supports.items():
-            part = biject_to(support).inv(values[name].double())
-            parts.append(part.reshape(len(part), -1))
-        return torch.cat(parts, -1)
+        flat = torch.cat([values[name].double().reshape(len(values[name]), -1) for name in self.value_shapes], -1)
+        return self._in_parts(self._at_each(self._point_of_one), flat)
+
+    def prior_point(self) -> Tensor:
+        """The point (dim,) of a draw from the prior, by torch's global random numbers.
+
+        Raises:
+            NotImplementedError: if the prior has no draws.
+        """
+        point = _Unconstrained(lambda site: site["fn"]())
+        with torch.no_grad():
+            _isolated(lambda value_of: self._joint.run(value_of, enumerated=False))(point)
+        return self._whole(point.parts)
 
     def log_prob(self, u: Tensor) -> Tensor:
         """The values of log p at points (n, dim): (n,). NaN becomes -inf: there is no density at such a point."""
-        with torch.no_grad():
-            value = torch.cat([_isolated(self.batched_log_prob)(part) for part in u.split(8 * BATCH)])
+        value = self._in_parts(self.batched_log_prob, u)
         return torch.where(value.isnan(), -torch.inf, value)
 
     def log_prob_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,8 +124,8 @@ class UnconstrainedLogDensity:
         return torch.cat([value for _, value in parts]), torch.cat([gradient for gradient, _ in parts])
 
     def batched_log_prob(self, u: Tensor) -> Tensor:
-        """The values of log p at points (n, dim), in differentiable operations that `make_fx` can record: (n,)."""
-        return vmap(self._log_prob_of_one)(u)
+        """The values of log p at points (n, dim), in differentiable operations: (n,)."""
+        return self._at_each(self._log_prob_of_one)(u)
 
     def hessian(self, u: Tensor, spacing: Tensor) -> Tensor:
         """The Hessians of log p at points (n, dim), by central differences of gradients: (n, dim, dim).
@@ -125,93 +140,173 @@ class UnconstrainedLogDensity:
         h = (above - below) / (2 * spacing[..., None])
         return (h + h.mT) / 2
 
-    def initial_points(self, count: int, generator: torch.Generator) -> Tensor:
-        """Scattered points (count, dim) at which log p and its gradient are finite.
-
-        They are uniform on (-2, 2) in each coordinate, or on a smaller interval if too few points are finite there.
+    def trace(self, u: Tensor, *, validate: bool = False) -> Trace:
+        """The trace of the program at one point (dim,), with the log density of each site.
 
         Args:
-            count: how many points.
-            generator: source of the random numbers.
+            u: the point.
+            validate: whether arguments and data outside of a distribution's domain are errors.
+        """
+        with double_precision(), validation(validate), torch.no_grad(), pyro.poutine.block():
+            trace = self._joint.run(self._point(u))
+            trace.compute_log_prob()
+        return trace
+
+    def check(self, u: Tensor) -> None:
+        """Checks log p and its gradient at a point (dim,) against a new run of the program.
 
         Raises:
-            FloatingPointError: if there are too few such points; the message names the sites that are not finite.
-            ValueError: raised by torch or Pyro if an argument or data lie outside a distribution's domain.
+            ValueError: if they differ.
         """
-        points, radius = torch.empty(0, self.dim, dtype=torch.float64), RADIUS
-        for _ in range(ROUNDS):
-            shape = POINTS_PER_ROUND * count, self.dim
-            u = radius * (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1)
-            value, gradient = self.log_prob_and_grad(u)
-            points = torch.cat([points, u[value.isfinite() & gradient.isfinite().all(-1)]])
-            if len(points) >= count:
-                with double_precision(), validation(True), torch.no_grad():  # finds data outside a support
-                    joint_log_density(self.model, self.args, self._value_at(points[0]))[0].compute_log_prob()
-                return points[:count]
-            radius *= SHRINKAGE
-        raise FloatingPointError(self._not_finite_message(u[0]))
+        value, gradient = self.log_prob_and_grad(u[None])
+        with torch.no_grad():
+            again = _isolated(self._log_prob_of_one)(u)
+        _check_equal(self.model, value[0], again)
+        if not self.vectorized:
+            self._check_gradient(u, gradient[0])
 
-    def _not_finite_message(self, u: Tensor) -> str:
-        """Which sites are not finite at a point."""
-        with double_precision(), validation(False), torch.no_grad():
-            trace, _ = joint_log_density(self.model, self.args, self._value_at(u))
-            trace.compute_log_prob()
-        values = ", ".join(f"{name} = {_short(value)}" for name, value in self.constrain(u).items())
-        bad = [k for k, s in sample_sites(trace).items() if not torch.as_tensor(s["log_prob"]).isfinite().all()]
-        what = f"log p of {', '.join(map(repr, bad))} is" if bad else "the gradient of log p is"
-        return (
-            f"{what} not finite at any of {ROUNDS * POINTS_PER_ROUND} points tried around 0 on the real line; the last "
-            f"was {values}. Look for data outside a distribution's support, a scale of 0 or a division by 0 there"
-        )
+    def _check_gradient(self, u: Tensor, gradient: Tensor) -> None:
+        """Checks that autograd sees how log p depends on each latent."""
+        steps = DIFFERENCE * (1 + u.abs()).diag_embed()
+        difference = (self.log_prob(u + steps) - self.log_prob(u - steps)) / (2 * steps.diagonal())
+        error = (difference - gradient).abs()
+        wrong = error > GRADIENT_ERROR * (1 + torch.maximum(difference.abs(), gradient.abs()))
+        if wrong.any():
+            label = self.labels[int(wrong.nonzero()[0])]
+            raise ValueError(
+                f"the gradient of log p in the latent {label} is {float(gradient[wrong][0]):.3g} by autograd, but "
+                f"{float(difference[wrong][0]):.3g} by differences: the program {program_name(self.model)} turns the "
+                "latent into a number (float(z), z.item(), z.detach(), NumPy). Compute with tensors, by torch's "
+                "functions, where the density depends on a latent"
+            )
 
-    def _value_at(self, u: Tensor) -> Callable[[Site], Tensor]:
-        values = self.constrain(u)
-        return lambda site: values[site["name"]]
+    def _in_parts(self, function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+        """A function of many points, in parts, so that memory is bounded, without gradients."""
+        with torch.no_grad():
+            return torch.cat([_isolated(function)(part) for part in points.split(8 * BATCH)])
 
-    def _transform(self, u: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each latent at u, and log |det| of its transform, summed over all its axes."""
-        result = {}
-        for name, shape in self.shapes.items():
-            part, u = u[..., : shape.numel()], u[..., shape.numel() :]
-            rank = part.dim() - 1
-            transform = biject_to(self.supports[name])
-            part = part.reshape(part.shape[:-1] + shape)
-            value = transform(part)
-            log_det = transform.log_abs_det_jacobian(part, value)
-            result[name] = value, log_det.sum(tuple(range(rank, log_det.dim()))) if log_det.dim() > rank else log_det
-        return result
+    def _at_each(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A function of one point as a function of many."""
+        if self.vectorized:
+            return vmap(function, randomness="different")
+        return lambda points: torch.stack([function(point) for point in points])
+
+    def _point(self, u: Tensor) -> "_Constrained":
+        parts = u.split([shape.numel() for shape in self.shapes.values()])
+        named = {k: part.reshape(self.shapes[k]) for k, part in zip(self.shapes, parts, strict=True)}
+        return _Constrained(named, self.value_shapes)
 
     def _log_prob_of_one(self, u: Tensor) -> Tensor:
         """The value of log p at one point (dim,)."""
-        transformed = self._transform(u)
-        values = {name: value for name, (value, _) in transformed.items()}
-        with UnsharedTensors(u) if self._unshare_tensors else nullcontext():
-            log_joint = self._log_joint(values)
-        return log_joint + sum(log_det for _, log_det in transformed.values())
+        point = self._point(u)
+        with self._tensors(u):
+            log_joint = self._joint.log_prob(point)
+        return log_joint + point.log_det
+
+    def _values_of_one(self, u: Tensor) -> Tensor:
+        """The latents at one point (dim,), flattened and in one vector."""
+        point = self._point(u)
+        with self._tensors(u):
+            self._joint.run(point)
+        return torch.cat([point.values[name].reshape(-1) for name in self.value_shapes])
+
+    def _point_of_one(self, flat: Tensor) -> Tensor:
+        """The point (dim,) of latents that are flattened and in one vector."""
+        parts = flat.split([shape.numel() for shape in self.value_shapes.values()])
+        values = {k: part.reshape(self.value_shapes[k]) for k, part in zip(self.value_shapes, parts, strict=True)}
+        point = _Unconstrained(lambda site: values[site["name"]])
+        with self._tensors(flat):
+            self._joint.run(point)
+        return self._whole(point.parts)
+
+    def _whole(self, parts: dict[str, Tensor]) -> Tensor:
+        return torch.cat([parts[name].reshape(-1) for name in self.shapes])
+
+    def _tensors(self, like: Tensor) -> Any:
+        return UnsharedTensors(like) if self._unshare_tensors else nullcontext()
 
     @cached_property
-    def _grad_and_value(self) -> "_RecordedFunction":
-        return _RecordedFunction(vmap(grad_and_value(self._log_prob_of_one)))
+    def _grad_and_value(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        if self.vectorized:
+            return _RecordedFunction(vmap(grad_and_value(self._log_prob_of_one), randomness="different"))
+        return _isolated(lambda u: tuple(map(torch.stack, zip(*map(self._autograd, u), strict=True))))
 
-    def _check_vmap(self) -> None:
-        """Checks that vmap can run the program at two points; if not, tries again with unshared tensors."""
-        if self._vmap_error() is None:
-            return
-        self._unshare_tensors = True
-        if (error := self._vmap_error()) is not None:
+    def _autograd(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient and the value of log p at one point (dim,), by plain autograd."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            value = self._log_prob_of_one(u)
+            (gradient,) = torch.autograd.grad(value, u)
+        return gradient, value.detach()
+
+    def _choose_evaluation(self) -> None:
+        """Chooses how many points are evaluated, after checking that two runs at one point agree."""
+        u = torch.zeros(2, self.dim, dtype=torch.float64)
+        with torch.no_grad(), torch.random.fork_rng():
+            _check_equal(self.model, *(_isolated(self._log_prob_of_one)(u[0]) for _ in range(2)))
+            for self._unshare_tensors in (False, True):
+                try:
+                    _isolated(vmap(grad_and_value(self._log_prob_of_one), randomness="different"))(u)
+                except Exception:  # the program runs at one point, so this is due to vmap
+                    continue
+                return
+        self.vectorized, self._unshare_tensors = False, False
+        warn_user_once(
+            f"the program {program_name(self.model)} runs once for each draw, which is slow, since it cannot run for "
+            "many draws at once. A statement that reads a latent's value does that (if z > 0, float(z)); "
+            "torch.where(z > 0, a, b) in its place does not"
+        )
+
+
+class _Constrained:
+    """The values of the latents at a point of the real line: called with each site when the program reaches it.
+
+    Args:
+        parts: the parts of the point, by name.
+        shapes: the shapes of the values.
+
+    Attributes:
+        values: the values so far.
+        log_det: the sum of log |det| of their transforms.
+    """
+
+    def __init__(self, parts: dict[str, Tensor], shapes: dict[str, torch.Size]) -> None:
+        self.parts, self.shapes = parts, shapes
+        self.values: dict[str, Tensor] = {}
+        self.log_det: Tensor | float = 0.0
+
+    def __call__(self, site: Site) -> Tensor:
+        name = site["name"]
+        transform = biject_to(site["fn"].support)
+        value = transform(self.parts[name])
+        if value.shape != self.shapes[name]:
             raise ValueError(
-                "the program cannot be evaluated at many points at once (torch.func.vmap), which finding its posterior "
-                "requires. Look for a distribution or a statement that reads a latent's value (if z > 0, float(z)) or "
-                "writes into a tensor, or give a guide (AutoNormal(model), say). The error from torch: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
+                f"the support of the latent {name!r} depends on a discrete latent, which is summed out: give {name!r} "
+                "a support that does not, for example by scaling a latent on (0, 1)"
+            )
+        self.log_det = self.log_det + transform.log_abs_det_jacobian(self.parts[name], value).sum()
+        self.values[name] = value
+        return value
 
-    def _vmap_error(self) -> RuntimeError | None:
-        try:
-            _isolated(vmap(grad_and_value(self._log_prob_of_one)))(torch.zeros(2, self.dim, dtype=torch.float64))
-        except RuntimeError as error:
-            return error
-        return None
+
+class _Unconstrained:
+    """The inverse of `_Constrained`.
+
+    Args:
+        value_of: the value of a latent, given its site.
+
+    Attributes:
+        parts: the parts of the point so far, by name.
+    """
+
+    def __init__(self, value_of: Callable[[Site], Tensor]) -> None:
+        self.value_of = value_of
+        self.parts: dict[str, Tensor] = {}
+
+    def __call__(self, site: Site) -> Tensor:
+        value = self.value_of(site)
+        self.parts[site["name"]] = biject_to(site["fn"].support).inv(value)
+        return value
 
 
 class _RecordedFunction:
@@ -224,7 +319,10 @@ class _RecordedFunction:
     def __call__(self, u: Tensor) -> tuple[Tensor, ...]:
         padded = torch.cat([u, u[:1].expand(BATCH - len(u), -1)])
         if self.graph is None:
-            self.graph = record_function(self.function, padded)
+            try:
+                self.graph = record_function(self.function, padded)
+            except Exception:  # the function can be called, so this is due to the recording
+                self.graph = self.function
         with torch.no_grad():
             return tuple(part[: len(u)] for part in self.graph(padded))
 
@@ -232,11 +330,22 @@ class _RecordedFunction:
 def _isolated(function: Callable) -> Callable:
     """Runs a function in double precision, hidden from outer handlers, without checks that read values."""
 
-    def run(u: Tensor) -> Any:
-        with double_precision(), validation(False), pyro.poutine.block():
-            return function(u)
+    def run(argument: Any) -> Any:
+        with double_precision(), validation(False), slow_rules_allowed(), pyro.poutine.block():
+            return function(argument)
 
     return run
+
+
+def _check_equal(model: Program, value: Tensor, again: Tensor) -> None:
+    """Checks that two evaluations of log p at one point agree."""
+    if not torch.allclose(value, again, rtol=EQUAL, atol=EQUAL, equal_nan=True):
+        raise ValueError(
+            f"log p of the program {program_name(model)} is {float(value):.6g} in one run and {float(again):.6g} in "
+            "another at the same latents, so it is not a density of them. Look for random numbers outside of "
+            "pyro.sample (torch.randn, NumPy's, dropout), which become latents by pyro.sample, or are drawn once "
+            "before the fit (dropout: module.eval()); or for a variable that the program changes from run to run"
+        )
 
 
 def _check_observations(trace: Trace) -> None:
@@ -270,10 +379,3 @@ def _unconstrained_shape(site: Site) -> torch.Size:
 
 def _to_double(part: Any) -> Any:
     return part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
-
-
-def _short(value: Tensor) -> str:
-    """The first numbers of a tensor, for a message."""
-    numbers = value.flatten().tolist()
-    shown = ", ".join(f"{number:.3g}" for number in numbers[:4]) + (", ..." if len(numbers) > 4 else "")
-    return shown if value.dim() == 0 else f"[{shown}]"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppgen.tracing.broadcasting import broadcasts_correctly
 from ppgen.tracing.masks import site_mask
-from ppgen.tracing.programs import program_name, validation
+from ppgen.tracing.programs import WithoutValidation, program_name, validation
 from ppgen.tracing.sites import (
     PARTICLES,
     Program,
@@ -39,6 +39,9 @@ from ppgen.tracing.vmap import UnsharedTensors, slow_rules_allowed
 from ppgen.utils.user_warnings import warn_user, warn_user_once
 
 __all__ = ["log_weights", "particle_traces"]
+
+OUTSIDE_SUPPORT = "to be within the support"  # in torch's error about a value
+MAX_DRAWS = 30  # that may be tried until data lie within all supports
 
 
 def log_weights(
@@ -65,6 +68,7 @@ def log_weights(
     """
     with torch.no_grad():
         parts = particle_traces(model, guide, args, kwargs, particles=particles)
+    with torch.no_grad(), validation(False):
         return torch.cat([importance_log_weights(*part.with_summed_discrete) for part in parts])
 
 
@@ -89,12 +93,13 @@ def particle_traces(
     """
     single = _with_all_rows(model, guide, args, kwargs)
     use_all_rows, _ = single.use_all_rows, single.enumeration_dim  # raises if a latent cannot be enumerated
+    name, model = program_name(model), WithoutValidation()(model)  # at some draws, data may lie outside of a support
     sites = [*single.guide_trace.nodes.values(), *single.model_trace.nodes.values()]
     dims = [f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized]
     plate = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
     batched = Traces(plate(model), plate(guide), args, kwargs, use_all_rows=use_all_rows)
     try:
-        with validation(True):  # turns most wrong broadcasts into errors
+        with validation(True, values=False):  # turns most wrong broadcasts into errors
             _check_broadcast_shapes(model, guide, single, plate.dim)
             if broadcasts_correctly(batched, single):
                 return [batched]
@@ -108,9 +113,9 @@ def particle_traces(
         pass
     if particles > 1:
         warn_user_once(
-            f"the program {program_name(model)} runs once for each draw, which is slow, since it cannot run for many "
-            "draws at once. A statement that reads a latent's value does that (if z > 0, float(z)); torch.where(z > 0, "
-            "a, b) in its place does not"
+            f"the program {name} runs once for each draw, which is slow, since it cannot run for many draws at once. A "
+            "statement that reads a latent's value does that (if z > 0, float(z)); torch.where(z > 0, a, b) in its "
+            "place does not"
         )
     return [Traces(model, guide, args, kwargs, use_all_rows=use_all_rows) for _ in range(particles)]
 
@@ -151,9 +156,11 @@ def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping 
     traces = Traces(model, guide, args, kwargs, use_all_rows=True)
     try:
         with validation(True):
-            traces.with_summed_discrete  # noqa: B018
-    except (RuntimeError, ValueError, IndexError):
-        traces = Traces(model, guide, args, kwargs)
+            return _inside_supports(traces)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if OUTSIDE_SUPPORT in str(error):
+            raise
+        traces = _inside_supports(Traces(model, guide, args, kwargs))
         sites = [site for site in traces.model_trace.nodes.values() if site["type"] == "sample"]
         frames = [frame for site in sites for frame in site["cond_indep_stack"]]
         lengths = {len(part) for part in args if isinstance(part, Tensor) and part.dim()}
@@ -168,6 +175,26 @@ def _with_all_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping 
     return traces
 
 
+def _inside_supports(traces: Traces) -> Traces:
+    """These traces, or others on the same rows, with data inside of all supports, where torch validates.
+
+    A support may depend on latents, so that data lie outside of it at some draws, which then have weight 0.
+
+    Raises:
+        ValueError: if data lie outside of a support at each of several draws.
+    """
+    for _ in range(MAX_DRAWS - 1):
+        try:
+            traces.with_summed_discrete  # noqa: B018
+            return traces
+        except ValueError as error:
+            if OUTSIDE_SUPPORT not in str(error):
+                raise
+            traces = traces.replace()
+    traces.with_summed_discrete  # noqa: B018
+    return traces
+
+
 class _VmappedTraces(Traces):
     """Traces of many particles by `torch.func.vmap`: each particle is a run of its own, so programs need not broadcast.
 
@@ -178,7 +205,7 @@ class _VmappedTraces(Traces):
     """
 
     def __init__(self, single: Traces, particles: int, *, depth: int) -> None:
-        programs = single.model, single.guide, single.args, single.kwargs
+        programs = WithoutValidation()(single.model), single.guide, single.args, single.kwargs
         super().__init__(*programs, clock=single.clock, use_all_rows=single.use_all_rows)
         self.single, self.particles, self.depth = single, particles, depth
 

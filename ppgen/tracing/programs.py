@@ -1,19 +1,20 @@
 """Running one program under handlers: its joint density, its likelihood, its sites."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Exponential, TorchDistribution
 from pyro.infer import config_enumerate
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
+from torch.distributions import Exponential as TorchExponential
 
 from ppgen.tracing.enumeration import check_enumerable, sum_out_enumerated
 from ppgen.tracing.plates import all_rows
@@ -29,7 +30,7 @@ from ppgen.tracing.sites import (
     quote_names,
     sample_sites,
 )
-from ppgen.utils.torch_private import distributions_validate
+from ppgen.utils.torch_private import distributions_validate, without_validation
 
 
 def signature(program: Program) -> inspect.Signature:
@@ -85,46 +86,61 @@ def likelihood_of_latent(program: Program, name: str, *, like: Tensor) -> tuple[
     return likelihood, shape, distribution
 
 
-def joint_log_density(
-    program: Program, args: tuple, value_of: Callable[[Site], Tensor]
-) -> tuple[Trace, Callable[[Mapping[str, Tensor]], Tensor]]:
-    """The joint log density log p(x, z) of the whole data set as a function of the continuous latents z.
+class JointDensity:
+    """The joint density p(x, z) of the whole data set, as a function of the continuous latents z.
 
     Discrete latents are summed out, and plates use all of their rows.
 
     Args:
         program: a Pyro program.
         args: its arguments.
-        value_of: the value of each continuous latent, for a first run that finds the sites.
+        value_of: the value of each continuous latent, for a first run that finds the sites. As in all runs, it is given
+            the site when the program reaches it, so that the value may depend on the site's distribution.
 
-    Returns:
-        the trace of the first run; a function from values by name to log p(x, z), in nats.
+    Attributes:
+        first: the trace of the first run.
 
     Raises:
         ValueError: if a discrete latent cannot be enumerated, or observations are broadcast against each other.
     """
 
-    def run(program: Program, value_of: Callable[[Site], Tensor]) -> Trace:
+    def __init__(self, program: Program, args: tuple, value_of: Callable[[Site], Tensor]) -> None:
+        self.args = args
+        self._program = self._enumerated = program
+        self.first = self._trace(program, value_of)
+        check_observation_shapes(self.first)
+        discrete = {name: site for name, site in latent_sites(self.first).items() if site["fn"].support.is_discrete}
+        self._sums_out = bool(discrete)
+        if discrete:
+            check_enumerable({name: {**site, "infer": {"enumerate": "parallel"}} for name, site in discrete.items()})
+            sites = (site for site in self.first.nodes.values() if site["type"] == "sample")
+            dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+            self._enumerated = poutine.enum(config_enumerate(program), first_available_dim=min(dims, default=0) - 1)
+
+    def run(self, value_of: Callable[[Site], Tensor], *, enumerated: bool = True) -> Trace:
+        """Runs the program.
+
+        Args:
+            value_of: the value of each continuous latent.
+            enumerated: whether discrete latents take all of their values at once; otherwise they are drawn.
+        """
+        return prune_subsample_sites(self._trace(self._enumerated if enumerated else self._program, value_of))
+
+    def log_prob(self, value_of: Callable[[Site], Tensor]) -> Tensor:
+        """The value of log p(x, z), in nats.
+
+        Args:
+            value_of: the value of each continuous latent.
+        """
+        trace = self.run(value_of)
+        return sum_out_enumerated(trace).log_prob_sum() if self._sums_out else trace.log_prob_sum()
+
+    def _trace(self, program: Program, value_of: Callable[[Site], Tensor]) -> Trace:
         def continuous(site: Site) -> Tensor | None:
             return None if is_subsample(site) or site["fn"].support.is_discrete else value_of(site)
 
         with all_rows():
-            return get_trace(SubstituteLatents(continuous)(program), *args)
-
-    first = run(program, value_of)
-    check_observation_shapes(first)
-    discrete = {name: site for name, site in latent_sites(first).items() if site["fn"].support.is_discrete}
-    if discrete:
-        check_enumerable({name: {**site, "infer": {"enumerate": "parallel"}} for name, site in discrete.items()})
-        sites = (site for site in first.nodes.values() if site["type"] == "sample")
-        dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
-        program = poutine.enum(config_enumerate(program), first_available_dim=min(dims, default=0) - 1)
-
-    def log_joint(values: Mapping[str, Tensor]) -> Tensor:
-        trace = prune_subsample_sites(run(program, lambda site: values[site["name"]]))
-        return sum_out_enumerated(trace).log_prob_sum() if discrete else trace.log_prob_sum()
-
-    return first, log_joint
+            return get_trace(SubstituteLatents(continuous)(WithoutValidation()(program)), *self.args)
 
 
 def check_observation_shapes(trace: Trace) -> None:
@@ -208,11 +224,17 @@ def check_separate_guide(guide: Program, term: str) -> None:
 
 
 @contextmanager
-def validation(on: bool) -> Iterator[None]:
-    """Sets validation as `pyro.validation_enabled` does, and restores torch's own default too, which zuko changes."""
+def validation(on: bool, *, values: bool = True) -> Iterator[None]:
+    """Sets validation as `pyro.validation_enabled` does, and restores torch's own default too, which zuko changes.
+
+    Args:
+        on: whether shapes, arguments and values are checked.
+        values: whether arguments and values are among them.
+    """
     before = distributions_validate()
     try:
         with pyro.validation_enabled(on):
+            torch.distributions.Distribution.set_default_validate_args(on and values)
             yield
     finally:
         torch.distributions.Distribution.set_default_validate_args(before)
@@ -242,3 +264,23 @@ class SubstituteLatents(Messenger):
     def _pyro_sample(self, msg: Site) -> None:
         if not msg["is_observed"] and (value := self.value_of(msg)) is not None:
             msg["value"], msg["done"] = value, True
+
+
+class WithoutValidation(Messenger):
+    """A handler for programs that run at many points, at some of which data lie outside of a distribution's support.
+
+    It turns off validation, which raises an error there, and reads values, which vmap refuses; also that of
+    distributions that the program was given: what `expand` returns, as for a PyroSample, keeps the default under which
+    it was made. The density outside of the support is then 0, which torch's own formula may miss.
+    """
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if not distributions_validate():
+            msg["fn"] = without_validation(msg["fn"], {Exponential: _Exponential, TorchExponential: _Exponential})
+
+
+class _Exponential(Exponential):
+    """The exponential distribution with density 0 below 0, also as the base of a Pareto or shifted distribution."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.where(value >= 0, super().log_prob(value), -torch.inf)

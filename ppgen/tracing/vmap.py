@@ -1,7 +1,8 @@
 """Running programs, also those that write into their own tensors, under `torch.func.vmap`.
 
 A tensor that is made from a shape alone is shared by all calls that vmap batches. Writing into it fails when the value
-differs between calls: a draw (``x.normal_()``), or a value that depends on a latent (``mean[0] = z``).
+differs between calls: a draw (``x.normal_()``), or a value that depends on a latent (``mean[0] = z``). And what is
+computed from shared tensors, such as data, has values that Python can read (``tolist``), but not through NumPy.
 """
 
 import warnings
@@ -9,11 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ppgen.tracing.double_precision import GET_DATA
+
+NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16}  # others are those of Python's numbers
 
 __all__ = ["UnsharedTensors", "slow_rules_allowed"]
 
@@ -50,6 +54,8 @@ class UnsharedTensors(TorchFunctionMode):
             return None
         if func == GET_DATA:  # Pyro's enumeration reads .data, which vmap refuses
             return args[0].detach()
+        if func in (Tensor.numpy, Tensor.__array__):  # fails, as it must, for values that differ between calls
+            return np.array(args[0].tolist(), NUMPY_DTYPES.get(args[0].dtype))
         made = func(*args, **(kwargs or {}))
         return self.like.new_empty(made.shape, dtype=made.dtype).copy_(made) if func in self.FACTORIES else made
 

@@ -12,7 +12,9 @@ says so; nothing fails. ``docs/private_torch.md`` lists all of them, and a test 
     torch.distributions.Distribution._validate_args     whether distributions validate; without it, `__debug__` tells
 """
 
-from collections.abc import Callable
+import copy
+import inspect
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -45,6 +47,7 @@ __all__ = [
     "own_parts",
     "record_function",
     "warn_missing",
+    "without_validation",
     "written_arguments",
 ]
 
@@ -77,6 +80,8 @@ def warn_missing(error: MissingTorchInterface) -> None:
 def record_function(function: Callable, *examples: Tensor) -> Callable:
     """Records the operations of a function, so that later calls run without its Python.
 
+    Values that the function reads are constants of the recording, so they must not depend on its arguments.
+
     Args:
         function: a function of tensors that does the same operations in every call.
         examples: arguments to record it at.
@@ -87,7 +92,9 @@ def record_function(function: Callable, *examples: Tensor) -> Callable:
     if make_fx is None:
         warn_missing(MissingTorchInterface("torch.fx.experimental.proxy_tensor.make_fx"))
         return function
-    return make_fx(function)(*examples)
+    constants = "_error_on_data_dependent_ops"  # if False, values that Python reads are constants of the recording
+    options: dict[str, Any] = {constants: False} if constants in inspect.signature(make_fx).parameters else {}
+    return make_fx(function, **options)(*examples)
 
 
 @cache
@@ -124,3 +131,21 @@ def own_parts(module: nn.Module) -> list[int]:
 def distributions_validate() -> bool:
     """Whether torch's distributions check their arguments at present."""
     return getattr(Distribution, "_validate_args", __debug__)
+
+
+def without_validation(distribution: Any, replace: Mapping[type, type]) -> Any:
+    """A distribution that does not check its values: the same one, or a copy if something changes.
+
+    Args:
+        distribution: of torch or Pyro.
+        replace: subclasses to use in the place of some classes, also for parts of the distribution.
+    """
+    parts = {name: part for name, part in vars(distribution).items() if isinstance(part, Distribution)}
+    changed = {name: new for name, part in parts.items() if (new := without_validation(part, replace)) is not part}
+    kind = replace.get(type(distribution), type(distribution))
+    if not changed and kind is type(distribution) and not vars(distribution).get("_validate_args", False):
+        return distribution
+    result = copy.copy(distribution)
+    result.__class__ = kind
+    vars(result).update(changed, _validate_args=False)
+    return result

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,6 +12,7 @@ from torch.distributions import biject_to
 
 import ppgen
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.starts import initial_points
 
 
 def test_log_prob_is_the_joint_density_with_the_jacobian():
@@ -22,7 +24,7 @@ def test_log_prob_is_the_joint_density_with_the_jacobian():
 
     y = torch.randn(5, dtype=torch.float64)
     target = UnconstrainedLogDensity(model, (y,))
-    u = target.initial_points(4, torch.Generator().manual_seed(0))
+    u = initial_points(target, 4, torch.Generator().manual_seed(0))
     z = target.constrain(u)
     expected = dist.Gamma(2.0, 1.0).log_prob(z["s"]) + dist.Dirichlet(torch.ones(3).double()).log_prob(z["w"])
     expected += dist.Normal(z["w"][:, :1], z["s"][:, None]).log_prob(y).sum(-1)
@@ -52,7 +54,7 @@ def test_discrete_latents_are_summed_out():
 
     x = torch.randn(6, dtype=torch.float64)
     target = UnconstrainedLogDensity(model, (x,))
-    u = target.initial_points(3, torch.Generator().manual_seed(0))
+    u = initial_points(target, 3, torch.Generator().manual_seed(0))
     components = dist.Normal(u[:, :, None], 1.0).log_prob(x) + torch.tensor([0.3, 0.7]).double().log()[:, None]
     expected = dist.Normal(torch.tensor([-1.0, 1.0]).double(), 1.0).log_prob(u).sum(-1) + components.logsumexp(1).sum(
         -1
@@ -122,6 +124,107 @@ def test_a_program_may_write_into_tensors_that_it_makes():
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_a_program_may_read_values_of_data_and_of_constants():
+    """By Python, as lists, or by NumPy; and its prior may be made elsewhere, under validation."""
+    x, y, prior = torch.randn(6, 2), torch.randn(6), dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+
+    def reading(y):
+        b = pyro.sample("b", prior)
+        scale = 2.0 if y.max() > 100 else 1.0
+        rows = [i for i, value in enumerate((y + 1).tolist()) if value > -100]
+        count = int((x[:, 0].abs() < 100).sum())
+        shift = float((x - x.mean(0)).sum(0).numpy()[0]) + float(np.asarray(x * 0.0).sum())
+        mean = torch.zeros(count)
+        for i in rows:
+            mean[i] = x[i] @ b
+        with pyro.plate("data", 6):
+            pyro.sample("y", dist.Normal(mean + shift, scale), obs=y)
+
+    def plain(y):
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x @ b, 1.0).to_event(1), obs=y)
+
+    u = torch.randn(3, 2, dtype=torch.float64)
+    target = UnconstrainedLogDensity(reading, (y,))
+    assert target.vectorized
+    for found, expected in zip(
+        target.log_prob_and_grad(u), UnconstrainedLogDensity(plain, (y,)).log_prob_and_grad(u), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_that_reads_its_latents_runs_once_for_each_point():
+    def branches(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(m if m > 0 else 3.0 * m, 1.0), obs=y)
+
+    def at_once(y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(torch.where(m > 0, m, 3.0 * m), 1.0), obs=y)
+
+    u, y = torch.randn(5, 1, dtype=torch.float64), torch.tensor(0.3)
+    with pytest.warns(UserWarning, match="the program branches runs once for each draw"):
+        target = UnconstrainedLogDensity(branches, (y,))
+    assert not target.vectorized
+    expected = UnconstrainedLogDensity(at_once, (y,))
+    for found, other in zip(target.log_prob_and_grad(u), expected.log_prob_and_grad(u), strict=True):
+        torch.testing.assert_close(found, other)
+    torch.testing.assert_close(target.unconstrain(target.constrain(u)), u)
+    target.check(u[0])
+
+
+def test_supports_may_depend_on_the_latents_before():
+    """log p(u) and its gradient against the densities and transforms in closed form; the points come back."""
+
+    def model():
+        a = pyro.sample("a", dist.Gamma(3.0, 1.0))
+        with pyro.plate("three", 3):
+            b = pyro.sample("b", dist.Uniform(0.0, a))
+        pyro.sample("c", dist.Uniform(-a, b.max()))
+        pyro.sample("d", dist.Pareto(a, 3.0))
+
+    target = UnconstrainedLogDensity(model)
+    u = torch.randn(4, 6, dtype=torch.float64)
+    a = u[:, 0].exp()
+    b = a[:, None] * u[:, 1:4].sigmoid()
+    top = b.amax(-1)
+    c = -a + (a + top) * u[:, 4].sigmoid()
+    d = a + u[:, 5].exp()
+    z = target.constrain(u)
+    for name, expected in {"a": a, "b": b, "c": c, "d": d}.items():
+        torch.testing.assert_close(z[name], expected)
+    torch.testing.assert_close(target.unconstrain(z), u)
+    logistic = dist.TransformedDistribution(dist.Uniform(0.0, 1.0), [dist.transforms.SigmoidTransform().inv])
+    expected = dist.Gamma(3.0, 1.0).log_prob(a) + u[:, 0]  # a uniform latent is logistic on the real line
+    expected += logistic.log_prob(u[:, 1:5]).sum(-1) + dist.Pareto(a, 3.0).log_prob(d) + u[:, 5]
+    value, gradient = target.log_prob_and_grad(u)
+    torch.testing.assert_close(value, expected)
+    differences = [
+        (target.log_prob(u + 1e-6 * e) - target.log_prob(u - 1e-6 * e)) / 2e-6 for e in torch.eye(6).double()
+    ]
+    torch.testing.assert_close(gradient, torch.stack(differences, -1), rtol=1e-5, atol=1e-6)
+
+
+def test_data_outside_of_a_support_that_depends_on_latents_have_density_zero():
+    """Where torch's own formula has a finite density, too."""
+
+    def pareto():
+        pyro.sample("y", dist.Pareto(pyro.sample("m", dist.LogNormal(0.0, 1.0)), 3.0), obs=torch.tensor(2.0))
+
+    def shifted():
+        m = pyro.sample("m", dist.LogNormal(0.0, 1.0))
+        base = dist.Exponential(torch.ones(1)).to_event(1)
+        moved = dist.TransformedDistribution(base, [dist.transforms.AffineTransform(m, 1.0, event_dim=1)])
+        pyro.sample("y", moved, obs=torch.tensor([2.0]))
+
+    u = torch.tensor([[1.5], [2.5]], dtype=torch.float64).log()
+    for model, inside in ((pareto, dist.Pareto(1.5, 3.0).log_prob(torch.tensor(2.0))), (shifted, torch.tensor(-0.5))):
+        value = UnconstrainedLogDensity(model).log_prob(u)
+        prior = dist.Normal(0.0, 1.0).log_prob(u[:, 0])
+        torch.testing.assert_close(value[0], prior[0] + inside.double(), rtol=1e-6, atol=1e-6)
+        assert value[1] == -math.inf
+
+
 # bad input
 
 
@@ -155,10 +258,50 @@ def test_data_of_a_type_without_a_density_are_refused():
             ppgen.fit(model, "auto", y, progress=False)
 
 
-def test_a_program_that_reads_values_is_refused():
+def test_a_program_whose_density_is_not_a_function_of_its_latents_is_refused():
+    """It draws random numbers of its own, or counts its runs."""
+    y, runs = torch.tensor(1.0), []
+
+    def by_torch():
+        pyro.sample("y", dist.Normal(pyro.sample("m", dist.Normal(0.0, 1.0)) + torch.randn(()), 1.0), obs=y)
+
+    def by_numpy():
+        pyro.sample(
+            "y", dist.Normal(pyro.sample("m", dist.Normal(0.0, 1.0)) + np.random.default_rng().normal(), 1.0), obs=y
+        )
+
+    def by_dropout():
+        m = torch.dropout(pyro.sample("m", dist.Normal(1.0, 1.0).expand([8]).to_event(1)) + 1.0, 0.5, True)
+        pyro.sample("y", dist.Normal(m.sum(), 1.0), obs=y)
+
+    def counting():
+        runs.append(0)
+        pyro.sample("y", dist.Normal(pyro.sample("m", dist.Normal(0.0, 1.0)) + len(runs), 1.0), obs=y)
+
+    for model in (by_torch, by_numpy, by_dropout, counting):
+        with pytest.raises(ValueError, match=rf"log p of the program {model.__name__} is .* not a density of them"):
+            ppgen.fit(model, "auto", None, progress=False)
+
+
+def test_a_program_that_loses_gradients_is_refused():
     def model():
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(m if m > 0 else -m, 1.0), obs=torch.tensor(1.0))
+        s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(m, s.item()), obs=torch.tensor(1.0))
 
-    with pytest.raises(ValueError, match=r"cannot be evaluated at many points at once .* reads a latent's value"):
+    with (
+        pytest.warns(UserWarning, match="the program model runs once for each draw"),
+        pytest.raises(ValueError, match=r"gradient of log p in the latent s .* turns the latent into a number"),
+    ):
         ppgen.fit(model, "auto", None, progress=False)
+
+
+def test_a_support_that_depends_on_a_discrete_latent_is_refused():
+    @config_enumerate
+    def model():
+        k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3))
+        b = pyro.sample("b", dist.Uniform(0.0, k + 1.0))
+        pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(ValueError, match="support of the latent 'b' depends on a discrete latent"):
+        UnconstrainedLogDensity(model)

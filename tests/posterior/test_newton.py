@@ -9,11 +9,12 @@ from posterior_cases import SCHOOLS, schools
 import ppgen
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.newton import LocalGaussians, find_modes
+from ppgen.posterior.starts import initial_points
 
 
 def modes_of(target: UnconstrainedLogDensity) -> LocalGaussians:
     generator = torch.Generator().manual_seed(0)
-    return find_modes(target, target.initial_points(4, generator), generator)
+    return find_modes(target, initial_points(target, 4, generator), generator)
 
 
 def test_an_unbounded_density_does_not_lead_the_search_astray():

@@ -11,12 +11,12 @@ from pyro.infer.autoguide import AutoNormalMessenger
 
 from ppgen.tracing.programs import (
     DataPlateSize,
+    JointDensity,
     SubstituteLatents,
     check_observation_shapes,
     check_separate_guide,
     get_trace,
     isolated_sites,
-    joint_log_density,
     likelihood_of_latent,
     likelihood_sites,
     validation,
@@ -33,12 +33,12 @@ def mixture(x):
 
 def test_the_joint_density_uses_all_rows_and_sums_out_discrete_latents():
     x, m = torch.randn(5), torch.tensor(0.4)
-    trace, log_joint = joint_log_density(mixture, (x,), lambda site: torch.zeros(()))
-    assert list(latent_sites(trace)) == ["m", "c"]
+    density = JointDensity(mixture, (x,), lambda site: torch.zeros(()))
+    assert list(latent_sites(density.first)) == ["m", "c"]
     components = torch.stack([dist.Normal(m, 1.0).log_prob(x) + torch.tensor(0.7).log()])
     components = torch.cat([components, (dist.Normal(m + 2, 1.0).log_prob(x) + torch.tensor(0.3).log())[None]])
     expected = dist.Normal(0.0, 1.0).log_prob(m) + components.logsumexp(0).sum()
-    torch.testing.assert_close(log_joint({"m": m}), expected)
+    torch.testing.assert_close(density.log_prob(lambda site: m), expected)
 
 
 def test_substituted_latents_have_their_values_and_others_are_drawn():

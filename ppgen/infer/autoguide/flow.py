@@ -22,7 +22,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.util import sum_rightmost
-from pyro.infer.autoguide import AutoContinuous, init_to_median
+from pyro.infer.autoguide import init_to_median
 from pyro.nn import PyroParam
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
@@ -34,13 +34,14 @@ from ppgen.flows.build import build_flow
 from ppgen.flows.zuko import networks
 from ppgen.infer.autoguide.affine_flow import AffineFlow
 from ppgen.infer.autoguide.row_encoder import RowEncoder
+from ppgen.infer.autoguide.supports import SequentialSupports
 from ppgen.tracing.programs import signature
-from ppgen.tracing.sites import Program, did_you_mean
+from ppgen.tracing.sites import Program, did_you_mean, quote_names
 
 __all__ = ["AutoFlow"]
 
 
-class AutoFlow(AutoContinuous):
+class AutoFlow(SequentialSupports):
     """A normalizing flow as the distribution of all latents of a model, or amortized, of each row's latents.
 
     In contrast to Pyro's AutoNormalizingFlow it starts as a Gaussian around `init_loc_fn`, can depend on data, has a
@@ -116,6 +117,11 @@ class AutoFlow(AutoContinuous):
         super()._setup_prototype(*args, **kwargs)
         flow, layers, hidden = self._flow_options
         start, context_dim = self._init_loc(), 0
+        if self._amortized and self.dependent_supports:
+            raise ValueError(
+                f"AutoFlow: the support of {quote_names(self.dependent_supports)} depends on other latents, which an "
+                "amortized guide cannot follow: sample a latent on (0, 1), say, and scale it (b = a * fraction)"
+            )
         if self._amortized:
             rows, start = self._rows(args, kwargs), self._mean_over_rows()
             if self.encoder is None:

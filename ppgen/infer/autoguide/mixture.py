@@ -6,16 +6,17 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.infer.autoguide import AutoContinuous, init_to_median
+from pyro.infer.autoguide import init_to_median
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 
+from ppgen.infer.autoguide.supports import SequentialSupports
 from ppgen.tracing.sites import Program
 
 __all__ = ["AutoMixture"]
 
 
-class AutoMixture(AutoContinuous):
+class AutoMixture(SequentialSupports):
     """K full-rank Gaussians over all latents together, on the real line.
 
         u ~ sum_k w_k N(loc_k, L_k L_k'),    w = softmax(logits),    L_k = diag(scale_k) C_k, C_k unit lower triangular
