@@ -284,16 +284,16 @@ def test_a_program_whose_density_is_not_a_function_of_its_latents_is_refused():
 
 
 def test_a_program_that_loses_gradients_is_refused():
-    def model():
+    def detached():
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
         s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
         pyro.sample("y", dist.Normal(m, s.item()), obs=torch.tensor(1.0))
 
     with (
-        pytest.warns(UserWarning, match="the program model runs once for each draw"),
+        pytest.warns(UserWarning, match="the program detached runs once for each draw"),
         pytest.raises(ValueError, match=r"gradient of log p in the latent s .* turns the latent into a number"),
     ):
-        ppgen.fit(model, "auto", None, progress=False)
+        ppgen.fit(detached, "auto", None, progress=False)
 
 
 def test_a_support_that_depends_on_a_discrete_latent_is_refused():
