@@ -95,29 +95,37 @@ def leave_out_masked(
     for name, seen in observed.items():
         if seen.numbers.all():
             continue
-        entries = seen.entries
-        varying = [axis for axis in range(entries.ndim) if (entries != entries.take([0], axis)).any()]
-        reduced = np.asarray(entries.any(tuple(set(range(entries.ndim)) - set(varying))))
-        index = np.nonzero(reduced) if varying else ()
-        plates = [seen.plates[axis] for axis in varying]
+        plates, index = _positions(seen)
         for plate, rows in zip(plates, index, strict=True):
             label = names.get(plate, plate)
             values = np.asarray(coords[label])[rows] if coords and label in coords else rows
             positions[f"{name}_{label}"] = f"{name}_observed", values
         for group in (groups[g] for g in GROUPS if name in groups.get(g, {})):
-            if entries.any():
-                group[name] = _taken(name, group[name], plates, index)
-            else:
+            dims = group[name][0]
+            if not seen.numbers.any():
                 del group[name]
+            elif set(seen.plates) <= set(dims):
+                group[name] = _taken(f"{name}_observed", group[name], plates, index)
+            else:  # a likelihood of rows that share a latent which is summed out
+                shared = [plate for plate in seen.plates if plate in dims]
+                group[name] = _taken("_".join([name, *shared]), group[name], *_positions(any_observed([seen], shared)))
         if name in (data := groups.get("observed_data", {})):
             dims, value = data[name]
-            event = tuple(f"_event_{i}" for i in range(seen.numbers.ndim - entries.ndim))
+            event = tuple(f"_event_{i}" for i in range(seen.numbers.ndim - len(seen.plates)))
             numbers = _taken(name, ((*seen.plates, *event), seen.numbers), plates, index)[1]
             data[name] = dims, value if numbers.all() else np.where(numbers, value, np.nan)
     return positions
 
 
-def _taken(name: str, found: Variable, plates: Sequence[str], index: Iterable[np.ndarray]) -> Variable:
+def _positions(seen: Observed) -> tuple[list[str], tuple[np.ndarray, ...]]:
+    """The plates along which it varies what is observed, and the positions that are, along each."""
+    entries = seen.entries
+    varying = [axis for axis in range(entries.ndim) if (entries != entries.take([0], axis)).any()]
+    reduced = np.asarray(entries.any(tuple(set(range(entries.ndim)) - set(varying))))
+    return [seen.plates[axis] for axis in varying], np.nonzero(reduced) if varying else ()
+
+
+def _taken(dim: str, found: Variable, plates: Sequence[str], index: Iterable[np.ndarray]) -> Variable:
     """A variable at positions along some plates, which become one dimension."""
     dims, value = found
     if not plates:
@@ -126,4 +134,4 @@ def _taken(name: str, found: Variable, plates: Sequence[str], index: Iterable[np
     first = min(axes)
     value = np.moveaxis(value, axes, range(first, first + len(axes)))[(slice(None),) * first + tuple(index)]
     rest = [dim for dim in dims if dim not in plates]
-    return (*rest[:first], f"{name}_observed", *rest[first:]), value
+    return (*rest[:first], dim, *rest[first:]), value

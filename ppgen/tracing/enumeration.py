@@ -189,8 +189,9 @@ def _components(dims: dict[str, set[str]]) -> Iterator[list[str]]:
 def _factor(sites: dict[str, Site], dims: set[str], trace: Trace) -> Site:
     """The factor site of one component: `dims` summed out of the product of its densities."""
     symbols = trace.plate_to_symbol
-    scales = {float(torch.as_tensor(s["scale"]).max()) for s in sites.values()}
-    if len(scales) > 1 or any(torch.as_tensor(s["scale"]).numel() > 1 for s in sites.values()):
+    numbers = [torch.as_tensor(s["scale"], dtype=torch.float64) for s in sites.values()]  # exact, as Python's
+    scales = {float(number.max()) for number in numbers}
+    if len(scales) > 1 or any(number.numel() > 1 for number in numbers):
         raise ValueError(
             f"{', '.join(map(repr, sites))} share an enumerated latent but have different scales ({sorted(scales)}), "
             "so the sum over the latent is not a density; put all of them in the same plates and handlers"

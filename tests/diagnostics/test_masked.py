@@ -296,3 +296,30 @@ def test_without_masks_nothing_changes():
     assert idata.log_likelihood.y.dims == ("chain", "draw", "data")
     assert "y_data" not in idata.observed_data.coords
     assert versions.group(idata, "observed_data")["y"].dtype == np.float64
+
+
+def test_a_likelihood_of_rows_that_share_a_latent_leaves_out_groups_that_are_masked_whole():
+    """Three groups of two rows with one enumerated latent each; the first has one row masked, the second both."""
+    keep = torch.tensor([[False, False, True], [True, False, True]])
+    y = torch.tensor([[0.3, 0.1, -1.0], [0.8, -0.4, 1.5]])
+
+    def model():
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("groups", 3):
+            c = pyro.sample("c", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            with pyro.plate("members", 2), poutine.mask(mask=keep):
+                pyro.sample("y", dist.Normal(shift + c, 1.0), obs=y)
+
+    def guide():
+        pyro.sample("shift", dist.Normal(0.1, 1.0))
+
+    idata = untrained_fit(model, guide).to_arviz(draws=30)
+    shift = idata["posterior"]["shift"].values[0, :, None]
+    terms = []
+    for c, p in ((0, 0.7), (1, 0.3)):
+        rows = stats.norm.logpdf(y.numpy(), shift[..., None] + c) * keep.numpy()
+        terms.append(np.log(p) + rows.sum(-2))
+    likelihood = idata["log_likelihood"]["y"]
+    assert likelihood.dims == ("chain", "draw", "y_groups")
+    np.testing.assert_allclose(likelihood.values[0], np.logaddexp(*terms)[:, [0, 2]], atol=1e-5)
+    assert idata["observed_data"]["y"].dims == ("y_observed",)

@@ -267,3 +267,22 @@ def test_a_wrong_broadcast_is_refused_before_it_fills_the_memory():
     factor = next(s for k, s in traces.with_summed_discrete[0].nodes.items() if k.startswith("y_0"))
     torch.testing.assert_close(factor["log_prob"], alpha.logsumexp(-1).expand(draws, 4))
     assert max(sizes) <= draws * 4 * 9
+
+
+def test_a_scale_keeps_its_precision():
+    """A batch of 3 of 4 rows has the scale 4 / 3, which float32 does not hold in double precision."""
+    x = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
+    half = torch.tensor(0.5, dtype=torch.float64)
+
+    def model():
+        shift = pyro.sample("shift", Normal(half, 1.0))
+        with pyro.plate("rows", 4, subsample=x):
+            c = pyro.sample("c", dist.Bernoulli(half), infer=parallel)
+            pyro.sample("x", Normal(shift + c, 1.0), obs=x)
+
+    def guide():
+        pyro.sample("shift", dist.Delta(half))
+
+    rows = torch.stack([Normal(half + c, 1.0).log_prob(x) for c in (0, 1)]).logsumexp(0) + half.log()
+    expected = Normal(half, 1.0).log_prob(half) + rows.sum() * 4 / 3
+    torch.testing.assert_close(log_weights(model, guide, (), particles=1), expected.expand(1, 1), rtol=1e-12, atol=0)
