@@ -17,10 +17,12 @@ from ppgen.infer.optimizers import OptimizerFactory
 from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.posterior.auto import find_posterior
 from ppgen.posterior.guides import rebuild
+from ppgen.tracing.double_precision import DoublePrecision
 from ppgen.tracing.sites import Program
 from ppgen.training.batches import as_tensors
 from ppgen.training.callbacks import TrainingStep
 from ppgen.training.loop import train
+from ppgen.training.missing import check_missing
 from ppgen.training.options import TrainingOptions
 from ppgen.training.progressive import ProgressiveGrowing
 from ppgen.training.result import Fitted
@@ -249,7 +251,8 @@ def fit(
         model: a Pyro model. If it is a module with a method ``check``, that is called with all data first; a method
             ``initialize`` is called with a batch before each chain.
         guide: a Pyro guide, or "auto" to find the posterior of the model's global latents (see below).
-        data: a tensor, array, frame or tuple of those, a torch Dataset, or None for programs without data.
+        data: a tensor, array, frame or tuple of those, a torch Dataset, or None for programs without data. Missing
+            values are NaN, which the model has to leave out (see below).
         loss: a ppgen objective, a Pyro ELBO, or a function (model, guide, *batch) -> scalar; `ELBO()` if left out.
         optim: a Pyro optimizer, or a function parameters -> torch optimizer; Adam at 1e-3 if left out.
         steps: the number of steps; 1000 if neither `steps` nor `epochs` is given.
@@ -292,6 +295,10 @@ def fit(
     show that the best of these is not good enough. It works in double precision, on all data, until it has converged
     (`ppgen.posterior.auto`). It accepts no loss, optimizer, batches or length. ``fit.diagnose(...)`` says whether the
     result can be trusted.
+
+    **Missing values.** A model leaves NaN out if it masks the site and fills the values, ``obs=y.nan_to_num()`` under
+    ``pyro.poutine.mask(mask=~y.isnan())``, or observes them by ``NanMaskedNormal``. Data are refused if a log density
+    is NaN before it is masked, since its gradient is NaN too.
 
     **Checkpoints.** The file is written after the first step, about ten times a chain, and when Ctrl-C or a callback's
     ``step.stop`` ends a chain. If it exists when `fit` begins, the run continues, and ends as if it had never been
@@ -346,7 +353,8 @@ def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions) -
             "example AutoMultivariateNormal(model), to set them"
         )
     restarts = AUTO_RESTARTS if options.restarts is None else options.restarts
-    tensors = () if data is None else as_tensors(data, dtype=torch.float64)
+    tensors = () if data is None else as_tensors(data, dtype=torch.float64, allow_nan=True)
+    check_missing(DoublePrecision(model), tensors, data)
     bar = tqdm(total=0, bar_format="{desc} [{elapsed}]", disable=None if options.progress else True)
     with bar, ParameterScope().open():
         report = bar.set_description_str

@@ -46,13 +46,16 @@ def describe_invalid(invalid: np.ndarray, columns: Sequence[str] | None = None) 
     return f"{invalid.sum()} of {invalid.size} values, in {len(rows)} of {len(invalid)} rows ({first}), {where}"
 
 
-def check(x: np.ndarray | torch.Tensor, *, name: str = "data", columns: Sequence[str] | None = None) -> None:
+def check(
+    x: np.ndarray | torch.Tensor, *, name: str = "data", columns: Sequence[str] | None = None, allow_nan: bool = False
+) -> None:
     """Checks that data are finite real numbers, and that there are some.
 
     Args:
         x: an array or tensor (n, *event_shape); booleans are real numbers here.
         name: the source, for errors.
         columns: the names of columns, for errors, or None.
+        allow_nan: whether NaN, a missing value, is allowed.
 
     Raises:
         TypeError: for anything but an array or a tensor of real numbers.
@@ -70,7 +73,7 @@ def check(x: np.ndarray | torch.Tensor, *, name: str = "data", columns: Sequence
         invalid, nan = (~torch.isfinite(x)).cpu().numpy(), int(torch.isnan(x).sum())
     else:
         invalid, nan = ~np.isfinite(x), int(np.isnan(x).sum())
-    if invalid.any():
+    if invalid.sum() > (nan if allow_nan else 0):
         raise ValueError(
             f"{name}: {describe_invalid(invalid, columns)}, are not finite "
             f"({nan} NaN, {invalid.sum() - nan} infinite); drop those rows or fill them"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ppgen.data.raw import RawData
 
@@ -97,7 +97,8 @@ def _pixels(file: Path) -> np.ndarray:
         with Image.open(file) as image:
             if image.mode not in MODES:
                 raise ValueError(f"{file}: expected an image with 8 bits per channel, got Pillow's mode {image.mode!r}")
-            pixels = np.asarray(image.convert(MODES[image.mode]))
+            upright = ImageOps.exif_transpose(image)  # cameras store how they were held
+            pixels = np.asarray(upright.convert(MODES[image.mode]))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{file} is not a readable image: {error}") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

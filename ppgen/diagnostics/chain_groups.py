@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ppgen.diagnostics.marginal_likelihood import marginal_log_likelihood
 from ppgen.diagnostics.masked import Observed, any_observed, either_observed, observed_entries
@@ -43,6 +44,7 @@ VI_STATS = {
     "ess": "ess",
     "elbo": "elbo",
 }
+BAR_DELAY = 2.0  # seconds after which a progress bar is shown, on a terminal
 MAX_TESTED = 1000  # rows of data that the two-sample test uses
 
 
@@ -76,7 +78,8 @@ def chain_groups(
     observed: dict[str, Observed] = {}
     notes: Notes = {}
     deltas: set[str] = set()
-    with torch.no_grad():
+    bar = tqdm(total=options.draws, desc="draws", unit="draw", delay=BAR_DELAY, disable=None, leave=False)
+    with torch.no_grad(), bar:
         for start in range(0, options.draws, options.chunk):
             for traces in particle_traces(model, guide, data, particles=min(options.chunk, options.draws - start)):
                 with validation(False):  # data may lie outside of a support at some draws
@@ -85,6 +88,7 @@ def chain_groups(
                 observed = either_observed(observed, seen)
                 notes |= more
                 deltas |= {name for name, site in latent_sites(traces.guide_trace).items() if is_delta(site)}
+                bar.update(len(groups["sample_stats"]["lp"][1]))
     groups = {
         group: {
             name: (

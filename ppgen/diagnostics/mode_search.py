@@ -1,8 +1,9 @@
 """A search for modes of the posterior that a guide misses.
 
-From several starting points the modes are found, and a Gaussian is fitted to each. The posterior's mass in a ball
-around a mode is estimated twice: by importance sampling from that Gaussian, and by the guide's weighted draws. The
-guide misses the mode if its estimate is less than a quarter of the other one.
+From several starting points, around 0 in unconstrained space and from the prior, the modes are found, and a Gaussian is
+fitted to each. The posterior's mass in a ball around a mode is estimated twice: by importance sampling from that
+Gaussian, and by the guide's weighted draws. The guide misses the mode if its estimate is less than a quarter of the
+other one.
 """
 
 import math
@@ -12,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.diagnostics.proposals import NO_DENSITY, Proposal
 from ppgen.posterior.importance import importance_summary
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.newton import find_modes
 from ppgen.posterior.starts import initial_points
 
-__all__ = ["NO_DENSITY", "ModeSearch", "search_modes"]
+__all__ = ["ModeSearch", "search_modes"]
 
+POINTS_PER_START = 10  # draws of the prior that are tried for each starting point
 COVERED = 4.0  # the guide covers a mode if it has at least the fourth part of the mass there
-NO_DENSITY = ValueError, RuntimeError, FloatingPointError, NotImplementedError  # of programs that have none, or no mode
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def search_modes(
     *,
     starts: int,
     generator: torch.Generator,
+    prior: Proposal | None = None,
 ) -> ModeSearch | None:
     """Searches for modes that the guide misses.
 
@@ -52,18 +55,22 @@ def search_modes(
         u: draws (S, dim) of the guide in unconstrained space.
         log_weights: their smoothed and normalized log weights (S,).
         log_evidence: the log evidence by these weights, in nats.
-        starts: the number of starting points.
+        starts: the number of starting points around 0, and of those drawn by the prior.
         generator: the source of random numbers.
+        prior: the prior, if it is available.
 
     Returns:
         The mode that is missed most; None if no mode can be found, or no weight is finite.
     """
     try:
-        modes = find_modes(target, initial_points(target, starts, generator), generator)
+        points = initial_points(target, starts, generator)
+        if prior is not None:
+            points = torch.cat([points, _draws_with_density(target, prior, starts)])
+        modes = find_modes(target, points, generator)
     except NO_DENSITY:
         return None
-    noise = torch.randn(starts, *u.shape, generator=generator, dtype=torch.float64)
-    log_p = target.log_prob(modes.rsample(noise).flatten(0, 1)).reshape(starts, len(u))
+    noise = torch.randn(len(points), *u.shape, generator=generator, dtype=torch.float64)
+    log_p = target.log_prob(modes.rsample(noise).flatten(0, 1)).reshape(len(points), len(u))
     if not (np.isfinite(log_weights).any() and np.isfinite(log_evidence)):
         return None
     radius = math.sqrt(target.dim) + 2
@@ -73,3 +80,10 @@ def search_modes(
     share = 1 / (1 + np.exp(np.clip(log_evidence - log_mass, -50, 50)))
     missed = np.where(np.isfinite(log_mass) & (guide_mass < share / COVERED), share, 0.0)
     return ModeSearch(float(missed.max(initial=0.0)), target.constrain(modes.center[int(missed.argmax())]))
+
+
+def _draws_with_density(target: UnconstrainedLogDensity, prior: Proposal, count: int) -> Tensor:
+    """The first draws of the prior at which log p and its gradient are finite, at most this many."""
+    points = prior.u[prior.u.isfinite().all(1)][: POINTS_PER_START * count]
+    value, gradient = target.log_prob_and_grad(points)
+    return points[value.isfinite() & gradient.isfinite().all(1)][:count]

@@ -40,18 +40,24 @@ class Verdict:
         statistics: the statistics by name; those that could not be computed are left out.
         reasons: what is wrong with the fit, in words, by the name of the statistic; empty for a good fit.
         advice: what to try next.
+        notes: why a statistic beyond its usual bound is good all the same, by its name.
     """
 
     level: str
     statistics: Mapping[str, float]
     reasons: Mapping[str, str] = field(default_factory=dict)
     advice: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def remark(self, name: str) -> str:
+        """What is wrong with a statistic, or why it is good all the same; empty if there is nothing to say."""
+        return self.reasons.get(name) or self.notes.get(name, "")
 
     def __str__(self) -> str:
         lines = [f"posterior: {self.level}"]
         width = max(map(len, self.statistics), default=0)
         for name, value in self.statistics.items():
-            lines.append(f"  {name:<{width}}  {value:>9.3g}  {self.reasons.get(name, '')}".rstrip())
+            lines.append(f"  {name:<{width}}  {value:>9.3g}  {self.remark(name)}".rstrip())
         lines += [f"  {text}" for name, text in self.reasons.items() if name not in self.statistics]
         return "\n".join(lines + [f"  try: {text}" for text in self.advice])
 
@@ -103,14 +109,15 @@ def _verdict(findings: Mapping[Check, Finding], *, automatic: bool) -> Verdict:
     """
     level = worst_level([finding.level for finding in findings.values()])
     statistics = {check.name: f.value for check, f in findings.items() if f.value is not None}
+    notes = {check.name: finding.note for check, finding in findings.items() if finding.note}
     if level == GOOD:
-        return Verdict(level, statistics)
+        return Verdict(level, statistics, notes=notes)
     advice: dict[str, None] = {}  # a set that keeps the order
     for check, finding in findings.items():
         if finding.advise:
             advice |= dict.fromkeys((() if automatic else check.guide_advice) + check.advice)
     reasons = {check.name: finding.reason for check, finding in findings.items() if finding.reason}
-    return Verdict(level, statistics, reasons, tuple(advice))
+    return Verdict(level, statistics, reasons, tuple(advice), notes)
 
 
 def draw_enough(fit: Fitted, *data: Tensor, draws: int | None = None, **options: Any) -> Any:

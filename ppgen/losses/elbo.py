@@ -244,7 +244,12 @@ def _same_order(model_trace: Trace, guide_trace: Trace) -> bool:
 
 
 def _closed_form(site: Site, prior: Site) -> Tensor | None:
-    """KL(q, p) of one latent, summed over its plates; None where PyTorch has no closed form."""
+    """KL(q, p) of one latent, summed over its plates; None where PyTorch has no closed form.
+
+    Model and guide may scale or mask a latent differently; then the rate is no KL divergence.
+    """
+    if any(not _equal(site[kind], prior[kind]) for kind in ("scale", "mask")):
+        return None
     base = site["fn"]
     while hasattr(base, "base_dist"):
         base = base.base_dist
@@ -255,6 +260,11 @@ def _closed_form(site: Site, prior: Site) -> Tensor | None:
     except NotImplementedError:
         return None
     return scale_and_mask(kl, scale=site["scale"], mask=site["mask"]).sum()
+
+
+def _equal(a: object, b: object) -> bool:
+    """Whether two scales or masks are one; the values of tensors are not read, so that steps can be compiled."""
+    return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
 
 
 def _check_reparameterized(model_trace: Trace, guide_trace: Trace, term: str) -> None:

@@ -21,7 +21,8 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from ppgen.tracing.sites import Site, blocks_gradient, data_plate, latent_sites, observation
+from ppgen.tracing.masks import masks, skips_nan
+from ppgen.tracing.sites import Site, blocks_gradient, data_plate, is_observed, latent_sites, observation
 from ppgen.tracing.traces import Traces
 from ppgen.utils.means import mean
 
@@ -124,11 +125,10 @@ class View:
             _check_gradient(*site, found[site], traces, of_mean=site in self.means)
             if site in self.means:
                 found[site] = found[site] | {"value": mean(found[site]["fn"])}
-        values = [_rows(*site, found[site]) for site in self.sites]
-        weights = [_mask(*site, found[site]) for site in self.sites]
+        values = [_filled(*site, found[site]) for site in self.sites]
+        weights = [weight for site in self.sites for weight in _weights(*site, found[site])]
         weights += [_selected(traces, self._selecting, name, value) for name, value in self.selection]
-        given = [w for w in weights if w is not None]
-        return Rows(values[0] if len(values) == 1 else tuple(values), torch.stack(given).prod(0) if given else None)
+        return Rows(values[0] if len(values) == 1 else tuple(values), torch.stack(weights).prod(0) if weights else None)
 
 
 def data(site: str) -> View:
@@ -224,19 +224,36 @@ def _rows(kind: str, name: str, site: Site) -> Tensor:
     return value.movedim(value.dim() - fn.event_dim + frame.dim, 0)
 
 
-def _mask(kind: str, name: str, site: Site) -> Tensor | None:
-    """A weight of one or zero per row, from the mask of a site; None if it has no mask."""
-    if site["mask"] is None or site["mask"] is True:
-        return None
-    frame, mask = _frame(kind, name, site), torch.as_tensor(site["mask"])
-    mask = mask.reshape((1,) * (-frame.dim - mask.dim()) + mask.shape)
-    mask = mask.movedim(mask.dim() + frame.dim, 0)
-    if mask[0].numel() != 1:
-        raise ValueError(
-            f'{kind}({name!r}): the mask of site {name!r} differs within a row of the plate "data" (shape '
-            f"{tuple(mask.shape)} with rows first); mask whole rows"
-        )
-    return mask.reshape(-1).expand(frame.size).to(torch.get_default_dtype())
+def _filled(kind: str, name: str, site: Site) -> Tensor:
+    """The rows of a site, with zero in rows of data that are missing, whose weight is zero."""
+    rows = _rows(kind, name, site)
+    if kind == "data" and skips_nan(site["fn"]):
+        rows = torch.where(_missing(rows).reshape(-1, *(1,) * (rows.dim() - 1)), 0.0, rows)
+    return rows
+
+
+def _weights(kind: str, name: str, site: Site) -> list[Tensor]:
+    """Weights of one or zero per row: from each mask of a site, and from observations that are missing."""
+    rank, found = site["fn"].event_dim, []
+    for mask in masks(site, of_distribution=is_observed(site)):
+        frame = _frame(kind, name, site)
+        for axis in (axis for axis, stride in enumerate(mask.stride()) if stride == 0):  # an expanded mask
+            mask = mask.narrow(axis, 0, 1)
+        mask = mask.reshape((1,) * (rank - frame.dim - mask.dim()) + mask.shape).movedim(frame.dim - rank, 0)
+        if mask[0].numel() != 1:
+            raise ValueError(
+                f'{kind}({name!r}): the mask of site {name!r} differs within a row of the plate "data" (shape '
+                f"{tuple(mask.shape)} with rows first); mask whole rows, and a distribution after its to_event"
+            )
+        found.append(mask.reshape(-1).expand(frame.size))
+    if is_observed(site) and skips_nan(site["fn"]):
+        found.append(~_missing(_rows("data", name, site)))
+    return [weight.to(torch.get_default_dtype()) for weight in found]
+
+
+def _missing(rows: Tensor) -> Tensor:
+    """Whether all numbers of a row are missing, (n,)."""
+    return ~rows.isfinite().reshape(len(rows), -1).any(1)
 
 
 def _selected(traces: Traces, kind: str, name: str, value: float) -> Tensor:

@@ -24,6 +24,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from ppgen.losses.objective import Term
+from ppgen.tracing.masks import masks, skips_nan
 from ppgen.tracing.programs import SubstituteLatents, check_separate_guide, signature
 from ppgen.tracing.sites import (
     Program,
@@ -266,16 +267,20 @@ def _arguments(traces: Traces) -> dict[str, Any]:
 def _fit_to_argument(given: Tensor, site: Site, traces: Traces, name: str) -> Tensor:
     """A generated observation in the shape of the argument; that of a subsample replaces its rows of the argument.
 
+    What is missing in the argument, as NaN that the program leaves out, is missing in it too.
+
     Raises:
         ValueError: if the shapes differ.
     """
     value, frame = site["value"].detach().to(given.dtype), data_plate(site)
+    missing = given.isnan() if masks(site) or skips_nan(site["fn"]) else torch.zeros_like(given, dtype=torch.bool)
     if value.shape == given.shape:
-        return value
+        return torch.where(missing, given, value)
     if frame is not None and frame.size < (frame.full_size or 0):
         dim = value.dim() - site["fn"].event_dim + frame.dim
         if given.shape == (*value.shape[:dim], frame.full_size, *value.shape[dim + 1 :]):
-            return given.detach().index_copy(dim, traces.subsample(frame.name), value)
+            generated = given.detach().index_copy(dim, traces.subsample(frame.name), value)
+            return torch.where(missing, given, generated)
     raise ValueError(
         f"Sleep: the model generates {site['name']!r} of shape {tuple(value.shape)} where the argument {name!r} has "
         f"{tuple(given.shape)}; observe it in the shape of the argument"

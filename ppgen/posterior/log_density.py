@@ -24,6 +24,7 @@ from torch.distributions import biject_to
 from torch.func import grad_and_value, vmap
 
 from ppgen.tracing.double_precision import double_precision
+from ppgen.tracing.masks import has_nan_density
 from ppgen.tracing.programs import JointDensity, program_name, validation
 from ppgen.tracing.sites import Program, Site, data_plate_size, is_observed, latent_sites, sample_sites
 from ppgen.tracing.vmap import UnsharedTensors, slow_rules_allowed
@@ -349,13 +350,19 @@ def _check_equal(model: Program, value: Tensor, again: Tensor) -> None:
 
 
 def _check_observations(trace: Trace) -> None:
-    """Checks that each observation that is not of a floating type has a density.
+    """Checks that each observation that is NaN, or not of a floating type, has a density.
 
     Raises:
         ValueError: naming the site.
     """
     with double_precision(), validation(False), torch.no_grad():
         for name, site in sample_sites(trace).items():
+            if is_observed(site) and site["value"].isnan().any() and has_nan_density(site):
+                raise ValueError(
+                    f"{int(site['value'].isnan().sum())} of {site['value'].numel()} observations at {name!r} are NaN, "
+                    f"where {type(site['fn']).__name__} has no density: leave them out, or fill them (y.nan_to_num()) "
+                    "under pyro.poutine.mask(mask=~y.isnan()), or observe them by dist.NanMaskedNormal"
+                )
             if not is_observed(site) or site["value"].is_floating_point():
                 continue
             try:

@@ -165,5 +165,6 @@ def _check_bounded(target: UnconstrainedLogDensity, u: Tensor, h: Tensor) -> Non
         )
         raise ValueError(
             f"there is no posterior: its density is constant along the direction ({named}) on the real line, which "
-            "neither the data nor the prior informs; give these latents a proper prior, or remove collinear ones"
+            "neither the data nor the prior informs; give these latents a proper prior, which a mask takes away, "
+            "or remove collinear ones"
         )

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ppgen.tracing.sites import Site, observation
 
-__all__ = ["masked_log_prob", "observed_numbers", "site_mask", "without_masks"]
+__all__ = ["has_nan_density", "masked_log_prob", "masks", "observed_numbers", "site_mask", "skips_nan", "without_masks"]
 
-LEAVES_OUT_NAN = (NanMaskedNormal, NanMaskedMultivariateNormal)
+WRAPPERS = Independent | MaskedDistribution | ExpandedDistribution
 
 
 def site_mask(site: Site) -> Tensor:
@@ -32,6 +32,32 @@ def masked_log_prob(site: Site) -> Tensor:
     return scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
 
 
+def masks(site: Site, *, of_distribution: bool = True) -> list[Tensor]:
+    """The masks of a site: booleans that broadcast to its batch and event shape.
+
+    Args:
+        site: the site.
+        of_distribution: whether to include the masks of its distribution, and not only those of handlers.
+    """
+    base, device = site["fn"], site["value"].device
+    found = [(site["mask"], base.event_dim)]
+    while of_distribution and isinstance(base, WRAPPERS):
+        if isinstance(base, MaskedDistribution):
+            found.append((base._mask, base.event_dim))
+        base = base.base_dist
+    given = [
+        (torch.as_tensor(mask, device=device), rank) for mask, rank in found if mask is not None and mask is not True
+    ]
+    return [mask.reshape(mask.shape + (1,) * rank) for mask, rank in given]
+
+
+def skips_nan(fn: TorchDistributionMixin) -> bool:
+    """Whether a distribution leaves out numbers of an observation that are not finite."""
+    while isinstance(fn, WRAPPERS):
+        fn = fn.base_dist
+    return isinstance(fn, NanMaskedNormal | NanMaskedMultivariateNormal)
+
+
 def observed_numbers(site: Site) -> Tensor:
     """Which numbers of an observation count: booleans of the batch and event shape of the site.
 
@@ -39,13 +65,9 @@ def observed_numbers(site: Site) -> Tensor:
         site: an observed site, even if the trace sampled it again.
     """
     value, fn = observation(site), site["fn"]
-    keep = _with_event_axes(site_mask(site), fn.event_dim)
-    base = fn
-    while isinstance(base, Independent | MaskedDistribution | ExpandedDistribution):
-        if isinstance(base, MaskedDistribution):
-            keep = keep & _with_event_axes(base._mask, base.event_dim)
-        base = base.base_dist
-    keep = keep & (value.isfinite() if isinstance(base, LEAVES_OUT_NAN) else ~value.isnan())
+    keep = value.isfinite() if skips_nan(fn) else ~value.isnan()
+    for mask in masks(site):
+        keep = keep & mask
     return keep.expand(torch.broadcast_shapes(keep.shape, fn.batch_shape + fn.event_shape))
 
 
@@ -58,6 +80,13 @@ def without_masks(fn: TorchDistributionMixin) -> TorchDistributionMixin:
     return fn
 
 
-def _with_event_axes(mask: Tensor | bool, event_dim: int) -> Tensor:
-    mask = torch.as_tensor(mask)
-    return mask.reshape(mask.shape + (1,) * event_dim)
+def has_nan_density(site: Site) -> bool:
+    """Whether a log density of a site is NaN before it is masked, when its gradient is NaN even if it is masked."""
+    if site["mask"] is False or site["infer"].get("_deterministic"):
+        return False
+    try:
+        return bool(torch.as_tensor(without_masks(site["fn"]).log_prob(site["value"])).isnan().any())
+    except ValueError:  # from a distribution that checks its values, whatever the context says
+        return bool(site["value"].isnan().any())
+    except (NotImplementedError, RuntimeError):  # there is no density, which evaluating it reports
+        return False

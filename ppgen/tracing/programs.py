@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Exponential as TorchExponential
 
 from ppgen.tracing.enumeration import check_enumerable, sum_out_enumerated
+from ppgen.tracing.nan_masked import SelectNoValues
 from ppgen.tracing.plates import all_rows
 from ppgen.tracing.sites import (
     PARTICLES,
@@ -45,8 +46,8 @@ def program_name(program: Program) -> str:
 
 
 def get_trace(program: Program, *args: Any, **kwargs: Any) -> Trace:
-    """A trace of one run of a program."""
-    return poutine.trace(program).get_trace(*args, **kwargs)
+    """A trace of one run of a program, which reads no values to leave out NaN."""
+    return poutine.trace(SelectNoValues()(program)).get_trace(*args, **kwargs)
 
 
 def likelihood_of_latent(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.Size, TorchDistribution]:
@@ -144,9 +145,9 @@ class JointDensity:
 
 
 def check_observation_shapes(trace: Trace) -> None:
-    """Refuses observations that are broadcast, such as a column (n, 1) under a plate of n rows.
+    """Refuses densities that are broadcast: by observations (n, 1) under a plate of n rows, or by such a mask or scale.
 
-    A density has the shape that its plates give it, or, without plates, that of the observations.
+    A density has the shape that its plates give it, or, without plates, that of the value.
 
     Args:
         trace: a run of a program.
@@ -155,11 +156,11 @@ def check_observation_shapes(trace: Trace) -> None:
         ValueError: naming the site and the shapes.
     """
     for name, site in sample_sites(trace).items():
-        if not is_observed(site) or not isinstance(site["value"], Tensor):
+        if site["infer"].get("_deterministic") or not isinstance(site["value"], Tensor):
             continue
         try:
             with torch.no_grad(), validation(False):
-                density = site["fn"].log_prob(site["value"])
+                density = site["fn"].log_prob(site["value"]).shape
         except (RuntimeError, ValueError, NotImplementedError):  # which evaluating the density reports
             continue
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
@@ -167,13 +168,19 @@ def check_observation_shapes(trace: Trace) -> None:
         for frame in frames:
             plates[frame.dim] = frame.size
         expected = torch.Size(plates) if frames else site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
-        if density.numel() > expected.numel():
-            where = "the plates have" if frames else "they have"
+        where = "the plates have" if frames else "its values have"
+        if is_observed(site) and density.numel() > expected.numel():
             raise ValueError(
                 f"site {name!r}: observations of shape {tuple(site['value'].shape)} are broadcast to densities of "
-                f"shape {tuple(density.shape)}, where {where} the shape {tuple(expected)}: give the observations that "
-                "shape"
+                f"shape {tuple(density)}, where {where} the shape {tuple(expected)}: give the observations that shape"
             )
+        for kind in ("mask", "scale"):
+            factor = torch.as_tensor(True if site[kind] is None else site[kind]).shape
+            if (found := torch.broadcast_shapes(density, factor)).numel() > max(density.numel(), expected.numel()):
+                raise ValueError(
+                    f"site {name!r}: a {kind} of shape {tuple(factor)} broadcasts its densities to the shape "
+                    f"{tuple(found)}, where {where} the shape {tuple(expected)}: give the {kind} that shape"
+                )
 
 
 def isolated_sites(program: Program, *args: Any, **kwargs: Any) -> dict[str, Site]:

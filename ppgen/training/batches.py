@@ -4,83 +4,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from ppgen.data.checks import check
+from ppgen.training.conversion import as_array, as_tensor, cast_like, check_order_of_rows, collate
 from ppgen.utils.user_warnings import warn_user
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["Batches", "as_tensors", "hold_out"]
 
 
-def as_tensors(data: Any, *, dtype: torch.dtype | None = None, name: str = "data") -> tuple[Tensor, ...]:
+def as_tensors(
+    data: Any, *, dtype: torch.dtype | None = None, name: str = "data", allow_nan: bool = False
+) -> tuple[Tensor, ...]:
     """Converts data to a tuple of tensors with rows first, which are the positional arguments of the programs.
 
     Args:
-        data: a tensor, a NumPy array, a pandas frame or series, a tuple or list of those, or a torch Dataset, whose
-            items are collated and held in memory.
+        data: a tensor, a NumPy array, perhaps masked, a pandas frame or series, a tuple or list of those, or a torch
+            Dataset, whose items are collated and held in memory.
         dtype: the type of floating data; torch's default if left out. Integers stay integers.
         name: what error messages call the data.
+        allow_nan: whether NaN, a missing value, is allowed; see `ppgen.training.missing.check_missing`.
 
     Raises:
         TypeError: for data of another kind or columns that are not numeric.
-        ValueError: for NaN or infinite values (with counts, rows and columns), no rows, or arrays of different lengths.
+        ValueError: for NaN, masked or infinite values (with counts, rows and columns), values beyond the range of the
+            type, no rows, or arrays of different lengths.
     """
-    import pandas as pd
-
     dtype = dtype or torch.get_default_dtype()
     if isinstance(data, Dataset):
-        if not hasattr(data, "__len__") or len(data) == 0:
-            raise ValueError(f"{name}: expected a Dataset with a length of at least 1, got {type(data).__name__}")
-        data = default_collate([data[i] for i in range(len(data))])
+        data = collate(data, name)
     parts = tuple(data) if isinstance(data, tuple | list) else (data,)
     if not parts:
         raise ValueError(f"{name}: expected at least one array, got an empty tuple")
+    check_order_of_rows(parts, name)
     tensors = []
     for i, part in enumerate(parts):
         label = name if len(parts) == 1 else f"{name}[{i}]"
-        columns = [str(c) for c in part.columns] if isinstance(part, pd.DataFrame) else None
-        if isinstance(part, pd.DataFrame | pd.Series):
-            part = _from_pandas(part, label)
-        check(part, name=label, columns=columns)
-        if isinstance(part, np.ndarray):
-            # torch refuses other byte orders and negative strides, and warns about read-only arrays
-            part = np.require(part, part.dtype.newbyteorder("="), ["C", "W"])
-        tensor = torch.as_tensor(part)
-        if tensor.is_floating_point() and tensor.dtype != dtype:
-            if tensor.dtype == torch.float64:
-                warn_user(f"{label}: float64 cast to {dtype}, the dtype of the programs")
-            tensor = tensor.to(dtype)
-        tensors.append(tensor)
+        array, columns = as_array(part, label)
+        check(array, name=label, columns=columns, allow_nan=allow_nan)
+        tensors.append(as_tensor(array, dtype, label, columns))
     sizes = [len(t) for t in tensors]
     if len(set(sizes)) > 1:
         raise ValueError(f"{name}: its arrays have {', '.join(map(str, sizes))} rows; they must have the same number")
     return tuple(tensors)
 
 
-def _from_pandas(part: pd.DataFrame | pd.Series, label: str) -> np.ndarray:
-    import pandas as pd
-
-    frame = part.to_frame() if isinstance(part, pd.Series) else part
-    text = [str(c) for c, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
-    if text:
-        raise TypeError(f"{label}: columns {', '.join(map(repr, text))} are not numeric; encode or drop them")
-    values = part.to_numpy()
-    # a frame that mixes numbers with booleans or pandas' own missing values converts to an array of objects
-    return part.to_numpy(dtype=float, na_value=np.nan) if values.dtype == object else values
-
-
 def hold_out(
     data: Any, validation: Any, *, seed: int = 0, dtype: torch.dtype | None = None
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-    """Splits data into training and validation tensors.
+    """Splits data into training and validation tensors, in which missing values are NaN.
 
     Args:
         data: the data, see `as_tensors`, or None for programs without data.
@@ -95,13 +72,14 @@ def hold_out(
         TypeError: see `as_tensors`.
         ValueError: see `as_tensors`; and if either part would be empty.
     """
-    tensors = () if data is None else as_tensors(data, dtype=dtype)
+    tensors = () if data is None else as_tensors(data, dtype=dtype, allow_nan=True)
     if validation is None:
         return tensors, None
     if not tensors:
         raise ValueError("validation: programs without data have no rows to hold out")
     if not isinstance(validation, int | float):
-        return tensors, as_tensors(validation, dtype=dtype, name="validation")
+        held_out = as_tensors(validation, dtype=dtype, name="validation", allow_nan=True)
+        return tensors, _as_in_training(held_out, tensors)
     rows, held = len(tensors[0]), round(validation * len(tensors[0]))
     if not 0 < held < rows:
         raise ValueError(
@@ -110,6 +88,21 @@ def hold_out(
         )
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).to(tensors[0].device)
     return tuple(t[order[held:]] for t in tensors), tuple(t[order[:held]] for t in tensors)
+
+
+def _as_in_training(held_out: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Validation data, after checking them against the training data; integers become floats where those are."""
+    if len(held_out) != len(tensors):
+        raise ValueError(f"validation: expected {len(tensors)} arrays, as in the data, got {len(held_out)}")
+    converted = []
+    for i, (part, like) in enumerate(zip(held_out, tensors, strict=True)):
+        label = "validation" if len(tensors) == 1 else f"validation[{i}]"
+        if part.shape[1:] != like.shape[1:]:
+            raise ValueError(
+                f"{label}: expected rows of shape {tuple(like.shape[1:])}, as in the data, got {tuple(part.shape[1:])}"
+            )
+        converted.append(cast_like(part, like, label))
+    return tuple(converted)
 
 
 class Batches:

@@ -136,9 +136,9 @@ class Checkpoint:
         write(self.path, {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}, metadata)
 
     def remove(self) -> None:
-        """Deletes the file. Must be called when the run is complete."""
+        """Deletes the file, that which a link points to. Must be called when the run is complete."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            self.path.resolve().unlink(missing_ok=True)
 
     @property
     def _gpu(self) -> torch.device | None:

@@ -17,6 +17,7 @@ from ppgen.tracing.sites import Program
 from ppgen.training.batches import Batches, hold_out
 from ppgen.training.chain import ChainTrainer
 from ppgen.training.checkpoint import Checkpoint
+from ppgen.training.missing import check_missing
 from ppgen.training.options import Loss, TrainingOptions
 from ppgen.training.progressive import GrowthController
 from ppgen.training.result import Chain, Fitted
@@ -39,7 +40,7 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     """
     loss = ELBO() if options.loss is None else options.loss
     modules = [module for program in (model, guide) if (module := owning_module(program)) is not None]
-    tensors, held_out = _load(data, modules, options)
+    tensors, held_out = _load(model, data, modules, options)
     _warn_of_selection_by_adversarial_loss(loss, options)
     batches = Batches(tensors, size=options.batch_size, seed=options.seed)
     total = options.total_steps(len(batches))
@@ -104,11 +105,16 @@ def _train_chains(
 
 
 def _load(
-    data: Any, modules: list[nn.Module], options: TrainingOptions
+    model: Program, data: Any, modules: list[nn.Module], options: TrainingOptions
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
     """Training and validation tensors, checked by the model, on the device."""
     dtypes = [p.dtype for module in modules for p in module.parameters() if p.is_floating_point()]
     tensors, held_out = hold_out(data, options.validation, seed=options.seed, dtype=_first(dtypes))
+    check_missing(model, tensors, data, size=options.batch_size)
+    if held_out is not None:
+        split = isinstance(options.validation, int | float)
+        source, name = (data, "data") if split else (options.validation, "validation")
+        check_missing(model, held_out, source, name=name, size=options.batch_size)
     if callable(check := getattr(_first(modules), "check", None)):
         check(*tensors)
         if held_out is not None:

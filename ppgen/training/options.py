@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -36,6 +37,7 @@ class TrainingOptions:
     """The options of `ppgen.fit`, which documents each of them.
 
     Raises:
+        TypeError: for a number that has to be an integer and is none.
         ValueError: for a value out of range, or options that contradict each other.
     """
 
@@ -61,6 +63,10 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"fit: give steps or epochs, not both (got steps={self.steps}, epochs={self.epochs})")
+        for name in ("steps", "epochs", "batch_size", "restarts", "patience", "seed"):
+            count = getattr(self, name)
+            if count is not None and not isinstance(count, Integral):
+                raise TypeError(f"fit: {name} must be an integer, got {count!r}; int({count!r}) rounds down")
         for name in ("steps", "epochs", "restarts", "patience"):
             count = getattr(self, name)
             if count is not None and count < 1:

@@ -20,6 +20,8 @@ from ppgen.losses.objective import Objective
 from ppgen.tracing.sites import Program
 from ppgen.tracing.traces import Traces
 from ppgen.training.batches import as_tensors
+from ppgen.training.conversion import cast_like
+from ppgen.training.missing import check_missing
 from ppgen.training.training_failures import TrainingWarning, critic_properties, training_warnings
 
 __all__ = ["Chain", "Fitted", "chains_from_tensors", "chains_to_tensors"]
@@ -216,21 +218,21 @@ class Fitted:
         if not given:
             return (None,) * len(parts)
         floats = [part.dtype for part in self.example if part.is_floating_point()]
-        found = as_tensors(tuple(given) if len(given) < len(parts) else whole, dtype=floats[0] if floats else None)
-        if len(found) != len(given):  # a Dataset
-            return self._like_example(found)
-        rest = iter(found)
-        return self._like_example(tuple(None if part is None else next(rest) for part in parts))
+        source = tuple(given) if len(given) < len(parts) else whole
+        found: tuple[Tensor | None, ...] = as_tensors(source, dtype=floats[0] if floats else None, allow_nan=True)
+        if len(found) == len(given):  # otherwise a Dataset
+            rest = iter(found)
+            found = tuple(None if part is None else next(rest) for part in parts)
+        tensors = self._like_example(found)
+        check_missing(self.model, tensors, source)
+        return tensors
 
     def _like_example(self, parts: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
         """Moves data to the device of the training batches, and converts each part to the type that it had there."""
         converted: list[Tensor | None] = []
         for i, part in enumerate(parts):
             if part is not None and i < len(self.example):
-                dtype = self.example[i].dtype
-                if part.is_floating_point() and not dtype.is_floating_point and (part != part.round()).any():
-                    raise ValueError(f"data[{i}]: the fit had integers ({dtype}) here, and these data have fractions")
-                part = part.to(self.example[0].device, dtype)
+                part = cast_like(part, self.example[i], f"data[{i}]").to(self.example[i].device)
             converted.append(part)
         return tuple(converted)
 

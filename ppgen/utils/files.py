@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 __all__ = ["write_atomically"]
@@ -10,7 +11,8 @@ __all__ = ["write_atomically"]
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> Path:
     """Writes a file so that it is complete or absent: to a temporary file beside it, synced, then renamed.
 
-    Creates the folder if it is missing. If writing fails, an existing file stays as it was, and nothing else remains.
+    Creates the folder if it is missing. A link stays, and the file that it points to is written; an existing file keeps
+    its permissions. If writing fails, an existing file stays as it was, and nothing else remains.
 
     Args:
         path: the file.
@@ -19,16 +21,18 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> Path:
     Returns:
         the path.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return path
+    return Path(path)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from data_files import CLASSES, CODES, COLOR, GRAY, LABELS, NAMES, TABLE, class_folders, frame, idx, same, save_images
+from PIL import Image
 
 from ppgen import data
 
@@ -49,6 +50,15 @@ def test_files_are_read_as_written(name, tmp_path):
     by_string = data.load(str(path), form=form, scale="none", label=label)
     assert same(by_string.x, x)
     assert by_string.name == name
+
+
+def test_images_are_upright(tmp_path):
+    """A camera that was held sideways stores that in EXIF's tag 274: 6 says to rotate by 90 degrees clockwise."""
+    exif = Image.Exif()
+    exif[274] = 6
+    for i, image in enumerate(GRAY):
+        Image.fromarray(image).save(tmp_path / f"{i}.png", exif=exif)
+    assert same(data.load(tmp_path, form="integer").x, np.rot90(GRAY, -1, axes=(1, 2))[:, None])
 
 
 def bad_images(folder):

@@ -250,3 +250,20 @@ def test_bad_input_is_named(name):
 def test_a_function_that_lacks_a_latent_is_named():
     with pytest.raises(LookupError, match=r"draws lack 'z'; .*there are 'y'"):
         sbc_of(ppgen.Simulator(one), lambda x: {"y": torch.zeros(9, 2)})
+
+
+def test_simulated_data_lack_what_the_data_lack():
+    """The exact posterior of a mean, given the rows that are not missing: its ranks are uniform."""
+
+    def missing(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.NanMaskedNormal(mean, 1.0), obs=y)
+
+    def exact(y):
+        assert y.isnan().tolist() == [False, True, False, True]
+        variance = 1 / (1 + (~y.isnan()).sum())
+        pyro.sample("mean", dist.Normal(variance * y.nan_to_num().sum(), variance**0.5))
+
+    data = torch.tensor([0.3, torch.nan, 0.1, torch.nan])
+    assert sbc(missing, exact, data, simulations=200, draws=19).p_value > 0.01

@@ -1,5 +1,8 @@
 """The groups of one chain: discrete latents, programs without a density, and the models of the package."""
 
+import io
+import sys
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -211,3 +214,22 @@ def test_an_autoflow_has_a_density():
     )
     assert "density" not in idata.posterior.attrs
     assert shapes(idata.posterior) == {"mu": (("chain", "draw"), (1, 30)), "tau": (("chain", "draw"), (1, 30))}
+
+
+def test_many_draws_show_a_bar_on_a_terminal(monkeypatch):
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    x = torch.randn(8)
+    fit = fitted(model, AutoNormal(model), x)
+    for delay, shown in ((0.0, True), (60.0, False)):
+        monkeypatch.setattr("ppgen.diagnostics.chain_groups.BAR_DELAY", delay)
+        monkeypatch.setattr("sys.stderr", Terminal())
+        fit.to_arviz(x, draws=60, chunk=30)
+        assert ("/60" in sys.stderr.getvalue()) == shown

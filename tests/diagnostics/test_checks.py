@@ -1,6 +1,8 @@
 """The table of checks: every check passes good draws and finds the fault that it is for; the verdict joins them."""
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
@@ -16,6 +18,17 @@ from ppgen.training.result import Chain, Fitted
 S = 1000
 
 
+def program(size=None):
+    """A global latent, and rows in a plate of their own number, or of `size`."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x) if size is None else size, subsample=None if size is None else x):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return model, lambda x: pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
 def draws(
     *,
     khat=0.1,
@@ -26,6 +39,9 @@ def draws(
     losses: np.ndarray | None = None,
     tails: TailCheck | None = None,
     missed_modes: float | None = 0.0,
+    size: int | None = None,
+    batch: int = 0,
+    rows: int = 0,
 ) -> PosteriorDraws:
     """Draws of one standard normal latent with these statistics; those with a k-hat for each datum have 10 data."""
     local = np.ndim(khat) > 0
@@ -43,10 +59,10 @@ def draws(
     vi_dims = ("chain", "data") if local else ("chain",)
     trace = np.zeros(50) if losses is None else losses
     chain = Chain({}, {"loss": trace}, {"step": np.zeros(0), "loss": np.zeros(0)}, "as given", len(trace), 0.0)
-    fit = Fitted(lambda: None, lambda: None, None, [chain] * chains, ())
+    fit = Fitted(*program(size), None, [chain] * chains, (torch.zeros(batch),) if batch else ())
     found = PosteriorDraws(
         fit,
-        (),
+        (torch.zeros(rows),) if rows else (),
         xr.Dataset({"z": (dims, z)}),
         xr.Dataset({"log_weight_smoothed": (dims, log_weights)}),
         xr.Dataset({name: (vi_dims, value) for name, value in statistics.items()}),
@@ -57,11 +73,23 @@ def draws(
 
 
 FALLING = np.linspace(100.0, 0.0, 50)
-WIDE_TAIL = TailCheck(ess=1500.0, missed_mass=0.02, moment_shifts={"shift": 0.0, "log_ratio": 0.0})
-MOVED_TAIL = TailCheck(ess=1500.0, missed_mass=0.0, moment_shifts={"shift": 0.0, "log_ratio": 0.3})
+
+
+def wider(*, khat: float = 0.1, missed: float = 0.0, log_ratio: float = 0.0) -> TailCheck:
+    """What draws from wider distributions find."""
+    shifts = {"shift": 0.0, "log_ratio": log_ratio}
+    location = {"z": torch.tensor(4.0)}
+    return TailCheck(1500.0, khat, missed, error=0.001, moment_shifts=shifts, certain_shifts=shifts, location=location)
+
+
+WIDE_TAIL, MOVED_TAIL = wider(missed=0.02), wider(log_ratio=0.3)
 
 # by check: draws for which it is computed, its value, and the level that it allows
 CASES = {
+    "likelihood_share": [
+        (draws(batch=4, rows=10), 0.4, GOOD),  # it explains what other checks find
+        (draws(batch=4, rows=10, size=10), 1.0, GOOD),
+    ],
     "pareto_k": [
         (draws(), 0.1, GOOD),
         (draws(khat=0.6), 0.6, WEIGHTED),
@@ -69,10 +97,17 @@ CASES = {
         (draws(khat=0.6, ess=0.995 * S), 0.6, GOOD),  # equal weights have no tail
         (draws(khat=0.6, ess=0.995 * S, tails=WIDE_TAIL), 0.6, BAD),
         (draws(khat=0.6, ess=0.995 * S, tails=MOVED_TAIL), 0.6, BAD),
+        (draws(khat=1.3, ess=0.95 * S, tails=wider()), 1.3, GOOD),  # wider distributions find nothing more
+        (draws(khat=1.3, ess=0.95 * S, tails=wider(khat=0.8)), 1.3, BAD),  # and here they cannot tell
+        (draws(khat=1.3, ess=0.95 * S, tails=MOVED_TAIL), 1.3, BAD),
+        (draws(khat=1.3, ess=0.5 * S, tails=wider()), 1.3, BAD),
         (draws(khat=np.array([0.1] * 9 + [0.6])), 0.1, WEIGHTED),
         (draws(khat=np.array([0.1] * 9 + [0.9])), 0.1, GOOD),  # the check of the rows judges these
     ],
-    "missed_tail_mass": [(draws(khat=0.6, ess=0.995 * S, tails=WIDE_TAIL), 0.02, GOOD)],
+    "missed_tail_mass": [
+        (draws(khat=0.6, ess=0.995 * S, tails=WIDE_TAIL), 0.02, GOOD),
+        (draws(tails=wider(missed=0.15)), 0.15, BAD),
+    ],
     "bad_rows": [
         (draws(khat=np.full(10, 0.1)), 0.0, GOOD),
         (draws(khat=np.array([0.1] * 9 + [0.9])), 0.1, BAD),
@@ -86,7 +121,7 @@ CASES = {
     ],
     "r_hat": [(draws(), 1.0, GOOD), (draws(apart=4.0), 1.82, BAD)],
     "shift": [(draws(), 0.0, GOOD), (draws(move=0.3), 0.3, WEIGHTED), (draws(move=0.8), 0.8, BAD)],
-    "log_ratio": [(draws(), 0.0, GOOD)],
+    "log_ratio": [(draws(), 0.0, GOOD), (draws(tails=wider(log_ratio=0.6)), 0.0, BAD)],
     "missed_mode_mass": [(draws(), 0.0, GOOD), (draws(missed_modes=0.5), 0.5, BAD)],
     "unconverged_nats": [(draws(), 0.0, GOOD), (draws(losses=FALLING), 15.2, GOOD)],
 }
@@ -125,11 +160,35 @@ def test_a_check_explains_itself(check):
         assert "not judged" in check.description
 
 
-@pytest.mark.parametrize("name", ["missed_tail_mass", "bad_rows", "r_hat", "shift", "log_ratio", "missed_mode_mass"])
+@pytest.mark.parametrize(
+    "name", ["likelihood_share", "missed_tail_mass", "bad_rows", "r_hat", "shift", "log_ratio", "missed_mode_mass"]
+)
 def test_a_check_that_does_not_apply_has_no_finding(name):
     local = draws(khat=np.full(10, 0.1), chains=1)
     glob = draws(chains=1, missed_modes=None)
     assert CHECKS[name].compute(glob if name in ("missed_tail_mass", "bad_rows", "r_hat") else local) is None
+
+
+def test_a_plate_of_the_length_of_a_batch_is_named_with_the_remedy():
+    check = CHECKS["likelihood_share"]
+    finding = check.compute(draws(batch=4, rows=10))
+    assert "the plate 'data' has the length of a batch, 4 of 10 rows" in finding.reason
+    verdict = _verdict({check: finding, CHECKS["pareto_k"]: Finding(0.9, "above", BAD, advise=True)}, automatic=False)
+    assert 'pyro.plate("data", N, subsample=x)' in verdict.advice[0]
+
+
+@pytest.mark.parametrize("other", [GOOD, BAD])
+def test_a_large_khat_that_is_good_is_explained_on_its_line(other):
+    """Of equal weights, whatever the verdict; one that is small, or bad, has no such note."""
+    tails = wider(missed=0.001)
+    check, others = CHECKS["pareto_k"], {CHECKS["shift"]: Finding(0.0, "moved" if other == BAD else "", other)}
+    verdict = _verdict({check: check.compute(draws(khat=0.93, ess=0.995 * S, tails=tails)), **others}, automatic=False)
+    assert verdict.level == other
+    (line,) = (line for line in str(verdict).splitlines() if "pareto_k" in line)
+    for part in ("0.93", "above 0.5, and good all the same", "99.5% of the draws", "find 0.1% beyond"):
+        assert part in line
+    for given in (draws(), draws(khat=0.93), draws(khat=0.6)):
+        assert check.compute(given).note == ""
 
 
 def test_the_verdict_is_the_worst_level_and_good_ones_give_no_reasons():

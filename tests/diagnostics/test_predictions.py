@@ -205,7 +205,7 @@ def test_a_number_of_groups_that_follows_from_the_data_is_refused_by_its_plate()
         ValueError, match=r"'a' .* \(5,\); these data ask for \(2,\): make the size of the plate 'groups'"
     ):
         fit.predict(torch.tensor([0, 1, 0]))
-    with pytest.raises(ValueError, match=r"data\[0\]: the fit had integers .* these data have fractions"):
+    with pytest.raises(ValueError, match=r"data\[0\]: 1 values, such as 0.5, are not exact in torch.int64"):
         fit.predict(torch.tensor([0.5, 1.0]))
 
 

@@ -1,6 +1,7 @@
 """`diagnose` recognizes failures that were built in, and good fits."""
 
 import math
+import re
 
 import pyro
 import pyro.distributions as dist
@@ -20,11 +21,12 @@ from posterior_cases import (
     untrained_fit,
 )
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, init_to_value
+from torch.distributions.transforms import CumulativeDistributionTransform
 
 from ppgen.diagnostics import diagnose
 from ppgen.diagnostics import verdict as verdict_module
 from ppgen.diagnostics.verdict import BAD, GOOD, RICHER, UNKNOWN, WEIGHTED
-from ppgen.fitting import Fit
+from ppgen.fitting import Fit, fit
 
 
 def failed_fit(name: str) -> tuple[Fit, tuple]:
@@ -102,6 +104,66 @@ def test_a_missed_wide_tail_is_judged_by_its_effect_on_moments(share, width, lev
     assert verdict.statistics["pareto_k"] > 0.5
     assert "missed_tail_mass" in verdict.statistics
     assert verdict.level == level, str(verdict)
+
+
+# mass that the guide's own draws do not show
+
+
+def test_a_distant_mode_that_no_start_reaches_is_missed():
+    """A tenth and a half of the mass is at 25, where neither a start between -2 and 2 nor a Gaussian gets."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 20.0))
+        modes = dist.Normal(torch.tensor([0.0, 25.0]), 0.5).log_prob(x[..., None]) + torch.tensor([0.85, 0.15]).log()
+        pyro.factor("modes", modes.logsumexp(-1) - dist.Normal(0.0, 20.0).log_prob(x))
+
+    verdict = fit(model, "auto", None, progress=False).diagnose()
+    assert verdict.level == BAD
+    assert verdict.statistics["missed_tail_mass"] == pytest.approx(0.15, abs=0.04)
+    assert re.search(r"x = 2[3-7]\.", verdict.reasons["missed_tail_mass"])
+    assert verdict.statistics["pareto_k"] < 0.5
+    assert verdict.statistics["ess_ratio"] > 0.99
+
+
+def test_a_heavy_tail_that_the_guide_cuts_off_is_missed():
+    """The guide is the posterior between -3 and 3: all weights are equal, and 1 - 2 arctan(3) / pi is missing."""
+    share = math.atan(3.0) / math.pi
+    inverse = CumulativeDistributionTransform(dist.Cauchy(0.0, 1.0)).inv
+    cut = dist.TransformedDistribution(dist.Uniform(0.5 - share, 0.5 + share), [inverse])
+    verdict = untrained_fit(lambda: pyro.sample("x", dist.Cauchy(0.0, 1.0)), guide_of("x", cut)).diagnose()
+    assert verdict.statistics["ess_ratio"] > 0.999
+    assert verdict.statistics["missed_tail_mass"] == pytest.approx(1 - 2 * share, abs=0.03)
+    assert verdict.level == BAD
+
+
+def test_a_ridge_under_a_mean_field_is_missed():
+    """Only a + b is identified. The guide has the conditional variances; its weights have a k-hat of about .6."""
+
+    def model():
+        a, b = pyro.sample("a", dist.Normal(0.0, 10.0)), pyro.sample("b", dist.Normal(0.0, 10.0))
+        pyro.sample("y", dist.Normal(a + b, 0.2), obs=torch.tensor(1.0))
+
+    def guide():
+        for name in "ab":
+            pyro.sample(name, dist.Normal(0.5, (1 / 0.2**2 + 1 / 10.0**2) ** -0.5))
+
+    verdict = untrained_fit(model, guide).diagnose()
+    assert verdict.level == BAD
+    assert verdict.statistics["missed_tail_mass"] > 0.5
+
+
+def test_an_exponential_tail_without_mass_is_good():
+    """The logarithm of a Gamma variable falls exponentially below its mode, and a guide of its moments faster.
+
+    The largest weight of 4000 draws says nothing about that tail; draws from wider distributions find no mass in it.
+    """
+    log_moments = math.log(8.0) - 1 / 16 - 1 / 768, 0.365  # of Gamma(8, 1)
+    verdict = untrained_fit(
+        lambda: pyro.sample("x", dist.Gamma(8.0, 1.0)), guide_of("x", dist.LogNormal(*log_moments))
+    ).diagnose()
+    assert verdict.statistics["pareto_k"] > 0.7
+    assert 0.9 < verdict.statistics["ess_ratio"] < 0.99
+    assert verdict.level == GOOD, str(verdict)
 
 
 def test_auto_is_not_advised_for_a_fit_by_auto():

@@ -181,6 +181,44 @@ def test_a_masked_row_has_no_effect():
         torch.testing.assert_close(metric(values, other, weights), metric(values[keep], other))
 
 
+@pytest.mark.parametrize(
+    "observe",
+    [
+        lambda x, keep: (Normal(0.0, 1.0).expand([4, 2]).to_event(1).mask(keep), x),
+        lambda x, keep: (Normal(0.0, 1.0).expand([4, 2]).mask(keep[:, None]).to_event(1), x),
+        lambda x, keep: (
+            dist.NanMaskedNormal(0 * x, 1.0).to_event(1),
+            x.masked_fill(~keep[:, None], torch.nan),
+        ),
+    ],
+)
+def test_masked_distributions_and_missing_rows_become_weights(observe):
+    """Values of weight zero are finite, so that they have no effect."""
+    x, keep = torch.arange(8.0).reshape(4, 2), torch.tensor([True, False, True, True])
+
+    def model():
+        with pyro.plate("data", 4):
+            fn, obs = observe(x, keep)
+            pyro.sample("x", fn, obs=obs)
+
+    draws = Traces(model, lambda: None)
+    for view in (v.data("x"), v.generated("x")):
+        values, weights = view(draws)
+        assert weights.tolist() == [1, 0, 1, 1]
+        assert values.isfinite().all()
+    assert torch.equal(v.data("x")(draws).values[keep], x[keep])
+
+
+def test_the_mask_of_a_latents_distribution_is_no_weight():
+    """``mask(False)`` says that a latent has no density; its draws count."""
+
+    def model():
+        with pyro.plate("data", 4):
+            pyro.sample("z", Normal(0.0, 1.0).mask(False))
+
+    assert v.prior("z")(Traces(model, lambda: None)).weights is None
+
+
 def test_a_mask_within_a_row_is_an_error():
     mask = torch.tensor([[True, True], [True, False], [True, True], [False, False]])
     with pytest.raises(ValueError, match=r"data\('x'\): the mask of site 'x' differs within a row"):

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from scipy.sparse import csr_matrix
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from ppgen.training.batches import Batches, as_tensors
+from ppgen.training.batches import Batches, as_tensors, hold_out
+from ppgen.training.conversion import cast_like
 
 VALUES = np.arange(12, dtype=np.float32).reshape(6, 2)
 LABELS = np.arange(6)
@@ -27,6 +29,14 @@ class Pairs(Dataset):
 
 
 class Stream(IterableDataset):
+    def __init__(self, length: int | None = None) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError
+        return self.length
+
     def __iter__(self) -> Iterator[torch.Tensor]:
         return iter(X)
 
@@ -45,6 +55,9 @@ KINDS: dict[str, Callable] = {
     "reversed": lambda: (VALUES[::-1, ::-1].copy()[::-1, ::-1], LABELS[::-1].copy()[::-1]),
     "read-only": lambda: (np.broadcast_to(VALUES, VALUES.shape), LABELS),
     "byte order": lambda: (VALUES.astype(">f4"), LABELS.astype(">i8")),
+    "masked nowhere": lambda: (np.ma.masked_array(VALUES, False), np.ma.masked_array(LABELS)),
+    "unsigned": lambda: (VALUES, LABELS.astype(np.uint32).astype(np.uint64)),
+    "with gradients": lambda: (X.clone().requires_grad_(), Y),
     "half": lambda: (VALUES.astype(np.float16), LABELS),
 }
 
@@ -89,6 +102,54 @@ def test_float64_is_cast_with_one_warning():
     assert wide.dtype == torch.float64
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_masked_values_are_missing_ones(kind):
+    masked = np.ma.masked_array(VALUES.astype(kind), VALUES == 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (x,) = as_tensors(masked, allow_nan=True)
+    assert x.isnan().sum() == x[1, 1].isnan().sum() == 1
+    assert torch.equal(x.nan_to_num(3.0), X)
+
+
+def test_a_cast_that_loses_digits_is_reported_with_its_columns():
+    seconds = 1.7e9 + np.arange(6.0)
+    frame = pd.DataFrame({"ok": np.arange(6.0), "year": 2000 + np.arange(6.0), "time": seconds})
+    with pytest.warns(UserWarning, match="rounds column 'time' by more than 1% .* subtract the mean first"):
+        as_tensors(frame)
+    with pytest.warns(UserWarning, match="cast to torch.float32, the dtype of the programs$"):
+        as_tensors(frame.drop(columns="time"))
+
+
+def test_frames_with_one_index_in_two_orders_give_a_warning():
+    x, y = pd.DataFrame(VALUES, index=range(6)), pd.Series(LABELS, index=range(5, -1, -1))
+    with pytest.warns(UserWarning, match=r"rows are paired by position: align them, y.loc\[x.index\]"):
+        as_tensors((x, y))
+    as_tensors((x, y.loc[x.index]))
+    as_tensors((x, y.reset_index(drop=True)))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (2**24 + 1, torch.float32, "1 values, such as 16777217, are not exact in torch.float32"),
+        (2**24, torch.float32, None),
+        (2**53 + 1, torch.float64, "not exact in torch.float64"),
+        (300, torch.uint8, "such as 300, are not exact in torch.uint8"),
+        (0.5, torch.int64, "such as 0.5, are not exact in torch.int64"),
+        (2.0, torch.bool, "not exact in torch.bool"),
+        (True, torch.float32, None),
+    ],
+)
+def test_a_cast_changes_no_value(value, dtype, message):
+    part, like = torch.tensor([1, value]), torch.zeros(2, dtype=dtype)
+    if message is None:
+        assert torch.equal(cast_like(part, like, "x"), part.to(dtype))
+        return
+    with pytest.raises(ValueError, match=message):
+        cast_like(part, like, "x")
+
+
 def nan_frame() -> pd.DataFrame:
     return pd.DataFrame({"a": [1.0, np.nan, np.inf], "b": [1.0, 2.0, np.nan]})
 
@@ -116,6 +177,32 @@ BAD: dict[str, tuple[Callable, type[Exception], str]] = {
     "complex": (lambda: torch.ones(2, dtype=torch.complex64), TypeError, "expected real numbers"),
     "none": (lambda: None, TypeError, "got NoneType"),
     "numbers": (lambda: [1.0, 2.0], TypeError, r"data\[0\]: expected a NumPy array or a torch tensor, got float"),
+    "objects": (
+        lambda: np.array([1, 2], dtype=object),
+        TypeError,
+        r"dtype object, an array of Python objects: x.astype",
+    ),
+    "numbers as text": (lambda: np.array(["0", "1"]), TypeError, r"dtype <U1, text: x.astype\(float\) for numbers"),
+    "times": (lambda: np.array(["2020-01-01"], dtype="datetime64[D]"), TypeError, r"times: \(x - x.min\(\)\) / np"),
+    "categories": (lambda: pd.Series(pd.Categorical([1, 2])), TypeError, r"not numeric; .* \.cat\.codes"),
+    "masked": (lambda: np.ma.masked_array([1.0, 2.0], [False, True]), ValueError, r"1 of 2 values, .* \(1 NaN"),
+    "masked integers": (lambda: np.ma.masked_array([1, 2], [False, True]), ValueError, r"1 of 2 values, .* \(1 NaN"),
+    "missing booleans": (lambda: pd.Series(pd.array([True, None], dtype="boolean")), ValueError, "1 NaN"),
+    "too large": (
+        lambda: pd.DataFrame({"a": [1.0, 2.0], "b": [1e300, 1.0]}),
+        ValueError,
+        r"1 of 4 values, .* \(the first is row 0\), column 'b', are beyond the range of torch.float32",
+    ),
+    "too large integers": (lambda: np.array([2**64 - 1], np.uint64), ValueError, r"at least 2\^63 are beyond"),
+    "sparse": (lambda: (X, torch.eye(6).to_sparse()), TypeError, r"data\[1\]: expected a dense .* x.to_dense\(\)"),
+    "a sparse matrix": (lambda: csr_matrix(VALUES), TypeError, r"got csr_matrix: x.toarray\(\)"),
+    "a loader": (lambda: DataLoader(TensorDataset(X)), TypeError, "got DataLoader: give its dataset, and batch_size="),
+    "a dictionary": (lambda: {"x": X}, TypeError, "got dict: give a tuple"),
+    "a stream with a length": (
+        lambda: Stream(6),
+        ValueError,
+        r"got Stream, a stream: .*default_collate\(list\(data\)\)",
+    ),
     "empty dataset": (lambda: Subset(TensorDataset(X), []), ValueError, "length of at least 1, got Subset"),
     "stream": (Stream, ValueError, "length of at least 1, got Stream"),
 }
@@ -131,6 +218,25 @@ def test_invalid_data_are_an_error_that_names_the_place(case):
 def test_the_error_names_the_argument():
     with pytest.raises(ValueError, match=r"^validation: "):
         as_tensors(VALUES[:0], name="validation")
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (X, "validation: expected 2 arrays, as in the data, got 1"),
+        ((X, Y, Y), "expected 2 arrays, as in the data, got 3"),
+        ((X[:, :1], Y), r"validation\[0\]: expected rows of shape \(2,\), as in the data, got \(1,\)"),
+        ((X, Y + 0.5), r"validation\[1\]: 6 values, such as 0.5, are not exact in torch.int64"),
+    ],
+)
+def test_validation_data_that_differ_from_the_data_are_an_error(validation, message):
+    with pytest.raises(ValueError, match=message):
+        hold_out((X, Y), validation)
+
+
+def test_validation_data_have_the_types_of_the_data():
+    _, held_out = hold_out((X, Y), (X.round().long(), Y.float()))
+    assert [part.dtype for part in held_out] == [torch.float32, torch.int64]
 
 
 # Batches.

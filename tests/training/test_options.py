@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import ExponentialLR
@@ -34,6 +35,13 @@ def test_a_scheduler_function_is_used_as_it_is():
     scheduler = partial(ExponentialLR, gamma=0.5)
     assert TrainingOptions(lr_scheduler=scheduler).scheduler(10) is scheduler
     assert TrainingOptions().scheduler(10) is None
+
+
+@pytest.mark.parametrize("name", ["steps", "epochs", "batch_size", "restarts", "patience", "seed"])
+def test_a_count_is_an_integer(name):
+    with pytest.raises(TypeError, match=rf"fit: {name} must be an integer, got 10.0; int\(10.0\)"):
+        TrainingOptions(**{"validation": 0.1, name: 1e1})
+    TrainingOptions(**{"validation": 0.1, name: np.int64(10)})
 
 
 def test_given_options_are_neither_none_nor_empty():

@@ -16,6 +16,25 @@ def test_text_and_bytes_are_written_and_replace_what_was_there(tmp_path):
     assert os.listdir(path.parent) == ["file"]
 
 
+def test_a_link_stays_and_its_target_is_written(tmp_path):
+    target, link, dangling = tmp_path / "there" / "target", tmp_path / "link", tmp_path / "dangling"
+    write_atomically(target, "old")
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / "there" / "new")
+    for path in (link, dangling):
+        assert write_atomically(path, "new") == path
+        assert path.is_symlink()
+    assert target.read_text() == (tmp_path / "there" / "new").read_text() == "new"
+    assert sorted(os.listdir(tmp_path / "there")) == ["new", "target"]
+
+
+def test_a_file_keeps_its_permissions(tmp_path):
+    path = write_atomically(tmp_path / "file", "old")
+    path.chmod(0o600)
+    write_atomically(path, "new")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failing):
     path = write_atomically(tmp_path / "file", "old")

@@ -4,6 +4,7 @@ A new check is a `Check` in a file of this package and a row here. Verdicts, rep
 name, meaning and bound from the row.
 """
 
+from ppgen.diagnostics.checks.batches import LIKELIHOOD_SHARE
 from ppgen.diagnostics.checks.check import Check
 from ppgen.diagnostics.checks.convergence import UNCONVERGED_NATS
 from ppgen.diagnostics.checks.modes import MISSED_MODE_MASS
@@ -16,6 +17,7 @@ __all__ = ["CHECKS", "describe_checks"]
 CHECKS: dict[str, Check] = {
     check.name: check
     for check in (
+        LIKELIHOOD_SHARE,
         PARETO_K,
         MISSED_TAIL_MASS,
         BAD_ROWS,

@@ -30,12 +30,14 @@ class Finding:
         level: the best verdict that this finding allows. A reason at the level `GOOD` only explains a bad verdict
             that other checks have found, and is dropped from a good one.
         advise: whether the advice of the check applies.
+        note: why a value beyond its usual bound is good all the same; shown whatever the verdict.
     """
 
     value: float | None = None
     reason: str = ""
     level: str = GOOD
     advise: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)

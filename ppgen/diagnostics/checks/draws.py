@@ -9,7 +9,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.diagnostics.mode_search import NO_DENSITY, ModeSearch, search_modes
+from ppgen.diagnostics.mode_search import ModeSearch, search_modes
+from ppgen.diagnostics.proposals import NO_DENSITY, Proposal, guide_proposal, prior_proposal, student_t_proposal
 from ppgen.diagnostics.reading import unconstrained_draws
 from ppgen.diagnostics.tails import TailCheck, check_tails
 from ppgen.posterior.importance import NEGLIGIBLE_NATS, largest_moment_shifts, psis_reliable
@@ -17,7 +18,7 @@ from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.training.result import Fitted
 from ppgen.utils.arviz_versions import group
 
-__all__ = ["PosteriorDraws", "comparable_chains"]
+__all__ = ["PosteriorDraws", "comparable_chains", "on_one_line"]
 
 MAX_DIM = 300  # latents up to which the unconstrained density is used
 
@@ -113,11 +114,29 @@ class PosteriorDraws:
 
     @cached_property
     def tails(self) -> TailCheck | None:
-        """What draws from a wider proposal find beyond the guide's; None if that cannot be computed."""
+        """What draws from wider distributions find beyond the guide's; None if that cannot be computed."""
+        if self.per_datum:
+            return None
         with self.fit.eval_mode(self.chain):
             if self.target is None:
                 return None
-            return check_tails(self.target, self.fit.guide, self._unconstrained(self.target), self._generator())
+            u = self._unconstrained(self.target)
+            wider = [part for part in (student_t_proposal(u, self._generator()), self.prior) if part is not None]
+            if not wider:
+                return None
+            own = guide_proposal(self.target, self.fit.guide, u)
+            evidence, error = (
+                float(self.vi_stats[name].values[self.chain]) for name in ("log_marginal", "log_marginal_error")
+            )
+            return check_tails(self.target, u, evidence, error, wider if own is None else [own, *wider])
+
+    @cached_property
+    def prior(self) -> Proposal | None:
+        """As many draws of the prior, with its density; None if it has none.
+
+        The programs must hold the weights of the judged chain when this is first read.
+        """
+        return None if self.target is None else prior_proposal(self.target, self.size, self._generator())
 
     @cached_property
     def mode_search(self) -> ModeSearch | None:
@@ -128,7 +147,7 @@ class PosteriorDraws:
             if self.target is None:
                 return None
             u, log_evidence = self._unconstrained(self.target), float(self.vi_stats["log_marginal"].values[self.chain])
-            options: dict[str, Any] = {"starts": self.starts, "generator": self._generator()}
+            options: dict[str, Any] = {"starts": self.starts, "generator": self._generator(), "prior": self.prior}
             return search_modes(self.target, u, self.log_weights, log_evidence, **options)
 
     def _unconstrained(self, target: UnconstrainedLogDensity) -> Tensor:
@@ -142,3 +161,9 @@ def comparable_chains(vi_stats: xr.Dataset) -> np.ndarray:
     """The chains whose evidence is not negligible beside that of the best one."""
     evidence = vi_stats["log_marginal"].values.reshape(vi_stats.sizes["chain"], -1).sum(-1)
     return np.flatnonzero(evidence > np.nanmax(evidence, initial=-np.inf) - NEGLIGIBLE_NATS)
+
+
+def on_one_line(latents: dict[str, Tensor]) -> str:
+    """The values of latents for a message, of limited length."""
+    flat = {k: v.numpy().reshape(-1) if v.dim() else v.numpy() for k, v in latents.items()}
+    return ", ".join(f"{k} = {np.array2string(v, precision=3, threshold=4)}" for k, v in flat.items())[:160]

@@ -1,10 +1,7 @@
 """A check for modes of the posterior that the guide misses."""
 
-import numpy as np
-from torch import Tensor
-
 from ppgen.diagnostics.checks.check import BAD, Check, Finding
-from ppgen.diagnostics.checks.draws import PosteriorDraws
+from ppgen.diagnostics.checks.draws import PosteriorDraws, on_one_line
 
 __all__ = ["MISSED_MODE_MASS"]
 
@@ -17,13 +14,8 @@ def missed_mode_mass(draws: PosteriorDraws) -> Finding | None:
         return None
     if search.missed_mass <= MAX_MISSED_MODE_MASS:
         return Finding(search.missed_mass)
-    reason = f"above {MAX_MISSED_MODE_MASS}: the guide misses a mode at {_on_one_line(search.location)[:160]}"
+    reason = f"above {MAX_MISSED_MODE_MASS}: the guide misses a mode at {on_one_line(search.location)}"
     return Finding(search.missed_mass, reason, BAD, advise=True)
-
-
-def _on_one_line(latents: dict[str, Tensor]) -> str:
-    flat = {k: v.numpy().reshape(-1) if v.dim() else v.numpy() for k, v in latents.items()}
-    return ", ".join(f"{k} = {np.array2string(v, precision=3, threshold=4)}" for k, v in flat.items())
 
 
 MISSED_MODE_MASS = Check(

@@ -26,7 +26,7 @@ def verdict_section(context: FitContext) -> Section | None:
     if verdict.advice:
         paragraphs.append(f"What to try next: {'; '.join(verdict.advice)}.")
     rows = _rows(verdict)
-    header = ("statistic", "value", "meaning and bound", "what is wrong")
+    header = ("statistic", "value", "meaning and bound", "remark")
     return Section("Can the posterior be trusted?", "\n\n".join(paragraphs), [Table(header, rows)] if rows else [])
 
 
@@ -36,6 +36,6 @@ def _rows(verdict: Verdict) -> list[tuple]:
     for name, value in verdict.statistics.items():
         description = CHECKS[name].description if name in CHECKS else ""
         shown = int(value) if name in COUNTS else value
-        rows.append((name, shown, description, verdict.reasons.get(name, "")))
+        rows.append((name, shown, description, verdict.remark(name)))
     others = {k: why for k, why in verdict.reasons.items() if k not in verdict.statistics and k != "density"}
     return rows + [(name, None, "", why) for name, why in others.items()]
