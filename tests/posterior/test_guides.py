@@ -17,6 +17,7 @@ from ppgen import Fit
 from ppgen.posterior import flow_vi
 from ppgen.posterior.candidates import CandidateBuilder
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.starts import initial_points
 
 X = torch.randn(20, generator=torch.Generator().manual_seed(1))
 
@@ -87,7 +88,7 @@ def test_a_flow_is_built_again(model, tmp_path, monkeypatch):
     for name, value in (("STEPS_PER_ROUND", 3), ("MAX_ROUNDS", 1)):
         monkeypatch.setattr(flow_vi, name, value)
     target = UnconstrainedLogDensity(model, (X, X))
-    starts = target.initial_points(2, torch.Generator().manual_seed(0))
+    starts = initial_points(target, 2, torch.Generator().manual_seed(0))
     builder = CandidateBuilder(target, starts, 0, 0.0)
     candidate = builder.flow(starts[0], torch.eye(target.dim, dtype=torch.float64), lambda _: None)
     fit = Fit(**vars(candidate.fit))
