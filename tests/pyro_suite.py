@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyro.poutine import runtime
 
 FILES = [
     "tests/infer/test_valid_models.py",
@@ -104,6 +105,8 @@ class Outcomes:
         try:
             return (yield)
         except _TooSlow:
+            runtime._PYRO_STACK.clear()  # of handlers, which a test that is interrupted may leave there
+            runtime._DIM_ALLOCATOR._stack.clear()
             pytest.fail(TOO_SLOW, pytrace=False)
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)

@@ -173,7 +173,7 @@ def test_a_loaded_fit_equals_the_saved_one(program, tmp_path):
 
 
 @frozen_in_training
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [name for name in PROGRAMS if name != "functions"])  # those start anew in each fit
 def test_a_loaded_fit_can_be_trained_further(program, tmp_path):
     train(fresh(PROGRAMS[program], 1)).save(tmp_path / "fit")
     programs = fresh(PROGRAMS[program], 2)
