@@ -8,18 +8,22 @@ says so; nothing fails. ``docs/private_torch.md`` lists all of them, and a test 
     torch.utils._python_dispatch.TorchDispatchMode      sees every operation of a step; without it, steps stay eager
     torch._ops.OpOverload._schema                       tells what an operation overwrites; without it, steps stay eager
     torch.ops.aten._fused_*_                            fused optimizer kernels; a missing one is not treated specially
-    nn.Module._parameters, ._buffers, ._modules         a module's own parts, fast; without them, public iterators
     torch.distributions.Distribution._validate_args     whether distributions validate; without it, `__debug__` tells
+    torch._C._dynamo.guards.TensorGuards                compares types and shapes of tensors, fast; without it, Python
+    torch._C._len_torch_function_stack, ._len_torch_dispatch_stack   how many modes are on; without them, 0
+    nn.Module._parameters, ._buffers, ._modules         a module's parts, which the guard of a compiled step compares
+    torch.Tensor._backward_hooks                        the hooks of a parameter; without it, they are taken for none
 """
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from ppgen.utils.user_warnings import warn_user
@@ -28,6 +32,18 @@ try:
     from torch.fx.experimental.proxy_tensor import make_fx
 except ImportError:
     make_fx = None  # type: ignore[assignment]
+try:
+    from torch._C._dynamo.guards import TensorGuards
+except ImportError:
+    TensorGuards = None  # type: ignore[assignment, misc]
+try:
+    from torch._C import _len_torch_function_stack as num_function_modes
+except ImportError:
+    num_function_modes = int
+try:
+    from torch._C import _len_torch_dispatch_stack as num_dispatch_modes
+except ImportError:
+    num_dispatch_modes = int
 try:
     from torch.utils._python_dispatch import TorchDispatchMode
 except ImportError:
@@ -41,11 +57,15 @@ except ImportError:
 
 __all__ = [
     "FUSED_OPTIMIZERS",
+    "MODULE_PARTS",
     "MissingTorchInterface",
     "TorchDispatchMode",
     "distributions_validate",
-    "own_parts",
+    "hooks",
+    "num_dispatch_modes",
+    "num_function_modes",
     "record_function",
+    "tensor_guard",
     "warn_missing",
     "without_validation",
     "written_arguments",
@@ -56,6 +76,8 @@ FUSED_OPTIMIZERS = tuple(
     for name in ("_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_")
     if hasattr(torch.ops.aten, name)
 )
+MODULE_PARTS = ("_parameters", "_buffers", "_modules")
+_HOOKS = attrgetter("_backward_hooks") if hasattr(Tensor, "_backward_hooks") else type(None)
 _warned: list[str] = []
 
 
@@ -118,14 +140,37 @@ def written_arguments(op: Any) -> tuple[tuple[int, str], ...]:
         raise MissingTorchInterface("the attribute _schema of operations") from error
 
 
-def own_parts(module: nn.Module) -> list[int]:
-    """The ids of a module's own parameters, buffers and layers, those of its layers left out."""
+def tensor_guard(tensors: Sequence[Tensor]) -> Callable[[], bool]:
+    """Returns a function that tells whether tensors have the properties that they have now.
+
+    These are type, device, shape, strides and gradient flag, and whether autocast or inference mode applies to them.
+
+    Args:
+        tensors: the tensors, which are kept alive.
+    """
     try:
-        parts = (*module._parameters.values(), *module._buffers.values(), *module._modules.values())
-    except AttributeError:
-        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        return [id(part) for part in (*tensors, *module.children())]
-    return [id(part) for part in parts]
+        guards = TensorGuards(
+            *tensors,
+            dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],  # type: ignore[misc]
+            dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],  # type: ignore[misc]
+        )
+        if not tensors or guards.check(*tensors):
+            return partial(guards.check, *tensors)
+    except (TypeError, RuntimeError):
+        pass
+    before = _properties(tensors)
+    return lambda: _properties(tensors) == before
+
+
+def _properties(tensors: Sequence[Tensor]) -> list[Any]:
+    types = {tensor.device.type for tensor in tensors}
+    modes = [torch.is_inference_mode_enabled(), *(torch.is_autocast_enabled(kind) for kind in sorted(types))]
+    return modes + [(t.dtype, t.device, t.shape, t.stride(), t.requires_grad) for t in tensors]
+
+
+def hooks(tensors: Sequence[Tensor]) -> list[Any]:
+    """The hooks of each tensor, or None for one without hooks."""
+    return list(map(_HOOKS, tensors))
 
 
 def distributions_validate() -> bool:

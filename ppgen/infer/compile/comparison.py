@@ -28,6 +28,8 @@ def disagreement(
     eager_values: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
     optimizers: Sequence[RecordableOptimizer],
+    *,
+    slack: float = 1.0,
 ) -> str | None:
     """Compares the compiled step, which has just run, with the recorded eager step.
 
@@ -37,12 +39,13 @@ def disagreement(
         eager_values: the outputs of the eager step.
         values: the outputs of the compiled step.
         optimizers: with their gradients of the eager step.
+        slack: a factor on the tolerances.
 
     Returns:
         The first difference in words; None if the two agree.
     """
     for name, value in eager_values.items():
-        if not _close(values[name], value, floor=1e-3):
+        if not _close(values[name], value, floor=1e-3, slack=slack):
             return f"{name} is {float(values[name]):.8g}, eagerly {float(value):.8g}"
     gradients = {id(p): grad for optimizer in optimizers for p, grad in optimizer.last_gradients if grad is not None}
     largest = max((float(grad.abs().max()) for grad in gradients.values() if grad.numel()), default=0.0)
@@ -52,7 +55,7 @@ def disagreement(
         if id(tensor) in gradients:
             counted = gradients[id(tensor)].abs() > NEGLIGIBLE * largest
             error = ((tensor - eager).abs() * counted).max() if tensor.numel() else tensor.new_zeros(())
-            if error > STEP_TOLERANCE * (eager - before).abs().max() + 1e-6 * eager.abs().max():
+            if error > slack * STEP_TOLERANCE * (eager - before).abs().max() + 1e-6 * eager.abs().max():
                 return f"the update of a parameter of shape {tuple(tensor.shape)} differs by {float(error):.3g}"
         elif not tensor.is_floating_point():
             if not torch.equal(tensor, eager):
@@ -60,15 +63,16 @@ def disagreement(
         else:
             states.setdefault(kinds.get(id(tensor), id(tensor)), []).append((tensor.detach(), eager))
     for kind, pairs in states.items():
-        if not _close(*(torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*pairs, strict=True))):
+        value, expected = (torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*pairs, strict=True))
+        if not _close(value, expected, slack=slack):
             shape = tuple(pairs[0][0].shape)
             return f"{kind} of the optimizer differs" if isinstance(kind, str) else f"a tensor of shape {shape} differs"
     return None
 
 
-def _close(value: Tensor, expected: Tensor, *, floor: float = 1e-6) -> bool:
+def _close(value: Tensor, expected: Tensor, *, floor: float = 1e-6, slack: float = 1.0) -> bool:
     """Whether two tensors are equal within the precision of their type, relative to the largest entry."""
-    tolerance = TOLERANCES.get(expected.dtype, COARSE_TOLERANCE)
+    tolerance = slack * TOLERANCES.get(expected.dtype, COARSE_TOLERANCE)
     value, expected = value.detach().double(), expected.detach().double()
     if not torch.equal(value.isfinite(), expected.isfinite()):
         return False

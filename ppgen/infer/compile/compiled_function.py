@@ -51,7 +51,7 @@ class CompiledFunction:
 
 
 def compile_recording(
-    recording: Recording, values: dict[str, Tensor], num_arguments: int, device: torch.device
+    recording: Recording, values: dict[str, Tensor], num_arguments: int, cuda_graph: bool = False
 ) -> CompiledFunction:
     """Compiles a recorded step; a graph that this process has compiled before is used again.
 
@@ -59,7 +59,7 @@ def compile_recording(
         recording: the step. Its graph is changed.
         values: the outputs of the recorded run, by name.
         num_arguments: how many of the inputs are arguments, which differ from call to call.
-        device: where the parameters are. On a GPU, the graph is replayed as a CUDA graph.
+        cuda_graph: whether to replay the graph as a CUDA graph, which has not been tried on a GPU.
 
     Raises:
         MissingTorchInterface: if torch lacks a private interface of its compiler.
@@ -79,6 +79,6 @@ def compile_recording(
     _cache[key] = graph
     while len(_cache) > CACHE_SIZE:
         _cache.popitem(last=False)
-    if device.type == "cuda":
+    if cuda_graph:
         graph = CudaGraphRunner(graph, range(num_arguments, len(recording.inputs)))
     return CompiledFunction(graph, recording.inputs[num_arguments:], draws, fused_updates, list(values))

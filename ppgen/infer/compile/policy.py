@@ -1,21 +1,24 @@
 """When compiling a step pays, and what is known of the steps with arguments of each shape."""
 
+from collections import Counter
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from ppgen.infer.compile.audits import Audits
 from ppgen.infer.compile.compiled_function import CompiledFunction
 from ppgen.infer.compile.guard import Guard
 from ppgen.infer.compile.recording import Recording
 
 __all__ = ["Compile", "CompilePolicy", "ShapeState"]
 
-Compile = bool | Literal["auto"]
+Compile = bool | Literal["auto", "cuda_graph"]
 
 COMPILE_SECONDS, SECONDS_PER_OPERATION = 2.0, 0.01  # an estimate of the time that one compilation takes
 SAVED_SHARE = 0.6  # of an eager step's time, saved by a compiled one: a cautious guess
 MAX_RECORDINGS = 4  # of one shape before two in a row must agree
 MAX_COMPILED = 8  # shapes that are compiled
+MAX_CHANGES = 5  # of one value between compiled steps; each costs another recording
 MAX_SHAPES = 256  # shapes that are remembered, compiled or not
 
 
@@ -32,6 +35,8 @@ class ShapeState:
         recordings: how many there were since the last compilation.
         compiled: the compiled function, if there is one.
         guard: whether the compiled function is still valid.
+        audits: when it is compared with an eager step.
+        changes: how often each value that a compiled step depends on has changed.
         eager_only: whether steps of this shape are never compiled.
     """
 
@@ -43,11 +48,13 @@ class ShapeState:
     recordings: int = 0
     compiled: CompiledFunction | None = None
     guard: Guard | None = None
+    audits: Audits | None = None
+    changes: Counter[str] = field(default_factory=Counter)
     eager_only: bool = False
 
     def discard(self) -> None:
         """Forgets the compiled function and its recording."""
-        self.compiled = self.guard = self.recording = None
+        self.compiled = self.guard = self.recording = self.audits = None
         self.recordings = 0
 
 
@@ -55,8 +62,8 @@ class CompilePolicy:
     """Decides which shapes are compiled, and when.
 
     Args:
-        compile: True to compile as soon as possible; False for never; "auto" for when it saves time over the remaining
-            steps.
+        compile: True or "cuda_graph" to compile as soon as possible; False for never; "auto" for when it saves time
+            over the remaining steps.
         steps: the total number of steps. If it is not known, "auto" expects as many more as there have been.
 
     Attributes:
@@ -69,8 +76,8 @@ class CompilePolicy:
     """
 
     def __init__(self, compile: Compile = "auto", steps: int | None = None) -> None:
-        if compile not in (True, False, "auto"):
-            raise ValueError(f'compile must be True, False or "auto", got {compile!r}')
+        if compile not in (True, False, "auto", "cuda_graph"):
+            raise ValueError(f'compile must be True, False, "auto" or "cuda_graph", got {compile!r}')
         if steps is not None and steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.compile, self.steps = compile, steps
@@ -94,8 +101,8 @@ class CompilePolicy:
         """Whether to compile a shape now; before its first recording, whether to record it."""
         if shape.eager_only or self.exhausted:
             return False
-        if self.compile is True or not shape.timed_steps:
-            return self.compile is True
+        if self.compile != "auto" or not shape.timed_steps:
+            return self.compile != "auto"
         remaining = self.taken if self.steps is None else self.steps - self.taken
         of_this_shape = remaining * shape.steps / self.taken
         saved = SAVED_SHARE * of_this_shape * shape.seconds / shape.timed_steps

@@ -9,7 +9,6 @@ whole graph, so that two runs with equal signatures are the same function of the
 import linecache
 import operator
 import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
@@ -24,13 +23,14 @@ from torch import Tag, Tensor, fx, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ppgen.infer.compile.arguments import leaves, map_tensors
+from ppgen.infer.compile.python_values import PythonValues, is_user_file
 from ppgen.tracing.programs import validation
 from ppgen.utils.torch_private import TorchDispatchMode, written_arguments
 
 __all__ = ["Recording", "Untraceable", "is_user_code", "recordable_programs", "save_random_state", "source_line"]
 
 aten = torch.ops.aten
-read_item = Tensor.item
+read_item, read_numpy = Tensor.item, Tensor.numpy
 SHAPE_ONLY = (  # these read the shape and type of a tensor, not its values
     aten.empty_like,
     aten.zeros_like,
@@ -45,14 +45,11 @@ SHAPE_ONLY = (  # these read the shape and type of a tensor, not its values
 )
 # arguments that an operation overwrites although its schema does not say so: batch norm's running statistics
 UNDECLARED_WRITES = {aten.native_batch_norm: (3, 4), aten.cudnn_batch_norm: (3, 4), aten.miopen_batch_norm: (3, 4)}
-LIBRARIES = tuple(  # code that a message does not point to
-    str(Path(path))
-    for path in (torch.__path__[0], pyro.__path__[0], Path(__file__).parents[2], sysconfig.get_path("stdlib"))
-)
+READS = ("numpy", "tolist", "__array__", "__dlpack__")  # these read values below the operations that are recorded
 
 
 class Untraceable(Exception):
-    """A step is not a fixed list of operations; the message says why and where."""
+    """A compiled step could differ from the eager one; the message says why."""
 
 
 class Recording(TorchDispatchMode):
@@ -60,31 +57,32 @@ class Recording(TorchDispatchMode):
 
     Args:
         arguments: the tensors that the step is called with.
+        python_values: finds the Python values that the step may read; None to do without.
 
     Attributes:
         inputs: the arguments, then every other tensor that the step did not create, in the order of first use.
         overwritten: the inputs that were overwritten, with copies of their previous values.
-        modules: every nn.Module that ran, by id.
         root: holds the constants of the graph.
         graph: the operations, as torch.fx represents them; placeholders are the inputs.
         signature: the operations as text, comparable between runs.
         locations: for each line of the signature, the statement of the user's code that it comes from.
         constants: the operations that are the same in every step, until their results are overwritten.
+        refusal: why the step cannot be compiled, in words; empty if it can.
         constant_draws: the operations that draw from a distribution which is the same in every step.
 
     Raises:
-        Untraceable: if the course of the step depends on the values of tensors.
         MissingTorchInterface: if torch lacks a private interface that recording needs.
     """
 
-    def __init__(self, arguments: Iterable[Tensor] = ()) -> None:
+    def __init__(self, arguments: Iterable[Tensor] = (), python_values: PythonValues | None = None) -> None:
         super().__init__()
+        self.python_values = python_values
         self.inputs: list[Tensor] = []
         self.overwritten: list[tuple[Tensor, Tensor]] = []
-        self.modules: dict[int, nn.Module] = {}
         self.root, self.graph = nn.Module(), fx.Graph()
         self.signature: list[str] = []
-        self.locations: list[tuple[FrameType, int] | None] = []
+        self.locations: list[tuple[str, int] | None] = []
+        self.refusal = ""
         self.constant_draws: set[fx.Node] = set()
         self.constants: set[fx.Node] = set()
         self._constant_storages: dict[fx.Node, int] = {}  # the storages of nodes that constants alone determine
@@ -99,15 +97,41 @@ class Recording(TorchDispatchMode):
         self.num_arguments = len(self.inputs)
 
     def __enter__(self) -> "Recording":
-        self._handle = nn.modules.module.register_module_forward_pre_hook(self._add_module)
-        return super().__enter__()
+        with ExitStack() as stack:
+            for name in READS:
+                stack.enter_context(patch.object(Tensor, name, self._checked(getattr(Tensor, name))))
+            super().__enter__()
+            stack.push(super().__exit__)
+            if self.python_values is not None:
+                stack.enter_context(self.python_values)
+            self.root = nn.Module()  # late, so that its constants are not taken for values of the program
+            self._exit = stack.pop_all().__exit__
+        return self
 
     def __exit__(self, *exc: Any) -> None:
-        self._handle.remove()
-        super().__exit__(*exc)
+        self._exit(*exc)
+        if self.python_values is not None and self.python_values.refusal:
+            self.refuse(self.python_values.refusal, None)
 
-    def _add_module(self, module: nn.Module, inputs: Any) -> None:
-        self.modules[id(module)] = module
+    def refuse(self, why: str, frame: FrameType | None) -> None:
+        """Notes that the step cannot be compiled; it goes on, so that the program runs once.
+
+        Args:
+            why: the reason.
+            frame: where to look for the statement of the user's code that is the reason.
+        """
+        location = _user_location(frame)
+        self.refusal = self.refusal or (why + (f", at {source_line(*location)}" if location else ""))
+
+    def _checked(self, read: Callable) -> Callable:
+        """A method that reads a tensor's values, for constants alone."""
+
+        def checked(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self._nodes.get(tensor) not in self._constant_storages:
+                self.refuse(f"Python reads a tensor's values ({read.__name__}); keep them in tensors", sys._getframe(1))
+            return read(tensor, *args, **kwargs)
+
+        return checked
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -119,13 +143,14 @@ class Recording(TorchDispatchMode):
         sources = [leaf for leaf in leaves((node_args, node_kwargs)) if isinstance(leaf, fx.Node)]
         constant = func.overloadpacket in SHAPE_ONLY or all(source in self._constant_storages for source in sources)
         if Tag.data_dependent_output in func.tags:
-            if constant:
-                return func(*args, **kwargs)
-            raise Untraceable("Python reads a tensor's value (if, float() or .item()); torch.where selects by value")
+            if not constant:
+                why = "Python reads a tensor's value (if, float() or .item()); torch.where selects by value"
+                self.refuse(why, sys._getframe(1))
+            return func(*args, **kwargs)
         by_mask = func is aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
         if by_mask or (Tag.dynamic_output_shape in func.tags and func is not aten.index.Tensor):
             what = "a boolean mask selects rows" if by_mask else f"{func.overloadpacket.__name__} does"
-            raise Untraceable(f"a shape depends on values: {what}; torch.where and masks keep shapes fixed")
+            self.refuse(f"a shape depends on values: {what}; torch.where and masks keep shapes fixed", sys._getframe(1))
         for tensor in _written_tensors(func, args, kwargs):
             self._overwrite(tensor)
         out = func(*args, **kwargs)
@@ -158,6 +183,9 @@ class Recording(TorchDispatchMode):
         self._append(f"input {_like(tensor)}")
 
     def _add_constant(self, value: Tensor) -> Tensor:
+        if not value.untyped_storage().resizable():  # memory of NumPy's, which may change without notice
+            why = "it makes a tensor from a NumPy array, which may change; make it outside of the program"
+            self.refuse(why, sys._getframe(2))
         name = f"constant_{len(list(self.root.buffers()))}"
         self.root.register_buffer(name, _copy(value))
         node = self.graph.call_function(aten.lift_fresh_copy.default, (self.graph.get_attr(name),))
@@ -165,7 +193,7 @@ class Recording(TorchDispatchMode):
         self.constants.add(node)
         self._nodes[value] = node
         node.meta["like"] = _like(value)
-        raw = value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        raw = read_numpy(value.detach().cpu().reshape(-1).view(torch.uint8)).tobytes()
         self._append(f"constant {value.item() if value.numel() == 1 else sha256(raw).hexdigest()} {_like(value)}")
         return value
 
@@ -233,7 +261,8 @@ class Recording(TorchDispatchMode):
         """
         for i, (now, then) in enumerate(zip(self.signature, other.signature, strict=False)):
             if now != then:
-                return f"its operations differ between steps ({then}, then {now}){self._where(i)}"
+                why = f"; {changed} has changed" if (changed := self._changed_value(other)) else ""
+                return f"its operations differ between steps ({then}, then {now}{why}){self._where(i)}"
         for tensor, earlier in zip(
             self.inputs[self.num_arguments :], other.inputs[other.num_arguments :], strict=False
         ):
@@ -242,26 +271,38 @@ class Recording(TorchDispatchMode):
                 return f"it reads a different tensor of shape {tuple(tensor.shape)} in every step{at}"
         if len(self.signature) != len(other.signature):
             return f"it had {len(other.signature)} operations, then {len(self.signature)}"
+        if changed := self._changed_value(other):
+            return f"it uses {changed}, which changes from step to step; keep it in a tensor that is changed in place"
         return None
+
+    def _changed_value(self, other: "Recording") -> str | None:
+        """A Python value that has changed since an earlier recording, in words."""
+        if self.python_values is None or other.python_values is None:
+            return None
+        return self.python_values.compare(other.python_values)
 
 
 def is_user_code(frame: FrameType) -> bool:
     """Whether a frame runs code of the user: not of Python, torch, Pyro or ppgen."""
-    return not frame.f_code.co_filename.startswith((*LIBRARIES, "<"))
+    return is_user_file(frame.f_code.co_filename)
 
 
-def source_line(frame: FrameType, line: int) -> str:
-    """A statement as file, line number and text."""
-    path = frame.f_code.co_filename
+def source_line(path: str, line: int) -> str:
+    """A statement as file, line number and text.
+
+    Args:
+        path: the file.
+        line: the number of the line.
+    """
     text = linecache.getline(path, line).strip()
     return f"{Path(path).name}:{line}" + (f": {text}" if text else "")
 
 
-def _user_location(frame: FrameType | None) -> tuple[FrameType, int] | None:
-    """The innermost statement of the user's code, searched from a frame outwards."""
+def _user_location(frame: FrameType | None) -> tuple[str, int] | None:
+    """The file and line of the innermost statement of the user's code, searched from a frame outwards."""
     while frame is not None and not is_user_code(frame):
         frame = frame.f_back
-    return None if frame is None else (frame, frame.f_lineno)
+    return None if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 
 
 @contextmanager

@@ -17,17 +17,19 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from traceback import walk_tb
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppgen.infer.compile.arguments import argument_key, map_tensors, new_view
+from ppgen.infer.compile.audits import Audits
 from ppgen.infer.compile.comparison import disagreement
-from ppgen.infer.compile.compiled_function import compile_recording
-from ppgen.infer.compile.guard import Guard
-from ppgen.infer.compile.policy import MAX_COMPILED, MAX_RECORDINGS, Compile, CompilePolicy, ShapeState
+from ppgen.infer.compile.compiled_function import CompiledFunction, compile_recording
+from ppgen.infer.compile.guard import Guard, check_environment
+from ppgen.infer.compile.policy import MAX_CHANGES, MAX_COMPILED, MAX_RECORDINGS, Compile, CompilePolicy, ShapeState
 from ppgen.infer.compile.protocols import RecordableOptimizer
+from ppgen.infer.compile.python_values import PythonValues
 from ppgen.infer.compile.recording import (
     Recording,
     Untraceable,
@@ -43,7 +45,26 @@ __all__ = ["Compile", "CompiledStep"]
 
 NOT_COMPILED = "the step is not compiled, and runs eagerly"
 
+ALIASED = "two tensors share memory, and the step writes into it"
+AUDIT_SLACK = 10.0  # on tolerances: audits find other operations by comparing the recordings, which is exact
+
 logger = logging.getLogger("ppgen")
+
+
+class RecordedStep(NamedTuple):
+    """An eager step that was recorded.
+
+    Attributes:
+        recording: its operations.
+        values: the scalars that it returned.
+        arguments: the tensors that it was called with.
+        rewind_random_state: sets torch's random state to the one before it.
+    """
+
+    recording: Recording
+    values: dict[str, Tensor]
+    arguments: list[Tensor]
+    rewind_random_state: Callable[[], None]
 
 
 class CompiledStep:
@@ -54,7 +75,7 @@ class CompiledStep:
         optimizers: whose parameters it updates.
         static_values: returns all else, not a tensor, that the step depends on; compared by ``==``.
         compile: True to compile as soon as possible; False for never; "auto" for when it saves time over the remaining
-            steps.
+            steps; "cuda_graph" as True, with compiled steps on a GPU replayed as CUDA graphs, which is experimental.
         steps: the total number of steps. If it is not known, "auto" expects as many more as there have been.
 
     Attributes:
@@ -90,12 +111,15 @@ class CompiledStep:
         tensors, key = argument_key(args, kwargs)
         shape = self.policy.shape(key)
         shape.steps += 1
-        if shape.compiled is not None and shape.guard is not None:
-            if shape.guard.holds():
+        if shape.compiled is not None and shape.guard is not None and shape.audits is not None:
+            change = shape.guard.change()
+            if change is None:
                 for optimizer in self.optimizers:
                     optimizer.learning_rates.refresh()
+                if shape.audits.due():
+                    return self._audit(shape, *map_tensors(new_view, (args, kwargs)))
                 return shape.compiled(tensors)
-            shape.discard()
+            self._discard(shape, change)
         args, kwargs = map_tensors(new_view, (args, kwargs))
         # the first step creates parameters, optimizers and their state
         started = shape.steps > 1 and all(optimizer.torch_optimizer is not None for optimizer in self.optimizers)
@@ -107,75 +131,148 @@ class CompiledStep:
             shape.timed_steps, shape.seconds = shape.timed_steps + 1, shape.seconds + time.perf_counter() - began
         return values
 
+    def _discard(self, shape: ShapeState, change: str) -> None:
+        """Gives up a compiled function because of a change; a value that keeps changing leaves the shape eager."""
+        shape.discard()
+        shape.changes[change] += 1
+        if shape.changes[change] >= MAX_CHANGES:
+            self._stay_eager(shape, Untraceable(f"{change} has changed {MAX_CHANGES} times since it was compiled"))
+        else:
+            self._report(f"step {self.policy.taken} is not compiled: {change} has changed")
+
     def _record(self, shape: ShapeState, args: tuple, kwargs: dict) -> dict[str, Tensor]:
         """Records a step, and compiles it if the previous recording was the same."""
-        arguments, _ = argument_key(args, kwargs)
         previous, shape.recording, shape.recordings = shape.recording, None, shape.recordings + 1
-        rewind_random_state = save_random_state(self._device)
         known = [len(optimizer.parameters) for optimizer in self.optimizers]
+        python_values = PythonValues(self.static_values())
+        recorded = self._recorded_step(args, kwargs, python_values)
+        if isinstance(recorded, Exception):
+            values = self.step(args, kwargs)  # raises the program's own errors
+            joined = [len(optimizer.parameters) for optimizer in self.optimizers] != known
+            if not joined or shape.recordings >= MAX_RECORDINGS:  # new parameters lack the flags of recordable steps
+                self._stay_eager(shape, recorded)
+            return values
+        if recorded.recording.refusal:
+            self._stay_eager(shape, Untraceable(recorded.recording.refusal))
+            return recorded.values
+        difference = None if previous is None else recorded.recording.difference(previous)
+        if previous is not None and difference is None:
+            return self._compile(shape, recorded)
+        if difference is not None and shape.recordings >= MAX_RECORDINGS:
+            self._stay_eager(shape, Untraceable(difference))
+        else:
+            shape.recording, shape.operations = recorded.recording, len(recorded.recording.signature)
+        return recorded.values
+
+    def _recorded_step(
+        self, args: tuple, kwargs: dict, python_values: PythonValues | None = None
+    ) -> "RecordedStep | Exception":
+        """Takes an eager step and records it; if that fails, nothing has changed, and the error is returned."""
+        arguments, _ = argument_key(args, kwargs)
+        rewind_random_state = save_random_state(self._device)
         restore_states = [optimizer.learning_rates.save_state() for optimizer in self.optimizers]
         recording: Recording | None = None
         try:
-            recording = Recording(arguments)
+            check_environment()
+            recording = Recording(arguments, python_values)
             numbers = [optimizer.learning_rates.python_numbers() for optimizer in self.optimizers]
             with self._recordable(), recording:
                 values = self.step(args, kwargs)
             after = [optimizer.learning_rates.python_numbers() for optimizer in self.optimizers]
             if any(now.get(k) != v for now, old in zip(after, numbers, strict=True) for k, v in old.items()):
-                raise Untraceable("its optimizer counts in Python numbers")
+                recording.refuse("its optimizer counts in Python numbers", None)
         except Exception as error:
             if recording is not None:
                 recording.undo()
             for restore_state in restore_states:
                 restore_state()
             rewind_random_state()
-            values = self.step(args, kwargs)  # raises the program's own errors
-            joined = [len(optimizer.parameters) for optimizer in self.optimizers] != known
-            if not joined or shape.recordings >= MAX_RECORDINGS:  # new parameters lack the flags of recordable steps
-                self._stay_eager(shape, error)
-            return values
-        difference = None if previous is None else recording.difference(previous)
-        if previous is not None and difference is None:
-            return self._compile(shape, recording, values, arguments, rewind_random_state)
-        if difference is not None and shape.recordings >= MAX_RECORDINGS:
-            self._stay_eager(shape, Untraceable(difference))
-        else:
-            shape.recording, shape.operations = recording, len(recording.signature)
-        return values
+            return error
+        return RecordedStep(recording, values, arguments, rewind_random_state)
 
-    def _compile(
-        self,
-        shape: ShapeState,
-        recording: Recording,
-        values: dict[str, Tensor],
-        arguments: list[Tensor],
-        rewind_random_state: Callable[[], None],
-    ) -> dict[str, Tensor]:
+    def _compile(self, shape: ShapeState, recorded: "RecordedStep") -> dict[str, Tensor]:
         """Compiles the recorded step and repeats it; returns its values, or the eager ones if the two differ."""
         began = time.perf_counter()
-        eager_results, forward_random_state = recording.after(), save_random_state(self._device)
+        recording = recorded.recording
         try:
             if recording.aliased:
-                raise Untraceable("two tensors share memory, and the step writes into it")
+                raise Untraceable(ALIASED)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns while it compiles
-                compiled = compile_recording(recording, values, len(arguments), self._device)
+                compiled = compile_recording(recording, recorded.values, len(recorded.arguments), self._cuda_graph)
             guard = Guard(recording, self.optimizers, self.static_values)
+        except Exception as error:
+            self._stay_eager(shape, error)
+            return recorded.values
+        values, difference = self._repeat(recorded, compiled)
+        if difference is not None:
+            self._stay_eager(shape, difference)
+            return values
+        self.policy.compiled += 1
+        shape.recording, shape.compiled, shape.guard, shape.audits = recording, compiled, guard, Audits()
+        limit = f"; this was shape or state {MAX_COMPILED}, others run eagerly" if self.policy.exhausted else ""
+        self._report(f"compiled at step {self.policy.taken}, in {time.perf_counter() - began:.1f} s{limit}")
+        return values
+
+    def _repeat(
+        self, recorded: "RecordedStep", compiled: CompiledFunction, *, slack: float = 1.0
+    ) -> tuple[dict[str, Tensor], Exception | None]:
+        """Repeats a recorded step with the compiled function, on the same random numbers.
+
+        Args:
+            recorded: the step, which has just been taken eagerly.
+            compiled: the compiled function.
+            slack: a factor on the tolerances.
+
+        Returns:
+            The values of the compiled step, and None; if the two differ, the eager results stay, and the values are
+            those of the eager step, with an error that says how they differ.
+        """
+        recording = recorded.recording
+        eager_results, forward_random_state = recording.after(), save_random_state(self._device)
+        try:
             recording.undo()
-            rewind_random_state()
-            repeated = compiled(arguments)
-            if difference := disagreement(recording, eager_results, values, repeated, self.optimizers):
+            recorded.rewind_random_state()
+            values = compiled(recorded.arguments)
+            difference = disagreement(recording, eager_results, recorded.values, values, self.optimizers, slack=slack)
+            if difference is not None:
                 raise Untraceable(f"the compiled step differs from the eager one: {difference}")
         except Exception as error:
             recording.write(eager_results)
             forward_random_state()
-            self._stay_eager(shape, error)
+            return recorded.values, error
+        return values, None
+
+    def _audit(self, shape: ShapeState, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        """Takes a step eagerly and compiled, and goes back to eager steps if the two differ."""
+        assert shape.audits is not None
+        assert shape.recording is not None
+        assert shape.compiled is not None
+        began = time.perf_counter()
+        recorded = self._recorded_step(args, kwargs)
+        difference: Exception | None
+        if isinstance(recorded, Exception):
+            values, difference = self.step(args, kwargs), recorded  # raises the program's own errors
+        elif text := _mismatch(recorded.recording, shape.recording):
+            values, difference = recorded.values, Untraceable(text)
+        else:
+            values, difference = self._repeat(recorded, shape.compiled, slack=AUDIT_SLACK)
+        if difference is None:
+            shape.audits.passed(time.perf_counter() - began)
             return values
-        self.policy.compiled += 1
-        shape.compiled, shape.guard = compiled, guard
-        limit = f"; this was shape or state {MAX_COMPILED}, others run eagerly" if self.policy.exhausted else ""
-        self._report(f"compiled at step {self.policy.taken}, in {time.perf_counter() - began:.1f} s{limit}")
-        return repeated
+        taken, since = self.policy.taken, shape.audits.steps - shape.audits.verified
+        shape.discard()
+        self._stay_eager(
+            shape,
+            difference,
+            f"step {taken} differs from what was compiled; up to {since} steps before it may have been wrong (step "
+            f"{taken - since} was checked last), and later ones are eager",
+        )
+        return values
+
+    @property
+    def _cuda_graph(self) -> bool:
+        return self.policy.compile == "cuda_graph" and self._device.type == "cuda"
 
     @property
     def _device(self) -> torch.device:
@@ -191,10 +288,10 @@ class CompiledStep:
                 stack.enter_context(optimizer.recordable())
             yield
 
-    def _stay_eager(self, shape: ShapeState, error: Exception) -> None:
+    def _stay_eager(self, shape: ShapeState, error: Exception, what: str = NOT_COMPILED) -> None:
         """Leaves a shape eager. The first time, a warning says why."""
         shape.eager_only = True
-        message = f"{NOT_COMPILED}: {_reason(error)}"
+        message = f"{what}: {_reason(error)}"
         if isinstance(error, MissingTorchInterface):
             warn_missing(error)
         elif not self.status.startswith(NOT_COMPILED):
@@ -206,11 +303,16 @@ class CompiledStep:
         logger.info(status)
 
 
+def _mismatch(recording: Recording, compiled: Recording) -> str | None:
+    """Why a recorded step is not the one that was compiled, in words; None if it is."""
+    return recording.refusal or (ALIASED if recording.aliased else None) or recording.difference(compiled)
+
+
 def _reason(error: Exception) -> str:
     """The reason in one line, with the statement of the user's code that it is about."""
     text = str(error).strip().split("\n")[0].rstrip(".")
     if not isinstance(error, Untraceable | MissingTorchInterface):
         text = f"{type(error).__name__}: {text}"
     frames = list(walk_tb(error.__traceback__))
-    where = next((source_line(*frame) for frame in reversed(frames) if is_user_code(frame[0])), None)
+    where = next((source_line(f.f_code.co_filename, line) for f, line in reversed(frames) if is_user_code(f)), None)
     return f"{text}, at {where}" if where else text

@@ -30,7 +30,7 @@ def test_options_out_of_range_are_errors():
     def make(**options: Any) -> ppgen.SVI:
         return ppgen.SVI(no_program, no_program, torch.optim.Adam, lambda *programs: torch.zeros(()), **options)
 
-    with pytest.raises(ValueError, match="compile must be True, False or \"auto\", got 'yes'"):
+    with pytest.raises(ValueError, match='compile must be True, False, "auto" or "cuda_graph", got \'yes\''):
         make(compile="yes")
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         make(steps=0)

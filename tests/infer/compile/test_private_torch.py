@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ppgen.infer.compile import recording
 from ppgen.posterior.flow_vi import FlowVI
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.utils import torch_private
-from ppgen.utils.torch_private import MissingTorchInterface, distributions_validate, own_parts, written_arguments
+from ppgen.utils.torch_private import MissingTorchInterface, distributions_validate, tensor_guard, written_arguments
 
 ROOT = Path(ppgen.__file__).parent
 TABLE = ROOT.parent / "docs" / "private_torch.md"
@@ -36,6 +36,7 @@ ATTRIBUTES = {
     "_parameters": "torch.nn.Module._parameters",
     "_buffers": "torch.nn.Module._buffers",
     "_modules": "torch.nn.Module._modules",
+    "_backward_hooks": "torch.Tensor._backward_hooks",
     "_validate_args": "torch.distributions.Distribution._validate_args",
 }
 
@@ -156,18 +157,29 @@ def test_without_schemas_of_operations_steps_are_eager(monkeypatch, not_warned):
     assert_eager_with_one_warning("_schema")
 
 
-def test_the_parts_of_a_module_are_the_same_by_public_iterators():
-    class Unusual:
-        """A module without the private attributes."""
+CHANGES: dict[str, Callable[[Tensor], Any]] = {
+    "shape": lambda p: setattr(p, "data", torch.zeros(4)),
+    "stride": lambda p: setattr(p, "data", torch.zeros(6)[::2]),
+    "dtype": lambda p: setattr(p, "data", torch.zeros(3).double()),
+    "gradient flag": lambda p: p.requires_grad_(False),
+}
 
-        def __init__(self, module: torch.nn.Module) -> None:
-            self.parameters, self.buffers, self.children = module.parameters, module.buffers, module.children
 
-    layers = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2, bias=False))
-    for module in layers.modules():
-        present = [id(part) for part in (*module.parameters(False), *module.buffers(False), *module.children())]
-        assert own_parts(Unusual(module)) == present  # type: ignore[arg-type]
-        assert [part for part in own_parts(module) if part != id(None)] == present
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_properties_of_a_tensor_are_noticed(monkeypatch, change, missing):
+    if missing:
+        monkeypatch.setattr(torch_private, "TensorGuards", None)
+    parameter = torch.nn.Parameter(torch.ones(3))
+    fits = tensor_guard([torch.ones(2), parameter])
+    assert fits()
+    with torch.autocast("cpu"):
+        assert not fits()
+    with torch.no_grad():
+        parameter.fill_(2.0)
+    assert fits()
+    CHANGES[change](parameter)
+    assert not fits()
 
 
 @pytest.mark.parametrize("on", [False, True])
