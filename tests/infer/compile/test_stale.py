@@ -555,7 +555,7 @@ def stored_result() -> Callable:
 REFUSED: dict[Callable[[], Callable], str] = {
     rarely_random: "random numbers that are not torch's (random.random)",
     rarely_random_by_numpy: "random numbers that are not torch's (numpy.random.rand)",
-    rarely_random_by_a_generator: "random numbers that are not torch's (rng, in the closure of loss)",
+    rarely_random_by_a_generator: "random numbers that are not torch's (rng)",
     counted: "it uses Counts.calls, which changes from step to step",
     counted_in_the_closure: "it uses calls, in the closure of loss, which changes from step to step",
     iterated: "it reads from the iterator factors",
@@ -712,4 +712,4 @@ def test_audits_take_at_most_a_hundredth_of_the_time(monkeypatch):
             plan.passed(5e-3)
     assert audited[:3] == [10, 100, 1000]
     assert len(audited) > 5
-    assert 5e-3 * len(audited) <= 0.011 * now
+    assert 5e-3 * (len(audited) - 3) <= 0.01 * now  # the first three belong to the time of compiling
