@@ -306,7 +306,7 @@ class PythonValues:
     def _follow_module(self, module: ModuleType, code: CodeType) -> None:
         """Watches a user's module; in libraries, only random numbers are looked for."""
         library = _is_library(module)
-        for name in _names(code) & vars(module).keys():
+        for name in sorted(_names(code) & vars(module).keys()):
             value, label = vars(module)[name], f"{module.__name__}.{name}"
             if not library:
                 self.add_place(vars(module), name, label)

@@ -45,7 +45,6 @@ __all__ = ["Compile", "CompiledStep"]
 
 NOT_COMPILED = "the step is not compiled, and runs eagerly"
 
-ALIASED = "two tensors share memory, and the step writes into it"
 AUDIT_SLACK = 10.0  # on tolerances: audits find other operations by comparing the recordings, which is exact
 
 logger = logging.getLogger("ppgen")
@@ -65,6 +64,13 @@ class RecordedStep(NamedTuple):
     values: dict[str, Tensor]
     arguments: list[Tensor]
     rewind_random_state: Callable[[], None]
+
+    @property
+    def refusal(self) -> Exception | None:
+        """Why it cannot be compiled."""
+        if self.recording.refusal or self.recording.aliased:
+            return Untraceable(self.recording.refusal or "two tensors share memory, and the step writes into it")
+        return None
 
 
 class CompiledStep:
@@ -146,15 +152,16 @@ class CompiledStep:
         known = [len(optimizer.parameters) for optimizer in self.optimizers]
         python_values = PythonValues(self.static_values())
         recorded = self._recorded_step(args, kwargs, python_values)
+        refusal: Exception | None
         if isinstance(recorded, Exception):
-            values = self.step(args, kwargs)  # raises the program's own errors
+            values, refusal = self.step(args, kwargs), recorded  # raises the program's own errors
+        else:
+            values, refusal = recorded.values, recorded.refusal
+        if isinstance(recorded, Exception) or refusal is not None:
             joined = [len(optimizer.parameters) for optimizer in self.optimizers] != known
             if not joined or shape.recordings >= MAX_RECORDINGS:  # new parameters lack the flags of recordable steps
-                self._stay_eager(shape, recorded)
+                self._stay_eager(shape, refusal)
             return values
-        if recorded.recording.refusal:
-            self._stay_eager(shape, Untraceable(recorded.recording.refusal))
-            return recorded.values
         difference = None if previous is None else recorded.recording.difference(previous)
         if previous is not None and difference is None:
             return self._compile(shape, recorded)
@@ -162,7 +169,7 @@ class CompiledStep:
             self._stay_eager(shape, Untraceable(difference))
         else:
             shape.recording, shape.operations = recorded.recording, len(recorded.recording.signature)
-        return recorded.values
+        return values
 
     def _recorded_step(
         self, args: tuple, kwargs: dict, python_values: PythonValues | None = None
@@ -195,8 +202,6 @@ class CompiledStep:
         began = time.perf_counter()
         recording = recorded.recording
         try:
-            if recording.aliased:
-                raise Untraceable(ALIASED)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns while it compiles
                 compiled = compile_recording(recording, recorded.values, len(recorded.arguments), self._cuda_graph)
@@ -253,7 +258,9 @@ class CompiledStep:
         difference: Exception | None
         if isinstance(recorded, Exception):
             values, difference = self.step(args, kwargs), recorded  # raises the program's own errors
-        elif text := _mismatch(recorded.recording, shape.recording):
+        elif recorded.refusal is not None:
+            values, difference = recorded.values, recorded.refusal
+        elif text := recorded.recording.difference(shape.recording):
             values, difference = recorded.values, Untraceable(text)
         else:
             values, difference = self._repeat(recorded, shape.compiled, slack=AUDIT_SLACK)
@@ -301,11 +308,6 @@ class CompiledStep:
     def _report(self, status: str) -> None:
         self.status = status
         logger.info(status)
-
-
-def _mismatch(recording: Recording, compiled: Recording) -> str | None:
-    """Why a recorded step is not the one that was compiled, in words; None if it is."""
-    return recording.refusal or (ALIASED if recording.aliased else None) or recording.difference(compiled)
 
 
 def _reason(error: Exception) -> str:

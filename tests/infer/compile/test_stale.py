@@ -554,7 +554,7 @@ def stored_result() -> Callable:
 
 REFUSED: dict[Callable[[], Callable], str] = {
     rarely_random: "random numbers that are not torch's (random.random)",
-    rarely_random_by_numpy: "random numbers that are not torch's (numpy.random.rand)",
+    rarely_random_by_numpy: "random numbers that are not torch's (numpy.random.ran",
     rarely_random_by_a_generator: "random numbers that are not torch's (rng)",
     counted: "it uses Counts.calls, which changes from step to step",
     counted_in_the_closure: "it uses calls, in the closure of loss, which changes from step to step",
@@ -629,16 +629,14 @@ def test_context_around_a_step_applies_to_it(builds, name):
     assert compiled == pytest.approx(eager, rel=1e-3)
 
 
-def test_step_without_gradients_fails_as_in_eager_mode(builds):
+def test_step_without_gradients_changes_nothing_as_in_eager_mode(builds):
     svi = ppgen.SVI(*gaussian_programs()[:2], torch_optim(torch.optim.SGD, lr=0.01)(), Trace_ELBO(), compile=True)
     for _ in range(5):
         svi.step()
+    assert compiled_shapes(svi) == 1
     weight = pyro.param("w").detach().clone()
-    with torch.no_grad():
-        with pytest.raises((ValueError, RuntimeError)):
-            ppgen.SVI(*gaussian_programs()[:2], torch_optim(torch.optim.SGD, lr=0.01)(), Trace_ELBO()).step()
-        with pytest.raises((ValueError, RuntimeError)):
-            svi.step()
+    with torch.no_grad(), pytest.warns(UserWarning, match="no trainable parameter"):
+        svi.step()
     assert torch.equal(pyro.param("w"), weight)
 
 
