@@ -152,16 +152,17 @@ class CompiledStep:
         known = [len(optimizer.parameters) for optimizer in self.optimizers]
         python_values = PythonValues(self.static_values())
         recorded = self._recorded_step(args, kwargs, python_values)
-        refusal: Exception | None
         if isinstance(recorded, Exception):
-            values, refusal = self.step(args, kwargs), recorded  # raises the program's own errors
+            refusal: Exception | None = recorded
+            values = self.step(args, kwargs)  # raises the program's own errors
         else:
-            values, refusal = recorded.values, recorded.refusal
-        if isinstance(recorded, Exception) or refusal is not None:
+            refusal, values = recorded.refusal, recorded.values
+        if refusal is not None:
             joined = [len(optimizer.parameters) for optimizer in self.optimizers] != known
             if not joined or shape.recordings >= MAX_RECORDINGS:  # new parameters lack the flags of recordable steps
                 self._stay_eager(shape, refusal)
             return values
+        assert isinstance(recorded, RecordedStep)
         difference = None if previous is None else recorded.recording.difference(previous)
         if previous is not None and difference is None:
             return self._compile(shape, recorded)
