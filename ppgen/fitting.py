@@ -21,6 +21,7 @@ from ppgen.tracing.double_precision import DoublePrecision
 from ppgen.tracing.sites import Program
 from ppgen.training.batches import as_tensors
 from ppgen.training.callbacks import TrainingStep
+from ppgen.training.first_run import after_first_run
 from ppgen.training.loop import train
 from ppgen.training.missing import check_missing
 from ppgen.training.options import TrainingOptions
@@ -277,7 +278,8 @@ def fit(
 
     Raises:
         TypeError: for an argument of a wrong type, or data that are not numeric.
-        ValueError: for options or data that are out of range, or a checkpoint of another run, which is left unchanged.
+        ValueError: for options or data that are out of range, observations outside of the support of their distribution,
+            or a checkpoint of another run, which is left unchanged.
         LookupError: if the programs do not have the sites that the loss needs.
         FloatingPointError: if the loss is not finite at the first step of the first chain. Later, a chain whose loss is
             not finite ends with its last finite weights and a warning; a restart that begins so is left out.
@@ -355,6 +357,7 @@ def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions) -
     restarts = AUTO_RESTARTS if options.restarts is None else options.restarts
     tensors = () if data is None else as_tensors(data, dtype=torch.float64, allow_nan=True)
     check_missing(DoublePrecision(model), tensors, data)
+    tensors = after_first_run(DoublePrecision(model), None, tensors, dtype=torch.float64, seed=options.seed)
     bar = tqdm(total=0, bar_format="{desc} [{elapsed}]", disable=None if options.progress else True)
     with bar, ParameterScope().open():
         report = bar.set_description_str

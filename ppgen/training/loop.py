@@ -17,6 +17,8 @@ from ppgen.tracing.sites import Program
 from ppgen.training.batches import Batches, hold_out
 from ppgen.training.chain import ChainTrainer
 from ppgen.training.checkpoint import Checkpoint
+from ppgen.training.conversion import cast_like
+from ppgen.training.first_run import after_first_run
 from ppgen.training.missing import check_missing
 from ppgen.training.options import Loss, TrainingOptions
 from ppgen.training.progressive import GrowthController
@@ -40,7 +42,7 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     """
     loss = ELBO() if options.loss is None else options.loss
     modules = [module for program in (model, guide) if (module := owning_module(program)) is not None]
-    tensors, held_out = _load(model, data, modules, options)
+    tensors, held_out = _load(model, guide, data, modules, options)
     _warn_of_selection_by_adversarial_loss(loss, options)
     batches = Batches(tensors, size=options.batch_size, seed=options.seed)
     total = options.total_steps(len(batches))
@@ -105,11 +107,12 @@ def _train_chains(
 
 
 def _load(
-    model: Program, data: Any, modules: list[nn.Module], options: TrainingOptions
+    model: Program, guide: Program, data: Any, modules: list[nn.Module], options: TrainingOptions
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-    """Training and validation tensors, checked by the model, on the device."""
+    """Training and validation tensors, checked by the model and a first run, on the device."""
     dtypes = [p.dtype for module in modules for p in module.parameters() if p.is_floating_point()]
-    tensors, held_out = hold_out(data, options.validation, seed=options.seed, dtype=_first(dtypes))
+    dtype = _first(dtypes) or torch.get_default_dtype()
+    tensors, held_out = hold_out(data, options.validation, seed=options.seed, dtype=dtype)
     check_missing(model, tensors, data, size=options.batch_size)
     if held_out is not None:
         split = isinstance(options.validation, int | float)
@@ -119,6 +122,11 @@ def _load(
         check(*tensors)
         if held_out is not None:
             check(*held_out)
+    first_run = partial(after_first_run, model, guide, size=options.batch_size, dtype=dtype, seed=options.seed)
+    tensors = first_run(tensors)
+    if held_out is not None:
+        like = zip(held_out, tensors, strict=True)
+        held_out = first_run(tuple(cast_like(part, other, "validation") for part, other in like))
     if options.device is not None:
         tensors = tuple(part.to(options.device) for part in tensors)
         held_out = None if held_out is None else tuple(part.to(options.device) for part in held_out)
