@@ -278,7 +278,7 @@ def fit(
 
     Raises:
         TypeError: for an argument of a wrong type, or data that are not numeric.
-        ValueError: for options or data that are out of range, observations outside of the support of their distribution,
+        ValueError: for options or data that are out of range, observations outside of a distribution's support,
             or a checkpoint of another run, which is left unchanged.
         LookupError: if the programs do not have the sites that the loss needs.
         FloatingPointError: if the loss is not finite at the first step of the first chain. Later, a chain whose loss is
