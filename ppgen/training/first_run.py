@@ -1,12 +1,13 @@
 """A first run of the programs on data, before training: integers that have to be floats, observations out of range."""
 
-import pyro
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.infer.parameters import CollectParameters, EvalMode, owning_module
 from ppgen.tracing.programs import get_trace
 from ppgen.tracing.sites import Program
@@ -65,7 +66,7 @@ def after_first_run(
 def _error(programs: list[Program], data: Data, size: int | None, seed: int, *, densities: bool) -> Exception | None:
     """The error of a run of the programs, if any; observations out of range are raised."""
     batch = data if size is None else tuple(part[: max(1, size)] for part in data)
-    with pyro.poutine.block(), torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         try:
             trace, *_ = [_isolated_trace(program, batch) for program in programs]
@@ -82,5 +83,5 @@ def _error(programs: list[Program], data: Data, size: int | None, seed: int, *, 
 
 def _isolated_trace(program: Program, args: Data) -> Trace:
     """A trace in eval mode and in an empty parameter store, in which programs cannot take each other's parameters."""
-    with EvalMode(), CollectParameters(), pyro.get_param_store().scope():
+    with ParameterScope().open(), poutine.block(), EvalMode(), CollectParameters():
         return get_trace(program, *args)
