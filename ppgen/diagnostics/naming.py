@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -52,8 +53,10 @@ def variable(name: str, site: Site, value: Tensor | None = None, *, event: bool 
 
 def observed(name: str, site: Site) -> Variable:
     """The observations of a site, without the dimension "draw"."""
-    dims, value = variable(name, site, observation(site).expand(site["fn"].batch_shape + site["fn"].event_shape))
-    return dims[1:], value[0]
+    value = observation(site)
+    shape = torch.broadcast_shapes(value.shape, site["fn"].shape())  # data may have more dimensions of size 1
+    dims, values = variable(name, site, value.expand(shape))
+    return dims[1:], values[0]
 
 
 def new_names(

@@ -276,3 +276,22 @@ def test_a_factor_that_depends_on_an_enumerated_latent_joins_the_likelihood():
     terms = [math.log(p) - 2 * c - 0.5 * (x.numpy() - shift - c) ** 2 for c, p in ((0, 0.7), (1, 0.3))]
     expected = np.logaddexp(*terms) - 0.5 * math.log(2 * math.pi)
     np.testing.assert_allclose(idata["log_likelihood"]["prefer+x"].values, expected, atol=1e-5)
+
+
+def test_observations_with_a_leading_dimension_of_size_one():
+    """A program that does not broadcast, which vmap runs: its distributions have no dimension of the draws."""
+    x = torch.randn(1, 4)
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0)).sum()
+        with pyro.plate("data", 4):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mean", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    idata = chain_of(model, guide, x).to_arviz(x, draws=25)
+    np.testing.assert_array_equal(idata["observed_data"]["x"].values, x[0].numpy())
+    mean = idata["posterior"]["mean"].values[..., None]
+    expected = -0.5 * (x[0].numpy() - mean) ** 2 - 0.5 * math.log(2 * math.pi)
+    np.testing.assert_allclose(idata["log_likelihood"]["x"].values, expected, atol=1e-5)
