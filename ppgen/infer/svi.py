@@ -49,7 +49,9 @@ class SVI:
         lr_scheduler: optimizer -> torch learning-rate scheduler, advanced every step.
         compile: whether to compile the whole step, once for each shape of its arguments: True, False, or "auto" for
             when that saves time over the remaining steps (see `ppgen.infer.compile.step`). A compiled step does not run
-            the Python of the programs. Decisions are logged to "ppgen" and kept in `compile_status`.
+            the Python of the programs, and is dropped when a value that they read has changed. Decisions are logged to
+            "ppgen" and kept in `compile_status`. "cuda_graph" also replays steps on a GPU as CUDA graphs, which has not
+            been tried there.
         steps: the total number of steps, which "auto" uses; None if it is not known.
 
     Attributes:
