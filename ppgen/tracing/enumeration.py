@@ -29,7 +29,7 @@ from torch import Tensor
 from ppgen.tracing.log_einsum import VmapLogRing
 from ppgen.tracing.sites import Site, is_observed
 
-__all__ = ["SUMMED_OUT", "check_enumerable", "sample_enumerated", "sum_out_enumerated"]
+__all__ = ["SUMMED_OUT", "check_declared_dims", "check_enumerable", "sample_enumerated", "sum_out_enumerated"]
 
 PackedTensor = Any  # a tensor whose attribute _pyro_dims has a letter for each of its dimensions
 SUMMED_OUT = "_ppgen_summed_out"  # key in a factor's "infer": the names of the observed sites that it replaces
@@ -44,13 +44,19 @@ def check_enumerable(latent: dict[str, Site]) -> None:
         latent: their sites by name.
 
     Raises:
-        ValueError: if a latent has no finite support, or is set to another kind of enumeration.
+        ValueError: if a latent has no finite support, or is set to another kind of enumeration, or to a sample of its
+            values.
     """
     for name, site in latent.items():
         if not site["fn"].has_enumerate_support:
             raise ValueError(
                 f"the guide leaves {name!r} to enumeration, but its distribution {type(site['fn']).__name__} has no "
                 "finite support to enumerate; sample it in the guide, or use a distribution of finitely many values"
+            )
+        if site["infer"].get("num_samples"):
+            raise ValueError(
+                f"{name!r} is enumerated by a sample of its values (num_samples={site['infer']['num_samples']}), which has "
+                "no exact sum: leave num_samples out, so that all values are enumerated"
             )
         if site["infer"].get("enumerate") != "parallel":
             raise ValueError(
@@ -81,6 +87,27 @@ def sum_out_enumerated(trace: Trace) -> Trace:
         elif name not in replaced:
             result.add_node(name, **site)
     return result
+
+
+def check_declared_dims(trace: Trace) -> None:
+    """Checks that all dimensions of log probabilities are those of plates, since enumeration uses the others.
+
+    Args:
+        trace: run without enumeration.
+
+    Raises:
+        ValueError: naming the site.
+    """
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site["infer"].get("_deterministic"):
+            continue
+        shape, plates = site["fn"].batch_shape, {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+        if any(size > 1 and dim - len(shape) not in plates for dim, size in enumerate(shape)):
+            raise ValueError(
+                f"site {name!r} has the batch shape {tuple(shape)}, whose dimensions are not all those of plates, which a "
+                "program with discrete latents needs: write .to_event(...) behind its distribution, or put it in a "
+                "pyro.plate"
+            )
 
 
 def sample_enumerated(trace: Trace) -> dict[str, Tensor]:

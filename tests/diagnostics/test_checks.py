@@ -1,5 +1,7 @@
 """The table of checks: every check passes good draws and finds the fault that it is for; the verdict joins them."""
 
+import dataclasses
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -203,3 +205,17 @@ def test_the_verdict_is_the_worst_level_and_good_ones_give_no_reasons():
     assert verdict.advice == (*tail.guide_advice, *tail.advice, *late.guide_advice)
     assert _verdict(both, automatic=True).advice == tail.advice
     assert worst_level([]) == GOOD
+
+
+def test_a_guide_with_wrong_shares_of_a_discrete_latent_is_found():
+    """The weights move the share of c = 1 from a half to E[w c], in standard deviations of c."""
+    given = draws(move=0.5)
+    z = given.posterior.z.values[0]
+    found = dataclasses.replace(given, posterior=(given.posterior > 0).astype(int))
+    share = np.exp(found.log_weights) @ (z > 0)
+    assert share > 0.65
+    expected = (share - (z > 0).mean()) / np.sqrt(share * (1 - share))
+    finding = CHECKS["shift"].compute(found)
+    assert finding.value == pytest.approx(expected)
+    assert finding.level == WEIGHTED
+    assert CHECKS["log_ratio"].compute(found).value == 0.0

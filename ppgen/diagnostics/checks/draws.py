@@ -94,9 +94,12 @@ class PosteriorDraws:
         """`shift` and `log_ratio` of the latents under the weights; empty if a weight is not finite."""
         if not np.isfinite(np.exp(self.log_weights)).all():
             return {}
-        latents = (self.posterior[name].values[self.chain].astype(float) for name in self.posterior.data_vars)
-        # discrete latents are drawn from their exact conditional posterior: the weights do not depend on them
-        return largest_moment_shifts(((z, z) for z in latents if (z != z.round()).any()), self.log_weights)
+        latents = [self.posterior[name].values[self.chain].astype(float) for name in self.posterior.data_vars]
+        whole = [bool((z == z.round()).all()) for z in latents]
+        shifts = largest_moment_shifts(((z, z) for z, w in zip(latents, whole, strict=True) if not w), self.log_weights)
+        # the mean alone of whole numbers: the standard deviation of a value that is rare is noise
+        of_whole = largest_moment_shifts(((z, z) for z, w in zip(latents, whole, strict=True) if w), self.log_weights)
+        return shifts | {"shift": max(shifts["shift"], of_whole["shift"])}
 
     @cached_property
     def target(self) -> UnconstrainedLogDensity | None:
