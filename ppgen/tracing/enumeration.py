@@ -27,7 +27,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from ppgen.tracing.log_einsum import VmapLogRing
-from ppgen.tracing.sites import Site, is_observed
+from ppgen.tracing.sites import Site, is_observed, sample_sites
 
 __all__ = ["SUMMED_OUT", "check_declared_dims", "check_enumerable", "sample_enumerated", "sum_out_enumerated"]
 
@@ -55,8 +55,8 @@ def check_enumerable(latent: dict[str, Site]) -> None:
             )
         if site["infer"].get("num_samples"):
             raise ValueError(
-                f"{name!r} is enumerated by a sample of its values (num_samples={site['infer']['num_samples']}), which has "
-                "no exact sum: leave num_samples out, so that all values are enumerated"
+                f"{name!r} is enumerated by a sample of its values (num_samples={site['infer']['num_samples']}), whose "
+                "sum is not exact: leave num_samples out, so that all values are enumerated"
             )
         if site["infer"].get("enumerate") != "parallel":
             raise ValueError(
@@ -98,15 +98,17 @@ def check_declared_dims(trace: Trace) -> None:
     Raises:
         ValueError: naming the site.
     """
-    for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site["infer"].get("_deterministic"):
+    for name, site in sample_sites(trace).items():
+        if site["infer"].get("_deterministic"):
             continue
-        shape, plates = site["fn"].batch_shape, {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+        value, fn = site["value"], site["fn"]
+        shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+        plates = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
         if any(size > 1 and dim - len(shape) not in plates for dim, size in enumerate(shape)):
             raise ValueError(
-                f"site {name!r} has the batch shape {tuple(shape)}, whose dimensions are not all those of plates, which a "
-                "program with discrete latents needs: write .to_event(...) behind its distribution, or put it in a "
-                "pyro.plate"
+                f"the density of site {name!r} has the shape {tuple(shape)}, with a dimension that is not that of a "
+                "plate, and a program with enumerated latents may have none: write .to_event(...) behind the "
+                "distribution, or put the site in a pyro.plate"
             )
 
 

@@ -16,7 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Exponential as TorchExponential
 
-from ppgen.tracing.enumeration import check_enumerable, sum_out_enumerated
+from ppgen.tracing.enumeration import check_declared_dims, check_enumerable, sum_out_enumerated
 from ppgen.tracing.nan_masked import SelectNoValues
 from ppgen.tracing.plates import all_rows
 from ppgen.tracing.sites import (
@@ -113,6 +113,7 @@ class JointDensity:
         discrete = {name: site for name, site in latent_sites(self.first).items() if site["fn"].support.is_discrete}
         self._sums_out = bool(discrete)
         if discrete:
+            check_declared_dims(self.first)
             check_enumerable({name: {**site, "infer": {"enumerate": "parallel"}} for name, site in discrete.items()})
             sites = (site for site in self.first.nodes.values() if site["type"] == "sample")
             dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]

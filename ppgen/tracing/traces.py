@@ -33,7 +33,7 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from ppgen.tracing.enumeration import check_enumerable, sample_enumerated, sum_out_enumerated
+from ppgen.tracing.enumeration import check_declared_dims, check_enumerable, sample_enumerated, sum_out_enumerated
 from ppgen.tracing.plates import all_rows
 from ppgen.tracing.programs import get_trace
 from ppgen.tracing.sites import (
@@ -176,12 +176,13 @@ class Traces:
         The dimension to its right is free for a plate of particles.
 
         Raises:
-            ValueError: if one of them cannot be enumerated.
+            ValueError: if one of them cannot be enumerated, or a dimension is not that of a plate.
         """
         enumerated = {k: s for k, s in latent_sites(self.model_trace).items() if k not in self.guide_trace}
         if not enumerated:
             return None
         check_enumerable(enumerated)
+        check_declared_dims(self.model_trace)
         sites = [*sample_sites(self.model_trace).values(), *sample_sites(self.guide_trace).values()]
         return min((f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized), default=0) - 2
 

@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from ppgen.tracing.particles import log_weights, particle_traces
+from ppgen.tracing.programs import JointDensity
 
 Normal = dist.Normal
 LEVEL = 1e-4  # of each test of frequencies
@@ -286,3 +287,29 @@ def test_a_scale_keeps_its_precision():
     rows = torch.stack([Normal(half + c, 1.0).log_prob(x) for c in (0, 1)]).logsumexp(0) + half.log()
     expected = Normal(half, 1.0).log_prob(half) + rows.sum() * 4 / 3
     torch.testing.assert_close(log_weights(model, guide, (), particles=1), expected.expand(1, 1), rtol=1e-12, atol=0)
+
+
+def test_dimensions_that_no_plate_declares_are_refused():
+    """Two rows and two values of c: the rows would be taken for the values, without an error."""
+
+    def model(x):
+        s = pyro.sample("s", Normal(0.0, 1.0))
+        c = pyro.sample("c", dist.Bernoulli(0.4), infer=parallel)
+        pyro.sample("x", Normal(s * (2 * c - 1), 1.0), obs=x)
+
+    x = torch.tensor([0.3, -1.0])
+    says = r"site 'x' has the shape \(2,\).*to_event.*pyro.plate"
+    with pytest.raises(ValueError, match=says):
+        log_weights(model, lambda x: pyro.sample("s", dist.Delta(torch.tensor(0.7))), (x,), particles=2)
+    with pytest.raises(ValueError, match=says):
+        JointDensity(model, (x,), lambda site: torch.zeros(()))
+
+
+def test_a_sample_of_the_values_of_a_latent_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(INITIAL), infer={**parallel, "num_samples": 2})
+            pyro.sample("x", Normal(LOCS[c], 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"'c' is enumerated by a sample .*num_samples=2.*leave num_samples out"):
+        log_weights(model, lambda x: None, (torch.zeros(3),), particles=2)
