@@ -56,7 +56,7 @@ def broadcasts_correctly(batched: Traces, single: Traces) -> bool:
 
 
 class _Reads(TorchFunctionMode):
-    """Finds out whether Python reads the values of tensors, other than in the checks of torch and Pyro."""
+    """Finds out whether Python reads the values of tensors, other than in torch, Pyro and ppgen."""
 
     READS: ClassVar[set[Any]] = {
         *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__float__),
@@ -74,7 +74,7 @@ class _Reads(TorchFunctionMode):
             while frame and frame.f_code.co_filename.endswith(TENSOR_METHODS):
                 frame = frame.f_back
             name = frame.f_globals.get("__name__", "") if frame else ""
-            self.found |= name.split(".")[0] not in ("torch", "pyro")
+            self.found |= name.split(".")[0] not in ("torch", "pyro", "ppgen")
         return func(*args, **(kwargs or {}))
 
 
