@@ -89,7 +89,8 @@ class SVI:
         compile: Compile = "auto",
         steps: int | None = None,
     ) -> None:
-        separate_names(model, guide)
+        with one_at_a_time:
+            separate_names(model, guide)
         self.model, self.guide, self.optim = model, guide, optim
         self.objective: Any = loss
         self.optimizer = ParameterOptimizer(optim, clip_norm=clip_norm, lr_scheduler=lr_scheduler)
