@@ -51,7 +51,11 @@ FILES = [
     "tests/distributions/test_sine_skewed.py",
 ]
 
-WARNINGS = ["the loss depends on no trainable parameter", "model and guide both have a parameter"]
+WARNINGS = [
+    "the loss depends on no trainable parameter",
+    "model and guide both have a parameter",
+    "the step is not compiled, and runs eagerly",
+]
 """The beginnings of warnings that ppgen gives where stock is silent."""
 
 EXPLAINED: dict[str, str] = {}
