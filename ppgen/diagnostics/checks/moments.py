@@ -31,7 +31,7 @@ def moment_check(moment: str) -> Callable[[PosteriorDraws], Finding | None]:
             return Finding(value, reason, BAD, advise=True)
         wider = 0.0 if draws.tails is None else draws.tails.certain_shifts[moment]
         if wider > MAX_CORRECTABLE_SHIFT:
-            reason = f"draws from wider distributions move it by more than {MAX_CORRECTABLE_SHIFT}; weights cannot"
+            reason = f"draws from wider distributions move it by more than {MAX_CORRECTABLE_SHIFT}; weights do not"
             return Finding(value, reason, BAD, advise=True)
         if value > MAX_SHIFT + error:
             return Finding(value, f"above {MAX_SHIFT} {noise}: the weights move the guide's draws", WEIGHTED)
