@@ -21,7 +21,7 @@ from ppgen.utils.arviz_versions import group
 __all__ = ["PosteriorDraws", "comparable_chains", "on_one_line"]
 
 MAX_DIM = 300  # latents up to which the unconstrained density is used
-MAX_SINGLE_DRAWS = 250  # of the prior, by programs that run once for each draw
+MAX_PRIOR_DRAWS, MAX_SINGLE_DRAWS = 1000, 250  # of the prior; by programs that run once for each draw
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,14 @@ class PosteriorDraws:
 
     @cached_property
     def prior(self) -> Proposal | None:
-        """As many draws of the prior, or fewer if they are made one by one, with its density; None if it has none.
+        """Draws of the prior, with its density; None if it has none.
 
         The programs must hold the weights of the judged chain when this is first read.
         """
         if self.target is None:
             return None
-        draws = self.size if self.target.vectorized else min(self.size, MAX_SINGLE_DRAWS)
-        return prior_proposal(self.target, draws, self._generator())
+        most = MAX_PRIOR_DRAWS if self.target.vectorized else MAX_SINGLE_DRAWS
+        return prior_proposal(self.target, min(self.size, most), self._generator())
 
     @cached_property
     def mode_search(self) -> ModeSearch | None:
