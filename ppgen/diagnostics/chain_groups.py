@@ -23,6 +23,7 @@ from ppgen.tracing.sites import (
     Site,
     data_plate,
     is_delta,
+    is_deterministic,
     is_local,
     is_observed,
     latent_sites,
@@ -127,7 +128,7 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, dict[st
     sampled = traces.with_sampled_discrete
     sites, local = sample_sites(sampled), is_local(model_trace, guide_trace)
     observations = {name: site for name, site in sites.items() if is_observed(site)}
-    latents = latent_sites(sampled) | {k: s for k, s in sites.items() if s["infer"].get("_deterministic")}
+    latents = latent_sites(sampled) | {k: s for k, s in sites.items() if is_deterministic(s)}
     seen = {name: observed_entries(name, site) for name, site in observations.items()}
     lp, log_q = (log_density(trace, per_datum=local).numpy(force=True) for trace in (model_trace, guide_trace))
     stats = {"lp": lp, "log_q": np.broadcast_to(log_q, lp.shape), "log_weight": lp - log_q}

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ppgen.tracing.sites import DATA, PARTICLES, Site, did_you_mean, observation
+from ppgen.tracing.sites import DATA, PARTICLES, Site, did_you_mean, is_deterministic, observation
 
 __all__ = ["Variable", "dataset", "new_names", "observed", "variable"]
 
@@ -37,7 +37,7 @@ def variable(name: str, site: Site, value: Tensor | None = None, *, event: bool 
     frames = {f.dim: f for f in site["cond_indep_stack"] if f.vectorized}
     depth = -min(frames, default=0)
     rank = site["fn"].event_dim if event else 0
-    if site["infer"].get("_deterministic") and rank == value.dim():  # without event_dim, all are event dimensions
+    if is_deterministic(site) and rank == value.dim():  # without event_dim, all are event dimensions
         rank = value.dim() - depth
     if value.dim() - rank < depth:  # one value for all rows of a plate
         value = value.reshape((1,) * (depth + rank - value.dim()) + tuple(value.shape))

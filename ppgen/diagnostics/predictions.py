@@ -12,7 +12,7 @@ from ppgen.diagnostics.chain_groups import DrawOptions, Groups
 from ppgen.diagnostics.naming import Variable, dataset, variable
 from ppgen.tracing.particles import particle_traces
 from ppgen.tracing.programs import validation
-from ppgen.tracing.sites import Program, Site, is_observed, latent_sites, quote_names, sample_sites
+from ppgen.tracing.sites import Program, Site, is_deterministic, is_observed, latent_sites, quote_names, sample_sites
 from ppgen.tracing.traces import Traces
 from ppgen.training.result import Fitted
 
@@ -115,7 +115,7 @@ def _traces(model: Program, guide: Program, data: tuple[Tensor | None, ...], opt
 
 def _is_latent(traces: Traces) -> Callable[[Site], bool]:
     names = latent_sites(traces.model_trace).keys()
-    return lambda site: site["name"] in names or bool(site["infer"].get("_deterministic"))
+    return lambda site: site["name"] in names or is_deterministic(site)
 
 
 def _variables(sites: dict[str, Site], chosen: Callable[[Site], bool]) -> dict[str, Variable]:

@@ -22,7 +22,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from ppgen.tracing.masks import masks, skips_nan
-from ppgen.tracing.sites import Site, blocks_gradient, data_plate, is_observed, latent_sites, observation
+from ppgen.tracing.sites import Site, blocks_gradient, data_plate, is_deterministic, is_observed, latent_sites, observation
 from ppgen.tracing.traces import Traces
 from ppgen.utils.means import mean
 
@@ -211,7 +211,7 @@ def _frame(kind: str, name: str, site: Site) -> CondIndepStackFrame:
 def _rows(kind: str, name: str, site: Site) -> Tensor:
     frame, fn = _frame(kind, name, site), site["fn"]
     value = observation(site) if kind == "data" else site["value"]
-    if site["infer"].get("_deterministic") and fn.event_dim == value.dim():
+    if is_deterministic(site) and fn.event_dim == value.dim():
         # without event_dim, pyro.deterministic makes every axis an event axis, plates included
         axis = frame.dim - min(f.dim for f in site["cond_indep_stack"] if f.vectorized)
         if value.shape[axis : axis + 1] != (frame.size,):

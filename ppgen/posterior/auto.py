@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ppgen.posterior.candidates import CandidateBuilder
+from ppgen.posterior.directions import Directions
 from ppgen.posterior.gaussian_vi import fit_gaussians
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.importance import NEGLIGIBLE_NATS
@@ -67,7 +68,7 @@ def find_posterior(
     """
     began = time.perf_counter()
     progress("starting points")
-    target, generator = UnconstrainedLogDensity(model, data), torch.Generator().manual_seed(seed)
+    target, generator = UnconstrainedLogDensity(Directions(model), data), torch.Generator().manual_seed(seed)
     if target.dim > MAX_DIM:
         raise ValueError(
             f'guide="auto" needs the full covariance of all latents, of dimension {MAX_DIM} at most; the latents of '

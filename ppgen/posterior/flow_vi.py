@@ -106,7 +106,8 @@ class FlowVI:
         self.optimizer = torch.optim.Adam(self.weights, lr=LEARNING_RATE, betas=BETAS)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR
         self.scheduler = cosine(self.optimizer, steps, eta_min=FINAL_LEARNING_RATE)
-        self.draws = min(MAX_DRAWS, max(MIN_DRAWS, TERMS // target.num_data))
+        most = MAX_DRAWS if target.vectorized else MIN_DRAWS
+        self.draws = min(most, max(MIN_DRAWS, TERMS // target.num_data))
         self.elbo: list[float] = []
         self.skipped = 0
         self.log_det = torch.linalg.slogdet(root).logabsdet

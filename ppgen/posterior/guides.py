@@ -19,6 +19,7 @@ from ppgen.infer import AutoFlow, AutoMixture
 from ppgen.infer.autoguide.supports import AutoGaussian
 from ppgen.infer.parameters import separate_names
 from ppgen.losses.elbo import ELBO
+from ppgen.posterior.directions import Directions
 from ppgen.posterior.flow_vi import HIDDEN
 from ppgen.tracing.double_precision import DoublePrecision, double_precision
 from ppgen.tracing.programs import get_trace, validation
@@ -49,7 +50,7 @@ def programs_of(model: Program, discrete: Sequence[str]) -> AutoPrograms:
         model: the user's program.
         discrete: the names of its discrete latents.
     """
-    wrapped = DoublePrecision(model)
+    wrapped = DoublePrecision(Directions(model))
     if not discrete:
         return AutoPrograms(wrapped, wrapped)
     enumerated = config_enumerate(wrapped)

@@ -39,6 +39,7 @@ KHAT_GOOD = 0.5  # up to this k-hat the weights have a finite variance, and unwe
 KHAT_USABLE = 0.7  # up to this k-hat weighted averages converge at a practical rate
 EQUAL_WEIGHTS_ESS_RATIO = 0.99  # from this ESS / K on, the weights count as equal
 NEGLIGIBLE_NATS = 7.0  # evidence this far below another's has less than a thousandth of its mass
+ROUNDING = 100  # relative differences of numbers that are equal, such as the diagonal of a correlation matrix, in eps
 MIN_DRAWS = 25  # needed to fit a tail
 
 
@@ -195,7 +196,7 @@ def moment_shifts(
 
         shift = (weighted mean - mean) / weighted sd,    log_ratio = log(weighted sd / sd)
 
-    Both are zero where all draws are equal, and NaN where the weights are.
+    Both are zero where all draws are equal up to rounding, and NaN where the weights are.
 
     Args:
         z: unweighted draws, (K, n).
@@ -209,7 +210,8 @@ def moment_shifts(
     weights = np.exp(log_weights)
     mean, sd, weighted_mean = z.mean(0), z.std(0), weights @ among
     weighted_sd = np.sqrt(weights @ (among - weighted_mean) ** 2)
-    constant = np.ptp(among, axis=0) == 0
+    rounding = ROUNDING * np.finfo(np.result_type(among, np.float16)).eps
+    constant = np.ptp(among, axis=0) <= rounding * np.abs(among).max(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         shift, log_ratio = (weighted_mean - mean) / weighted_sd, np.log(weighted_sd / sd)
     return np.where(constant, 0.0, shift), np.where(constant, 0.0, log_ratio)

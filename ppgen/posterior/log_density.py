@@ -20,7 +20,7 @@ import pyro
 import torch
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to
 from torch.func import grad_and_value, vmap
 
 from ppgen.tracing.double_precision import double_precision
@@ -54,8 +54,8 @@ class UnconstrainedLogDensity:
 
     Raises:
         ValueError: if the program has parameters, no continuous latent, or a discrete latent that cannot be enumerated;
-            if an observation has no density; if the density is not a function of the latents.
-        NotImplementedError: if a latent's support cannot be mapped to the real line.
+            if an observation has no density; if the density is not a function of the latents; if a latent's support
+            cannot be mapped to the real line.
     """
 
     def __init__(self, model: Program, args: tuple = ()) -> None:
@@ -376,12 +376,24 @@ def _check_observations(trace: Trace) -> None:
 
 def _value_in_support(site: Site) -> Tensor:
     """A value in a latent's support. It is not a draw, since an improper prior has none."""
-    transform = biject_to(site["fn"].support)
-    return transform(torch.zeros(_unconstrained_shape(site)))
+    return _transform(site)(torch.zeros(_unconstrained_shape(site)))
 
 
 def _unconstrained_shape(site: Site) -> torch.Size:
-    return torch.Size(biject_to(site["fn"].support).inverse_shape(site["fn"].shape()))
+    return torch.Size(_transform(site).inverse_shape(site["fn"].shape()))
+
+
+def _transform(site: Site) -> Transform:
+    """The map from the real line to a latent's support."""
+    try:
+        return biject_to(site["fn"].support)
+    except NotImplementedError as error:
+        name = site["name"]
+        raise ValueError(
+            f"the support of the latent {name!r}, a {type(site['fn']).__name__}, cannot be mapped to the real line. A "
+            f"direction can be {name} = pyro.sample({name!r}, dist.ProjectedNormal(torch.zeros(3))), uniform on the "
+            f"sphere, with another prior by pyro.factor('prior', prior.log_prob({name}) + math.log(4 * math.pi))"
+        ) from error
 
 
 def _to_double(part: Any) -> Any:

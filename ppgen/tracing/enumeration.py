@@ -27,7 +27,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from ppgen.tracing.log_einsum import VmapLogRing
-from ppgen.tracing.sites import Site, is_observed, sample_sites
+from ppgen.tracing.sites import Site, is_deterministic, is_observed, sample_sites
 
 __all__ = ["SUMMED_OUT", "check_declared_dims", "check_enumerable", "sample_enumerated", "sum_out_enumerated"]
 
@@ -99,7 +99,7 @@ def check_declared_dims(trace: Trace) -> None:
         ValueError: naming the site.
     """
     for name, site in sample_sites(trace).items():
-        if site["infer"].get("_deterministic"):
+        if is_deterministic(site):
             continue
         value, fn = site["value"], site["fn"]
         shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
@@ -232,7 +232,7 @@ def _factor(sites: dict[str, Site], dims: set[str], trace: Trace) -> Site:
     shape = _shape(stack)
     log_prob = packed.unpack(term, trace.symbol_to_dim)
     log_prob = log_prob.reshape(log_prob.shape[max(0, log_prob.dim() - len(shape)) :]).expand(shape)
-    observed = [k for k, s in sites.items() if s["is_observed"] and not s["infer"].get("_deterministic")]
+    observed = [k for k, s in sites.items() if s["is_observed"] and not is_deterministic(s)]
     latent = [k for k, s in sites.items() if not s["is_observed"]]
     (scale,) = scales
     return {

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDis
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ppgen.tracing.sites import Site, observation
+from ppgen.tracing.sites import Site, is_deterministic, observation
 
 __all__ = ["has_nan_density", "masked_log_prob", "masks", "observed_numbers", "site_mask", "skips_nan", "without_masks"]
 
@@ -82,7 +82,7 @@ def without_masks(fn: TorchDistributionMixin) -> TorchDistributionMixin:
 
 def has_nan_density(site: Site) -> bool:
     """Whether a log density of a site is NaN before it is masked, when its gradient is NaN even if it is masked."""
-    if site["mask"] is False or site["infer"].get("_deterministic"):
+    if site["mask"] is False or is_deterministic(site):
         return False
     try:
         return bool(torch.as_tensor(without_masks(site["fn"]).log_prob(site["value"])).isnan().any())

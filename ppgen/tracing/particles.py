@@ -28,6 +28,7 @@ from ppgen.tracing.sites import (
     Site,
     check_no_enumeration,
     importance_log_weights,
+    is_deterministic,
     is_observed,
     is_subsample,
     latent_sites,
@@ -301,10 +302,10 @@ class _VmappedTraces(Traces):
         trace, frame = Trace(), CondIndepStackFrame(PARTICLES, -self.depth, self.particles, 0, self.particles)
         for name, (value, *parts) in values.items():
             site = {k: v for k, v in template.nodes[name].items() if k not in ("packed", "score_parts", "log_prob_sum")}
-            if site["infer"].get("_deterministic"):  # its Delta may count the axes of plates as event axes
+            if is_deterministic(site):  # its Delta may count the axes of plates as event axes
                 plates = -min((f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
                 rank = min(site["fn"].event_dim, max(0, site["value"].dim() - plates))
-                site["fn"] = pyro.distributions.Delta(site["value"], event_dim=rank)
+                site["fn"] = pyro.distributions.Delta(site["value"], event_dim=rank).mask(False)
             log_prob, unscaled, mask = (self._move_to_plate(part, 0) for part in parts)
             if site["is_observed"] and is_observed(site):
                 value = site["value"]

@@ -25,6 +25,7 @@ from ppgen.tracing.sites import (
     Site,
     data_plate_size,
     did_you_mean,
+    is_deterministic,
     is_observed,
     is_subsample,
     latent_sites,
@@ -157,7 +158,7 @@ def check_observation_shapes(trace: Trace) -> None:
         ValueError: naming the site and the shapes.
     """
     for name, site in sample_sites(trace).items():
-        if site["infer"].get("_deterministic") or not isinstance(site["value"], Tensor):
+        if is_deterministic(site) or not isinstance(site["value"], Tensor):
             continue
         try:
             with torch.no_grad(), validation(False):
@@ -205,7 +206,7 @@ def likelihood_sites(program: Program, *args: Any) -> tuple[Trace, dict[str, Sit
             f"expected a likelihood, with observed sites only, got the latents {quote_names(latent)}: set their values "
             "(pyro.poutine.condition), or marginalize them"
         )
-    sites = {k: s for k, s in sample_sites(trace).items() if not s["infer"].get("_deterministic")}
+    sites = {k: s for k, s in sample_sites(trace).items() if not is_deterministic(s)}
     if not sites:
         raise ValueError(
             "expected a likelihood, got a program without an observed site: pyro.sample(name, distribution, obs=y)"

@@ -47,7 +47,14 @@ def latent_sites(trace: Trace) -> dict[str, Site]:
 def is_observed(site: Site) -> bool:
     """Whether the program observed data at the site. Deterministic and factor sites do not count."""
     observed = site["is_observed"] or site["infer"].get("was_observed", False)
-    return observed and not site["infer"].get("_deterministic") and type(site["fn"]).__name__ != "Unit"
+    return observed and not is_deterministic(site) and type(site["fn"]).__name__ != "Unit"
+
+
+def is_deterministic(site: Site) -> bool:
+    """Whether the value follows from other sites: ``pyro.deterministic``, or a latent that Pyro has reparametrized."""
+    if site["infer"].get("_deterministic"):
+        return True
+    return site["is_observed"] and getattr(site["fn"], "_mask", None) is False and is_delta(site)
 
 
 def is_delta(site: Site) -> bool:
@@ -167,7 +174,7 @@ def is_local(*traces: Trace) -> bool:
         data_plate(site) is not None
         for trace in traces
         for site in sample_sites(trace).values()
-        if not site["infer"].get("_deterministic")
+        if not is_deterministic(site)
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
+from pyro.infer.reparam import LocScaleReparam
 from torch.utils.data import TensorDataset
 
 import ppgen
@@ -295,3 +296,38 @@ def test_observations_with_a_leading_dimension_of_size_one():
     mean = idata["posterior"]["mean"].values[..., None]
     expected = -0.5 * (x[0].numpy() - mean) ** 2 - 0.5 * math.log(2 * math.pi)
     np.testing.assert_allclose(idata["log_likelihood"]["x"].values, expected, atol=1e-5)
+
+
+def test_a_reparametrized_latent_is_a_latent_and_no_observation():
+    """Pyro's reparametrizations replace it by auxiliary latents, and observe it as what follows from them."""
+    y = torch.tensor([0.3, -1.0])
+
+    def model(y):
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("data", 2):
+            theta = pyro.sample("theta", dist.Normal(1.0, scale))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    model = pyro.poutine.reparam(model, config={"theta": LocScaleReparam(0.0)})
+    idata = chain_of(model, AutoNormal(model), y).to_arviz(y, draws=30)
+    assert set(idata.posterior.data_vars) == {"scale", "theta", "theta_decentered"}
+    assert set(idata.prior.data_vars) == {"scale", "theta", "theta_decentered"}
+    for group in ("observed_data", "posterior_predictive", "prior_predictive"):
+        assert set(idata[group].data_vars) == {"y"}
+    expected = 1 + idata.posterior["scale"].values[..., None] * idata.posterior["theta_decentered"].values
+    np.testing.assert_allclose(idata.posterior["theta"].values, expected, rtol=1e-5)
+
+
+def test_deterministic_sites_that_reduce_have_a_value_for_each_draw():
+    def totals(x, y):
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.deterministic("total", b.sum())
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((x * b).sum(-1), 1.0), obs=y)
+
+    x, y = torch.randn(5, 2), torch.randn(5)
+    idata = chain_of(totals, AutoNormal(totals), x, y).to_arviz(x, y, draws=30)
+    for group in ("posterior", "prior"):
+        total = idata[group]["total"]
+        assert total.dims == ("chain", "draw")
+        np.testing.assert_allclose(total.values, idata[group]["b"].values.sum(-1), rtol=1e-5)

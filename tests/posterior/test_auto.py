@@ -11,6 +11,8 @@ import torch
 from posterior_cases import covariates, regression, trained_fit, two_sides
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoDelta, init_to_value
+from pyro.nn import PyroModule, PyroSample
+from torch import nn
 
 import ppgen
 from ppgen.diagnostics import bidirectional_ais
@@ -323,3 +325,164 @@ def test_bad_options_are_refused():
 
     with pytest.raises(ValueError, match=r"'n' to enumeration, but its distribution Poisson has no finite"):
         ppgen.fit(counted, "auto", (y,))
+
+
+# supports and programs that strangers write
+
+
+def test_a_support_that_depends_on_a_latent_is_followed():
+    """a ~ Gamma(5, 2), b ~ Uniform(0, a), y ~ N(b, 0.3), against quadrature; 4000 draws."""
+
+    y = torch.tensor(1.0)
+
+    def model():
+        a = pyro.sample("a", dist.Gamma(5.0, 2.0))
+        b = pyro.sample("b", dist.Uniform(0.0, a))
+        pyro.sample("y", dist.Normal(b, 0.3), obs=y)
+
+    a = np.linspace(0.005, 14, 2000)[:, None]
+    b = a * (np.arange(1000) + 0.5) / 1000
+    cell = (a[1] - a[0]) / 1000
+    density = a**4 * np.exp(-2 * a) * 2**5 / 24 * np.exp(-0.5 * ((1 - b) / 0.3) ** 2) / (0.3 * math.sqrt(2 * math.pi))
+    evidence = float((density * cell).sum())
+    fit = ppgen.fit(model, "auto", None, restarts=2, progress=False)
+    assert fit.diagnose(starts=2).level == GOOD
+    idata = fit.to_arviz(draws=4000, predictive=False, chunk=1000)
+    for name, grid in (("a", a + 0 * b), ("b", b)):
+        mean = float((density * grid * cell).sum()) / evidence
+        sd = math.sqrt(float((density * (grid - mean) ** 2 * cell).sum()) / evidence)
+        draws = idata.posterior[name].values[fit.best]
+        assert abs(draws.mean() - mean) < 0.08 * sd
+        assert draws.std() == pytest.approx(sd, rel=0.06)
+    assert float(idata.vi_stats["log_marginal"][fit.best]) == pytest.approx(math.log(evidence), abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 4])
+def test_a_latent_that_bounds_the_data_is_found_from_each_seed(seed):
+    """y ~ Uniform(0, u), below whose edge most of the prior lies, against quadrature."""
+    y = torch.tensor([3.0, 6.0, 2.0, 5.0, 1.0])
+
+    def model(y):
+        u = pyro.sample("u", dist.LogNormal(0.0, 2.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Uniform(0.0, u), obs=y)
+
+    t = np.linspace(math.log(6), math.log(1e6), 200_001)
+    density = np.exp(-(t**2) / 8 - 5 * t) / (2 * math.sqrt(2 * math.pi)) * (t[1] - t[0])
+    evidence = math.log(density.sum())
+    fit = ppgen.fit(model, "auto", y, seed=seed, progress=False)
+    assert fit.diagnose(y).level in (GOOD, WEIGHTED)
+    idata = fit.to_arviz(y, draws=4000, predictive=False, chunk=1000)
+    assert float(idata.vi_stats["log_marginal"][fit.best]) == pytest.approx(evidence, abs=0.1)
+    median = np.exp(t[np.searchsorted(density.cumsum(), density.sum() / 2)])
+    u = idata.posterior_resampled["u"].values[0]
+    assert (u > 6).all()
+    assert np.median(u) == pytest.approx(median, rel=0.03)
+
+
+def test_pyros_tutorial_on_bayesian_regression_runs():
+    """A PyroModule whose weights are PyroSamples, against the conjugate posterior given the known noise."""
+    x, y = covariates()
+
+    class Regression(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.linear = PyroModule[nn.Linear](2, 1)
+            self.linear.weight = PyroSample(dist.Normal(0.0, 1e4).expand([1, 2]).to_event(2))
+            self.linear.bias = PyroSample(dist.Normal(0.0, 1e4).expand([1]).to_event(1))
+
+        def forward(self, x, y=None):
+            mean = self.linear(x).squeeze(-1)
+            with pyro.plate("data", x.shape[0]):
+                pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    fit = ppgen.fit(Regression(), "auto", (x, y), restarts=2, progress=False)
+    assert fit.diagnose(x, y, starts=2).level == GOOD
+    mean, covariance, evidence = exact_regression(x, y)
+    idata = fit.to_arviz(x, y, draws=2000, predictive=False, chunk=1000)
+    draws = np.stack(
+        [idata.posterior["linear.bias"][fit.best, :, 0], *idata.posterior["linear.weight"][fit.best, :, 0].T]
+    )
+    np.testing.assert_allclose(draws.mean(1), mean, atol=0.1 * np.sqrt(covariance.diagonal().min()))
+    np.testing.assert_allclose(draws.std(1), np.sqrt(covariance.diagonal()), rtol=0.08)
+    np.testing.assert_allclose(idata.vi_stats["log_marginal"].values, evidence, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_program_that_branches_on_a_latent_is_fitted_draw_by_draw():
+    """The evidence and the mean of a density with a kink at 0, against quadrature."""
+
+    y = torch.tensor(0.4)
+
+    def kinked():
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(m if m > 0 else 0.5 * m, 0.5), obs=y)
+
+    m = np.linspace(-8, 8, 16_001)
+    density = np.exp(-0.5 * m**2 - 2 * (0.4 - np.where(m > 0, m, 0.5 * m)) ** 2) / (math.pi) * (m[1] - m[0])
+    with pytest.warns(UserWarning, match="the program kinked runs once for each draw"):
+        fit = ppgen.fit(kinked, "auto", None, restarts=1, progress=False)
+    idata = fit.to_arviz(draws=500, predictive=False)
+    assert float(idata.vi_stats["log_marginal"][0]) == pytest.approx(math.log(density.sum()), abs=0.05)
+    assert abs(float(idata.posterior["m"].mean()) - (m * density).sum() / density.sum()) < 0.1
+
+
+# bounded, ordered and correlated latents
+
+
+def correlation_root(x):
+    root = pyro.sample("root", dist.LKJCholesky(2, 2.0))
+    pyro.deterministic("r", root[..., 1, 0])
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), scale_tril=root), obs=x)
+
+
+def correlation_matrix(x):
+    matrix = pyro.sample("matrix", dist.LKJ(2, 2.0))
+    pyro.deterministic("r", matrix[..., 1, 0])
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), matrix), obs=x)
+
+
+@pytest.mark.parametrize("model", [correlation_root, pytest.param(correlation_matrix, marks=pytest.mark.slow)])
+def test_a_correlation_has_the_posterior_of_a_grid(model):
+    root = torch.linalg.cholesky(torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) @ root.T
+    r = np.linspace(-0.9999, 0.9999, 20_001)
+    moments = (x.double().T @ x.double()).numpy()
+    exponent = (moments[0, 0] + moments[1, 1] - 2 * r * moments[0, 1]) / (1 - r**2)
+    density = (1 - r**2) ** (1 - 10) * np.exp(-0.5 * exponent)
+    density /= density.sum()
+    mean = float(density @ r)
+    sd = math.sqrt(float(density @ (r - mean) ** 2))
+    fit = ppgen.fit(model, "auto", x, restarts=2, progress=False)
+    assert fit.diagnose(x, starts=2).level in (GOOD, WEIGHTED)
+    draws = fit.to_arviz(x, draws=4000, predictive=False, chunk=1000).posterior_resampled["r"].values[fit.best]
+    assert abs(draws.mean() - mean) < 0.08 * sd
+    assert draws.std() == pytest.approx(sd, rel=0.06)
+
+
+@pytest.mark.slow
+def test_ordered_and_simplex_latents_have_their_closed_forms():
+    """Cuts c_1 < c_2 with c_1 and log (c_2 - c_1) normal; shares under counts of a Dirichlet prior."""
+
+    def ordered():
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        pyro.sample("cuts", dist.TransformedDistribution(base, [dist.transforms.OrderedTransform()]))
+
+    def shares():
+        p = pyro.sample("shares", dist.Dirichlet(torch.full((3,), 0.5)))
+        pyro.sample("y", dist.Multinomial(30, p), obs=torch.tensor([20.0, 8.0, 2.0]))
+
+    fit = ppgen.fit(ordered, "auto", None, restarts=2, progress=False)
+    assert fit.diagnose(starts=2).level == GOOD
+    cuts = fit.to_arviz(draws=4000, predictive=False, chunk=1000).posterior["cuts"].values[fit.best]
+    logs = np.stack([cuts[:, 0], np.log(np.diff(cuts)[:, 0])])
+    np.testing.assert_allclose(logs.mean(1), 0, atol=0.07)
+    np.testing.assert_allclose(logs.std(1), 1, rtol=0.05)
+    fit = ppgen.fit(shares, "auto", None, restarts=2, progress=False)
+    found = fit.to_arviz(draws=4000, predictive=False, chunk=1000).posterior["shares"].values[fit.best]
+    exact = dist.Dirichlet(torch.tensor([20.5, 8.5, 2.5]))
+    np.testing.assert_allclose(found.mean(0), exact.mean.numpy(), atol=0.008)
+    np.testing.assert_allclose(found.std(0), exact.variance.sqrt().numpy(), rtol=0.08)

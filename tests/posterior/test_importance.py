@@ -175,3 +175,14 @@ def test_an_exact_guide_has_the_evidence_as_weights():
     torch.manual_seed(0)
     weights = log_weights(pair.model, pair.guide, pair.data, particles=30)
     np.testing.assert_allclose(weights.numpy(), pair.evidence, rtol=1e-9)  # of an exact posterior, each and every one
+
+
+def test_a_number_that_is_constant_up_to_rounding_is_not_shifted():
+    """The diagonal of a correlation matrix."""
+    rng = np.random.default_rng(0)
+    weights = np.log(rng.dirichlet(np.ones(200)))
+    for dtype, eps in ((np.float64, 1e-16), (np.float32, 1e-7)):
+        z = np.stack([rng.standard_normal(200), 1 + eps * rng.integers(-2, 3, 200)], -1).astype(dtype)
+        shift, log_ratio = moment_shifts(z, weights)
+        assert shift[0] != 0
+        assert (shift[1], log_ratio[1]) == (0, 0)
