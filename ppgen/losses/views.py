@@ -22,7 +22,15 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from ppgen.tracing.masks import masks, skips_nan
-from ppgen.tracing.sites import Site, blocks_gradient, data_plate, is_deterministic, is_observed, latent_sites, observation
+from ppgen.tracing.sites import (
+    Site,
+    blocks_gradient,
+    data_plate,
+    is_deterministic,
+    is_observed,
+    latent_sites,
+    observation,
+)
 from ppgen.tracing.traces import Traces
 from ppgen.utils.means import mean
 

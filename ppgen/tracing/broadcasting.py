@@ -32,6 +32,7 @@ from ppgen.tracing.traces import SampleObservations, Traces
 __all__ = ["broadcasts_correctly"]
 
 TENSOR_METHODS = ("torch/_tensor.py", "torch/overrides.py")  # files of torch that pass a tensor's methods on
+LIBRARIES = ("torch", "pyro", "ppgen", "torchdiffeq", "zuko")
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # of equal values and log densities: absolute, and relative
 
 
@@ -56,7 +57,7 @@ def broadcasts_correctly(batched: Traces, single: Traces) -> bool:
 
 
 class _Reads(TorchFunctionMode):
-    """Finds out whether Python reads the values of tensors, other than in torch, Pyro and ppgen."""
+    """Finds out whether a program reads values of tensors, other than in libraries: in checks, in ODE solvers."""
 
     READS: ClassVar[set[Any]] = {
         *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__float__),
@@ -74,7 +75,7 @@ class _Reads(TorchFunctionMode):
             while frame and frame.f_code.co_filename.endswith(TENSOR_METHODS):
                 frame = frame.f_back
             name = frame.f_globals.get("__name__", "") if frame else ""
-            self.found |= name.split(".")[0] not in ("torch", "pyro", "ppgen")
+            self.found |= name.split(".")[0] not in LIBRARIES
         return func(*args, **(kwargs or {}))
 
 
