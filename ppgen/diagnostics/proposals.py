@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import MultivariateStudentT, Normal
 from pyro.infer.autoguide import AutoContinuous, AutoNormal
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -106,7 +107,7 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
     Returns:
         The proposal; None if the prior is improper or has no density.
     """
-    model = DoublePrecision(target.model)
+    model = _MaskObservations()(DoublePrecision(target.model))
     prior = poutine.block(model, hide_fn=_is_observed)
     try:
         log_prob = UnconstrainedLogDensity(prior, target.args).log_prob
@@ -115,7 +116,7 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
             parts = [
                 latent_sites(traces.guide_trace)
                 for start in range(0, draws, CHUNK)
-                for traces in particle_traces(prior, prior, target.args, particles=min(CHUNK, draws - start))
+                for traces in particle_traces(model, prior, target.args, particles=min(CHUNK, draws - start))
             ]
         values = {
             name: torch.cat([part[name]["value"].reshape(-1, *shape) for part in parts])
@@ -124,6 +125,14 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
         return Proposal(target.unconstrain(values), log_prob)
     except NO_DENSITY:
         return None
+
+
+class _MaskObservations(Messenger):
+    """Leaves out the likelihood but not its sites, whose plates have a place beside that of the draws."""
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["is_observed"]:
+            msg["mask"] = False
 
 
 def _is_observed(site: Site) -> bool:

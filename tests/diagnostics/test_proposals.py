@@ -40,6 +40,24 @@ def test_the_prior_is_that_of_the_latents_without_the_observations(target):
     assert float(z["b"].std()) == pytest.approx(2.0, rel=4 / math.sqrt(2 * 3000))
 
 
+def test_many_draws_of_the_prior_are_made_in_one_run_and_evaluate_no_likelihood():
+    """Neither a plate of the observations alone nor a likelihood that is NaN makes it slow or warns."""
+    runs = []
+
+    def model(y):
+        runs.append(1)
+        scale = pyro.sample("scale", dist.Cauchy(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(0.0, scale.sqrt(), validate_args=False), obs=y)
+
+    target = UnconstrainedLogDensity(model, (Y,))
+    runs.clear()
+    prior = prior_proposal(target, 500, torch.Generator().manual_seed(0))
+    assert prior is not None
+    assert prior.u.shape == (500, 1)
+    assert len(runs) < 50
+
+
 def test_an_improper_prior_is_no_proposal():
     def improper(y):
         b = pyro.sample("b", dist.ImproperUniform(dist.constraints.real, (), ()))
