@@ -141,7 +141,8 @@ class Fit(Fitted):
             return
         if "guide" not in self.metadata:
             raise LookupError(f'{path}: this fit has a guide of its own, not "auto": give that guide to load')
-        self.model, self.guide, loss = rebuild(self.model, self.metadata["guide"], self.example)
+        with self.scope.open():
+            self.model, self.guide, loss = rebuild(self.model, self.metadata["guide"], self.example)
         self.loss = loss if self.loss is None else self.loss
 
     def predict(

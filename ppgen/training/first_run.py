@@ -7,9 +7,9 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppgen.infer.parameter_scope import ParameterScope
+from ppgen.infer.parameter_scope import ParameterScope, one_at_a_time
 from ppgen.infer.parameters import CollectParameters, EvalMode, owning_module
-from ppgen.tracing.programs import get_trace
+from ppgen.tracing.programs import get_trace, validation
 from ppgen.tracing.sites import Program
 from ppgen.tracing.supports import check_observed_supports
 from ppgen.training.conversion import cast_like
@@ -66,7 +66,7 @@ def after_first_run(
 def _error(programs: list[Program], data: Data, size: int | None, seed: int, *, densities: bool) -> Exception | None:
     """The error of a run of the programs, if any; observations out of range are raised."""
     batch = data if size is None else tuple(part[: max(1, size)] for part in data)
-    with torch.random.fork_rng(), torch.no_grad():
+    with one_at_a_time, torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         try:
             trace, *_ = [_isolated_trace(program, batch) for program in programs]
@@ -75,7 +75,8 @@ def _error(programs: list[Program], data: Data, size: int | None, seed: int, *, 
         check_observed_supports(trace, batch, data)
         try:
             if densities:
-                trace.compute_log_prob()
+                with validation(False):  # which would warn of NaN
+                    trace.compute_log_prob()
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             return error
     return None
