@@ -41,7 +41,7 @@ class UnsharedTensors(TorchFunctionMode):
     FACTORIES: ClassVar[set[Any]] = {
         *(torch.zeros, torch.zeros_like, Tensor.new_zeros, torch.ones, torch.ones_like, Tensor.new_ones),
         *(torch.empty, torch.empty_like, Tensor.new_empty, torch.full, torch.full_like, Tensor.new_full),
-        *(torch.clone, Tensor.clone),
+        *(torch.clone, Tensor.clone, Tensor.new),
     }
 
     def __init__(self, like: Tensor) -> None:

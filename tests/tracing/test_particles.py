@@ -179,3 +179,20 @@ def test_a_branch_is_taken_for_each_particle():
             expected = Normal(torch.where(z.sum(-1) > 0, 2.0, -2.0), 1.0).log_prob(torch.tensor(0.5))
             log_prob = traces.with_log_probs[0].nodes["y"]["log_prob"].expand(len(z), 1).reshape(-1)
             torch.testing.assert_close(log_prob, expected)
+
+
+def test_draws_that_torch_makes_in_place_differ_between_particles():
+    """A Cauchy distribution fills a new tensor; the matrix product does not broadcast, so that vmap runs the program."""
+    x = torch.randn(4, 2)
+
+    def prior():
+        return pyro.sample("w", dist.Cauchy(torch.zeros(2), 1.0).to_event(1))
+
+    def model():
+        w = prior()
+        with pyro.plate("data", 4):
+            pyro.sample("y", Normal(x @ w, 1.0), obs=torch.zeros(4))
+
+    (traces,) = particle_traces(model, prior, (), particles=5)
+    for trace in (traces.model_trace, traces.generated):
+        assert len(trace.nodes["w"]["value"].reshape(5, 2).unique(dim=0)) == 5
