@@ -182,7 +182,7 @@ def test_a_branch_is_taken_for_each_particle():
 
 
 def test_draws_that_torch_makes_in_place_differ_between_particles():
-    """A Cauchy distribution fills a new tensor; the matrix product does not broadcast, so that vmap runs the program."""
+    """A Cauchy distribution fills a new tensor; the matrix product does not broadcast, so vmap runs the program."""
     x = torch.randn(4, 2)
 
     def prior():
