@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ppgen.infer.adversarial import build_critics
@@ -17,7 +18,7 @@ from ppgen.infer.checkpoint_file import CheckpointError, read, write
 from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.infer.parameters import CRITIC, CollectParameters, EvalMode, ProgramState, restore, separate_names, snapshot
 from ppgen.losses.objective import Objective
-from ppgen.tracing.sites import Program
+from ppgen.tracing.sites import Program, quote_names
 from ppgen.tracing.traces import Traces
 from ppgen.training.batches import as_tensors
 from ppgen.training.conversion import cast_like
@@ -250,6 +251,7 @@ class Fitted:
             "chains": chains,
             "schedule": [int(self.loss.step), self.loss.total] if isinstance(self.loss, Objective) else None,
             "metadata": self.metadata,
+            "medians": self._medians(),
         }
         write(path, tensors, stored)
 
@@ -298,6 +300,7 @@ class Fitted:
         try:
             fit._rebuild_programs(path)
             fit.select_chain(fit.best)
+            fit._check_medians(stored.get("medians", {}))
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             if data is not None or not example:
                 raise
@@ -313,6 +316,33 @@ class Fitted:
 
     def _rebuild_programs(self, path: str | PathLike) -> None:
         """Replaces what stands for a program by the program; here nothing does."""
+
+    def _medians(self) -> dict[str, float]:
+        """The mean of each latent's median under the best chain's autoguide; empty for other guides."""
+        if not isinstance(self.guide, AutoGuide):
+            return {}
+        try:
+            with self.eval_mode(self.best), torch.no_grad(), torch.random.fork_rng():
+                medians = self.guide.median(*self.example)
+        except (NotImplementedError, AttributeError, TypeError):  # of an AutoGuideList, for example
+            return {}
+        return {name: float(value.double().mean()) for name, value in medians.items()}
+
+    def _check_medians(self, stored: dict[str, float]) -> None:
+        """Checks that the guide maps its weights to the same latents as when it was saved.
+
+        An autoguide takes the supports of its latents from the first data that it sees, here zeros if `load` was given
+        none.
+
+        Raises:
+            ValueError: naming the latents that differ.
+        """
+        found = self._medians()
+        changed = [
+            k for k, v in stored.items() if k not in found or not math.isclose(found[k], v, rel_tol=1e-4, abs_tol=1e-6)
+        ]
+        if changed:
+            raise ValueError(f"{quote_names(changed)} has another support than in the fit")
 
     def _check_chain(self, chain: int) -> None:
         if not 0 <= chain < len(self.chains):

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoMultivariateNormal
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from support import gaussian_pair
 from torch import Tensor, nn
@@ -375,3 +375,20 @@ def test_a_fit_of_an_earlier_development_version_is_refused_by_name(tmp_path):
     write(path, {}, OLD_FIT)
     with pytest.raises(CheckpointError, match=r"another version of ppgen .format 1; .*fit the programs again"):
         ppgen.Fit.load(path, programs.model, programs.guide)
+
+
+def bounded_by_data(x: Tensor) -> None:
+    top = pyro.sample("top", dist.Uniform(0.0, 2.0 * x.max()))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(top, 1.0), obs=x)
+
+
+def test_an_autoguide_whose_support_follows_from_data_needs_them_to_be_loaded(tmp_path):
+    x, path = torch.arange(1.0, 9.0), tmp_path / "fit.safetensors"
+    fit = ppgen.fit(bounded_by_data, AutoNormal(bounded_by_data), x, steps=30, seed=1, progress=False)
+    fit.save(path)
+    expected = fit.guide.median(x)["top"]
+    with pytest.raises(ValueError, match=r"'top' has another support than in the fit.*load\(\.\.\., data=x\)"):
+        ppgen.Fit.load(path, bounded_by_data, AutoNormal(bounded_by_data))
+    loaded = ppgen.Fit.load(path, bounded_by_data, AutoNormal(bounded_by_data), data=x)
+    torch.testing.assert_close(loaded.guide.median(x)["top"], expected)
