@@ -11,6 +11,7 @@ from torch.distributions import Independent, constraints
 
 from ppgen.tracing.masks import observed_numbers
 from ppgen.tracing.sites import Site, is_observed, observation, sample_sites
+from ppgen.utils.torch_private import distributions_validate
 
 __all__ = ["check_observed_supports"]
 
@@ -49,7 +50,7 @@ def check_observed_supports(trace: Trace, args: tuple[Tensor, ...], whole: tuple
         base = _base(site["fn"])
         _check_shape(name, site, base)
         words = _in_words(base)
-        if words is None or not base._validate_args:
+        if words is None or not distributions_validate(base):
             continue
         value, label, counts = _data_of(site, args, whole)
         outside = ~site["fn"].support.check(value)

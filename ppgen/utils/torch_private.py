@@ -173,9 +173,13 @@ def hooks(tensors: Sequence[Tensor]) -> list[Any]:
     return list(map(_HOOKS, tensors))
 
 
-def distributions_validate() -> bool:
-    """Whether torch's distributions check their arguments at present."""
-    return getattr(Distribution, "_validate_args", __debug__)
+def distributions_validate(distribution: Any = Distribution) -> bool:
+    """Whether torch's distributions, or a given one, check their arguments at present.
+
+    Args:
+        distribution: a distribution; all of them if left out.
+    """
+    return getattr(distribution, "_validate_args", __debug__)
 
 
 def without_validation(distribution: Any, replace: Mapping[type, type]) -> Any:
