@@ -110,7 +110,7 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
     model = _MaskObservations()(DoublePrecision(target.model))
     prior = poutine.block(model, hide_fn=_is_observed)
     try:
-        log_prob = UnconstrainedLogDensity(prior, target.args).log_prob
+        log_prob = UnconstrainedLogDensity(model, target.args).log_prob
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             parts = [
@@ -128,7 +128,7 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
 
 
 class _MaskObservations(Messenger):
-    """Leaves out the likelihood but not its sites, whose plates have a place beside that of the draws."""
+    """Leaves out the likelihood but not its sites, whose plates and enumerated latents need them."""
 
     def _pyro_sample(self, msg: Site) -> None:
         if msg["is_observed"]:

@@ -36,7 +36,7 @@ from ppgen.tracing.sites import (
     trace_with_values,
 )
 from ppgen.tracing.traces import Traces
-from ppgen.tracing.vmap import UnsharedTensors, slow_rules_allowed
+from ppgen.tracing.vmap import DrawsByGamma, UnsharedTensors, slow_rules_allowed
 from ppgen.utils.user_warnings import warn_user, warn_user_once
 
 __all__ = ["log_weights", "particle_traces"]
@@ -267,7 +267,7 @@ class _VmappedTraces(Traces):
             if discrete is not None:
                 drawn = {k: v for k, v in values.items() if k in discrete}
                 traces.sampled_discrete = trace_with_values(self.single.sampled_discrete, drawn)
-            with UnsharedTensors(number):
+            with UnsharedTensors(number), DrawsByGamma():
                 found = _as_tuple(getattr(traces, kind))
                 for trace in found:
                     trace.compute_log_prob()

@@ -12,14 +12,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pyro.distributions import Beta, Dirichlet, Gamma, Independent, MaskedDistribution
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ppgen.tracing.double_precision import GET_DATA
+from ppgen.tracing.sites import Site
 
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16}  # others are those of Python's numbers
 
-__all__ = ["UnsharedTensors", "slow_rules_allowed"]
+__all__ = ["DrawsByGamma", "UnsharedTensors", "slow_rules_allowed"]
 
 
 @contextmanager
@@ -29,6 +32,21 @@ def slow_rules_allowed() -> Iterator[None]:
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         warnings.filterwarnings("ignore", "An output with one or more elements was resized", UserWarning)
         yield
+
+
+class DrawsByGamma(Messenger):
+    """Draws Dirichlet and beta latents as shares of gamma variables, since vmap refuses torch's own draws of them."""
+
+    def _pyro_sample(self, msg: Site) -> None:
+        base = msg["fn"]
+        while isinstance(base, Independent | MaskedDistribution):
+            base = base.base_dist
+        if msg["done"] or msg["value"] is not None or not isinstance(base, Beta | Dirichlet):
+            return
+        dirichlet = base._dirichlet if isinstance(base, Beta) else base
+        parts = Gamma(dirichlet.concentration, 1.0).sample().clamp(min=torch.finfo(dirichlet.concentration.dtype).tiny)
+        shares = parts / parts.sum(-1, keepdim=True)
+        msg["value"], msg["done"] = shares[..., 0] if isinstance(base, Beta) else shares, True
 
 
 class UnsharedTensors(TorchFunctionMode):

@@ -95,3 +95,23 @@ def test_student_t_has_the_mean_and_the_covariance_of_the_draws():
     assert torch.allclose(median, torch.tensor([5.0, 5.0]).double(), atol=0.2)
     assert torch.allclose(spread, torch.tensor([1.0, 3.0]).double(), rtol=0.08)
     assert student_t_proposal(u[:, :1].repeat(1, 2), generator) is None
+
+
+def test_the_prior_of_a_hidden_chain_sums_out_its_states():
+    def chain(y):
+        locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        stay = pyro.sample("stay", dist.Beta(2.0, 1.0))
+        state = torch.tensor(0)
+        for t in pyro.markov(range(len(y))):
+            probs = torch.where(state == 0, stay, 1 - stay)
+            state = pyro.sample(f"state_{t}", dist.Bernoulli(1 - probs), infer={"enumerate": "parallel"}).long()
+            pyro.sample(f"y_{t}", dist.Normal(locs[state], 1.0), obs=y[t])
+
+    target = UnconstrainedLogDensity(chain, (Y,))
+    prior = prior_proposal(target, 200, torch.Generator().manual_seed(0))
+    assert prior is not None
+    z = target.constrain(prior.u)
+    expected = dist.Normal(0.0, 3.0).log_prob(z["locs"]).sum(-1) + dist.Beta(2.0, 1.0).log_prob(z["stay"])
+    expected = expected + (z["stay"] * (1 - z["stay"])).log()  # the Jacobian of the sigmoid
+    assert torch.allclose(prior.log_prob(prior.u), expected)
+    assert float(z["stay"].mean()) == pytest.approx(2 / 3, abs=5 * math.sqrt(1 / 18 / 200))
