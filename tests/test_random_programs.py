@@ -308,7 +308,7 @@ def test_losses_draws_and_densities_are_those_of_pyro(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_steps_are_those_of_pyro(kind, builds):
-    settings(QUICK, max_examples=12)(given(programs(**KINDS[kind]))(check_steps))()
+    settings(QUICK, max_examples=8)(given(programs(**KINDS[kind]))(check_steps))()
 
 
 @pytest.mark.slow
@@ -321,4 +321,4 @@ def test_many_programs_give_what_pyro_gives(kind, builds):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_that_inductor_compiles_are_those_of_pyro(kind):
-    settings(QUICK, max_examples=4)(given(programs(**KINDS[kind]))(check_steps))()
+    settings(QUICK, max_examples=3)(given(programs(**KINDS[kind]))(check_steps))()
