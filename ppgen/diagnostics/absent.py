@@ -158,12 +158,12 @@ def _warn_of_other_rows(fit: Fitted, data: tuple[Tensor | None, ...], guide_trac
 
 def _does_not_run(data: tuple[Tensor | None, ...], error: Exception) -> str:
     shapes = ", ".join("None" if part is None else f"{tuple(part.shape)} {part.dtype}" for part in data) or "nothing"
-    missing = "required positional argument" in str(error)
-    advice = (
-        "give None for an argument that the program only observes (obs=None), or a default, model(x, y=None)"
-        if missing
-        else "sizes have to follow from the arguments, as in pyro.plate('data', len(x))"
-    )
+    if not data:
+        advice = "give the data, as to fit"
+    elif "required positional argument" in str(error):
+        advice = "give None for an argument that the program only observes (obs=None), or a default, model(x, y=None)"
+    else:
+        advice = "sizes have to follow from the arguments, as in pyro.plate('data', len(x))"
     return f"the programs do not run on these data, {shapes}: {str(error).splitlines()[0]}; {advice}"
 
 

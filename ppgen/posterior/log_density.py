@@ -18,6 +18,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import constraints
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Transform, biject_to
@@ -385,15 +386,25 @@ def _unconstrained_shape(site: Site) -> torch.Size:
 
 def _transform(site: Site) -> Transform:
     """The map from the real line to a latent's support."""
+    support = site["fn"].support
     try:
-        return biject_to(site["fn"].support)
+        return biject_to(support)
     except NotImplementedError as error:
         name = site["name"]
-        raise ValueError(
-            f"the support of the latent {name!r}, a {type(site['fn']).__name__}, cannot be mapped to the real line. A "
-            f"direction can be {name} = pyro.sample({name!r}, dist.ProjectedNormal(torch.zeros(3))), uniform on the "
-            f"sphere, with another prior by pyro.factor('prior', prior.log_prob({name}) + math.log(4 * math.pi))"
-        ) from error
+        what = f"the support of the latent {name!r}, a {type(site['fn']).__name__}, cannot be mapped to the real line"
+        if support is constraints.sphere:
+            advice = (
+                f"A direction can be {name} = pyro.sample({name!r}, dist.ProjectedNormal(torch.zeros(3))), uniform on "
+                f"the sphere, with another prior by pyro.factor('prior', prior.log_prob({name}) + "
+                "math.log(4 * math.pi))"
+            )
+        else:
+            advice = (
+                f"Sample {name!r} from a distribution on an interval, a simplex or the real line that covers this "
+                f"support, here called q, and give it this prior p by pyro.factor('prior', p.log_prob({name}) - "
+                f"q.log_prob({name}))"
+            )
+        raise ValueError(f"{what} ({error}). {advice}" if str(error) else f"{what}. {advice}") from error
 
 
 def _to_double(part: Any) -> Any:

@@ -16,6 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from torch.distributions import Exponential as TorchExponential
 
+import ppgen.tracing.mixture_supports  # noqa: F401  teaches torch a map from the real line to a support
 from ppgen.tracing.enumeration import check_declared_dims, check_enumerable, sum_out_enumerated
 from ppgen.tracing.nan_masked import SelectNoValues
 from ppgen.tracing.plates import all_rows

@@ -28,7 +28,6 @@ import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
@@ -189,8 +188,9 @@ class Traces:
     @cached_property
     def enumerated(self) -> Trace:
         """As `model_trace`, but latents c left to enumeration have all of their values, in dimensions of their own."""
-        with EnumMessenger(self.enumeration_dim):
-            trace = prune_subsample_sites(self.run(self.model, self.guide_trace))
+        # inside of the replay, so that it sees the sites whose values are replayed
+        model = poutine.enum(self.model, first_available_dim=self.enumeration_dim)
+        trace = prune_subsample_sites(self.run(model, self.guide_trace))
         trace.compute_log_prob()
         return trace
 

@@ -1,6 +1,7 @@
 """Discrete latents that are summed out and drawn for many particles at once, against sums over all of their values."""
 
 import itertools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -313,3 +314,43 @@ def test_a_sample_of_the_values_of_a_latent_is_refused():
 
     with pytest.raises(ValueError, match=r"'c' is enumerated by a sample .*num_samples=2.*leave num_samples out"):
         log_weights(model, lambda x: None, (torch.zeros(3),), particles=2)
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_a_latent_that_depends_on_an_enumerated_one_is_weighted_over_its_values(rows):
+    """k ~ Bernoulli, mu ~ Normal(8 k, 1), y ~ Normal(mu, 1): p(mu, y) is a sum over k, and k has the odds of mu."""
+    y = torch.tensor([3.9]) if rows is None else torch.tensor([3.9, -1.0, 8.0])
+
+    @config_enumerate
+    def model(y):
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            mu = pyro.sample("mu", Normal(8 * k, 1.0))
+            pyro.sample("y", Normal(mu, 1.0), obs=y)
+
+    @config_enumerate
+    def model_of_one(y):
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        mu = pyro.sample("mu", Normal(8 * k, 1.0))
+        pyro.sample("y", Normal(mu, 1.0), obs=y[0])
+
+    def guide(y):
+        with pyro.plate("data", len(y)):
+            pyro.sample("mu", Normal(4.0, 1.0))
+
+    def guide_of_one(y):
+        pyro.sample("mu", Normal(4.0, 1.0))
+
+    programs = (model_of_one, guide_of_one) if rows is None else (model, guide)
+    torch.manual_seed(0)
+    (traces,) = particle_traces(*programs, (y,), particles=2000)
+    mu = traces.guide_trace.nodes["mu"]["value"].reshape(2000, -1)
+    log_p = torch.stack([Normal(8.0 * k, 1.0).log_prob(mu) + math.log(p) for k, p in ((0, 0.7), (1, 0.3))])
+    found, _ = traces.with_summed_discrete
+    expected = log_p.logsumexp(0) + Normal(mu, 1.0).log_prob(y)
+    total = sum(s["log_prob"].reshape(2000, -1) for s in found.nodes.values() if s["type"] == "sample")
+    assert torch.allclose(total, expected, atol=1e-4)
+    k = traces.with_sampled_discrete.nodes["k"]["value"].reshape(2000, -1)
+    odds = log_p.softmax(0)[1]
+    error = (k.mean(0) - odds.mean(0)).abs()
+    assert (error < 4 * (odds * (1 - odds)).mean(0).div(2000).sqrt()).all()
