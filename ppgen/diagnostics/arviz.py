@@ -28,8 +28,9 @@ is named after all of them: "x+y".
 **Pointwise likelihoods** exist for programs whose latents are all global: leave-one-out cannot use log p(x_i | z_i) of
 an amortized model. With ``integrate=K`` the latents of each row are integrated out with K draws of the guide.
 
-**Without a density** (the observations of a generator are a Delta, or the guide is a point estimate) there are no
-weights and no k-hat. The attribute "density" gives the reason, and "two_sample" compares data with the model's draws.
+**Without a density** (the observations of a generator are a Delta, those of a simulator an `Implicit`, or the guide is
+a point estimate) there are no weights and no k-hat. The attribute "density" gives the reason, and "two_sample" compares
+data with the model's draws.
 
 **Without the response**, ``to_arviz(fit, x_new)`` of a program ``model(x, y=None)``, there are the latents and the
 predictions given them, "posterior", "posterior_predictive", "prior" and "prior_predictive", and no weights.
@@ -52,6 +53,7 @@ from ppgen.diagnostics.naming import Variable, dataset, new_names
 from ppgen.diagnostics.predictions import predictive_groups
 from ppgen.diagnostics.resampled import add_resampled
 from ppgen.infer.parameters import owning_module
+from ppgen.models.simulator import WithoutDensity
 from ppgen.posterior.importance import MIN_DRAWS, khat_threshold
 from ppgen.training.result import Fitted
 from ppgen.utils.arviz_versions import build_container
@@ -111,6 +113,7 @@ def to_arviz(
     with fit.eval_mode(), torch.random.fork_rng():
         torch.manual_seed(seed)
         model, absent = with_responses(fit, model, data)
+    model = WithoutDensity()(model)
     chains: list[Groups] = []
     observed: dict[str, Observed] = {}
     attributes: dict[str, Any] = {

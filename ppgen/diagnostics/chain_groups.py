@@ -11,6 +11,7 @@ from ppgen.diagnostics.marginal_likelihood import marginal_log_likelihood
 from ppgen.diagnostics.masked import Observed, any_observed, either_observed, observed_entries
 from ppgen.diagnostics.naming import Variable, observed, variable
 from ppgen.evaluation.two_sample import mmd_test
+from ppgen.models.simulator import Implicit
 from ppgen.posterior.importance import importance_summary
 from ppgen.tracing.enumeration import SUMMED_OUT
 from ppgen.tracing.masks import masked_log_prob
@@ -138,12 +139,14 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, dict[st
         "observed_data": {name: observed(name, site) for name, site in observations.items()},
     }
     terms = sample_sites(model_trace)
-    implicit = [
+    exact = [
         k for k, site in observations.items() if is_delta(site) and k in terms and terms[k]["log_prob"].isneginf().any()
     ]
-    if implicit:
+    simulated = [name for name, site in observations.items() if isinstance(site["fn"], Implicit)]
+    if exact or simulated:
+        how = "by a Delta, exactly" if exact else "by a simulator, an Implicit"
         notes["density"] = (
-            f"none: the model gives {quote_names(implicit)} by a Delta, exactly, so that data have no likelihood; "
+            f"none: the model gives {quote_names(exact or simulated)} {how}, so that data have no likelihood; "
             "there are no importance weights and no k-hat"
         )
     elif all(data_plate(site) is None for site in latent_sites(guide_trace).values()):

@@ -94,7 +94,10 @@ def diagnose(
     posterior = PosteriorDraws.read(fit, known, idata, starts=starts, seed=seed)
     if posterior is None:
         why = read_attribute(idata, "density") or "the programs have no latents"
-        text = f"there is no posterior to judge ({why}); compare draws with data by a two-sample test"
+        text = (
+            f"there is no posterior to judge ({why}); compare draws with data by a two-sample test, or test an "
+            "amortized guide by simulation-based calibration (ppgen.diagnostics.sbc)"
+        )
         return Verdict(UNKNOWN, {}, {"density": text})
     findings = {check: finding for check in CHECKS.values() if (finding := check.compute(posterior)) is not None}
     return _verdict(findings, automatic="auto" in fit.metadata)

@@ -14,12 +14,13 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution, constraints
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppgen.tracing.programs import isolated_sites, signature, validation
 from ppgen.tracing.sites import DATA, Program, Site, quote_names
 
-__all__ = ["Implicit", "Simulator"]
+__all__ = ["Implicit", "Simulator", "WithoutDensity"]
 
 
 class Simulator:
@@ -185,6 +186,7 @@ class Implicit(TorchDistribution):
 
     Raises:
         ValueError: if a draw has another shape.
+        TypeError: if a draw is no tensor or array, or complex.
         NotImplementedError: if a density is asked for.
 
     Example:
@@ -212,14 +214,24 @@ class Implicit(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Implicit":
         """The same distribution with another batch shape."""
         parameters = (parameter.expand(*batch_shape, parameter.shape[-1]) for parameter in self.parameters)
-        return Implicit(self.function, *parameters, event_shape=self.event_shape)
+        return type(self)(self.function, *parameters, event_shape=self.event_shape)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws of the function, without gradients."""
         shape = torch.Size(sample_shape) + self.batch_shape
         rows = [p.detach().expand(*shape, p.shape[-1]).reshape(-1, p.shape[-1]) for p in self.parameters]
         with torch.no_grad():
-            drawn = torch.as_tensor(self.function(*rows))
+            drawn = self.function(*rows)
+        try:
+            drawn = torch.as_tensor(drawn)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(
+                f"Implicit: expected a tensor or an array from the function, got {type(drawn).__name__}: {error}"
+            ) from error
+        if drawn.is_complex():
+            raise TypeError(
+                f"Implicit: expected real draws from the function, got {drawn.dtype}: give torch.view_as_real(x), say"
+            )
         if drawn.shape != (len(rows[0]), *self.event_shape):
             raise ValueError(
                 f"Implicit: expected draws of shape {(len(rows[0]), *self.event_shape)} from the function, got "
@@ -230,3 +242,17 @@ class Implicit(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Raises NotImplementedError, because an implicit distribution has no density."""
         raise NotImplementedError("Implicit: an implicit distribution has no density; use Sleep(), which needs none")
+
+
+class WithoutDensity(Messenger):
+    """A handler under which the densities of implicit distributions are 0, so that traces with them can be scored."""
+
+    def _pyro_sample(self, msg: Site) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, Implicit):
+            msg["fn"] = _Unscored(fn.function, *fn.parameters, event_shape=fn.event_shape)
+
+
+class _Unscored(Implicit):
+    def log_prob(self, value: Tensor) -> Tensor:
+        return value.new_full(self.batch_shape, -torch.inf)

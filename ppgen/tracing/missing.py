@@ -11,7 +11,7 @@ from ppgen.tracing.plates import all_rows
 from ppgen.tracing.programs import SubstituteLatents, get_trace, validation
 from ppgen.tracing.sites import Program, Site, is_subsample, sample_sites
 
-__all__ = ["sites_without_density"]
+__all__ = ["simulated_sites", "sites_without_density"]
 
 
 def sites_without_density(model: Program, args: tuple[Any, ...]) -> list[str]:
@@ -32,6 +32,26 @@ def sites_without_density(model: Program, args: tuple[Any, ...]) -> list[str]:
                 return run()
         except (RuntimeError, ValueError, IndexError):  # the arguments may be a batch, in a plate of more rows
             return run()
+
+
+def simulated_sites(model: Program, args: tuple[Any, ...]) -> list[str]:
+    """The sites that observe NaN by a distribution without any density, such as a simulator's.
+
+    Args:
+        model: a Pyro program.
+        args: its arguments.
+    """
+    with torch.no_grad(), torch.random.fork_rng(), validation(False):
+        sites = sample_sites(get_trace(model, *args))
+        return [name for name, site in sites.items() if site["value"].isnan().any() and not _has_density(site)]
+
+
+def _has_density(site: Site) -> bool:
+    try:
+        site["fn"].log_prob(site["value"])
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _middle(site: Site) -> Tensor | None:

@@ -26,6 +26,7 @@ BOUNDED = {
     "Interval": "numbers from {lower_bound} to {upper_bound}",
     "HalfOpenInterval": "numbers of at least {lower_bound} and below {upper_bound}",
     "Boolean": "0 or 1",
+    "Multinomial": "vectors of counts whose sum is at most {upper_bound}",
     "OneHot": "vectors of zeros with a single 1",
     "Simplex": "vectors of numbers of at least 0 whose sum is 1",
 }
@@ -34,7 +35,7 @@ BOUNDED = {
 def check_observed_supports(trace: Trace, args: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> None:
     """Checks that observations lie in the supports of their distributions, of those that validate their arguments.
 
-    Supports whose bounds are tensors are left out, since they may depend on latents.
+    Supports whose bounds are tensors are left out, since they may depend on latents, unless the bounds are an argument.
 
     Args:
         trace: a run of a program.
@@ -49,10 +50,10 @@ def check_observed_supports(trace: Trace, args: tuple[Tensor, ...], whole: tuple
             continue
         base = _base(site["fn"])
         _check_shape(name, site, base)
-        words = _in_words(base)
+        words, of_rows = _in_words(base, args)
         if words is None or not distributions_validate(base):
             continue
-        value, label, counts = _data_of(site, args, whole)
+        value, label, counts = _data_of(site, args, args if of_rows else whole)
         outside = ~site["fn"].support.check(value)
         outside &= ~_over_event(value.isnan(), outside.dim(), any_of=True)
         if counts is not None:
@@ -99,21 +100,34 @@ def _base(fn: Any) -> Any:
     return fn
 
 
-def _in_words(fn: Any) -> str | None:
-    """The support of a distribution; None if it has no bounds, or such as may depend on latents."""
+def _in_words(fn: Any, args: tuple[Tensor, ...]) -> tuple[str | None, bool]:
+    """The support of a distribution, None if it has no bounds or such as may depend on latents; whether rows have own.
+
+    Bounds of rows that equal an argument do not depend on latents.
+    """
     try:
         support = fn.support
     except NotImplementedError:
-        return None
+        return None, False
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     words = BOUNDED.get(type(support).__name__.lstrip("_"))
     bounds = {k: v for k in ("lower_bound", "upper_bound") if (v := getattr(support, k, None)) is not None}
-    if words is None or any(isinstance(bound, Tensor) and bound.numel() > 1 for bound in bounds.values()):
-        return None
+    own = {k: _argument(v, args) for k, v in bounds.items() if isinstance(v, Tensor) and v.numel() > 1}
+    if words is None or None in own.values():
+        return None, False
+    bounds |= own
     if any(isinstance(bound, Tensor) and bound.is_floating_point() for bound in bounds.values()):
-        return None
-    return words.format(**{k: v.item() if isinstance(v, Tensor) else v for k, v in bounds.items()})
+        return None, False
+    return words.format(**{k: v.item() if isinstance(v, Tensor) else v for k, v in bounds.items()}), bool(own)
+
+
+def _argument(bound: Tensor, args: tuple[Tensor, ...]) -> str | None:
+    """The name of the argument that has the values of a bound."""
+    for i, part in enumerate(args):
+        if part.numel() == bound.numel() and torch.equal(part.reshape(bound.shape).to(bound), bound):
+            return f"data[{i}]"
+    return None
 
 
 def _over_event(flags: Tensor, dim: int, *, any_of: bool) -> Tensor:

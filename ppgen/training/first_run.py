@@ -13,6 +13,7 @@ from ppgen.tracing.programs import get_trace, validation
 from ppgen.tracing.sites import Program
 from ppgen.tracing.supports import check_observed_supports
 from ppgen.training.conversion import cast_like
+from ppgen.training.indices import NegativeIndices, out_of_range
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["after_first_run"]
@@ -36,6 +37,7 @@ def after_first_run(
         seed: the seed of the run.
 
     Raises:
+        IndexError: if integers are used as indices that are out of range.
         TypeError: if the programs do not run because of integers, but not with floats in their place either.
         ValueError: if observations lie outside of the support of their distribution.
     """
@@ -44,6 +46,8 @@ def after_first_run(
         programs.append(guide)
     integers = [i for i, part in enumerate(data) if not part.is_floating_point()]
     error = _error(programs, data, size, seed, densities=bool(integers))
+    if isinstance(error, IndexError) and (named := out_of_range(error, data)):
+        raise named from error
     if not isinstance(error, RuntimeError | TypeError) or isinstance(error, NotImplementedError) or not integers:
         return data
     for chosen in [[i] for i in integers] + [integers]:
@@ -66,12 +70,15 @@ def after_first_run(
 def _error(programs: list[Program], data: Data, size: int | None, seed: int, *, densities: bool) -> Exception | None:
     """The error of a run of the programs, if any; observations out of range are raised."""
     batch = data if size is None else tuple(part[: max(1, size)] for part in data)
+    indices = NegativeIndices(batch, data)
     with one_at_a_time, torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         try:
-            trace, *_ = [_isolated_trace(program, batch) for program in programs]
+            with indices:
+                trace, *_ = [_isolated_trace(program, batch) for program in programs]
         except (RuntimeError, TypeError, ValueError, IndexError, LookupError, AttributeError) as error:
             return error
+        indices.warn()
         check_observed_supports(trace, batch, data)
         try:
             if densities:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ppgen.infer.parameters import CollectParameters, EvalMode
-from ppgen.tracing.missing import sites_without_density
+from ppgen.tracing.missing import simulated_sites, sites_without_density
 from ppgen.tracing.sites import Program, quote_names
 from ppgen.training.batches import as_tensors
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["check_missing"]
 
@@ -38,10 +39,20 @@ def check_missing(
     try:
         with EvalMode(), CollectParameters(), pyro.get_param_store().scope():
             sites = sites_without_density(model, tensors)
+            simulated = [] if sites else simulated_sites(model, tensors)
     except (RuntimeError, ValueError, IndexError) as error:
         reason = f"with them it does not run: {error}"
     else:
         if not sites:
+            if simulated:
+                which = [i for i, part in enumerate(tensors) if part is not None and part.isnan().any()]
+                label = ", ".join(f"{name}[{i}]" for i in which) if len(tensors) > 1 else name
+                warn_user(
+                    f"{label}: {int(rows.sum())} of {len(rows)} simulations of {quote_names(simulated)} have NaN (the "
+                    f"first is row {int(rows.nonzero()[0])}), which only a guide that replaces NaN can take. Leave "
+                    "those rows out, ok = ~x.isnan().flatten(1).any(1), where the datum has none: the prior is then "
+                    "that of the simulations which succeed"
+                )
             return
         reason = f"with them it has no density at {quote_names(sites)}"
     try:

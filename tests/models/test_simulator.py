@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 import ppgen
+from ppgen.diagnostics.checks.check import UNKNOWN
 from ppgen.tracing.traces import Traces
 
 
@@ -233,3 +234,59 @@ def test_an_implicit_distribution_has_no_density_and_checks_shapes():
     with pytest.raises(ValueError, match=r"expected draws of shape \(3, 5\) from the function, got \(3, 2\)"):
         ppgen.Implicit(simulate, theta, event_shape=(5,)).sample()
     assert ppgen.Implicit(simulate, theta, event_shape=(2,)).expand((4, 3)).sample().shape == (4, 3, 2)
+
+
+def shifted(x=None):
+    """A simulator without a density: theta + noise, NaN where theta[0] is above 0.9."""
+    theta = pyro.sample("theta", dist.Uniform(0.0, 1.0).expand([2]).to_event(1))
+
+    def simulate(rows):
+        return torch.where(rows[:, :1] > 0.9, torch.nan, rows + 0.1 * torch.randn_like(rows))
+
+    pyro.sample("x", ppgen.Implicit(simulate, theta, event_shape=(2,)), obs=x)
+
+
+def scaled(x, theta=None):
+    """A guide that takes a simulation for its parameters."""
+    with pyro.plate("data", len(x)):
+        scale = pyro.param("scale", torch.tensor(0.1), constraint=dist.constraints.positive)
+        center = dist.Normal(x.nan_to_num(), scale).to_event(1)
+        pyro.sample("theta", dist.TransformedDistribution(center, [dist.transforms.SigmoidTransform()]))
+
+
+def test_a_posterior_of_a_simulator_has_draws_and_no_weights():
+    simulator = ppgen.Simulator(shifted)
+    table = simulator.draw(64, seed=0)
+    ok = ~table.x.isnan().any(1)
+    fit = ppgen.fit(simulator, scaled, tuple(part[ok] for part in table), loss=ppgen.Sleep(), steps=2, progress=False)
+    x = torch.tensor([[0.2, 0.4], [0.3, 0.1]])
+    idata = fit.to_arviz(x, draws=50)
+    assert idata.posterior["theta"].shape == (1, 50, 2, 2)
+    assert np.allclose(idata.posterior["theta"].values.mean((0, 1)), x.sigmoid(), atol=0.1)  # the guide's own
+    assert idata.posterior_predictive["x"].shape == (1, 50, 2, 2)
+    error = idata.posterior_predictive["x"].values - idata.posterior["theta"].values
+    assert np.nanstd(error) == pytest.approx(0.1, abs=0.02)  # each draw is simulated at its own parameters
+    assert "Implicit" in idata.posterior.attrs["density"]
+    verdict = fit.diagnose(x, draws=50)
+    assert verdict.level == UNKNOWN
+    assert "sbc" in str(verdict)
+
+
+def test_simulations_with_nan_are_reported():
+    simulator = ppgen.Simulator(shifted)
+    table = simulator.draw(64, seed=0)
+    count = int(table.x.isnan().any(1).sum())
+    with pytest.warns(UserWarning, match=rf"data\[0\]: {count} of 64 simulations of 'x' have NaN .*isnan"):
+        ppgen.fit(simulator, scaled, table, loss=ppgen.Sleep(), steps=1, compile=False, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda rows: {"x": rows}, "expected a tensor or an array.*got dict"),
+        (torch.Tensor.cfloat, "expected real draws"),
+    ],
+)
+def test_draws_that_are_no_real_tensors_are_refused(draw, message):
+    with pytest.raises(TypeError, match=message):
+        ppgen.Implicit(draw, torch.zeros(3, 2), event_shape=(2,)).sample()

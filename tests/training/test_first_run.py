@@ -170,3 +170,59 @@ def test_a_first_run_changes_nothing():
     run(model, X, X[:, 0])
     assert torch.equal(state, torch.get_rng_state())
     assert not list(pyro.get_param_store().keys())
+
+
+def binomial(k, n):
+    p = pyro.sample("p", dist.Beta(1.0, 1.0))
+    with pyro.plate("data", len(k)):
+        pyro.sample("k", dist.Binomial(n, p), obs=k)
+
+
+def test_counts_above_their_own_totals_are_named():
+    n = torch.tensor([5, 5, 6])
+    after_first_run(binomial, None, (torch.tensor([3, 0, 6]), n), dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"site 'k': Binomial takes integers from 0 to data\[1\].*1 of 3.*7, in row 2"):
+        ppgen.fit(binomial, "auto", (torch.tensor([3, 0, 7]), n), progress=False)
+
+
+def test_totals_above_that_of_a_multinomial_are_named():
+    def model(k):
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("data", len(k)):
+            pyro.sample("k", dist.Multinomial(total_count=10, probs=p), obs=k)
+
+    with pytest.raises(
+        ValueError, match=r"site 'k': Multinomial takes vectors of counts.*at most 10.*\[2 2 7\], in row 1"
+    ):
+        after_first_run(model, None, (torch.tensor([[3, 4, 3], [2, 2, 7]]),), dtype=torch.float32)
+
+
+def groups(index, y):
+    with pyro.plate("groups", 3):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean[index.long()], 1.0), obs=y)
+
+
+def test_indices_out_of_range_are_named():
+    for index in (LABELS + 1, (LABELS + 1).int()):
+        with pytest.raises(
+            IndexError, match=r"index 3 is out of bounds.*data\[0\] has integers from 1 to 3.*subtract 1"
+        ):
+            ppgen.fit(groups, "auto", (index, X[:, 0]), progress=False)
+
+
+def test_negative_indices_are_reported():
+    with pytest.warns(UserWarning, match=r"data\[0\]: 4 of 12 indices are negative.*-1 is the last.*missing"):
+        after_first_run(groups, None, ((LABELS - 1).int(), X[:, 0]), dtype=torch.float32)
+    with pytest.warns(UserWarning, match=r"data\[0\]: 1 of 12 indices"):  # a row that is not in the first batch
+        after_first_run(
+            groups, None, (torch.cat([LABELS[:-1], LABELS.new_tensor([-1])]), X[:, 0]), size=4, dtype=torch.float32
+        )
+
+
+def test_indices_in_range_and_negative_numbers_are_not_reported():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        after_first_run(groups, None, (LABELS, X[:, 0]), dtype=torch.float32)
+        after_first_run(NORMAL, None, (X, LABELS - 1), dtype=torch.float32)
