@@ -73,6 +73,7 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> C
         remove_noop_ops(functional.graph)
         constant_fold_uniform_value(functional)
         _compute_once(functional)
+        _compute_before_writes(functional)
         lowerings.setdefault(torch.ops.ppgen.once.default, _realize)
         compiled = compile_fx_inner(functional, examples)
     run = getattr(compiled, "current_callable", None) or compiled  # without the hooks of torch's profiler
@@ -90,7 +91,7 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> C
 
 @torch.library.custom_op("ppgen::once", mutates_args=())
 def _once(x: Tensor) -> Tensor:
-    """A scalar that is computed once and then read; inductor would compute it again for every element."""
+    """A value that is computed where this stands, and then read; inductor would compute it again at each use."""
     return x.clone()
 
 
@@ -115,6 +116,23 @@ def _compute_once(module: fx.GraphModule) -> None:
                 once = module.graph.call_function(torch.ops.ppgen.once.default, (node,))
             once.meta = dict(node.meta)
             node.replace_all_uses_with(once, delete_user_cb=lambda user, large=large: user in large)
+    module.recompile()
+
+
+def _compute_before_writes(module: fx.GraphModule) -> None:
+    """Computes all results and all new values of inputs before the first input is overwritten.
+
+    Inductor inlines a value where it is used: the update of one parameter would read another one after its update.
+    """
+    writes = [node for node in module.graph.nodes if node.target is aten.copy_.default]
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    computed = [node.args[1] for node in writes] + list(leaves(output.args))
+    for source in dict.fromkeys(computed) if writes else ():
+        if isinstance(source, fx.Node) and source.op == "call_function":
+            with module.graph.inserting_before(writes[0]):
+                once = module.graph.call_function(torch.ops.ppgen.once.default, (source,))
+            once.meta = dict(source.meta)
+            source.replace_all_uses_with(once, delete_user_cb=lambda user: user in writes or user is output)
     module.recompile()
 
 

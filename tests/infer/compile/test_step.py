@@ -294,3 +294,17 @@ def test_compiled_step_returns_a_float_and_terms_by_name(builds):
     kept = {name: float(value) for name, value in values.items()}
     svi.update(*args)
     assert {name: float(value) for name, value in values.items()} == kept
+
+
+def product(model: Callable, guide: Callable) -> Tensor:
+    near = pyro.param("w", torch.tensor([0.1], dtype=torch.float64))
+    return (near + 0.3 * pyro.param("v", torch.tensor([0.5], dtype=torch.float64))).square().sum()
+
+
+@pytest.mark.parametrize("optim", [torch.optim.SGD, torch.optim.Adam])
+def test_the_update_of_a_parameter_does_not_read_another_one_after_its_update(optim):
+    """Compiled by inductor, which computes a value where it is used."""
+    row = Row(lambda: (no_program, no_program, ()), lambda: product, torch_optim(optim, lr=0.1))
+    compiled, eager = (run(row, compile, steps=8) for compile in (True, False))
+    assert compiled_shapes(compiled.svi) == 1
+    assert_same(compiled, eager, 1e-6)
