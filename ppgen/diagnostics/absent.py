@@ -14,7 +14,16 @@ from torch import Tensor
 
 from ppgen.tracing.plates import all_rows
 from ppgen.tracing.programs import SubstituteLatents, get_trace, validation
-from ppgen.tracing.sites import Program, Site, is_observed, is_subsample, latent_sites, quote_names, sample_sites
+from ppgen.tracing.sites import (
+    Program,
+    Site,
+    is_observed,
+    is_subsample,
+    latent_sites,
+    quote_names,
+    sample_sites,
+    sized_plates,
+)
 from ppgen.training.result import Fitted
 from ppgen.utils.user_warnings import warn_user
 
@@ -116,9 +125,9 @@ def _same_rows(site: Site, guide_trace: Trace) -> Tensor | None:
 def _same_sizes(site: Site, drawn: Site) -> bool:
     """Whether a value of the guide is one of the model's latent: plates of one name have one size, and shapes fit."""
     sizes = {frame.name: frame.size for frame in drawn["cond_indep_stack"]}
-    if any(sizes.get(frame.name, frame.size) != frame.size for frame in site["cond_indep_stack"]):
+    asked, (plates,) = site["fn"].shape(), sized_plates({**site, "value": drawn["value"]})
+    if any(sizes.get(frame.name, frame.size) != frame.size for frame in plates):
         return False
-    asked = site["fn"].shape()
     try:
         return torch.broadcast_shapes(drawn["value"].shape, asked).numel() == asked.numel()
     except RuntimeError:

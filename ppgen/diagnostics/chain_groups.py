@@ -23,6 +23,7 @@ from ppgen.tracing.sites import (
     Program,
     Site,
     data_plate,
+    imputed_latents,
     is_delta,
     is_deterministic,
     is_local,
@@ -139,6 +140,12 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, dict[st
         "observed_data": {name: observed(name, site) for name, site in observations.items()},
     }
     terms = sample_sites(model_trace)
+    imputed = imputed_latents(sampled)  # on which no likelihood depends
+    drawn = [
+        site
+        for name, site in latent_sites(guide_trace).items()
+        if name not in imputed and not site["infer"].get("is_auxiliary")
+    ]
     exact = [
         k for k, site in observations.items() if is_delta(site) and k in terms and terms[k]["log_prob"].isneginf().any()
     ]
@@ -149,7 +156,7 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, dict[st
             f"none: the model gives {quote_names(exact or simulated)} {how}, so that data have no likelihood; "
             "there are no importance weights and no k-hat"
         )
-    elif all(data_plate(site) is None for site in latent_sites(guide_trace).values()):
+    elif all(data_plate(site) is None for site in drawn):
         groups["log_likelihood"], joint = _pointwise_log_likelihood(terms, seen)
         seen |= joint
     elif options.integrate:

@@ -9,6 +9,8 @@ from ppgen.diagnostics.reading import unconstrained_draws
 from ppgen.posterior.annealed_sampling import EvidenceBounds, ais_bounds
 from ppgen.posterior.importance import resample
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.tracing.loss_scales import without_loss_scales
+from ppgen.tracing.traces import Traces
 from ppgen.training.result import Fitted
 from ppgen.utils.arviz_versions import group
 
@@ -47,7 +49,8 @@ def bidirectional_ais(
     if posterior is None or stats is None or stats["log_weight_smoothed"].ndim > 2:
         raise ValueError("bidirectional_ais: expected a program with a density and only global latents")
     with fit.eval_mode(fit.best):
-        target = UnconstrainedLogDensity(fit.model, data)
+        traces = without_loss_scales(Traces(fit.model, fit.guide, data, use_all_rows=True))
+        target = UnconstrainedLogDensity(traces.model, data)
         u = unconstrained_draws(target, posterior, fit.best)
         root = WIDENING * torch.linalg.cholesky(u.T.cov().reshape(target.dim, target.dim))
         rows = resample(stats["log_weight_smoothed"].values[fit.best], size=draws, seed=seed)

@@ -20,6 +20,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from ppgen.tracing.given_rows import replaced_rows
 from ppgen.tracing.programs import validation
 from ppgen.tracing.sites import Program
 from ppgen.tracing.traces import Traces
@@ -30,6 +31,7 @@ __all__ = [
     "CollectParameters",
     "EvalMode",
     "ProgramState",
+    "check_rows",
     "owning_module",
     "restore",
     "separate_names",
@@ -113,6 +115,18 @@ def setup_programs(model: Program, guide: Program, args: tuple, kwargs: Mapping 
             for part in list(module.modules()):  # an AutoGuideList comes before its guides
                 if isinstance(part, AutoGuide) and part.prototype_trace is None:
                     part._setup_prototype(*args, **(kwargs or {}))
+
+
+def check_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None) -> None:
+    """Checks that a guide keeps the rows that the model gives to its plates. Changes no state.
+
+    Raises:
+        ValueError: naming the plates (see `ppgen.tracing.given_rows`).
+    """
+    with torch.random.fork_rng(), torch.no_grad(), EvalMode(), CollectParameters():
+        message = replaced_rows(model, guide, args, kwargs)
+    if message:
+        raise ValueError(message)
 
 
 def separate_names(model: Program, guide: Program) -> None:
@@ -219,10 +233,14 @@ class ProgramState:
             args: the arguments of both.
             kwargs: their keyword arguments.
             critics: the critics' networks by name.
+
+        Raises:
+            ValueError: if the guide replaces rows that the model gives to a plate.
         """
         critics = critics or {}
         with torch.random.fork_rng(), torch.no_grad(), validation(False):
             setup_programs(model, guide, args, kwargs)
+            check_rows(model, guide, args, kwargs)
             with EvalMode() as run, CollectParameters():
                 _run(Traces(model, guide, args, kwargs))
             tops = [m for m in (*run.modules, owning_module(model), owning_module(guide)) if m is not None]

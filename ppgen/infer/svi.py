@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
+from pyro.infer.autoguide import AutoGuide
 from pyro.optim import PyroOptim
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from ppgen.infer.adversarial import CriticTrainer, gradient_norm
 from ppgen.infer.compile.step import Compile, CompiledStep
 from ppgen.infer.optimizers import OptimizerFactory, ParameterOptimizer
 from ppgen.infer.parameter_scope import one_at_a_time
-from ppgen.infer.parameters import CollectParameters, separate_names, setup_programs
+from ppgen.infer.parameters import CollectParameters, check_rows, owning_module, separate_names, setup_programs
 from ppgen.tracing.sites import Program
 from ppgen.utils.user_warnings import warn_user
 
@@ -102,7 +103,7 @@ class SVI:
                 self._loss_and_grads = loss.loss_and_grads  # an ELBO that only runs backward itself
         self.critics = CriticTrainer(loss, lr_scheduler=lr_scheduler)
         self.adversarial_metrics: dict[str, Tensor] = {}
-        self.trainable, self._warned_untrainable = True, False
+        self.trainable, self._warned_untrainable, self._checked_rows = True, False, False
         self._compile: Compile = compile
         self.recompile(steps)
 
@@ -163,6 +164,9 @@ class SVI:
             The terms of the loss by name, detached tensors that sum to it.
         """
         adversarial_metrics: dict[str, Tensor] = {}
+        if not self._checked_rows:
+            self._checked_rows = True
+            self._warn_of_rows(args, kwargs)
         with one_at_a_time:
             for critic_step in self.critic_steps:
                 adversarial_metrics |= critic_step(args, kwargs)
@@ -184,6 +188,17 @@ class SVI:
         with one_at_a_time, torch.no_grad(), CollectParameters():
             setup_programs(self.model, self.guide, args, kwargs)
             return _total(_parts(loss(self.model, self.guide, *args, **kwargs)))
+
+    def _warn_of_rows(self, args: tuple, kwargs: dict) -> None:
+        """Warns if an autoguide replaces rows that the model gives to a plate; stock SVI takes such a step."""
+        if not (isinstance(owning_module(self.guide), AutoGuide) and isinstance(self.objective, PyroELBO)):
+            return
+        with one_at_a_time:
+            setup_programs(self.model, self.guide, args, kwargs)
+            try:
+                check_rows(self.model, self.guide, args, kwargs)
+            except ValueError as error:
+                warn_user(str(error))
 
     def _compiled(self, step: Callable, optimizers: list[ParameterOptimizer], steps: int | None) -> CompiledStep:
         return CompiledStep(step, optimizers, self._static_values, compile=self._compile, steps=steps)

@@ -19,6 +19,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import constraints
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Transform, biject_to
@@ -27,7 +28,16 @@ from torch.func import grad_and_value, vmap
 from ppgen.tracing.double_precision import double_precision
 from ppgen.tracing.masks import has_nan_density
 from ppgen.tracing.programs import JointDensity, program_name, validation
-from ppgen.tracing.sites import Program, Site, data_plate_size, is_observed, latent_sites, sample_sites
+from ppgen.tracing.sites import (
+    Program,
+    Site,
+    data_plate_size,
+    is_delta,
+    is_observed,
+    latent_sites,
+    quote_names,
+    sample_sites,
+)
 from ppgen.tracing.vmap import UnsharedTensors, slow_rules_allowed
 from ppgen.utils.torch_private import record_function
 from ppgen.utils.user_warnings import warn_user_once
@@ -68,9 +78,15 @@ class UnconstrainedLogDensity:
         if params := [name for name, site in trace.nodes.items() if site["type"] == "param"]:
             raise ValueError(
                 f"the program has the parameters {', '.join(map(repr, params))}, and a posterior is a distribution of "
-                "latents only: give them priors (pyro.sample), or fit the program with a guide of your own"
+                "latents only: give them priors (pyro.sample), or fit the program with a guide of your own. Those of "
+                "LocScaleReparam() are absent if its `centered` is a number, such as 0.0"
             )
         sites = latent_sites(trace)
+        if fixed := [name for name, site in sites.items() if is_delta(site)]:
+            raise ValueError(
+                f"the program samples {quote_names(fixed)} from a Delta, which has one value and no density around it: "
+                "name a computed value by pyro.deterministic(name, value), or give the latent another prior"
+            )
         self.discrete = [name for name, site in sites.items() if site["fn"].support.is_discrete]
         self.num_data = data_plate_size(trace.nodes.values())
         latent = {name: site for name, site in sites.items() if name not in self.discrete}
@@ -81,6 +97,7 @@ class UnconstrainedLogDensity:
         self.dim = sum(shape.numel() for shape in self.shapes.values())
         self.vectorized, self._unshare_tensors = True, False
         _check_observations(trace)
+        _check_plates(trace)
         self._choose_evaluation()
 
     @property
@@ -373,6 +390,25 @@ def _check_observations(trace: Trace) -> None:
                     f"the distribution {type(site['fn']).__name__} of {name!r} has no density at values of "
                     f"{site['value'].dtype}; give it others (y.double(), say): {error}"
                 ) from error
+
+
+def _check_plates(trace: Trace) -> None:
+    """Checks that plates declare all batch dimensions, without which draws of the posterior cannot be weighted.
+
+    Raises:
+        ValueError: naming the site.
+    """
+    if not is_validation_enabled():
+        return
+    for name, site in sample_sites(trace).items():
+        depth = -min((frame.dim for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+        shape = site["fn"].batch_shape
+        if not site["infer"].get("_deterministic") and any(size > 1 for size in shape[: len(shape) - depth]):
+            raise ValueError(
+                f"site {name!r}: plates declare {depth} of the dimensions of its distribution's batch shape "
+                f"{tuple(shape)}: add .to_event({len(shape) - depth}) to the distribution if its numbers belong to "
+                "one vector, or sample it within a plate, with pyro.plate(name, size), if they are independent"
+            )
 
 
 def _value_in_support(site: Site) -> Tensor:

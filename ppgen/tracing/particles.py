@@ -20,6 +20,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppgen.tracing.broadcasting import broadcasts_correctly
+from ppgen.tracing.loss_scales import without_loss_scales
 from ppgen.tracing.masks import site_mask
 from ppgen.tracing.programs import WithoutValidation, program_name, validation
 from ppgen.tracing.sites import (
@@ -94,7 +95,8 @@ def particle_traces(
     """
     single = _with_all_rows(model, guide, args, kwargs)
     use_all_rows, _ = single.use_all_rows, single.enumeration_dim  # raises if a latent cannot be enumerated
-    name, model = program_name(model), WithoutValidation()(model)  # at some draws, data may lie outside of a support
+    single, name = without_loss_scales(single), program_name(model)
+    model, guide = WithoutValidation()(single.model), single.guide  # at some draws, data may lie outside of a support
     sites = [*single.guide_trace.nodes.values(), *single.model_trace.nodes.values()]
     dims = [f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized]
     plate = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)

@@ -26,12 +26,14 @@ from ppgen.tracing.sites import (
     Site,
     data_plate_size,
     did_you_mean,
+    imputed_latents,
     is_deterministic,
     is_observed,
     is_subsample,
     latent_sites,
     quote_names,
     sample_sites,
+    sized_plates,
 )
 from ppgen.utils.torch_private import distributions_validate, without_validation
 
@@ -48,8 +50,15 @@ def program_name(program: Program) -> str:
 
 
 def get_trace(program: Program, *args: Any, **kwargs: Any) -> Trace:
-    """A trace of one run of a program, which reads no values to leave out NaN."""
-    return poutine.trace(SelectNoValues()(program)).get_trace(*args, **kwargs)
+    """A trace of one run of a program, which reads no values to leave out NaN.
+
+    Plates without a size have that of their sites.
+    """
+    trace = poutine.trace(SelectNoValues()(program)).get_trace(*args, **kwargs)
+    sites = sample_sites(trace).values()
+    for site, plates in zip(sites, sized_plates(*sites), strict=True):
+        site["cond_indep_stack"] = plates
+    return trace
 
 
 def likelihood_of_latent(program: Program, name: str, *, like: Tensor) -> tuple[Program, torch.Size, TorchDistribution]:
@@ -144,7 +153,10 @@ class JointDensity:
             return None if is_subsample(site) or site["fn"].support.is_discrete else value_of(site)
 
         with all_rows():
-            return get_trace(SubstituteLatents(continuous)(WithoutValidation()(program)), *self.args)
+            trace = get_trace(SubstituteLatents(continuous)(WithoutValidation()(program)), *self.args)
+        for name in imputed_latents(trace):
+            trace.nodes[name]["mask"] = None
+        return trace
 
 
 def check_observation_shapes(trace: Trace) -> None:
@@ -256,7 +268,8 @@ class DataPlateSize(Messenger):
     size = 1
 
     def _pyro_post_sample(self, msg: Site) -> None:
-        self.size = data_plate_size([msg], default=self.size)
+        (plates,) = sized_plates(msg)
+        self.size = data_plate_size([{**msg, "cond_indep_stack": plates}], default=self.size)
 
 
 class SubstituteLatents(Messenger):

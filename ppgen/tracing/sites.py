@@ -57,6 +57,17 @@ def is_deterministic(site: Site) -> bool:
     return site["is_observed"] and getattr(site["fn"], "_mask", None) is False and is_delta(site)
 
 
+def imputed_latents(trace: Trace) -> list[str]:
+    """The latents that ``pyro.sample(name, ..., obs=y, obs_mask=ok)`` makes for missing observations.
+
+    Pyro observes ``name_observed`` under the mask `ok`, samples ``name_unobserved`` under ``~ok``, and has both in the
+    deterministic site ``name``. The other entries of ``name_unobserved`` have no effect, and no prior that keeps a
+    guide's density of them from becoming arbitrary. Their prior may count too, since its integral is 1.
+    """
+    computed = {name for name, site in sample_sites(trace).items() if is_deterministic(site)}
+    return [k for k in latent_sites(trace) if k.endswith("_unobserved") and k.removesuffix("_unobserved") in computed]
+
+
 def is_delta(site: Site) -> bool:
     """Whether the site's distribution is a Delta, as for latents that an autoguide computes from an auxiliary site."""
     distribution = site["fn"]
@@ -80,6 +91,23 @@ def blocks_gradient(site: Site) -> bool:
     if site["is_observed"] or site["fn"].has_rsample or not torch.is_grad_enabled():
         return False
     return site["fn"].log_prob(site["value"]).requires_grad
+
+
+def sized_plates(*sites: Site) -> list[tuple[CondIndepStackFrame, ...]]:
+    """The plates around each site; one without a size, ``pyro.plate("data")``, has the largest one of these sites."""
+    sizes: dict[str, int] = {}
+    for site in sites:
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and frame.size == -1 and not is_subsample(site):
+                rows = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
+                found = (shape[frame.dim] for shape in (rows, site["fn"].batch_shape) if len(shape) >= -frame.dim)
+                sizes[frame.name] = max(sizes.get(frame.name, 1), *found, 1)
+
+    def sized(frame: CondIndepStackFrame) -> CondIndepStackFrame:
+        size = sizes.get(frame.name)
+        return frame if size is None else frame._replace(size=size, full_size=size)
+
+    return [tuple(map(sized, site["cond_indep_stack"])) for site in sites]
 
 
 def data_plate(site: Site) -> CondIndepStackFrame | None:
@@ -115,13 +143,16 @@ def check_no_enumeration(model_trace: Trace, guide_trace: Trace) -> None:
         )
 
 
-def check_guide_sites(latent: Collection[str], guide_trace: Trace, *, enumerated: Collection[str] = ()) -> None:
+def check_guide_sites(
+    latent: Collection[str], guide_trace: Trace, *, enumerated: Collection[str] = (), observed: Collection[str] = ()
+) -> None:
     """Checks that the guide draws exactly the latents of the model.
 
     Args:
         latent: names of the model's latents.
         guide_trace: a trace of the guide.
         enumerated: names of latents that the guide may leave out.
+        observed: names of sites that the model observes.
 
     Raises:
         LookupError: if the guide misses a latent, or draws a site that is neither a latent nor auxiliary.
@@ -133,6 +164,12 @@ def check_guide_sites(latent: Collection[str], guide_trace: Trace, *, enumerated
         raise LookupError(
             f"the guide does not draw {quote_names(missing)}, which the model samples; it draws {quote_names(drawn)}: "
             "add a pyro.sample of that name to the guide"
+        )
+    if known := [k for k in added if k in observed]:
+        raise LookupError(
+            f"the guide draws {quote_names(known)}, which the model observes: a guide draws latents only. Remove the "
+            "guide's site; what is to be inferred about these data is a latent (pyro.sample without obs) or a "
+            "parameter (pyro.param) of the model"
         )
     if added:
         raise LookupError(

@@ -42,6 +42,7 @@ from ppgen.tracing.sites import (
     check_no_enumeration,
     data_plate_size,
     did_you_mean,
+    imputed_latents,
     is_observed,
     is_subsample,
     latent_sites,
@@ -103,6 +104,9 @@ class Traces:
         for name, site in trace.nodes.items():
             if is_subsample(site) and name not in self._subsample:
                 self._subsample.add_node(name, **site)
+        for name in imputed_latents(trace):  # a guide that does not mask them has a density for all of their entries
+            if any(name in other and other.nodes[name]["mask"] is None for other in replayed):
+                trace.nodes[name]["mask"] = None
         return trace
 
     @cached_property
@@ -116,7 +120,8 @@ class Traces:
             model_trace = self.run(self.model, guide_trace)
         latent = latent_sites(model_trace)
         enumerated = [k for k, s in latent.items() if s["infer"].get("enumerate")]
-        check_guide_sites(latent, guide_trace, enumerated=enumerated)
+        observed = [k for k, s in sample_sites(model_trace).items() if is_observed(s)]
+        check_guide_sites(latent, guide_trace, enumerated=enumerated, observed=observed)
         return model_trace, guide_trace
 
     @property

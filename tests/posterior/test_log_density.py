@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import config_enumerate
+from pyro.infer.reparam import LocScaleReparam
 from torch.distributions import biject_to
 
 import ppgen
@@ -306,3 +307,36 @@ def test_a_support_that_depends_on_a_discrete_latent_is_refused():
 
     with pytest.raises(ValueError, match="support of the latent 'b' depends on a discrete latent"):
         UnconstrainedLogDensity(model)
+
+
+def test_a_latent_from_a_delta_is_refused():
+    """It has no density around its value, so that a search would end wherever it began."""
+
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Delta(2 * a))
+        pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(ValueError, match=r"'b' from a Delta.*pyro\.deterministic"):
+        UnconstrainedLogDensity(model)
+
+
+def test_batch_dimensions_that_no_plate_declares_are_refused_before_the_fit():
+    def model():
+        b = pyro.sample("b", dist.Normal(0.0, 1.0).expand([2]))
+        pyro.sample("y", dist.Normal(b.sum(), 1.0), obs=torch.zeros(()))
+
+    with pytest.raises(ValueError, match=r"site 'b': plates declare 0 .* \(2,\): add \.to_event\(1\)"):
+        UnconstrainedLogDensity(model)
+    with pyro.validation_enabled(False):
+        UnconstrainedLogDensity(model)
+
+
+def test_a_parameter_of_a_reparametrization_is_refused_with_its_remedy():
+    def model():
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), scale))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(ValueError, match=r"'z_centered'.*`centered` is a number"):
+        UnconstrainedLogDensity(pyro.poutine.reparam(model, {"z": LocScaleReparam()}))

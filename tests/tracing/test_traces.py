@@ -247,6 +247,20 @@ def test_a_guide_with_other_latents_than_the_model_is_refused():
         run(program("w"))
     with pytest.raises(LookupError, match=r"draws 'w', which is no latent of the model; those are 'z'.*is_auxiliary"):
         run(program("z", "w"))
-    with pytest.raises(LookupError, match="draws 'x', which is no latent of the model"):
+    with pytest.raises(LookupError, match="draws 'x', which the model observes"):
         run(program("z", "x"))
     run(program("z", "w", is_auxiliary=True))
+
+
+def test_a_guide_that_draws_what_the_model_observes_is_told_what_a_guide_is():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0))
+
+    with pytest.raises(LookupError, match=r"draws 'x', which the model observes: a guide draws latents only"):
+        Traces(model, guide, (torch.zeros(3),)).model_trace  # noqa: B018

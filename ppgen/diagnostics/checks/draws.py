@@ -15,6 +15,8 @@ from ppgen.diagnostics.reading import unconstrained_draws
 from ppgen.diagnostics.tails import TailCheck, check_tails
 from ppgen.posterior.importance import NEGLIGIBLE_NATS, largest_moment_shifts, psis_reliable
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.tracing.loss_scales import without_loss_scales
+from ppgen.tracing.traces import Traces
 from ppgen.training.result import Fitted
 from ppgen.utils.arviz_versions import group
 
@@ -111,7 +113,8 @@ class PosteriorDraws:
         if self.data is None:
             return None
         try:
-            target = UnconstrainedLogDensity(self.fit.model, self.data)
+            traces = without_loss_scales(Traces(self.fit.model, self.fit.guide, self.data, use_all_rows=True))
+            target = UnconstrainedLogDensity(traces.model, self.data)
         except NO_DENSITY:
             return None
         return target if target.dim <= MAX_DIM and set(target.shapes) <= set(self.posterior.data_vars) else None

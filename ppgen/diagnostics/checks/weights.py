@@ -27,6 +27,8 @@ def pareto_k(draws: PosteriorDraws) -> Finding:
     finding = judged_pareto_k(draws)
     if finding.level != GOOD or finding.reason or not float(finding.value or 0.0) > KHAT_GOOD:
         return finding
+    if draws.per_datum and bad_rows_share(draws) > MAX_BAD_ROWS:  # which another check reports
+        return finding
     note = (
         f"above {KHAT_GOOD}, and good all the same: the effective sample size is {np.mean(draws.ess) / draws.size:.1%} "
         "of the draws, so that the weights are similar and their tail has no mass"
