@@ -33,6 +33,7 @@ from ppgen.tracing.sites import (
     Site,
     data_plate_size,
     is_delta,
+    is_deterministic,
     is_observed,
     latent_sites,
     quote_names,
@@ -403,7 +404,7 @@ def _check_plates(trace: Trace) -> None:
     for name, site in sample_sites(trace).items():
         depth = -min((frame.dim for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
         shape = site["fn"].batch_shape
-        if not site["infer"].get("_deterministic") and any(size > 1 for size in shape[: len(shape) - depth]):
+        if not is_deterministic(site) and any(size > 1 for size in shape[: len(shape) - depth]):
             raise ValueError(
                 f"site {name!r}: plates declare {depth} of the dimensions of its distribution's batch shape "
                 f"{tuple(shape)}: add .to_event({len(shape) - depth}) to the distribution if its numbers belong to "

@@ -30,9 +30,8 @@ def replaced_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping |
     if isinstance(poutine.unwrap(guide), Messenger):  # Pyro's GuideMessenger, which runs in the model's plates
         return ""
     given, kwargs = _GivenRows(), kwargs or {}
-    with poutine.block():
-        guide_trace = get_trace(guide, *args, **kwargs)
-        get_trace(poutine.replay(given(model), trace=guide_trace), *args, **kwargs)
+    guide_trace = get_trace(guide, *args, **kwargs)
+    get_trace(poutine.replay(given(model), trace=guide_trace), *args, **kwargs)
     names = [
         name
         for name, rows in given.rows.items()
