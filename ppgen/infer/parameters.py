@@ -118,11 +118,15 @@ def setup_programs(model: Program, guide: Program, args: tuple, kwargs: Mapping 
 
 
 def check_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None) -> None:
-    """Checks that a guide keeps the rows that the model gives to its plates. Changes no state.
+    """Checks that an autoguide keeps the rows that the model gives to its plates. Changes no state.
+
+    A guide of the user's may draw rows and use none of them, if it computes its latents from its arguments.
 
     Raises:
         ValueError: naming the plates (see `ppgen.tracing.given_rows`).
     """
+    if not isinstance(owning_module(guide), AutoGuide):
+        return
     with torch.random.fork_rng(), torch.no_grad(), EvalMode(), CollectParameters():
         message = replaced_rows(model, guide, args, kwargs)
     if message:

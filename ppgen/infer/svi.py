@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO as PyroELBO
-from pyro.infer.autoguide import AutoGuide
 from pyro.optim import PyroOptim
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from ppgen.infer.adversarial import CriticTrainer, gradient_norm
 from ppgen.infer.compile.step import Compile, CompiledStep
 from ppgen.infer.optimizers import OptimizerFactory, ParameterOptimizer
 from ppgen.infer.parameter_scope import one_at_a_time
-from ppgen.infer.parameters import CollectParameters, check_rows, owning_module, separate_names, setup_programs
+from ppgen.infer.parameters import CollectParameters, check_rows, separate_names, setup_programs
 from ppgen.tracing.sites import Program
 from ppgen.utils.user_warnings import warn_user
 
@@ -191,7 +190,7 @@ class SVI:
 
     def _warn_of_rows(self, args: tuple, kwargs: dict) -> None:
         """Warns if an autoguide replaces rows that the model gives to a plate; stock SVI takes such a step."""
-        if not (isinstance(owning_module(self.guide), AutoGuide) and isinstance(self.objective, PyroELBO)):
+        if not isinstance(self.objective, PyroELBO):
             return
         with one_at_a_time:
             setup_programs(self.model, self.guide, args, kwargs)

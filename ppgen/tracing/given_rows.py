@@ -29,13 +29,12 @@ def replaced_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping |
     """
     if isinstance(poutine.unwrap(guide), Messenger):  # Pyro's GuideMessenger, which runs in the model's plates
         return ""
-    given, kwargs = _GivenRows(), kwargs or {}
-    guide_trace = get_trace(guide, *args, **kwargs)
-    get_trace(poutine.replay(given(model), trace=guide_trace), *args, **kwargs)
+    of_model, of_guide, kwargs = _GivenRows(), _GivenRows(), kwargs or {}
+    guide_trace = get_trace(of_guide(guide), *args, **kwargs)
+    get_trace(poutine.replay(of_model(model), trace=guide_trace), *args, **kwargs)
+    drawn = {name: site["value"] for name, site in guide_trace.nodes.items() if name not in of_guide.rows}
     names = [
-        name
-        for name, rows in given.rows.items()
-        if name in guide_trace and not torch.equal(rows, torch.as_tensor(guide_trace.nodes[name]["value"]).to(rows))
+        name for name, rows in of_model.rows.items() if name in drawn and not torch.equal(rows, drawn[name].to(rows))
     ]
     if not names:
         return ""

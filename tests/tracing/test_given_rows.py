@@ -43,10 +43,12 @@ def test_svi_takes_the_step_as_pyro_does_and_warns():
         svi.step(ROWS[:4], Y[:4])
 
 
-def test_rows_that_are_equal_or_a_list_are_kept():
-    def same(rows, y):
-        with pyro.plate("data", N, subsample=list(rows.tolist())):
+def test_rows_that_are_equal_or_that_the_guide_is_given_are_kept():
+    def guide(rows, y, given):
+        with pyro.plate("data", N, subsample_size=None if given else 3, subsample=[0, 1, 2] if given else None):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    assert replaced_rows(model, same, (ROWS[2:5], Y[2:5])) == ""
-    assert "'data'" in replaced_rows(lambda rows, y: model(rows + 1, y), same, (ROWS[2:5], Y[2:5]))
+    batch = ROWS[2:5], Y[2:5]
+    assert replaced_rows(lambda *args: model(*args[:2]), guide, (*batch, True)) == ""
+    assert "'data'" in replaced_rows(lambda *args: model(*args[:2]), guide, (*batch, False))
+    assert replaced_rows(model, lambda rows, y: model(rows, None), batch) == ""
