@@ -32,10 +32,10 @@ def replaced_rows(model: Program, guide: Program, args: tuple, kwargs: Mapping |
     of_model, of_guide, kwargs = _GivenRows(), _GivenRows(), kwargs or {}
     guide_trace = get_trace(of_guide(guide), *args, **kwargs)
     get_trace(poutine.replay(of_model(model), trace=guide_trace), *args, **kwargs)
-    drawn = {name: site["value"] for name, site in guide_trace.nodes.items() if name not in of_guide.rows}
-    names = [
-        name for name, rows in of_model.rows.items() if name in drawn and not torch.equal(rows, drawn[name].to(rows))
-    ]
+    sites = {name: site for name, site in guide_trace.nodes.items() if name not in of_guide.rows}
+    drawn = {name: site["value"] for name, site in sites.items() if is_subsample(site)}
+    pairs = {name: (rows, drawn[name].to(rows)) for name, rows in of_model.rows.items() if name in drawn}
+    names = [name for name, (rows, others) in pairs.items() if not torch.equal(rows, others)]
     if not names:
         return ""
     return (
