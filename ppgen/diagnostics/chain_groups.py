@@ -159,6 +159,11 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, dict[st
     elif all(data_plate(site) is None for site in drawn):
         groups["log_likelihood"], joint = _pointwise_log_likelihood(terms, seen)
         seen |= joint
+        if factors := _factors_of_rows(terms, observations):
+            notes["factors"] = (
+                f"log_likelihood lacks the pyro.factor {quote_names(factors)}, in a plate of rows: if that is part of "
+                "p(y_i | theta), leave-one-out is wrong without it. Observe y by a distribution whose log_prob has it"
+            )
     elif options.integrate:
         integrated = marginal_log_likelihood(traces, particles=options.integrate)
         groups["log_likelihood"] = {name: (("draw", DATA), value) for name, value in integrated.items()}
@@ -195,6 +200,17 @@ def _pointwise_log_likelihood(
             if name not in seen:
                 joint[name] = any_observed((seen[k] for k in joined), found[name][0][1:])
     return found, joint
+
+
+def _factors_of_rows(terms: dict[str, Site], observations: dict[str, Site]) -> list[str]:
+    """The factors in a plate that observations have too, or in any plate if there are no observations."""
+
+    def plates(site: Site) -> set[str]:
+        return {frame.name for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES}
+
+    factors = {k: s for k, s in terms.items() if type(s["fn"]).__name__ == "Unit" and SUMMED_OUT not in s["infer"]}
+    rows = set().union(*map(plates, (observations or factors).values()))
+    return [name for name, site in factors.items() if plates(site) & rows]
 
 
 def _two_sample_tests(groups: Groups, observed: dict[str, Observed], seed: int) -> dict[str, Variable]:

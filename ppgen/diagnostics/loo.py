@@ -20,9 +20,10 @@ import numpy as np
 import xarray as xr
 from scipy.special import logsumexp
 
-from ppgen.diagnostics.reading import SAMPLE_DIMS, find_variable, pool_chains, randomized_pit
+from ppgen.diagnostics.reading import SAMPLE_DIMS, find_variable, pool_chains, randomized_pit, read_attribute
 from ppgen.posterior.importance import khat_threshold, smooth
 from ppgen.utils.arviz_versions import elpd_data
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["loo", "loo_pit"]
 
@@ -115,7 +116,10 @@ def loo_pit(idata: Any, *, var_name: str | None = None, chain: int | None = None
 
 def _read(idata: Any, var_name: str | None, chain: int | None) -> tuple[xr.DataArray, np.ndarray, np.ndarray]:
     """The log likelihood, its values (S, ...) and log p(y, theta) - log q(theta) (S,)."""
-    likelihood = find_variable(idata, "log_likelihood", var_name, missing=NO_LIKELIHOOD)
+    factors = read_attribute(idata, "factors")
+    likelihood = find_variable(idata, "log_likelihood", var_name, missing=factors or NO_LIKELIHOOD)
+    if factors:
+        warn_user(factors)
     log_weight = find_variable(idata, "sample_stats", "log_weight", missing="to_arviz returns it")
     if set(log_weight.dims) > set(SAMPLE_DIMS):
         raise ValueError(

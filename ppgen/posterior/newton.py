@@ -145,8 +145,11 @@ def _spectrum(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_bounded(target: UnconstrainedLogDensity, u: Tensor, h: Tensor) -> None:
-    """Checks that the density falls along its flattest direction, far from a mode."""
+    """Checks that the density is finite, and falls along its flattest direction, far from a mode."""
+    _check_finite(target, u)
     finite = h.isfinite().all((-2, -1))
+    if not finite.any():
+        return
     u = u[finite]
     scale, eigenvalues, q = _spectrum(h[finite])
     flattest = eigenvalues.abs().argmin(-1)
@@ -167,4 +170,18 @@ def _check_bounded(target: UnconstrainedLogDensity, u: Tensor, h: Tensor) -> Non
             f"there is no posterior: its density is constant along the direction ({named}) on the real line, which "
             "neither the data nor the prior informs; give these latents a proper prior, which a mask takes away, "
             "or remove collinear ones"
+        )
+
+
+def _check_finite(target: UnconstrainedLogDensity, u: Tensor) -> None:
+    """Checks that the search has not ended where log p is +inf."""
+    infinite = target.log_prob(u) == torch.inf
+    if infinite.any():
+        values = target.constrain(u[infinite][:1])
+        single = {name: value[0] for name, value in values.items() if value[0].numel() == 1}
+        where = ", ".join(f"{name} = {float(value):.4g}" for name, value in single.items()) or "some point"
+        raise ValueError(
+            f"there is no posterior: log p is +inf at {where}. A normalizing constant may round to log 0 "
+            "there, as log(1 - cdf(0)) of a normal distribution does; torch.special.log_ndtr(loc / scale) does "
+            "not"
         )

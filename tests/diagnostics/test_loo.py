@@ -144,3 +144,27 @@ def test_leave_one_out_needs_global_latents():
     idata = untrained_fit(model, lambda y: None, y).to_arviz(y, draws=30)
     with pytest.raises(ValueError, match="needs latents that all rows share"):
         loo(idata)
+
+
+def truncated(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        pyro.factor("above_zero", -torch.special.log_ndtr(mean))
+
+
+def censored(y):
+    rate = pyro.sample("rate", dist.Gamma(1.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.factor("log_density", torch.where(y < 2, rate.log() - rate * y, -rate * y))
+
+
+def test_a_likelihood_that_a_factor_holds_is_named():
+    y = torch.linspace(0.1, 2.0, 12)
+    idata = ppgen.fit(truncated, "auto", y, progress=False).to_arviz(y, draws=100)
+    with pytest.warns(UserWarning, match=r"lacks the pyro\.factor 'above_zero'.*distribution whose log_prob"):
+        ppgen.diagnostics.loo(idata)
+    idata = ppgen.fit(censored, "auto", y, progress=False).to_arviz(y, draws=100)
+    assert float(idata.posterior["rate"].mean()) == pytest.approx(12 / (1 + float(y.sum())), abs=0.1)  # Gamma(1+11, ..)
+    with pytest.raises(ValueError, match=r"lacks the pyro\.factor 'log_density'"):
+        ppgen.diagnostics.loo(idata)

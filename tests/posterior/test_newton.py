@@ -56,3 +56,14 @@ def test_the_local_gaussian_of_a_gaussian_is_exact():
     torch.testing.assert_close(found.center, mean.expand(4, 2), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.root @ found.root.mT, covariance.expand(4, 2, 2), rtol=1e-4, atol=1e-4)
     assert found.elbo.abs().max() < 1.0  # four standard errors of 16 draws; the exact ELBO is 0
+
+
+def test_a_density_that_rounds_to_infinity_is_refused():
+    def truncated(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+            pyro.factor("above_zero", -torch.log1p(-dist.Normal(mean, 1.0).cdf(torch.tensor(0.0))))
+
+    with pytest.raises(ValueError, match=r"log p is \+inf at mean = -.*log_ndtr"):
+        ppgen.fit(truncated, "auto", torch.linspace(0.1, 2.0, 12), progress=False)
