@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pyro.distributions import Multinomial
 from torch import Tensor
 from tqdm import tqdm
 
@@ -14,7 +15,7 @@ from ppgen.evaluation.two_sample import mmd_test
 from ppgen.models.simulator import Implicit
 from ppgen.posterior.importance import importance_summary
 from ppgen.tracing.enumeration import SUMMED_OUT
-from ppgen.tracing.masks import masked_log_prob
+from ppgen.tracing.masks import masked_log_prob, observed_numbers, without_masks
 from ppgen.tracing.particles import particle_traces
 from ppgen.tracing.programs import validation
 from ppgen.tracing.sites import (
@@ -30,10 +31,12 @@ from ppgen.tracing.sites import (
     is_observed,
     latent_sites,
     log_density,
+    observation,
     quote_names,
     sample_sites,
 )
 from ppgen.tracing.traces import Traces
+from ppgen.utils.user_warnings import warn_user_once
 
 __all__ = ["DrawOptions", "Groups", "chain_groups"]
 
@@ -169,6 +172,7 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, dict[st
         groups["log_likelihood"] = {name: (("draw", DATA), value) for name, value in integrated.items()}
         seen |= {name: any_observed(seen.values(), (DATA,)) for name in integrated if name not in seen}
     if options.predictive:
+        _warn_of_totals(observations)
         replicated = sample_sites(traces.posterior_predictive)
         groups["posterior_predictive"] = {name: variable(name, replicated[name]) for name in observations}
         try:
@@ -229,6 +233,24 @@ def _two_sample_tests(groups: Groups, observed: dict[str, Observed], seed: int) 
         test = mmd_test(x, y, seed=seed)
         found[name] = ("two_sample",), np.array([test.statistic, test.p_value])
     return found
+
+
+def _warn_of_totals(observations: dict[str, Site]) -> None:
+    """Warns of counts that do not sum to the total of their Multinomial, which has one total for all rows."""
+    for name, site in observations.items():
+        base = without_masks(site["fn"])
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        if not isinstance(base, Multinomial):
+            continue
+        seen, totals = torch.broadcast_tensors(observed_numbers(site).all(-1), observation(site).sum(-1))
+        totals = totals[seen]
+        if (totals != base.total_count).any():
+            warn_user_once(
+                f"the rows of counts at {name!r} have sums from {int(totals.min())} to {int(totals.max())}, and the "
+                f"total_count of their Multinomial is {base.total_count} for all rows, which is the sum of each row of "
+                "predictions: compare the shares of rows, counts / counts.sum(-1), and not counts"
+            )
 
 
 def _is_constant(found: Variable) -> bool:

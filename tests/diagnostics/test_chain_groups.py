@@ -2,6 +2,7 @@
 
 import io
 import sys
+import warnings
 
 import numpy as np
 import pyro
@@ -13,6 +14,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from scipy.special import expit, logsumexp
 from scipy.stats import norm
+from support import untrained_fit
 
 import ppgen
 from ppgen import models, recipes
@@ -233,3 +235,24 @@ def test_many_draws_show_a_bar_on_a_terminal(monkeypatch):
         monkeypatch.setattr("sys.stderr", Terminal())
         fit.to_arviz(x, draws=60, chunk=30)
         assert ("/60" in sys.stderr.getvalue()) == shown
+
+
+@pytest.mark.parametrize("total", [4, 6])
+def test_counts_of_other_totals_than_those_of_predictions_are_named(total):
+    """Documents have different lengths, and a Multinomial has one total for all rows."""
+    counts = torch.tensor([[3.0, 1.0, 0.0], [1.0, 2.0, 1.0], [2.0, 2.0, total - 4.0]])
+
+    def model(counts):
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("data", len(counts)):
+            pyro.sample("words", dist.Multinomial(total, p, validate_args=False), obs=counts)
+
+    def guide(counts):
+        pyro.sample("p", dist.Dirichlet(1 + counts.sum(0)))
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        idata = untrained_fit(model, guide, counts).to_arviz(counts, draws=30)
+    found = [str(each.message) for each in caught if "'words' have sums from 4 to 6" in str(each.message)]
+    assert len(found) == (total == 6)
+    assert (idata["posterior_predictive"]["words"].sum("words_dim") == total).all()

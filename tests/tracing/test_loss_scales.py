@@ -74,3 +74,16 @@ def test_programs_divided_by_the_number_of_data_have_the_evidence_of_the_data():
     idata = fit.to_arviz(y, draws=100)
     assert float(idata["vi_stats"]["log_marginal"][0]) == pytest.approx(float(exact))
     assert fit.diagnose(y, idata=idata).statistics["missed_tail_mass"] < 0.05
+
+
+def test_a_verdict_on_bad_rows_does_not_excuse_their_k_hat():
+    model, _ = annealed(None, None)
+
+    def narrow(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.1).to_event(1))
+
+    verdict = untrained_fit(model, narrow, X).diagnose(X, draws=200)
+    assert verdict.statistics["bad_rows"] == 1
+    assert verdict.statistics["pareto_k"] > 0.5
+    assert "pareto_k" not in verdict.notes
