@@ -139,11 +139,12 @@ class ParameterOptimizer:
 
     @property
     def learning_rates(self) -> LearningRates:
-        """The learning rates as a recorded step reads them; a new object when parameter groups have joined."""
+        """The learning rates as a recorded step reads them; a new object for new parameter groups and optimizers."""
         assert self.torch_optimizer is not None
-        if self._learning_rates is None or self._learning_rates.num_groups != len(self.torch_optimizer.param_groups):
-            self._learning_rates = LearningRates(self.torch_optimizer)
-        return self._learning_rates
+        rates, optimizer = self._learning_rates, self.torch_optimizer
+        if rates is None or rates.optimizer is not optimizer or rates.num_groups != len(optimizer.param_groups):
+            self._learning_rates = rates = LearningRates(optimizer)
+        return rates
 
     @contextmanager
     def recordable(self) -> Iterator[None]:

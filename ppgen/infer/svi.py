@@ -55,7 +55,6 @@ class SVI:
         steps: the total number of steps, which "auto" uses; None if it is not known.
 
     Attributes:
-        optimizer: the optimizer of the programs' parameters.
         critics: the critics of the loss, with their optimizers.
         adversarial_metrics: of the last step with critics: each critic's loss, and the gradient norms of the critics
             and of the programs.
@@ -122,6 +121,17 @@ class SVI:
                 total = None if steps is None else steps * iterations.count(names)
                 by_critics[names] = self._compiled(step, optimizers, total)
         self.critic_steps = [by_critics[names] for names in iterations]
+
+    @property
+    def optimizer(self) -> ParameterOptimizer:
+        """The optimizer of the programs' parameters; compiled steps are discarded when another one takes its place."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: ParameterOptimizer) -> None:
+        self._optimizer = optimizer
+        if hasattr(self, "compiled_step"):
+            self.recompile(self.compiled_step.policy.steps)
 
     @property
     def compile_status(self) -> str:

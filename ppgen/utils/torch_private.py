@@ -11,12 +11,15 @@ says so; nothing fails. ``docs/private_torch.md`` lists all of them, and a test 
     torch.distributions.Distribution._validate_args     whether distributions validate; without it, `__debug__` tells
     torch._C._dynamo.guards.TensorGuards                compares types and shapes of tensors, fast; without it, Python
     torch._C._len_torch_function_stack, ._len_torch_dispatch_stack   how many modes are on; without them, 0
+    torch.overrides._get_current_function_mode_stack    which function modes are on; without it, their number counts
+    torch.nn.modules.module._global_*, torch.optim.optimizer._global_*   hooks of all modules; without them, none
     nn.Module._parameters, ._buffers, ._modules         a module's parts, which the guard of a compiled step compares
     torch.Tensor._backward_hooks                        the hooks of a parameter; without it, they are taken for none
 """
 
 import copy
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from operator import attrgetter
@@ -41,6 +44,10 @@ try:
 except ImportError:
     num_function_modes = int
 try:
+    from torch.overrides import _get_current_function_mode_stack as function_modes
+except ImportError:
+    function_modes = list
+try:
     from torch._C import _len_torch_dispatch_stack as num_dispatch_modes
 except ImportError:
     num_dispatch_modes = int
@@ -57,10 +64,12 @@ except ImportError:
 
 __all__ = [
     "FUSED_OPTIMIZERS",
+    "GLOBAL_HOOKS",
     "MODULE_PARTS",
     "MissingTorchInterface",
     "TorchDispatchMode",
     "distributions_validate",
+    "function_modes",
     "hooks",
     "num_dispatch_modes",
     "num_function_modes",
@@ -76,6 +85,12 @@ FUSED_OPTIMIZERS = tuple(
     for name in ("_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_")
     if hasattr(torch.ops.aten, name)
 )
+GLOBAL_HOOKS = [
+    found
+    for module in ("torch.nn.modules.module", "torch.optim.optimizer")
+    for name, found in vars(sys.modules[module]).items()
+    if name.startswith("_global_") and isinstance(found, dict)
+]
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 _HOOKS = attrgetter("_backward_hooks") if hasattr(Tensor, "_backward_hooks") else type(None)
 _warned: list[str] = []

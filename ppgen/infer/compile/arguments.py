@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ppgen.infer.compile.places import ATOMS
+
 __all__ = ["argument_key", "leaves", "map_tensors", "new_view"]
 
 CONTAINERS = (tuple, list, dict, OrderedDict, defaultdict)
@@ -47,7 +49,7 @@ def argument_key(args: tuple, kwargs: dict) -> tuple[list[Tensor], Hashable]:
         return list(args), tuple([_properties(arg) for arg in args])
     parts = list(leaves((args, kwargs)))
     tensors = [part for part in parts if isinstance(part, Tensor)]
-    values = tuple(_properties(part) if isinstance(part, Tensor) else (type(part), part) for part in parts)
+    values = tuple(_properties(part) if isinstance(part, Tensor) else _value(part) for part in parts)
     key = (_structure((args, kwargs)), values)
     try:
         hash(key)
@@ -74,4 +76,28 @@ def _structure(tree: Any) -> Hashable:
 
 
 def _properties(tensor: Tensor) -> tuple:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+    return type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _value(part: Any) -> Hashable:
+    """A value, comparable by ``==``: objects of the user's that equal each other may differ in what a step reads."""
+    frozen = getattr(type(part), "__dataclass_params__", None)
+    by_value = isinstance(part, ATOMS) or (frozen is not None and frozen.frozen and frozen.eq)
+    return type(part), part if by_value else Same(part)
+
+
+class Same:
+    """An object that equals itself alone.
+
+    Args:
+        value: the object.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return hash(self.value) and id(self.value)  # what cannot be hashed may change

@@ -5,22 +5,29 @@ reads and their shapes, the Python values that decided what it did, the optimize
 Pyro. A `Guard` keeps those values and compares them before each step, at little cost.
 """
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from copy import copy
-from itertools import chain
+import sys
+from collections.abc import Callable, Sequence
+from functools import reduce
+from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
+from ppgen.infer.compile.memory import Memory
 from ppgen.infer.compile.protocols import RecordableOptimizer
-from ppgen.infer.compile.python_values import LARGEST_CONTAINER, MISSING, PythonValues, held
+from ppgen.infer.compile.python_values import PythonValues
 from ppgen.infer.compile.recording import Recording, Untraceable
-from ppgen.utils.torch_private import hooks, num_dispatch_modes, num_function_modes, tensor_guard
+from ppgen.utils.torch_private import (
+    GLOBAL_HOOKS,
+    function_modes,
+    hooks,
+    num_dispatch_modes,
+    num_function_modes,
+    tensor_guard,
+)
 
 __all__ = ["Guard", "check_environment"]
 
@@ -31,10 +38,15 @@ def environment() -> tuple:
         torch.is_grad_enabled(),
         torch.get_default_dtype(),
         torch.is_anomaly_enabled(),
-        num_function_modes(),
+        num_function_modes() and list(map(_mode, function_modes())),
         num_dispatch_modes(),
         len(_PYRO_STACK),
     )
+
+
+def _mode(mode: Any) -> Any:
+    """A function mode of torch; of torch's own, such as the default device, the type and the device tell them apart."""
+    return (type(mode), getattr(mode, "device", None)) if type(mode).__module__.startswith("torch.") else id(mode)
 
 
 def check_environment() -> None:
@@ -70,101 +82,60 @@ class Guard:
         inputs = recording.inputs[recording.num_arguments :]
         self._environment = environment()
         self._tensors_fit = tensor_guard(inputs)
+        self._memory = Memory(recording, {id(t) for optimizer in optimizers for _, t in optimizer.state_tensors()})
         parameters: dict[int, Tensor] = {id(p): p for optimizer in optimizers for p in optimizer.parameters.values()}
         parameters |= {id(tensor): tensor for tensor in inputs if isinstance(tensor, nn.Parameter)}
         self._parameters = list(parameters.values())
         self._hooks = hooks(self._parameters)
         assert recording.python_values is not None
         self._python_values = recording.python_values
+        self._python_values.of_library = True
         _add_optimizers(self._python_values, optimizers)
         _add_parameter_store(self._python_values, inputs)
+        _add_settings(self._python_values)
         self._python_values.read()
-        self._comparison = Comparison(self._python_values)
+        self._comparison = self._python_values.comparison()
         self._static_values, self._static = static_values, static_values()
 
-    def change(self) -> str | None:
-        """What is not as it was, in words; None if a compiled step is still valid."""
+    def change(self, arguments: Sequence[Tensor]) -> str | None:
+        """What is not as it was, in words; None if a compiled step is still valid.
+
+        Args:
+            arguments: the tensors that the step is called with, whose types and shapes are as they were.
+        """
         if environment() != self._environment:
             return "a setting of torch, or a handler around the step"
         if not self._tensors_fit():
             return "the type, shape or gradient flag of a tensor, or autocast"
         if hooks(self._parameters) != self._hooks:
             return "a hook of a parameter"
+        if not self._memory.separate(arguments):
+            return "the memory of a tensor or an argument, which another tensor shares,"
         if not self._comparison.holds():
             if (label := self._python_values.changed()) is not None:
                 return label
-            self._comparison = Comparison(self._python_values)  # other objects with equal values
+            self._comparison = self._python_values.comparison()  # other objects with equal values
         return None if self._static_values() == self._static else "an option of the loss"
 
 
-class Comparison:
-    """Compares many Python values with the current ones, in few calls from Python.
-
-    Values are compared by ``==``, which takes objects that are the same for equal without asking them, and tells other
-    tensors of one element by their value: parameters of one element are therefore compared by identity as well.
-
-    Args:
-        values: the places and containers to compare.
-    """
-
-    def __init__(self, values: PythonValues) -> None:
-        by_owner: dict[int, tuple[Any, dict[str, Any]]] = {}
-        for place in values.places.values():
-            by_owner.setdefault(id(place.owner), (place.owner, {}))[1][place.key] = place.read()
-        self._getters: list[tuple[Callable, Any]] = []
-        self._sized: list[Any] = []
-        for owner, entries in by_owner.values():
-            present = [key for key, value in entries.items() if value is not MISSING]
-            if present:
-                self._getters.append((_getter(owner)(*present), owner))
-            if len(present) < len(entries) and isinstance(owner, Mapping):
-                self._sized.append(owner)  # a name that is absent can only be added
-        containers = [content.owner for content in values.containers.values()]
-        self._arrays = [c for c in containers if isinstance(c, np.ndarray)]
-        self._containers = [c for c in containers if not isinstance(c, np.ndarray) and len(c) <= LARGEST_CONTAINER]
-        self._sized += [c for c in containers if not isinstance(c, np.ndarray) and len(c) > LARGEST_CONTAINER]
-        self._scalars = [
-            (operator.itemgetter(*keys, keys[0]), c)
-            for c in self._containers
-            if isinstance(c, dict) and (keys := [key for key, part in c.items() if _is_scalar_parameter(part)])
-        ]
-        self._values = [get(owner) for get, owner in self._getters]
-        self._contents = list(map(copy, self._containers))
-        self._sizes = list(map(len, self._sized))
-        self._parameters = [part for get, owner in self._scalars for part in get(owner)]
-        self._held = list(map(held, self._arrays))
-
-    def holds(self) -> bool:
-        """Whether all values are as they were, or equal: then a value of another type counts as equal."""
-        try:
-            return (
-                [get(owner) for get, owner in self._getters] == self._values
-                and self._containers == self._contents
-                and list(map(len, self._sized)) == self._sizes
-                and all(map(operator.is_, chain(*[get(owner) for get, owner in self._scalars]), self._parameters))
-                and (not self._arrays or list(map(held, self._arrays)) == self._held)
-            )
-        except (LookupError, AttributeError, ValueError, RuntimeError):  # a name is gone; tensors have no bool(==)
-            return False
-
-
-def _is_scalar_parameter(part: Any) -> bool:
-    return isinstance(part, nn.Parameter) and part.numel() == 1
-
-
-def _getter(owner: Any) -> Callable:
-    return operator.itemgetter if isinstance(owner, Mapping) else operator.attrgetter
-
-
 def _add_optimizers(values: PythonValues, optimizers: Sequence[RecordableOptimizer]) -> None:
-    """Adds the state of the optimizers, which `load_state_dict` replaces, and their options."""
+    """Adds the state of the optimizers, which `load_state_dict` replaces, their options and their hooks."""
     for optimizer in optimizers:
         torch_optimizer = optimizer.torch_optimizer
         assert torch_optimizer is not None
-        values.add_place(vars(torch_optimizer), "state", "the optimizer's state")
-        values.add_container(torch_optimizer.param_groups, "the parameter groups of the optimizer")
+        own = vars(torch_optimizer)
+        values.add_place(vars(optimizer), "torch_optimizer", "the optimizer")
+        if isinstance(clip_args := getattr(optimizer.optim, "pt_clip_args", None), dict):
+            values.add_container(clip_args, "a bound on gradients")
+        values.add_container(own, "an attribute or a method of the optimizer")
+        for name, value in own.items():
+            if isinstance(value, dict) and name.endswith("_hooks"):
+                values.add_container(value, "a hook of the optimizer")
         for container in (torch_optimizer.state, *torch_optimizer.state.values()):
             values.add_container(container, "the optimizer's state")
+        values.add_container(torch_optimizer.param_groups, "the parameter groups of the optimizer")
+        for group in torch_optimizer.param_groups:
+            values.add_container(group["params"], "the parameters of the optimizer")
         for group, key, _ in optimizer.learning_rates.settings():
             values.add_place(group, key, f"{key} of the optimizer")
 
@@ -176,3 +147,15 @@ def _add_parameter_store(values: PythonValues, inputs: Sequence[Tensor]) -> None
         if id(value) in ids:
             values.add_place(vars(store), "_params", "the parameter store")
             values.add_place(store._params, name, f"the parameter {name}")
+            values.add_place(store._constraints, name, f"the constraint of the parameter {name}")
+
+
+def _add_settings(values: PythonValues) -> None:
+    """Adds the settings of Pyro, and the hooks of all modules and optimizers."""
+    for container in GLOBAL_HOOKS:
+        values.add_container(container, "a hook of all modules or optimizers")
+    for alias, (module, name, _) in pyro.settings._REGISTRY.items():
+        if not alias.startswith("validate"):  # a step does not validate while it is recorded
+            *path, key = name.split(".")
+            owner = reduce(getattr, path, sys.modules[module])
+            values.add_place(vars(owner) if isinstance(owner, ModuleType) else owner, key, f"Pyro's setting {alias}")

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ppgen.infer.compile.audits import Audits
 from ppgen.infer.compile.compiled_function import CompiledFunction
@@ -83,6 +83,10 @@ class CompilePolicy:
         self.compile, self.steps = compile, steps
         self.taken = self.compiled = 0
         self.shapes: dict[Hashable, ShapeState] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of an SVI compiles its own steps: compiled ones belong to the tensors of the original."""
+        return vars(self) | {"shapes": {}, "compiled": 0}
 
     def shape(self, key: Hashable) -> ShapeState:
         """Returns the state of a shape; that of the key None is never compiled."""

@@ -29,6 +29,7 @@ class RecordableLearningRates(Protocol):
 class RecordableOptimizer(Protocol):
     """An optimizer whose steps can be recorded, see `ppgen.infer.optimizers.ParameterOptimizer`."""
 
+    optim: Any
     parameters: dict[str, Tensor]
     last_gradients: list[tuple[Tensor, Tensor | None]]
     torch_optimizer: Optimizer | None

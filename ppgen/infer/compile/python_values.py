@@ -11,17 +11,27 @@ libraries change in it with every step, such as caches, is theirs, and is not wa
 
 import dis
 import gc
+import operator
+import os
 import random
 import sys
 import sysconfig
-from array import array
-from collections import deque
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
-from enum import Enum
+from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,51 +39,50 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppgen.infer.compile.places import (
+    ATOMS,
+    CONTAINERS,
+    LARGEST_CONTAINER,
+    MISSING,
+    Comparison,
+    Contents,
+    Place,
+    bases,
+    class_attribute,
+    held,
+    parts,
+    same,
+)
 from ppgen.utils.torch_private import MODULE_PARTS
 
 __all__ = ["PythonValues", "is_user_file"]
 
-PPGEN, PYRO, TORCH, NUMPY = (
-    str(Path(path)) for path in (Path(__file__).parents[2], pyro.__path__[0], torch.__path__[0], np.__path__[0])
+PPGEN, PYRO, TORCH, NUMPY, STDLIB = (
+    str(Path(path)) + os.sep
+    for path in (
+        Path(__file__).parents[2],
+        pyro.__path__[0],
+        torch.__path__[0],
+        np.__path__[0],
+        sysconfig.get_path("stdlib"),
+    )
 )
-LIBRARIES = (TORCH, PYRO, PPGEN, sysconfig.get_path("stdlib"))
-METHODS = (f"{TORCH}/nn", f"{TORCH}/distributions", PYRO)  # libraries whose objects have options that a user may change
+LIBRARIES = (TORCH, PYRO, PPGEN)
+INSTALLED = (f"{STDLIB}site-packages{os.sep}", f"{STDLIB}dist-packages{os.sep}")  # not of Python, though beneath it
+METHODS = (f"{TORCH}nn", f"{TORCH}distributions", PYRO)  # libraries whose objects have options that a user may change
 UNWATCHED = (  # what a step changes by design: parameters, the optimizer's state
-    f"{PYRO}/params",
-    f"{TORCH}/distributions/constraint",
-    f"{PPGEN}/infer/compile",
-    *(f"{PPGEN}/infer/{name}.py" for name in ("svi", "adversarial", "optimizers", "learning_rates", "parameters")),
+    f"{PYRO}params",
+    f"{TORCH}distributions/constraint",
+    f"{PPGEN}infer/compile",
+    *(f"{PPGEN}infer/{name}.py" for name in ("svi", "adversarial", "optimizers", "learning_rates", "parameters")),
 )
-ATOMS = (bool, int, float, complex, str, bytes, type(None), Enum, np.generic, torch.dtype, torch.device, torch.Size)
-CONTAINERS = (list, tuple, dict, set, frozenset, deque, bytearray, array)
-LARGEST_CONTAINER = 256  # entries that are compared before each step; of a larger container, the length alone
 LARGEST_ARRAY = 4096  # bytes of a NumPy array that are compared before each step
 RANDOM = (random.Random, np.random.Generator, np.random.RandomState)
-REACHES_ALL = {"getattr", "vars", "__dict__", "globals", "locals"}  # code with these names can read any attribute
-MISSING = object()
+REACHES_ALL = {"getattr", "vars", "__dict__", "attrgetter"}  # code with these names can read any attribute
+BY_STRING = {"getattr", "hasattr", "__dict__"}  # code with these names can ask for an attribute by a string
+UNSEEN = ("eval", "exec", "globals", "open")  # functions that read what no name shows
+HIDE_NAMES = (operator.attrgetter, operator.methodcaller)  # these read attributes whose names no code shows
 NAMELESS = (lambda: None).__code__
-
-
-class Place(NamedTuple):
-    """Where a value stands: a key of a namespace, a cell of a closure, or an attribute.
-
-    Attributes:
-        owner: the namespace, the cell, or the object.
-        key: the name of the value there.
-        label: the place in words, for messages.
-        of_library: whether only functions of libraries were seen to read it; they may keep things there by themselves.
-    """
-
-    owner: Any
-    key: str
-    label: str
-    of_library: bool
-
-    def read(self) -> Any:
-        """The value that stands there now; `MISSING` if there is none."""
-        if isinstance(self.owner, Mapping):
-            return self.owner.get(self.key, MISSING)
-        return getattr(self.owner, self.key, MISSING)
 
 
 class Call(NamedTuple):
@@ -82,22 +91,6 @@ class Call(NamedTuple):
     code: CodeType
     global_values: dict[str, Any]
     local_values: dict[str, Any]
-
-
-class Contents(NamedTuple):
-    """A container or an array, with what it holds.
-
-    Attributes:
-        owner: the container or array.
-        label: where it stands, in words.
-        of_library: as for a `Place`.
-        held: its contents, comparable by ``==``.
-    """
-
-    owner: Any
-    label: str
-    of_library: bool
-    held: Any
 
 
 class PythonValues:
@@ -111,6 +104,7 @@ class PythonValues:
         values: what stood there when the block ended.
         containers: the containers and NumPy arrays among them.
         refusal: a value that cannot be compared before each step, in words; empty if there is none.
+        of_library: whether what is added belongs to a library (see `Place`).
     """
 
     def __init__(self, roots: tuple = ()) -> None:
@@ -120,9 +114,10 @@ class PythonValues:
         self.containers: dict[int, Contents] = {}
         self._calls: list[Call] = []
         self._functions: dict[CodeType, FunctionType] = {}
+        self._cached: set[CodeType] = set()  # of functions behind a cache, which need not have run
         self._seen: dict[tuple[int, int], bool] = {}  # by code and object, whether the object lasts
         self._young: set[int] = set()  # ids of the objects that were made inside the block
-        self._of_library = False
+        self.of_library = False
         self.refusal = ""
         self._stack = ExitStack()
 
@@ -151,6 +146,10 @@ class PythonValues:
         self.values = {key: place.read() for key, place in self.places.items()}
         self.containers = {key: c._replace(held=held(c.owner)) for key, c in self.containers.items()}
 
+    def comparison(self) -> Comparison:
+        """Compares all values with those that stand there now."""
+        return Comparison(self.places.values(), self.containers.values())
+
     def compare(self, earlier: "PythonValues") -> str | None:
         """Compares the values with those at the end of an earlier step that did the same operations.
 
@@ -160,9 +159,10 @@ class PythonValues:
             The label of the first value that differs, or None.
         """
         for key in self.places.keys() & earlier.places.keys():
+            place = self.places[key]
             if not same(self.values[key], earlier.values[key]):
-                if not self.places[key].of_library:
-                    return self.places[key].label
+                if not place.of_library or (isinstance(self.values[key], Tensor) and not place.key.startswith("_")):
+                    return place.label  # a tensor that an old-style weight norm keeps, for example
                 del self.places[key], self.values[key]
         for number in self.containers.keys() & earlier.containers.keys():
             if self.containers[number].held != earlier.containers[number].held:
@@ -203,28 +203,39 @@ class PythonValues:
         self._follow(self.roots, NAMELESS, "the program", True)
         for code, global_values, local_values in self._calls:
             path = code.co_filename
-            self._of_library = not is_user_file(path)
+            self.of_library = not is_user_file(path)
             if path.startswith(METHODS):
                 self._visit_method(code, local_values["self"])
                 continue
-            for name in _globals(code) & global_values.keys() if not self._of_library else ():
-                self.add_place(global_values, name, f"the global {name}")
-                self._follow(global_values[name], code, name, True)
+            if not self.of_library:
+                self._visit_globals(code, global_values)
             for name, value in local_values.items():
                 self._follow(value, code, name, self._lasts(value))
         ran = {code for code, *_ in self._calls if is_user_file(code.co_filename)}
         self._calls = []
-        self._of_library = False
+        self.of_library = False
         visited: set[CodeType] = set()
-        while found := [f for code, f in self._functions.items() if code in ran and code not in visited]:
+        while found := [f for code, f in self._functions.items() if code in ran | self._cached and code not in visited]:
             for function in found:
                 visited.add(function.__code__)
                 self._visit_function(function)
+                if function.__code__ in self._cached:
+                    self._visit_globals(function.__code__, function.__globals__)
         inner = {part for code in ran for part in code.co_consts if isinstance(part, CodeType)}  # made by the step
         if hidden := ran - visited - inner:
             for function in gc.get_referrers(*hidden):
                 if isinstance(function, FunctionType) and self._lasts(function):
                     self._visit_function(function)
+
+    def _visit_globals(self, code: CodeType, values: dict[str, Any]) -> None:
+        """Watches the globals of a user's function, also those that are not there yet, or stand in for a builtin."""
+        names = _globals(code)
+        for name in sorted(names.intersection(UNSEEN) - values.keys()):
+            self._refuse(f"{code.co_name} calls {name}(), which may read anything: do that outside of the program")
+        for name in names:
+            self.add_place(values, name, f"the global {name}")
+            if name in values:
+                self._follow(values[name], code, name, True)
 
     def _has_seen(self, code: CodeType, value: Any, lasting: bool) -> bool:
         """Whether a value was visited for a function before, and notes that it is now."""
@@ -243,20 +254,22 @@ class PythonValues:
         private = type(owner).__name__.startswith("_")
         if private or not self._lasts(owner) or self._has_seen(code, owner, True):
             return
+        if isinstance(owner, torch.jit.ScriptModule):
+            self.refusal = self.refusal or "it runs a TorchScript module, whose options Python does not hold"
         own = vars(owner)
         for name in _names(code):
-            if name.startswith("_") and not name.endswith("_hooks") and name not in MODULE_PARTS:
-                continue
             label, value = f"{type(owner).__name__}.{name}", own.get(name, MISSING)
-            if isinstance(value, (*ATOMS, Tensor, FunctionType, MethodType)):
+            if value is MISSING:
+                if not name.startswith("_") and isinstance(method := getattr(type(owner), name, None), FunctionType):
+                    self._functions[method.__code__] = method
+                    self.add_place(own, name, label)
+                    if is_user_file(method.__code__.co_filename):
+                        self.add_place(type(owner), name, label)
+                continue
+            if not name.startswith("_"):
                 self.add_place(own, name, label)
-            elif isinstance(value, CONTAINERS) and (name in MODULE_PARTS or _is_plain(value)):
+            if isinstance(value, CONTAINERS) and len(value) <= LARGEST_CONTAINER:
                 self.add_container(value, label)
-            elif value is MISSING and isinstance(method := getattr(type(owner), name, None), FunctionType):
-                self._functions[method.__code__] = method
-                self.add_place(own, name, label)
-                if is_user_file(method.__code__.co_filename):
-                    self.add_place(type(owner), name, label)
 
     def _visit_function(self, function: FunctionType) -> None:
         """Watches the code, the closure and the defaults of a user's function that ran."""
@@ -279,18 +292,21 @@ class PythonValues:
             label: the value in words.
             lasting: whether the value was there before the step; of others, only lasting parts are watched.
         """
-        if isinstance(value, (*ATOMS, Tensor)) or self._has_seen(code, value, lasting):
+        if isinstance(value, ATOMS) or (isinstance(value, Tensor) and not vars(value)):
+            return
+        if self._has_seen(code, value, lasting):
             return
         if isinstance(value, CONTAINERS):
             if lasting:
                 self.add_container(value, label)
-            for key, part in _parts(value):
+                self._check_size(value, label)
+            for key, part in parts(value):
                 entry = f"{label}[{key!r}]" if isinstance(key, ATOMS) else label
                 self._follow(part, code, entry, lasting or self._lasts(part))
         elif isinstance(value, np.ndarray):
             if lasting:
                 self._add_array(value, label)
-        elif isinstance(value, RANDOM) or isinstance(getattr(value, "__self__", None), RANDOM):
+        elif isinstance(value, RANDOM) or isinstance(_bound_to(value), RANDOM):
             self._refuse(f"it uses random numbers that are not torch's ({label}): draw them with torch")
         elif isinstance(value, ModuleType):
             self._follow_module(value, code)
@@ -298,6 +314,14 @@ class PythonValues:
             self._follow((value.func, value.args, value.keywords), code, label, lasting)
         elif isinstance(value, MethodType):
             self._follow((value.__self__, value.__func__), code, label, lasting)
+        elif isinstance(value, weakref.ref):
+            self._follow(value(), code, label, lasting)
+        elif isinstance(value, MappingProxyType | memoryview):
+            self._follow(value.obj if isinstance(value, memoryview) else gc.get_referents(value), code, label, lasting)
+        elif isinstance(value, ContextVar):
+            self._refuse(f"it reads the context variable {label}: read it outside of the program")
+        elif isinstance(value, HIDE_NAMES):
+            self._refuse(f"it uses {label}, an operator.{type(value).__name__}: write a function in its place")
         elif lasting and not isinstance(value, type) and hasattr(type(value), "__next__"):
             self._refuse(f"it reads from the iterator {label}, which moves on: use a list")
         else:
@@ -310,46 +334,81 @@ class PythonValues:
             value, label = vars(module)[name], f"{module.__name__}.{name}"
             if not library:
                 self.add_place(vars(module), name, label)
-            if not library or module is np or isinstance(getattr(value, "__self__", None), RANDOM):
+            if not library or module is np or isinstance(_bound_to(value), RANDOM):
                 self._follow(value, code, label, True)
+        if module is os and _names(code) & {"environ", "getenv"}:
+            self._follow(os.environ, code, "os.environ", True)
 
     def _follow_object(self, value: Any, code: CodeType, lasting: bool) -> None:
         """Watches the attributes of an object, or of a class, that a function's code names."""
-        kind = value if isinstance(value, type) else type(value)
-        names, own = _names(code), getattr(value, "__dict__", {})
+        kind, own = value if isinstance(value, type) else type(value), _own(value)
+        title = value.__name__ if isinstance(value, type | FunctionType) else kind.__name__
+        names = _names(code)
         if isinstance(value, FunctionType) and lasting:
             self._functions[value.__code__] = value
+            if value.__code__.co_filename.startswith(STDLIB):  # a decorator's function, which holds the user's
+                self._follow([cell.cell_contents for cell in value.__closure__ or ()], code, title, True)
+        if isinstance(wrapped := own.get("__wrapped__"), FunctionType) and not isinstance(value, FunctionType):
+            self._functions[wrapped.__code__] = wrapped  # a cache does not call it
+            self._cached.add(wrapped.__code__)
+        if isinstance(value, Mapping | Sequence | Set):  # of a library, whose methods show no names
+            self._follow(list(own.values()), code, title, lasting)
         for name in list(own) if names & REACHES_ALL else names & own.keys():
-            label = f"{getattr(value, '__name__', kind.__name__)}.{name}"
-            if lasting:
-                self.add_place(own, name, label)
-            self._follow(own[name], code, label, lasting or self._lasts(own[name]))
+            self._follow_part(own, name, f"{title}.{name}", code, lasting)
         if isinstance(value, nn.Module):
-            for name, layer in value.named_children():
-                if name in names:
-                    self._follow(layer, code, f"{kind.__name__}.{name}", lasting)
-        for name in names - own.keys() if lasting else ():
-            base = next((base for base in kind.__mro__ if name in vars(base)), None)
-            if base is None or _is_library(sys.modules.get(base.__module__)):
-                continue
-            part, label = vars(base)[name], f"{kind.__name__}.{name}"
-            self.add_place(kind, name, label)
-            self.add_place(value if isinstance(part, MemberDescriptorType) else own, name, label)
-            self._follow(part, code, label, True)
+            for own_parts in (own[part] for part in MODULE_PARTS if isinstance(own.get(part), dict)):
+                for name in list(own_parts) if names & REACHES_ALL else names & own_parts.keys():
+                    self._follow_part(own_parts, name, f"{title}.{name}", code, lasting)
+        if lasting:
+            self._watch_class(value, kind, own, code, title)
 
-    def add_place(self, owner: Any, key: str, label: str) -> None:
+    def _watch_class(self, value: Any, kind: type, own: dict[str, Any], code: CodeType, title: str) -> None:
+        """Watches what a function reads from the class of an object, or may read from the object in the future."""
+        is_function = isinstance(value, FunctionType)
+        users = is_user_file(value.__code__.co_filename) if is_function else not _is_library(_module_of(kind))
+        if users and not is_function and not isinstance(value, type):
+            self.add_place(value, "__class__", f"the class of {title}")
+        names = _names(code)
+        for name in names - own.keys():
+            part, label = class_attribute(kind, name), f"{title}.{name}"
+            if part is MISSING:
+                watched = users and not self.of_library
+            else:
+                watched = not _is_library(_module_of(_defined_in(kind, name)))
+            if watched:
+                self.add_place(kind, name, label)
+                self.add_place(value if isinstance(part, MemberDescriptorType) else own, name, label)
+                self._follow(part, code, label, True)
+
+    def _follow_part(self, namespace: dict[str, Any], name: str, label: str, code: CodeType, lasting: bool) -> None:
+        """Watches one attribute in the namespace of an object."""
+        if lasting:
+            self.add_place(namespace, name, label)
+        self._follow(namespace[name], code, label, lasting or self._lasts(namespace[name]))
+
+    def add_place(self, owner: Any, key: Any, label: str) -> None:
         """Adds a place; of one that a user's function reads too, a change is never ignored."""
         known = self.places.get((id(owner), key))
-        if known is None or (known.of_library and not self._of_library):
-            self.places[id(owner), key] = Place(owner, key, label, self._of_library)
+        if known is None or (known.of_library and not self.of_library):
+            self.places[id(owner), key] = Place(owner, key, label, self.of_library)
 
     def add_container(self, container: Any, label: str) -> None:
         """Adds a container or an array, as `add_place` does; a tuple cannot change."""
         if isinstance(container, tuple):
             return
         known = self.containers.get(id(container))
-        if known is None or (known.of_library and not self._of_library):
-            self.containers[id(container)] = Contents(container, label, self._of_library, None)
+        if known is None or (known.of_library and not self.of_library):
+            self.containers[id(container)] = Contents(container, label, self.of_library, None)
+
+    def _check_size(self, container: Any, label: str) -> None:
+        """Refuses containers that are too large to compare, unless they cannot change."""
+        fixed = isinstance(container, tuple | frozenset) and all(isinstance(p, (*ATOMS, Tensor)) for p in container)
+        if len(container) > LARGEST_CONTAINER and not fixed:
+            kind, size = type(container).__name__, len(container)
+            self._refuse(
+                f"it uses {label}, a {kind} of {size} entries, too many to compare before each step: make it a tensor, "
+                "or a tuple of numbers"
+            )
 
     def _add_array(self, array: np.ndarray, label: str) -> None:
         if array.dtype == object or array.nbytes > LARGEST_ARRAY:
@@ -357,56 +416,44 @@ class PythonValues:
         self.add_container(array, label)
 
     def _refuse(self, why: str) -> None:
-        if not self._of_library:
+        if not self.of_library:
             self.refusal = self.refusal or why
 
 
 def is_user_file(path: str) -> bool:
     """Whether code of a file is the user's: not of Python, torch, Pyro or ppgen. A notebook's cell has no file."""
-    return not path.startswith((*LIBRARIES, "<frozen"))
+    return (path.startswith(INSTALLED) and not path.startswith(LIBRARIES)) or not path.startswith(
+        (*LIBRARIES, STDLIB, "<frozen")
+    )
 
 
-def same(value: Any, other: Any) -> bool:
-    """Whether a step does the same with two values: they are one object, or equal numbers, strings or methods."""
-    if value is other:
-        return True
-    if type(value) is not type(other) or not isinstance(value, (*ATOMS, MethodType)):
-        return False
-    return bool(value == other)
+def _own(value: Any) -> dict[str, Any]:
+    """The namespace of an object, if it has one."""
+    try:
+        return vars(value)
+    except Exception:  # it has none, or its own __getattr__ fails
+        return {}
 
 
-def held(container: Any) -> Any:
-    """What a container or an array holds, comparable by ``==``: numbers and strings by value, others by identity."""
-    if isinstance(container, np.ndarray):
-        return container.dtype.str, container.shape, container.tobytes()
-    if len(container) > LARGEST_CONTAINER:
-        return len(container)
-    if isinstance(container, set | frozenset):
-        return {_token(part) for part in container}
-    return [(_token(key), _token(part)) for key, part in _parts(container)]
+def _bound_to(value: Any) -> Any:
+    """The object whose method a value is."""
+    return value.__self__ if isinstance(value, BuiltinFunctionType | MethodType) else None
 
 
-def _is_plain(container: Any) -> bool:
-    """Whether a container is small and holds numbers, strings and the like alone."""
-    parts = container.values() if isinstance(container, dict) else container
-    return len(container) <= LARGEST_CONTAINER and all(isinstance(part, ATOMS) for part in parts)
+def _module_of(kind: type) -> ModuleType | None:
+    return sys.modules.get(kind.__module__)
 
 
-def _token(part: Any) -> Any:
-    return (type(part), part) if isinstance(part, ATOMS) else id(part)
-
-
-def _parts(container: Any) -> Iterator[tuple[Any, Any]]:
-    """The entries of a container with their keys; none of a large one."""
-    if len(container) > LARGEST_CONTAINER:
-        return iter(())
-    return iter(list(container.items()) if isinstance(container, dict) else list(enumerate(container)))
+def _defined_in(kind: type, name: str) -> type:
+    """The class that defines an attribute of a class."""
+    return next(base for base in bases(kind) if name in vars(base))
 
 
 @cache
 def _names(code: CodeType) -> frozenset[str]:
-    """The globals, attributes and methods that a function names."""
-    return frozenset(code.co_names)
+    """The globals, attributes and methods that a function names, also in strings where it asks for them by string."""
+    strings = [name for name in code.co_consts if isinstance(name, str)] if BY_STRING & set(code.co_names) else []
+    return frozenset([*code.co_names, *strings])
 
 
 @cache
@@ -416,6 +463,9 @@ def _globals(code: CodeType) -> frozenset[str]:
 
 
 def _is_library(module: Any) -> bool:
-    """Whether a module is of Python, torch, Pyro, NumPy or ppgen, or built in."""
+    """Whether a module is of Python, torch, Pyro, NumPy or ppgen, or built in; a notebook has no file, as those."""
     path = getattr(module, "__file__", None)
-    return path is None or path.startswith((*LIBRARIES, NUMPY))
+    if path is None:
+        root = getattr(module, "__name__", "").split(".")[0]
+        return root in ("torch", "pyro", "numpy", "ppgen") or (root in sys.stdlib_module_names and root != "__main__")
+    return path.startswith(NUMPY) or not is_user_file(path)

@@ -27,7 +27,8 @@ from ppgen.infer.compile.python_values import PythonValues, is_user_file
 from ppgen.tracing.programs import validation
 from ppgen.utils.torch_private import TorchDispatchMode, written_arguments
 
-__all__ = ["Recording", "Untraceable", "is_user_code", "recordable_programs", "save_random_state", "source_line"]
+__all__ = ["Recording", "Untraceable", "is_user_code", "recordable_programs"]
+__all__ += ["save_random_state", "source_line", "storage_of"]
 
 aten = torch.ops.aten
 read_item, read_numpy = Tensor.item, Tensor.numpy
@@ -139,6 +140,8 @@ class Recording(TorchDispatchMode):
             return func(*args, **kwargs)
         if func is aten.lift_fresh.default:  # torch.tensor(...) makes a constant
             return self._add_constant(args[0])
+        if any(isinstance(leaf, torch.Generator) for leaf in leaves((args, kwargs))):
+            self.refuse("it draws from a torch.Generator of its own; use torch's (torch.manual_seed)", sys._getframe(1))
         (node_args, node_kwargs) = map_tensors(self.node, (args, kwargs))
         sources = [leaf for leaf in leaves((node_args, node_kwargs)) if isinstance(leaf, fx.Node)]
         constant = func.overloadpacket in SHAPE_ONLY or all(source in self._constant_storages for source in sources)
@@ -158,7 +161,7 @@ class Recording(TorchDispatchMode):
         if constant and Tag.nondeterministic_seeded in func.tags:
             self.constant_draws.add(node)
         elif constant and isinstance(out, Tensor) and not written_arguments(func):
-            self._constant_storages[node] = _storage(out)
+            self._constant_storages[node] = storage_of(out)
             self.constants.add(node)
         self._append(f"{func}{node_args}{node_kwargs}")
         self._add_result(out, node)
@@ -177,7 +180,7 @@ class Recording(TorchDispatchMode):
         self._nodes[tensor] = self._last_input
         self._last_input.meta["like"] = _like(tensor)
         self.inputs.append(tensor)
-        if storage := _storage(tensor):
+        if storage := storage_of(tensor):
             self._sharing.setdefault(storage, []).append(tensor)
         self._first_use[id(tensor)] = len(self.signature)
         self._append(f"input {_like(tensor)}")
@@ -189,7 +192,7 @@ class Recording(TorchDispatchMode):
         name = f"constant_{len(list(self.root.buffers()))}"
         self.root.register_buffer(name, _copy(value))
         node = self.graph.call_function(aten.lift_fresh_copy.default, (self.graph.get_attr(name),))
-        self._constant_storages[node] = _storage(value)
+        self._constant_storages[node] = storage_of(value)
         self.constants.add(node)
         self._nodes[value] = node
         node.meta["like"] = _like(value)
@@ -214,7 +217,7 @@ class Recording(TorchDispatchMode):
 
     def _overwrite(self, tensor: Tensor) -> None:
         """Saves the inputs that share the tensor's memory, and forgets that nodes there are constant."""
-        if not (storage := _storage(tensor)):
+        if not (storage := storage_of(tensor)):
             return
         for shared in self._sharing.get(storage, ()):  # writing into a view writes into its base
             if id(shared) not in self._saved:
@@ -239,6 +242,10 @@ class Recording(TorchDispatchMode):
         with torch.no_grad():
             for (tensor, _), value in zip(self.overwritten, values, strict=True):
                 tensor.copy_(value)
+
+    def forget(self) -> None:
+        """Drops the copies of overwritten tensors and the nodes of tensors, once the step is compiled."""
+        self.overwritten, self._nodes, self._sharing = [], WeakIdKeyDictionary(), {}
 
     def _where(self, line: int) -> str:
         """The statement that a line of the signature comes from, for a message."""
@@ -365,7 +372,7 @@ def _like(tensor: Tensor) -> tuple:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
     """The address of a tensor's memory; 0 if it is empty."""
     return tensor.untyped_storage().data_ptr()
 

@@ -118,7 +118,7 @@ class CompiledStep:
         shape = self.policy.shape(key)
         shape.steps += 1
         if shape.compiled is not None and shape.guard is not None and shape.audits is not None:
-            change = shape.guard.change()
+            change = shape.guard.change(tensors)
             if change is None:
                 for optimizer in self.optimizers:
                     optimizer.learning_rates.refresh()
@@ -214,6 +214,7 @@ class CompiledStep:
         if difference is not None:
             self._stay_eager(shape, difference)
             return values
+        recording.forget()
         self.policy.compiled += 1
         shape.recording, shape.compiled, shape.guard, shape.audits = recording, compiled, guard, Audits()
         limit = f"; this was shape or state {MAX_COMPILED}, others run eagerly" if self.policy.exhausted else ""

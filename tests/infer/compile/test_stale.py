@@ -6,7 +6,6 @@ Each case builds a loss and a change, which happens before step `CHANGE_AT`, aft
 import enum
 import functools
 import itertools
-import os
 import random
 import types
 import warnings
@@ -14,38 +13,26 @@ from array import array
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from compiled_runs import Run, assert_same, compiled_shapes, row_of, run, run_with_warnings
+from compiled_runs import assert_same, compiled_shapes, row_of, run, run_with_warnings
 from programs import Row, no_program, torch_optim
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from stale_cases import CHANGE_AT, STEPS, Case, run_case, target
 from torch import Tensor, nn
 
 import ppgen
 from ppgen.infer.compile import audits
 from ppgen.infer.compile.policy import MAX_CHANGES
 
-STEPS, CHANGE_AT = 14, 8
 FACTOR = 1.0
-Change = Callable[[Any], Any]
-
-
-class Case(NamedTuple):
-    """A loss and a change of what it depends on."""
-
-    loss: Callable[..., Tensor]
-    change: Change
-
-
-def target(factor: Any = 1.0) -> Tensor:
-    w = pyro.param("w", torch.tensor([1.0, 2.0, -1.0]))
-    return (w - 0.1 * torch.randn(3)).square().sum() * factor
 
 
 class Scaled(nn.Module):
@@ -432,20 +419,6 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def run_case(build: Callable[[], Case], compile: bool, *, changed: bool = True) -> Run:
-    case = build()
-
-    def between(svi: Any, t: int) -> None:
-        if t == CHANGE_AT and changed:
-            case.change(svi)
-
-    try:
-        row = Row(lambda: (no_program, no_program, ()), lambda: case.loss, torch_optim(torch.optim.Adam, lr=0.05))
-        return run(row, compile, steps=STEPS, between=between)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_change_of_what_a_step_reads_is_noticed(builds, name):
     compiled, eager = (run_case(CASES[name], compile) for compile in (True, False))
@@ -659,23 +632,19 @@ def test_value_that_changes_again_and_again_leaves_the_step_eager(builds):
 # Audits
 
 
-def environment_variable() -> Case:
+def file_contents(path: Path) -> Case:
     """Not seen by the guard, but by the audit of the tenth compiled step."""
-    os.environ["PPGEN_TEST_FACTOR"] = "1.0"
-
-    def loss(model: Any, guide: Any) -> Tensor:
-        return target(float(os.environ["PPGEN_TEST_FACTOR"]))
-
-    return Case(loss, lambda svi: os.environ.update(PPGEN_TEST_FACTOR="3.0"))
+    path.write_text("1.0")
+    return Case(lambda model, guide: target(float(path.read_text())), lambda svi: path.write_text("3.0"))
 
 
-def test_audit_finds_what_no_guard_sees(builds):
+def test_audit_finds_what_no_guard_sees(builds, tmp_path):
     with pytest.warns(UserWarning, match="differs from what was compiled") as caught:
-        compiled = run_case(environment_variable, True)
+        compiled = run_case(lambda: file_contents(tmp_path / "factor"), True)
     (message,) = [str(warning.message) for warning in caught]
     assert "step 13 differs" in message
     assert "up to 10 steps before it may have been wrong (step 3 was checked last)" in message
-    assert "test_stale.py" in message
+    assert "stale_cases.py" in message
     assert compiled_shapes(compiled.svi) == 0
     assert "eager" in compiled.svi.compile_status
 
