@@ -289,6 +289,7 @@ def check_unconstrained_density(program: Program) -> None:
         np.testing.assert_allclose(float(density.log_prob(u[None])), expected, rtol=1e-3, atol=1e-3)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:log_likelihood lacks the pyro.factor:UserWarning")
 QUICK = settings(
     max_examples=34, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )

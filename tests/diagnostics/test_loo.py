@@ -159,6 +159,7 @@ def censored(y):
         pyro.factor("log_density", torch.where(y < 2, rate.log() - rate * y, -rate * y))
 
 
+@pytest.mark.slow
 def test_a_likelihood_that_a_factor_holds_is_named():
     y = torch.linspace(0.1, 2.0, 12)
     fit = ppgen.fit(truncated, AutoNormal(truncated), y, steps=2, compile=False, progress=False)

@@ -255,6 +255,7 @@ def test_a_mode_at_an_edge_is_found(hole):
         assert np.isfinite(bidirectional_ais(fit, draws=32, temperatures=20).lower)
 
 
+@pytest.mark.slow
 def test_a_report_is_written_for_a_latent_that_bounds_the_data(tmp_path):
     """Data beyond t have no density: in many steps the ELBO uses only part of the draws."""
     y = torch.tensor([0.3, 0.9, 0.7, 0.8])
@@ -445,7 +446,8 @@ def correlation_matrix(x):
         pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), matrix), obs=x)
 
 
-@pytest.mark.parametrize("model", [correlation_root, pytest.param(correlation_matrix, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [correlation_root, correlation_matrix])
 def test_a_correlation_has_the_posterior_of_a_grid(model):
     root = torch.linalg.cholesky(torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) @ root.T
