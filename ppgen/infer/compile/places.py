@@ -97,6 +97,7 @@ class Comparison:
             else:
                 self._remade.append((place, value))
         self._containers: list[Any] = []
+        self._empty: list[Any] = []
         self._arrays: list[np.ndarray] = []
         self._sized = [owner for owner in grown.values() if isinstance(owner, Mapping)]
         self._ordered: list[dict] = []
@@ -105,6 +106,8 @@ class Comparison:
                 self._arrays.append(container)
             elif len(container) > LARGEST_CONTAINER:
                 self._sized.append(container)
+            elif not container:
+                self._empty.append(container)
             else:
                 self._containers.append(container)
                 if isinstance(container, dict | list | deque):
@@ -124,6 +127,7 @@ class Comparison:
         try:
             return (
                 self._read_values() == self._values
+                and not any(self._empty)
                 and self._containers == self._contents
                 and all(map(operator.is_, self._read_exact(), self._exact))
                 and list(map(len, self._sized)) == self._sizes

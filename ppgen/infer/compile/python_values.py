@@ -17,7 +17,6 @@ import random
 import sys
 import sysconfig
 import weakref
-from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from contextvars import ContextVar
 from functools import cache, partial
@@ -81,6 +80,7 @@ RANDOM = (random.Random, np.random.Generator, np.random.RandomState)
 REACHES_ALL = {"getattr", "vars", "__dict__", "attrgetter"}  # code with these names can read any attribute
 BY_STRING = {"getattr", "hasattr", "__dict__"}  # code with these names can ask for an attribute by a string
 UNSEEN = ("eval", "exec", "globals", "open")  # functions that read what no name shows
+COLLECTIONS = ("collections", "weakref", "os")  # modules of Python with containers that are objects
 HIDE_NAMES = (operator.attrgetter, operator.methodcaller)  # these read attributes whose names no code shows
 NAMELESS = (lambda: None).__code__
 
@@ -292,7 +292,7 @@ class PythonValues:
             label: the value in words.
             lasting: whether the value was there before the step; of others, only lasting parts are watched.
         """
-        if isinstance(value, ATOMS) or (isinstance(value, Tensor) and not vars(value)):
+        if isinstance(value, ATOMS) or (isinstance(value, Tensor) and (self.of_library or not vars(value))):
             return
         if self._has_seen(code, value, lasting):
             return
@@ -351,7 +351,7 @@ class PythonValues:
         if isinstance(wrapped := own.get("__wrapped__"), FunctionType) and not isinstance(value, FunctionType):
             self._functions[wrapped.__code__] = wrapped  # a cache does not call it
             self._cached.add(wrapped.__code__)
-        if isinstance(value, Mapping | Sequence | Set):  # of a library, whose methods show no names
+        if any(base.__module__ in COLLECTIONS for base in kind.__mro__):  # whose methods show no names
             self._follow(list(own.values()), code, title, lasting)
         for name in list(own) if names & REACHES_ALL else names & own.keys():
             self._follow_part(own, name, f"{title}.{name}", code, lasting)
