@@ -7,7 +7,7 @@ anything has, in few calls from Python, since it is asked before each compiled s
 import inspect
 import operator
 from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from enum import Enum
@@ -118,7 +118,7 @@ class Comparison:
         self._getters = [_getter(owner, keys) for owner, keys in by_owner.values()]
         self._exact_getters = [_getter(owner, keys) for owner, keys in exact.values() if keys]
         self._values, self._exact = self._read_values(), list(self._read_exact())
-        self._contents = list(map(copy, self._containers))
+        self._contents = [dict(c) if isinstance(c, OrderedDict) else copy(c) for c in self._containers]
         self._sizes, self._keys = list(map(len, self._sized)), list(chain.from_iterable(self._ordered))
         self._held = list(map(held, self._arrays))
 

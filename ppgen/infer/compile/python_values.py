@@ -71,7 +71,8 @@ INSTALLED = (f"{STDLIB}site-packages{os.sep}", f"{STDLIB}dist-packages{os.sep}")
 METHODS = (f"{TORCH}nn", f"{TORCH}distributions", PYRO)  # libraries whose objects have options that a user may change
 UNWATCHED = (  # what a step changes by design: parameters, the optimizer's state
     f"{PYRO}params",
-    f"{TORCH}distributions/constraint",
+    *(f"{path}distributions/constraint" for path in (TORCH, PYRO)),
+    f"{PYRO}poutine/trace_struct",
     f"{PPGEN}infer/compile",
     *(f"{PPGEN}infer/{name}.py" for name in ("svi", "adversarial", "optimizers", "learning_rates", "parameters")),
 )
