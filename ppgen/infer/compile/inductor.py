@@ -129,7 +129,7 @@ def _compute_before_writes(module: fx.GraphModule) -> None:
     computed = [node.args[1] for node in writes] + list(leaves(output.args))
     for source in dict.fromkeys(computed) if writes else ():
         if isinstance(source, fx.Node) and source.op == "call_function":
-            with module.graph.inserting_before(writes[0]):
+            with module.graph.inserting_after(source):  # batch norm overwrites its statistics amid the graph
                 once = module.graph.call_function(torch.ops.ppgen.once.default, (source,))
             once.meta = dict(source.meta)
             source.replace_all_uses_with(once, delete_user_cb=lambda user: user in writes or user is output)
