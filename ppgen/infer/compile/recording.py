@@ -84,6 +84,7 @@ class Recording(TorchDispatchMode):
         self.signature: list[str] = []
         self.locations: list[tuple[str, int] | None] = []
         self.refusal = ""
+        self._in_operation = False
         self.constant_draws: set[fx.Node] = set()
         self.constants: set[fx.Node] = set()
         self._constant_storages: dict[fx.Node, int] = {}  # the storages of nodes that constants alone determine
@@ -128,7 +129,7 @@ class Recording(TorchDispatchMode):
         """A method that reads a tensor's values, for constants alone."""
 
         def checked(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._nodes.get(tensor) not in self._constant_storages:
+            if not self._in_operation and self._nodes.get(tensor) not in self._constant_storages:
                 self.refuse(f"Python reads a tensor's values ({read.__name__}); keep them in tensors", sys._getframe(1))
             return read(tensor, *args, **kwargs)
 
@@ -156,7 +157,11 @@ class Recording(TorchDispatchMode):
             self.refuse(f"a shape depends on values: {what}; torch.where and masks keep shapes fixed", sys._getframe(1))
         for tensor in _written_tensors(func, args, kwargs):
             self._overwrite(tensor)
-        out = func(*args, **kwargs)
+        self._in_operation = True  # which may read values, as custom operations do
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self._in_operation = False
         node = self.graph.call_function(func, node_args, node_kwargs)
         if constant and Tag.nondeterministic_seeded in func.tags:
             self.constant_draws.add(node)
