@@ -312,14 +312,14 @@ def test_compiled_steps_are_those_of_pyro(kind, builds):
     settings(QUICK, max_examples=8)(given(programs(**KINDS[kind]))(check_steps))()
 
 
-@pytest.mark.slow
+@pytest.mark.extensive
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_programs_give_what_pyro_gives(kind, builds):
     MANY(given(programs(**KINDS[kind]))(check_values))()
     MANY(given(programs(**KINDS[kind]))(check_steps))()
 
 
-@pytest.mark.slow
+@pytest.mark.extensive
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_that_inductor_compiles_are_those_of_pyro(kind):
     settings(QUICK, max_examples=3)(given(programs(**KINDS[kind]))(check_steps))()

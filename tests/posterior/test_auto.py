@@ -410,7 +410,7 @@ def test_pyros_tutorial_on_bayesian_regression_runs():
     np.testing.assert_allclose(idata.vi_stats["log_marginal"].values, evidence, atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.extensive
 def test_a_program_that_branches_on_a_latent_is_fitted_draw_by_draw():
     """The evidence and the mean of a density with a kink at 0, against quadrature."""
 
