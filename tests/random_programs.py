@@ -9,8 +9,8 @@
     )
     model, guide, args = program.build()
 
-Each site has a distribution (a row of `LAWS`) around a location: a constant plus half of what each parent adds, in one
-of the ways that people write it (a row of `USES`). The parent "x" is a covariate of the first plate.
+Each site has a distribution (a row of `FAMILIES`) around a location: a constant plus half of what each parent adds,
+in one of the ways that people write it (a row of `USES`). The parent "x" is a covariate of the first plate.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from torch.distributions import biject_to, transforms
 WIDTH = 2  # of vector events
 
 
-class Law(NamedTuple):
+class Family(NamedTuple):
     """A distribution around a location m, and the rank of its events."""
 
     make: Callable[[Any], Any]
@@ -54,28 +54,28 @@ def _tril(m: Any) -> Tensor:
     return torch.tensor([[0.8, 0.0], [0.3, 0.6]], dtype=_tensor(m).dtype)
 
 
-LAWS: dict[str, Law] = {
-    "normal": Law(lambda m: dist.Normal(m, 0.8)),
-    "student": Law(lambda m: dist.StudentT(5.0, m, 0.7)),
-    "log_normal": Law(lambda m: dist.LogNormal(torch.tanh(_tensor(m)), 0.5)),
-    "gamma": Law(lambda m: dist.Gamma(2.0, torch.sigmoid(_tensor(m)) + 0.5)),
-    "half_normal": Law(lambda m: dist.HalfNormal(torch.sigmoid(_tensor(m)) + 0.5)),
-    "beta": Law(lambda m: dist.Beta(2.0, torch.sigmoid(_tensor(m)) + 1.0)),
-    "uniform": Law(lambda m: dist.Uniform(torch.tensor(-1.0, dtype=_tensor(m).dtype), 2.0)),
-    "uniform_to": Law(lambda m: dist.Uniform(0.0, torch.sigmoid(_tensor(m)) + 0.5), moving_support=True),
-    "transformed": Law(
+FAMILIES: dict[str, Family] = {
+    "normal": Family(lambda m: dist.Normal(m, 0.8)),
+    "student": Family(lambda m: dist.StudentT(5.0, m, 0.7)),
+    "log_normal": Family(lambda m: dist.LogNormal(torch.tanh(_tensor(m)), 0.5)),
+    "gamma": Family(lambda m: dist.Gamma(2.0, torch.sigmoid(_tensor(m)) + 0.5)),
+    "half_normal": Family(lambda m: dist.HalfNormal(torch.sigmoid(_tensor(m)) + 0.5)),
+    "beta": Family(lambda m: dist.Beta(2.0, torch.sigmoid(_tensor(m)) + 1.0)),
+    "uniform": Family(lambda m: dist.Uniform(torch.tensor(-1.0, dtype=_tensor(m).dtype), 2.0)),
+    "uniform_to": Family(lambda m: dist.Uniform(0.0, torch.sigmoid(_tensor(m)) + 0.5), moving_support=True),
+    "transformed": Family(
         lambda m: dist.TransformedDistribution(
             dist.Normal(_tensor(m), 0.5), [transforms.AffineTransform(1.0, 0.5), transforms.SigmoidTransform()]
         )
     ),
-    "vector": Law(lambda m: dist.Normal(_vector(m, 1.0, -1.0), 0.9).to_event(1), 1),
-    "mvn": Law(lambda m: dist.MultivariateNormal(_vector(m, 1.0, 0.5), scale_tril=_tril(m)), 1),
-    "dirichlet": Law(lambda m: dist.Dirichlet(torch.sigmoid(_vector(m, 1.0, -1.0)) + 1.0), 1),
-    "bernoulli": Law(lambda m: dist.Bernoulli(logits=_tensor(m)), discrete=True),
-    "categorical": Law(lambda m: dist.Categorical(logits=_vector(m, 1.0, 0.0, -1.0)), discrete=True),
-    "poisson": Law(lambda m: dist.Poisson(torch.tanh(_tensor(m)).exp()), discrete=True),
+    "vector": Family(lambda m: dist.Normal(_vector(m, 1.0, -1.0), 0.9).to_event(1), 1),
+    "mvn": Family(lambda m: dist.MultivariateNormal(_vector(m, 1.0, 0.5), scale_tril=_tril(m)), 1),
+    "dirichlet": Family(lambda m: dist.Dirichlet(torch.sigmoid(_vector(m, 1.0, -1.0)) + 1.0), 1),
+    "bernoulli": Family(lambda m: dist.Bernoulli(logits=_tensor(m)), discrete=True),
+    "categorical": Family(lambda m: dist.Categorical(logits=_vector(m, 1.0, 0.0, -1.0)), discrete=True),
+    "poisson": Family(lambda m: dist.Poisson(torch.tanh(_tensor(m)).exp()), discrete=True),
 }
-CONTINUOUS = [name for name, law in LAWS.items() if not law.discrete]
+CONTINUOUS = [name for name, family in FAMILIES.items() if not family.discrete]
 FINITE = ["bernoulli", "categorical"]
 GUIDES = {
     "AutoNormal": autoguide.AutoNormal,
@@ -122,7 +122,7 @@ class Site(_Readable):
     """
 
     name: str
-    law: str
+    family: str
     role: str
     plates: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ class Program(_Readable):
     @property
     def reads_values(self) -> bool:
         """Whether Python reads the values of latents."""
-        scalars = {site.name for site in self.of("latent") if site.law == "categorical" and not site.plates}
+        scalars = {site.name for site in self.of("latent") if site.family == "categorical" and not site.plates}
         return any("branch" in site.uses or scalars & {*site.parents} for site in self.sites)  # table[scalar] does
 
     @property
@@ -196,7 +196,7 @@ class Program(_Readable):
                 x = x[: plate.rows]
                 for i, site in enumerate(self.of("observed")):
                     if plate.name in site.plates:
-                        data[i] = data[i].narrow(plate.dim - LAWS[site.law].event_dim, 0, plate.rows)
+                        data[i] = data[i].narrow(plate.dim - FAMILIES[site.family].event_dim, 0, plate.rows)
         guide = self.hand_guide
         if self.guide != "hand":
             hidden = [site.name for site in self.of("enumerated")]
@@ -216,12 +216,12 @@ class Program(_Readable):
                 elif site.role == "factor":
                     pyro.factor(site.name, -0.2 * m**2)
                 else:
-                    law = LAWS[site.law].make(m)
-                    law = law.mask(run.mask()) if site.mask == "method" else law
+                    family = FAMILIES[site.family].make(m)
+                    family = family.mask(run.mask()) if site.mask == "method" else family
                     obs = observations.get(site.name)
                     obs = obs if obs is None else run.drawn_rows(obs, site)
                     infer = {"enumerate": "parallel"} if site.role == "enumerated" else {}
-                    run.values[site.name] = pyro.sample(site.name, law, obs=obs, infer=infer)
+                    run.values[site.name] = pyro.sample(site.name, family, obs=obs, infer=infer)
         return run.values
 
     def hand_guide(self, x: Tensor, *data: Tensor) -> None:
@@ -229,12 +229,12 @@ class Program(_Readable):
         run = _Run(self, x)
         for site in self.of("latent"):
             with run.inside(site):
-                law = LAWS[site.law]
-                prior = law.make(run.location(site) if law.moving_support else 0.3)
+                family = FAMILIES[site.family]
+                prior = family.make(run.location(site) if family.moving_support else 0.3)
                 row = 0.3 * run.covariate() if self.plates[0].name in site.plates else 0.0
                 shift = pyro.param(f"{site.name}.loc", torch.tensor(0.2, dtype=self.dtype)) + row
-                if law.discrete:
-                    q = law.make(shift)
+                if family.discrete:
+                    q = family.make(shift)
                 else:
                     q = self._around(shift, site, prior)
                 q = q.mask(run.mask()) if site.mask == "method" else q
@@ -289,7 +289,7 @@ class _Run:
         """The rows of data that the plates have drawn."""
         for name in site.plates:
             if self.by_name[name].subsample == "drawn":
-                value = value.index_select(self.by_name[name].dim - LAWS[site.law].event_dim, self.rows[name])
+                value = value.index_select(self.by_name[name].dim - FAMILIES[site.family].event_dim, self.rows[name])
         return value
 
     def covariate(self) -> Tensor:
@@ -309,11 +309,11 @@ class _Run:
 
     def number(self, parent: Site) -> Tensor:
         """One number for each row of the parent's plates."""
-        value, law = self.values[parent.name], LAWS[parent.law]
-        if parent.law == "categorical" and parent.role != "deterministic":
+        value, family = self.values[parent.name], FAMILIES[parent.family]
+        if parent.family == "categorical" and parent.role != "deterministic":
             return torch.tensor(LEVELS, dtype=self.program.dtype)[value.long()]
-        value = value.to(self.program.dtype) if law.discrete else value
-        return value.sum(-1) if law.event_dim and parent.role != "deterministic" else value
+        value = value.to(self.program.dtype) if family.discrete else value
+        return value.sum(-1) if family.event_dim and parent.role != "deterministic" else value
 
 
 def _broadcast(run: _Run, parent: Site, child: Site) -> Tensor:
@@ -376,7 +376,7 @@ def programs(draw: Any, *, enumerated: bool = False, subsampled: bool = False, l
     guide = "hand" if subsampled else draw(st.sampled_from(["hand", "hand", *GUIDES]))
     sites: list[Site] = []
 
-    def add(name: str, role: str, laws: list[str]) -> None:
+    def add(name: str, role: str, families: list[str]) -> None:
         must = _enumerated_plates(sites) if role != "latent" else ()
         if role == "enumerated" and subsampled:  # Pyro wants one scale for all enumerated sites
             must = (*must, first.name)
@@ -392,10 +392,10 @@ def programs(draw: Any, *, enumerated: bool = False, subsampled: bool = False, l
             parents, uses = [*parents, "x"], [*uses, "broadcast"]
         masks = ["", "", "", "handler", "method"] if role == "observed" and first.name in inside else [""]
         scales = [1.0, 1.0, 1.0, 0.5, 3.0] if role == "observed" and not enumerated else [1.0]
-        law, mask, scale = (draw(st.sampled_from(choices)) for choices in (laws, masks, scales))
-        sites.append(Site(name, law, role, inside, tuple(parents), tuple(uses), mask, scale))
+        family, mask, scale = (draw(st.sampled_from(choices)) for choices in (families, masks, scales))
+        sites.append(Site(name, family, role, inside, tuple(parents), tuple(uses), mask, scale))
 
-    continuous = CONTINUOUS if guide == "hand" else [k for k in CONTINUOUS if not LAWS[k].moving_support]
+    continuous = CONTINUOUS if guide == "hand" else [k for k in CONTINUOUS if not FAMILIES[k].moving_support]
     for i in range(draw(st.integers(1, 2))):
         add(f"z{i}", "latent", continuous + (FINITE if guide == "hand" and not enumerated else []))
     for i in range(draw(st.integers(1, 2)) if enumerated else 0):
@@ -405,7 +405,7 @@ def programs(draw: Any, *, enumerated: bool = False, subsampled: bool = False, l
     if draw(st.integers(0, 3)) == 0:
         add("g", "factor", ["normal"])
     for i in range(draw(st.integers(1, 2))):
-        add(f"y{i}", "observed", [k for k in LAWS if k not in ("uniform", "uniform_to", "beta")])
+        add(f"y{i}", "observed", [k for k in FAMILIES if k not in ("uniform", "uniform_to", "beta")])
     mixed = enumerated and any(site.role == "deterministic" for site in sites)  # whose densities are float32 in Pyro
     dtype = torch.float32 if mixed else draw(st.sampled_from([torch.float32, torch.float64]))
     return Program(plates, tuple(sites), guide, dtype)
@@ -441,7 +441,7 @@ def _uses(parent: Site, inside: tuple[str, ...], first: Plate, sites: list[Site]
         return st.just("broadcast")
     uses = ["broadcast"] * 6
     uses += ["total"] if set(parent.plates) - set(inside) or not inside else []
-    vector = LAWS[parent.law].event_dim and parent.role == "latent" and not parent.plates
+    vector = FAMILIES[parent.family].event_dim and parent.role == "latent" and not parent.plates
     uses += ["matmul", "index"] if vector and first.name in inside else []
     uses += ["branch", "write"] if not inside or not parent.plates else []
     return st.sampled_from(uses)

@@ -17,7 +17,7 @@ from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
-from random_programs import LAWS, Built, Program, Site, programs
+from random_programs import FAMILIES, Built, Program, Site, programs
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -133,7 +133,7 @@ def check_losses(program: Program) -> None:
         expected = seeded(stock_elbo(program).loss, *built[:2], *built.args)
         loss = ppgen.ELBO(elbo=stock_elbo(program))
         close_to(n * seeded(loss.loss, *built[:2], *built.args), expected, program, "ELBO")
-        if program.of("enumerated") or any(LAWS[site.law].discrete for site in program.of("latent")):
+        if program.of("enumerated") or any(FAMILIES[site.family].discrete for site in program.of("latent")):
             return  # the bound has no gradient there
         bounds = seeded(log_weights, program, built, 3).logsumexp(0) - math.log(3)
         bound = bounds.mean() if is_local(program) else bounds.sum() / n
@@ -245,7 +245,7 @@ def check_predictions_differ(program: Program, idata: Any) -> None:
         ("posterior_predictive", ["observed"]),
     ):
         for site in program.of(*roles):
-            if not LAWS[site.law].discrete and site.name in idata[group]:
+            if not FAMILIES[site.family].discrete and site.name in idata[group]:
                 values = idata[group][site.name].values.ravel()
                 assert len(np.unique(values)) > 0.98 * len(values), (group, site.name)
 
@@ -271,7 +271,7 @@ def check_unconstrained_density(program: Program) -> None:
     """log p(u) is log p(z) and the log determinants of the transforms."""
     built = program.build()
     whole = program.full_data if program.draws_rows else program
-    if any(LAWS[site.law].discrete for site in program.of("latent")):
+    if any(FAMILIES[site.family].discrete for site in program.of("latent")):
         return  # these would be summed out, over the plates of what follows from them
     with torch.no_grad(), warnings.catch_warnings():
         if program.reads_values:

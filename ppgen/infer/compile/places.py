@@ -73,8 +73,8 @@ class Comparison:
 
     Lists are compared by ``==``, which takes identical objects for equal without asking them. Of a user's objects that
     can equal another one, such as lists, tensors of one element, or 1 and 1.0, the identity is compared too: an equal
-    list in the place of another one is a change, since it may change later. Numbers made anew are found to be the
-    `same`.
+    list in the place of another one is a change, since it may change later. Numbers that are computed
+    again are found to be the `same`.
 
     Args:
         places: the places.
