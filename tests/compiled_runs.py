@@ -71,3 +71,13 @@ def run_with_warnings(row: Row, **options: Any) -> tuple[Run, list[str]]:
 
 def row_of(loss: Callable) -> Row:
     return Row(lambda: (no_program, no_program, ()), loss, torch_optim(torch.optim.Adam, lr=0.05))
+
+
+def assert_refused(row: Row, reason: str, builds: list, *, steps: int) -> None:
+    """Asserts that a row runs eagerly, as without compiling, with one warning that has the reason."""
+    compiled, messages = run_with_warnings(row, steps=steps)
+    assert_same(compiled, run(row, False, steps=steps), 1e-5)
+    assert (compiled_shapes(compiled.svi), len(builds)) == (0, 0)
+    (message,) = messages
+    assert message.startswith("the step is not compiled, and runs eagerly: ")
+    assert reason in message

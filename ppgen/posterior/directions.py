@@ -6,9 +6,8 @@ the direction of a Gaussian vector (`pyro.infer.reparam.ProjectedNormalReparam`)
 """
 
 import math
-from collections.abc import Callable
-from functools import update_wrapper
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from pyro import poutine
@@ -16,6 +15,7 @@ from pyro.distributions import ProjectedNormal, SineBivariateVonMises, SineSkewe
 from pyro.infer.reparam import ProjectedNormalReparam
 from pyro.poutine.messenger import Messenger
 
+from ppgen.tracing.double_precision import ProgramInContext
 from ppgen.tracing.sites import Site
 from ppgen.utils.torch_private import without_validation
 
@@ -24,21 +24,16 @@ __all__ = ["Directions"]
 PERIOD = constraints.interval(-math.pi, math.pi)
 
 
-class Directions:
-    """A program whose directions can be mapped to the real line (see the module's docstring).
+@contextmanager
+def _mapped_directions() -> Iterator[None]:
+    with poutine.reparam(config=_projected_normal), _OnePeriod():
+        yield
 
-    Args:
-        program: a Pyro program.
-    """
 
-    def __init__(self, program: Callable) -> None:
-        self.program = program
-        update_wrapper(self, program, updated=())
+class Directions(ProgramInContext):
+    """A program whose directions can be mapped to the real line (see the module's docstring)."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the program."""
-        with poutine.reparam(config=_projected_normal), _OnePeriod():
-            return self.program(*args, **kwargs)
+    context = staticmethod(_mapped_directions)
 
 
 def _projected_normal(site: Site) -> ProjectedNormalReparam | None:

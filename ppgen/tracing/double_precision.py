@@ -1,7 +1,7 @@
 """Running a program in double precision, whatever the precision of the tensors that it holds or makes."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import update_wrapper
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["DoublePrecision", "double_precision"]
+__all__ = ["DoublePrecision", "ProgramInContext", "double_precision"]
 
 GET_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 LOWER_PRECISION = (torch.float16, torch.bfloat16, torch.float32)
@@ -31,12 +31,14 @@ def double_precision() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class DoublePrecision:
-    """A program that runs in double precision.
+class ProgramInContext:
+    """A program that runs in a context, and looks like the program: its name and signature are the same.
 
     Args:
         program: a Pyro program.
     """
+
+    context: Callable[[], AbstractContextManager]
 
     def __init__(self, program: Callable) -> None:
         self.program = program
@@ -44,8 +46,14 @@ class DoublePrecision:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program."""
-        with double_precision():
+        with type(self).context():
             return self.program(*args, **kwargs)
+
+
+class DoublePrecision(ProgramInContext):
+    """A program that runs in double precision."""
+
+    context = staticmethod(double_precision)
 
 
 class _ConvertToDouble(TorchFunctionMode):

@@ -21,7 +21,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from compiled_runs import assert_same, compiled_shapes, row_of, run, run_with_warnings
+from compiled_runs import assert_refused, assert_same, compiled_shapes, row_of, run, run_with_warnings
 from programs import torch_optim
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -402,13 +402,7 @@ REFUSED: dict[Callable[[], Callable], str] = {
 
 @pytest.mark.parametrize("build", REFUSED)
 def test_what_cannot_be_watched_stays_eager(builds, build):
-    row = row_of(build)
-    compiled, messages = run_with_warnings(row, steps=STEPS)
-    assert_same(compiled, run(row, False, steps=STEPS), 1e-5)
-    assert (compiled_shapes(compiled.svi), len(builds)) == (0, 0)
-    (message,) = messages
-    assert message.startswith("the step is not compiled, and runs eagerly: ")
-    assert REFUSED[build] in message
+    assert_refused(row_of(build), REFUSED[build], builds, steps=STEPS)
 
 
 def test_long_tuple_of_numbers_is_compiled(builds):

@@ -21,8 +21,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from compiled_runs import assert_same, compiled_shapes, row_of, run, run_with_warnings
-from programs import Row, no_program, torch_optim
+from compiled_runs import assert_refused, assert_same, compiled_shapes, row_of, run, run_with_warnings
+from programs import torch_optim
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from stale_cases import CHANGE_AT, STEPS, Case, run_case, target
@@ -543,17 +543,7 @@ REFUSED: dict[Callable[[], Callable], str] = {
 
 @pytest.mark.parametrize("build", REFUSED)
 def test_what_cannot_be_watched_stays_eager(builds, build):
-    row = Row(lambda: (no_program, no_program, ()), build, torch_optim(torch.optim.Adam, lr=0.05))
-    random.seed(1)
-    np.random.seed(1)  # noqa: NPY002
-    compiled, messages = run_with_warnings(row, steps=STEPS)
-    random.seed(1)
-    np.random.seed(1)  # noqa: NPY002
-    assert_same(compiled, run(row, False, steps=STEPS), 1e-5)
-    assert (compiled_shapes(compiled.svi), len(builds)) == (0, 0)
-    (message,) = messages
-    assert message.startswith("the step is not compiled, and runs eagerly: ")
-    assert REFUSED[build] in message
+    assert_refused(row_of(build), REFUSED[build], builds, steps=STEPS)
 
 
 # Around the step
