@@ -116,7 +116,9 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
             parts = [
                 latent_sites(traces.guide_trace)
                 for start in range(0, draws, CHUNK)
-                for traces in particle_traces(model, prior, target.args, particles=min(CHUNK, draws - start))
+                for traces in particle_traces(
+                    model, prior, target.args, particles=min(CHUNK, draws - start), report=False
+                )
             ]
         values = {
             name: torch.cat([part[name]["value"].reshape(-1, *shape) for part in parts])

@@ -27,7 +27,7 @@ from torch.func import grad_and_value, vmap
 
 from ppgen.tracing.double_precision import double_precision
 from ppgen.tracing.masks import has_nan_density
-from ppgen.tracing.programs import JointDensity, program_name, validation
+from ppgen.tracing.programs import JointDensity, program_name, validation, warn_one_by_one
 from ppgen.tracing.sites import (
     Program,
     Site,
@@ -41,7 +41,6 @@ from ppgen.tracing.sites import (
 )
 from ppgen.tracing.vmap import UnsharedTensors, slow_rules_allowed
 from ppgen.utils.torch_private import record_function
-from ppgen.utils.user_warnings import warn_user_once
 
 __all__ = ["UnconstrainedLogDensity"]
 
@@ -272,11 +271,7 @@ class UnconstrainedLogDensity:
                     continue
                 return
         self.vectorized, self._unshare_tensors = False, False
-        warn_user_once(
-            f"the program {program_name(self.model)} runs once for each draw, which is slow, since it cannot run for "
-            "many draws at once. A statement that reads a latent's value does that (if z > 0, float(z)); "
-            "torch.where(z > 0, a, b) in its place does not"
-        )
+        warn_one_by_one(program_name(self.model))
 
 
 class _Constrained:

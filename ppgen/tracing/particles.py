@@ -22,7 +22,7 @@ from torch import Tensor
 from ppgen.tracing.broadcasting import broadcasts_correctly
 from ppgen.tracing.loss_scales import without_loss_scales
 from ppgen.tracing.masks import site_mask
-from ppgen.tracing.programs import WithoutValidation, program_name, validation
+from ppgen.tracing.programs import WithoutValidation, program_name, validation, warn_one_by_one
 from ppgen.tracing.sites import (
     PARTICLES,
     Program,
@@ -38,7 +38,7 @@ from ppgen.tracing.sites import (
 )
 from ppgen.tracing.traces import Traces
 from ppgen.tracing.vmap import DrawsByGamma, UnsharedTensors, slow_rules_allowed
-from ppgen.utils.user_warnings import warn_user, warn_user_once
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["log_weights", "particle_traces"]
 
@@ -75,7 +75,7 @@ def log_weights(
 
 
 def particle_traces(
-    model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None, *, particles: int
+    model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None, *, particles: int, report: bool = True
 ) -> list[Traces]:
     """Traces of K particles: one `Traces` of all of them, or K of one particle each (see the module's docstring).
 
@@ -88,6 +88,7 @@ def particle_traces(
         args: positional arguments of both.
         kwargs: keyword arguments of both.
         particles: K.
+        report: whether a warning names programs that run once for each particle.
 
     Raises:
         LookupError: if the guide does not draw the latents of the model.
@@ -114,12 +115,8 @@ def particle_traces(
         return [mapped]
     except (RuntimeError, ValueError, NotImplementedError):  # vmap has no rule for an operation, or a value is read
         pass
-    if particles > 1:
-        warn_user_once(
-            f"the program {name} runs once for each draw, which is slow, since it cannot run for many draws at once. A "
-            "statement that reads a latent's value does that (if z > 0, float(z)); torch.where(z > 0, a, b) in its "
-            "place does not"
-        )
+    if particles > 1 and report:
+        warn_one_by_one(name)
     return [Traces(model, guide, args, kwargs, use_all_rows=use_all_rows) for _ in range(particles)]
 
 

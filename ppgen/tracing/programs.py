@@ -36,6 +36,7 @@ from ppgen.tracing.sites import (
     sized_plates,
 )
 from ppgen.utils.torch_private import distributions_validate, without_validation
+from ppgen.utils.user_warnings import warn_user_once
 
 
 def signature(program: Program) -> inspect.Signature:
@@ -47,6 +48,19 @@ def program_name(program: Program) -> str:
     """The name of a program in messages: that of the function, or of the class."""
     named = program if hasattr(program, "__name__") else getattr(program, "__wrapped__", type(program))
     return getattr(named, "__name__", type(program).__name__)
+
+
+def warn_one_by_one(name: str) -> None:
+    """Warns, once in a process, that a program runs for one draw at a time.
+
+    Args:
+        name: the name of the program.
+    """
+    warn_user_once(
+        f"the program {name} runs once for each draw, which is slow, since it cannot run for many draws at once. A "
+        "statement that reads a latent's value does that (if z > 0, float(z)); torch.where(z > 0, a, b) in its place "
+        "does not"
+    )
 
 
 def get_trace(program: Program, *args: Any, **kwargs: Any) -> Trace:

@@ -446,13 +446,8 @@ def correlation_matrix(x):
         pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), matrix), obs=x)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param(correlation_root, marks=pytest.mark.slow),
-        pytest.param(correlation_matrix, marks=pytest.mark.extensive),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [correlation_root, correlation_matrix])
 def test_a_correlation_has_the_posterior_of_a_grid(model):
     root = torch.linalg.cholesky(torch.tensor([[1.0, 0.6], [0.6, 1.0]]))
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) @ root.T
