@@ -58,21 +58,50 @@ class CriticTrainer:
         Returns:
             Each critic's loss and the norm of its gradient, by name.
         """
-        metrics: dict[str, Tensor] = {}
+        return self.update(*self.gradients(iteration, model, guide, args, kwargs))
+
+    def gradients(
+        self, iteration: int, model: Program, guide: Program, args: tuple, kwargs: Mapping
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor | None]]]:
+        """The loss of each active critic and its gradients, by name; changes no weight.
+
+        Args:
+            iteration: counted from 0.
+            model: the model.
+            guide: its guide.
+            args: the arguments of both.
+            kwargs: their keyword arguments.
+        """
         setup_programs(model, guide, args, kwargs)
         with torch.no_grad(), CollectParameters():
             traces = Traces(model, guide, args, kwargs)
-            losses = {name: [term.critic_loss(traces) for term in self.terms[name]] for name in self.active(iteration)}
-        for name, parts in losses.items():
-            metric, optimizer, loss = self.metrics[name], self.optimizers[name], sum(parts, torch.zeros(()))
-            optimizer.add_parameters(dict(metric.network.named_parameters()))
-            metrics[f"critic {name}"] = loss.detach()
-            if not loss.requires_grad:  # all weights of the critic are frozen
+            parts = {name: [term.critic_loss(traces) for term in self.terms[name]] for name in self.active(iteration)}
+        losses = {name: sum(values, torch.zeros(())) for name, values in parts.items()}
+        gradients = {}
+        for name, loss in losses.items():
+            optimizer = self.optimizers[name]
+            optimizer.add_parameters(dict(self.metrics[name].network.named_parameters()))
+            gradients[name] = optimizer.gradients(loss)
+        return {name: loss.detach() for name, loss in losses.items()}, gradients
+
+    def update(self, losses: dict[str, Tensor], gradients: dict[str, list[Tensor | None]]) -> dict[str, Tensor]:
+        """Takes the optimizers' steps.
+
+        Args:
+            losses: the loss of each critic that takes a step.
+            gradients: the gradients of each of them.
+
+        Returns:
+            Each critic's loss and the norm of its gradient, by name.
+        """
+        metrics: dict[str, Tensor] = {}
+        for name, loss in losses.items():
+            metrics[f"critic {name}"] = loss
+            if all(gradient is None for gradient in gradients[name]):  # all weights of the critic are frozen
                 continue
-            gradients = optimizer.gradients(loss)
-            metrics[f"gradient of critic {name}"] = gradient_norm(gradients)
-            optimizer.update(gradients)
-            metric.after_step()
+            metrics[f"gradient of critic {name}"] = gradient_norm(gradients[name])
+            self.optimizers[name].update(gradients[name])
+            self.metrics[name].after_step()
         return metrics
 
     def step_schedulers(self) -> None:

@@ -217,7 +217,11 @@ class SVI:
         return self.critics.step(iteration, self.model, self.guide, args, kwargs)
 
     def _program_step(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        """One step of the programs, which reads and writes tensors only."""
+        """One step of the programs, which reads and writes tensors only: its gradients, then the update."""
+        return self._program_update(*self._program_gradients(args, kwargs))
+
+    def _program_gradients(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """The terms of the loss, and its gradients in the order of the optimizer's parameters; changes no parameter."""
         values, parameters = self._losses(args, kwargs)
         self.optimizer.add_parameters(parameters)
         self._move_step_counter()
@@ -225,12 +229,16 @@ class SVI:
             gradients = [leaf.grad for leaf in self.optimizer.parameters.values()]
         else:
             gradients = self.optimizer.gradients(sum(values.values(), torch.zeros(())))
+        return {name: value.detach() for name, value in values.items()}, gradients
+
+    def _program_update(self, values: dict[str, Tensor], gradients: list[Tensor | None]) -> dict[str, Tensor]:
+        """Clips the gradients and takes the optimizer's step; the terms of the loss and, with critics, the norm."""
         self.trainable = any(gradient is not None for gradient in gradients)
         adversarial_metrics = {GRADIENT: gradient_norm(gradients)} if self.critic_steps else {}
         self.optimizer.update(gradients)  # last, so that a fused optimizer can run after the compiled graph
         if hasattr(self.objective, "advance"):
             self.objective.advance()
-        return {name: value.detach() for name, value in values.items()} | adversarial_metrics
+        return values | adversarial_metrics
 
     def _move_step_counter(self) -> None:
         """Moves the objective's step counter to the device of the parameters: a CUDA graph reads GPU memory only."""
