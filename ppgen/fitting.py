@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ppgen.infer.compile.step import Compile
+from ppgen.infer.distributed import Ranks, check_launch
 from ppgen.infer.optimizers import OptimizerFactory
 from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.posterior.auto import find_posterior
@@ -244,6 +245,7 @@ def fit(
     lr_scheduler: Literal["linear", "cosine"] | Callable | None = None,
     compile: Compile = "auto",
     growth: ProgressiveGrowing | None = None,
+    distribute: Literal["rows", "chains"] | None = "rows",
 ) -> Fit:
     """Fits a model and a guide to data by stochastic variational inference.
 
@@ -259,7 +261,8 @@ def fit(
         optim: a Pyro optimizer, or a function parameters -> torch optimizer; Adam at 1e-3 if left out.
         steps: the number of steps; 1000 if neither `steps` nor `epochs` is given.
         epochs: the number of passes over the data, instead of `steps`.
-        batch_size: the rows of a step; if left out, all (right for global latents without a subsampling plate).
+        batch_size: the rows of a step and process; if left out, all (right for global latents without a subsampling
+            plate).
         validation: held-out data, or the fraction of `data` to hold out; its loss is computed about once an epoch.
         patience: stop after so many validations without a new best, and return to the best weights.
         callbacks: functions that are called with a `TrainingStep` after each step; ``step.stop(reason)`` ends a chain.
@@ -273,6 +276,8 @@ def fit(
         lr_scheduler: "linear" or "cosine", down to 0, or a function optimizer -> torch scheduler, for critics too.
         compile: whether to compile the step, once for each shape of a batch; "auto" does so if it saves time.
         growth: the schedule of growing networks (`ppgen.nets.Growing`) in programs and critics.
+        distribute: what several processes share (see below): the "rows" of each batch, or whole "chains"; None to train
+            in each process by itself.
 
     Returns:
         The fit. The programs hold the weights of its best chain.
@@ -302,6 +307,12 @@ def fit(
     **Missing values.** A model leaves NaN out if it masks the site and fills the values, ``obs=y.nan_to_num()`` under
     ``pyro.poutine.mask(mask=~y.isnan())``, or observes them by ``NanMaskedNormal``. Data are refused if a log density
     is NaN before it is masked, since its gradient is NaN too.
+
+    **Many processes.** In a process group of `torch.distributed` (torchrun, SLURM, Ray), all processes call `fit` with
+    the same arguments and all data. Each computes the gradient of its share of every batch, and all take the same step
+    by the gradient of the whole, so that their weights stay equal; rank 0 writes the checkpoint. With
+    ``distribute="chains"`` each trains some of the `restarts` on all data, and the results are gathered. See
+    docs/scale.md, also for what is computed within each share.
 
     **Checkpoints.** The file is written after the first step, about ten times a chain, and when Ctrl-C or a callback's
     ``step.stop`` ends a chain. If it exists when `fit` begins, the run continues, and ends as if it had never been
@@ -341,7 +352,9 @@ def fit(
         lr_scheduler=lr_scheduler,
         compile=compile,
         growth=growth,
+        distribute=distribute,
     )
+    check_launch(options.distribute)
     fitted = _fit_auto(model, guide, data, options) if isinstance(guide, str) else train(model, guide, data, options)
     return Fit(**vars(fitted))
 
@@ -354,6 +367,10 @@ def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions) -
         raise ValueError(
             f'fit: guide="auto" chooses its own optimization and takes no {", ".join(refused)}; give a guide, for '
             "example AutoMultivariateNormal(model), to set them"
+        )
+    if Ranks(alone=options.distribute is None).size > 1:
+        raise ValueError(
+            'fit: guide="auto" finds a posterior in one process: start one, or give distribute=None to find it in each'
         )
     restarts = AUTO_RESTARTS if options.restarts is None else options.restarts
     tensors = () if data is None else as_tensors(data, dtype=torch.float64, allow_nan=True)

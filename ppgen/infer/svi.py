@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from ppgen.infer.adversarial import CriticTrainer, gradient_norm
 from ppgen.infer.compile.step import Compile, CompiledStep
+from ppgen.infer.distributed import Ranks
 from ppgen.infer.optimizers import OptimizerFactory, ParameterOptimizer
 from ppgen.infer.parameter_scope import one_at_a_time
 from ppgen.infer.parameters import CollectParameters, check_rows, separate_names, setup_programs
+from ppgen.infer.replicated_step import ReplicatedStep
 from ppgen.tracing.sites import Program
 from ppgen.utils.user_warnings import warn_user
 
@@ -53,6 +56,8 @@ class SVI:
             "ppgen" and kept in `compile_status`. "cuda_graph" also replays steps on a GPU as CUDA graphs, which has not
             been tried there.
         steps: the total number of steps, which "auto" uses; None if it is not known.
+        ranks: the processes that train this model together, as `ppgen.fit` sets them up; each takes all steps alone if
+            left out.
 
     Attributes:
         critics: the critics of the loss, with their optimizers.
@@ -87,6 +92,7 @@ class SVI:
         lr_scheduler: Callable | None = None,
         compile: Compile = "auto",
         steps: int | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         with one_at_a_time:
             separate_names(model, guide)
@@ -103,6 +109,7 @@ class SVI:
         self.adversarial_metrics: dict[str, Tensor] = {}
         self.trainable, self._warned_untrainable, self._checked_rows = True, False, False
         self._compile: Compile = compile
+        self.ranks = Ranks(alone=True) if ranks is None else ranks
         self.recompile(steps)
 
     def recompile(self, steps: int | None = None) -> None:
@@ -111,15 +118,16 @@ class SVI:
         Args:
             steps: the number of steps to come, as for the constructor.
         """
-        self.compiled_step = self._compiled(self._program_step, [self.optimizer], steps)
-        by_critics: dict[tuple[str, ...], CompiledStep] = {}  # iterations of the same critics share a step
+        halves = self._program_gradients, self._program_update
+        self.compiled_step = self._compiled(self._program_step, halves, [self.optimizer], steps)
+        by_critics: dict[tuple[str, ...], CompiledStep | ReplicatedStep] = {}  # iterations of the same critics share it
         iterations = [self.critics.active(iteration) for iteration in range(self.critics.iterations)]
         for iteration, names in enumerate(iterations):
             if names not in by_critics:
-                step = partial(self._critic_step, iteration)
                 optimizers = [self.critics.optimizers[name] for name in names]
+                halves = partial(self._critic_gradients, iteration), partial(self._critic_update, names)
                 total = None if steps is None else steps * iterations.count(names)
-                by_critics[names] = self._compiled(step, optimizers, total)
+                by_critics[names] = self._compiled(partial(self._critic_step, iteration), halves, optimizers, total)
         self.critic_steps = [by_critics[names] for names in iterations]
 
     @property
@@ -209,12 +217,34 @@ class SVI:
             except ValueError as error:
                 warn_user(str(error))
 
-    def _compiled(self, step: Callable, optimizers: list[ParameterOptimizer], steps: int | None) -> CompiledStep:
-        return CompiledStep(step, optimizers, self._static_values, compile=self._compile, steps=steps)
+    def _compiled(
+        self, step: Callable, halves: tuple[Callable, Callable], optimizers: list[ParameterOptimizer], steps: int | None
+    ) -> CompiledStep | ReplicatedStep:
+        """A step as one function, or among several ranks as two, with the sum over ranks between them."""
+        if self.ranks.size == 1:
+            return CompiledStep(step, optimizers, self._static_values, compile=self._compile, steps=steps)
+        options: dict[str, Any] = {"ranks": self.ranks, "compile": self._compile, "steps": steps}
+        return ReplicatedStep(*halves, optimizers, self._static_values, **options)
 
     def _critic_step(self, iteration: int, args: tuple, kwargs: dict) -> dict[str, Tensor]:
         """One step of the critics of an iteration."""
         return self.critics.step(iteration, self.model, self.guide, args, kwargs)
+
+    def _critic_gradients(
+        self, iteration: int, args: tuple, kwargs: dict
+    ) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        """The losses of the critics of an iteration, and the gradients of all of them."""
+        losses, gradients = self.critics.gradients(iteration, self.model, self.guide, args, kwargs)
+        return losses, [gradient for of_critic in gradients.values() for gradient in of_critic]
+
+    def _critic_update(
+        self, names: tuple[str, ...], losses: dict[str, Tensor], gradients: list[Tensor | None]
+    ) -> dict[str, Tensor]:
+        """The update of the critics of an iteration."""
+        sizes = [len(self.critics.optimizers[name].parameters) for name in names]
+        ends = list(accumulate(sizes))
+        parts = [gradients[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        return self.critics.update(losses, dict(zip(names, parts, strict=True)))
 
     def _program_step(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
         """One step of the programs, which reads and writes tensors only: its gradients, then the update."""

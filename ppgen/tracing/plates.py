@@ -1,16 +1,23 @@
-"""Plates that use all of their rows, whatever subsample a program asks for."""
+"""Plates of other rows than a program asks for: all of them, or a share of a larger batch."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 
-__all__ = ["all_rows"]
+__all__ = ["all_rows", "sharded_plates"]
 
 _OPEN: ContextVar[int] = ContextVar("open_all_rows", default=0)  # how many contexts this thread or task has open
+_SHARE: ContextVar["_Share | None"] = ContextVar("share", default=None)
+
+
+class _Share(NamedTuple):
+    plates: Collection[str]
+    rows: int
+    whole: int
 
 
 @contextmanager
@@ -31,6 +38,28 @@ def all_rows() -> Iterator[None]:
         yield
     finally:
         _OPEN.set(_OPEN.get() - 1)
+        _REPLACEMENT.remove()
+
+
+@contextmanager
+def sharded_plates(plates: Collection[str], rows: int, whole: int) -> Iterator[None]:
+    """A context for programs that run on a share of a batch: their plates have the size of the whole batch.
+
+    ``pyro.plate("data", len(x))`` then is a plate of `whole` rows of which the program sees `rows`, so that the
+    log densities inside it are scaled by whole / rows, and those of global latents are not. A plate whose size is
+    that of all data, ``pyro.plate("data", N, subsample=x)``, keeps it.
+
+    Args:
+        plates: the names of the plates that have a row for each row of the batch.
+        rows: the rows of the share.
+        whole: the rows of the batch.
+    """
+    _REPLACEMENT.install()
+    token = _SHARE.set(_Share(plates, rows, whole))
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)
         _REPLACEMENT.remove()
 
 
@@ -61,7 +90,11 @@ class _Replacement:
         """The rows of a plate: (full size, number of rows, indices)."""
         if _OPEN.get() and size is not None and subsample is None:
             subsample_size = None
-        return self.original(name, size, subsample_size, subsample, *rest)
+        share = _SHARE.get()
+        size, subsample_size, subsample = self.original(name, size, subsample_size, subsample, *rest)
+        if share is not None and name in share.plates and size == share.rows:
+            size = share.whole
+        return size, subsample_size, subsample
 
 
 _REPLACEMENT = _Replacement()

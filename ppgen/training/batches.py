@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ppgen.data.checks import check
+from ppgen.infer.distributed import Ranks, shares
 from ppgen.training.conversion import as_array, as_tensor, cast_like, check_order_of_rows, collate
 from ppgen.utils.user_warnings import warn_user
 
@@ -112,16 +113,21 @@ class Batches:
     A last batch of a single row is left out of its epoch, since neither batch norm nor an unbiased metric is defined
     for one row; another row is left out in the next epoch.
 
+    These are *global* batches. Several ranks make the same ones, and each takes its contiguous share of the rows.
+
     Args:
         tensors: the data, rows first.
         size: the number of rows of a batch, or None. A size beyond the number of rows is reduced, with a warning.
         seed: the seed of the shuffles.
+        ranks: the ranks that share each batch; one if left out.
 
     Raises:
         ValueError: for a batch size below 1, or for one without data.
     """
 
-    def __init__(self, tensors: tuple[Tensor, ...], *, size: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, tensors: tuple[Tensor, ...], *, size: int | None = None, seed: int = 0, ranks: Ranks | None = None
+    ) -> None:
         self.tensors, self.seed, self.rows = tensors, seed, len(tensors[0]) if tensors else 1
         if size is not None and not tensors:
             raise ValueError(
@@ -134,6 +140,7 @@ class Batches:
             size = self.rows
         self.size = self.rows if size is None else size
         self.shuffled = size is not None
+        self.ranks = Ranks(alone=True) if ranks is None else ranks
         self.drops_one = self.size > 1 and self.rows % self.size == 1
         if self.drops_one:
             warn_user(
@@ -145,18 +152,35 @@ class Batches:
         """The number of batches in an epoch."""
         return math.ceil((self.rows - self.drops_one) / self.size)
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, ...]]:
-        """The batches of one epoch.
+    def global_rows(self, step: int) -> int:
+        """The number of rows of a global batch.
+
+        Args:
+            step: the number of the batch, counted from 0 through all epochs.
+        """
+        return min(self.size, self.rows - self.drops_one - step % len(self) * self.size)
+
+    def epoch(self, number: int, *, whole: bool = False) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of one epoch, of each the share of this rank.
 
         Args:
             number: the number of the epoch, counted from 0.
+            whole: whether to give global batches instead.
         """
         if not self.shuffled:
-            yield self.tensors
+            share = self._share(self.rows, whole)
+            yield self.tensors if share == slice(0, self.rows) else tuple(t[share] for t in self.tensors)
             return
         key = np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(key[0]) >> 1)
         order = torch.randperm(self.rows, generator=generator).to(self.tensors[0].device)
         for start in range(0, self.rows - self.drops_one, self.size):
             rows = order[start : start + self.size]
+            rows = rows[self._share(len(rows), whole)]
             yield tuple(t[rows] for t in self.tensors)
+
+    def _share(self, rows: int, whole: bool) -> slice:
+        """The rows of a global batch that this rank takes."""
+        if whole or self.ranks.size == 1 or not self.tensors:
+            return slice(0, rows)
+        return slice(*shares(rows, self.ranks.size, single=self.size == self.ranks.size)[self.ranks.rank])

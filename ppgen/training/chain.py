@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.infer.distributed import Ranks, shares
 from ppgen.infer.parameters import EvalMode, ProgramState, snapshot
 from ppgen.infer.svi import SVI, UNTRAINABLE
 from ppgen.training.batches import Batches
@@ -42,6 +43,7 @@ class ChainTrainer:
         state: the tensors of the programs and the critics.
         growth: applies the schedule of progressive growing, or None.
         checkpoint: the file of the run.
+        ranks: the processes that train together.
     """
 
     options: TrainingOptions
@@ -52,6 +54,7 @@ class ChainTrainer:
     state: ProgramState
     growth: GrowthController | None
     checkpoint: Checkpoint
+    ranks: Ranks
 
     def train(self, number: int, svi: SVI) -> Chain:
         """Trains one chain from the weights that the programs hold.
@@ -112,6 +115,7 @@ class ChainTrainer:
                 last = i == self.total
                 if self.growth is not None and (stage_steps := self.growth.advance_to(i)):
                     svi.recompile(stage_steps)
+                self.ranks.begin_step(len(batch[0]) if batch else None, self.batches.global_rows(i - 1))
                 values = svi.update(*batch)
                 if not svi.trainable:
                     raise ValueError(f"fit: {UNTRAINABLE}")
@@ -128,13 +132,15 @@ class ChainTrainer:
                 progress.advance(svi.compile_status)
                 if self.held_out is not None and (i % validate_every == 0 or last):
                     monitor.validate(partial(self._validation_loss, svi))
-                self.checkpoint.resumable = interrupt.requested or step.stop_reason is not None
+                stopped = self.ranks.any("stop", step.stop_reason is not None)
+                interrupted = self.ranks.any("interrupt", interrupt.requested)
+                self.checkpoint.resumable = stopped or interrupted
                 due = i == 1 or i % (CHECKPOINT_EVERY * synchronize_every) == 0
                 if due and not (self.checkpoint.resumable or last):  # `train` writes that of a stopped chain
                     self._write_checkpoint(number, svi, monitor)
-                if interrupt.requested:
+                if interrupted:
                     raise KeyboardInterrupt
-                if reason := step.stop_reason or monitor.stop_reason:
+                if reason := (stopped and (step.stop_reason or "stopped by another rank")) or monitor.stop_reason:
                     return f"{reason}, at step {i}"
         return f"completed {self.total} steps"
 
@@ -142,7 +148,9 @@ class ChainTrainer:
         chains = self.options.num_chains
         label = "fit" if chains == 1 else f"fit {number + 1}/{chains}"
         critics = critic_properties(self.loss)
-        return ProgressReport(label, total=self.total, initial=steps, show=self.options.progress, critics=critics)
+        return ProgressReport(
+            label, total=self.total, initial=steps, show=self.options.progress and self.ranks.first, critics=critics
+        )
 
     def _remaining_batches(self, taken: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Epoch and batch of each step after the first `taken`."""
@@ -153,17 +161,24 @@ class ChainTrainer:
     def _validation_loss(self, svi: SVI) -> float:
         """The loss on held-out data, in eval mode."""
         assert self.held_out is not None
-        with torch.random.fork_rng(), EvalMode():
-            torch.manual_seed(0)  # the same random numbers every time, so that validations compare
-            return svi.evaluate_loss(*self.held_out)
+        whole = len(self.held_out[0])
+        start, stop = shares(whole, self.ranks.size)[self.ranks.rank]
+        self.ranks.begin_step(stop - start, whole)
+        with torch.random.fork_rng(), EvalMode(), self.ranks.shard():
+            torch.manual_seed(self.ranks.seed(0))  # the same numbers every time, so that validations compare
+            loss = svi.evaluate_loss(*(part[start:stop] for part in self.held_out)) if stop > start else 0.0
+        return self.ranks.mean(loss, stop - start, whole)
 
     def _write_checkpoint(self, number: int, svi: SVI, monitor: TrainingMonitor) -> None:
         if self.checkpoint.path is None:
             return
+        random = self.ranks.gather(self.checkpoint.random_state())
+        if not self.ranks.first:
+            return
         for callback in self.options.callbacks:
             if callable(flush := getattr(callback, "flush", None)):
                 flush()
-        self.checkpoint.write(number, svi, monitor)
+        self.checkpoint.write(number, svi, monitor, random)
 
     def _warn_of_late_parameters(self, svi: SVI) -> None:
         known = set(map(id, self.state.parameters.values()))

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from ppgen.infer.checkpoint_file import CheckpointError, read, with_prefix, write
+from ppgen.infer.distributed import Ranks
 from ppgen.infer.parameters import ProgramState, restore, snapshot
 from ppgen.infer.svi import SVI
 from ppgen.losses.objective import Objective
 from ppgen.training.monitor import TrainingMonitor
 from ppgen.training.result import Chain, chains_from_tensors, chains_to_tensors
 
-__all__ = ["Checkpoint", "read_position"]
+__all__ = ["Checkpoint", "read_position", "read_ranks"]
 
-FORMAT = "run 2"
+FORMAT = "run 3"
 SAMPLE_ROWS = 8  # of the data, stored so that other data are recognized
 
 
@@ -30,6 +31,7 @@ class Checkpoint:
         options: what must be the same when the run continues, by name, as JSON values.
         state: the tensors of the programs as the run begins.
         data: the training data.
+        ranks: the processes that train together; one if left out.
 
     Attributes:
         chain: the number of the chain to begin or to continue, counted from 0.
@@ -44,8 +46,14 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: str | os.PathLike | None, options: dict[str, Any], state: ProgramState, data: tuple[Tensor, ...]
+        self,
+        path: str | os.PathLike | None,
+        options: dict[str, Any],
+        state: ProgramState,
+        data: tuple[Tensor, ...],
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = Ranks(alone=True) if ranks is None else ranks
         self.path = None if path is None else Path(path)
         self.options, self.state = options, state
         self.chain = self.steps = 0
@@ -95,18 +103,29 @@ class Checkpoint:
         monitor.restore(with_prefix(tensors, "monitor"), metadata["monitor"])
         if isinstance(svi.objective, Objective):
             svi.objective.step.fill_(metadata["step"])
-        torch.set_rng_state(tensors["random/cpu"])
-        if self._gpu is not None:
-            torch.cuda.set_rng_state(tensors["random/cuda"], self._gpu)
+        if metadata["ranks"] == self.ranks.size:
+            torch.set_rng_state(tensors[f"random/{self.ranks.rank}/cpu"])
+            if self._gpu is not None:
+                torch.cuda.set_rng_state(tensors[f"random/{self.ranks.rank}/cuda"], self._gpu)
+        else:
+            torch.manual_seed(self.ranks.seed(self.options["seed"], metadata["chain"], self.steps))
         self.steps = 0  # of the next chain
 
-    def write(self, number: int, svi: SVI, monitor: TrainingMonitor) -> None:
+    def random_state(self) -> dict[str, Tensor]:
+        """The state of torch's generators on this rank."""
+        random = {"cpu": torch.get_rng_state()}
+        if self._gpu is not None:
+            random["cuda"] = torch.cuda.get_rng_state(self._gpu)
+        return random
+
+    def write(self, number: int, svi: SVI, monitor: TrainingMonitor, random: list[dict[str, Tensor]]) -> None:
         """Writes the run as it is after a step. The file is replaced as a whole, or stays as it was.
 
         Args:
             number: the number of the current chain.
             svi: its SVI.
             monitor: its monitor.
+            random: what `random_state` returned on each rank.
 
         Raises:
             NonFiniteError: see `TrainingMonitor.synchronize`.
@@ -116,10 +135,8 @@ class Checkpoint:
         assert self.path is not None
         monitored, about_monitor = monitor.to_tensors()
         chains, about_chains = chains_to_tensors(self.chains)
-        random = {"cpu": torch.get_rng_state()}
-        if self._gpu is not None:
-            random["cuda"] = torch.cuda.get_rng_state(self._gpu)
-        parts = {"current": snapshot(self.state.tensors), "monitor": monitored, "chains": chains, "random": random}
+        states = {f"{rank}/{kind}": state for rank, of in enumerate(random) for kind, state in of.items()}
+        parts = {"current": snapshot(self.state.tensors), "monitor": monitored, "chains": chains, "random": states}
         parts |= {"data": self._sample, "initial": self.initial if self.options["restarts"] > 1 else {}}
         names = {id(leaf): name for name, leaf in self.state.parameters.items()}
         optimizers = [optimizer.get_state(names) for optimizer in svi.optimizers]
@@ -127,6 +144,7 @@ class Checkpoint:
         metadata = {
             "format": FORMAT,
             "options": self._description(),
+            "ranks": len(random),
             "chain": number,
             "chains": about_chains,
             "monitor": about_monitor,
@@ -179,6 +197,18 @@ def read_position(path: str | os.PathLike) -> tuple[int, int]:
     """
     _, metadata = _read(Path(path))
     return metadata["chain"], metadata["monitor"]["steps"]
+
+
+def read_ranks(path: str | os.PathLike | None) -> int | None:
+    """The number of ranks that wrote a checkpoint; None if there is none.
+
+    Args:
+        path: the file, or None.
+
+    Raises:
+        CheckpointError: if it is damaged, from an earlier version, or not a checkpoint.
+    """
+    return _read(Path(path))[1]["ranks"] if path is not None and Path(path).is_file() else None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppgen.infer.adversarial import build_critics
+from ppgen.infer.distributed import Ranks
 from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.infer.parameters import ProgramState, owning_module, restore
 from ppgen.infer.svi import SVI
@@ -16,13 +17,14 @@ from ppgen.losses.objective import Objective
 from ppgen.tracing.sites import Program
 from ppgen.training.batches import Batches, hold_out
 from ppgen.training.chain import ChainTrainer
-from ppgen.training.checkpoint import Checkpoint
+from ppgen.training.checkpoint import Checkpoint, read_ranks
 from ppgen.training.conversion import cast_like
 from ppgen.training.first_run import after_first_run
 from ppgen.training.missing import check_missing
 from ppgen.training.options import Loss, TrainingOptions
 from ppgen.training.progressive import GrowthController
 from ppgen.training.result import Chain, Fitted
+from ppgen.training.shares import check_same_on_all_ranks, row_plates
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["train"]
@@ -44,7 +46,8 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     modules = [module for program in (model, guide) if (module := owning_module(program)) is not None]
     tensors, held_out = _load(model, guide, data, modules, options)
     _warn_of_selection_by_adversarial_loss(loss, options)
-    batches = Batches(tensors, size=options.batch_size, seed=options.seed)
+    ranks = Ranks(alone=options.distribute != "rows")
+    batches = Batches(tensors, size=_global_batch_size(options, ranks), seed=options.seed, ranks=ranks)
     total = options.total_steps(len(batches))
     for module in modules if options.device is not None else ():
         module.to(options.device)
@@ -52,17 +55,23 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     scope = ParameterScope()
     with scope.open(), torch.random.fork_rng():
         torch.manual_seed(options.seed)  # lazy autoguides, and functions in pyro.param, may draw initial values
-        example = next(batches.epoch(0))
+        example, whole = next(batches.epoch(0)), next(batches.epoch(0, whole=True))
+        ranks.plates = row_plates(model, guide, whole, example)
         critics = build_critics(loss, model, guide, example)
         for critic in critics.values() if options.device is not None else ():
             critic.to(options.device)
         state = ProgramState.from_programs(model, guide, example, critics=critics)
         growth = None if options.growth is None else GrowthController(options.growth, state.modules, total)
-        checkpoint = Checkpoint(options.checkpoint, _describe(options, loss, batches, held_out, total), state, tensors)
-        trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint)
-        chains = _train_chains(trainer, model, guide, example, getattr(_first(modules), "initialize", None))
-    if not (chains[-1].interrupted or checkpoint.resumable):
+        ranks.buffers = list({id(b): b for b in state.buffers.values() if b.is_floating_point() and b.numel()}.values())
+        description = _describe(options, loss, batches, held_out, total)
+        if ranks.size > 1:
+            check_same_on_all_ranks(ranks, description, [part[:: max(1, len(part) // 8)] for part in tensors])
+        checkpoint = Checkpoint(options.checkpoint, description, state, tensors, ranks)
+        trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint, ranks)
+        chains = _train_chains(trainer, model, guide, whole, getattr(_first(modules), "initialize", None))
+    if ranks.first and not (chains[-1].interrupted or checkpoint.resumable):
         checkpoint.remove()
+    ranks.wait()  # until the file is gone, which another call of fit may look for
     result = Fitted(model, guide, loss, chains, example, scope=scope)
     restore(state.tensors, chains[result.best].weights)
     scope.publish()
@@ -82,6 +91,9 @@ def _train_chains(
             trainer.state.restart(checkpoint.initial)
         if callable(initialize):
             initialize(*example)
+        trainer.ranks.copy_first(trainer.state.tensors.values())
+        if trainer.ranks.size > 1:
+            torch.manual_seed(trainer.ranks.seed(options.seed + number))
         if isinstance(loss, Objective):
             loss.step.zero_()
             loss.total = total
@@ -95,6 +107,7 @@ def _train_chains(
                 lr_scheduler=options.scheduler(total),
                 compile=options.compile,
                 steps=max(1, total * (restarts - number) - checkpoint.steps),
+                ranks=trainer.ranks,
             )
             chains.append(trainer.train(number, svi))
         except FloatingPointError as error:
@@ -131,6 +144,17 @@ def _load(
         tensors = tuple(part.to(options.device) for part in tensors)
         held_out = None if held_out is None else tuple(part.to(options.device) for part in held_out)
     return tensors, held_out
+
+
+def _global_batch_size(options: TrainingOptions, ranks: Ranks) -> int | None:
+    """The rows of a global batch; a run that continues on another number of ranks keeps its own."""
+    stored = read_ranks(options.checkpoint)
+    if stored is not None and stored != ranks.size and ranks.first:
+        warn_user(
+            f"{options.checkpoint}: written by {stored} ranks, and resumed by {ranks.size}: global batches stay the "
+            "same, but not random numbers and rounding, so that the result is not bit for bit that of one run"
+        )
+    return None if options.batch_size is None else options.batch_size * (stored or ranks.size)
 
 
 def _first(values: list[Any]) -> Any:

@@ -59,6 +59,7 @@ class TrainingOptions:
     lr_scheduler: Literal["linear", "cosine"] | Callable | None = None
     compile: Compile = "auto"
     growth: ProgressiveGrowing | None = None
+    distribute: Literal["rows", "chains"] | None = "rows"
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -82,6 +83,8 @@ class TrainingOptions:
                 "fit: patience compares losses, and those of a growing run are of different resolutions; give one of "
                 "patience and growth"
             )
+        if self.distribute not in ("rows", "chains", None):
+            raise ValueError(f'fit: distribute must be "rows", "chains" or None, got {self.distribute!r}')
         if isinstance(self.lr_scheduler, str) and self.lr_scheduler not in DECAYS:
             names = ", ".join(map(repr, DECAYS))
             raise ValueError(f"fit: lr_scheduler must be {names}, a function or None, got {self.lr_scheduler!r}")
@@ -97,7 +100,7 @@ class TrainingOptions:
         return [
             name
             for name, value in values.items()
-            if value is not None and not (isinstance(value, list | tuple) and not value)
+            if name != "distribute" and value is not None and not (isinstance(value, list | tuple) and not value)
         ]
 
     def total_steps(self, batches_per_epoch: int) -> int:
