@@ -4,6 +4,8 @@ from .dataset import Split as Split
 from .forms import FORMS as FORMS
 from .loading import load as load
 from .scaler import Scaler as Scaler
+from .streaming import Stream as Stream
+from .streaming import StreamedArray as StreamedArray
 from .toy import TOY as TOY
 from .toy import checkerboard as checkerboard
 from .toy import gaussians_grid as gaussians_grid

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ppgen.data.scaler import Scaler
+from ppgen.data.streaming import StreamedArray
 
 __all__ = ["Data", "Split"]
 
@@ -15,7 +16,7 @@ class Split(NamedTuple):
     """The rows of one split.
 
     Attributes:
-        x: the data (m, *event_shape).
+        x: the data (m, *event_shape); a `ppgen.data.StreamedArray` if they are streamed.
         y: the labels (m,), or None.
     """
 
@@ -30,7 +31,7 @@ class Data:
     Attributes:
         name: the name of the data set, or of the file or folder without its path.
         x: the scaled data (n, *event_shape), float32, or int64 if form is "integer". The event shape is (features,) of
-            tables and (channels, height, width) of images.
+            tables and (channels, height, width) of images. A `ppgen.data.StreamedArray` if the data are streamed.
         y: int64 labels (n,), or None.
         rows: the row numbers of "train", "validation" and "test", disjoint and together all rows.
         form: a row of `ppgen.data.FORMS`.
@@ -72,7 +73,8 @@ class Data:
 
     def _split(self, name: str) -> Split:
         rows = self.rows[name]
-        return Split(self.x[rows], None if self.y is None else self.y[rows])
+        x: Any = self.x.select(rows) if isinstance(self.x, StreamedArray) else self.x[rows]
+        return Split(x, None if self.y is None else self.y[rows])
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name} {len(rows)}" for name, rows in self.rows.items())

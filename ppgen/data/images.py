@@ -7,7 +7,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ppgen.data.raw import RawData
 
-__all__ = ["pad_images", "read_images"]
+__all__ = ["list_images", "pad_images", "read_images", "read_pixels"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -25,13 +25,32 @@ MODES = {
 
 
 def read_images(folder: Path) -> RawData:
-    """Reads all images of a folder as uint8 (n, channels, height, width) with 256 levels, in the order of their names.
+    """Reads all images of a folder as uint8 (n, channels, height, width) with 256 levels; see `list_images`.
+
+    Raises:
+        ValueError: as `list_images` and `read_pixels` do.
+    """
+    files, y, names = list_images(folder)
+    first = read_pixels(files[0])
+    x = np.empty((len(files), *first.shape), np.uint8)
+    for i, file in enumerate(files):
+        x[i] = read_pixels(file, like=(files[0], first.shape))
+    return RawData(x, y, None, names, 256)
+
+
+def list_images(folder: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...] | None]:
+    """The images of a folder, in the order of their names.
 
     If the images are in subfolders, these are the classes, numbered in the order of their names.
 
+    Args:
+        folder: the folder.
+
+    Returns:
+        The files, their labels, and the names of these; labels and names are None without subfolders.
+
     Raises:
-        ValueError: for a folder without images, images both beside and inside subfolders, different sizes, files that
-            are no images, and images with more than 8 bits per channel.
+        ValueError: for a folder without images, and images both beside and inside subfolders.
     """
     loose = _images_in(folder)
     classes = {f.name: images for f in sorted(folder.iterdir()) if f.is_dir() and (images := _images_in(f))}
@@ -43,18 +62,8 @@ def read_images(folder: Path) -> RawData:
     files = loose or [file for images in classes.values() for file in images]
     if not files:
         raise ValueError(f"{folder} and its subfolders hold no images ({' '.join(SUFFIXES)})")
-    first = _pixels(files[0])
-    x = np.empty((len(files), *first.shape), np.uint8)
-    for i, file in enumerate(files):
-        pixels = _pixels(file)
-        if pixels.shape != first.shape:
-            raise ValueError(
-                f"expected images of one size, got (channels, height, width) = {first.shape} in {files[0]} "
-                f"and {pixels.shape} in {file}"
-            )
-        x[i] = pixels
     y = np.repeat(np.arange(len(classes)), [len(images) for images in classes.values()]) if classes else None
-    return RawData(x, y, None, tuple(classes) or None, 256)
+    return files, y, tuple(classes) or None
 
 
 def pad_images(x: np.ndarray, side: int, *, name: str) -> np.ndarray:
@@ -91,8 +100,16 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
 
 
-def _pixels(file: Path) -> np.ndarray:
-    """uint8 (channels, height, width)."""
+def read_pixels(file: Path, *, like: tuple[Path, tuple[int, ...]] | None = None) -> np.ndarray:
+    """The pixels of an image, uint8 (channels, height, width).
+
+    Args:
+        file: the image.
+        like: another image and its shape, which this one must have; None for any shape.
+
+    Raises:
+        ValueError: for a file that is no image or of another shape, and more than 8 bits per channel.
+    """
     try:
         with Image.open(file) as image:
             if image.mode not in MODES:
@@ -101,4 +118,10 @@ def _pixels(file: Path) -> np.ndarray:
             pixels = np.asarray(upright.convert(MODES[image.mode]))
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{file} is not a readable image: {error}") from error
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if like is not None and pixels.shape != like[1]:
+        raise ValueError(
+            f"expected images of one size, got (channels, height, width) = {like[1]} in {like[0]} "
+            f"and {pixels.shape} in {file}"
+        )
+    return pixels

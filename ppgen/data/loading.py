@@ -1,12 +1,14 @@
 """Reading of a data set by its name or path, and its preparation: form, split, scale."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ppgen.data.checks import check
+from ppgen.data.checks import FiniteCheck, check
 from ppgen.data.dataset import Data
 from ppgen.data.files import KINDS, looks_like_file, read
 from ppgen.data.forms import DEFERRED, FORMS, resolve_form
@@ -15,6 +17,8 @@ from ppgen.data.named import NAMED, openml
 from ppgen.data.raw import RawData
 from ppgen.data.scaler import Scaler
 from ppgen.data.splits import split_rows
+from ppgen.data.streamed_files import open_stream
+from ppgen.data.streaming import RowNoise, StreamedArray
 from ppgen.data.toy import TOY
 
 __all__ = ["Preparation", "load", "read_source"]
@@ -34,6 +38,7 @@ def load(
     size: int | None = None,
     features: int | None = None,
     side: int | None = None,
+    stream: bool = False,
     seed: int = 0,
 ) -> Data:
     """Reads, checks, converts, splits and scales a data set; the same arguments give the same arrays.
@@ -54,6 +59,9 @@ def load(
         features: the number of columns of an svmlight file; None for the largest index plus one.
         side: the side in pixels to which images are padded, evenly and with the lowest level, for example from 28 to
             32, a power of two.
+        stream: whether rows stay on disk and are read when they are needed, for files .npy and .parquet and folders of
+            images larger than memory. They have the same values, splits and scaler as otherwise. What can be wrong with
+            a row is noticed when it is read: at once if a scaler is fitted, which reads all rows once.
         seed: seed of the toy data, the rows kept, the split, and the dequantization noise.
 
     Raises:
@@ -71,7 +79,8 @@ def load(
         ((70, 2), (70,))
     """
     prepare = Preparation(form=form, scale=scale, validation=validation, test=test)
-    raw = read_source(source, label=label, size=size, features=features, side=side, seed=seed)
+    options: dict[str, Any] = {"size": size, "features": features, "side": side, "stream": stream, "seed": seed}
+    raw = read_source(source, label=label, **options)
     return prepare(raw, source, seed=seed)
 
 
@@ -124,10 +133,7 @@ class Preparation:
         form = resolve_form(self.form, raw.levels)
         self._check_scale(form)
         _, split, noise = np.random.default_rng(seed).spawn(3)
-        try:
-            x = FORMS[form](raw.x, raw.levels, noise)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+        x = _apply(_Form(form, raw.levels, noise, str(source)), raw.x)
         n = len(x) - held_out
         test = 0.0 if held_out else self.test
         rows = split_rows(n, None if raw.y is None else raw.y[:n], validation=self.validation, test=test, rng=split)
@@ -137,17 +143,74 @@ class Preparation:
         if scale == "auto":
             scale = "standard" if x.ndim == 2 and form == "continuous" and source not in TOY else "none"
         if scaler is None and scale == "standard":
-            scaler = Scaler.fit(x[rows["train"]], columns=raw.columns)
-        if scaler is not None and form != "integer":
-            x = scaler.transform(x)
+            scaler = Scaler.fit(x, rows=rows["train"], columns=raw.columns, name=str(source))
         if form != "integer":
-            with np.errstate(over="ignore"):
-                x = x.astype(np.float32)
-            check(x, name=f"{source} in float32", columns=raw.columns)
+            x = _apply(_Scaled(scaler, str(source), raw.columns), x)
         scaler = Scaler.identity(x.shape[1:]) if scaler is None else scaler
         levels = 2 if form == "binary" else raw.levels
         name = Path(source).name or str(source)
         return Data(name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """The conversion to a form, of an array or of the rows of one."""
+
+    form: str
+    levels: int | None
+    noise: np.random.Generator
+    source: str
+
+    def __call__(self, x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        convert = FORMS[self.form]
+        noise: Any = self.noise if rows is None else RowNoise(self.noise, rows)
+        try:
+            return convert(x, self.levels, noise)
+        except ValueError as error:
+            for i, row in enumerate(() if rows is None else rows):
+                try:
+                    convert(x[i : i + 1], self.levels, noise)
+                except ValueError as first:
+                    raise ValueError(f"{self.source}, row {row}: {first}") from None
+            raise ValueError(f"{self.source}: {error}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _Scaled:
+    """The conversion to the scaled data in float32, checked, of an array or of the rows of one."""
+
+    scaler: Scaler | None
+    source: str
+    columns: tuple[str, ...] | None
+
+    def __call__(self, x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        x = x if self.scaler is None else self.scaler.transform(x)
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32, copy=False)
+        name = f"{self.source} in float32"
+        if rows is None:
+            check(x, name=name, columns=self.columns)
+        elif not np.isfinite(x).all():
+            finite = FiniteCheck(name, self.columns, of=" read together")
+            finite.add(x, rows)
+            finite.finish()
+        return x
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """Images of another side."""
+
+    side: int
+    source: str
+
+    def __call__(self, x: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        return pad_images(x, self.side, name=self.source)
+
+
+def _apply(convert: Callable[..., np.ndarray], x: Any) -> Any:
+    """Converts an array, or each row of a streamed one when it is read."""
+    return x.map(convert) if isinstance(x, StreamedArray) else convert(x)
 
 
 def read_source(
@@ -157,6 +220,7 @@ def read_source(
     size: int | None = None,
     features: int | None = None,
     side: int | None = None,
+    stream: bool = False,
     seed: int = 0,
 ) -> RawData:
     """Reads and checks the rows of a source.
@@ -167,6 +231,7 @@ def read_source(
         size: as in `load`.
         features: as in `load`.
         side: as in `load`.
+        stream: as in `load`.
         seed: as in `load`.
 
     Raises:
@@ -176,13 +241,24 @@ def read_source(
     """
     if size is not None and size < 1:
         raise ValueError(f"expected size to be at least one row, got {size}")
-    raw = _read(source, label, size, seed, features)
-    check(raw.x, name=str(source), columns=raw.columns)
+    if stream:
+        raw = _open_stream(source, label, features)
+    else:
+        raw = _read(source, label, size, seed, features)
+        check(raw.x, name=str(source), columns=raw.columns)
     if side is not None:
-        raw = raw._replace(x=pad_images(raw.x, side, name=str(source)))
+        raw = raw._replace(x=_apply(_Padded(side, str(source)), raw.x))
     if size is not None and source not in TOY:
         raw = _subset(raw, size, str(source), np.random.default_rng(seed).spawn(3)[0])
     return raw
+
+
+def _open_stream(source: str | Path, label: str | None, features: int | None) -> RawData:
+    if not isinstance(source, Path) and (source in TOY or source in NAMED or source.startswith("openml:")):
+        raise ValueError(f"stream=True reads files and folders of images, and {source!r} is none of them; leave it out")
+    if features is not None:
+        raise ValueError(f"features={features} is an option of sparse tables, which cannot be streamed; leave it out")
+    return open_stream(Path(source), label)
 
 
 def _read(source: str | Path, label: str | None, size: int | None, seed: int, features: int | None) -> RawData:
@@ -213,4 +289,5 @@ def _subset(raw: RawData, size: int, name: str, rng: np.random.Generator) -> Raw
     if size > len(raw.x):
         raise ValueError(f"size={size} asks for more rows than {name} has, {len(raw.x)}")
     kept = rng.permutation(len(raw.x))[:size]
-    return raw._replace(x=raw.x[kept], y=None if raw.y is None else raw.y[kept])
+    x: Any = raw.x.select(kept) if isinstance(raw.x, StreamedArray) else raw.x[kept]
+    return raw._replace(x=x, y=None if raw.y is None else raw.y[kept])

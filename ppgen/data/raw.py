@@ -13,7 +13,7 @@ class RawData(NamedTuple):
     """Rows of a source.
 
     Attributes:
-        x: the data (n, *event_shape) of any real dtype.
+        x: the data (n, *event_shape) of any real dtype, or a `ppgen.data.StreamedArray` of them.
         y: int64 labels (n,), or None.
         columns: the names of the columns of a table, or None.
         label_names: the names of the labels, indexed by y, or None.

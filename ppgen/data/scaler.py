@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ppgen.data.checks import check, name_columns
+from ppgen.data.checks import FiniteCheck, check, chunks, name_columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,28 +48,47 @@ class Scaler:
         return cls(np.zeros(event_shape), np.ones(event_shape))
 
     @classmethod
-    def fit(cls, x: np.ndarray, *, columns: Sequence[str] | None = None) -> "Scaler":
+    def fit(
+        cls,
+        x: Any,
+        *,
+        rows: np.ndarray | None = None,
+        columns: Sequence[str] | None = None,
+        name: str = "Scaler.fit",
+    ) -> "Scaler":
         """The map that standardizes data: the mean and the standard deviation (dividing by n) of each column.
 
-        A constant column keeps the scale 1, so that it becomes zero, and a UserWarning names it.
+        The data are read once, in the order of their rows and in chunks, whose moments are merged (Chan et al. 1983,
+        https://doi.org/10.1080/00031305.1983.10483115). A constant column keeps the scale 1, so that it becomes zero,
+        and a UserWarning names it.
 
         Args:
-            x: the data (n, *event_shape).
+            x: the data (n, *event_shape), an array or a `ppgen.data.StreamedArray`.
+            rows: the numbers of the rows to use; all if left out. The other rows are checked too.
             columns: the names of columns, for errors, or None.
+            name: the source, for errors.
 
         Raises:
             TypeError: as `check` does.
             ValueError: as `check` does, and for columns whose standard deviation overflows.
         """
-        check(x, name="Scaler.fit", columns=columns)
-        with np.errstate(over="ignore", invalid="ignore"):  # overflow is an error below
-            shift, scale = np.asarray(x.mean(axis=0, dtype=np.float64)), x.std(axis=0, dtype=np.float64)
+        check(x[:1], name=name, columns=columns, finite=False)
+        moments, finite = _Moments(), FiniteCheck(name, columns)
+        used = np.full(len(x), rows is None)
+        if rows is not None:
+            used[rows] = True
+        for start, stop in chunks(x.shape):
+            chunk = x[start:stop]
+            finite.add(chunk)
+            if used[start:stop].any():
+                moments.add(chunk[used[start:stop]])
+        finite.finish()
         # by rounding, the standard deviation of a constant column may differ from zero
-        constant = x.min(axis=0) == x.max(axis=0)
+        constant = moments.least == moments.most
         if constant.any():
             which = name_columns(np.argwhere(constant), columns)
             warnings.warn(f"constant in the training rows, therefore not scaled: {which}", UserWarning, stacklevel=2)
-        return cls(shift, np.where(constant, 1.0, scale))
+        return cls(moments.mean, np.where(constant, 1.0, np.sqrt(moments.squares / moments.count)))
 
     def transform(self, x: np.ndarray) -> np.ndarray:
         """(x - shift)/scale, computed in float64 and returned in the floating point type of x."""
@@ -103,6 +122,27 @@ class Scaler:
         if x.shape[1:] != self.shift.shape:
             raise ValueError(f"expected rows of shape {self.shift.shape}, got an array of shape {x.shape}")
         return x.astype(np.float64)
+
+
+@dataclass
+class _Moments:
+    """Count, mean, sum of squared deviations and range of each column, chunk by chunk."""
+
+    count: int = 0
+    mean: Any = 0.0
+    squares: Any = 0.0
+    least: Any = np.inf
+    most: Any = -np.inf
+
+    def add(self, x: np.ndarray) -> None:
+        """Merges a chunk (n, *event_shape)."""
+        with np.errstate(over="ignore", invalid="ignore"):  # the constructor of `Scaler` refuses what overflows
+            mean = x.mean(axis=0, dtype=np.float64)
+            squares = np.square(x - mean).sum(axis=0)
+            count, shift = self.count + len(x), mean - self.mean
+            self.mean = np.asarray(self.mean + shift * (len(x) / count))
+            self.squares = self.squares + squares + np.square(shift) * (self.count * len(x) / count)
+        self.count, self.least, self.most = count, np.minimum(self.least, x.min(0)), np.maximum(self.most, x.max(0))
 
 
 def _floating(x: np.ndarray) -> np.dtype:

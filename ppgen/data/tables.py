@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,16 +113,28 @@ def from_frame(
     """
     y, label_names = None, None
     if label is not None:
-        if label not in frame.columns:
-            raise MissingLabelColumn(
-                f"{name} has no column {label!r} for labels, only {', '.join(map(repr, frame.columns))}"
-            )
+        check_label(frame.columns, label, name)
         y, label_names = encode_labels(frame[label], name=f"{name}, column {label!r}", location=location)
         frame = frame.drop(columns=label)
     if not len(frame.columns):
         raise ValueError(f"{name} has no columns of numbers")
     x = np.column_stack([_numbers(frame[c], name, location) for c in frame.columns])
     return RawData(x, y, tuple(map(str, frame.columns)), label_names)
+
+
+def check_label(columns: Iterable[str], label: str | None, name: str) -> None:
+    """Checks that a table has the column of labels.
+
+    Args:
+        columns: the names of its columns.
+        label: the column of labels, or None.
+        name: the source, for errors.
+
+    Raises:
+        MissingLabelColumn: if the table does not have it.
+    """
+    if label is not None and label not in columns:
+        raise MissingLabelColumn(f"{name} has no column {label!r} for labels, only {', '.join(map(repr, columns))}")
 
 
 def _numbers(column: pd.Series, name: str, location: Callable[[int], str]) -> np.ndarray:
