@@ -46,8 +46,13 @@ def signature(program: Program) -> inspect.Signature:
 
 def program_name(program: Program) -> str:
     """The name of a program in messages: that of the function, or of the class."""
-    named = program if hasattr(program, "__name__") else getattr(program, "__wrapped__", type(program))
-    return getattr(named, "__name__", type(program).__name__)
+    while not hasattr(program, "__name__"):
+        inner = poutine.unwrap(program)
+        inner = getattr(inner, "__wrapped__", inner)
+        if inner is program:
+            return type(program).__name__
+        program = inner
+    return program.__name__
 
 
 def warn_one_by_one(name: str) -> None:

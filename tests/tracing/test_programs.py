@@ -7,8 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoNormalMessenger
+from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger
 
+from ppgen.tracing.double_precision import DoublePrecision
 from ppgen.tracing.programs import (
     DataPlateSize,
     JointDensity,
@@ -19,6 +20,7 @@ from ppgen.tracing.programs import (
     isolated_sites,
     likelihood_of_latent,
     likelihood_sites,
+    program_name,
     validation,
 )
 from ppgen.tracing.sites import latent_sites
@@ -140,3 +142,10 @@ def test_observations_without_a_plate_have_the_shape_of_their_density():
     check_observation_shapes(get_trace(program, torch.zeros(6)))
     with pytest.raises(ValueError, match=r"broadcast to densities of shape \(6, 6\)"):
         check_observation_shapes(get_trace(program, torch.zeros(6, 1)))
+
+
+def test_a_program_has_its_name_inside_handlers():
+    for wrap in (DoublePrecision, poutine.MaskMessenger(False), lambda program: poutine.block(program, hide=["m"])):
+        assert program_name(wrap(mixture)) == "mixture"
+        assert program_name(poutine.MaskMessenger(False)(DoublePrecision(wrap(mixture)))) == "mixture"
+    assert program_name(poutine.MaskMessenger(False)(AutoNormal(mixture))) == "AutoNormal"

@@ -16,6 +16,7 @@ from ppgen.infer.compile.recording import Recording
 __all__ = ["disagreement"]
 
 TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-3}  # relative
+MIXED_TOLERANCE = 1e-5  # of float64, where some operations are in float32
 COARSE_TOLERANCE = 5e-2  # of all other types
 NEGLIGIBLE = 1e-4  # gradients below this fraction of the largest one are taken for rounding error
 STEP_TOLERANCE = 0.05  # relative to a parameter's update
@@ -44,8 +45,9 @@ def disagreement(
     Returns:
         The first difference in words; None if the two agree.
     """
+    tolerances = _tolerances(recording)
     for name, value in eager_values.items():
-        if not _close(values[name], value, floor=1e-3, slack=slack):
+        if not _close(values[name], value, tolerances, floor=1e-3, slack=slack):
             return f"{name} is {float(values[name]):.8g}, eagerly {float(value):.8g}"
     gradients = {id(p): grad for optimizer in optimizers for p, grad in optimizer.last_gradients if grad is not None}
     largest = max((float(grad.abs().max()) for grad in gradients.values() if grad.numel()), default=0.0)
@@ -64,15 +66,29 @@ def disagreement(
             states.setdefault(kinds.get(id(tensor), id(tensor)), []).append((tensor.detach(), eager))
     for kind, pairs in states.items():
         value, expected = (torch.cat([part.reshape(-1) for part in parts]) for parts in zip(*pairs, strict=True))
-        if not _close(value, expected, slack=slack):
+        if not _close(value, expected, tolerances, slack=slack):
             shape = tuple(pairs[0][0].shape)
             return f"{kind} of the optimizer differs" if isinstance(kind, str) else f"a tensor of shape {shape} differs"
     return None
 
 
-def _close(value: Tensor, expected: Tensor, *, floor: float = 1e-6, slack: float = 1.0) -> bool:
+def _tolerances(recording: Recording) -> Mapping[torch.dtype, float]:
+    """The relative tolerance of each type of result."""
+    computed = {node.meta["like"][2] for node in recording.graph.nodes if "like" in node.meta}
+    mixed = any(dtype.is_floating_point and dtype != torch.float64 for dtype in computed)
+    return TOLERANCES | ({torch.float64: MIXED_TOLERANCE} if mixed else {})
+
+
+def _close(
+    value: Tensor,
+    expected: Tensor,
+    tolerances: Mapping[torch.dtype, float],
+    *,
+    floor: float = 1e-6,
+    slack: float = 1.0,
+) -> bool:
     """Whether two tensors are equal within the precision of their type, relative to the largest entry."""
-    tolerance = slack * TOLERANCES.get(expected.dtype, COARSE_TOLERANCE)
+    tolerance = slack * tolerances.get(expected.dtype, COARSE_TOLERANCE)
     value, expected = value.detach().double(), expected.detach().double()
     if not torch.equal(value.isfinite(), expected.isfinite()):
         return False

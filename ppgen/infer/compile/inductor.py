@@ -66,7 +66,7 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> C
             examples = [_empty(*node.meta["like"]) for node in placeholders]
             functional = make_fx(
                 functionalize(module, remove="mutations"),
-                decomposition_table=select_decomp_table(),
+                decomposition_table=_decompositions(),
                 _allow_non_fake_inputs=True,
             )(*examples)
         _simplify(functional, draws)
@@ -87,6 +87,13 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> C
             torch.set_grad_enabled(enabled)
 
     return call
+
+
+def _decompositions() -> dict[Any, Callable]:
+    """Inductor's decompositions, without those that draw other random numbers than the operation."""
+    table = dict(select_decomp_table())
+    table[aten.bernoulli.default] = lambda p: aten.bernoulli.Tensor(p, p)
+    return table
 
 
 @torch.library.custom_op("ppgen::once", mutates_args=())

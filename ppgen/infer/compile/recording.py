@@ -27,8 +27,8 @@ from ppgen.infer.compile.python_values import PythonValues, is_user_file
 from ppgen.tracing.programs import validation
 from ppgen.utils.torch_private import TorchDispatchMode, written_arguments
 
-__all__ = ["Recording", "Untraceable", "is_user_code", "recordable_programs"]
-__all__ += ["save_random_state", "source_line", "storage_of"]
+__all__ = ["RandomState", "Recording", "Untraceable", "is_user_code", "recordable_programs"]
+__all__ += ["source_line", "storage_of"]
 
 aten = torch.ops.aten
 read_item, read_numpy = Tensor.item, Tensor.numpy
@@ -345,24 +345,29 @@ def _item(tensor: Tensor) -> Any:
     return read_item(tensor)
 
 
-def save_random_state(device: torch.device) -> Callable[[], None]:
-    """Saves torch's random state.
+class RandomState:
+    """Torch's random state when this is made.
 
     Args:
-        device: a GPU whose random state is saved besides that of the CPU; or the CPU.
-
-    Returns:
-        A function that restores the saved state.
+        device: a GPU whose random state is included besides that of the CPU; or the CPU.
     """
-    state = torch.get_rng_state()
-    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
-    def rewind() -> None:
-        torch.set_rng_state(state)
-        if on_gpu is not None:
-            torch.cuda.set_rng_state(on_gpu, device)
+    def __init__(self, device: torch.device) -> None:
+        self._gpu = device if device.type == "cuda" else None
+        self._states = self._read()
 
-    return rewind
+    def restore(self) -> None:
+        """Sets torch's random state to this one."""
+        torch.set_rng_state(self._states[0])
+        if self._gpu is not None:
+            torch.cuda.set_rng_state(self._states[1], self._gpu)
+
+    def is_current(self) -> bool:
+        """Whether torch's random state is this one."""
+        return all(map(torch.equal, self._states, self._read()))
+
+    def _read(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *([] if self._gpu is None else [torch.cuda.get_rng_state(self._gpu)])]
 
 
 def _written_tensors(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:

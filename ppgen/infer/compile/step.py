@@ -31,11 +31,11 @@ from ppgen.infer.compile.policy import MAX_CHANGES, MAX_COMPILED, MAX_RECORDINGS
 from ppgen.infer.compile.protocols import RecordableOptimizer
 from ppgen.infer.compile.python_values import PythonValues
 from ppgen.infer.compile.recording import (
+    RandomState,
     Recording,
     Untraceable,
     is_user_code,
     recordable_programs,
-    save_random_state,
     source_line,
 )
 from ppgen.utils.torch_private import MissingTorchInterface, warn_missing
@@ -57,13 +57,13 @@ class RecordedStep(NamedTuple):
         recording: its operations.
         values: the scalars that it returned.
         arguments: the tensors that it was called with.
-        rewind_random_state: sets torch's random state to the one before it.
+        random_state: torch's random state before it.
     """
 
     recording: Recording
     values: dict[str, Tensor]
     arguments: list[Tensor]
-    rewind_random_state: Callable[[], None]
+    random_state: RandomState
 
     @property
     def refusal(self) -> Exception | None:
@@ -177,7 +177,7 @@ class CompiledStep:
     ) -> "RecordedStep | Exception":
         """Takes an eager step and records it; if that fails, nothing has changed, and the error is returned."""
         arguments, _ = argument_key(args, kwargs)
-        rewind_random_state = save_random_state(self._device)
+        random_state = RandomState(self._device)
         restore_states = [optimizer.learning_rates.save_state() for optimizer in self.optimizers]
         recording: Recording | None = None
         try:
@@ -194,9 +194,9 @@ class CompiledStep:
                 recording.undo()
             for restore_state in restore_states:
                 restore_state()
-            rewind_random_state()
+            random_state.restore()
             return error
-        return RecordedStep(recording, values, arguments, rewind_random_state)
+        return RecordedStep(recording, values, arguments, random_state)
 
     def _compile(self, shape: ShapeState, recorded: "RecordedStep") -> dict[str, Tensor]:
         """Compiles the recorded step and repeats it; returns its values, or the eager ones if the two differ."""
@@ -236,17 +236,19 @@ class CompiledStep:
             those of the eager step, with an error that says how they differ.
         """
         recording = recorded.recording
-        eager_results, forward_random_state = recording.after(), save_random_state(self._device)
+        eager_results, random_state_after = recording.after(), RandomState(self._device)
         try:
             recording.undo()
-            recorded.rewind_random_state()
+            recorded.random_state.restore()
             values = compiled(recorded.arguments)
             difference = disagreement(recording, eager_results, recorded.values, values, self.optimizers, slack=slack)
+            if difference is None and not random_state_after.is_current():
+                difference = "it draws other random numbers"
             if difference is not None:
                 raise Untraceable(f"the compiled step differs from the eager one: {difference}")
         except Exception as error:
             recording.write(eager_results)
-            forward_random_state()
+            random_state_after.restore()
             return recorded.values, error
         return values, None
 

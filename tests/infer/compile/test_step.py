@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from compiled_runs import PLAIN, SMALL, STEPS, assert_same, compiled_shapes, row_of, run, run_with_warnings
 from programs import PROGRAMS, Row, networks, no_program, torch_optim
+from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch._inductor.exc import InvalidCxxCompiler
 
@@ -308,3 +310,70 @@ def test_the_update_of_a_parameter_does_not_read_another_one_after_its_update(op
     compiled, eager = (run(row, compile, steps=8) for compile in (True, False))
     assert compiled_shapes(compiled.svi) == 1
     assert_same(compiled, eager, 1e-6)
+
+
+def drawn(p: Tensor) -> dict[str, dist.Distribution]:
+    """Distributions whose random numbers depend on a tensor of numbers between 0 and 1."""
+    pair = torch.stack([p, 1 - p], -1)
+    return {
+        "bernoulli": dist.Bernoulli(p),
+        "binomial": dist.Binomial(4, p),
+        "categorical": dist.Categorical(pair),
+        "dirichlet": dist.Dirichlet(pair),
+        "exponential": dist.Exponential(p),
+        "gamma": dist.Gamma(p, 1.0),
+        "inflated": dist.ZeroInflatedPoisson(p, gate=p),
+        "normal": dist.Normal(p, p),
+        "poisson": dist.Poisson(p),
+        "relaxed": dist.RelaxedBernoulliStraightThrough(torch.full_like(p, 0.5), p),
+    }
+
+
+def test_draws_whose_distributions_are_learned_are_those_of_torch():
+    """Compiled by inductor, which would draw some of them by other random numbers."""
+
+    def model() -> None:
+        with pyro.plate("data", 5):
+            total = sum(
+                (z if z.dim() == 1 else z[..., 0]).double()
+                for z in (pyro.sample(k, q) for k, q in drawn(torch.full((5,), 0.3, dtype=torch.float64)).items())
+            )
+            pyro.factor("f", -0.1 * (total - 1) ** 2)
+
+    def guide() -> None:
+        p = pyro.param("p", torch.tensor(0.4, dtype=torch.float64))
+        with pyro.plate("data", 5):
+            for name, q in drawn(p.expand(5)).items():
+                pyro.sample(name, q)
+
+    row = Row(lambda: (model, guide, ()), Trace_ELBO, torch_optim(torch.optim.SGD, lr=1e-3))
+    compiled, eager = (run(row, compile, steps=8) for compile in (True, False))
+    assert compiled_shapes(compiled.svi) == 1
+    assert_same(compiled, eager, 1e-6)
+
+
+def test_a_compiled_step_that_leaves_another_random_state_is_not_used(builds, monkeypatch, inductor):
+    compile_graph = inductor.compile_graph
+
+    def compile_wastefully(*args: Any) -> Callable:
+        compiled = compile_graph(*args)
+        return lambda tensors: (compiled(tensors), torch.rand(1))[0]
+
+    monkeypatch.setattr(inductor, "compile_graph", compile_wastefully)
+    compiled, messages = run_with_warnings(SMALL, steps=8)
+    assert_same(compiled, run(SMALL, False, steps=8), 1e-5)
+    assert "it draws other random numbers" in messages[0]
+
+
+def test_a_double_loss_with_parts_in_single_precision_is_compiled():
+    """Compiled by inductor, which rounds the single-precision part in its own way."""
+    single = torch.linspace(0.1, 2.0, 7)
+
+    def loss(model: Callable, guide: Callable) -> Tensor:
+        w = pyro.param("w", torch.tensor(0.3, dtype=torch.float64))
+        return (w - 1) ** 2 + (w.float() * single).sigmoid().log().exp().sin().sum().double() - 4.4
+
+    row = Row(lambda: (no_program, no_program, ()), lambda: loss, torch_optim(torch.optim.SGD, lr=0.01))
+    compiled, eager = (run(row, compile, steps=8) for compile in (True, False))
+    assert compiled_shapes(compiled.svi) == 1
+    assert_same(compiled, eager, 1e-5)
