@@ -8,6 +8,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal, AutoNormalMessenger
+from pyro.poutine.mask_messenger import MaskMessenger
 
 from ppgen.tracing.double_precision import DoublePrecision
 from ppgen.tracing.programs import (
@@ -145,7 +146,7 @@ def test_observations_without_a_plate_have_the_shape_of_their_density():
 
 
 def test_a_program_has_its_name_inside_handlers():
-    for wrap in (DoublePrecision, poutine.MaskMessenger(False), lambda program: poutine.block(program, hide=["m"])):
+    for wrap in (DoublePrecision, MaskMessenger(False), lambda program: poutine.block(program, hide=["m"])):
         assert program_name(wrap(mixture)) == "mixture"
-        assert program_name(poutine.MaskMessenger(False)(DoublePrecision(wrap(mixture)))) == "mixture"
-    assert program_name(poutine.MaskMessenger(False)(AutoNormal(mixture))) == "AutoNormal"
+        assert program_name(MaskMessenger(False)(DoublePrecision(wrap(mixture)))) == "mixture"
+    assert program_name(MaskMessenger(False)(AutoNormal(mixture))) == "AutoNormal"
