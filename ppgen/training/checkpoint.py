@@ -1,6 +1,7 @@
 """`Checkpoint`: the file from which a stopped run continues. It holds everything that the next step depends on."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,9 @@ def read_ranks(path: str | os.PathLike | None) -> int | None:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, metadata = read(path)
+    if metadata.get("format") == "run 2":  # one rank wrote it
+        tensors = {re.sub("^random/", "random/0/", name): tensor for name, tensor in tensors.items()}
+        metadata |= {"format": FORMAT, "ranks": 1}
     if (found := metadata.get("format")) != FORMAT:
         raise CheckpointError(
             f"{path}: not a checkpoint of a run, or of another version of ppgen (format {found!r}; this version reads "
