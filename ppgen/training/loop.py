@@ -57,7 +57,7 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
         torch.manual_seed(options.seed)  # lazy autoguides, and functions in pyro.param, may draw initial values
         example, whole = next(batches.epoch(0)), next(batches.epoch(0, whole=True))
         ranks.plates = row_plates(model, guide, whole, example)
-        critics = build_critics(loss, model, guide, example)
+        critics = build_critics(loss, model, guide, whole)
         for critic in critics.values() if options.device is not None else ():
             critic.to(options.device)
         state = ProgramState.from_programs(model, guide, example, critics=critics)

@@ -1,0 +1,289 @@
+"""What several processes compute, for `tests/infer/test_distributed.py`: one pool of processes runs all cases.
+
+One process and many get equal numbers only if their random numbers are equal. `noise_of_rows` therefore replaces torch's
+random functions: they draw for the global batch, on each rank the same, and return the rows of the rank's share.
+"""
+
+import contextlib
+import functools
+import itertools
+import multiprocessing
+import tempfile
+import traceback
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyro
+import pyro.distributions as pd
+import torch
+import torch.distributed as dist
+from support import interpret
+from torch import Tensor, nn
+
+import ppgen
+from ppgen import models, recipes
+from ppgen.diffusion.times import TIMES
+from ppgen.infer.distributed import Ranks, shares
+
+STEPS = 50
+RANDOM = ("normal", "rand_like", "randn_like", "rand", "randn", "bernoulli")
+SECONDS = 240  # after which processes are taken for dead
+
+
+@contextlib.contextmanager
+def noise_of_rows() -> Iterator[None]:
+    """Each step draws the numbers of its global batch, the same in all processes; a rank gets those of its rows."""
+    ranks: list[Ranks] = []
+    steps = itertools.count()
+    begin_step = Ranks.begin_step
+
+    def begin(self: Ranks, rows: int | None, whole: int | None) -> None:
+        begin_step(self, rows, whole)
+        ranks[:] = [self]
+        torch.manual_seed(next(steps))
+
+    def drawn(draw: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        first = args[0] if args else None
+        here = ranks[0] if ranks else None
+        shape = first.shape if isinstance(first, Tensor) else (first,) if isinstance(first, int) else first
+        length = shape[0] if shape else None
+        if here is None or here.size == 1 or length != here.rows:
+            return draw(*args, **kwargs)
+        start, stop = shares(here.whole, here.size)[here.rank]
+        longer = [arg[:1].expand(here.whole, *arg.shape[1:]) if isinstance(arg, Tensor) else arg for arg in args]
+        longer[0] = longer[0] if isinstance(first, Tensor) else torch.Size([here.whole, *shape[1:]])
+        return draw(*longer, **kwargs)[start:stop]
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(patch.object(Ranks, "begin_step", begin))
+        for name in RANDOM:
+            stack.enter_context(patch.object(torch, name, functools.partial(drawn, getattr(torch, name))))
+        stack.enter_context(patch.dict(TIMES, independent=torch.rand_like))
+        for module in (torch.distributions.normal, torch.distributions.multivariate_normal):
+            substitute = functools.partial(drawn, module._standard_normal)
+            stack.enter_context(patch.object(module, "_standard_normal", substitute))
+        yield
+
+
+# Programs
+
+
+def data(rows: int = 48) -> Tensor:
+    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def vae(rows: int = 48) -> dict:
+    vae = models.VAE((3,), latent_dim=2, hidden=(5,))
+    loss = ppgen.Reconstruction() + ppgen.Anneal(1.0, steps=20) * ppgen.Rate()
+    return {"programs": vae, "data": data(rows), "loss": loss, "clip_norm": 1.0, "lr_scheduler": "cosine", "ema": 0.9}
+
+
+def wgan_gp() -> dict:
+    gan = models.Generator((3,), latent_dim=2, hidden=(5,))
+    return {"programs": gan, "data": data(), "loss": recipes.wgan_gp(hidden=(6,), steps=2)}
+
+
+def dann() -> dict:
+    """Without a batch size, so that each share has as many rows of one domain as of the other."""
+    x, d = data(), torch.arange(48) % 2
+    dann = models.DANN((3,), 2, latent_dim=4, hidden=(5,))
+    y = torch.where(d == 0, (x[:, 0] > 0).long(), models.UNKNOWN)
+    return {"programs": dann, "data": (x, y, d), "loss": recipes.dann(hidden=(6,)), "whole": True}
+
+
+def flow() -> dict:
+    return {"programs": models.FlowModel((3,), flow="realnvp", layers=2, hidden=(6,)), "data": data()}
+
+
+def diffusion() -> dict:
+    diffusion = models.Diffusion((3,), steps=10, hidden=(8,))
+    return {"programs": diffusion, "data": data(), "loss": ppgen.DiffusionELBO("simple", times="independent")}
+
+
+class Programs:
+    def __init__(self, model: Callable, guide: Callable) -> None:
+        self.model, self.guide = model, guide
+
+
+def global_latents(plate: Callable = lambda x: pyro.plate("data", len(x))) -> dict:
+    """A mean of all rows, and a latent of each of them."""
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", pd.Normal(x.new_zeros(3), 2.0).to_event(1))
+        with plate(x):
+            z = pyro.sample("z", pd.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", pd.Normal(w + z[:, None], 0.7).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", lambda: x.new_zeros(3))
+        scale = pyro.param("scale", lambda: x.new_full((3,), 0.3), constraint=pd.constraints.positive)
+        slope = pyro.param("slope", lambda: x.new_full((3,), 0.1))
+        pyro.sample("w", pd.Normal(loc, scale).to_event(1))
+        with plate(x):
+            pyro.sample("z", pd.Normal(x @ slope, 0.6))
+
+    return {"programs": Programs(model, guide), "data": data(), "whole": True}
+
+
+def subsampled() -> dict:
+    return global_latents(lambda x: pyro.plate("data", 48, subsample=x)) | {"whole": False}
+
+
+def renamed() -> dict:
+    """A plate of another name, and Pyro's own ELBO, which is a sum over data."""
+    return global_latents(lambda x: pyro.plate("rows", len(x))) | {"loss": pyro.infer.Trace_ELBO()}
+
+
+def growing() -> dict:
+    gan = models.Generator((1, 8, 8), latent_dim=2, hidden=(4, 6), network="growing", norm="pixel")
+    loss = recipes.progan(hidden=(4, 6), minibatch_std=False)
+    x = torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return {"programs": gan, "data": x, "loss": loss, "growth": ppgen.ProgressiveGrowing(), "steps": 12}
+
+
+CASES = {
+    "vae": vae,
+    "wgan_gp": wgan_gp,
+    "dann": dann,
+    "flow": flow,
+    "diffusion": diffusion,
+    "global_latents": global_latents,
+    "subsampled": subsampled,
+    "renamed": renamed,
+    "growing": growing,
+    "uneven": functools.partial(vae, 50),  # batches of 24, 24 and 2 rows
+}
+
+
+def run(name: str, *, compile: bool = False, batch: int = 24, gradient: bool = False, **options: Any) -> dict:
+    """Trains a case; returns weights, losses and what was decided about compiling.
+
+    Args:
+        name: the case.
+        compile: whether to compile steps.
+        batch: the rows of a global batch.
+        gradient: whether to take one step of gradient descent instead, which shows the gradient.
+        **options: other arguments of `ppgen.fit`.
+    """
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    case = CASES[name]() if name in CASES else globals()[name]()
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    programs = case.pop("programs")
+    batch_size = None if case.pop("whole", False) else batch // size
+    short = {"optim": functools.partial(torch.optim.SGD, lr=1.0), "steps": 1, "ema": None, "growth": None}
+    chosen = {"steps": STEPS, "compile": compile}
+    rows = case.pop("data")
+    args = {"batch_size": batch_size, "progress": False} | chosen | case | (short if gradient else {}) | options
+    with noise_of_rows():
+        fit = ppgen.fit(programs.model, programs.guide, rows, **args)
+    chain = fit.chains[-1]
+    return {
+        "weights": {k: t.clone() for k, t in chain.weights.items()},
+        "history": chain.history,
+        "adversarial": chain.adversarial_metrics,
+        "validation": chain.validation,
+        "compiled": chain.compiled,
+        "stop": chain.stop_reason,
+        "chains": [c.history["loss"] for c in fit.chains],
+    }
+
+
+# Processes
+
+
+def interpreted() -> contextlib.AbstractContextManager:
+    """Compiles by an interpreter, which is faster."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ppgen.infer.compile import compiled_function, inductor
+    stack = contextlib.ExitStack()
+    stack.enter_context(patch.object(inductor, "compile_graph", interpret))
+    stack.enter_context(patch.object(compiled_function, "_cache", OrderedDict()))
+    return stack
+
+
+def _process(rank: int, size: int, folder: str, function: Callable, args: tuple) -> None:
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with interpreted():
+            result = function(rank, size, Path(folder), *args)
+    except BaseException:
+        result = traceback.format_exc()
+    torch.save(result, f"{folder}/result.{rank}")
+    if isinstance(result, str):
+        raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def group(path: Path, rank: int, size: int) -> Iterator[None]:
+    """A process group, for processes that were started with `start`."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(path), size), rank=rank, world_size=size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def start(function: Callable, size: int, *args: Any) -> list[Any]:
+    """Runs ``function(rank, size, folder, *args)`` in processes of its own; returns their results.
+
+    The processes are forked from one that has imported ppgen, which takes seconds.
+
+    Args:
+        function: a function of a module.
+        size: the number of processes.
+        *args: further arguments.
+
+    Raises:
+        RuntimeError: if one of them fails or does not end.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ppgen.fitting", "ppgen.models", "ppgen.losses.recipes"])
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [context.Process(target=_process, args=(r, size, folder, function, args)) for r in range(size)]
+        for process in processes:
+            process.start()
+        alive = list(processes)
+        while alive and not any(process.exitcode for process in processes):
+            if not wait([process.sentinel for process in alive], SECONDS):
+                break
+            alive = [process for process in alive if process.is_alive()]
+        for process in alive:  # a failed process leaves the others waiting
+            process.kill()
+        paths = [Path(folder) / f"result.{rank}" for rank in range(size)]
+        results = [torch.load(p, weights_only=False) if p.exists() else "the process ended" for p in paths]
+    if failed := [result for result in dict.fromkeys(r for r in results if isinstance(r, str))]:
+        raise RuntimeError("\n".join(failed))
+    return results
+
+
+ON_FOUR = ("uneven", "wgan_gp", "global_latents")
+
+
+def all_cases(rank: int, size: int, folder: Path, names: list[str]) -> dict[Any, Any]:
+    """Each case on one rank and on two, eager and compiled, and some on four, by (name, compiled, ranks).
+
+    There are four processes: the first two train together, while the others do so alone.
+    """
+    results: dict[Any, Any] = {}
+    if rank < 2:
+        with group(folder / "two", rank, 2):
+            for name in names:
+                results |= {(name, compile, 2): run(name, compile=compile) for compile in (False, True)}
+                results[name, "gradient", 2] = run(name, gradient=True)
+    for name in names if rank >= 2 else ():
+        if rank == 2:
+            results[name, False, 1] = run(name)
+            results[name, "gradient", 1] = run(name, gradient=True)
+        else:
+            results[name, True, 1] = run(name, compile=True)
+    with group(folder / "four", rank, size):
+        results |= {(name, False, 4): run(name) for name in names if name in ON_FOUR}
+    return results
