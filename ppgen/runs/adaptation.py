@@ -41,7 +41,7 @@ class AdaptationRun(Run):
         for domain in ("source", "target"):
             explanation = f"test data of the {domain}; default: the fraction --data.test of its data"
             parser.add_argument(f"--{domain}_test", default=None, help=explanation)
-        add_data_options(parser)
+        add_data_options(parser, skip={"stream"})  # both domains are compared in memory
         super().add_arguments(parser, method)
 
     @classmethod

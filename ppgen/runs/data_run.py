@@ -1,6 +1,6 @@
 """A run of a generative model on one data set."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,10 @@ LABELED_ROWS = 5000  # at most so many training rows train the classifiers that 
 SOURCE_HELP = "digits, fashion, moons, ..., openml:NAME, a file or a folder of images"
 
 
-def add_data_options(parser: ArgumentParser) -> None:
+def add_data_options(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
     """Adds the arguments of `ppgen.data.load` as ``--data.NAME``, and the number of posterior samples."""
     parser.add_argument("--draws", type=int, default=200, help="posterior samples to store for each chain; 0 for none")
-    parser.add_function_arguments(datasets.load, "data", skip={"source"})
+    parser.add_function_arguments(datasets.load, "data", skip={"source", *skip})
 
 
 @dataclass
