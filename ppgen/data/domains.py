@@ -91,6 +91,8 @@ def load_domains(
         ValueError: for a source without labels or with labels below 0, events of different shapes or columns, and
             labels that the source does not have.
     """
+    if options.pop("stream", False):
+        raise ValueError("stream=True: both domains of an adaptation are held in memory; leave it out")
     reading = {name: options.pop(name) for name in ("label", "size", "features", "side") if name in options}
     prepare = Preparation(**options)
     sources = {"source": source, "target": target, "source_test": source_test, "target_test": target_test}

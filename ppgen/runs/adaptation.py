@@ -36,12 +36,14 @@ class AdaptationRun(Run):
     @classmethod
     def add_arguments(cls, parser: ArgumentParser, method: Method) -> None:
         """Adds the two data sets and their options."""
-        parser.add_argument("--source", required=True, help=f"data with labels: {SOURCE_HELP}")
-        parser.add_argument("--target", required=True, help="data of the same form, whose labels are not trained on")
+        parser.add_argument("--source", type=str, required=True, help=f"data with labels: {SOURCE_HELP}")
+        parser.add_argument(
+            "--target", type=str, required=True, help="data of the same form, whose labels are not trained on"
+        )
         for domain in ("source", "target"):
             explanation = f"test data of the {domain}; default: the fraction --data.test of its data"
-            parser.add_argument(f"--{domain}_test", default=None, help=explanation)
-        add_data_options(parser, skip={"stream"})  # both domains are compared in memory
+            parser.add_argument(f"--{domain}_test", type=str | None, default=None, help=explanation)
+        add_data_options(parser)
         super().add_arguments(parser, method)
 
     @classmethod

@@ -10,12 +10,16 @@ import os
 import sys
 import warnings
 
+from jsonargparse import ArgumentError
+
 from ppgen.runs.commands import COMMANDS
 from ppgen.runs.parser import make_parser
 
 __all__ = ["main"]
 
-ERRORS = (OSError, ValueError, LookupError, TypeError, FloatingPointError)
+# what is wrong with what the user gave: words, files, the machine
+ERRORS = (ArgumentError, ArithmeticError, ImportError, LookupError, MemoryError, OSError, TypeError, ValueError)
+USER_ERROR = 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,24 +29,30 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The command line without the name of the program; ``sys.argv`` if left out.
 
     Returns:
-        The exit status: 0, or 1 with the reason on standard error. If the environment variable ``PPGEN_TRACEBACK`` is
-        set, an error is raised in place of status 1.
+        The exit status: 0, or 2 with the reason in one line on standard error. If the environment variable
+        ``PPGEN_TRACEBACK`` is set, an error is raised in place of status 2.
 
     Raises:
-        SystemExit: With status 2 for arguments that do not parse, and with status 0 after ``--help``.
+        SystemExit: With status 0 after ``--help``.
     """
     words = sys.argv[1:] if arguments is None else arguments
     with warnings.catch_warnings():  # which restores showwarning
-        warnings.showwarning = lambda message, *_, **__: print(f"ppgen: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: print(f"ppgen: {_one_line(message)}", file=sys.stderr)
         try:
             parsed = make_parser(words).parse_args(words)
             COMMANDS[parsed.command](parsed[parsed.command])
         except ERRORS as error:
             if os.environ.get("PPGEN_TRACEBACK"):
                 raise
-            print(f"ppgen: {error}", file=sys.stderr)
-            return 1
+            print(f"ppgen: {_one_line(error)}", file=sys.stderr)
+            return USER_ERROR
     return 0
+
+
+def _one_line(error: BaseException | str) -> str:
+    """The message of an error in one line, in which nothing can move the cursor of a terminal."""
+    text = str(error) or type(error).__name__
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
 
 
 if __name__ == "__main__":

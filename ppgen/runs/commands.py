@@ -11,12 +11,12 @@ from jsonargparse import Namespace
 
 from ppgen.runs.folder import read_config, unused_folder
 from ppgen.runs.methods import METHODS
+from ppgen.runs.parser import without_run_options
 from ppgen.runs.printing import print_run
 
 __all__ = ["COMMANDS"]
 
 EPOCHS = 200  # the length of a run if neither steps nor epochs are given
-NOT_IN_CONFIG = ("config", "out", "progress")
 
 
 def train(arguments: Namespace) -> None:
@@ -26,10 +26,7 @@ def train(arguments: Namespace) -> None:
     name = arguments.method
     options = arguments[name]
     method = METHODS[name]
-    config = {"method": name, **_plain_values(options.as_dict())}
-    config.setdefault("loss", {})  # some recipes have no options
-    for key in NOT_IN_CONFIG:
-        config.pop(key, None)
+    config = without_run_options(options.as_dict())
     length = config["fit"]
     if length["epochs"] is not None and length["steps"] == method.defaults.get("fit.steps"):
         length["steps"] = None  # the default of the method, which the user did not ask for
@@ -103,15 +100,6 @@ def _load(folder: Path) -> Any:
     from ppgen.runs.run import Run
 
     return Run.load(folder)
-
-
-def _plain_values(value: Any) -> Any:
-    """Converts options to what YAML can store: dictionaries, lists, numbers and strings."""
-    if isinstance(value, dict):
-        return {str(key): _plain_values(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_values(part) for part in value]
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def _short_name(source: str) -> str:

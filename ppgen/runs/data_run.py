@@ -1,6 +1,6 @@
 """A run of a generative model on one data set."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,10 @@ LABELED_ROWS = 5000  # at most so many training rows train the classifiers that 
 SOURCE_HELP = "digits, fashion, moons, ..., openml:NAME, a file or a folder of images"
 
 
-def add_data_options(parser: ArgumentParser, skip: Collection[str] = ()) -> None:
+def add_data_options(parser: ArgumentParser) -> None:
     """Adds the arguments of `ppgen.data.load` as ``--data.NAME``, and the number of posterior samples."""
     parser.add_argument("--draws", type=int, default=200, help="posterior samples to store for each chain; 0 for none")
-    parser.add_function_arguments(datasets.load, "data", skip={"source", *skip})
+    parser.add_function_arguments(datasets.load, "data", skip={"source"})
 
 
 @dataclass
@@ -42,7 +42,7 @@ class DataRun(Run):
     @classmethod
     def add_arguments(cls, parser: ArgumentParser, method: Method) -> None:
         """Adds the data set and its options."""
-        parser.add_argument("source", help=SOURCE_HELP)
+        parser.add_argument("source", type=str, help=SOURCE_HELP)
         parser.add_argument("--conditional", type=bool, default=False, help="condition the model on the labels")
         add_data_options(parser)
         super().add_arguments(parser, method)

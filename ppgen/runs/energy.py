@@ -48,7 +48,7 @@ class EnergyRun(Run):
     def add_arguments(cls, parser: ArgumentParser, method: Method) -> None:
         """Adds the unnormalized density."""
         explanation = f"the unnormalized density: {', '.join(ENERGIES)}"
-        parser.add_argument("--energy", required=True, help=explanation)
+        parser.add_argument("--energy", type=str, required=True, help=explanation)
         super().add_arguments(parser, method)
 
     @classmethod

@@ -14,9 +14,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ppgen.runs.config_file import parse_config
 
-__all__ = ["check_version", "new_folder", "parse_config", "read_config", "unused_folder"]
+__all__ = ["check_version", "new_folder", "read_config", "unused_folder"]
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -40,7 +40,7 @@ def read_config(folder: Path, *, finished: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder is not a run folder, or the run is not finished.
-        ValueError: If the configuration is not a YAML mapping, or an earlier version of ppgen wrote the folder.
+        ValueError: As `parse_config` does, and if an earlier version of ppgen wrote the folder.
     """
     for name in (CONFIG, WEIGHTS) if finished else (CONFIG,):
         if not (folder / name).is_file():
@@ -50,27 +50,6 @@ def read_config(folder: Path, *, finished: bool = True) -> dict[str, Any]:
             raise FileNotFoundError(f"{folder}: not {what}: it has no {name}; {remedy}")
     config = parse_config(folder / CONFIG)
     check_version(config, folder)
-    return config
-
-
-def parse_config(path: Path) -> dict[str, Any]:
-    """Reads a YAML mapping.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Its contents.
-
-    Raises:
-        ValueError: If the file is not YAML, or not a mapping.
-    """
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: the file is not valid YAML: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a mapping from options to values, got {type(config).__name__}")
     return config
 
 

@@ -8,10 +8,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
+import docstring_parser
 from jsonargparse import ArgumentParser
-from torch import nn
 
 from ppgen.fitting import fit
+from ppgen.losses.weights import Schedule
+from ppgen.runs.plain_types import make_schedule, plain_type
 
 __all__ = ["add_fit_options", "add_loss_options", "add_model_options", "make_loss"]
 
@@ -32,34 +34,42 @@ LOSS_EXCLUDED: set[str | int] = {
 
 
 def add_model_options(parser: ArgumentParser, model: Callable[..., Any]) -> None:
-    """Adds the arguments of a model's class as ``--model.NAME``.
-
-    An argument that accepts a module or the name of one becomes an option for the name.
-    """
-    named = {
-        name: parameter.default
-        for name, parameter in inspect.signature(model).parameters.items()
-        if _accepts_module_or_name(parameter.annotation)
-    }
-    parser.add_class_arguments(model, "model", skip=MODEL_EXCLUDED | set(named))
-    for name, default in named.items():
-        explanation = f"the name of a {name}; see {model.__name__}"
-        parser.add_argument(f"--model.{name}", type=str | None, default=default, help=explanation)
-
-
-def _accepts_module_or_name(annotation: Any) -> bool:
-    parts = get_args(annotation)
-    return str in parts and any(isinstance(part, type) and issubclass(part, nn.Module) for part in parts)
+    """Adds the arguments of a model's class as ``--model.NAME``."""
+    _add_options(parser, model, "model", MODEL_EXCLUDED)
 
 
 def add_loss_options(parser: ArgumentParser, recipe: Callable[..., Any]) -> None:
     """Adds the arguments of a recipe as ``--loss.NAME``."""
-    parser.add_function_arguments(recipe, "loss", skip=LOSS_EXCLUDED)
+    _add_options(parser, recipe, "loss", LOSS_EXCLUDED)
 
 
 def add_fit_options(parser: ArgumentParser) -> None:
     """Adds the arguments of `ppgen.fit` as ``--fit.NAME``."""
-    parser.add_function_arguments(fit, "fit", skip=FIT_EXCLUDED)
+    _add_options(parser, fit, "fit", FIT_EXCLUDED)
+
+
+def _add_options(parser: ArgumentParser, function: Callable[..., Any], section: str, excluded: set[str | int]) -> None:
+    """Adds the arguments of a function or class, each with the plain part of its type; see `plain_type`.
+
+    Raises:
+        TypeError: If nothing of a type is plain, so that the argument has to be excluded.
+    """
+    replaced = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in excluded or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue  # jsonargparse finds the arguments to which **options go
+        plain = plain_type(parameter.annotation)
+        if plain is None:
+            raise TypeError(f"--{section}.{name}: {parameter.annotation} is no type of an option; exclude the argument")
+        if plain != parameter.annotation:
+            replaced[name] = plain
+    add = parser.add_class_arguments if inspect.isclass(function) else parser.add_function_arguments
+    add(function, section, skip=excluded | set(replaced))
+    documented = docstring_parser.parse(inspect.getdoc(function) or "").params
+    described = {argument.arg_name: argument.description for argument in documented}
+    for name, plain in replaced.items():
+        default, explanation = inspect.signature(function).parameters[name].default, described.get(name)
+        parser.add_argument(f"--{section}.{name}", type=plain, default=default, help=explanation)
 
 
 def make_loss(recipe: Callable[..., Any], options: Mapping[str, Any], **sites: Any) -> Any:
@@ -67,13 +77,18 @@ def make_loss(recipe: Callable[..., Any], options: Mapping[str, Any], **sites: A
 
     Args:
         recipe: The recipe.
-        options: The section "loss" of the configuration. A schedule is a dictionary with ``class_path``
-            and ``init_args``.
+        options: The section "loss" of the configuration. A schedule is a text such as ``Ramp(1.0, steps=1000)``.
         **sites: Arguments of the recipe that the run sets.
 
     Returns:
         The objective.
     """
-    parser = ArgumentParser()
-    parser.add_function_arguments(recipe, skip=LOSS_EXCLUDED)
-    return recipe(**parser.instantiate(parser.parse_object(dict(options))).as_dict(), **sites)
+    parameters = inspect.signature(recipe).parameters
+    arguments: dict[str, Any] = {}
+    for name, value in options.items():
+        scheduled = name in parameters and Schedule in get_args(parameters[name].annotation)
+        if isinstance(value, list):
+            arguments[name] = tuple(value)
+        else:
+            arguments[name] = make_schedule(value) if scheduled and isinstance(value, str) else value
+    return recipe(**arguments, **sites)

@@ -2,15 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 import ppgen
-from ppgen.runs.folder import check_version, parse_config
+from ppgen.runs.config_file import parse_config
+from ppgen.runs.folder import check_version
 from ppgen.runs.methods import METHODS, Method
 
-__all__ = ["make_parser"]
+__all__ = ["complete_config", "make_parser", "without_run_options"]
+
+
+NOT_IN_CONFIG = ("config", "out", "progress")
 
 
 def make_parser(words: Sequence[str]) -> ArgumentParser:
@@ -23,25 +29,30 @@ def make_parser(words: Sequence[str]) -> ArgumentParser:
     Returns:
         The parser.
     """
-    parser = ArgumentParser(prog="ppgen", description="Generative models as probabilistic programs.")
+    parser = _parser(prog="ppgen", description="Generative models as probabilistic programs.")
     parser.add_argument("--version", action="version", version=f"ppgen {ppgen.__version__}")
     commands = parser.add_subcommands(dest="command")
     for name, (add_arguments, summary, description) in _COMMANDS.items():
-        command = ArgumentParser(description=description)
+        command = _parser(description=description)
         commands.add_subcommand(name, command, help=summary)
         add_arguments(command, words)
     return parser
 
 
+def _parser(**options: Any) -> ArgumentParser:
+    """A parser that raises an ArgumentError in place of printing its usage and exiting."""
+    return ArgumentParser(exit_on_error=False, **options)
+
+
 def _train(parser: ArgumentParser, words: Sequence[str]) -> None:
     methods = parser.add_subcommands(dest="method")
     for name, method in METHODS.items():
-        options = _train_method(name, method) if name in words else ArgumentParser()
+        options = _train_method(name, method) if name in words else _parser()
         methods.add_subcommand(name, options, help=method.summary)
 
 
 def _train_method(name: str, method: Method) -> ArgumentParser:
-    parser = ArgumentParser(description=f"Train {method.summary}.")
+    parser = _parser(description=f"Train {method.summary}.")
     parser.add_argument("--config", action=_ConfigFile, help="a config.yaml; later options override it")
     parser.add_argument(
         "--method", default=name, choices=[name], help="the method, which a configuration file has to name as well"
@@ -55,19 +66,80 @@ class _ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Reads the file and adds its contents to the parsed arguments."""
-        if (path := Path(values)).is_file():
-            _check_config(parse_config(path), parser.get_defaults().as_dict(), path)
-        super().__call__(parser, cfg, values, option_string)
+        config = parse_config(Path(values))
+        lacking = {action.dest: "" for action in parser._actions if action.required}  # the command line may have it
+        _parse_config(parser, lacking | config, Path(values))
+        super().__call__(parser, cfg, yaml.safe_dump(config), option_string)  # the file is read once, by `parse_config`
 
 
-def _check_config(config: dict[str, Any], defaults: Mapping[str, Any], path: Path) -> None:
+def complete_config(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Checks the configuration of a run as the command line does. What it leaves out has its default, as there.
+
+    Args:
+        config: The contents of the file.
+        path: The file, for errors.
+
+    Returns:
+        All options of the method, as plain values.
+
+    Raises:
+        ValueError: If the method does not exist, an option is unknown, has a value of another type, or is missing and
+            has no default; the message names it.
+    """
+    check_version(config, path)
+    name = config["method"]
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"{path}: there is no method {name!r}; expected one of {', '.join(METHODS)}")
+    return without_run_options(_parse_config(_train_method(name, METHODS[name]), config, path))
+
+
+def _parse_config(parser: ArgumentParser, config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Checks the names and the values of a configuration, and fills in defaults."""
+    _check_names(config, parser.get_defaults().as_dict(), path)
+    nullable = {action.dest: _nullable(action) for action in parser._actions}
+    for option in _option_names(config):
+        section, _, key = option.rpartition(".")
+        if not nullable.get(option, True) and (config[section] if section else config)[key] is None:
+            raise ValueError(f"{path}: {option!r} must have a value, got null")  # jsonargparse checks values only
+    try:
+        return parser.parse_object(config).as_dict()
+    except ArgumentError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _nullable(action: Any) -> bool:
+    """Whether an option may be null: what jsonargparse knows of its type, or else whether it may be left out."""
+    annotation = getattr(action, "_typehint", None)
+    return not action.required if annotation is None else NoneType in get_args(annotation)
+
+
+def without_run_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``config.yaml`` stores of the options of a method: plain values, without those of one call."""
+    config = {name: _plain_values(value) for name, value in options.items() if name not in NOT_IN_CONFIG}
+    config.setdefault("loss", {})  # some recipes have no options
+    return {"method": config.pop("method"), **config}
+
+
+def _plain_values(value: Any) -> Any:
+    """Converts options to what YAML can store: dictionaries, lists, numbers and strings."""
+    if isinstance(value, dict):
+        return {str(key): _plain_values(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_values(part) for part in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _check_names(config: dict[str, Any], defaults: Mapping[str, Any], path: Path) -> None:
     """Raises a ValueError if the configuration is of another version or method, or has an unknown option."""
     if "system" in config:
         check_version(config, path)
     method = defaults["method"]
     if (other := config.get("method", method)) != method:
         raise ValueError(f"{path}: the configuration is of a run of {other!r}: use `ppgen train {other}`")
-    known = _option_names(defaults)
+    for section, default in defaults.items():
+        if isinstance(default, dict) and not isinstance(found := config.get(section, {}), dict):
+            raise ValueError(f"{path}: {section!r} must be a mapping from options to values, got {str(found)[:80]!r}")
+    known = [name for name in _option_names(defaults) if name not in NOT_IN_CONFIG]
     if unknown := [name for name in _option_names(config) if name not in known]:
         from ppgen.tracing.sites import did_you_mean  # late: it imports torch
 

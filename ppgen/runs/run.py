@@ -17,9 +17,10 @@ import torch
 from jsonargparse import ArgumentParser
 
 from ppgen.fitting import Fit
-from ppgen.runs.folder import NUMBERS, POSTERIOR, WEIGHTS, read_config
+from ppgen.runs.folder import CONFIG, NUMBERS, POSTERIOR, WEIGHTS, read_config
 from ppgen.runs.methods import METHODS, Method
 from ppgen.runs.options import add_fit_options, add_loss_options, add_model_options, make_loss
+from ppgen.runs.parser import complete_config
 from ppgen.training.training_failures import TrainingWarning
 from ppgen.utils.files import write_atomically
 
@@ -131,7 +132,7 @@ class Run(ABC):
             ppgen.infer.checkpoint_file.CheckpointError: If the weights are damaged.
         """
         folder = Path(folder)
-        config = read_config(folder)
+        config = complete_config(read_config(folder), folder / CONFIG)
         kind = method_of(config, folder).run_class()
         if not issubclass(kind, cls):
             raise TypeError(f"{folder}: expected a {cls.__name__}, got a run of {config['method']!r}: {kind.__name__}")

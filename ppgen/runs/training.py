@@ -11,6 +11,7 @@ import yaml
 from ppgen.fitting import fit
 from ppgen.runs.folder import CHECKPOINT, CONFIG, METRICS, WEIGHTS, new_folder, read_config
 from ppgen.runs.metrics_log import MetricsLog
+from ppgen.runs.parser import complete_config
 from ppgen.runs.run import Run, method_of
 from ppgen.runs.stages import StageImages
 from ppgen.training.checkpoint import read_position
@@ -63,7 +64,7 @@ def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:
         ValueError: If the data or the installed programs have changed since.
     """
     folder = Path(folder)
-    config = read_config(folder, finished=False)
+    config = complete_config(read_config(folder, finished=False), folder / CONFIG)
     if not (folder / CHECKPOINT).is_file():
         finished = (folder / WEIGHTS).is_file()
         again = f"it has no {CHECKPOINT}; train again with `ppgen train METHOD --config {folder / CONFIG}`"

@@ -72,6 +72,7 @@ class TrainingOptions:
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"fit: {name} must be at least 1, got {count}")
+        _check_device(self.device)
         if self.seed < 0:
             raise ValueError(f"fit: seed must be at least 0, got {self.seed}")
         if self.ema is not None and not 0 <= self.ema < 1:
@@ -123,3 +124,11 @@ class TrainingOptions:
             return self.lr_scheduler
         decay = DECAYS[self.lr_scheduler]
         return partial(LambdaLR, lr_lambda=lambda step: decay(min(step / total_steps, 1.0)))
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    """Raises a ValueError for a device that this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch's, for names and for what is not built
+        raise ValueError(f"fit: device must be one of this machine, such as 'cpu', got {str(device)!r}") from error

@@ -63,9 +63,9 @@ def test_a_run_reports_both_domains_and_its_warnings(more, tmp_path, capsys):
     ]
     assert main(["report", str(out)]) == 0
     assert "their spread is 0.001 of that before training" in (out / "report.html").read_text()
-    assert main(["sample", str(out)]) == 1
+    assert main(["sample", str(out)]) == 2
     assert "'dann' does not generate data" in capsys.readouterr().err
-    assert main(["compare", str(out)]) == 1
+    assert main(["compare", str(out)]) == 2
     assert "a run of 'dann' does not generate data of a data set" in capsys.readouterr().err
 
 

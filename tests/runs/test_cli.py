@@ -43,7 +43,7 @@ def test_later_options_override_a_configuration_file(quick, tmp_path):
 )
 def test_a_configuration_file_that_the_method_cannot_use_is_refused(content, message, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(content)
-    assert main(["train", "vae", "moons", "--config", "config.yaml"]) == 1
+    assert main(["train", "vae", "moons", "--config", "config.yaml"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
@@ -54,8 +54,7 @@ def test_a_configuration_without_options_of_the_loss_is_repeated(quick):
 
 
 def test_a_weight_can_follow_a_schedule(quick, tmp_path):
-    options = ["--loss.beta", "Ramp", "--loss.beta.end", "1", "--loss.beta.steps", "4"]
-    assert main(["train", "vae", "moons", *quick, "--out", "run", *options]) == 0
+    assert main(["train", "vae", "moons", *quick, "--out", "run", "--loss.beta", "Ramp(1, steps=4)"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert lines[0]["Rate"] == 0
     assert lines[-1]["Rate"] > 0
@@ -99,7 +98,7 @@ def test_a_report_is_rewritten(quick, tmp_path):
 def test_errors_are_named_and_no_file_is_lost(arguments, message, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/kept.txt").write_text("kept")
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert message in capsys.readouterr().err
     assert (tmp_path / "full/kept.txt").read_text() == "kept"
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["kept.txt"]
@@ -112,14 +111,13 @@ def test_an_error_is_raised_with_its_traceback_on_request(monkeypatch):
 
 
 def test_data_that_the_model_cannot_score_leave_no_folder(quick, tmp_path, capsys):
-    assert main(["train", "vae", "digits", *quick, "--data.form", "integer"]) == 1
+    assert main(["train", "vae", "digits", *quick, "--data.form", "integer"]) == 2
     assert "dequantize" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_method_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "vea", "digits"])
+    assert main(["train", "vea", "digits"]) == 2
     assert "vae" in capsys.readouterr().err
 
 

@@ -32,16 +32,16 @@ def test_runs_whose_folders_have_the_same_name_are_all_compared(quick, capsys, m
     capsys.readouterr()
     assert main(["compare", "a/run", "b/run", "--n", "60"]) == 0
     assert capsys.readouterr().out.splitlines()[0].split() == ["a/run", "b/run", "training", "data"]
-    assert main(["compare", "a/run", "./a/run"]) == 1
+    assert main(["compare", "a/run", "./a/run"]) == 2
     assert "expected different run folders" in capsys.readouterr().err
 
 
 def test_runs_on_different_data_are_not_compared(quick, capsys):
     assert main(["train", "ae", "moons", *quick, "--out", "a"]) == 0
     assert main(["train", "ae", "ring", *quick, "--out", "b"]) == 0
-    assert main(["compare", "a", "b"]) == 1
+    assert main(["compare", "a", "b"]) == 2
     assert "compare runs on the same data" in capsys.readouterr().err
-    assert main(["compare", "a", "--n", "19"]) == 1
+    assert main(["compare", "a", "--n", "19"]) == 2
     assert "expected n of at least 20" in capsys.readouterr().err
 
 

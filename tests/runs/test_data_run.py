@@ -44,7 +44,7 @@ def test_the_report_of_a_diffusion_of_images_shows_the_path_from_noise_and_imput
 
 def test_only_diffusion_models_have_a_sampler(quick, capsys):
     assert main(["train", "vae", "moons", *quick, "--out", "run"]) == 0
-    assert main(["sample", "run", "--sampler", "heun"]) == 1
+    assert main(["sample", "run", "--sampler", "heun"]) == 2
     assert "only diffusion models and flow matching have a sampler" in capsys.readouterr().err
 
 
@@ -64,7 +64,7 @@ def test_the_posterior_of_a_run_is_diagnosed(name, message, quick, capsys):
 
 def test_a_diffusion_model_has_no_posterior_to_diagnose(quick, capsys):
     assert main(["train", "ddpm", "moons", *quick, "--out", "run"]) == 0
-    assert main(["diagnose", "run"]) == 1
+    assert main(["diagnose", "run"]) == 2
     assert "noise by construction" in capsys.readouterr().err
 
 
@@ -130,13 +130,13 @@ def test_a_conditional_model_samples_one_label(quick, tmp_path, capsys):
     assert main(["train", "vae", "moons", *quick, "--conditional", "true", "--out", "run"]) == 0
     assert main(["sample", "run", "--label", "1", "--n", "3"]) == 0
     assert np.load(tmp_path / "run/samples.npy").shape == (3, 2)
-    assert main(["sample", "run", "--n", "3"]) == 1
+    assert main(["sample", "run", "--n", "3"]) == 2
     assert "run: the model is conditional: choose the label of the samples with --label" in capsys.readouterr().err
 
 
 def test_an_unconditional_model_has_no_label_to_sample(quick, capsys):
     assert main(["train", "vae", "moons", *quick, "--out", "run"]) == 0
-    assert main(["sample", "run", "--label", "1"]) == 1
+    assert main(["sample", "run", "--label", "1"]) == 2
     assert "run: the model is not conditional: leave --label out" in capsys.readouterr().err
 
 

@@ -36,7 +36,7 @@ def test_an_unfinished_run_is_read_only_on_request(folder):
 )
 def test_a_run_of_an_earlier_version_is_refused_by_name(command, folder, capsys):
     (folder / "config.yaml").write_text(yaml.safe_dump({"system": "vae", "source": "moons"}))
-    assert main([*command, str(folder)]) == 1
+    assert main([*command, str(folder)]) == 2
     message = capsys.readouterr().err
     assert "run: this run of 'vae' was written by an earlier development version of ppgen" in message
     assert "train it again" in message
@@ -44,7 +44,7 @@ def test_a_run_of_an_earlier_version_is_refused_by_name(command, folder, capsys)
 
 def test_a_configuration_file_of_an_earlier_version_is_refused(tmp_path, capsys):
     (tmp_path / "old.yaml").write_text(yaml.safe_dump({"system": "vae", "source": "moons"}))
-    assert main(["train", "vae", "--config", "old.yaml"]) == 1
+    assert main(["train", "vae", "--config", "old.yaml"]) == 2
     assert "old.yaml: this run of 'vae' was written by an earlier development version" in capsys.readouterr().err
 
 
@@ -59,7 +59,7 @@ def test_a_configuration_file_of_an_earlier_version_is_refused(tmp_path, capsys)
 )
 def test_a_configuration_without_a_known_method_is_refused(content, message, folder, capsys):
     (folder / "config.yaml").write_text(content)
-    assert main(["report", str(folder)]) == 1
+    assert main(["report", str(folder)]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -62,7 +62,7 @@ def test_a_run_folder_is_resumed(system, how, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "run/weights.safetensors").exists() == (how == "Ctrl-C")
     if how == "crash":
         assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 25  # past the checkpoint
-        assert main(["report", "run"]) == 1
+        assert main(["report", "run"]) == 2
         assert "not the folder of a finished run" in capsys.readouterr().err
     assert main(["resume", "run"]) == 0
     assert "report.html" in capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_a_run_folder_is_resumed(system, how, tmp_path, monkeypatch, capsys):
     one, other = Run.load("run").fit, Run.load("whole").fit
     for mine, others in zip(one.chains, other.chains, strict=True):
         assert bits(mine.weights.values()) == bits(others.weights.values())
-    assert main(["resume", "run"]) == 1
+    assert main(["resume", "run"]) == 2
     assert "nothing to resume: the run is complete" in capsys.readouterr().err
 
 
@@ -81,7 +81,7 @@ def test_a_run_folder_is_resumed(system, how, tmp_path, monkeypatch, capsys):
 def test_a_folder_that_cannot_be_resumed_is_an_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "nowhere"):
-        assert main(["resume", folder]) == 1
+        assert main(["resume", folder]) == 2
         assert f"{folder}: not a run folder" in capsys.readouterr().err
     with monkeypatch.context() as patched:
         stop_at(patched, 0, 25, "Ctrl-C")
@@ -90,17 +90,17 @@ def test_a_folder_that_cannot_be_resumed_is_an_error(tmp_path, monkeypatch, caps
     run = tmp_path / "run"
     held = {path.name: path.read_bytes() for path in run.iterdir()}
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("steps: 30", "steps: 50"))
-    assert main(["resume", "run"]) == 1
+    assert main(["resume", "run"]) == 2
     assert "steps: 30 then, 50 now" in capsys.readouterr().err
     (run / "config.yaml").write_bytes(held["config.yaml"])
     (run / "checkpoint.safetensors").write_bytes(held["checkpoint.safetensors"][:-1])
-    assert main(["resume", "run"]) == 1
+    assert main(["resume", "run"]) == 2
     assert "not a whole safetensors file" in capsys.readouterr().err
     (run / "checkpoint.safetensors").write_bytes(held["checkpoint.safetensors"])
     assert {path.name: path.read_bytes() for path in run.iterdir()} == held
     (run / "checkpoint.safetensors").unlink()
     (run / "weights.safetensors").unlink()
-    assert main(["resume", "run"]) == 1
+    assert main(["resume", "run"]) == 2
     assert "nothing to resume: it has no checkpoint.safetensors" in capsys.readouterr().err
 
 

@@ -39,5 +39,5 @@ def test_a_run_that_does_not_grow_has_no_stages(quick, tmp_path):
     ],
 )
 def test_a_run_that_cannot_grow_is_refused(source, options, message, capsys):
-    assert main(["train", "progan", source, "--fit.steps", "6", *options]) == 1
+    assert main(["train", "progan", source, "--fit.steps", "6", *options]) == 2
     assert message in capsys.readouterr().err
