@@ -363,14 +363,14 @@ def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions) -
     """The fit of ``guide="auto"``."""
     if guide != "auto":
         raise ValueError(f'fit: guide must be a Pyro program or "auto", got {guide!r}')
+    if Ranks(alone=options.distribute is None).size > 1:
+        raise ValueError(
+            'fit: guide="auto" finds a posterior in one process: start one, or give distribute=None to find it in each'
+        )
     if refused := [name for name in options.given() if name not in AUTO_OPTIONS]:
         raise ValueError(
             f'fit: guide="auto" chooses its own optimization and takes no {", ".join(refused)}; give a guide, for '
             "example AutoMultivariateNormal(model), to set them"
-        )
-    if Ranks(alone=options.distribute is None).size > 1:
-        raise ValueError(
-            'fit: guide="auto" finds a posterior in one process: start one, or give distribute=None to find it in each'
         )
     restarts = AUTO_RESTARTS if options.restarts is None else options.restarts
     tensors = () if data is None else as_tensors(data, dtype=torch.float64, allow_nan=True)

@@ -1,7 +1,7 @@
 """What several processes compute, for `tests/infer/test_distributed.py`: one pool of processes runs all cases.
 
-One process and many get equal numbers only if their random numbers are equal. `noise_of_rows` therefore replaces torch's
-random functions: they draw for the global batch, on each rank the same, and return the rows of the rank's share.
+One process and many get equal numbers only if their random numbers are equal. `noise_of_rows` therefore replaces the
+random functions of torch: they draw for the global batch, on each rank the same, and return the rows of its share.
 """
 
 import contextlib
@@ -22,13 +22,16 @@ import pyro
 import pyro.distributions as pd
 import torch
 import torch.distributed as dist
+from pyro.infer.autoguide import AutoNormal
 from support import interpret
 from torch import Tensor, nn
 
 import ppgen
 from ppgen import models, recipes
+from ppgen import views as v
 from ppgen.diffusion.times import TIMES
 from ppgen.infer.distributed import Ranks, shares
+from ppgen.metrics import MMD
 
 STEPS = 50
 RANDOM = ("normal", "rand_like", "randn_like", "rand", "randn", "bernoulli")
@@ -160,7 +163,9 @@ CASES = {
 }
 
 
-def run(name: str, *, compile: bool = False, batch: int = 24, gradient: bool = False, **options: Any) -> dict:
+def run(
+    name: str, *, compile: bool = False, batch: int = 24, gradient: bool = False, by_rows: bool = True, **options: Any
+) -> dict:
     """Trains a case; returns weights, losses and what was decided about compiling.
 
     Args:
@@ -168,6 +173,7 @@ def run(name: str, *, compile: bool = False, batch: int = 24, gradient: bool = F
         compile: whether to compile steps.
         batch: the rows of a global batch.
         gradient: whether to take one step of gradient descent instead, which shows the gradient.
+        by_rows: whether noise is drawn by `noise_of_rows`, instead of by each rank from its own stream.
         **options: other arguments of `ppgen.fit`.
     """
     torch.manual_seed(0)
@@ -180,7 +186,7 @@ def run(name: str, *, compile: bool = False, batch: int = 24, gradient: bool = F
     chosen = {"steps": STEPS, "compile": compile}
     rows = case.pop("data")
     args = {"batch_size": batch_size, "progress": False} | chosen | case | (short if gradient else {}) | options
-    with noise_of_rows():
+    with noise_of_rows() if by_rows else contextlib.nullcontext():
         fit = ppgen.fit(programs.model, programs.guide, rows, **args)
     chain = fit.chains[-1]
     return {
@@ -259,9 +265,109 @@ def start(function: Callable, size: int, *args: Any) -> list[Any]:
             process.kill()
         paths = [Path(folder) / f"result.{rank}" for rank in range(size)]
         results = [torch.load(p, weights_only=False) if p.exists() else "the process ended" for p in paths]
-    if failed := [result for result in dict.fromkeys(r for r in results if isinstance(r, str))]:
+    if failed := list(dict.fromkeys(result for result in results if isinstance(result, str))):
         raise RuntimeError("\n".join(failed))
     return results
+
+
+def normed() -> dict:
+    """A network with batch norm, whose output is its input, normalized."""
+    norm = nn.BatchNorm1d(3)
+
+    def model(x: Tensor) -> None:
+        pyro.module("norm", norm)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", pd.Normal(norm(x), 1.0).to_event(1), obs=x)
+
+    return {"programs": Programs(model, lambda x: None), "data": data(), "whole": True, "steps": 1}
+
+
+def mmd() -> dict:
+    """Of data with themselves, shifted, without noise."""
+    loss = ppgen.match(v.data("x"), v.generated("x"), MMD())
+
+    def model(x: Tensor) -> None:
+        shift = pyro.param("shift", lambda: x.new_zeros(3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", pd.Delta(x.flip(0) * 0.5 + shift).to_event(1), obs=x)
+
+    return {"programs": Programs(model, lambda x: None), "data": data(), "whole": True, "loss": loss, "steps": 1}
+
+
+def refused() -> dict[str, dict]:
+    """What ranks cannot share, by what the error says."""
+
+    def without_plate(x: Tensor) -> None:
+        pyro.sample("x", pd.Normal(pyro.param("loc", torch.zeros(3)), 1.0).expand([len(x), 3]).to_event(2), obs=x)
+
+    def entry_a_row(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(len(x), 1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", pd.Normal(loc.expand(-1, 3), 1.0).to_event(1), obs=x)
+
+    def doubled(x: Tensor) -> None:
+        with pyro.plate("data", 2 * len(x)):
+            pyro.sample("x", pd.Normal(pyro.param("loc", torch.zeros(3)), 1.0).to_event(1), obs=torch.cat([x, x]))
+
+    local = global_latents()["programs"].model
+    nothing = lambda x: None  # noqa: E731
+    return {
+        "site 'x' has rows and is in no plate": {"model": without_plate, "guide": nothing},
+        "parameters loc have an entry for each row": {"model": entry_a_row, "guide": nothing},
+        "plate 'data' has 96 rows for 48 rows of data and 48 for 24": {"model": doubled, "guide": nothing},
+        "AutoNormal has parameters for each row of z": {"model": local, "guide": AutoNormal(local)},
+        'guide="auto" finds a posterior in one process': {"model": local, "guide": "auto"},
+    }
+
+
+def behaviors(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """What two processes do besides equal numbers; and the same on one."""
+    results: dict[str, Any] = {}
+    path = folder / "checkpoint"
+    alone = {
+        "flow": run("flow", validation=data(30)),
+        "short": run("flow", steps=10),
+        "vae": run("vae", steps=10),
+        "chains": run("vae", steps=5, restarts=3, by_rows=False),
+        "mmd": run("mmd"),
+    }
+    stop = lambda step: step.stop("enough") if step.number == 4 and rank == 1 else None  # noqa: E731
+    with group(folder / "two", rank, size):
+        results["validation"] = run("flow", validation=data(30)), alone["flow"]
+        results["normed"] = run("normed")
+        results["mmd"] = run("mmd"), alone["mmd"]
+        results["chains"] = (
+            run("vae", steps=5, restarts=3, distribute="chains", batch=48, by_rows=False),
+            alone["chains"],
+        )
+        results["alone"] = run("vae", steps=10, distribute=None, batch=48), alone["vae"]
+        results["stopped"] = run("vae", steps=10, checkpoint=path, callbacks=[stop], by_rows=False)
+        results["resumed"] = [run("vae", steps=10, by_rows=False, checkpoint=file) for file in (path, None)]
+        results["removed"] = not path.exists()
+        seen: list[float] = []
+        run("vae", steps=3, by_rows=False, callbacks=[lambda step: seen.append(float(torch.rand(())))])
+        results["stream"] = seen
+        run("flow", steps=10, checkpoint=folder / "flow", callbacks=[stop])
+        for message, programs in refused().items():
+            try:
+                ppgen.fit(**programs, data=data(), progress=False)
+            except ValueError as error:
+                results[message] = str(error)
+        try:
+            ppgen.fit(**refused_data(), data=data() + rank, progress=False, steps=1)
+        except ValueError as error:
+            results["data"] = str(error)
+    if rank == 0:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            one = run("flow", steps=10, checkpoint=folder / "flow", batch=12)
+        results["on one"] = one, alone["short"], [str(warning.message) for warning in caught]
+    return results
+
+
+def refused_data() -> dict:
+    programs = global_latents()["programs"]
+    return {"model": programs.model, "guide": programs.guide}
 
 
 ON_FOUR = ("uneven", "wgan_gp", "global_latents")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ppgen.tracing.plates import sharded_plates
 
-__all__ = ["Ranks", "check_launch", "initialize", "launched_ranks", "shares"]
+__all__ = ["Ranks", "check_launch", "initialize", "joined", "launched_ranks", "shares"]
 
 PORTS = 15000, 20000  # the first port, and how many, of jobs that name none
 
@@ -242,6 +242,17 @@ def initialize() -> bool:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     return True
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Joins the processes that were started together, if there are several, and leaves them at the end of ``with``."""
+    made = initialize()
+    try:
+        yield Ranks()
+    finally:
+        if made:
+            dist.destroy_process_group()
 
 
 def _environment_from_slurm() -> None:

@@ -21,6 +21,7 @@ EPOCHS = 200  # the length of a run if neither steps nor epochs are given
 
 def train(arguments: Namespace) -> None:
     """Trains a method on data and prints the results."""
+    from ppgen.infer.distributed import joined
     from ppgen.runs.training import train
 
     name = arguments.method
@@ -36,15 +37,22 @@ def train(arguments: Namespace) -> None:
     if folder is None:
         sources = map(_short_name, method.run_class().sources(config))
         folder = unused_folder(Path("runs") / "-".join([name, *sources]))
-    print_run(train(config, out=folder, progress=options.progress))
+    with joined() as ranks:
+        run = train(config, out=ranks.gather(folder)[0], progress=options.progress)
+        if ranks.first:
+            print_run(run)
 
 
 def resume(arguments: Namespace) -> None:
     """Resumes an interrupted run and prints the results."""
     read_config(arguments.run, finished=False)  # a wrong folder is found before torch is imported
+    from ppgen.infer.distributed import joined
     from ppgen.runs.training import resume
 
-    print_run(resume(arguments.run, progress=arguments.progress))
+    with joined() as ranks:
+        run = resume(arguments.run, progress=arguments.progress)
+        if ranks.first:
+            print_run(run)
 
 
 def sample(arguments: Namespace) -> None:

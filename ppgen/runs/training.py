@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from ppgen.fitting import fit
+from ppgen.infer.distributed import Ranks
 from ppgen.runs.folder import CHECKPOINT, CONFIG, METRICS, WEIGHTS, new_folder, read_config
 from ppgen.runs.metrics_log import MetricsLog
 from ppgen.runs.parser import complete_config
@@ -43,8 +44,10 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     data = kind.load_data(config)
     model = kind.make_model(config, data)
     model.check(*kind.rows(config, data, "train"))  # before there is a folder
-    folder = new_folder(out)
-    write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+    folder = Path(out)
+    if Ranks().first:
+        write_atomically(new_folder(out) / CONFIG, yaml.safe_dump(config, sort_keys=False))
+    Ranks().wait()
     return _fit_and_evaluate(kind, folder, config, data, model, MetricsLog(folder / METRICS), progress)
 
 
@@ -78,7 +81,8 @@ def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:
 def _fit_and_evaluate(
     kind: type[Run], folder: Path, config: dict[str, Any], data: Any, model: Any, log: MetricsLog, progress: bool
 ) -> Run:
-    """Trains until the end or an interruption, then stores weights, results and report."""
+    """Trains until the end or an interruption, then stores weights, results and report, all of which rank 0 does."""
+    first = Ranks().first
     rows, validation = kind.rows(config, data, "train"), kind.rows(config, data, "validation")
     options = _fit_options(config)
     stages = [] if options.get("growth") is None else [StageImages(folder, model, *rows[1:])]
@@ -90,15 +94,18 @@ def _fit_and_evaluate(
             loss=kind.make_loss(config),
             optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
             validation=validation if validation and len(validation[0]) else None,
-            callbacks=[log, *stages],
+            callbacks=[log, *stages] if first else [],
             progress=progress,
             checkpoint=folder / CHECKPOINT,
             **options,
         )
     finally:
-        log.flush()
-    fitted.save(folder / WEIGHTS)
+        if first:
+            log.flush()
     run = kind(folder, config, data, model, fitted)
+    if not first:
+        return run
+    fitted.save(folder / WEIGHTS)
     run.numbers = run.evaluate()
     run.store_posterior()
     run.report()

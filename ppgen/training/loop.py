@@ -1,6 +1,8 @@
 """The training loop of `ppgen.fit`: it prepares the data and the programs, and trains one chain after another."""
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +26,7 @@ from ppgen.training.missing import check_missing
 from ppgen.training.options import Loss, TrainingOptions
 from ppgen.training.progressive import GrowthController
 from ppgen.training.result import Chain, Fitted
-from ppgen.training.shares import check_same_on_all_ranks, row_plates
+from ppgen.training.shares import check_same_on_all_ranks, gather_chains, row_plates
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["train"]
@@ -46,7 +48,8 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     modules = [module for program in (model, guide) if (module := owning_module(program)) is not None]
     tensors, held_out = _load(model, guide, data, modules, options)
     _warn_of_selection_by_adversarial_loss(loss, options)
-    ranks = Ranks(alone=options.distribute != "rows")
+    ranks, crew = Ranks(alone=options.distribute != "rows"), Ranks(alone=options.distribute != "chains")
+    options = _of_rank(options, crew)
     batches = Batches(tensors, size=_global_batch_size(options, ranks), seed=options.seed, ranks=ranks)
     total = options.total_steps(len(batches))
     for module in modules if options.device is not None else ():
@@ -64,12 +67,17 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
         growth = None if options.growth is None else GrowthController(options.growth, state.modules, total)
         ranks.buffers = list({id(b): b for b in state.buffers.values() if b.is_floating_point() and b.numel()}.values())
         description = _describe(options, loss, batches, held_out, total)
+        if crew.size > 1:
+            description["chains"] = f"every {crew.size}, from {crew.rank + 1}"
         if ranks.size > 1:
             check_same_on_all_ranks(ranks, description, [part[:: max(1, len(part) // 8)] for part in tensors])
         checkpoint = Checkpoint(options.checkpoint, description, state, tensors, ranks)
         trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint, ranks)
-        chains = _train_chains(trainer, model, guide, whole, getattr(_first(modules), "initialize", None))
-    if ranks.first and not (chains[-1].interrupted or checkpoint.resumable):
+        initialize = getattr(_first(modules), "initialize", None)
+        chains = _train_chains(trainer, crew, model, guide, whole, initialize)
+    stopped = checkpoint.resumable or (bool(chains) and chains[-1].interrupted)
+    chains, stopped = gather_chains(crew, chains), any(crew.gather(stopped))
+    if ranks.first and not stopped:
         checkpoint.remove()
     ranks.wait()  # until the file is gone, which another call of fit may look for
     result = Fitted(model, guide, loss, chains, example, scope=scope)
@@ -79,13 +87,23 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
 
 
 def _train_chains(
-    trainer: ChainTrainer, model: Program, guide: Program, example: tuple[Tensor, ...], initialize: Callable | None
+    trainer: ChainTrainer,
+    crew: Ranks,
+    model: Program,
+    guide: Program,
+    example: tuple[Tensor, ...],
+    initialize: Callable | None,
 ) -> list[Chain]:
-    """Trains the chains that are left, each from a new start; a chain that is interrupted is the last one."""
+    """Trains the chains that are left, each from a new start; a chain that is interrupted is the last one.
+
+    If chains are spread over a crew of several ranks, they are those of this rank: every so many.
+    """
     options, loss, total, checkpoint = trainer.options, trainer.loss, trainer.total, trainer.checkpoint
     optim = partial(torch.optim.Adam, lr=1e-3) if options.optim is None else options.optim
     restarts, chains = options.num_chains, checkpoint.chains
-    for number in range(checkpoint.chain, restarts):
+    for number in range(crew.rank, restarts, crew.size):
+        if number < checkpoint.chain:
+            continue
         torch.manual_seed(options.seed + number)
         if number > checkpoint.chain:
             trainer.state.restart(checkpoint.initial)
@@ -111,12 +129,22 @@ def _train_chains(
             )
             chains.append(trainer.train(number, svi))
         except FloatingPointError as error:
-            if not chains:
+            if not chains and crew.size == 1:
                 raise
             warn_user(f"restart {number + 1} of {restarts} is left out: {error}")
-        if chains[-1].interrupted:
+        if chains and chains[-1].interrupted:
             break
     return chains
+
+
+def _of_rank(options: TrainingOptions, crew: Ranks) -> TrainingOptions:
+    """The options of a rank that trains chains of its own: its checkpoint, and no progress bar but on the first."""
+    if crew.size == 1:
+        return options
+    checkpoint = options.checkpoint
+    if checkpoint is not None and not crew.first:
+        checkpoint = f"{os.fspath(checkpoint)}.rank{crew.rank}"
+    return replace(options, checkpoint=checkpoint, progress=options.progress and crew.first)
 
 
 def _load(

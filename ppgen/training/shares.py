@@ -1,5 +1,8 @@
 """What programs do with a share of a batch: the plates that follow its rows, and what several ranks cannot train."""
 
+from dataclasses import replace
+from itertools import zip_longest
+
 import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import Trace, block
@@ -11,8 +14,9 @@ from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.infer.parameters import CollectParameters, EvalMode, owning_module
 from ppgen.tracing.programs import get_trace, validation
 from ppgen.tracing.sites import Program, latent_sites, sample_sites
+from ppgen.training.result import Chain
 
-__all__ = ["check_same_on_all_ranks", "row_plates"]
+__all__ = ["check_same_on_all_ranks", "gather_chains", "row_plates"]
 
 REMEDY = "or train on one rank, or spread whole chains over the ranks, distribute='chains'"
 
@@ -104,6 +108,25 @@ def check_same_on_all_ranks(ranks: Ranks, description: dict, rows: list[Tensor])
                     f"fit: rank {rank} differs from rank 0: {key} ({str(other.get(key))[:60]}, {str(value)[:60]}): "
                     "give all ranks the same options and all data, of which fit takes each rank's share"
                 )
+
+
+def gather_chains(crew: Ranks, chains: list[Chain]) -> list[Chain]:
+    """The chains of all ranks, in the order of their numbers.
+
+    Args:
+        crew: the ranks, each of which trained every so many chains.
+        chains: those of this rank.
+
+    Raises:
+        FloatingPointError: if no rank has one.
+    """
+    if crew.size == 1:
+        return chains
+    on_cpu = [replace(chain, weights={k: t.cpu() for k, t in chain.weights.items()}) for chain in chains]
+    rounds = zip_longest(*crew.gather(on_cpu))
+    if not (gathered := [chain for chains in rounds for chain in chains if chain is not None]):
+        raise FloatingPointError("fit: the loss of every chain was not finite at its first step; see the warnings")
+    return gathered
 
 
 def _run(program: Program, args: tuple[Tensor, ...]) -> tuple[Trace, dict[str, Tensor]]:
