@@ -20,8 +20,8 @@ from ppgen.posterior.auto import find_posterior
 from ppgen.posterior.guides import rebuild
 from ppgen.tracing.double_precision import DoublePrecision
 from ppgen.tracing.sites import Program
-from ppgen.training.batches import as_tensors
 from ppgen.training.callbacks import TrainingStep
+from ppgen.training.conversion import as_tensors
 from ppgen.training.first_run import after_first_run
 from ppgen.training.loop import train
 from ppgen.training.missing import check_missing

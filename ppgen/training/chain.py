@@ -1,26 +1,25 @@
 """`ChainTrainer`: the steps of one chain, from the weights that the programs hold to a `Chain`."""
 
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ppgen.infer.distributed import Ranks, shares
+from ppgen.infer.distributed import Ranks
 from ppgen.infer.parameters import EvalMode, ProgramState, snapshot
 from ppgen.infer.svi import SVI, UNTRAINABLE
-from ppgen.training.batches import Batches
 from ppgen.training.callbacks import TrainingStep
 from ppgen.training.checkpoint import Checkpoint
 from ppgen.training.interrupt import InterruptHandler
+from ppgen.training.loading import AnyBatches
 from ppgen.training.monitor import NonFiniteError, TrainingMonitor
 from ppgen.training.options import Loss, TrainingOptions
 from ppgen.training.progress import ProgressReport
 from ppgen.training.progressive import GrowthController
 from ppgen.training.result import Chain
+from ppgen.training.sources import dead_workers
 from ppgen.training.training_failures import critic_properties
 from ppgen.utils.user_warnings import warn_user
 
@@ -48,8 +47,8 @@ class ChainTrainer:
 
     options: TrainingOptions
     loss: Loss
-    batches: Batches
-    held_out: tuple[Tensor, ...] | None
+    batches: AnyBatches
+    held_out: AnyBatches | None
     total: int
     state: ProgramState
     growth: GrowthController | None
@@ -109,9 +108,15 @@ class ChainTrainer:
         if monitor.stop_reason:
             return f"{monitor.stop_reason}, at step {monitor.steps}"
         synchronize_every = max(1, self.total // SYNCHRONIZATIONS)
-        validate_every = max(len(self.batches), synchronize_every)
-        with self._progress(number, monitor.steps) as progress, InterruptHandler() as interrupt:
-            for i, (epoch, batch) in enumerate(self._remaining_batches(monitor.steps), start=monitor.steps + 1):
+        validate_every = max(self.batches.known_length, synchronize_every)
+        remaining = closing(self.batches.steps(monitor.steps, self.total, self.checkpoint.position))  # ends workers
+        with (
+            dead_workers(),
+            self._progress(number, monitor.steps) as progress,
+            InterruptHandler() as interrupt,
+            remaining as batches,
+        ):
+            for i, (epoch, batch) in enumerate(batches, start=monitor.steps + 1):
                 last = i == self.total
                 if self.growth is not None and (stage_steps := self.growth.advance_to(i)):
                     svi.recompile(stage_steps)
@@ -152,22 +157,19 @@ class ChainTrainer:
             label, total=self.total, initial=steps, show=self.options.progress and self.ranks.first, critics=critics
         )
 
-    def _remaining_batches(self, taken: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """Epoch and batch of each step after the first `taken`."""
-        first, within = divmod(taken, len(self.batches))
-        epochs = ((epoch, batch) for epoch in count(first) for batch in self.batches.epoch(epoch))
-        return islice(epochs, within, within + self.total - taken)
-
     def _validation_loss(self, svi: SVI) -> float:
-        """The loss on held-out data, in eval mode."""
+        """The loss on held-out data, in eval mode: the mean over their batches, weighted by rows."""
         assert self.held_out is not None
-        whole = len(self.held_out[0])
-        start, stop = shares(whole, self.ranks.size)[self.ranks.rank]
-        self.ranks.begin_step(stop - start, whole)
-        with torch.random.fork_rng(), EvalMode(), self.ranks.shard():
+        losses, rows = [], []
+        with torch.random.fork_rng(), EvalMode():
             torch.manual_seed(self.ranks.seed(0))  # the same numbers every time, so that validations compare
-            loss = svi.evaluate_loss(*(part[start:stop] for part in self.held_out)) if stop > start else 0.0
-        return self.ranks.mean(loss, stop - start, whole)
+            for i, batch in enumerate(self.held_out.epoch(0)):
+                rows.append(self.held_out.global_rows(i))
+                self.ranks.begin_step(len(batch[0]), rows[-1])
+                with self.ranks.shard():
+                    loss = svi.evaluate_loss(*batch) if len(batch[0]) else 0.0
+                losses.append(self.ranks.mean(loss, len(batch[0]), rows[-1]))
+        return losses[0] if len(losses) == 1 else float(np.average(losses, weights=rows))
 
     def _write_checkpoint(self, number: int, svi: SVI, monitor: TrainingMonitor) -> None:
         if self.checkpoint.path is None:
@@ -178,6 +180,7 @@ class ChainTrainer:
         for callback in self.options.callbacks:
             if callable(flush := getattr(callback, "flush", None)):
                 flush()
+        self.checkpoint.position = self.batches.position
         self.checkpoint.write(number, svi, monitor, random)
 
     def _warn_of_late_parameters(self, svi: SVI) -> None:

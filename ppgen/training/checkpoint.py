@@ -39,6 +39,7 @@ class Checkpoint:
         steps: the number of steps that this chain has taken already.
         chains: the completed chains; the training loop appends to them.
         initial: the tensors of the programs when the run began, from which restarts are drawn.
+        position: where the stream of batches is, as JSON, if they are not found by their number.
         resumable: whether the current chain was stopped after a step and can continue; the training loop sets it.
 
     Raises:
@@ -58,6 +59,7 @@ class Checkpoint:
         self.path = None if path is None else Path(path)
         self.options, self.state = options, state
         self.chain = self.steps = 0
+        self.position: Any = None
         self.chains: list[Chain] = []
         self.initial = snapshot(state.tensors)
         self.resumable = False
@@ -88,7 +90,7 @@ class Checkpoint:
             ValueError: if an optimizer differs from the stored one, or is one of Pyro's schedulers. The programs are
                 unchanged then.
         """
-        self.resumable = False
+        self.resumable, self.position = False, None
         for optimizer in svi.optimizers if self.path else ():
             if isinstance(optimizer.optim, pyro.optim.lr_scheduler.PyroLRScheduler):
                 raise ValueError(
@@ -102,6 +104,7 @@ class Checkpoint:
             optimizer.set_state(self.state.parameters, with_prefix(tensors, f"optimizers/{i}"), about)
         restore(self.state.tensors, with_prefix(tensors, "current"))
         monitor.restore(with_prefix(tensors, "monitor"), metadata["monitor"])
+        self.position = metadata.get("position")
         if isinstance(svi.objective, Objective):
             svi.objective.step.fill_(metadata["step"])
         if metadata["ranks"] == self.ranks.size:
@@ -150,6 +153,7 @@ class Checkpoint:
             "chains": about_chains,
             "monitor": about_monitor,
             "optimizers": [about for _, about in optimizers],
+            "position": self.position,
             "step": int(svi.objective.step) if isinstance(svi.objective, Objective) else None,
         }
         write(self.path, {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}, metadata)

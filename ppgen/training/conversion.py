@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
-from ppgen.data.checks import describe_invalid, name_columns
+from ppgen.data.checks import check, describe_invalid, name_columns
+from ppgen.data.streaming import Stream, StreamedArray
 from ppgen.utils.user_warnings import warn_user
 
-__all__ = ["as_array", "as_tensor", "cast_like", "check_order_of_rows", "collate"]
+__all__ = [
+    "as_array",
+    "as_tensor",
+    "as_tensors",
+    "cast_like",
+    "check_order_of_rows",
+    "collate",
+    "is_hugging_face",
+    "read_items",
+]
 
 # what to do with arrays that are not numeric, by NumPy's kind
 REMEDIES = {
@@ -28,7 +41,47 @@ SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: to
 LOST_SHARE = 0.01  # of a standard deviation, to which a column may be rounded without a warning
 
 
-def collate(data: Dataset, name: str) -> Any:
+def as_tensors(
+    data: Any, *, dtype: torch.dtype | None = None, name: str = "data", allow_nan: bool = False
+) -> tuple[Tensor, ...]:
+    """Converts data to a tuple of tensors with rows first, which are the positional arguments of the programs.
+
+    Args:
+        data: a tensor, a NumPy array, perhaps masked, a pandas frame or series, a tuple or list of those, or a torch
+            Dataset or a Hugging Face one, whose items are collated and held in memory.
+        dtype: the type of floating data; torch's default if left out. Integers stay integers.
+        name: what error messages call the data.
+        allow_nan: whether NaN, a missing value, is allowed; see `ppgen.training.missing.check_missing`.
+
+    Raises:
+        TypeError: for data of another kind or columns that are not numeric.
+        ValueError: for NaN, masked or infinite values (with counts, rows and columns), values beyond the range of the
+            type, no rows, or arrays of different lengths.
+    """
+    dtype = dtype or torch.get_default_dtype()
+    if isinstance(data, Stream):
+        data = data.data
+    if type(data) is TensorDataset:
+        data = data.tensors
+    if isinstance(data, Dataset) or is_hugging_face(data):
+        data = collate(data, name)
+    parts = tuple(data) if isinstance(data, tuple | list) else (data,)
+    if not parts:
+        raise ValueError(f"{name}: expected at least one array, got an empty tuple")
+    check_order_of_rows(parts, name)
+    tensors = []
+    for i, part in enumerate(parts):
+        label = name if len(parts) == 1 else f"{name}[{i}]"
+        array, columns = as_array(part, label)
+        check(array, name=label, columns=columns, allow_nan=allow_nan)
+        tensors.append(as_tensor(array, dtype, label, columns))
+    sizes = [len(t) for t in tensors]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"{name}: its arrays have {', '.join(map(str, sizes))} rows; they must have the same number")
+    return tuple(tensors)
+
+
+def collate(data: Any, name: str) -> Any:
     """The items of a data set, collated.
 
     Args:
@@ -41,11 +94,43 @@ def collate(data: Dataset, name: str) -> Any:
     if isinstance(data, IterableDataset):
         raise ValueError(
             f"{name}: expected a Dataset with a length of at least 1, got {type(data).__name__}, a stream: collect its "
-            "items, torch.utils.data.default_collate(list(data))"
+            "items, torch.utils.data.default_collate(list(data)). Only fit takes streams, with batch_size= and steps="
         )
     if not hasattr(data, "__len__") or len(data) == 0:
         raise ValueError(f"{name}: expected a Dataset with a length of at least 1, got {type(data).__name__}")
-    return default_collate([data[i] for i in range(len(data))])
+    return read_items(data, np.arange(len(data)))
+
+
+def read_items(data: Any, rows: np.ndarray) -> Any:
+    """Items of a data set, collated. Those of a Hugging Face data set are in the order of its columns.
+
+    Args:
+        data: a torch Dataset, or a Hugging Face one.
+        rows: the numbers of the items.
+    """
+    if is_hugging_face(data):
+        formatted = data if data.format["type"] is not None else data.with_format("numpy")
+        return tuple(formatted[rows.tolist()].values())
+    if callable(getattr(data, "__getitems__", None)):
+        return default_collate(data.__getitems__(rows.tolist()))
+    items = []
+    for row in rows.tolist():
+        try:
+            items.append(data[row])
+        except Exception as error:
+            error.add_note(f"(while reading item {row} of {type(data).__name__})")
+            raise
+    return default_collate(items)
+
+
+def is_hugging_face(data: Any) -> bool:
+    """Whether data are a `datasets.Dataset` or `datasets.IterableDataset` of Hugging Face.
+
+    Args:
+        data: the data.
+    """
+    module = sys.modules.get("datasets")  # whoever has such data has imported it
+    return module is not None and isinstance(data, module.Dataset | module.IterableDataset)
 
 
 def as_array(part: Any, label: str) -> tuple[np.ndarray | Tensor, list[str] | None]:
@@ -61,6 +146,8 @@ def as_array(part: Any, label: str) -> tuple[np.ndarray | Tensor, list[str] | No
     import pandas as pd
 
     columns = [str(c) for c in part.columns] if isinstance(part, pd.DataFrame) else None
+    if isinstance(part, StreamedArray):
+        part = part[:]
     if isinstance(part, pd.DataFrame | pd.Series):
         part = _from_pandas(part, label)
     if isinstance(part, np.ma.MaskedArray):
@@ -79,23 +166,35 @@ def as_array(part: Any, label: str) -> tuple[np.ndarray | Tensor, list[str] | No
     return part, columns
 
 
-def as_tensor(part: np.ndarray | Tensor, dtype: torch.dtype, label: str, columns: list[str] | None = None) -> Tensor:
+def as_tensor(
+    part: np.ndarray | Tensor,
+    dtype: torch.dtype,
+    label: str,
+    columns: list[str] | None = None,
+    *,
+    warn: bool = True,
+) -> Tensor:
     """A tensor without gradient, of a floating type `dtype` if it is floating, and signed if it is integer.
+
+    An array that has this type shares its memory with the tensor, also if it is mapped from a file or read-only.
 
     Args:
         part: the numbers.
         dtype: the floating type.
         label: what errors and warnings call them.
         columns: the names of columns, or None.
+        warn: whether to warn of a cast.
 
     Raises:
         ValueError: for numbers beyond the range of the type.
     """
     if isinstance(part, np.ndarray):
         part = part.astype(float) if part.dtype == np.longdouble else part
-        # torch refuses other byte orders and negative strides, and warns about read-only arrays
-        part = np.require(part, part.dtype.newbyteorder("="), ["C", "W"])
-    tensor = torch.as_tensor(part).detach()
+        # torch refuses other byte orders and negative strides
+        part = np.require(_unlocked(part), part.dtype.newbyteorder("="), ["C"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.as_tensor(part).detach()
     if tensor.dtype in SIGNED:
         signed = tensor.to(SIGNED[tensor.dtype])
         if (signed < 0).any():
@@ -110,7 +209,7 @@ def as_tensor(part: np.ndarray | Tensor, dtype: torch.dtype, label: str, columns
             f"{label}: {describe_invalid(beyond, columns)}, are beyond the range of {dtype}, the dtype of the "
             "programs: change their unit, or make the programs double (module.double(), torch.set_default_dtype)"
         )
-    if tensor.dtype == torch.float64:
+    if tensor.dtype == torch.float64 and warn:
         warn_user(f"{label}: float64 cast to {dtype}, the dtype of the programs{_lost_digits(tensor, dtype, columns)}")
     return cast
 
@@ -138,6 +237,23 @@ def cast_like(part: Tensor, like: Tensor, label: str) -> Tensor:
             "the dtype that the programs use here"
         )
     return cast
+
+
+def _unlocked(part: np.ndarray) -> np.ndarray:
+    """An array that a program may write to without harm, if it is read-only: writing to a file's pages would crash.
+
+    The pages of a mapped file are mapped again, so that a page is copied when it is written to. Read-only views of
+    arrays that NumPy owns are left as they are, and others, whose memory may be protected, are copied.
+    """
+    if part.flags.writeable:
+        return part
+    if isinstance(part, np.memmap) and isinstance(part.base, mmap.mmap) and part.filename and part.mode == "r":
+        order: Any = "C" if part.flags.c_contiguous else "F"
+        return np.memmap(part.filename, part.dtype, "c", offset=part.offset, shape=part.shape, order=order)
+    owner: Any = part
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    return part if owner.base is None and not isinstance(owner, np.memmap) else part.copy()
 
 
 def check_order_of_rows(parts: tuple[Any, ...], name: str) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppgen.infer.adversarial import build_critics
 from ppgen.infer.distributed import Ranks
@@ -17,12 +17,9 @@ from ppgen.infer.svi import SVI
 from ppgen.losses.elbo import ELBO
 from ppgen.losses.objective import Objective
 from ppgen.tracing.sites import Program
-from ppgen.training.batches import Batches, hold_out
 from ppgen.training.chain import ChainTrainer
-from ppgen.training.checkpoint import Checkpoint, read_ranks
-from ppgen.training.conversion import cast_like
-from ppgen.training.first_run import after_first_run
-from ppgen.training.missing import check_missing
+from ppgen.training.checkpoint import SAMPLE_ROWS, Checkpoint, read_ranks
+from ppgen.training.loading import AnyBatches, Loading
 from ppgen.training.options import Loss, TrainingOptions
 from ppgen.training.progressive import GrowthController
 from ppgen.training.result import Chain, Fitted
@@ -38,7 +35,7 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     Args:
         model: a Pyro program.
         guide: a Pyro program.
-        data: the training data, see `ppgen.training.batches.as_tensors`, or None.
+        data: the training data, see `ppgen.fit`.
         options: the options of the run.
 
     Returns:
@@ -46,19 +43,18 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     """
     loss = ELBO() if options.loss is None else options.loss
     modules = [module for program in (model, guide) if (module := owning_module(program)) is not None]
-    tensors, held_out = _load(model, guide, data, modules, options)
-    _warn_of_selection_by_adversarial_loss(loss, options)
     ranks, crew = Ranks(alone=options.distribute != "rows"), Ranks(alone=options.distribute != "chains")
     options = _of_rank(options, crew)
-    batches = Batches(tensors, size=_global_batch_size(options, ranks), seed=options.seed, ranks=ranks)
-    total = options.total_steps(len(batches))
+    batches, held_out = Loading(model, guide, modules, options, ranks, _global_batch_size(options, ranks))(data)
+    _warn_of_selection_by_adversarial_loss(loss, options)
+    total = options.total_steps(batches)
     for module in modules if options.device is not None else ():
         module.to(options.device)
 
     scope = ParameterScope()
     with scope.open(), torch.random.fork_rng():
         torch.manual_seed(options.seed)  # lazy autoguides, and functions in pyro.param, may draw initial values
-        example, whole = next(batches.epoch(0)), next(batches.epoch(0, whole=True))
+        example, whole = batches.first(), batches.first(whole=True)
         ranks.plates = row_plates(model, guide, whole, example)
         critics = build_critics(loss, model, guide, whole)
         for critic in critics.values() if options.device is not None else ():
@@ -70,8 +66,8 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
         if crew.size > 1:
             description["chains"] = f"every {crew.size}, from {crew.rank + 1}"
         if ranks.size > 1:
-            check_same_on_all_ranks(ranks, description, [part[:: max(1, len(part) // 8)] for part in tensors])
-        checkpoint = Checkpoint(options.checkpoint, description, state, tensors, ranks)
+            check_same_on_all_ranks(ranks, description, list(batches.sample(SAMPLE_ROWS)))
+        checkpoint = Checkpoint(options.checkpoint, description, state, batches.sample(SAMPLE_ROWS), ranks)
         trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint, ranks)
         initialize = getattr(_first(modules), "initialize", None)
         chains = _train_chains(trainer, crew, model, guide, whole, initialize)
@@ -147,33 +143,6 @@ def _of_rank(options: TrainingOptions, crew: Ranks) -> TrainingOptions:
     return replace(options, checkpoint=checkpoint, progress=options.progress and crew.first)
 
 
-def _load(
-    model: Program, guide: Program, data: Any, modules: list[nn.Module], options: TrainingOptions
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-    """Training and validation tensors, checked by the model and a first run, on the device."""
-    dtypes = [p.dtype for module in modules for p in module.parameters() if p.is_floating_point()]
-    dtype = _first(dtypes) or torch.get_default_dtype()
-    tensors, held_out = hold_out(data, options.validation, seed=options.seed, dtype=dtype)
-    check_missing(model, tensors, data, size=options.batch_size)
-    if held_out is not None:
-        split = isinstance(options.validation, int | float)
-        source, name = (data, "data") if split else (options.validation, "validation")
-        check_missing(model, held_out, source, name=name, size=options.batch_size)
-    if callable(check := getattr(_first(modules), "check", None)):
-        check(*tensors)
-        if held_out is not None:
-            check(*held_out)
-    first_run = partial(after_first_run, model, guide, size=options.batch_size, dtype=dtype, seed=options.seed)
-    tensors = first_run(tensors)
-    if held_out is not None:
-        like = zip(held_out, tensors, strict=True)
-        held_out = first_run(tuple(cast_like(part, other, "validation") for part, other in like))
-    if options.device is not None:
-        tensors = tuple(part.to(options.device) for part in tensors)
-        held_out = None if held_out is None else tuple(part.to(options.device) for part in held_out)
-    return tensors, held_out
-
-
 def _global_batch_size(options: TrainingOptions, ranks: Ranks) -> int | None:
     """The rows of a global batch; a run that continues on another number of ranks keeps its own."""
     stored = read_ranks(options.checkpoint)
@@ -198,7 +167,7 @@ def _warn_of_selection_by_adversarial_loss(loss: Loss, options: TrainingOptions)
 
 
 def _describe(
-    options: TrainingOptions, loss: Loss, batches: Batches, held_out: tuple[Tensor, ...] | None, total: int
+    options: TrainingOptions, loss: Loss, batches: AnyBatches, held_out: AnyBatches | None, total: int
 ) -> dict[str, Any]:
     """What must be the same when the run continues from its checkpoint, as JSON values."""
     scheduler = options.lr_scheduler
@@ -212,7 +181,7 @@ def _describe(
         "batch_size": batches.size if batches.shuffled else None,
         "lr_scheduler": "a function" if callable(scheduler) else scheduler,
         "loss": str(loss) if isinstance(loss, Objective) else getattr(loss, "__qualname__", type(loss).__name__),
-        "data": [f"{part.dtype} {tuple(part.shape)} on {part.device.type}" for part in batches.tensors],
+        "data": batches.describe(),
         "growth": None if options.growth is None else str(options.growth),
-        "validation": [f"{part.dtype} {tuple(part.shape)}" for part in held_out or ()],
+        "validation": [] if held_out is None else held_out.describe(device=False),
     }

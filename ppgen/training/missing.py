@@ -9,7 +9,7 @@ from torch import Tensor
 from ppgen.infer.parameters import CollectParameters, EvalMode
 from ppgen.tracing.missing import simulated_sites, sites_without_density
 from ppgen.tracing.sites import Program, quote_names
-from ppgen.training.batches import as_tensors
+from ppgen.training.conversion import as_tensors
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["check_missing"]

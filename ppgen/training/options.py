@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, fields
 from functools import partial
 from numbers import Integral
@@ -104,15 +104,15 @@ class TrainingOptions:
             if name != "distribute" and value is not None and not (isinstance(value, list | tuple) and not value)
         ]
 
-    def total_steps(self, batches_per_epoch: int) -> int:
+    def total_steps(self, batches: Sized) -> int:
         """The number of steps of one chain.
 
         Args:
-            batches_per_epoch: the number of batches in one pass over the data.
+            batches: the batches of one pass over the data, which are counted if there are `epochs`.
         """
         if self.steps is not None:
             return self.steps
-        return DEFAULT_STEPS if self.epochs is None else self.epochs * batches_per_epoch
+        return DEFAULT_STEPS if self.epochs is None else self.epochs * len(batches)
 
     def scheduler(self, total_steps: int) -> Callable | None:
         """The learning-rate scheduler as a function of an optimizer, or None for constant learning rates.

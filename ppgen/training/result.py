@@ -20,8 +20,7 @@ from ppgen.infer.parameters import CRITIC, CollectParameters, EvalMode, ProgramS
 from ppgen.losses.objective import Objective
 from ppgen.tracing.sites import Program, quote_names
 from ppgen.tracing.traces import Traces
-from ppgen.training.batches import as_tensors
-from ppgen.training.conversion import cast_like
+from ppgen.training.conversion import as_tensors, cast_like
 from ppgen.training.missing import check_missing
 from ppgen.training.training_failures import TrainingWarning, critic_properties, training_warnings
 
@@ -208,8 +207,8 @@ class Fitted:
                 Dataset of all of them, as for `fit`.
 
         Raises:
-            TypeError: see `ppgen.training.batches.as_tensors`.
-            ValueError: see `ppgen.training.batches.as_tensors`; for fractions where the fit had integers.
+            TypeError: see `ppgen.training.conversion.as_tensors`.
+            ValueError: see `ppgen.training.conversion.as_tensors`; for fractions where the fit had integers.
         """
         if not data:
             return ()

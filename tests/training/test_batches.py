@@ -11,8 +11,9 @@ import torch
 from scipy.sparse import csr_matrix
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
-from ppgen.training.batches import Batches, as_tensors, hold_out
-from ppgen.training.conversion import cast_like
+from ppgen.training.batches import Batches
+from ppgen.training.conversion import as_tensors, cast_like
+from ppgen.training.loading import as_in_training
 
 VALUES = np.arange(12, dtype=np.float32).reshape(6, 2)
 LABELS = np.arange(6)
@@ -231,11 +232,11 @@ def test_the_error_names_the_argument():
 )
 def test_validation_data_that_differ_from_the_data_are_an_error(validation, message):
     with pytest.raises(ValueError, match=message):
-        hold_out((X, Y), validation)
+        as_in_training(as_tensors(validation, name="validation"), (X, Y))
 
 
 def test_validation_data_have_the_types_of_the_data():
-    _, held_out = hold_out((X, Y), (X.round().long(), Y.float()))
+    held_out = as_in_training((X.round().long(), Y.float()), (X, Y))
     assert [part.dtype for part in held_out] == [torch.float32, torch.int64]
 
 

@@ -12,9 +12,9 @@ from ppgen.training.options import DECAYS, DEFAULT_STEPS, TrainingOptions
 
 
 def test_the_length_is_steps_or_epochs_or_the_default():
-    assert TrainingOptions(steps=7).total_steps(3) == 7
-    assert TrainingOptions(epochs=7).total_steps(3) == 21
-    assert TrainingOptions().total_steps(3) == DEFAULT_STEPS
+    assert TrainingOptions(steps=7).total_steps(range(3)) == 7
+    assert TrainingOptions(epochs=7).total_steps(range(3)) == 21
+    assert TrainingOptions().total_steps(range(3)) == DEFAULT_STEPS
 
 
 @pytest.mark.parametrize("name", DECAYS)

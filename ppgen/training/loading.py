@@ -1,0 +1,302 @@
+"""The data of a run as batches for training and validation, checked by the model and a first run of the programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+from ppgen.data.streaming import Stream, StreamedArray
+from ppgen.infer.distributed import Ranks
+from ppgen.tracing.sites import Program
+from ppgen.training.batches import Batches
+from ppgen.training.conversion import as_tensors, cast_like, is_hugging_face
+from ppgen.training.first_run import after_first_run
+from ppgen.training.iterables import IterableBatches, is_iterable
+from ppgen.training.missing import check_missing
+from ppgen.training.options import TrainingOptions
+from ppgen.training.sources import Conversion, InMemory, OnDisk, Request
+
+__all__ = ["AnyBatches", "Loading", "as_in_training", "hold_out"]
+
+AnyBatches: TypeAlias = Batches | IterableBatches
+
+
+@dataclass
+class Loading:
+    """How the data of a run become batches.
+
+    Args:
+        model: the model.
+        guide: the guide.
+        modules: the modules of both, of which the first may have a method ``check``.
+        options: the options of the run.
+        ranks: the processes that train together.
+        size: the number of rows of a global batch, or None for all.
+    """
+
+    model: Program
+    guide: Program
+    modules: list[nn.Module]
+    options: TrainingOptions
+    ranks: Ranks
+    size: int | None
+    dtype: torch.dtype = field(init=False)
+
+    def __post_init__(self) -> None:
+        dtypes = [p.dtype for module in self.modules for p in module.parameters() if p.is_floating_point()]
+        self.dtype = dtypes[0] if dtypes else torch.get_default_dtype()
+
+    def __call__(self, data: Any) -> tuple[AnyBatches, AnyBatches | None]:
+        """The batches for training, and those for validation or None.
+
+        Args:
+            data: the data, see `ppgen.fit`.
+
+        Raises:
+            TypeError: for data of another kind, or that are not numeric.
+            ValueError: for data that are not finite, have no rows or do not fit together, and options that they do not
+                allow.
+        """
+        stream = data if isinstance(data, Stream) else Stream(data)
+        if is_iterable(stream.data):
+            return self._iterable(stream)
+        if self._is_read_by_batch(data):
+            return self._on_disk(stream)
+        return self._in_memory(stream.data)
+
+    def _is_read_by_batch(self, data: Any) -> bool:
+        if self.size is None:
+            parts = data.data if isinstance(data, Stream) else data
+            parts = parts if isinstance(parts, tuple | list) else (parts,)
+            if isinstance(data, Stream) or any(isinstance(part, StreamedArray) for part in parts):
+                raise ValueError(
+                    "fit: data that are read batch by batch need batch_size=; to train on all rows in each step, read "
+                    "them, x[:]"
+                )
+            return False
+        if isinstance(data, Stream) or is_hugging_face(data):
+            return True
+        if isinstance(data, Dataset):
+            return type(data) is not TensorDataset
+        parts = data if isinstance(data, tuple | list) else (data,)
+        return any(isinstance(part, StreamedArray | np.memmap) for part in parts)
+
+    # Data in memory
+
+    def _in_memory(self, data: Any) -> tuple[Batches, AnyBatches | None]:
+        tensors = () if data is None else as_tensors(data, dtype=self.dtype, allow_nan=True)
+        rows = len(tensors[0]) if tensors else 0
+        validation, kept, held = self.options.validation, None, None
+        held_out: AnyBatches | None = None
+        if validation is not None and not tensors:
+            raise ValueError("validation: programs without data have no rows to hold out")
+        check_missing(self.model, tensors, data, size=self.options.batch_size)
+        if isinstance(validation, int | float):
+            kept, held = hold_out(rows, validation, self.options.seed)
+        self._check(tensors)
+        tensors = self._move(self._first_run(tensors))
+        if held is not None:
+            held_out = Batches(InMemory(tensors, held), ranks=self.ranks)
+        elif validation is not None:
+            held_out = self._validation(validation, tensors)
+        return Batches(InMemory(tensors, kept), size=self.size, seed=self.options.seed, ranks=self.ranks), held_out
+
+    def _validation(self, data: Any, like: tuple[Tensor, ...]) -> AnyBatches:
+        """Validation data that were given, of any kind."""
+        stream = data if isinstance(data, Stream) else Stream(data)
+        if is_iterable(stream.data) or (self.size is not None and self._is_read_by_batch(data)):
+            convert = Conversion(self.dtype, "validation", tuple(part[:0].cpu() for part in like))
+            convert.device = self._device
+            missing = _MissingCheck(self.model, "validation")
+            if is_iterable(stream.data):
+                size, seed = self._batch_size(), self.options.seed
+                kind = partial(IterableBatches, size=size, seed=seed, ranks=self.ranks, held_out=True)
+                return kind(stream, convert, on_missing=missing)
+            source = OnDisk(*arrays_and_rows(stream.data, self.dtype), convert, stream, on_missing=missing)
+            return Batches(source, size=self.size, ranks=self.ranks, shuffle=False)
+        held_out = as_in_training(as_tensors(data, dtype=self.dtype, name="validation", allow_nan=True), like)
+        check_missing(self.model, held_out, data, name="validation", size=self.options.batch_size)
+        self._check(held_out)
+        return Batches(InMemory(self._move(self._first_run(held_out))), ranks=self.ranks)
+
+    # Data that are read batch by batch
+
+    def _on_disk(self, stream: Stream) -> tuple[Batches, AnyBatches | None]:
+        assert self.size is not None
+        data, rows = arrays_and_rows(stream.data, self.dtype)
+        validation, kept, held = self.options.validation, None, None
+        if isinstance(validation, int | float):
+            kept, held = hold_out(rows, validation, self.options.seed)
+        convert, missing = Conversion(self.dtype), _MissingCheck(self.model)
+        source = OnDisk(data, rows if kept is None else len(kept), convert, stream, kept, missing)
+        numbers = source.numbers(torch.arange(min(self.size, source.rows)))
+        self._begin(convert, missing, source.first(Request(numbers, (0, 0, 0))), numbers.numpy())
+        held_out: AnyBatches | None = None
+        if held is not None:
+            held_source = OnDisk(data, len(held), convert, stream, held, missing)
+            held_out = Batches(held_source, size=self.size, ranks=self.ranks, shuffle=False)
+        elif validation is not None:
+            assert convert.like is not None
+            held_out = self._validation(validation, convert.like)
+        return Batches(source, size=self.size, seed=self.options.seed, ranks=self.ranks), held_out
+
+    def _iterable(self, stream: Stream) -> tuple[IterableBatches, AnyBatches | None]:
+        options, kind = self.options, type(stream.data).__name__
+        if options.steps is None and options.epochs is None:
+            raise ValueError(f"fit: {kind} is an iterable data set, whose length is not known: give steps=, or epochs= "
+                             "if it ends, for which its items are counted first")  # fmt: skip
+        if isinstance(options.validation, int | float):
+            raise ValueError(
+                f"fit: validation={options.validation} is a fraction of {kind}, an iterable data set, whose length is "
+                "not known: give validation data"
+            )
+        convert, missing = Conversion(self.dtype), _MissingCheck(self.model)
+        size, seed = self._batch_size(), options.seed
+        batches = IterableBatches(stream, convert, size=size, seed=seed, ranks=self.ranks, on_missing=missing)
+        items, start = batches.raw_first()
+        first = batches.convert_items(items, start, warn=True).tensors
+        self._begin(convert, missing, first, np.arange(start, start + len(items)))
+        assert convert.like is not None
+        validation = None if options.validation is None else self._validation(options.validation, convert.like)
+        return batches, validation
+
+    def _batch_size(self) -> int:
+        if self.size is None:
+            raise ValueError("fit: an iterable data set has no length, so that it is read in batches: give batch_size=")
+        return self.size
+
+    def _begin(self, convert: Conversion, missing: _MissingCheck, first: tuple[Tensor, ...], rows: np.ndarray) -> None:
+        """Checks a first batch, and fixes the types and shapes of all batches by it."""
+        missing(first, rows)
+        self._check(first)
+        convert.like = tuple(part[:0] for part in self._first_run(first))
+        convert.device = self._device
+
+    # What is common
+
+    @property
+    def _device(self) -> torch.device | None:
+        return None if self.options.device is None else torch.device(self.options.device)
+
+    def _check(self, tensors: tuple[Tensor, ...]) -> None:
+        if self.modules and callable(check := getattr(self.modules[0], "check", None)):
+            check(*tensors)
+
+    def _first_run(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        size, seed = self.options.batch_size, self.options.seed
+        return after_first_run(self.model, self.guide, tensors, size=size, dtype=self.dtype, seed=seed)
+
+    def _move(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tensors if self._device is None else tuple(part.to(self._device) for part in tensors)
+
+
+class _MissingCheck:
+    """Runs the model on the first batch with NaN in each column, since it has to leave out what is missing there.
+
+    Args:
+        model: the model.
+        name: what messages call the data.
+    """
+
+    def __init__(self, model: Program, name: str = "data") -> None:
+        self.model, self.name = model, name
+        self.known: dict[int, Tensor] = {}
+
+    def __call__(self, tensors: tuple[Tensor, ...], rows: np.ndarray) -> None:
+        new = False
+        for i, part in enumerate(tensors):
+            columns = part.isnan().any(0)
+            known = self.known.get(i, torch.zeros_like(columns))
+            new = new or bool((columns & ~known).any())
+            self.known[i] = known | columns
+        if not new:
+            return
+        first = int(rows[torch.stack([part.flatten(1).isnan().any(1) for part in tensors]).any(0).nonzero()[0]])
+        with torch.random.fork_rng():
+            try:
+                check_missing(self.model, tensors, tensors, name=self.name)
+            except ValueError as error:
+                raise ValueError(f"{error} (rows of a batch; the first with NaN is row {first} of the data)") from None
+
+
+def arrays_and_rows(data: Any, dtype: torch.dtype, name: str = "data") -> tuple[Any, int]:
+    """Data that are read batch by batch, with parts in memory as tensors, and the number of rows.
+
+    Args:
+        data: a data set, an array or a tuple of arrays.
+        dtype: the floating type.
+        name: what errors call the data.
+
+    Raises:
+        TypeError: see `as_tensors`.
+        ValueError: see `as_tensors`; and for a data set without a length.
+    """
+    if isinstance(data, Dataset) or is_hugging_face(data):
+        if not hasattr(data, "__len__") or len(data) == 0:
+            raise ValueError(f"{name}: expected a Dataset with a length of at least 1, got {type(data).__name__}")
+        return data, len(data)
+    parts = tuple(data) if isinstance(data, tuple | list) else (data,)
+    if not parts:
+        raise ValueError(f"{name}: expected at least one array, got an empty tuple")
+    arrays = []
+    for i, part in enumerate(parts):
+        label = name if len(parts) == 1 else f"{name}[{i}]"
+        if not isinstance(part, StreamedArray | np.memmap):
+            (part,) = as_tensors(part, dtype=dtype, name=label, allow_nan=True)
+        arrays.append(part)
+    sizes = [len(part) for part in arrays]
+    if len(set(sizes)) > 1:
+        raise ValueError(f"{name}: its arrays have {', '.join(map(str, sizes))} rows; they must have the same number")
+    if not sizes[0]:
+        raise ValueError(f"{name}: expected at least one row of values, got shape {tuple(arrays[0].shape)}")
+    return tuple(arrays), sizes[0]
+
+
+def hold_out(rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the rows for training and of those held out, at random.
+
+    Args:
+        rows: the number of rows.
+        fraction: the share of the rows to hold out.
+        seed: the seed of the split.
+
+    Raises:
+        ValueError: if either part would be empty.
+    """
+    held = round(fraction * rows)
+    if not 0 < held < rows:
+        raise ValueError(
+            f"validation={fraction} of {rows} rows leaves {rows - held} for training and {held} for validation; give "
+            "data, or a fraction between 0 and 1"
+        )
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    return order[held:], order[:held]
+
+
+def as_in_training(held_out: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Validation data, after checking them against the training data; integers become floats where those are.
+
+    Args:
+        held_out: the validation data.
+        tensors: the training data, or a batch of them.
+
+    Raises:
+        ValueError: if they have other parts, shapes or values that are not exact in the types of the training data.
+    """
+    if len(held_out) != len(tensors):
+        raise ValueError(f"validation: expected {len(tensors)} arrays, as in the data, got {len(held_out)}")
+    converted = []
+    for i, (part, like) in enumerate(zip(held_out, tensors, strict=True)):
+        label = "validation" if len(tensors) == 1 else f"validation[{i}]"
+        if part.shape[1:] != like.shape[1:]:
+            raise ValueError(
+                f"{label}: expected rows of shape {tuple(like.shape[1:])}, as in the data, got {tuple(part.shape[1:])}"
+            )
+        converted.append(cast_like(part, like, label))
+    return tuple(converted)
