@@ -422,9 +422,7 @@ def test_integers_become_floats_in_every_batch_where_programs_need_them():
     data, losses = np.arange(69).reshape(23, 3), []
     for make in (lambda: data, lambda: Items(data)):
         program = Rotated()
-        with pytest.warns(
-            UserWarning, match=r"torch.int64 cast to torch.float32, without which the programs do not run"
-        ):
+        with pytest.warns(UserWarning, match="torch.int64 cast to torch.float32, without"):
             fit = ppgen.fit(program.model, program.guide, make(), steps=12, batch_size=5, compile=False, progress=False)
         losses.append(fit.history["loss"])
     assert np.array_equal(*losses)
