@@ -188,6 +188,8 @@ def run(
     args = {"batch_size": batch_size, "progress": False} | chosen | case | (short if gradient else {}) | options
     with noise_of_rows() if by_rows else contextlib.nullcontext():
         fit = ppgen.fit(programs.model, programs.guide, rows, **args)
+    if fit.checkpoint is not None:
+        fit.save(f"{fit.checkpoint.path}.fit")  # which deletes it
     chain = fit.chains[-1]
     return {
         "weights": {k: t.clone() for k, t in chain.weights.items()},

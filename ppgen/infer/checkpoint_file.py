@@ -25,13 +25,20 @@ class CheckpointError(ValueError):
     """A file is damaged, or ppgen did not write it."""
 
 
-def write(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+def write(
+    path: str | os.PathLike,
+    tensors: dict[str, Tensor],
+    metadata: dict[str, Any],
+    *,
+    previous: str | os.PathLike | None = None,
+) -> None:
     """Writes a file, whole or not at all.
 
     Args:
         path: where to; an existing file is replaced.
         tensors: by name.
         metadata: anything that JSON can hold.
+        previous: a second file that takes the content of an existing file before it is replaced.
 
     Raises:
         TypeError: if JSON cannot hold the metadata.
@@ -39,7 +46,7 @@ def write(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[st
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(metadata)
     header = {"metadata": text, "digest": _digest(tensors, text)}
-    write_atomically(path, safetensors.torch.save(tensors, metadata=header))
+    write_atomically(path, safetensors.torch.save(tensors, metadata=header), previous=previous)
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -147,6 +147,26 @@ class SVI:
         critics = [f"critics: {step.status}" for step in dict.fromkeys(self.critic_steps) if step.status]
         return "; ".join([*([self.compiled_step.status] if self.compiled_step.status else []), *critics])
 
+    def compile_decisions(self) -> list[dict[str, Any]]:
+        """When the programs' step and those of the critics were compiled, as JSON values; a checkpoint holds them."""
+        return [step.policy.decisions() for step in self._single_steps]
+
+    def restore_compile_decisions(self, decisions: list[dict[str, Any]]) -> None:
+        """Compiles what a stopped run had compiled from the next step on.
+
+        Args:
+            decisions: what `compile_decisions` returned.
+        """
+        if len(decisions) == len(self._single_steps):  # otherwise another number of ranks wrote them
+            for step, decided in zip(self._single_steps, decisions, strict=True):
+                step.policy.restore(decided)
+
+    @property
+    def _single_steps(self) -> list[CompiledStep]:
+        """The steps that one rank takes alone."""
+        steps = dict.fromkeys([self.compiled_step, *self.critic_steps])
+        return [step for step in steps if isinstance(step, CompiledStep)]
+
     @property
     def optimizers(self) -> list[ParameterOptimizer]:
         """The programs' optimizer, then each critic's."""

@@ -1,7 +1,7 @@
 """`ChainTrainer`: the steps of one chain, from the weights that the programs hold to a `Chain`."""
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -26,7 +26,6 @@ from ppgen.utils.user_warnings import warn_user
 __all__ = ["ChainTrainer"]
 
 SYNCHRONIZATIONS = 100  # a run reads its losses back from the device about so many times
-CHECKPOINT_EVERY = 10  # synchronizations
 
 
 @dataclass
@@ -43,6 +42,9 @@ class ChainTrainer:
         growth: applies the schedule of progressive growing, or None.
         checkpoint: the file of the run.
         ranks: the processes that train together.
+
+    Attributes:
+        interrupt: notes the signal that asked the current chain to end.
     """
 
     options: TrainingOptions
@@ -54,6 +56,10 @@ class ChainTrainer:
     growth: GrowthController | None
     checkpoint: Checkpoint
     ranks: Ranks
+    interrupt: InterruptHandler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.interrupt = InterruptHandler(saves=self.checkpoint.files is not None)
 
     def train(self, number: int, svi: SVI) -> Chain:
         """Trains one chain from the weights that the programs hold.
@@ -71,12 +77,14 @@ class ChainTrainer:
         """
         monitor = TrainingMonitor(self.state, ema=self.options.ema, patience=self.options.patience)
         self.checkpoint.begin_chain(svi, monitor)
+        if self.growth is not None and monitor.steps:
+            self.growth.advance_to(monitor.steps)
         interrupted = False
         try:
             try:
                 reason = self._take_steps(number, svi, monitor)
             except KeyboardInterrupt:
-                reason, interrupted = f"interrupted at step {monitor.steps}", True
+                reason, interrupted = f"{self.interrupt.reason} at step {monitor.steps}", True
             monitor.synchronize()
             if self.checkpoint.resumable:
                 self._write_checkpoint(number, svi, monitor)
@@ -113,7 +121,7 @@ class ChainTrainer:
         with (
             dead_workers(),
             self._progress(number, monitor.steps) as progress,
-            InterruptHandler() as interrupt,
+            self.interrupt as interrupt,
             remaining as batches,
         ):
             for i, (epoch, batch) in enumerate(batches, start=monitor.steps + 1):
@@ -135,12 +143,13 @@ class ChainTrainer:
                     monitor.synchronize()
                     progress.summarize(monitor, last=synchronize_every, finished=last)
                 progress.advance(svi.compile_status)
-                if self.held_out is not None and (i % validate_every == 0 or last):
+                validated = self.held_out is not None and (i % validate_every == 0 or last)
+                if validated:
                     monitor.validate(partial(self._validation_loss, svi))
                 stopped = self.ranks.any("stop", step.stop_reason is not None)
                 interrupted = self.ranks.any("interrupt", interrupt.requested)
                 self.checkpoint.resumable = stopped or interrupted
-                due = i == 1 or i % (CHECKPOINT_EVERY * synchronize_every) == 0
+                due = self.ranks.any("checkpoint", self.ranks.first and self.checkpoint.due(i, validated=validated))
                 if due and not (self.checkpoint.resumable or last):  # `train` writes that of a stopped chain
                     self._write_checkpoint(number, svi, monitor)
                 if interrupted:
@@ -172,7 +181,7 @@ class ChainTrainer:
         return losses[0] if len(losses) == 1 else float(np.average(losses, weights=rows))
 
     def _write_checkpoint(self, number: int, svi: SVI, monitor: TrainingMonitor) -> None:
-        if self.checkpoint.path is None:
+        if self.checkpoint.files is None:
             return
         random = self.ranks.gather(self.checkpoint.random_state())
         if not self.ranks.first:

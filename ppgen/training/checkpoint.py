@@ -1,26 +1,27 @@
 """`Checkpoint`: the file from which a stopped run continues. It holds everything that the next step depends on."""
 
 import os
-import re
+import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.optim.lr_scheduler
 import torch
 from torch import Tensor
 
-from ppgen.infer.checkpoint_file import CheckpointError, read, with_prefix, write
+from ppgen.infer.checkpoint_file import with_prefix
 from ppgen.infer.distributed import Ranks
 from ppgen.infer.parameters import ProgramState, restore, snapshot
 from ppgen.infer.svi import SVI
 from ppgen.losses.objective import Objective
+from ppgen.training.checkpoint_files import CheckpointFiles
 from ppgen.training.monitor import TrainingMonitor
 from ppgen.training.result import Chain, chains_from_tensors, chains_to_tensors
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["Checkpoint", "read_position", "read_ranks"]
 
-FORMAT = "run 3"
+WRITING_SHARE = 0.01  # of the time, that checkpoints at validations may take
 SAMPLE_ROWS = 8  # of the data, stored so that other data are recognized
 
 
@@ -33,6 +34,7 @@ class Checkpoint:
         state: the tensors of the programs as the run begins.
         data: the training data.
         ranks: the processes that train together; one if left out.
+        seconds: the time between two checkpoints.
 
     Attributes:
         chain: the number of the chain to begin or to continue, counted from 0.
@@ -40,12 +42,15 @@ class Checkpoint:
         chains: the completed chains; the training loop appends to them.
         initial: the tensors of the programs when the run began, from which restarts are drawn.
         position: where the stream of batches is, as JSON, if they are not found by their number.
+        files: the files, or None.
         resumable: whether the current chain was stopped after a step and can continue; the training loop sets it.
 
     Raises:
         CheckpointError: if the file is damaged, from an earlier version, or not a checkpoint.
         ValueError: if it belongs to another run; the message lists the differences.
     """
+
+    clock: ClassVar = staticmethod(time.monotonic)
 
     def __init__(
         self,
@@ -54,10 +59,14 @@ class Checkpoint:
         state: ProgramState,
         data: tuple[Tensor, ...],
         ranks: Ranks | None = None,
+        seconds: float = 60.0,
     ) -> None:
         self.ranks = Ranks(alone=True) if ranks is None else ranks
-        self.path = None if path is None else Path(path)
-        self.options, self.state = options, state
+        self.files = None if path is None else CheckpointFiles(path)
+        self.options, self.state, self.seconds = options, state, seconds
+        self._began, self._cost = self.clock(), 0.0  # of the last writing
+        self._written: int | None = None  # the step of the last one that succeeded
+        self._failing = False
         self.chain = self.steps = 0
         self.position: Any = None
         self.chains: list[Chain] = []
@@ -65,17 +74,31 @@ class Checkpoint:
         self.resumable = False
         self._sample = {str(i): part[:: max(1, len(part) // SAMPLE_ROWS)][:SAMPLE_ROWS] for i, part in enumerate(data)}
         self._stored: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-        if self.path is None or not self.path.is_file():
+        if self.files is None or not self.files.exist():
             return
-        tensors, metadata = self._stored = _read(self.path)
+        tensors, metadata = self._stored = self.files.read()
         if differences := list(self._differences(tensors, metadata)):
             raise ValueError(
-                f"{self.path}: a checkpoint of another run; {'; '.join(differences)}. Call fit as that run did, or "
-                "delete the file to start a new run"
+                f"{self.files.path}: a checkpoint of another run; {'; '.join(differences)}. Call fit as that run did, "
+                "or delete the file to start a new run"
             )
         self.chain, self.steps = metadata["chain"], metadata["monitor"]["steps"]
         self.chains = chains_from_tensors(with_prefix(tensors, "chains"), metadata["chains"])
         self.initial = with_prefix(tensors, "initial") or self.initial
+
+    def due(self, step: int, *, validated: bool) -> bool:
+        """Whether to write a checkpoint after a step: the first one, when it is time, and at validations.
+
+        At validations as often as writing takes no more than `WRITING_SHARE` of the time.
+
+        Args:
+            step: the number of the step in its chain.
+            validated: whether the loss on held-out data was computed after it.
+        """
+        if self.files is None:
+            return False
+        since = self.clock() - self._began
+        return step == 1 or since >= self.seconds or (validated and since >= self._cost / WRITING_SHARE)
 
     def begin_chain(self, svi: SVI, monitor: TrainingMonitor) -> None:
         """Restores the stored chain, if there is one, into its programs, optimizers and monitor.
@@ -91,7 +114,7 @@ class Checkpoint:
                 unchanged then.
         """
         self.resumable, self.position = False, None
-        for optimizer in svi.optimizers if self.path else ():
+        for optimizer in svi.optimizers if self.files else ():
             if isinstance(optimizer.optim, pyro.optim.lr_scheduler.PyroLRScheduler):
                 raise ValueError(
                     "checkpoint: Pyro's learning-rate schedulers are advanced by callbacks, which a checkpoint does "
@@ -107,6 +130,8 @@ class Checkpoint:
         self.position = metadata.get("position")
         if isinstance(svi.objective, Objective):
             svi.objective.step.fill_(metadata["step"])
+        svi.restore_compile_decisions(metadata.get("compiled", []))  # which earlier files lack
+        self._written = monitor.steps
         if metadata["ranks"] == self.ranks.size:
             torch.set_rng_state(tensors[f"random/{self.ranks.rank}/cpu"])
             if self._gpu is not None:
@@ -123,7 +148,7 @@ class Checkpoint:
         return random
 
     def write(self, number: int, svi: SVI, monitor: TrainingMonitor, random: list[dict[str, Tensor]]) -> None:
-        """Writes the run as it is after a step. The file is replaced as a whole, or stays as it was.
+        """Writes the run as it is after a step. The file is replaced as a whole, or stays as it was, with a warning.
 
         Args:
             number: the number of the current chain.
@@ -136,7 +161,8 @@ class Checkpoint:
             TypeError: if an optimizer's state cannot be stored.
             ValueError: if a parameter appeared after the first batch.
         """
-        assert self.path is not None
+        assert self.files is not None
+        self._began = self.clock()
         monitored, about_monitor = monitor.to_tensors()
         chains, about_chains = chains_to_tensors(self.chains)
         states = {f"{rank}/{kind}": state for rank, of in enumerate(random) for kind, state in of.items()}
@@ -146,7 +172,6 @@ class Checkpoint:
         optimizers = [optimizer.get_state(names) for optimizer in svi.optimizers]
         parts |= {f"optimizers/{i}": tensors for i, (tensors, _) in enumerate(optimizers)}
         metadata = {
-            "format": FORMAT,
             "options": self._description(),
             "ranks": len(random),
             "chain": number,
@@ -154,14 +179,28 @@ class Checkpoint:
             "monitor": about_monitor,
             "optimizers": [about for _, about in optimizers],
             "position": self.position,
+            "compiled": svi.compile_decisions(),
             "step": int(svi.objective.step) if isinstance(svi.objective, Objective) else None,
         }
-        write(self.path, {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}, metadata)
+        stored = {f"{part}/{k}": v for part, tensors in parts.items() for k, v in tensors.items()}
+        try:
+            self.files.write(stored, metadata, best=monitor.best_now)
+        except OSError as error:
+            self._warn(number, monitor.steps, error)
+        else:
+            self._written, self._failing = monitor.steps, False
+        self._cost = self.clock() - self._began
 
-    def remove(self) -> None:
-        """Deletes the file, that which a link points to. Must be called when the run is complete."""
-        if self.path is not None:
-            self.path.resolve().unlink(missing_ok=True)
+    def _warn(self, number: int, step: int, error: OSError) -> None:
+        """Warns of a writing that failed, unless the one before failed too."""
+        assert self.files is not None
+        if not self._failing:
+            newest = "there is none yet" if self._written is None else f"the newest is of step {self._written}"
+            warn_user(
+                f"{self.files.path}: the checkpoint of step {step} could not be written ({error}); training goes on, "
+                f"and later checkpoints are tried; {newest}"
+            )
+        self._failing = True
 
     @property
     def _gpu(self) -> torch.device | None:
@@ -200,7 +239,7 @@ def read_position(path: str | os.PathLike) -> tuple[int, int]:
         FileNotFoundError: if there is no such file.
         CheckpointError: if it is damaged, from an earlier version, or not a checkpoint.
     """
-    _, metadata = _read(Path(path))
+    _, metadata = CheckpointFiles(path).read()
     return metadata["chain"], metadata["monitor"]["steps"]
 
 
@@ -213,17 +252,5 @@ def read_ranks(path: str | os.PathLike | None) -> int | None:
     Raises:
         CheckpointError: if it is damaged, from an earlier version, or not a checkpoint.
     """
-    return _read(Path(path))[1]["ranks"] if path is not None and Path(path).is_file() else None
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, metadata = read(path)
-    if metadata.get("format") == "run 2":  # one rank wrote it
-        tensors = {re.sub("^random/", "random/0/", name): tensor for name, tensor in tensors.items()}
-        metadata |= {"format": FORMAT, "ranks": 1}
-    if (found := metadata.get("format")) != FORMAT:
-        raise CheckpointError(
-            f"{path}: not a checkpoint of a run, or of another version of ppgen (format {found!r}; this version reads "
-            f"{FORMAT!r}); give another path, or delete the file to start a new run"
-        )
-    return tensors, metadata
+    files = None if path is None else CheckpointFiles(path)
+    return files.read()[1]["ranks"] if files is not None and files.exist() else None

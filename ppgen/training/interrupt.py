@@ -1,31 +1,66 @@
-"""`InterruptHandler`: Ctrl-C lets the current training step finish."""
+"""`InterruptHandler`: Ctrl-C, SIGTERM and SIGHUP let the current training step finish."""
 
 import signal
 import threading
+from types import FrameType
 
 __all__ = ["InterruptHandler"]
 
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has no HUP
+
 
 class InterruptHandler:
-    """Inside ``with``, the first Ctrl-C sets `requested`; a second one raises KeyboardInterrupt as usual.
+    """Inside ``with``, the first signal that ends a process sets `requested`; a second one acts at once, as outside.
 
-    Outside the main thread, or where another handler of Ctrl-C is installed, nothing changes.
+    Outside the main thread nothing changes. Another handler of Ctrl-C stays, and a signal that is ignored, such as
+    SIGHUP under nohup, stays ignored.
+
+    Args:
+        saves: whether the run is saved when it is interrupted. If not, SIGTERM and SIGHUP act as outside.
+
+    Attributes:
+        requested: whether the run is to end after the current step.
+        signal: the signal that asked for it, if one did.
     """
 
-    requested = False
+    def __init__(self, *, saves: bool) -> None:
+        self.saves, self.requested = saves, False
+        self.signal: int | None = None
+        self._previous: dict[int, object] = {}
+
+    @property
+    def reason(self) -> str:
+        """Why the run was interrupted, in words."""
+        if self.signal is None or self.signal == signal.SIGINT:
+            return "interrupted"
+        return f"interrupted by {signal.Signals(self.signal).name}"
+
+    def act(self) -> None:
+        """Lets the signal act as it would have without this handler; Ctrl-C has been dealt with by the run's end."""
+        if self.signal is not None and self.signal != signal.SIGINT:
+            signal.raise_signal(self.signal)
 
     def __enter__(self) -> "InterruptHandler":
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        self._installed = in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if self._installed:
-            signal.signal(signal.SIGINT, self._handle)
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._install(signal.SIGINT)
+        for number in ENDING if self.saves else ():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._install(number)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous = {}
 
-    def _handle(self, *_: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+    def _install(self, number: int) -> None:
+        self._previous[number] = signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if not self.requested:
+            self.requested, self.signal = True, number
+            return
+        self.__exit__()
+        signal.raise_signal(number)

@@ -67,18 +67,25 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
             description["chains"] = f"every {crew.size}, from {crew.rank + 1}"
         if ranks.size > 1:
             check_same_on_all_ranks(ranks, description, list(batches.sample(SAMPLE_ROWS)))
-        checkpoint = Checkpoint(options.checkpoint, description, state, batches.sample(SAMPLE_ROWS), ranks)
+        checkpoint = Checkpoint(
+            options.checkpoint,
+            description,
+            state,
+            batches.sample(SAMPLE_ROWS),
+            ranks,
+            seconds=options.checkpoint_seconds,
+        )
         trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint, ranks)
         initialize = getattr(_first(modules), "initialize", None)
         chains = _train_chains(trainer, crew, model, guide, whole, initialize)
     stopped = checkpoint.resumable or (bool(chains) and chains[-1].interrupted)
     chains, stopped = gather_chains(crew, chains), any(crew.gather(stopped))
-    if ranks.first and not stopped:
-        checkpoint.remove()
-    ranks.wait()  # until the file is gone, which another call of fit may look for
     result = Fitted(model, guide, loss, chains, example, scope=scope)
+    if ranks.first and not stopped:
+        result.checkpoint = checkpoint.files
     restore(state.tensors, chains[result.best].weights)
     scope.publish()
+    trainer.interrupt.act()
     return result
 
 
@@ -145,6 +152,7 @@ def _of_rank(options: TrainingOptions, crew: Ranks) -> TrainingOptions:
 
 def _global_batch_size(options: TrainingOptions, ranks: Ranks) -> int | None:
     """The rows of a global batch; a run that continues on another number of ranks keeps its own."""
+    ranks.wait()  # until rank 0 has saved an earlier fit, which deletes its checkpoint
     stored = read_ranks(options.checkpoint)
     if stored is not None and stored != ranks.size and ranks.first:
         warn_user(

@@ -130,6 +130,11 @@ class TrainingMonitor:
             restore(self.state.tensors, current)
 
     @property
+    def best_now(self) -> bool:
+        """Whether the last validation was at this step and is the best so far."""
+        return bool(self.steps) and self._best == self.steps
+
+    @property
     def stop_reason(self) -> str | None:
         """Why the chain should stop early, or None."""
         since_best = sum(step > self._best for step in self.validation["step"])

@@ -24,6 +24,7 @@ __all__ = ["DECAYS", "DEFAULT_STEPS", "Loss", "TrainingOptions"]
 Loss: TypeAlias = PyroELBO | Callable[..., Tensor]
 
 DEFAULT_STEPS = 1000
+WITH_DEFAULTS = ("distribute", "checkpoint_seconds")  # which says nothing about what was given
 
 # the factor on every learning rate, by the progress of the run from 0 to 1
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -54,6 +55,7 @@ class TrainingOptions:
     device: str | torch.device | None = None
     progress: bool = True
     checkpoint: str | os.PathLike | None = None
+    checkpoint_seconds: float = 60.0
     ema: float | None = None
     clip_norm: float | None = None
     lr_scheduler: Literal["linear", "cosine"] | Callable | None = None
@@ -75,6 +77,11 @@ class TrainingOptions:
         _check_device(self.device)
         if self.seed < 0:
             raise ValueError(f"fit: seed must be at least 0, got {self.seed}")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(
+                "fit: checkpoint_seconds must be at least 0, or math.inf for checkpoints at validations only, got "
+                f"{self.checkpoint_seconds}"
+            )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"fit: ema must be a decay in [0, 1), such as 0.99, got {self.ema}")
         if self.patience is not None and self.validation is None:
@@ -101,7 +108,7 @@ class TrainingOptions:
         return [
             name
             for name, value in values.items()
-            if name != "distribute" and value is not None and not (isinstance(value, list | tuple) and not value)
+            if name not in WITH_DEFAULTS and value is not None and not (isinstance(value, list | tuple) and not value)
         ]
 
     def total_steps(self, batches: Sized) -> int:

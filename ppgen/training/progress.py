@@ -1,6 +1,7 @@
 """`ProgressReport`: the progress bar of a chain, with compile decisions and training warnings, each reported once."""
 
 import sys
+from contextlib import suppress
 from types import TracebackType
 
 from tqdm import tqdm
@@ -12,7 +13,7 @@ __all__ = ["ProgressReport"]
 
 
 class ProgressReport:
-    """A progress bar on a terminal; silent elsewhere.
+    """A progress bar on a terminal; silent elsewhere. A terminal that has gone, as after SIGHUP, does not end a run.
 
     Args:
         label: the name of the chain.
@@ -34,7 +35,8 @@ class ProgressReport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()
 
     def advance(self, compile_status: str) -> None:
         """Counts one step, and reports the compile status if it has changed.
@@ -45,7 +47,8 @@ class ProgressReport:
         if compile_status != self._compile_status:
             self._compile_status = compile_status
             self._write(compile_status)
-        self._bar.update()
+        with suppress(OSError):
+            self._bar.update()
 
     def summarize(self, monitor: TrainingMonitor, *, last: int, finished: bool) -> None:
         """Shows the mean losses, and the training warnings in capitals.
@@ -65,4 +68,5 @@ class ProgressReport:
 
     def _write(self, text: str) -> None:
         if not self._bar.disable:
-            self._bar.write(f"{self.label}: {text}", file=sys.stderr)
+            with suppress(OSError):
+                self._bar.write(f"{self.label}: {text}", file=sys.stderr)

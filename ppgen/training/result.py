@@ -20,6 +20,7 @@ from ppgen.infer.parameters import CRITIC, CollectParameters, EvalMode, ProgramS
 from ppgen.losses.objective import Objective
 from ppgen.tracing.sites import Program, quote_names
 from ppgen.tracing.traces import Traces
+from ppgen.training.checkpoint_files import CheckpointFiles
 from ppgen.training.conversion import as_tensors, cast_like
 from ppgen.training.missing import check_missing
 from ppgen.training.training_failures import TrainingWarning, critic_properties, training_warnings
@@ -43,7 +44,7 @@ class Chain:
         best_step: the step after which the weights were these: the last one, unless training went back to an earlier
             one.
         seconds: the time it took.
-        interrupted: whether Ctrl-C ended it.
+        interrupted: whether Ctrl-C, SIGTERM or SIGHUP ended it.
         compiled: what was decided about compiling its step; empty if compiling would not have paid.
         adversarial_metrics: arrays (steps,) of adversarial training: each critic's loss, and the gradient norm of each
             network; empty otherwise.
@@ -110,6 +111,8 @@ class Fitted:
         chains: the chains.
         example: a batch of the shape of the training batches; zeros after `load`.
         metadata: JSON values that are saved with the fit.
+        checkpoint: the checkpoints of the run, which `save` deletes once the fit is on disk; None if the run can still
+            continue from them.
         scope: the parameters of the programs, which are also in Pyro's store under names that are free there.
     """
 
@@ -120,11 +123,17 @@ class Fitted:
     example: tuple[Tensor, ...] = field(repr=False)
     metadata: dict[str, Any] = field(default_factory=dict, repr=False)
     scope: ParameterScope = field(default_factory=ParameterScope, repr=False, compare=False)
+    checkpoint: CheckpointFiles | None = field(default=None, repr=False, compare=False)
 
     @property
     def best(self) -> int:
         """The number of the chain with the lowest final loss."""
         return int(np.argmin([chain.final for chain in self.chains]))
+
+    @property
+    def complete(self) -> bool:
+        """Whether training came to its end: no signal interrupted it."""
+        return not any(chain.interrupted for chain in self.chains)
 
     @property
     def history(self) -> dict[str, np.ndarray]:
@@ -239,6 +248,8 @@ class Fitted:
     def save(self, path: str | PathLike) -> None:
         """Writes all chains to one safetensors file, which is replaced as a whole or stays as it was.
 
+        Then the checkpoints of the run are deleted, which `fit` keeps until what they hold is on disk.
+
         Args:
             path: the file.
         """
@@ -253,6 +264,9 @@ class Fitted:
             "medians": self._medians(),
         }
         write(path, tensors, stored)
+        if self.checkpoint is not None:
+            self.checkpoint.remove()
+            self.checkpoint = None
 
     @classmethod
     def load(

@@ -94,9 +94,11 @@ def test_a_folder_that_cannot_be_resumed_is_an_error(tmp_path, monkeypatch, caps
     assert "steps: 30 then, 50 now" in capsys.readouterr().err
     (run / "config.yaml").write_bytes(held["config.yaml"])
     (run / "checkpoint.safetensors").write_bytes(held["checkpoint.safetensors"][:-1])
+    (run / "checkpoint.safetensors.previous").unlink()
     assert main(["resume", "run"]) == 2
     assert "not a whole safetensors file" in capsys.readouterr().err
-    (run / "checkpoint.safetensors").write_bytes(held["checkpoint.safetensors"])
+    for name in ("checkpoint.safetensors", "checkpoint.safetensors.previous"):
+        (run / name).write_bytes(held[name])
     assert {path.name: path.read_bytes() for path in run.iterdir()} == held
     (run / "checkpoint.safetensors").unlink()
     (run / "weights.safetensors").unlink()

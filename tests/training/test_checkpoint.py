@@ -26,7 +26,7 @@ from ppgen import recipes
 from ppgen.infer.checkpoint_file import CheckpointError, read, write
 from ppgen.models import Generator
 from ppgen.training.callbacks import TrainingStep
-from ppgen.training.checkpoint import read_position
+from ppgen.training.checkpoint import Checkpoint, read_position
 
 pytestmark = frozen_in_training
 
@@ -150,9 +150,31 @@ def fit(row: Row | str, *, built: int = 0, **options: Any) -> ppgen.Fit:
     pyro.clear_param_store()
     torch.manual_seed(built)
     programs = row.build()
-    options = {"steps": STEPS, "batch_size": 6, "optim": adam(), "compile": False, **row.options, **options}
+    defaults = {"steps": STEPS, "batch_size": 6, "optim": adam(), "compile": False, "checkpoint_seconds": 10}
+    options = defaults | dict(row.options) | options
     torch.manual_seed(built + 1)  # the random state of the caller must not matter either
-    return ppgen.fit(*programs, X, loss=row.loss(), progress=False, **options)
+    result = ppgen.fit(*programs, X, loss=row.loss(), progress=False, **options)
+    if result.checkpoint is not None:  # of a complete run
+        assert options["checkpoint"].exists()
+        saved = options["checkpoint"].with_name("saved")
+        result.save(saved)
+        saved.unlink()
+    return result
+
+
+class Clock:
+    """A clock that advances by a second each time it is read: once a step, and twice for each checkpoint."""
+
+    now = 0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def _ticking(monkeypatch):
+    monkeypatch.setattr(Checkpoint, "clock", Clock())
 
 
 def same(one: ppgen.Fit, other: ppgen.Fit) -> None:
@@ -193,7 +215,7 @@ def whole(row: str) -> ppgen.Fit:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_writing_checkpoints_changes_nothing_and_a_complete_run_deletes_them(row, tmp_path):
+def test_writing_checkpoints_changes_nothing_and_a_complete_run_that_is_saved_deletes_them(row, tmp_path):
     same(fit(row, checkpoint=tmp_path / "run"), whole(row))
     assert not list(tmp_path.iterdir())
 
@@ -483,16 +505,33 @@ def test_a_checkpoint_of_programs_with_other_buffers_is_refused(tmp_path):
         fit(row(3), checkpoint=path)
 
 
-def test_a_damaged_checkpoint_is_an_error_and_is_kept(stopped):
-    content = bytearray(stopped.read_bytes())
+def damage(path: Path) -> bytes:
+    content = bytearray(path.read_bytes())
     content[-3] ^= 1
-    stopped.write_bytes(content)
-    with pytest.raises(CheckpointError, match="altered or damaged"):
+    path.write_bytes(content)
+    return bytes(content)
+
+
+def test_a_damaged_checkpoint_without_another_is_an_error_and_is_kept(stopped):
+    previous = stopped.with_name("run.previous")
+    content, _ = damage(stopped), damage(previous)
+    with pytest.raises(CheckpointError, match=r"run: .*altered or damaged"):
         fit("restarts", checkpoint=stopped)
     assert stopped.read_bytes() == content
+    previous.unlink()
     stopped.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         fit("restarts", checkpoint=stopped)
+
+
+def test_a_run_continues_from_the_checkpoint_before_a_damaged_one_with_a_warning(stopped):
+    content = damage(stopped)
+    warned = pytest.warns(UserWarning, match=r"run: .* damaged; .* continues from .*run\.previous, of step 1$")
+    with warned as caught, pytest.raises(Crash):
+        fit("restarts", checkpoint=stopped, callbacks=[at(3, "crash", 1)])
+    assert len(caught) == 1
+    assert stopped.read_bytes() == content
+    same(fit("restarts", checkpoint=stopped), whole("restarts"))
 
 
 def test_a_saved_fit_is_refused_as_a_checkpoint(tmp_path):

@@ -1,9 +1,10 @@
 """When compiling a step pays, and what is known of the steps with arguments of each shape."""
 
+import time
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ppgen.infer.compile.audits import Audits
 from ppgen.infer.compile.compiled_function import CompiledFunction
@@ -34,6 +35,8 @@ class ShapeState:
         recording: the last recording, which the next one must equal.
         recordings: how many there were since the last compilation.
         compiled: the compiled function, if there is one.
+        compiled_at: the step, of all shapes, at which it was compiled.
+        chosen: whether the run that this one continues had compiled it.
         guard: whether the compiled function is still valid.
         audits: when it is compared with an eager step.
         changes: how often each value that a compiled step depends on has changed.
@@ -47,6 +50,8 @@ class ShapeState:
     recording: Recording | None = None
     recordings: int = 0
     compiled: CompiledFunction | None = None
+    compiled_at: int = 0
+    chosen: bool = False
     guard: Guard | None = None
     audits: Audits | None = None
     changes: Counter[str] = field(default_factory=Counter)
@@ -75,6 +80,8 @@ class CompilePolicy:
         ValueError: if an argument has another value.
     """
 
+    clock: ClassVar = staticmethod(time.perf_counter)
+
     def __init__(self, compile: Compile = "auto", steps: int | None = None) -> None:
         if compile not in (True, False, "auto", "cuda_graph"):
             raise ValueError(f'compile must be True, False, "auto" or "cuda_graph", got {compile!r}')
@@ -83,6 +90,7 @@ class CompilePolicy:
         self.compile, self.steps = compile, steps
         self.taken = self.compiled = 0
         self.shapes: dict[Hashable, ShapeState] = {}
+        self._chosen: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of an SVI compiles its own steps: compiled ones belong to the tensors of the original."""
@@ -93,8 +101,24 @@ class CompilePolicy:
         if key not in self.shapes:
             if len(self.shapes) >= MAX_SHAPES:  # a number among the arguments changes with every step, for example
                 self.shapes = {k: state for k, state in self.shapes.items() if state.compiled is not None}
-            self.shapes[key] = ShapeState(eager_only=key is None)
+            chosen_at = self._chosen.get(repr(key))
+            self.shapes[key] = ShapeState(
+                eager_only=key is None, chosen=chosen_at is not None, compiled_at=chosen_at or 0
+            )
         return self.shapes[key]
+
+    def decisions(self) -> dict[str, Any]:
+        """What was decided so far, as JSON values: the step at which each shape was compiled."""
+        compiled = {repr(k): s.compiled_at for k, s in self.shapes.items() if s.compiled is not None or s.chosen}
+        return {"taken": self.taken, "steps": self.steps, "compiled": self._chosen | compiled}
+
+    def restore(self, decisions: dict[str, Any]) -> None:
+        """Continues a run that took some of the steps, so that the same shapes are compiled from the next step on.
+
+        Args:
+            decisions: what `decisions` returned.
+        """
+        self.taken, self.steps, self._chosen = decisions["taken"], decisions["steps"], decisions["compiled"]
 
     @property
     def exhausted(self) -> bool:
@@ -105,6 +129,8 @@ class CompilePolicy:
         """Whether to compile a shape now; before its first recording, whether to record it."""
         if shape.eager_only or self.exhausted:
             return False
+        if shape.chosen and self.compile is not False:
+            return True
         if self.compile != "auto" or not shape.timed_steps:
             return self.compile != "auto"
         remaining = self.taken if self.steps is None else self.steps - self.taken

@@ -12,7 +12,6 @@ steps only.
 """
 
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -127,14 +126,17 @@ class CompiledStep:
                 return shape.compiled(tensors)
             self._discard(shape, change)
         args, kwargs = map_tensors(new_view, (args, kwargs))
-        # the first step creates parameters, optimizers and their state
-        started = shape.steps > 1 and all(optimizer.torch_optimizer is not None for optimizer in self.optimizers)
+        # the first step creates parameters, optimizers and their state, unless they were restored
+        ready = all(optimizer.torch_optimizer is not None for optimizer in self.optimizers)
+        started = ready and (shape.steps > 1 or shape.chosen)
         if started and self.policy.pays(shape):
+            if shape.chosen:
+                self._rehearse(shape, args, kwargs)
             return self._record(shape, args, kwargs)
-        began = time.perf_counter()
+        began = self.policy.clock()
         values = self.step(args, kwargs)
         if started:
-            shape.timed_steps, shape.seconds = shape.timed_steps + 1, shape.seconds + time.perf_counter() - began
+            shape.timed_steps, shape.seconds = shape.timed_steps + 1, shape.seconds + self.policy.clock() - began
         return values
 
     def _discard(self, shape: ShapeState, change: str) -> None:
@@ -172,6 +174,18 @@ class CompiledStep:
             shape.recording, shape.operations = recorded.recording, len(recorded.recording.signature)
         return values
 
+    def _rehearse(self, shape: ShapeState, args: tuple, kwargs: dict) -> None:
+        """Records and undoes a step that a stopped run would have taken compiled, so that the next one compiles it."""
+        shape.chosen = False
+        restore_states = [optimizer.learning_rates.save_state() for optimizer in self.optimizers]
+        recorded = self._recorded_step(args, kwargs, PythonValues(self.static_values()))
+        if isinstance(recorded, RecordedStep):
+            recorded.recording.undo()
+            recorded.random_state.restore()
+            for restore_state in restore_states:
+                restore_state()
+            shape.recording = recorded.recording if recorded.refusal is None else None
+
     def _recorded_step(
         self, args: tuple, kwargs: dict, python_values: PythonValues | None = None
     ) -> "RecordedStep | Exception":
@@ -200,7 +214,7 @@ class CompiledStep:
 
     def _compile(self, shape: ShapeState, recorded: "RecordedStep") -> dict[str, Tensor]:
         """Compiles the recorded step and repeats it; returns its values, or the eager ones if the two differ."""
-        began = time.perf_counter()
+        began = self.policy.clock()
         recording = recorded.recording
         try:
             with warnings.catch_warnings():
@@ -217,8 +231,9 @@ class CompiledStep:
         recording.forget()
         self.policy.compiled += 1
         shape.recording, shape.compiled, shape.guard, shape.audits = recording, compiled, guard, Audits()
+        shape.compiled_at = shape.compiled_at or self.policy.taken
         limit = f"; this was shape or state {MAX_COMPILED}, others run eagerly" if self.policy.exhausted else ""
-        self._report(f"compiled at step {self.policy.taken}, in {time.perf_counter() - began:.1f} s{limit}")
+        self._report(f"compiled at step {self.policy.taken}, in {self.policy.clock() - began:.1f} s{limit}")
         return values
 
     def _repeat(
@@ -257,7 +272,7 @@ class CompiledStep:
         assert shape.audits is not None
         assert shape.recording is not None
         assert shape.compiled is not None
-        began = time.perf_counter()
+        began = self.policy.clock()
         recorded = self._recorded_step(args, kwargs)
         difference: Exception | None
         if isinstance(recorded, Exception):
@@ -269,7 +284,7 @@ class CompiledStep:
         else:
             values, difference = self._repeat(recorded, shape.compiled, slack=AUDIT_SLACK)
         if difference is None:
-            shape.audits.passed(time.perf_counter() - began)
+            shape.audits.passed(self.policy.clock() - began)
             return values
         taken, since = self.policy.taken, shape.audits.steps - shape.audits.verified
         shape.discard()
