@@ -1,0 +1,31 @@
+"""A run of several ranks, of which one may kill itself: STEP (0 for none) CHECKPOINT WEIGHTS."""
+
+import os
+import signal
+import sys
+
+import torch
+
+import ppgen
+from ppgen.fitting import TrainingStep
+from ppgen.infer.distributed import joined
+
+
+def main(step: int, checkpoint: str, weights: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 3)
+    vae = ppgen.models.VAE((3,), latent_dim=2, hidden=(8,))
+    with joined() as ranks:
+
+        def die(training: TrainingStep) -> None:
+            if ranks.rank == 1 and training.number == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        options = {"steps": 40, "batch_size": 20, "compile": False, "progress": False, "callbacks": [die]}
+        fit = ppgen.fit(vae.model, vae.guide, x, checkpoint=checkpoint, **options)
+        if ranks.first:
+            fit.save(weights)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:])
