@@ -256,8 +256,8 @@ def fit(
         model: a Pyro model. If it is a module with a method ``check``, that is called with all data first; a method
             ``initialize`` is called with a batch before each chain.
         guide: a Pyro guide, or "auto" to find the posterior of the model's global latents (see below).
-        data: a tensor, array, frame or tuple of those, a torch Dataset, or None for programs without data. Missing
-            values are NaN, which the model has to leave out (see below).
+        data: a tensor, array, frame or tuple of those, a torch or Hugging Face data set, rows on disk, or None for
+            programs without data (see below). Missing values are NaN, which the model has to leave out (see below).
         loss: a ppgen objective, a Pyro ELBO, or a function (model, guide, *batch) -> scalar; `ELBO()` if left out.
         optim: a Pyro optimizer, or a function parameters -> torch optimizer; Adam at 1e-3 if left out.
         steps: the number of steps; 1000 if neither `steps` nor `epochs` is given.
@@ -305,6 +305,13 @@ def fit(
     show that the best of these is not good enough. It works in double precision, on all data, until it has converged
     (`ppgen.posterior.auto`). It accepts no loss, optimizer, batches or length. ``fit.diagnose(...)`` says whether the
     result can be trusted.
+
+    **Data beyond memory.** With a `batch_size`, data sets, memory-mapped arrays (``np.load(path, mmap_mode="r")``) and
+    rows of `ppgen.data.load(path, stream=True)` are read, converted and checked batch by batch; `ppgen.data.Stream`
+    sets workers. Batches are those of the same data in memory, except that a Parquet file is shuffled by row groups.
+    An iterable data set has no length: it needs `steps`, or `epochs` if it ends, comes in its own order or through the
+    buffer of a `Stream`, and leaves it to the program to know N of ``pyro.plate("data", N, subsample=x)``. Validation
+    data of these kinds are read in batches too, and their loss is the mean weighted by rows. See docs/scale.md.
 
     **Missing values.** A model leaves NaN out if it masks the site and fills the values, ``obs=y.nan_to_num()`` under
     ``pyro.poutine.mask(mask=~y.isnan())``, or observes them by ``NanMaskedNormal``. Data are refused if a log density

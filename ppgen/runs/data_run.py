@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["DataRun", "add_data_options"]
 
 POSTERIOR_ROWS = 64  # the posterior of so many held-out rows is stored
+STREAMED_ROWS = 10_000  # at most so many held-out rows are evaluated if the data are streamed
 COMPARED_ROWS = 1000  # at most so many held-out rows are compared with samples
 LABELED_ROWS = 5000  # at most so many training rows train the classifiers that label samples
 SOURCE_HELP = "digits, fashion, moons, ..., openml:NAME, a file or a folder of images"
@@ -80,13 +81,17 @@ class DataRun(Run):
 
     @classmethod
     def rows(cls, config: dict[str, Any], data: datasets.Data, split: str) -> tuple[torch.Tensor, ...]:
-        """The data x of a split, and the labels y if the model is conditional."""
+        """The data x of a split, and the labels y if the model is conditional; streamed data are not read."""
         part = getattr(data, split)
-        return tuple(torch.as_tensor(array) for array in ((part.x, part.y) if config["conditional"] else (part.x,)))
+        arrays: tuple[Any, ...] = (part.x, part.y) if config["conditional"] else (part.x,)
+        return tuple(a if isinstance(a, datasets.StreamedArray) else torch.as_tensor(a) for a in arrays)
 
     def held_out(self) -> tuple[torch.Tensor, ...]:
-        """The test rows, or the training rows if none were held out."""
-        return self.rows(self.config, self.data, "test" if len(self.data.test.x) else "train")
+        """The test rows, or the training rows if none were held out; the first of them if they are streamed."""
+        rows = self.rows(self.config, self.data, "test" if len(self.data.test.x) else "train")
+        if isinstance(rows[0], datasets.StreamedArray):
+            rows = tuple(torch.as_tensor(part[:STREAMED_ROWS]) for part in rows)
+        return rows
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluates the model on held-out rows and compares samples with them."""

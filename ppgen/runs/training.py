@@ -21,6 +21,8 @@ from ppgen.utils.files import write_atomically
 
 __all__ = ["resume", "train"]
 
+CHECKED_ROWS = 1024  # of the training data, by the model before there is a run folder; `fit` checks all
+
 
 def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = True) -> Run:
     """Trains a method on its data and leaves a run folder.
@@ -43,7 +45,8 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     kind = method_of(config).run_class()
     data = kind.load_data(config)
     model = kind.make_model(config, data)
-    model.check(*kind.rows(config, data, "train"))  # before there is a folder
+    rows = kind.rows(config, data, "train")
+    model.check(*(torch.as_tensor(part[:CHECKED_ROWS]) for part in rows))  # before there is a folder
     folder = Path(out)
     if Ranks().first:
         write_atomically(new_folder(out) / CONFIG, yaml.safe_dump(config, sort_keys=False))
