@@ -84,7 +84,8 @@ class DataRun(Run):
         """The data x of a split, and the labels y if the model is conditional; streamed data are not read."""
         part = getattr(data, split)
         arrays: tuple[Any, ...] = (part.x, part.y) if config["conditional"] else (part.x,)
-        return tuple(a if isinstance(a, datasets.StreamedArray) else torch.as_tensor(a) for a in arrays)
+        rows: Any = tuple(a if isinstance(a, datasets.StreamedArray) else torch.as_tensor(a) for a in arrays)
+        return rows
 
     def held_out(self) -> tuple[torch.Tensor, ...]:
         """The test rows, or the training rows if none were held out; the first of them if they are streamed."""
