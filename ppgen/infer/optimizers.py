@@ -1,5 +1,6 @@
 """One torch optimizer over all parameters, made from a Pyro optimizer or from a function that makes a torch one."""
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -221,6 +222,7 @@ class ParameterOptimizer:
             raise ValueError(f"checkpoint: its optimizer is {metadata['optimizer']}, this run's is {self._description}")
         if self.torch_optimizer is None:
             return
+        _check_groups(self.torch_optimizer.param_groups, metadata["groups"])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, about a scheduler that steps before its optimizer
             for _ in range(metadata["scheduler_steps"]):  # JSON cannot hold a scheduler, but its steps determine it
@@ -289,6 +291,35 @@ class ParameterOptimizer:
                 clip_grad_norm_(leaf, bounds["clip_norm"])
             if leaf.grad is not None and "clip_value" in bounds:
                 clip_grad_value_(leaf, bounds["clip_value"])
+
+
+def _check_groups(groups: list[dict[str, Any]], stored: list[dict[str, Any]]) -> None:
+    """Raises a ValueError if stored options of an optimizer are not those that it has, each a value of its kind."""
+    if len(groups) != len(stored):
+        raise ValueError(f"checkpoint: its optimizer has {len(stored)} groups of parameters, this run's {len(groups)}")
+    for group, options in zip(groups, stored, strict=True):
+        if different := sorted(options.keys() ^ (group.keys() - {"params"})):
+            raise ValueError(f"checkpoint: its optimizer or this run's has no option {different[0]!r}")
+        for key, value in options.items():
+            if not _same_kind(group[key], value, bounded="lr" not in key):
+                raise ValueError(f"checkpoint: its optimizer has {key}={value!r}, this run's {key}={group[key]!r}")
+
+
+def _same_kind(current: Any, stored: Any, *, bounded: bool) -> bool:
+    """Whether a stored option can take the place of the current one: a number that of a number, else the same.
+
+    Numbers are finite and not negative; `bounded` ones, such as decay rates, stay below one if they are now.
+    """
+    if isinstance(current, tuple):
+        return (
+            isinstance(stored, list)
+            and len(stored) == len(current)
+            and all(_same_kind(a, b, bounded=bounded) for a, b in zip(current, stored, strict=True))
+        )
+    if isinstance(current, Tensor | float | int) and not isinstance(current, bool):
+        number = isinstance(stored, float | int) and not isinstance(stored, bool) and math.isfinite(stored)
+        return number and stored >= 0 and (stored < 1 or float(current) >= 1 or not bounded)
+    return type(stored) is type(current) and stored == current
 
 
 def _match_layout(gradient: Tensor | None, leaf: Tensor) -> Tensor | None:

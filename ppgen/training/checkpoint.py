@@ -123,12 +123,16 @@ class Checkpoint:
         if self._stored is None:
             return
         (tensors, metadata), self._stored = self._stored, None
+        if len(svi.optimizers) != (count := len(metadata["optimizers"])):
+            raise ValueError(f"checkpoint: it has {count} optimizers, and this run {len(svi.optimizers)}")
         for i, (optimizer, about) in enumerate(zip(svi.optimizers, metadata["optimizers"], strict=True)):
             optimizer.set_state(self.state.parameters, with_prefix(tensors, f"optimizers/{i}"), about)
         restore(self.state.tensors, with_prefix(tensors, "current"))
         monitor.restore(with_prefix(tensors, "monitor"), metadata["monitor"])
         self.position = metadata.get("position")
         if isinstance(svi.objective, Objective):
+            if metadata["step"] is None:
+                raise ValueError("checkpoint: it has no step of the schedules of weights, and this run's loss has them")
             svi.objective.step.fill_(metadata["step"])
         svi.restore_compile_decisions(metadata.get("compiled", []))  # which earlier files lack
         self._written = monitor.steps
@@ -224,8 +228,10 @@ class Checkpoint:
                 yield f"{key}: {then.get(key, 'none')} then, {now.get(key, 'none')} now"
         if then["data"] == now["data"]:
             for key, rows in with_prefix(tensors, "data").items():
-                current = self._sample[key].cpu()
-                if not torch.allclose(rows.double(), current.double(), rtol=1e-4, atol=1e-6, equal_nan=True):
+                current = self._sample[key].cpu() if key in self._sample else torch.empty(0)
+                if rows.shape != current.shape or not torch.allclose(
+                    rows.double(), current.double(), rtol=1e-4, atol=1e-6, equal_nan=True
+                ):
                     yield f"data: array {key} has other rows"
 
 

@@ -23,13 +23,12 @@ from ppgen.tracing.traces import Traces
 from ppgen.training.checkpoint_files import CheckpointFiles
 from ppgen.training.conversion import as_tensors, cast_like
 from ppgen.training.missing import check_missing
+from ppgen.training.stored import ARRAYS, CHAIN, DTYPES, check_fit
 from ppgen.training.training_failures import TrainingWarning, critic_properties, training_warnings
 
 __all__ = ["Chain", "Fitted", "chains_from_tensors", "chains_to_tensors"]
 
 FORMAT = 2
-ARRAYS = ("history", "validation", "adversarial_metrics")  # the fields of a chain that are arrays by name
-METADATA = ("stop_reason", "best_step", "seconds", "interrupted", "compiled")  # those that are JSON values
 
 
 @dataclass
@@ -81,7 +80,7 @@ def chains_to_tensors(chains: list[Chain]) -> tuple[dict[str, Tensor], list[dict
         for kind in ARRAYS:
             arrays = getattr(chain, kind)
             tensors |= {f"{i}/{kind}/{k}": torch.as_tensor(np.asarray(v, dtype=float)) for k, v in arrays.items()}
-    return tensors, [{key: getattr(chain, key) for key in METADATA} for chain in chains]
+    return tensors, [{key: getattr(chain, key) for key in CHAIN} for chain in chains]
 
 
 def chains_from_tensors(tensors: dict[str, Tensor], metadata: list[dict[str, Any]]) -> list[Chain]:
@@ -304,7 +303,8 @@ class Fitted:
                 f"{path}: not a fit, or of another version of ppgen (format {found!r}; this version reads {FORMAT!r}); "
                 "fit the programs again, or read the file with the version that wrote it"
             )
-        shapes = [(shape, getattr(torch, dtype)) for shape, dtype in stored["example"]]
+        check_fit(path, tensors, stored)
+        shapes = [(shape, DTYPES[dtype]) for shape, dtype in stored["example"]]
         example = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes)
         chains = chains_from_tensors(tensors, stored["chains"])
         fit = cls(model, guide, loss, chains, example, stored["metadata"])
@@ -313,10 +313,12 @@ class Fitted:
         try:
             fit._rebuild_programs(path)
             fit.select_chain(fit.best)
-            fit._check_medians(stored.get("medians", {}))
+            fit._check_medians(stored["medians"])
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            if data is not None or not example:
+            if data is not None:
                 raise
+            if not example:
+                raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
             raise ValueError(
                 f"{path}: {str(error).splitlines()[0]}. If the programs read values of their data, such as x.max(), "
                 "give the data: load(..., data=x), or data=(x, y)"

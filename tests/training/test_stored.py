@@ -1,0 +1,179 @@
+"""Forged files of fits and checkpoints, with a right digest: each is refused by name, or read as what it says."""
+
+import copy
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hostile import MANY_MUTATIONS, MUTATIONS, hostile_bytes, outcome
+from hypothesis import given
+from torch import Tensor
+
+import ppgen
+from ppgen.infer.checkpoint_file import CheckpointError, read, write
+from ppgen.training.checkpoint import read_position
+
+STORED = Path(__file__).parent / "stored"
+X = torch.linspace(-1.0, 2.0, 20)
+
+
+def model(x: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(X), subsample=x):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def guide(x: Tensor) -> None:
+    scale = pyro.param("scale", torch.tensor(0.3), constraint=dist.constraints.positive)
+    pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.5)), scale))
+
+
+def fit(checkpoint: Path) -> ppgen.Fit:
+    """Continues the run of the stored files."""
+    pyro.clear_param_store()
+    options = {"optim": functools.partial(torch.optim.Adam, lr=0.05), "ema": 0.9, "validation": 0.2, "compile": False}
+    return ppgen.fit(model, guide, X, steps=12, batch_size=6, progress=False, checkpoint=checkpoint, **options)
+
+
+FILES = {"fit": STORED / "fit_2.safetensors", "run": STORED / "run_3.safetensors"}
+REMOVED = object()
+FORGED = [REMOVED, None, "text", -1, 10**15, 10**400, 1.5, True, [], [[1], 2], {"a": {"b": [None]}}]
+
+
+def load(path: Path) -> Any:
+    """Reads a file and does what a user would do with it."""
+    return ppgen.Fit.load(path, model, guide) if "fit" in path.name else (read_position(path), fit(path))
+
+
+def refusal(path: Path) -> str | None:
+    """The message with which a file is refused, or None if it is read; any other error fails the test."""
+    try:
+        load(path)
+    except (ValueError, LookupError) as error:
+        return str(error)
+    return None
+
+
+def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The keys of each entry of JSON values, the outer ones first."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(value[key], (*path, key))
+
+
+def replaced(value: Any, path: tuple, by: Any) -> Any:
+    """A copy with one entry removed or replaced."""
+    value = copy.deepcopy(value)
+    *outer, last = path
+    inner = value
+    for key in outer:
+        inner = inner[key]
+    if by is REMOVED:
+        del inner[last]
+    else:
+        inner[last] = by
+    return value
+
+
+PLACES = [(kind, place) for kind, file in FILES.items() for place in places(read(file)[1])]
+
+
+@pytest.mark.parametrize(("kind", "place"), PLACES, ids=str)
+def test_each_entry_of_the_metadata_is_checked(kind, place, tmp_path):
+    tensors, metadata = read(FILES[kind])
+    accepted = 0
+    for by in FORGED:
+        path = tmp_path / f"{kind}.safetensors"
+        write(path, tensors, replaced(metadata, place, by))
+        message = refusal(path)
+        accepted += message is None
+        if message is not None and not ("groups" in place and isinstance(by, int | float)):  # such as lr=1e15
+            assert path.name in message or message.startswith("checkpoint: "), (by, message)
+            named = (place[0] == "example" and "batch" in message) or "Dimension" in message  # the programs refuse it
+            assert named or any(part.split()[-1] in message for part in place if isinstance(part, str)), (by, message)
+    assert accepted <= 5
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [(kind, name) for kind, file in FILES.items() for name in read(file)[0]],
+    ids="-".join,
+)
+def test_each_tensor_is_checked(tensor, tmp_path):
+    kind, name = tensor
+    tensors, metadata = read(FILES[kind])
+    path = tmp_path / f"{kind}.safetensors"
+    found = tensors[name]
+    others = [None, torch.zeros(3, 2), torch.zeros(0), torch.zeros(7, dtype=torch.complex64), found.to(torch.int8)]
+    for other in [*others, torch.zeros_like(found)]:
+        write(path, {k: v for k, v in (tensors | {name: other}).items() if v is not None}, metadata)
+        message = refusal(path)
+        assert message is None or name.rpartition("/")[2] in message or path.name in message, (other, message)
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("name", ["x", "0/x", "0/weights", "9/weights/a", "-1/weights/a", "chains/3/weights/a", "\n"])
+def test_tensors_that_belong_to_nothing_are_refused_or_ignored(kind, name, tmp_path):
+    tensors, metadata = read(FILES[kind])
+    path = tmp_path / f"{kind}.safetensors"
+    write(path, tensors | {name: torch.zeros(2)}, metadata)
+    outcome(lambda: load(path), path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("[]", "its metadata are list"),
+        ("3", "its metadata are int"),
+        ("{", "its metadata are not JSON"),
+        ("[" * 100_000, "its metadata are not JSON"),
+        ('{"format": ' + "9" * 5000 + "}", "its metadata are not JSON"),
+        ("{}", "format None"),
+        ('{"format": [2]}', r"format \[2\]"),
+    ],
+    ids=lambda text: text[:12],
+)
+@pytest.mark.parametrize("kind", FILES)
+def test_metadata_that_are_no_mapping_of_this_version_are_refused(kind, metadata, message, tmp_path, monkeypatch):
+    path = tmp_path / f"{kind}.safetensors"
+    monkeypatch.setattr(json, "dumps", lambda _: metadata)
+    write(path, {"a": torch.zeros(1)}, {})
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_refused(tmp_path):
+    tensors, metadata = read(FILES["fit"])
+    write(tmp_path / "fit.safetensors", tensors, metadata | {"example": [[[10**6, 10**6], "float64"]]})
+    with pytest.raises(CheckpointError, match=r"example: it claims 8 TB of data, and this process can have"):
+        load(tmp_path / "fit.safetensors")
+
+
+def test_a_file_larger_than_memory_is_refused_before_it_is_read(monkeypatch):
+    monkeypatch.setattr("ppgen.utils.regular_files.memory", lambda: 900)
+    with pytest.raises(ValueError, match=r"fit_2.safetensors: it claims 920 bytes of data, .* can have 900 bytes"):
+        load(FILES["fit"])
+
+
+@MUTATIONS
+@given(hostile_bytes(*(file.read_bytes() for file in FILES.values())))
+def test_any_bytes_are_refused_or_read(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    path.write_bytes(content)
+    outcome(lambda: read(path), path)
+
+
+@pytest.mark.slow
+@MANY_MUTATIONS
+@given(hostile_bytes(*(file.read_bytes() for file in FILES.values())))
+def test_many_bytes_are_refused_or_read(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "many.safetensors"
+    path.write_bytes(content)
+    outcome(lambda: read(path), path)
