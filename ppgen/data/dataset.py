@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppgen.data.origin import Origin
 from ppgen.data.scaler import Scaler
 from ppgen.data.streaming import StreamedArray
 
@@ -39,6 +40,8 @@ class Data:
         columns: the names of the columns of a table, or None.
         label_names: the names of the labels, indexed by y, or None.
         levels: the number of gray levels of the source (2 if form is "binary"); None if the data have no levels.
+        classes: the number of labels, the largest y plus one, or None.
+        origins: where the rows come from, with their digests.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Data:
     columns: tuple[str, ...] | None = None
     label_names: tuple[str, ...] | None = None
     levels: int | None = None
+    classes: int | None = None
+    origins: tuple[Origin, ...] = ()
 
     @property
     def event_shape(self) -> tuple[int, ...]:

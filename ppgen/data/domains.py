@@ -12,6 +12,7 @@ from ppgen.data.files import SPARSE_TABLES
 from ppgen.data.labels import UNKNOWN
 from ppgen.data.loading import Preparation, read_source
 from ppgen.data.raw import RawData
+from ppgen.data.scaler import Scaler
 from ppgen.data.svmlight import pad_columns
 from ppgen.data.tables import MissingLabelColumn
 
@@ -52,8 +53,8 @@ class Domains:
     @property
     def num_classes(self) -> int:
         """The number of labels of the source."""
-        assert self.source.y is not None
-        return int(self.source.y.max()) + 1
+        assert self.source.classes is not None
+        return self.source.classes
 
     def rows(self, split: str) -> DomainRows:
         """The rows of a split, "train", "validation" or "test": those of the source, then those of the target."""
@@ -70,6 +71,7 @@ def load_domains(
     source_test: str | Path | None = None,
     target_test: str | Path | None = None,
     seed: int = 0,
+    scalers: tuple[Scaler | None, Scaler | None] = (None, None),
     **options: Any,
 ) -> Domains:
     """Loads both domains as `load` does, with the same options; the scaler of the source scales the target.
@@ -85,6 +87,7 @@ def load_domains(
         source_test: the test rows of the source, in place of the fraction `test`; all of them, whatever `size` is.
         target_test: the test rows of the target, likewise.
         seed: as in `load`.
+        scalers: the scalers of source and target; None to fit one to the source, and to use that of the source.
         options: further options of `load`.
 
     Raises:
@@ -121,7 +124,7 @@ def load_domains(
     data: list[Data] = []
     for number, domain in enumerate(("source", "target")):
         raw, test = raws[domain], raws.get(f"{domain}_test")
-        scaler = data[0].scaler if data else None
+        scaler = scalers[number] or (data[0].scaler if data else None)
         held_out = 0 if test is None else len(test.x)
         raw = raw if test is None else _concatenate(raw, test)
         data.append(prepare(raw, files[domain], seed=seed + number, held_out=held_out, scaler=scaler))
@@ -183,4 +186,4 @@ def _concatenate(raw: RawData, test: RawData) -> RawData:
     y = None
     if raw.y is not None or test.y is not None:
         y = np.concatenate([np.full(len(part.x), UNKNOWN) if part.y is None else part.y for part in (raw, test)])
-    return raw._replace(x=np.concatenate([raw.x, test.x]), y=y)
+    return raw._replace(x=np.concatenate([raw.x, test.x]), y=y, origins=raw.origins + test.origins)

@@ -14,6 +14,7 @@ from ppgen.data.files import KINDS, looks_like_file, read
 from ppgen.data.forms import DEFERRED, FORMS, resolve_form
 from ppgen.data.images import pad_images
 from ppgen.data.named import NAMED, openml
+from ppgen.data.origin import Origin
 from ppgen.data.raw import RawData
 from ppgen.data.scaler import Scaler
 from ppgen.data.splits import split_rows
@@ -21,10 +22,11 @@ from ppgen.data.streamed_files import open_stream
 from ppgen.data.streaming import RowNoise, StreamedArray
 from ppgen.data.toy import TOY
 
-__all__ = ["Preparation", "load", "read_source"]
+__all__ = ["READING", "Preparation", "load", "read_source"]
 
 SCALES = ("none", "standard")
 TOY_SIZE = 5000  # the default number of rows of a toy data set
+READING = ("label", "size", "features", "side", "stream")  # the options of `load` that `read_source` takes
 
 
 def load(
@@ -149,7 +151,10 @@ class Preparation:
         scaler = Scaler.identity(x.shape[1:]) if scaler is None else scaler
         levels = 2 if form == "binary" else raw.levels
         name = Path(source).name or str(source)
-        return Data(name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels)
+        classes = None if raw.y is None else int(raw.y.max()) + 1
+        return Data(
+            name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels, classes, raw.origins
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,6 +251,8 @@ def read_source(
     else:
         raw = _read(source, label, size, seed, features)
         check(raw.x, name=str(source), columns=raw.columns)
+    origin = Origin.of(source, raw, named=_is_named(source), late=stream)
+    raw = raw._replace(origins=(origin,))
     if side is not None:
         raw = raw._replace(x=_apply(_Padded(side, str(source)), raw.x))
     if size is not None and source not in TOY:
@@ -253,8 +260,12 @@ def read_source(
     return raw
 
 
+def _is_named(source: str | Path) -> bool:
+    return isinstance(source, str) and (source in TOY or source in NAMED or source.startswith("openml:"))
+
+
 def _open_stream(source: str | Path, label: str | None, features: int | None) -> RawData:
-    if not isinstance(source, Path) and (source in TOY or source in NAMED or source.startswith("openml:")):
+    if _is_named(source):
         raise ValueError(f"stream=True reads files and folders of images, and {source!r} is none of them; leave it out")
     if features is not None:
         raise ValueError(f"features={features} is an option of sparse tables, which cannot be streamed; leave it out")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppgen.data.labels import encode_labels
+from ppgen.data.origin import Origin
 
 __all__ = ["RawData", "from_array"]
 
@@ -18,6 +19,7 @@ class RawData(NamedTuple):
         columns: the names of the columns of a table, or None.
         label_names: the names of the labels, indexed by y, or None.
         levels: the number of gray levels, see `ppgen.data.forms`; None if the data have no levels.
+        origins: where the rows come from.
     """
 
     x: np.ndarray
@@ -25,6 +27,7 @@ class RawData(NamedTuple):
     columns: tuple[str, ...] | None = None
     label_names: tuple[str, ...] | None = None
     levels: int | None = None
+    origins: tuple[Origin, ...] = ()
 
 
 def from_array(x: np.ndarray, y: np.ndarray | None = None, *, name: str) -> RawData:
