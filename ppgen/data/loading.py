@@ -152,9 +152,7 @@ class Preparation:
         levels = 2 if form == "binary" else raw.levels
         name = Path(source).name or str(source)
         classes = None if raw.y is None else int(raw.y.max()) + 1
-        return Data(
-            name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels, classes, raw.origins
-        )
+        return Data(name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels, classes, raw.origins)
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,6 +51,7 @@ def report_of_adaptation(
     verdict: Verdict | None = None,
     numbers: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
+    note: str = "",
 ) -> Report:
     """Reports on how well labels transfer from a source domain to a target domain.
 
@@ -65,6 +66,7 @@ def report_of_adaptation(
         verdict: the verdict on that posterior.
         numbers: further results by name.
         config: the configuration.
+        note: what a reader has to know about the data, beside their number.
     """
     source, target = names
     context = AdaptationContext(
@@ -82,4 +84,6 @@ def report_of_adaptation(
     )
     rows = ", ".join(f"{len(x)} rows of {domain}" for domain, (x, _) in held_out.items())
     title = f"{type(model).__name__}: {source} to {target}"
-    return Report(title, f"held out: {rows}", build_sections(SECTIONS, context, model=model))
+    return Report(
+        title, ". ".join(filter(None, (f"held out: {rows}", note))), build_sections(SECTIONS, context, model=model)
+    )

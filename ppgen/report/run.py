@@ -60,6 +60,7 @@ def report_of_run(
     title: str,
     config: Mapping[str, Any] | None = None,
     stages: Sequence[np.ndarray] = (),
+    note: str = "",
     unit: str = "nats per datum",
     seed: int = 0,
 ) -> Report:
@@ -75,6 +76,7 @@ def report_of_run(
         title: the title of the page.
         config: the configuration, as plain values that YAML can hold.
         stages: what a growing model drew from the same latent codes at the end of each stage.
+        note: what a reader has to know about the data, beside their number.
         unit: the unit of the loss.
         seed: the seed of the samples; the caller's random state does not change.
     """
@@ -98,4 +100,5 @@ def report_of_run(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Report(title, context.data_in_words, build_sections(SECTIONS, context, model=model))
+        subtitle = ". ".join(filter(None, (context.data_in_words, note)))
+        return Report(title, subtitle, build_sections(SECTIONS, context, model=model))

@@ -4,18 +4,20 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
+from ppgen.data import Data
 from ppgen.data.domains import Domains, load_domains
 from ppgen.data.labels import UNKNOWN
 from ppgen.models import DANN
 from ppgen.runs.data_run import POSTERIOR_ROWS, SOURCE_HELP, add_data_options
 from ppgen.runs.folder import POSTERIOR, REPORT
 from ppgen.runs.methods import Method
+from ppgen.runs.record import KEPT_ROWS, Record
 from ppgen.runs.run import Run, method_of
 from ppgen.training.training_failures import TrainingWarning
 
@@ -30,7 +32,6 @@ FEATURE_SPREAD = "spread of the {} features, relative to before training"
 class AdaptationRun(Run):
     """A run on two domains: `data` are `Domains`, `model` predicts labels from features of both."""
 
-    data: Domains
     model: DANN
 
     @classmethod
@@ -52,22 +53,31 @@ class AdaptationRun(Run):
         return [config["source"], config["target"]]
 
     @classmethod
-    def restore(cls, folder: Path, config: dict[str, Any]) -> Self:
-        """Makes the run that is stored in a folder; the warning about the target's labels came with its training."""
+    def load_data(cls, config: dict[str, Any], record: Record | None = None) -> Domains:
+        """Loads both domains. The warning about the target's labels comes once, with the training."""
+        options = dict(config["data"])
+        if record is not None:
+            options["scalers"] = tuple(part.scaler for part in record.kept.values())
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*the target's labels are not trained on")
-            return super().restore(folder, config)
+            if record is not None:
+                warnings.filterwarnings("ignore", ".*the target's labels are not trained on")
+            return load_domains(
+                config["source"],
+                config["target"],
+                source_test=config.get("source_test"),
+                target_test=config.get("target_test"),
+                **options,
+            )
 
     @classmethod
-    def load_data(cls, config: dict[str, Any]) -> Domains:
-        """Loads both domains."""
-        return load_domains(
-            config["source"],
-            config["target"],
-            source_test=config.get("source_test"),
-            target_test=config.get("target_test"),
-            **config["data"],
-        )
+    def parts(cls, data: Domains) -> dict[str, Data]:
+        """The source and the target."""
+        return {"source": data.source, "target": data.target}
+
+    @classmethod
+    def join(cls, config: dict[str, Any], parts: Mapping[str, Data]) -> Domains:
+        """Both domains."""
+        return Domains(parts["source"], parts["target"])
 
     @classmethod
     def make_model(cls, config: dict[str, Any], data: Domains) -> DANN:
@@ -87,16 +97,17 @@ class AdaptationRun(Run):
         """The data x of a split, the labels y and the domains d."""
         return tuple(torch.as_tensor(part) for part in data.rows(split))
 
-    def held_out(self, domain: str) -> tuple[torch.Tensor, np.ndarray | None]:
+    def held_out(self, domain: str, domains: Domains | None = None) -> tuple[torch.Tensor, np.ndarray | None]:
         """The test rows of a domain, or its training rows if none were held out.
 
         Args:
             domain: "source" or "target".
+            domains: Of which data: `data` if left out, or `kept`.
 
         Returns:
             The rows, and their labels (`UNKNOWN` for a row without one) or None.
         """
-        data = getattr(self.data, domain)
+        data = getattr(self.data if domains is None else domains, domain)
         split = data.test if len(data.test.x) else data.train
         x = torch.as_tensor(split.x[:EVALUATED_ROWS], device=self.fit.example[0].device)
         return x, None if split.y is None else split.y[:EVALUATED_ROWS]
@@ -131,7 +142,7 @@ class AdaptationRun(Run):
         numbers["risk without target labels: source risk + feature distance"] = risk.source + distance
         numbers["risk without target labels: importance-weighted source risk"] = (risk.weighted, risk.weighted_error)
         numbers["effective sample size of the importance weights (source rows)"] = risk.effective_rows
-        untrained = self.make_model(self.config, self.data).to(x.device)
+        untrained = self.make_model(self.config, self.kept).to(x.device)
         for domain, rows, features in (("source", x, h), ("target", x_target, h_target)):
             numbers[FEATURE_SPREAD.format(domain)] = feature_spread(features, untrained.features_of(rows))
         return numbers
@@ -142,13 +153,22 @@ class AdaptationRun(Run):
             return
         from ppgen.diagnostics import to_netcdf  # late: ArviZ is slow to import
 
-        (x, y), (x_target, _) = self.held_out("source"), self.held_out("target")
-        x, x_target = x[: POSTERIOR_ROWS // 2], x_target[: POSTERIOR_ROWS // 2]
+        rows = self._both_domains(POSTERIOR_ROWS // 2)
+        idata = self.fit.to_arviz(*rows, draws=self.config["draws"], predictive=False, resampled=None)
+        to_netcdf(idata, self.folder / POSTERIOR)
+
+    def diagnosed_rows(self) -> tuple[torch.Tensor, ...]:
+        """Held-out rows of both domains."""
+        return self._both_domains(KEPT_ROWS // 2)
+
+    def _both_domains(self, count: int) -> tuple[torch.Tensor, ...]:
+        """As many held-out rows of each domain, with the labels of the source and the domains."""
+        (x, y), (x_target, _) = (self.held_out(domain, self.kept) for domain in ("source", "target"))
+        x, x_target = x[:count], x_target[:count]
         unknown = torch.full((len(x_target),), UNKNOWN)
         labels = torch.cat([torch.as_tensor(y)[: len(x)], unknown]).to(x.device)
         domains = torch.arange(2).repeat_interleave(torch.tensor([len(x), len(x_target)])).to(x.device)
-        idata = self.fit.to_arviz(torch.cat([x, x_target]), labels, domains, draws=self.config["draws"])
-        to_netcdf(idata, self.folder / POSTERIOR)
+        return torch.cat([x, x_target]), labels, domains
 
     def training_warnings(self) -> list[TrainingWarning]:
         """The warnings about adversarial training, and about collapsed features, which its losses do not show."""
@@ -168,12 +188,14 @@ class AdaptationRun(Run):
         from ppgen.report.adaptation import report_of_adaptation
 
         idata, verdict = self.posterior()
+        data, note = self.data_or_kept()
         page = report_of_adaptation(
             self.fit,
             self.model,
-            {name: self.held_out(name) for name in ("source", "target")},
-            names=(self.data.source.name, self.data.target.name),
-            label_names=self.data.source.label_names,
+            {name: self.held_out(name, data) for name in ("source", "target")},
+            names=(data.source.name, data.target.name),
+            label_names=data.source.label_names,
+            note=note,
             training_warnings=self.training_warnings(),
             idata=idata,
             verdict=verdict,

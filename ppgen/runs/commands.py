@@ -69,7 +69,7 @@ def sample(arguments: Namespace) -> None:
     out = arguments.out if arguments.out is not None else arguments.run / "samples.npy"
     np.save(out, samples)
     written = out if out.suffix == ".npy" else out.with_name(out.name + ".npy")
-    figures.samples(samples, columns=run.data.columns).savefig(figure := written.with_suffix(".png"))
+    figures.samples(samples, columns=getattr(run.kept, "columns", None)).savefig(figure := written.with_suffix(".png"))
     print(f"samples: {written.resolve()}\nfigure: {figure.resolve()}")
 
 
@@ -79,8 +79,15 @@ def diagnose(arguments: Namespace) -> None:
 
 
 def report(arguments: Namespace) -> None:
-    """Rewrites the report of a run."""
-    print(f"report: {_load(arguments.run).report().resolve()}")
+    """Computes the results that a run lacks, and rewrites its report."""
+    run = _load(arguments.run, changed=arguments.changed)
+    from ppgen.runs.lock import FolderLock
+
+    with FolderLock(arguments.run):
+        *computed, page = run.finish(again=arguments.evaluate)
+    for name in computed:
+        print(f"computed: {(arguments.run / name).resolve()}")
+    print(f"report: {(arguments.run / page).resolve()}")
 
 
 def compare(arguments: Namespace) -> None:
@@ -102,12 +109,12 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
 }
 
 
-def _load(folder: Path) -> Any:
+def _load(folder: Path, *, changed: bool = False) -> Any:
     """Loads a run of any kind."""
     read_config(folder)  # a wrong folder is found before torch is imported
     from ppgen.runs.run import Run
 
-    return Run.load(folder)
+    return Run.load(folder, changed=changed)
 
 
 def _short_name(source: str) -> str:

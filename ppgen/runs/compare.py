@@ -54,10 +54,10 @@ def compare(
     runs = dict(zip(_names(folders), map(_load, folders), strict=True))
     first, *others = runs.values()
     for run in others:
-        if (run.data.name, run.data.event_shape) != (first.data.name, first.data.event_shape):
+        if (run.kept.name, run.kept.event_shape) != (first.kept.name, first.kept.event_shape):
             raise ValueError(
-                f"compare: {run.folder} is on {run.data.name} {run.data.event_shape}, {first.folder} on "
-                f"{first.data.name} {first.data.event_shape}; compare runs on the same data"
+                f"compare: {run.folder} is on {run.kept.name} {run.kept.event_shape}, {first.folder} on "
+                f"{first.kept.name} {first.kept.event_shape}; compare runs on the same data"
             )
     samples = {name: _in_units_of(first.data, run.generate(n, seed=seed), run.data) for name, run in runs.items()}
     train = first.data.train.x

@@ -10,9 +10,11 @@ import torch
 from jsonargparse import ArgumentParser
 
 from ppgen import data as datasets
+from ppgen.data.loading import READING, Preparation, read_source
 from ppgen.models.protocols import Denoises, ExpectsForm, HasLogEvidence
 from ppgen.runs.folder import POSTERIOR, REPORT
 from ppgen.runs.methods import Method
+from ppgen.runs.record import Record
 from ppgen.runs.run import Programs, Run, method_of
 from ppgen.runs.stages import read_stage_images
 
@@ -38,8 +40,6 @@ def add_data_options(parser: ArgumentParser) -> None:
 class DataRun(Run):
     """A run on a data set: `data` is a `ppgen.data.Data`, `model` one of `ppgen.models`."""
 
-    data: datasets.Data
-
     @classmethod
     def add_arguments(cls, parser: ArgumentParser, method: Method) -> None:
         """Adds the data set and its options."""
@@ -54,12 +54,26 @@ class DataRun(Run):
         return [config["source"]]
 
     @classmethod
-    def load_data(cls, config: dict[str, Any]) -> datasets.Data:
+    def load_data(cls, config: dict[str, Any], record: Record | None = None) -> datasets.Data:
         """Loads the data set, in the form that the model expects unless the configuration names one."""
         options = dict(config["data"])
         if options.get("form", "auto") == "auto":
             options["form"] = _expected_form(config)
-        return datasets.load(config["source"], **options)
+        source, seed = config["source"], options.pop("seed", 0)
+        reading = {name: options.pop(name) for name in READING if name in options}
+        prepare = Preparation(**options)
+        scaler = None if record is None else record.kept["data"].scaler
+        return prepare(read_source(source, seed=seed, **reading), source, seed=seed, scaler=scaler)
+
+    @classmethod
+    def parts(cls, data: datasets.Data) -> dict[str, datasets.Data]:
+        """The data set."""
+        return {"data": data}
+
+    @classmethod
+    def join(cls, config: dict[str, Any], parts: Mapping[str, datasets.Data]) -> datasets.Data:
+        """The data set."""
+        return parts["data"]
 
     @classmethod
     def make_model(cls, config: dict[str, Any], data: datasets.Data) -> Programs:
@@ -72,7 +86,7 @@ class DataRun(Run):
         if config["conditional"]:
             if data.y is None:
                 raise ValueError(f"{config['source']}: --conditional needs labels, and these data have none")
-            options["num_classes"] = int(data.y.max()) + 1
+            options["num_classes"] = data.classes
         if form == "integer" or (form == "levels" and data.form == "integer"):
             options["levels"] = data.levels
         with torch.random.fork_rng():
@@ -87,18 +101,19 @@ class DataRun(Run):
         rows: Any = tuple(a if isinstance(a, datasets.StreamedArray) else torch.as_tensor(a) for a in arrays)
         return rows
 
-    def held_out(self) -> tuple[torch.Tensor, ...]:
-        """The test rows, or the training rows if none were held out; the first of them if they are streamed."""
-        rows = self.rows(self.config, self.data, "test" if len(self.data.test.x) else "train")
+    def held_out(self, data: datasets.Data) -> tuple[torch.Tensor, ...]:
+        """The test rows of `data` or of `kept`, or the training rows if there are none; the first ones of a stream."""
+        rows = self.rows(self.config, data, "test" if len(data.test.x) else "train")
         if isinstance(rows[0], datasets.StreamedArray):
             rows = tuple(torch.as_tensor(part[:STREAMED_ROWS]) for part in rows)
         return rows
+
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluates the model on held-out rows and compares samples with them."""
         from ppgen.runs.evaluations import HeldOut, evaluate  # late: SciPy and scikit-learn are slow to import
 
-        rows = _on_device_of(self, self.held_out())
+        rows = _on_device_of(self, self.held_out(self.data))
         options = {"particles": self.config["particles"], "seed": self.config["fit"]["seed"]}
         numbers = evaluate(HeldOut(self.model, self.fit, self.data, rows, **options))
         samples = self.compare_with_data(self.generate(COMPARED_ROWS), metrics=False)
@@ -132,22 +147,25 @@ class DataRun(Run):
             return
         from ppgen.diagnostics import to_netcdf  # late: ArviZ is slow to import
 
-        rows = (part[:POSTERIOR_ROWS] for part in _on_device_of(self, self.held_out()))
-        to_netcdf(self.fit.to_arviz(*rows, draws=self.config["draws"]), self.folder / POSTERIOR)
+        rows = (part[:POSTERIOR_ROWS] for part in _on_device_of(self, self.held_out(self.kept)))
+        idata = self.fit.to_arviz(*rows, draws=self.config["draws"], predictive=False, resampled=None)
+        to_netcdf(idata, self.folder / POSTERIOR)
 
     def report(self) -> Path:
         """Writes the report; returns its path."""
         from ppgen.report import report_of_run, write_report  # late: ArviZ and Matplotlib are slow to import
 
         idata, verdict = self.posterior()
+        data, note = self.data_or_kept()
         page = report_of_run(
             self.fit,
             self.model,
-            self.data,
+            data,
             idata=idata,
             verdict=verdict,
             numbers=self.numbers,
-            title=f"{self.config['method']} on {self.data.name}",
+            title=f"{self.config['method']} on {data.name}",
+            note=note,
             config=self.config,
             stages=read_stage_images(self.folder, self.fit.best),
         )
@@ -168,7 +186,7 @@ class DataRun(Run):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             x = self.model.sample(n, y, mean=mean, **how)
-        return self.data.scaler.inverse(x.numpy(force=True))
+        return self.kept.scaler.inverse(x.numpy(force=True))
 
     def generate(self, n: int, *, seed: int = 0) -> np.ndarray:
         """Draws n samples whose labels, for a conditional model, are distributed as those of the training data.
@@ -190,7 +208,7 @@ class DataRun(Run):
 
     def diagnosed_rows(self) -> tuple[torch.Tensor, ...]:
         """The held-out rows."""
-        return self.held_out()
+        return _on_device_of(self, self.held_out(self.kept))
 
     def diagnose(self, *, draws: int = 500, seed: int = 0) -> "Verdict":
         """Decides whether the posterior can be trusted; see `Run.diagnose`.

@@ -12,10 +12,12 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppgen.data import Data
 from ppgen.infer import AutoFlow
 from ppgen.models import ENERGIES, UnnormalizedDensity
 from ppgen.runs.folder import REPORT
 from ppgen.runs.methods import Method
+from ppgen.runs.record import Record
 from ppgen.runs.run import Run, method_of
 from ppgen.tracing.particles import log_weights
 from ppgen.tracing.sites import did_you_mean
@@ -41,7 +43,6 @@ class DensityAndFlow:
 class EnergyRun(Run):
     """A run without data: `data` is an `UnnormalizedDensity`, the guide of `model` a flow that is fitted to it."""
 
-    data: UnnormalizedDensity
     model: DensityAndFlow
 
     @classmethod
@@ -57,7 +58,7 @@ class EnergyRun(Run):
         return [config["energy"]]
 
     @classmethod
-    def load_data(cls, config: dict[str, Any]) -> UnnormalizedDensity:
+    def load_data(cls, config: dict[str, Any], record: Record | None = None) -> UnnormalizedDensity:
         """Looks the unnormalized density up.
 
         Raises:
@@ -66,6 +67,16 @@ class EnergyRun(Run):
         if config["energy"] not in ENERGIES:
             raise ValueError(f"no energy {config['energy']!r}; {did_you_mean(config['energy'], ENERGIES)}")
         return ENERGIES[config["energy"]]
+
+    @classmethod
+    def parts(cls, data: UnnormalizedDensity) -> dict[str, Data]:
+        """None, since there are no data."""
+        return {}
+
+    @classmethod
+    def join(cls, config: dict[str, Any], parts: Mapping[str, Data]) -> UnnormalizedDensity:
+        """The unnormalized density."""
+        return cls.load_data(config)
 
     @classmethod
     def make_model(cls, config: dict[str, Any], data: UnnormalizedDensity) -> DensityAndFlow:

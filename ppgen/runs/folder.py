@@ -1,6 +1,8 @@
 """The files of a run folder.
 
 config.yaml             all options of the run; ``ppgen train METHOD --config`` repeats it
+run.safetensors         scaler, splits, names, digests and some rows of the data, versions; see `ppgen.runs.record`
+start.safetensors       the weights from which a run began that continues another one
 metrics.jsonl           one line for each step: chain, step, epoch, the loss and its terms, and the critics' statistics
 checkpoint.safetensors  the state of an unfinished run; ``ppgen resume`` continues from it
 weights.safetensors     the `ppgen.Fit`
@@ -11,14 +13,17 @@ report.html             the report
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from ppgen.runs.config_file import parse_config
 
-__all__ = ["check_version", "new_folder", "read_config", "unused_folder"]
+__all__ = ["check_version", "clear_failed_start", "new_folder", "read_config", "unused_folder"]
 
 CONFIG = "config.yaml"
+RECORD = "run.safetensors"
+START = "start.safetensors"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
@@ -26,6 +31,10 @@ POSTERIOR = "posterior.nc"
 NUMBERS = "numbers.json"
 STAGES = "stages.safetensors"
 REPORT = "report.html"
+LOCK = ".lock"
+
+BEFORE_FIRST_STEP = {CONFIG, RECORD, START, METRICS}  # the files of a run that has no checkpoint yet
+LEFTOVER = re.compile(r"\.lock|\.[\w.]+\.[0-9a-f]{8}")  # what a killed process may leave: its lock, half a file
 
 
 def read_config(folder: Path, *, finished: bool = True) -> dict[str, Any]:
@@ -74,7 +83,7 @@ def check_version(config: dict[str, Any], path: str | os.PathLike) -> None:
 
 
 def new_folder(path: str | os.PathLike) -> Path:
-    """Makes a run folder.
+    """Makes a run folder, or accepts an empty one and one that a failed start has left.
 
     Args:
         path: Where to make it.
@@ -83,13 +92,50 @@ def new_folder(path: str | os.PathLike) -> Path:
         The path.
 
     Raises:
-        FileExistsError: If the folder exists and is not empty. A run is never overwritten.
+        FileExistsError: If there is a file, or a folder with other files. A run is never overwritten.
     """
     folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not empty; runs are never overwritten: choose another --out")
+    if folder.exists():
+        files = {file.name for file in folder.iterdir()} if folder.is_dir() else {"."}
+        files = {name for name in files if not LEFTOVER.fullmatch(name)}
+        if CHECKPOINT in files and CONFIG in files and WEIGHTS not in files:
+            raise FileExistsError(f"{folder} holds an unfinished run: continue it with `ppgen resume {folder}`")
+        if not files <= BEFORE_FIRST_STEP:
+            raise FileExistsError(f"{folder} exists and is not empty; runs are never overwritten: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def clear_failed_start(folder: Path, config: dict[str, Any]) -> None:
+    """Deletes what a run with the same configuration left that ended before its first step.
+
+    Args:
+        folder: A folder that `new_folder` accepted.
+        config: The configuration of the run that is to begin.
+
+    Raises:
+        FileExistsError: If the run had another configuration; the message names the options.
+    """
+    if (folder / CONFIG).is_file():
+        then, now = (_flat(options) for options in (parse_config(folder / CONFIG), config))
+        if changed := [name for name in {**then, **now} if then.get(name) != now.get(name)]:
+            raise FileExistsError(
+                f"{folder} holds the start of a run with other options ({', '.join(changed)}), which ended before its "
+                f"first step: continue it with `ppgen resume {folder}`, delete it, or choose another --out"
+            )
+    for file in folder.iterdir():
+        if file.name in BEFORE_FIRST_STEP or (file.name != LOCK and LEFTOVER.fullmatch(file.name)):
+            file.unlink()
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by their names as on the command line; tuples are lists, as in YAML."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        inner = value if isinstance(value, dict) else {"": value}
+        for key, part in inner.items():
+            flat[f"{name}.{key}".rstrip(".")] = list(part) if isinstance(part, tuple) else part
+    return flat
 
 
 def unused_folder(folder: Path) -> Path:

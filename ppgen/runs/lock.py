@@ -5,9 +5,11 @@ The lock is the operating system's lock of a file, which ends with its process, 
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ppgen.runs.folder import LOCK
 from ppgen.utils.user_warnings import warn_user
 
 try:
@@ -15,9 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "FolderLock", "FolderLockedError"]
-
-LOCK = ".lock"
+__all__ = ["FolderLock", "FolderLockedError"]
 
 
 class FolderLockedError(OSError):
@@ -61,8 +61,12 @@ class FolderLock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        (self.folder / LOCK).unlink(missing_ok=True)
-        os.close(self._file)
+        if fcntl is None:  # Windows deletes no open file
+            os.close(self._file)
+        with suppress(OSError):  # the folder may be gone, or another process has the file now
+            (self.folder / LOCK).unlink()
+        if fcntl is not None:
+            os.close(self._file)
 
 
 def _lock(file: int) -> None:

@@ -183,6 +183,10 @@ def _diagnose(parser: ArgumentParser, _: Sequence[str]) -> None:
 
 def _report(parser: ArgumentParser, _: Sequence[str]) -> None:
     _add_run(parser)
+    evaluate = "evaluate the model again; otherwise only what the folder lacks is computed"
+    parser.add_argument("--evaluate", type=bool, default=False, help=evaluate)
+    changed = "use the data as they are now, if they have changed since the training"
+    parser.add_argument("--changed", type=bool, default=False, help=changed)
 
 
 def _compare(parser: ArgumentParser, _: Sequence[str]) -> None:
@@ -222,6 +226,10 @@ _COMMANDS: dict[str, tuple[Callable[[ArgumentParser, Sequence[str]], None], str,
         "decide whether the posterior of a run can be trusted",
         "Decide whether the posterior of a run can be trusted, and explain why.",
     ),
-    "report": (_report, "rewrite the report of a run", "Rewrite the report of a run."),
+    "report": (
+        _report,
+        "rewrite the report of a run",
+        "Rewrite the report of a run. Results that the folder lacks, for example after a kill, are computed first.",
+    ),
     "compare": (_compare, "compare runs under all metrics", "Compare runs on the same data under all metrics."),
 }

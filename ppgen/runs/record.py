@@ -63,7 +63,31 @@ class KeptData:
         metadata = {name: getattr(kept, name) for name in FIELDS}
         metadata["kept"] = [len(rows) for rows in kept.rows.values()]
         metadata["origins"] = [origin.as_dict() for origin in kept.origins]
-        return {name: torch.as_tensor(array) for name, array in arrays.items()}, metadata
+        return {name: torch.tensor(array) for name, array in arrays.items()}, metadata
+
+    def conform(self, data: Data) -> Data:
+        """Data that have changed, with the label numbers of the run.
+
+        Args:
+            data: the data as they are now.
+
+        Raises:
+            ValueError: If their rows have another shape, other columns or labels that the run does not know.
+        """
+        kept = self.kept
+        for what in ("event_shape", "columns", "levels"):
+            if (then := getattr(kept, what)) != (now := getattr(data, what)):
+                raise ValueError(
+                    f"{data.name}: {what} was {then} in the training and is {now}: the model cannot use it"
+                )
+        if data.y is None or data.label_names == kept.label_names:
+            return data
+        known = {name: number for number, name in enumerate(kept.label_names or ())}
+        names = data.label_names or tuple(map(str, range(data.classes or 0)))
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"{data.name}: labels that the run does not know: {', '.join(unknown)}")
+        y = np.array([known[name] for name in names], np.int64)[data.y]
+        return replace(data, y=y, label_names=kept.label_names, classes=kept.classes)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> KeptData:
@@ -106,6 +130,11 @@ class Record:
             seed: the seed of the run.
         """
         return cls({name: KeptData.of(data) for name, data in parts.items()}, seed)
+
+    @property
+    def kept(self) -> dict[str, Data]:
+        """The rows that are kept of each data set."""
+        return {name: part.kept for name, part in self.parts.items()}
 
     def write(self, folder: Path) -> None:
         """Writes the record into a run folder."""

@@ -8,7 +8,8 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -16,20 +17,31 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
+from ppgen.data import Data
 from ppgen.fitting import Fit
 from ppgen.runs.folder import CONFIG, NUMBERS, POSTERIOR, WEIGHTS, read_config
 from ppgen.runs.methods import METHODS, Method
 from ppgen.runs.options import add_fit_options, add_loss_options, add_model_options, make_loss
 from ppgen.runs.parser import complete_config
+from ppgen.runs.record import Record
 from ppgen.training.training_failures import TrainingWarning
 from ppgen.utils.files import write_atomically
+from ppgen.utils.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from ppgen.diagnostics import Verdict
 
-__all__ = ["Programs", "Run", "method_of"]
+__all__ = ["DataChangedError", "DataMissingError", "Programs", "Run", "load_weights", "method_of"]
 
-DIAGNOSED_ROWS = 256  # at most so many rows have their posterior diagnosed
+SOURCES = ("source", "target", "source_test", "target_test")  # the options that name data
+
+
+class DataMissingError(OSError):
+    """The data of a run cannot be read."""
+
+
+class DataChangedError(ValueError):
+    """The data of a run are not those that it was trained on."""
 
 
 class Programs(Protocol):
@@ -51,19 +63,24 @@ class Programs(Protocol):
 class Run(ABC):
     """A finished run.
 
+    What the model was fitted to is `data`, which is read when it is first asked for. What the folder holds of it is
+    `kept`: the first rows of each split, with the scaler and the names.
+
     Attributes:
         folder: Where it is stored.
         config: The contents of ``config.yaml``.
-        data: What the model was fitted to.
+        record: What the folder holds of the data and of the machine.
         model: The model and its guide.
         fit: Their weights and the training history.
+        changed: Whether data that are not those of the training are used, with a warning.
     """
 
     folder: Path
     config: dict[str, Any]
-    data: Any
+    record: Record
     model: Any
     fit: Fit
+    changed: bool = False
 
     # The command line
 
@@ -92,8 +109,65 @@ class Run(ABC):
 
     @classmethod
     @abstractmethod
-    def load_data(cls, config: dict[str, Any]) -> Any:
-        """Loads the data that the configuration names."""
+    def load_data(cls, config: dict[str, Any], record: Record | None = None) -> Any:
+        """Loads the data that the configuration names; given a record, with the scalers that it holds."""
+
+    @classmethod
+    @abstractmethod
+    def parts(cls, data: Any) -> dict[str, Data]:
+        """The data sets that the data consist of, by the part that each has."""
+
+    @classmethod
+    @abstractmethod
+    def join(cls, config: dict[str, Any], parts: Mapping[str, Data]) -> Any:
+        """The data that consist of these parts; the inverse of `parts`."""
+
+    @classmethod
+    def read_record(cls, folder: Path, config: dict[str, Any]) -> Record:
+        """Reads what a folder holds of the data. In that of an earlier version it is nothing: they are loaded."""
+        try:
+            return Record.read(folder)
+        except FileNotFoundError:
+            sources = ", ".join(cls.sources(config))
+            warn_user(
+                f"{folder}: an earlier version of ppgen wrote this folder, without a record of its data. They are read "
+                f"again from {sources}, and if they have changed since, results are wrong: train again to have a record"
+            )
+        return Record.of(cls.parts(cls.load_data(config)), config["fit"]["seed"])
+
+    @classmethod
+    def read_data(cls, folder: Path, config: dict[str, Any], record: Record, *, changed: bool = False) -> Any:
+        """Loads the data of a run and compares them with its record.
+
+        Args:
+            folder: The run folder, for errors.
+            config: The configuration of the run.
+            record: Its record.
+            changed: Whether data that have changed are accepted, with a warning.
+
+        Raises:
+            DataMissingError: If they cannot be read.
+            DataChangedError: If they have changed; the message names the sources.
+        """
+        located = config | {key: record.locate(config[key]) for key in SOURCES if key in config}
+        try:
+            data = cls.load_data(located, record)
+            parts = cls.parts(data)
+            changes = record.changes(parts)
+        except (ImportError, LookupError, OSError, ValueError) as error:
+            sources = ", ".join(cls.sources(config))
+            raise DataMissingError(
+                f"{folder}: this needs the data of the run, {sources}, which cannot be read: {error}"
+            ) from error
+        if not changes:
+            return cls.join(config, {k: replace(part, rows=record.parts[k].splits) for k, part in parts.items()})
+        message = f"{folder}: the data have changed since the training: {'; '.join(changes)}"
+        if not changed:
+            raise DataChangedError(
+                f"{message}. Restore them, or use them as they are now with --changed true (in Python changed=True)"
+            )
+        warn_user(message)
+        return cls.join(config, {k: record.parts[k].conform(part) for k, part in parts.items()})
 
     @classmethod
     @abstractmethod
@@ -116,17 +190,21 @@ class Run(ABC):
         return make_loss(method_of(config).recipe_function(), config["loss"], **cls.loss_arguments(config))
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> Self:
-        """Loads a finished run of any kind: makes its programs, loads its data and restores the weights.
+    def load(
+        cls, folder: str | os.PathLike, *, device: str | torch.device | None = None, changed: bool = False
+    ) -> Self:
+        """Loads a finished run of any kind: makes its programs and restores the weights. Its data are not read.
 
         Args:
             folder: The run folder.
+            device: The device of the model; the CPU if left out, wherever it was trained.
+            changed: Whether to use data that are not those of the training, with a warning.
 
         Returns:
             The run, of the kind that its method has.
 
         Raises:
-            FileNotFoundError: If this is not the folder of a finished run, or its data no longer exist.
+            FileNotFoundError: If this is not the folder of a finished run.
             ValueError: If an earlier version of ppgen wrote the folder.
             TypeError: If it is a run of another kind than this class.
             ppgen.infer.checkpoint_file.CheckpointError: If the weights are damaged.
@@ -136,15 +214,39 @@ class Run(ABC):
         kind = method_of(config, folder).run_class()
         if not issubclass(kind, cls):
             raise TypeError(f"{folder}: expected a {cls.__name__}, got a run of {config['method']!r}: {kind.__name__}")
-        return kind.restore(folder, config)
+        return kind.restore(folder, config, device=device, changed=changed)
 
     @classmethod
-    def restore(cls, folder: Path, config: dict[str, Any]) -> Self:
-        """Makes the run that is stored in a folder with this configuration."""
-        data = cls.load_data(config)
-        model = cls.make_model(config, data)
-        fitted = Fit.load(folder / WEIGHTS, model.model, model.guide, loss=cls.make_loss(config))
-        return cls(folder, config, data, model, fitted)
+    def restore(
+        cls, folder: Path, config: dict[str, Any], *, device: str | torch.device | None = None, changed: bool = False
+    ) -> Self:
+        """Makes the run that is stored in a folder with this configuration; see `load`."""
+        record = cls.read_record(folder, config)
+        model: Any = cls.make_model(config, cls.join(config, record.kept))
+        fitted = load_weights(folder / WEIGHTS, model, cls.make_loss(config), device)
+        return cls(folder, config, record, model, fitted, changed)
+
+    @cached_property
+    def kept(self) -> Any:
+        """The rows that the folder holds, in the form of `data`."""
+        return self.join(self.config, self.record.kept)
+
+    @cached_property
+    def data(self) -> Any:
+        """What the model was fitted to; see `read_data` for the errors."""
+        return self.read_data(self.folder, self.config, self.record, changed=self.changed)
+
+    def data_or_kept(self) -> tuple[Any, str]:
+        """The data, or if they are missing or have changed the rows that the folder holds, with a note that says so."""
+        try:
+            return self.data, ""
+        except (DataChangedError, DataMissingError) as error:
+            why = "missing" if isinstance(error, DataMissingError) else "not those of the training"
+            warn_user(f"{error}. The report shows the rows that the run folder holds")
+            return (
+                self.kept,
+                f"The data are {why}: this report shows the first rows of each split, which the run holds.",
+            )
 
     # Results
 
@@ -183,8 +285,8 @@ class Run(ABC):
         """
 
     def diagnosed_rows(self) -> tuple[torch.Tensor, ...]:
-        """The data whose posterior `diagnose` examines."""
-        return self.rows(self.config, self.data, "train")
+        """The data whose posterior `diagnose` examines: rows that the folder holds."""
+        return self.rows(self.config, self.kept, "train")
 
     def diagnose(self, *, draws: int = 500, seed: int = 0) -> "Verdict":
         """Decides whether the posterior of held-out data can be trusted, or of training data if none were held out.
@@ -199,11 +301,38 @@ class Run(ABC):
         Raises:
             ValueError: If the model has no posterior to diagnose.
         """
-        return self.fit.diagnose(*(part[:DIAGNOSED_ROWS] for part in self.diagnosed_rows()), draws=draws, seed=seed)
+        return self.fit.diagnose(*self.diagnosed_rows(), draws=draws, seed=seed)
 
     def training_warnings(self) -> list[TrainingWarning]:
         """The warnings about adversarial training; none for other objectives."""
         return self.fit.training_warnings()
+
+    def finish(self, *, again: bool = False) -> list[str]:
+        """Computes the results that the folder lacks, for example after a kill, and rewrites the report.
+
+        Args:
+            again: Whether to evaluate the model and to draw from its posterior in any case.
+
+        Returns:
+            The names of the files that were written.
+
+        Raises:
+            DataChangedError: If held-out rows are needed for results, and the data have changed.
+            DataMissingError: If they are needed because of `again`. Otherwise a warning says what is left out.
+        """
+        written = []
+        if again or not (self.folder / NUMBERS).exists():
+            try:
+                self.numbers = self.evaluate()
+                written.append(NUMBERS)
+            except DataMissingError as error:
+                if again:
+                    raise
+                warn_user(f"{error}. {NUMBERS}, which the folder lacks, is not computed")
+        if again or not (self.folder / POSTERIOR).exists():
+            self.store_posterior()
+            written += [POSTERIOR] if (self.folder / POSTERIOR).exists() else []
+        return [*written, self.report().name]
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -225,6 +354,23 @@ class Run(ABC):
 
         idata = from_netcdf(path)
         return idata, self.fit.diagnose(idata=idata, starts=0)
+
+
+def load_weights(path: Path, model: Any, loss: Any, device: str | torch.device | None) -> Fit:
+    """Reads stored weights into a model and the critics of its loss.
+
+    Args:
+        path: The file.
+        model: The model and its guide.
+        loss: The loss.
+        device: The device of all of them; where the model is if None.
+    """
+    if device is not None:
+        (model if isinstance(model, torch.nn.Module) else model.guide).to(device)
+    fitted = Fit.load(path, model.model, model.guide, loss=loss, device=device)
+    for term, *_ in getattr(loss, "critics", {}).values() if device is not None else ():
+        term.critic.network.to(device)
+    return fitted
 
 
 def method_of(config: Mapping[str, Any], folder: str | os.PathLike = "config.yaml") -> Method:

@@ -1,6 +1,7 @@
 """Trains a method on its data and leaves a run folder, or resumes an interrupted run."""
 
 import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,36 @@ import yaml
 
 from ppgen.fitting import fit
 from ppgen.infer.distributed import Ranks
-from ppgen.runs.folder import CHECKPOINT, CONFIG, METRICS, WEIGHTS, new_folder, read_config
+from ppgen.runs.folder import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    NUMBERS,
+    RECORD,
+    REPORT,
+    START,
+    WEIGHTS,
+    clear_failed_start,
+    new_folder,
+    read_config,
+)
+from ppgen.runs.lock import FolderLock
 from ppgen.runs.metrics_log import MetricsLog
 from ppgen.runs.parser import complete_config
-from ppgen.runs.run import Run, method_of
+from ppgen.runs.record import Record
+from ppgen.runs.run import Run, load_weights, method_of
 from ppgen.runs.stages import StageImages
 from ppgen.training.checkpoint import read_position
 from ppgen.training.progressive import ProgressiveGrowing
 from ppgen.utils.files import write_atomically
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["resume", "train"]
 
 CHECKED_ROWS = 1024  # of the training data, by the model before there is a run folder; `fit` checks all
 
 
-def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = True) -> Run:
+def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = True, start: Run | None = None) -> Run:
     """Trains a method on its data and leaves a run folder.
 
     Args:
@@ -34,28 +50,42 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
             evidence).
         out: The run folder.
         progress: Whether to show a progress bar on a terminal.
+        start: A run of the same model, from whose weights the training goes on.
 
     Returns:
         The run, evaluated and with its report.
 
     Raises:
-        FileExistsError: If the folder exists and is not empty.
+        FileExistsError: If the folder exists and is not empty, other than by a start with the same options that ended
+            before its first step.
+        ppgen.runs.lock.FolderLockedError: If another process writes into the folder.
         ValueError: For options or data that the method does not accept.
     """
     kind = method_of(config).run_class()
-    data = kind.load_data(config)
+    data = kind.load_data(config) if start is None else start.data
     model = kind.make_model(config, data)
     rows = kind.rows(config, data, "train")
     model.check(*(torch.as_tensor(part[:CHECKED_ROWS]) for part in rows))  # before there is a folder
     folder = Path(out)
-    if Ranks().first:
-        write_atomically(new_folder(out) / CONFIG, yaml.safe_dump(config, sort_keys=False))
-    Ranks().wait()
-    return _fit_and_evaluate(kind, folder, config, data, model, MetricsLog(folder / METRICS), progress)
+    first = Ranks().first
+    with FolderLock(new_folder(out)) if first else nullcontext():
+        record = Record.of(kind.parts(data), config["fit"]["seed"])
+        if first:
+            clear_failed_start(folder, config)
+            if start is not None:
+                start.fit.save(folder / START)
+            record.write(folder)
+            write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+        Ranks().wait()
+        log = MetricsLog(folder / METRICS)
+        return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)
 
 
 def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:
     """Resumes an interrupted run from its checkpoint. The result is that of an uninterrupted run.
+
+    A run that ended before its first checkpoint begins again. One that ended after its weights were written is
+    evaluated, and its report is written.
 
     Args:
         folder: The run folder.
@@ -65,36 +95,63 @@ def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:
         The run, evaluated and with its report.
 
     Raises:
-        FileNotFoundError: If this is not a run folder, or the run was not interrupted.
+        FileNotFoundError: If this is not a run folder, or the run is complete.
+        ppgen.runs.lock.FolderLockedError: If another process writes into the folder.
+        ppgen.runs.run.DataMissingError: If the data cannot be read.
+        ppgen.runs.run.DataChangedError: If they have changed.
         ppgen.infer.checkpoint_file.CheckpointError: If the checkpoint is damaged.
-        ValueError: If the data or the installed programs have changed since.
+        ValueError: If the installed programs have changed since.
     """
     folder = Path(folder)
     config = complete_config(read_config(folder, finished=False), folder / CONFIG)
-    if not (folder / CHECKPOINT).is_file():
-        finished = (folder / WEIGHTS).is_file()
-        again = f"it has no {CHECKPOINT}; train again with `ppgen train METHOD --config {folder / CONFIG}`"
-        raise FileNotFoundError(f"{folder}: nothing to resume: {'the run is complete' if finished else again}")
-    log = MetricsLog(folder / METRICS, after=read_position(folder / CHECKPOINT))
-    kind = method_of(config, folder).run_class()
-    data = kind.load_data(config)
-    return _fit_and_evaluate(kind, folder, config, data, kind.make_model(config, data), log, progress)
+    kind: type[Run] = method_of(config, folder).run_class()
+    with FolderLock(folder):
+        if not (folder / CHECKPOINT).is_file() and (folder / WEIGHTS).is_file():
+            if (folder / NUMBERS).is_file() and (folder / REPORT).is_file():
+                raise FileNotFoundError(f"{folder}: nothing to resume: the run is complete")
+            run = kind.restore(folder, config)
+            warn_user(
+                f"{folder}: the training was complete, and its results were not: {', '.join(run.finish())} written"
+            )
+            return run
+        record = kind.read_record(folder, config)
+        data = kind.read_data(folder, config, record)
+        if (folder / CHECKPOINT).is_file():
+            log = MetricsLog(folder / METRICS, after=read_position(folder / CHECKPOINT))
+        else:
+            warn_user(f"{folder}: the run ended before its first checkpoint, so that it begins again")
+            (folder / METRICS).unlink(missing_ok=True)
+            log = MetricsLog(folder / METRICS)
+        if not (folder / RECORD).is_file():  # in the folder of an earlier version
+            record.write(folder)
+        model = kind.make_model(config, data)
+        return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)
 
 
 def _fit_and_evaluate(
-    kind: type[Run], folder: Path, config: dict[str, Any], data: Any, model: Any, log: MetricsLog, progress: bool
+    kind: type[Run],
+    folder: Path,
+    config: dict[str, Any],
+    record: Record,
+    data: Any,
+    model: Any,
+    log: MetricsLog,
+    progress: bool,
 ) -> Run:
     """Trains until the end or an interruption, then stores weights, results and report, all of which rank 0 does."""
     first = Ranks().first
     rows, validation = kind.rows(config, data, "train"), kind.rows(config, data, "validation")
     options = _fit_options(config)
+    loss = kind.make_loss(config)
+    if (folder / START).is_file():
+        load_weights(folder / START, model, loss, None)
     stages = [] if options.get("growth") is None else [StageImages(folder, model, *rows[1:])]
     try:
         fitted = fit(
             model.model,
             model.guide,
             rows or None,
-            loss=kind.make_loss(config),
+            loss=loss,
             optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
             validation=validation if validation and len(validation[0]) else None,
             callbacks=[log, *stages] if first else [],
@@ -105,13 +162,11 @@ def _fit_and_evaluate(
     finally:
         if first:
             log.flush()
-    run = kind(folder, config, data, model, fitted)
-    if not first:
-        return run
-    fitted.save(folder / WEIGHTS)
-    run.numbers = run.evaluate()
-    run.store_posterior()
-    run.report()
+    run = kind(folder, config, record, model, fitted)
+    run.data = data
+    if first:
+        fitted.save(folder / WEIGHTS)
+        run.finish(again=True)
     return run
 
 

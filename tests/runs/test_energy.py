@@ -21,7 +21,7 @@ def test_a_run_stores_its_results_and_its_report(name, tmp_path, capsys):
     folder = tmp_path / "runs" / f"flow-{name}"
     assert "KL(flow, target)" in capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == {
-        *("config.yaml", "metrics.jsonl", "weights.safetensors", "numbers.json", "report.html")
+        *("config.yaml", "run.safetensors", "metrics.jsonl", "weights.safetensors", "numbers.json", "report.html")
     }
     numbers = json.loads((folder / "numbers.json").read_text())
     (kl, error), (bound, _) = (v for v in numbers.values() if isinstance(v, list))

@@ -31,7 +31,7 @@ def test_each_method_on_data_trains_reports_and_samples(name, quick, tmp_path, c
     assert main(["train", name, source, *quick, "--draws", "25", *options]) == 0
     folder = tmp_path / "runs" / f"{name}-{source}"
     assert str(folder / "report.html") in capsys.readouterr().out
-    expected = {"config.yaml", "metrics.jsonl", "weights.safetensors", "numbers.json", "report.html"}
+    expected = {"config.yaml", "run.safetensors", "metrics.jsonl", "weights.safetensors", "numbers.json", "report.html"}
     expected |= {"posterior.nc"} if METHODS[name].model_class() is VAE else set()
     expected |= {"stages.safetensors"} if name == "progan" else set()
     assert {path.name for path in folder.iterdir()} == expected

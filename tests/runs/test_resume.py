@@ -100,10 +100,57 @@ def test_a_folder_that_cannot_be_resumed_is_an_error(tmp_path, monkeypatch, caps
     for name in ("checkpoint.safetensors", "checkpoint.safetensors.previous"):
         (run / name).write_bytes(held[name])
     assert {path.name: path.read_bytes() for path in run.iterdir()} == held
-    (run / "checkpoint.safetensors").unlink()
-    (run / "weights.safetensors").unlink()
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.filterwarnings("default:.*begins again")
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeypatch, capsys):
+    assert main([*RUNS["r3_gan"], "--out", "whole"]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("ppgen.training.checkpoint.Checkpoint.write", lambda *_, **__: None)
+        stop_at(patched, 0, 2, "crash")
+        for _ in range(2):  # the second `train` accepts what the first one left
+            with pytest.raises(Crash):
+                main([*RUNS["r3_gan"], "--out", "run"])
+    (tmp_path / "run/.config.yaml.0123abcd").write_text("half a fi")
+    (tmp_path / "run/.lock").touch()  # a dead process's
+    assert main([*RUNS["r3_gan"], "--out", "run", "--lr", "0.5"]) == 2
+    assert "run holds the start of a run with other options (lr)" in capsys.readouterr().err
+    assert main(["resume", "run"]) == 0
+    assert "ended before its first checkpoint, so that it begins again" in capsys.readouterr().err
+    for name in ("metrics.jsonl", "numbers.json"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text(), name
+    assert main([*RUNS["r3_gan"], "--out", "run"]) == 2
+    assert "runs are never overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_here")
+def test_an_unfinished_run_is_not_trained_over(monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        stop_at(patched, 0, 25, "crash")
+        with pytest.raises(Crash):
+            main([*RUNS["r3_gan"], "--out", "run"])
+    assert main([*RUNS["r3_gan"], "--out", "run"]) == 2
+    assert "run holds an unfinished run: continue it with `ppgen resume run`" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.filterwarnings("default:.*its results were not")
+def test_a_run_that_was_killed_after_its_weights_is_evaluated(tmp_path, capsys):
+    assert main([*RUNS["vae"], "--draws", "25", "--out", "run"]) == 0
+    results = ("numbers.json", "posterior.nc", "report.html")
+    numbers = (tmp_path / "run/numbers.json").read_text()
+    for command in ("report", "resume"):
+        for name in results:
+            (tmp_path / "run" / name).unlink()
+        capsys.readouterr()
+        assert main([command, "run"]) == 0
+        printed = capsys.readouterr()
+        assert all(name in printed.out + printed.err for name in results)
+        assert (tmp_path / "run/numbers.json").read_text() == numbers
+        assert all((tmp_path / "run" / name).exists() for name in results)
     assert main(["resume", "run"]) == 2
-    assert "nothing to resume: it has no checkpoint.safetensors" in capsys.readouterr().err
+    assert "nothing to resume: the run is complete" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("_here")
