@@ -243,10 +243,7 @@ class Run(ABC):
         except (DataChangedError, DataMissingError) as error:
             why = "missing" if isinstance(error, DataMissingError) else "not those of the training"
             warn_user(f"{error}. The report shows the rows that the run folder holds")
-            return (
-                self.kept,
-                f"The data are {why}: this report shows the first rows of each split, which the run holds.",
-            )
+            return self.kept, f"The data are {why}: shown are the first rows of each split, which the run holds"
 
     # Results
 
