@@ -105,27 +105,35 @@ def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:
     folder = Path(folder)
     config = complete_config(read_config(folder, finished=False), folder / CONFIG)
     kind: type[Run] = method_of(config, folder).run_class()
-    with FolderLock(folder):
-        if not (folder / CHECKPOINT).is_file() and (folder / WEIGHTS).is_file():
-            if (folder / NUMBERS).is_file() and (folder / REPORT).is_file():
-                raise FileNotFoundError(f"{folder}: nothing to resume: the run is complete")
-            run = kind.restore(folder, config)
-            warn_user(
-                f"{folder}: the training was complete, and its results were not: {', '.join(run.finish())} written"
-            )
-            return run
+    first = Ranks().first
+    with FolderLock(folder) if first else nullcontext():
+        stopped, trained = (folder / CHECKPOINT).is_file(), (folder / WEIGHTS).is_file()
+        complete = trained and (folder / NUMBERS).is_file() and (folder / REPORT).is_file()
+        recorded = (folder / RECORD).is_file()
+        Ranks().wait()  # until all ranks have looked at the files, which rank 0 changes
+        if trained and not stopped:
+            return _finish(kind, folder, config, complete)
         record = kind.read_record(folder, config)
         data = kind.read_data(folder, config, record)
-        if (folder / CHECKPOINT).is_file():
-            log = MetricsLog(folder / METRICS, after=read_position(folder / CHECKPOINT))
-        else:
+        if first and not stopped:
             warn_user(f"{folder}: the run ended before its first checkpoint, so that it begins again")
             (folder / METRICS).unlink(missing_ok=True)
-            log = MetricsLog(folder / METRICS)
-        if not (folder / RECORD).is_file():  # in the folder of an earlier version
+        if first and not recorded:  # the folder of an earlier version
             record.write(folder)
+        log = MetricsLog(folder / METRICS, after=read_position(folder / CHECKPOINT) if stopped else None)
         model = kind.make_model(config, data)
         return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)
+
+
+def _finish(kind: type[Run], folder: Path, config: dict[str, Any], complete: bool) -> Run:
+    """Computes the results of a run that ended after its weights were written."""
+    if complete:
+        raise FileNotFoundError(f"{folder}: nothing to resume: the run is complete")
+    run = kind.restore(folder, config)
+    if Ranks().first:
+        written = ", ".join(run.finish())
+        warn_user(f"{folder}: the training was complete, and its results were not: {written} were written")
+    return run
 
 
 def _fit_and_evaluate(
