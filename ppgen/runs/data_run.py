@@ -108,7 +108,6 @@ class DataRun(Run):
             rows = tuple(torch.as_tensor(part[:STREAMED_ROWS]) for part in rows)
         return rows
 
-
     def evaluate(self) -> dict[str, Any]:
         """Evaluates the model on held-out rows and compares samples with them."""
         from ppgen.runs.evaluations import HeldOut, evaluate  # late: SciPy and scikit-learn are slow to import
