@@ -1,0 +1,57 @@
+"""Runs that are killed with SIGKILL at any moment, and resumed, equal runs that were never stopped.
+
+`.ci/run` takes a few random kills of each program, by the seed PPGEN_KILLS if it is set; `pytest -m soak` takes thirty.
+"""
+
+import os
+import random
+
+import pytest
+from kills import PROGRAMS, Event, assert_survives, random_events
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+
+EVENTS: list[Event] = [
+    ("step", 1),  # before the first checkpoint
+    ("writing", 2),
+    ("replace", 4),  # the one before has the newest's place already
+    ("trained", 1),
+    ("saved", 1),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=str)
+def test_a_killed_run_is_resumed_bit_for_bit(event, tmp_path):
+    assert_survives("vae", event, tmp_path)
+
+
+@pytest.mark.parametrize("event", [("compile", 1), pytest.param(("step", 9), marks=pytest.mark.slow)], ids=str)
+def test_a_killed_compiled_run_is_resumed(event, tmp_path):
+    assert_survives("vae", event, tmp_path, compile=True)
+
+
+def several(number: int, seed: int, name: str, tmp_path, compile: bool) -> None:
+    print(f"kills of {name}, compile={compile}, with PPGEN_KILLS={seed}")
+    failed = []
+    for event in random_events(number, seed, compiled=compile):
+        folder = tmp_path / "-".join(map(str, event))
+        folder.mkdir()
+        try:
+            assert_survives(name, event, folder, compile)
+        except AssertionError as error:
+            failed.append(f"{event}: {error}")
+    assert not failed, f"PPGEN_KILLS={seed}: {failed}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_few_random_kills_of_each_program(name, tmp_path):
+    seed = int(os.environ.get("PPGEN_KILLS", random.SystemRandom().randrange(10**6)))
+    several(2, seed, name, tmp_path, compile=False)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_thirty_kills_of_each_program(name, compile, tmp_path):
+    several(30, int(os.environ.get("PPGEN_KILLS", "1")), name, tmp_path, compile)
