@@ -1,15 +1,20 @@
 """Images from a folder, whose subfolders, if any, are classes."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ppgen.data.raw import RawData
+from ppgen.utils.regular_files import check_regular, check_size
 
 __all__ = ["list_images", "pad_images", "read_images", "read_pixels"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+
+# what Pillow may find in them, whatever their names are: others, such as EPS, start a program
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
 # the mode to which each of Pillow's modes is converted, 8 bits per channel; transparency is dropped
 MODES = {
@@ -32,6 +37,7 @@ def read_images(folder: Path) -> RawData:
     """
     files, y, names = list_images(folder)
     first = read_pixels(files[0])
+    check_size(folder, len(files) * first.size)
     x = np.empty((len(files), *first.shape), np.uint8)
     for i, file in enumerate(files):
         x[i] = read_pixels(file, like=(files[0], first.shape))
@@ -110,14 +116,20 @@ def read_pixels(file: Path, *, like: tuple[Path, tuple[int, ...]] | None = None)
     Raises:
         ValueError: for a file that is no image or of another shape, and more than 8 bits per channel.
     """
+    check_regular(file)
     try:
-        with Image.open(file) as image:
-            if image.mode not in MODES:
-                raise ValueError(f"{file}: expected an image with 8 bits per channel, got Pillow's mode {image.mode!r}")
-            upright = ImageOps.exif_transpose(image)  # cameras store how they were held
-            pixels = np.asarray(upright.convert(MODES[image.mode]))
-    except (UnidentifiedImageError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow's, about decompression bombs and damaged files
+            with Image.open(file, formats=FORMATS) as image:
+                mode = image.mode
+                if mode in MODES:
+                    check_size(file, 4 * image.width * image.height)
+                    upright = ImageOps.exif_transpose(image)  # cameras store how they were held
+                    pixels = np.asarray(upright.convert(MODES[mode]))
+    except Exception as error:  # Pillow's readers of damaged files raise many kinds
         raise ValueError(f"{file} is not a readable image: {error}") from error
+    if mode not in MODES:
+        raise ValueError(f"{file}: expected an image with 8 bits per channel, got Pillow's mode {mode!r}")
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if like is not None and pixels.shape != like[1]:
         raise ValueError(

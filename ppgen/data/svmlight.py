@@ -1,11 +1,13 @@
 """Sparse tables in the svmlight format, with rows ``label index:value index:value ...``, read as dense ones."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ppgen.data.raw import RawData
+from ppgen.utils.regular_files import check_regular, check_size
 
 __all__ = ["pad_columns", "read_svmlight"]
 
@@ -22,10 +24,12 @@ def read_svmlight(path: Path, features: int | None = None) -> RawData:
     """
     from sklearn.datasets import load_svmlight_file  # slow to import
 
+    check_regular(path)
     try:
         x, y = load_svmlight_file(str(path), n_features=features, zero_based=True)
-    except ValueError as error:
+    except (ValueError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} is not a readable svmlight file: {error}") from error
+    check_size(path, 8 * math.prod(x.shape))
     values, codes = np.unique(y, return_inverse=True)
     return RawData(np.asarray(x.todense()), codes.astype(np.int64), label_names=tuple(f"{value:g}" for value in values))
 

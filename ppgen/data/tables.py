@@ -17,6 +17,7 @@ import numpy as np
 from ppgen.data.checks import check
 from ppgen.data.labels import encode_labels, row_number
 from ppgen.data.raw import RawData
+from ppgen.utils.regular_files import check_regular, check_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,7 @@ def read_csv(path: Path, label: str | None) -> RawData:
     import pandas as pd
     from pandas.errors import ParserError, ParserWarning
 
+    check_size(path, check_regular(path))
     header = _header(path)
     try:
         with warnings.catch_warnings():
@@ -87,11 +89,16 @@ def read_parquet(path: Path, label: str | None) -> RawData:
     """
     import pandas as pd
 
+    check_regular(path)
     try:
+        from pyarrow import parquet
+
+        about = parquet.read_metadata(path)
+        check_size(path, 8 * about.num_rows * about.num_columns)  # runs of one value take no space in the file
         frame = pd.read_parquet(path)
     except ImportError as error:
         raise ImportError(f"reading {path} needs pyarrow: pip install 'ppgen[parquet]'") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ArithmeticError, LookupError, MemoryError, NotImplementedError, TypeError) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
     return from_frame(frame, name=str(path), label=label)
 
