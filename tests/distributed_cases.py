@@ -346,6 +346,13 @@ def behaviors(rank: int, size: int, folder: Path) -> dict[str, Any]:
         results["stopped"] = run("vae", steps=10, checkpoint=path, callbacks=[stop], by_rows=False)
         results["resumed"] = [run("vae", steps=10, by_rows=False, checkpoint=file) for file in (path, None)]
         results["removed"] = not path.exists()
+        third = lambda step: step.stop("enough") if step.number == 3 and rank == 0 else None  # noqa: E731
+        results["validated"] = run("flow", steps=10, validation=data(30), callbacks=[third])
+        try:  # rank 0 has the file of the run before, rank 1 does not
+            run("vae", steps=10, checkpoint=folder / f"of rank {rank}", callbacks=[stop])
+            run("vae", steps=10, checkpoint=folder / "of rank 0" if rank == 0 else folder / "nothing")
+        except ValueError as error:
+            results["checkpoint"] = str(error)
         seen: list[float] = []
         run("vae", steps=3, by_rows=False, callbacks=[lambda step: seen.append(float(torch.rand(())))])
         results["stream"] = seen

@@ -69,6 +69,10 @@ class Ranks:
             whole: those of the global batch.
         """
         self._agreed = {}
+        self.see(rows, whole)
+
+    def see(self, rows: int | None, whole: int | None) -> None:
+        """Notes the rows that the programs see, in a step or elsewhere; arguments as for `begin_step`."""
         self.rows, self.whole = (1, self.size) if rows is None or whole is None else (rows, whole)
 
     @contextmanager

@@ -174,7 +174,7 @@ class ChainTrainer:
             torch.manual_seed(self.ranks.seed(0))  # the same numbers every time, so that validations compare
             for i, batch in enumerate(self.held_out.epoch(0)):
                 rows.append(self.held_out.global_rows(i))
-                self.ranks.begin_step(len(batch[0]), rows[-1])
+                self.ranks.see(len(batch[0]), rows[-1])
                 with self.ranks.shard():
                     loss = svi.evaluate_loss(*batch) if len(batch[0]) else 0.0
                 losses.append(self.ranks.mean(loss, len(batch[0]), rows[-1]))

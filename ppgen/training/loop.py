@@ -23,7 +23,7 @@ from ppgen.training.loading import AnyBatches, Loading
 from ppgen.training.options import Loss, TrainingOptions
 from ppgen.training.progressive import GrowthController
 from ppgen.training.result import Chain, Fitted
-from ppgen.training.shares import check_same_on_all_ranks, gather_chains, row_plates
+from ppgen.training.shares import check_same_on_all_ranks, check_same_position, gather_chains, row_plates
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["train"]
@@ -75,6 +75,7 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
             ranks,
             seconds=options.checkpoint_seconds,
         )
+        check_same_position(ranks, options.checkpoint, (checkpoint.chain, checkpoint.steps))
         trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint, ranks)
         initialize = getattr(_first(modules), "initialize", None)
         chains = _train_chains(trainer, crew, model, guide, whole, initialize)

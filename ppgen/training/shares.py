@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import zip_longest
+from os import PathLike
 
 import torch
 from pyro.infer.autoguide import AutoGuide
@@ -16,7 +17,7 @@ from ppgen.tracing.programs import get_trace, validation
 from ppgen.tracing.sites import Program, latent_sites, sample_sites
 from ppgen.training.result import Chain
 
-__all__ = ["check_same_on_all_ranks", "gather_chains", "row_plates"]
+__all__ = ["check_same_on_all_ranks", "check_same_position", "gather_chains", "row_plates"]
 
 REMEDY = "or train on one rank, or spread whole chains over the ranks, distribute='chains'"
 
@@ -108,6 +109,25 @@ def check_same_on_all_ranks(ranks: Ranks, description: dict, rows: list[Tensor])
                     f"fit: rank {rank} differs from rank 0: {key} ({str(other.get(key))[:60]}, {str(value)[:60]}): "
                     "give all ranks the same options and all data, of which fit takes each rank's share"
                 )
+
+
+def check_same_position(ranks: Ranks, path: str | PathLike | None, position: tuple[int, int]) -> None:
+    """Checks that all ranks read the same checkpoint.
+
+    Args:
+        ranks: the ranks.
+        path: the checkpoint.
+        position: the chain and the step that this rank continues from.
+
+    Raises:
+        ValueError: if they continue from different ones.
+    """
+    positions = ranks.gather(position)
+    if len(set(positions)) > 1:
+        found = ", ".join(f"chain {chain + 1}, step {step} on rank {r}" for r, (chain, step) in enumerate(positions))
+        raise ValueError(
+            f"{path}: ranks read different checkpoints ({found}): put it where all ranks see the same file"
+        )
 
 
 def gather_chains(crew: Ranks, chains: list[Chain]) -> list[Chain]:

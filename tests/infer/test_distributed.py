@@ -119,6 +119,19 @@ def test_a_rank_that_stops_stops_all_one_step_later(behaviors):
     assert [run["stop"] for run in stopped] == ["stopped by another rank, at step 5"] * 2
 
 
+def test_a_stop_is_not_lost_in_a_validation(behaviors):
+    """Of step 4, with two batches in an epoch."""
+    assert [len(result["validated"]["history"]["loss"]) for result in behaviors] == [4, 4]
+
+
+def test_ranks_that_read_different_checkpoints_are_refused(behaviors):
+    for result in behaviors:
+        assert (
+            "ranks read different checkpoints (chain 1, step 5 on rank 0, chain 1, step 0 on rank 1)"
+            in result["checkpoint"]
+        )
+
+
 def test_a_run_that_was_stopped_resumes_bit_for_bit(behaviors):
     for result in behaviors:
         resumed, uninterrupted = result["resumed"]
