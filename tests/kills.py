@@ -30,7 +30,7 @@ from ppgen.training.checkpoint import Checkpoint
 from ppgen.training.checkpoint_files import CheckpointFiles
 
 PROGRAMS = ("vae", "wgan_gp", "dann", "flow", "diffusion", "global_latents", "growing")
-STEPS = 16  # checkpoints are written after steps 1, 6 and 11
+STEPS = 16  # checkpoints are written after steps 1, 5, 9 and 13
 SECONDS = 120  # after which a child is taken for dead
 
 Event = tuple[str, int]
@@ -39,11 +39,11 @@ Event = tuple[str, int]
 KINDS = {
     "step": STEPS,  # the end of a step
     "inside": STEPS,  # a step, between its critics and its programs
-    "writing": 3,  # a checkpoint of which half is written
-    "fsync": 6,  # before a file or a folder is synced
-    "link": 2,  # before the file becomes the previous one
-    "replace": 5,  # before a file is renamed
-    "replaced": 5,  # after it is renamed, before the folder is synced
+    "writing": 4,  # a checkpoint of which half is written
+    "fsync": 8,  # before a file or a folder is synced
+    "link": 3,  # before the file becomes the previous one
+    "replace": 7,  # before a file is renamed
+    "replaced": 7,  # after it is renamed, before the folder is synced
     "trained": 1,  # before the weights are written
     "saved": 1,  # between weights and removal
     "removing": 2,  # before the first checkpoint; between the removal of the one before and that of the newest
@@ -133,6 +133,12 @@ def killed_at(event: Event | None) -> Iterator[list[Callable]]:
     def step(_: Any) -> None:
         if happens("step"):
             kill()
+        for name in ("SIGTERM", "SIGHUP"):
+            if happens(name):
+                signal.raise_signal(getattr(signal, name))
+            if happens(f"{name} twice"):
+                signal.raise_signal(getattr(signal, name))
+                signal.raise_signal(getattr(signal, name))
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(os, "fsync", fsync))

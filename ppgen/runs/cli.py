@@ -7,13 +7,16 @@ Options come from signatures: ``--model.latent_dim`` is an argument of the model
 """
 
 import os
+import signal
 import sys
 import warnings
+from contextlib import suppress
 
 from jsonargparse import ArgumentError
 
 from ppgen.runs.commands import COMMANDS
 from ppgen.runs.parser import make_parser
+from ppgen.training.interrupt import raise_signals
 
 __all__ = ["main"]
 
@@ -29,14 +32,15 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The command line without the name of the program; ``sys.argv`` if left out.
 
     Returns:
-        The exit status: 0, or 2 with the reason in one line on standard error. If the environment variable
+        The exit status: 0; 2 with the reason in one line on standard error; or 130, 143 or 129 if Ctrl-C, SIGTERM or
+        SIGHUP ended the command. If the environment variable
         ``PPGEN_TRACEBACK`` is set, an error is raised in place of status 2.
 
     Raises:
         SystemExit: With status 0 after ``--help``.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    with warnings.catch_warnings():  # which restores showwarning
+    with warnings.catch_warnings(), raise_signals():  # the former restores showwarning
         warnings.showwarning = lambda message, *_, **__: print(f"ppgen: {_one_line(message)}", file=sys.stderr)
         try:
             parsed = make_parser(words).parse_args(words)
@@ -46,6 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
                 raise
             print(f"ppgen: {_one_line(error)}", file=sys.stderr)
             return USER_ERROR
+        except KeyboardInterrupt as stop:
+            with suppress(OSError):  # the terminal may have gone
+                print(f"ppgen: {_one_line(str(stop) or 'interrupted')}", file=sys.stderr)
+            return 128 + getattr(stop, "number", signal.SIGINT)
     return 0
 
 

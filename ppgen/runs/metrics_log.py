@@ -1,11 +1,13 @@
 """The losses of a run on disk while it trains: one line of JSON for each step."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from ppgen.training.callbacks import TrainingStep
 from ppgen.utils.files import write_atomically
+from ppgen.utils.user_warnings import warn_user_once
 
 __all__ = ["MetricsLog"]
 
@@ -31,7 +33,7 @@ class MetricsLog:
             self._truncate(self.after)
             self.after = None
         self._buffer.append((step.chain, step.number, step.epoch, step.values, step.adversarial_metrics))
-        if len(self._buffer) >= BUFFER:
+        if len(self._buffer) % BUFFER == 0:
             self.flush()
 
     def flush(self) -> None:
@@ -43,8 +45,15 @@ class MetricsLog:
             if adversarial_metrics:
                 line["adversarial_metrics"] = {name: float(value) for name, value in adversarial_metrics.items()}
             lines.append(json.dumps(line) + "\n")
-        with self.path.open("a") as file:
-            file.write("".join(lines))
+        written = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(lines))
+        except OSError as error:
+            if self.path.exists():
+                os.truncate(self.path, written)  # part of a line may have been written
+            warn_user_once(f"{self.path}: could not be written ({error}); the lines are kept, and tried again later")
+            return
         self._buffer.clear()
 
     def _truncate(self, last: tuple[int, int]) -> None:

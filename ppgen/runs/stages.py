@@ -10,6 +10,7 @@ import torch
 from ppgen.runs.folder import STAGES
 from ppgen.training.callbacks import TrainingStep
 from ppgen.utils.files import write_atomically
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["StageImages", "read_stage_images"]
 
@@ -47,7 +48,10 @@ class StageImages:
             y = None if self.y is None else self.y.to(device)
             images = self.model.decode(self.z.to(device), y).sample()
         self.images[f"{step.chain}/{round(step.level or 0)}"] = images.numpy(force=True)
-        write_atomically(self.path, safetensors.numpy.save(self.images))
+        try:
+            write_atomically(self.path, safetensors.numpy.save(self.images))
+        except OSError as error:
+            warn_user(f"{self.path}: could not be written ({error}); it is tried again at the end of the next stage")
 
 
 def read_stage_images(folder: Path, chain: int) -> list[np.ndarray]:

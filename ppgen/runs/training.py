@@ -95,6 +95,7 @@ def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:
         The run, evaluated and with its report.
 
     Raises:
+        KeyboardInterrupt: If Ctrl-C or a signal ended it; the message says how it is resumed.
         FileNotFoundError: If this is not a run folder, or the run is complete.
         ppgen.runs.lock.FolderLockedError: If another process writes into the folder.
         ppgen.runs.run.DataMissingError: If the data cannot be read.
@@ -154,6 +155,7 @@ def _fit_and_evaluate(
     if (folder / START).is_file():
         load_weights(folder / START, model, loss, None)
     stages = [] if options.get("growth") is None else [StageImages(folder, model, *rows[1:])]
+    resume_it = f"resume it with: ppgen resume {folder}"
     try:
         fitted = fit(
             model.model,
@@ -167,6 +169,9 @@ def _fit_and_evaluate(
             checkpoint=folder / CHECKPOINT,
             **options,
         )
+    except KeyboardInterrupt as stop:
+        stop.args = (f"{folder}: {stop}; {resume_it}",)
+        raise
     finally:
         if first:
             log.flush()
@@ -174,7 +179,17 @@ def _fit_and_evaluate(
     run.data = data
     if first:
         fitted.save(folder / WEIGHTS)
-        run.finish(again=True)
+    if not fitted.complete:
+        raise KeyboardInterrupt(f"{folder}: {fitted.chains[-1].stop_reason}; {resume_it}")
+    try:
+        if first:
+            run.finish(again=True)
+    except KeyboardInterrupt as stop:
+        stop.args = (
+            f"{folder}: {str(stop) or 'interrupted'} while the run was evaluated; its weights are in {WEIGHTS}, and "
+            f"ppgen resume {folder} writes the results",
+        )
+        raise
     return run
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppgen.infer.checkpoint_file import CheckpointError, read, write
 from ppgen.training.stored import check_run
 from ppgen.utils.files import link, remove_leftovers
-from ppgen.utils.user_warnings import warn_user_once
+from ppgen.utils.user_warnings import warn_user, warn_user_once
 
 __all__ = ["FORMAT", "CheckpointFiles"]
 
@@ -79,13 +79,18 @@ class CheckpointFiles:
             link(self.file, self.best)
 
     def remove(self) -> None:
-        """Deletes all files. Must be called only when what they hold is on the disk elsewhere."""
-        self._remove_leftovers()
-        self._remove_others()
-        for path in self.file.parent.glob("*.rank*"):  # of ranks that trained other chains of this run
-            if path.name.startswith(f"{self.file.name}.rank"):
-                path.unlink(missing_ok=True)
-        self.file.unlink(missing_ok=True)
+        """Deletes all files, with a warning if they cannot be. What they hold must be on disk elsewhere."""
+        if not self.exist():
+            return
+        try:
+            self._remove_leftovers()
+            self._remove_others()
+            for path in self.file.parent.glob("*.rank*"):  # of ranks that trained other chains of this run
+                if path.name.startswith(f"{self.file.name}.rank"):
+                    path.unlink(missing_ok=True)
+            self.file.unlink(missing_ok=True)
+        except OSError as error:
+            warn_user(f"{self.path}: this checkpoint of a complete run could not be deleted ({error}); delete it")
 
     def _remove_leftovers(self) -> None:
         for path in (self.file, self.previous, self.best):

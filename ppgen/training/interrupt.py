@@ -1,10 +1,15 @@
-"""`InterruptHandler`: Ctrl-C, SIGTERM and SIGHUP let the current training step finish."""
+"""`InterruptHandler`: Ctrl-C, SIGTERM and SIGHUP let the current training step finish.
+
+`raise_signals` makes exceptions of the latter two, which otherwise end a process without a word.
+"""
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["InterruptHandler"]
+__all__ = ["InterruptHandler", "SignalInterrupt", "raise_signals"]
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))  # Windows has no HUP
 
@@ -64,3 +69,36 @@ class InterruptHandler:
             return
         self.__exit__()
         signal.raise_signal(number)
+
+
+class SignalInterrupt(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, raised where Ctrl-C would be.
+
+    Args:
+        number: the signal.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextmanager
+def raise_signals() -> Iterator[None]:
+    """Inside ``with``, SIGTERM and SIGHUP raise `SignalInterrupt`, unless they are ignored or have a handler."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise SignalInterrupt(number)
+
+    main = threading.current_thread() is threading.main_thread()
+    defaults = [number for number in ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in defaults:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in defaults:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,6 +1,11 @@
 """``ppgen resume``: a stopped or killed run continues in its folder, and equals the run that was never stopped."""
 
+import errno
 import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +16,7 @@ from ppgen.runs.cli import main
 from ppgen.runs.metrics_log import MetricsLog
 from ppgen.runs.run import Run
 from ppgen.training.callbacks import TrainingStep
+from ppgen.training.checkpoint import read_position
 
 pytestmark = [frozen_in_training, pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")]
 
@@ -41,6 +47,9 @@ def stop_at(monkeypatch: Any, chain: int, step: int, how: str) -> None:
     def write_and_stop(self: Any, done: TrainingStep) -> None:
         write_line(self, done)
         if (done.chain, done.number) == (chain, step):
+            if how.startswith("SIG"):
+                signal.raise_signal(getattr(signal, how))
+                return
             raise KeyboardInterrupt if how == "Ctrl-C" else Crash
 
     monkeypatch.setattr(MetricsLog, "__call__", write_and_stop)
@@ -56,9 +65,10 @@ def test_a_run_folder_is_resumed(system, how, tmp_path, monkeypatch, capsys):
             with pytest.raises(Crash):
                 main([*RUNS[system], "--out", "run"])
         else:
-            assert main([*RUNS[system], "--out", "run"]) == 0
-            assert "resume it with: ppgen resume run" in capsys.readouterr().out
-            assert (tmp_path / "run/report.html").exists()
+            assert main([*RUNS[system], "--out", "run"]) == 130
+            message = "ppgen: run: interrupted at step 25; resume it with: ppgen resume run\n"
+            assert capsys.readouterr().err.endswith(message)
+            assert not (tmp_path / "run/report.html").exists()
     assert (tmp_path / "run/weights.safetensors").exists() == (how == "Ctrl-C")
     if how == "crash":
         assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 25  # past the checkpoint
@@ -85,7 +95,7 @@ def test_a_folder_that_cannot_be_resumed_is_an_error(tmp_path, monkeypatch, caps
         assert f"{folder}: not a run folder" in capsys.readouterr().err
     with monkeypatch.context() as patched:
         stop_at(patched, 0, 25, "Ctrl-C")
-        assert main([*RUNS["r3_gan"], "--out", "run"]) == 0
+        assert main([*RUNS["r3_gan"], "--out", "run"]) == 130
     capsys.readouterr()
     run = tmp_path / "run"
     held = {path.name: path.read_bytes() for path in run.iterdir()}
@@ -163,3 +173,63 @@ def test_a_partial_line_of_a_killed_process_is_removed(tmp_path, monkeypatch):
     path.write_text(path.read_text() + '{"chain": 0, "st')
     assert main(["resume", "run"]) == 0
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 31))
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.skipif(os.name != "posix", reason="SIGHUP")
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_saves_the_run_and_is_the_exit_status(name, status, tmp_path, monkeypatch, capsys):
+    handler = signal.getsignal(getattr(signal, name))
+    with monkeypatch.context() as patched:
+        stop_at(patched, 0, 25, name)
+        assert main([*RUNS["r3_gan"], "--out", "run"]) == status
+    assert f"ppgen: run: stopped by {name}; resume it with: ppgen resume run" in capsys.readouterr().err
+    assert read_position(tmp_path / "run/checkpoint.safetensors") == (0, 25)
+    assert signal.getsignal(getattr(signal, name)) is handler
+    assert main(["resume", "run"]) == 0
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+@pytest.mark.usefixtures("_here")
+@pytest.mark.filterwarnings("ignore:.*the training was complete")
+def test_a_signal_during_the_evaluation_leaves_the_weights_and_says_so(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "finish", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+        assert main([*RUNS["r3_gan"], "--out", "run"]) == 143
+    message = capsys.readouterr().err
+    assert "run: stopped by SIGTERM while the run was evaluated; its weights are in weights.safetensors" in message
+    assert (tmp_path / "run/weights.safetensors").exists()
+    assert main(["resume", "run"]) == 0
+    assert (tmp_path / "run/report.html").exists()
+
+
+def test_lines_that_could_not_be_written_are_written_later(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    step = SimpleNamespace(chain=0, number=1, epoch=0, values={"loss": 1.0}, adversarial_metrics={})
+    log(step)
+    log.flush()
+    log(step)
+    opened = Path.open
+
+    class Full:
+        """A file on a full disk, which takes half of what is written."""
+
+        def __init__(self, path: Path) -> None:
+            self.file = opened(path, "a")
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def write(self, text: str) -> None:
+            self.file.write(text[: len(text) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda path, *_: Full(path))
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: could not be .*tried again"):
+        log.flush()
+    monkeypatch.undo()
+    log.flush()
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 1]
