@@ -29,6 +29,7 @@ from .losses.objective import Objective
 from .losses.wake_sleep import Sleep, Wake, WakeInference
 from .losses.weights import Anneal, Ramp
 from .models.simulator import Implicit, Simulator
+from .runs.trained import load
 from .training.progressive import ProgressiveGrowing
 
 __version__: str
@@ -57,6 +58,7 @@ __all__ = [
     "fit",
     "flows",
     "infer",
+    "load",
     "losses",
     "match",
     "metrics",

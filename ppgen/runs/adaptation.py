@@ -97,6 +97,17 @@ class AdaptationRun(Run):
         """The data x of a split, the labels y and the domains d."""
         return tuple(torch.as_tensor(part) for part in data.rows(split))
 
+    @property
+    def described(self) -> Data:
+        """The source: the target has its scaler and labels."""
+        return self.kept.source
+
+    def arguments(self, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The rows, their labels and domains: rows with labels are of the source, those without of the target."""
+        x, *labels = rows
+        y = labels[0] if labels else torch.full((len(x),), UNKNOWN, device=x.device)
+        return x, y, torch.full_like(y, 0 if labels else 1)
+
     def held_out(self, domain: str, domains: Domains | None = None) -> tuple[torch.Tensor, np.ndarray | None]:
         """The test rows of a domain, or its training rows if none were held out.
 
@@ -109,7 +120,7 @@ class AdaptationRun(Run):
         """
         data = getattr(self.data if domains is None else domains, domain)
         split = data.test if len(data.test.x) else data.train
-        x = torch.as_tensor(split.x[:EVALUATED_ROWS], device=self.fit.example[0].device)
+        x = torch.as_tensor(split.x[:EVALUATED_ROWS], device=self.device)
         return x, None if split.y is None else split.y[:EVALUATED_ROWS]
 
     def evaluate(self) -> dict[str, Any]:
@@ -178,7 +189,7 @@ class AdaptationRun(Run):
         spreads = {d: numbers[key] for d in ("source", "target") if (key := FEATURE_SPREAD.format(d)) in numbers}
         return super().training_warnings() + features_collapsed(spreads)
 
-    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
+    def sample(self, n: int, *, label: Any = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
         """Raises a ValueError: the model does not generate data."""
         raise ValueError(f"{self.folder}: {self.config['method']!r} does not generate data")
 

@@ -101,6 +101,11 @@ class DataRun(Run):
         rows: Any = tuple(a if isinstance(a, datasets.StreamedArray) else torch.as_tensor(a) for a in arrays)
         return rows
 
+    @property
+    def described(self) -> datasets.Data:
+        """The data set."""
+        return self.kept
+
     def held_out(self, data: datasets.Data) -> tuple[torch.Tensor, ...]:
         """The test rows of `data` or of `kept`, or the training rows if there are none; the first ones of a stream."""
         rows = self.rows(self.config, data, "test" if len(data.test.x) else "train")
@@ -170,7 +175,7 @@ class DataRun(Run):
         )
         return write_report(self.folder / REPORT, page)
 
-    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
+    def sample(self, n: int, *, label: Any = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
         """Draws n samples; see `Run.sample`."""
         if how and not isinstance(self.model, Denoises):
             options, method = ", ".join(how), self.config["method"]
@@ -178,10 +183,10 @@ class DataRun(Run):
                 f"{self.folder}: {options}: only diffusion models and flow matching have a sampler, not {method!r}"
             )
         if self.config["conditional"] != (label is not None):
-            advice = "leave --label out" if label is not None else "choose the label of the samples with --label"
+            advice = "leave --label out" if label is not None else "choose the label with --label, in Python label="
             kind = "conditional" if self.config["conditional"] else "not conditional"
             raise ValueError(f"{self.folder}: the model is {kind}: {advice}")
-        y = None if label is None else torch.full((n,), label)
+        y = None if label is None else torch.as_tensor(label, device=self.device).expand(n)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             x = self.model.sample(n, y, mean=mean, **how)
@@ -199,7 +204,8 @@ class DataRun(Run):
         """
         y = None
         if self.config["conditional"]:
-            y = torch.as_tensor(np.random.default_rng(seed).choice(np.asarray(self.data.train.y), n))
+            labels = np.random.default_rng(seed).choice(np.asarray(self.data.train.y), n)
+            y = torch.as_tensor(labels, device=self.device)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             x = self.model.sample(n, y)
@@ -230,4 +236,4 @@ def _expected_form(config: Mapping[str, Any]) -> str:
 
 
 def _on_device_of(run: Run, rows: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    return tuple(part.to(run.fit.example[0].device) for part in rows)
+    return tuple(part.to(run.device) for part in rows)

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppgen.data import Data
+from ppgen.data import Data, Scaler
 from ppgen.infer import AutoFlow
 from ppgen.models import ENERGIES, UnnormalizedDensity
 from ppgen.runs.folder import REPORT
@@ -34,9 +34,21 @@ class DensityAndFlow:
 
     model: Any
     guide: AutoFlow
+    support: Any
 
     def check(self, *data: Any) -> None:
         """Checks nothing, since there are no data."""
+
+    def sample(self, n: int, y: Tensor | None = None, *, mean: bool = False) -> Tensor:
+        """Draws n points (n, 2) of the flow."""
+        with pyro.plate("draws", n):
+            return self.guide()["x"]
+
+    def log_prob(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The log-density of the flow at points (..., 2), in nats."""
+        transform = biject_to(self.support)
+        u = transform.inv(x)
+        return self.guide.get_posterior().log_prob(u) - transform.log_abs_det_jacobian(u, x)
 
 
 @dataclass
@@ -81,7 +93,8 @@ class EnergyRun(Run):
     @classmethod
     def make_model(cls, config: dict[str, Any], data: UnnormalizedDensity) -> DensityAndFlow:
         """Makes the flow."""
-        return DensityAndFlow(data.model, method_of(config).model_class()(data.model, **config["model"]))
+        flow = method_of(config).model_class()(data.model, **config["model"])
+        return DensityAndFlow(data.model, flow, data.support)
 
     @classmethod
     def loss_arguments(cls, config: dict[str, Any]) -> Mapping[str, Any]:
@@ -127,17 +140,19 @@ class EnergyRun(Run):
             log q(x) in nats, (...).
         """
         with self.fit.eval_mode(), torch.no_grad():
-            transform = biject_to(self.data.support)
-            u = transform.inv(x)
-            return self.model.guide.get_posterior().log_prob(u) - transform.log_abs_det_jacobian(u, x)
+            return self.model.log_prob(x)
 
-    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
+    def sample(self, n: int, *, label: Any = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
         """Draws n samples (n, 2) of the flow; see `Run.sample`."""
         if label is not None or mean or how:
             raise ValueError(f"{self.folder}: a flow of an unnormalized density has no labels, means or samplers")
-        with self.fit.eval_mode(), torch.random.fork_rng(), torch.no_grad(), pyro.plate("draws", n):
-            torch.manual_seed(seed)
-            return self.model.guide()["x"].numpy(force=True)
+        with self.drawing(seed):
+            return self.model.sample(n).numpy(force=True)
+
+    @property
+    def described(self) -> Data:
+        """Points of the plane, of which there are none."""
+        return Data(self.config["energy"], np.zeros((0, 2)), None, {}, "continuous", Scaler.identity((2,)))
 
     def report(self) -> Path:
         """Writes the report; returns its path."""

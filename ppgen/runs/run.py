@@ -7,7 +7,8 @@ writes its report. The row of a method in `ppgen.runs.methods.METHODS` names the
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from ppgen.runs.methods import METHODS, Method
 from ppgen.runs.options import add_fit_options, add_loss_options, add_model_options, make_loss
 from ppgen.runs.parser import complete_config
 from ppgen.runs.record import Record
+from ppgen.runs.units import Units
 from ppgen.training.training_failures import TrainingWarning
 from ppgen.utils.files import write_atomically
 from ppgen.utils.user_warnings import warn_user
@@ -236,6 +238,36 @@ class Run(ABC):
         """What the model was fitted to; see `read_data` for the errors."""
         return self.read_data(self.folder, self.config, self.record, changed=self.changed)
 
+    @property
+    @abstractmethod
+    def described(self) -> Data:
+        """The data set whose scaler, columns and labels are those of the model's data; its rows may be few."""
+
+    @property
+    def units(self) -> Units:
+        """The conversion between the units of the source and what the model takes."""
+        return Units(self.described, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return next((part.device for part in self.fit.example), torch.device("cpu"))
+
+    def arguments(self, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The arguments of the programs for rows and their labels, as the model takes them."""
+        return rows
+
+    @contextmanager
+    def drawing(self, seed: int) -> Iterator[None]:
+        """Inside, the programs are in eval mode, without gradients, and draws depend on the seed alone.
+
+        Args:
+            seed: The random seed.
+        """
+        with self.fit.eval_mode(), torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+
     def data_or_kept(self) -> tuple[Any, str]:
         """The data, or if they are missing or have changed the rows that the folder holds, with a note that says so."""
         try:
@@ -264,12 +296,12 @@ class Run(ABC):
         """Writes the report; returns its path."""
 
     @abstractmethod
-    def sample(self, n: int, *, label: int | None = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
+    def sample(self, n: int, *, label: Any = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
         """Draws n samples from the model.
 
         Args:
             n: The number of samples.
-            label: The label of all samples, for a conditional model.
+            label: For a conditional model the number of the label of all samples, or a tensor (n,) of them.
             mean: Whether to return the means E[x | z] in place of samples.
             seed: The random seed.
             **how: Further options of the model's ``sample``, such as the sampler of a diffusion model.

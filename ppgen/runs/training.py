@@ -27,6 +27,7 @@ from ppgen.runs.folder import (
 from ppgen.runs.lock import FolderLock
 from ppgen.runs.metrics_log import MetricsLog
 from ppgen.runs.parser import complete_config
+from ppgen.runs.plain_types import SCHEDULES, make_schedule
 from ppgen.runs.record import Record
 from ppgen.runs.run import Run, load_weights, method_of
 from ppgen.runs.stages import StageImages
@@ -35,7 +36,7 @@ from ppgen.training.progressive import ProgressiveGrowing
 from ppgen.utils.files import write_atomically
 from ppgen.utils.user_warnings import warn_user
 
-__all__ = ["resume", "train"]
+__all__ = ["continued", "resume", "train"]
 
 CHECKED_ROWS = 1024  # of the training data, by the model before there is a run folder; `fit` checks all
 
@@ -124,6 +125,32 @@ def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:
         log = MetricsLog(folder / METRICS, after=read_position(folder / CHECKPOINT) if stopped else None)
         model = kind.make_model(config, data)
         return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)
+
+
+def continued(run: Run, *, epochs: int | None = None, steps: int | None = None) -> dict[str, Any]:
+    """The configuration of a run that goes on from another one's weights.
+
+    It has one chain with the next seed, keeps the level of a growing network, and the last weights of a loss whose
+    weights followed a schedule.
+
+    Args:
+        run: The other run.
+        epochs: The number of passes over the data.
+        steps: The number of steps instead.
+
+    Raises:
+        ValueError: Unless one of epochs and steps is given.
+    """
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"train: give one of epochs and steps, got epochs={epochs} and steps={steps}")
+    options = run.config["fit"]
+    length = {"epochs": epochs, "steps": steps, "restarts": None, "growth": None, "seed": options["seed"] + 1}
+    loss = dict(run.config["loss"])
+    for name, value in loss.items():
+        if isinstance(value, str) and value.partition("(")[0] in SCHEDULES:
+            now = make_schedule(value)(run.fit.loss.step, run.fit.loss.total)  # type: ignore[union-attr]
+            loss[name] = float(now)
+    return run.config | {"fit": options | length, "loss": loss}
 
 
 def _finish(kind: type[Run], folder: Path, config: dict[str, Any], complete: bool) -> Run:

@@ -4,8 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+import ppgen
 from ppgen.models import VAE
+from ppgen.models.protocols import Encodes, HasLogEvidence, HasLogProb
 from ppgen.runs.cli import main
 from ppgen.runs.data_run import DataRun
 from ppgen.runs.methods import METHODS
@@ -45,3 +48,49 @@ def test_each_method_on_data_trains_reports_and_samples(name, quick, tmp_path, c
     assert main(["sample", str(folder), "--n", "5"]) == 0
     assert np.load(folder / "samples.npy").shape == (5, *run.data.event_shape)
     assert (folder / "samples.png").read_bytes().startswith(b"\x89PNG")
+    check_loaded(folder)
+
+
+def check_loaded(folder):
+    """Each method that a loaded model lists works in the units of the source, and it has exactly those."""
+    trained = ppgen.load(folder)
+    x = trained.sample(5)
+    assert np.array_equal(x, np.load(folder / "samples.npy"))
+    results = {"sample": x}
+    if hasattr(trained, "reconstruct"):
+        results["reconstruct"] = trained.reconstruct(x)
+    if hasattr(trained, "encode"):
+        codes = trained.encode(x, mean=False)
+        assert codes.shape == (5, trained.run.model.latent_dim)
+        results["decode"] = trained.decode(codes)
+    elif hasattr(trained, "decode"):
+        results["decode"] = trained.decode(np.zeros((5, trained.run.model.latent_dim)))
+    for name, value in results.items():
+        assert value.shape == x.shape, name
+        assert np.isfinite(value).all(), name
+    for name, capability in (("log_prob", HasLogProb), ("log_evidence", HasLogEvidence), ("encode", Encodes)):
+        assert hasattr(trained, name) == isinstance(trained.run.model, capability) == (name in trained.methods())
+        if hasattr(trained, name) and name != "encode":
+            assert np.isfinite(getattr(trained, name)(x)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")
+def test_each_method_is_trained_on(name, quick, tmp_path, monkeypatch):
+    """From the weights of a run, in a new folder, which is whole as well."""
+    monkeypatch.setattr("ppgen.runs.data_run.DataRun.evaluate", lambda _: {})
+    data = ["digits" if name in IMAGES else "moons"]
+    options = [*quick, "--draws", "0", *IMAGES.get(name, [])]
+    if name == "dann":
+        data, options = ["--source", "moons", "--target", "rotated_moons"], [*quick, "--loss.hidden", "[8]"]
+    if name == "flow":
+        data, options = ["--energy", "u1"], ["--fit.steps", "4", "--model.hidden", "[8]", "--particles", "100"]
+    assert main(["train", name, *data, *options, "--out", "run"]) == 0
+    more = ppgen.load("run").train(steps=2, progress=False)
+    assert more.run.folder == tmp_path / "run-continued"
+    again = ppgen.load("run-continued")
+    one, other = (trained.run.fit.chains[0].weights for trained in (more, again))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    start = ppgen.load("run").run.fit
+    assert set(start.chains[start.best].weights) == set(one)
