@@ -49,7 +49,8 @@ def read_config(folder: Path, *, finished: bool = True) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder is not a run folder, or the run is not finished.
-        ValueError: As `parse_config` does, and if an earlier version of ppgen wrote the folder.
+        ValueError: As `parse_config` does, if an earlier version of ppgen wrote the folder, and if a file is a link
+            that leads out of it.
     """
     for name in (CONFIG, WEIGHTS) if finished else (CONFIG,):
         if not (folder / name).is_file():
@@ -57,9 +58,22 @@ def read_config(folder: Path, *, finished: bool = True) -> dict[str, Any]:
             what = "the folder of a finished run" if interrupted else "a run folder"
             remedy = f"resume it with `ppgen resume {folder}`" if interrupted else "train a run with `ppgen train`"
             raise FileNotFoundError(f"{folder}: not {what}: it has no {name}; {remedy}")
+    _check_links(folder)
     config = parse_config(folder / CONFIG)
     check_version(config, folder)
     return config
+
+
+def _check_links(folder: Path) -> None:
+    """Checks that no file of a run folder is a link that leads out of it: writing follows links.
+
+    Raises:
+        ValueError: If one is.
+    """
+    inside = folder.resolve()
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise ValueError(f"{path} is a link out of the run folder, to {path.resolve()}; put a file in its place")
 
 
 def check_version(config: dict[str, Any], path: str | os.PathLike) -> None:

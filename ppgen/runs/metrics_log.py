@@ -7,6 +7,8 @@ from typing import Any
 
 from ppgen.training.callbacks import TrainingStep
 from ppgen.utils.files import write_atomically
+from ppgen.utils.regular_files import read_bytes
+from ppgen.utils.schema import NATURAL, check_entries
 from ppgen.utils.user_warnings import warn_user_once
 
 __all__ = ["MetricsLog"]
@@ -59,10 +61,13 @@ class MetricsLog:
     def _truncate(self, last: tuple[int, int]) -> None:
         """Removes the lines after a step. A process that was killed may have left half a line at the end."""
         kept = []
-        for line in self.path.read_text().splitlines(keepends=True) if self.path.exists() else ():
-            if not line.endswith("\n"):
-                break
-            record = json.loads(line)
+        text = read_bytes(self.path).decode(errors="replace") if self.path.exists() else ""
+        for number, line in enumerate(text.split("\n")[:-1], start=1):
+            try:
+                record = json.loads(line)
+                check_entries(record, {"chain": NATURAL, "step": NATURAL})
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{self.path}, line {number}: expected a step of training: {error}") from error
             if (record["chain"], record["step"]) <= last:
-                kept.append(line)
+                kept.append(f"{line}\n")
         write_atomically(self.path, "".join(kept))

@@ -28,6 +28,7 @@ from ppgen.runs.record import Record
 from ppgen.runs.units import Units
 from ppgen.training.training_failures import TrainingWarning
 from ppgen.utils.files import write_atomically
+from ppgen.utils.schema import NUMBER, SCALAR, Kind, read_json
 from ppgen.utils.user_warnings import warn_user
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DataChangedError", "DataMissingError", "Programs", "Run", "load_weights", "method_of"]
 
+NUMBER_OR_TEXT = Kind(
+    "a number, a text, or a number and its error",
+    lambda v: SCALAR.test(v) or (isinstance(v, list) and len(v) == 2 and all(map(NUMBER.test, v))),
+)
 SOURCES = ("source", "target", "source_test", "target_test")  # the options that name data
 
 
@@ -367,7 +372,7 @@ class Run(ABC):
     def numbers(self) -> dict[str, Any]:
         """The results of `evaluate`, as they are stored."""
         path = self.folder / NUMBERS
-        stored = json.loads(path.read_text()) if path.exists() else {}
+        stored = read_json(path, {str: NUMBER_OR_TEXT}) if path.exists() else {}
         return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
     @numbers.setter

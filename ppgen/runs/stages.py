@@ -7,6 +7,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 
+from ppgen.infer.checkpoint_file import CheckpointError, read_tensors
 from ppgen.runs.folder import STAGES
 from ppgen.training.callbacks import TrainingStep
 from ppgen.utils.files import write_atomically
@@ -71,4 +72,13 @@ def read_stage_images(folder: Path, chain: int) -> list[np.ndarray]:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    return safetensors.numpy.load_file(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    tensors, _ = read_tensors(path)
+    for name, images in tensors.items():
+        chain, _, stage = name.partition("/")
+        if not (chain.isdecimal() and stage.isdecimal() and images.dim() == 4 and images.dtype == torch.float32):
+            raise CheckpointError(
+                f"{path}: {name!r} are no images of a stage, got {images.dtype} {tuple(images.shape)}"
+            )
+    return {name: images.numpy() for name, images in tensors.items()}

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppgen.utils.regular_files import check_regular, check_size
+
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["build_container", "elpd_data", "from_netcdf", "group", "pointwise_loo", "psislw", "rhat", "to_netcdf"]
 
+MOST_GROUPS = 100  # of a file; a hard link from a group to itself would have no end
 IS_NEW = int(version("arviz").split(".")[0]) >= 1  # the container is then an xarray.DataTree
 
 
@@ -125,9 +128,47 @@ def to_netcdf(idata: Any, path: str | PathLike) -> None:
 
 
 def from_netcdf(path: str | PathLike) -> Any:
-    """Reads a file that `to_netcdf` wrote."""
-    if not IS_NEW:
-        return arviz().from_netcdf(str(path), engine="h5netcdf")
-    import xarray as xr
+    """Reads a file that `to_netcdf` wrote.
 
-    return xr.open_datatree(path, engine="h5netcdf")
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such file, names other files, or holds more than fits into memory.
+    """
+    check_regular(path)
+    try:
+        _check_hdf5(path)
+        if not IS_NEW:
+            return arviz().from_netcdf(str(path), engine="h5netcdf")
+        import xarray as xr
+
+        return xr.open_datatree(path, engine="h5netcdf")
+    except Exception as error:  # the readers of damaged files raise many kinds
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: not a readable NetCDF file of ppgen ({error})") from error
+
+
+def _check_hdf5(path: str | PathLike) -> None:
+    """Checks that an HDF5 file has no link, that it holds its data itself, and that all of them fit into memory.
+
+    Its other kinds of links and of storage would read whatever file they name.
+    """
+    import h5py
+
+    size, groups = 0, ["/"]
+    with h5py.File(path, "r") as file:
+        for group in groups:
+            for name in file[group]:
+                place = f"{group.rstrip('/')}/{name}"
+                if not isinstance(file.get(place, getlink=True), h5py.HardLink):
+                    raise ValueError(f"{path}: {place} is a link to something else")
+                item = file[place]
+                if isinstance(item, h5py.Group):
+                    if len(groups) >= MOST_GROUPS:
+                        raise ValueError(f"{path}: expected at most {MOST_GROUPS} groups")
+                    groups.append(place)
+                elif isinstance(item, h5py.Dataset):
+                    if item.external or item.is_virtual:
+                        raise ValueError(f"{path}: {place} has its data in another file")
+                    size += item.size * item.dtype.itemsize if item.size else 0
+    check_size(path, size)

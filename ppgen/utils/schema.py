@@ -9,11 +9,28 @@ A schema is one of
     {"a": schema, ...}  a mapping with these keys; further ones are allowed, so that later versions can add them
 """
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["FLAG", "NATURAL", "NUMBER", "NUMBERS", "SCALAR", "SCALARS", "TEXT", "Kind", "check_entries", "optional"]
+from ppgen.utils.regular_files import read_bytes
 
+__all__ = [
+    "FLAG",
+    "NATURAL",
+    "NUMBER",
+    "NUMBERS",
+    "SCALAR",
+    "SCALARS",
+    "TEXT",
+    "Kind",
+    "check_entries",
+    "optional",
+    "read_json",
+]
+
+MOST_BYTES = 10_000_000  # of a file of JSON
 LARGEST = 2**53  # up to which floating point numbers hold all whole numbers
 
 
@@ -110,6 +127,26 @@ def check_entries(value: Any, schema: Any, name: str = "the metadata") -> None:
                     continue
                 raise ValueError(f"{name}: the entry {key!r} is missing")
             check_entries(value[key], inner, key if name == "the metadata" else f"{name}.{key}")
+
+
+def read_json(path: Path, schema: Any, *, most: int = MOST_BYTES) -> Any:
+    """Reads a file of JSON, and checks what it holds.
+
+    Args:
+        path: the file.
+        schema: what it has to hold.
+        most: the largest size of the file in bytes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is larger, is no JSON, or holds something else; the message names the file.
+    """
+    try:
+        value = json.loads(read_bytes(path, most=most))
+        check_entries(value, schema, "its content")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    return value
 
 
 def _short(value: Any) -> str:

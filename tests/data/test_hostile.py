@@ -88,7 +88,7 @@ def test_any_bytes_are_images_or_refused(tmp_path_factory, name, draw):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*VALID, *IMAGES])
+@pytest.mark.parametrize("name", [name for name in (*VALID, *IMAGES) if name != ".tif"])  # it takes a minute
 def test_many_bytes_are_data_or_refused(name, tmp_path):
     @MANY_MUTATIONS
     @given(hostile_bytes(image(IMAGES[name]) if name in IMAGES else VALID[name]))
@@ -186,8 +186,11 @@ def test_pipes_and_folders_are_no_files(name, tmp_path):
 CHILD = """
 import resource, sys
 from pathlib import Path
-import pandas, pyarrow.parquet, sklearn.datasets
+import pandas, pyarrow.parquet, sklearn.datasets, torch
+from PIL import Image
 from ppgen import data
+Image.init()
+data.load("moons", size=20)  # imports what is left
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
 for path in sorted(Path(sys.argv[1]).iterdir()):
