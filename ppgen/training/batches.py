@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.data.digest import RowDigest
 from ppgen.infer.distributed import Ranks, shares
 from ppgen.training.sources import InMemory, Parts, Request, Source
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["Batches"]
+
+DIGESTED_ROWS = 10_000  # rows whose bytes are digested at a time
 
 
 class Batches:
@@ -143,6 +146,15 @@ class Batches:
             return ()
         numbers = torch.arange(0, self.rows, max(1, self.rows // rows))[:rows]
         return self.source.read_now(Request(self.source.numbers(numbers), (0, 0, 0)))
+
+    def digest(self) -> str | None:
+        """The digest of all rows in their order; None if they are on disk, where reading all of them takes long."""
+        if not isinstance(self.source, InMemory):
+            return None
+        digest = RowDigest()
+        for rows in torch.arange(0 if self.source.empty else self.rows).split(DIGESTED_ROWS):
+            digest.add(*self.source.read_now(Request(self.source.numbers(rows), (0, 0, 0))))
+        return digest.hexdigest()
 
     def describe(self, *, device: bool = True) -> list[str]:
         """Type and shape of each part of the data.

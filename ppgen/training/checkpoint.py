@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pyro.optim.lr_scheduler
@@ -35,6 +35,8 @@ class Checkpoint:
         data: the training data.
         ranks: the processes that train together; one if left out.
         seconds: the time between two checkpoints.
+        digest: computes the digest of all rows of the data, by which any change of them is noticed; None if it is not
+            known.
 
     Attributes:
         chain: the number of the chain to begin or to continue, counted from 0.
@@ -60,6 +62,7 @@ class Checkpoint:
         data: tuple[Tensor, ...],
         ranks: Ranks | None = None,
         seconds: float = 60.0,
+        digest: Callable[[], str | None] | None = None,
     ) -> None:
         self.ranks = Ranks(alone=True) if ranks is None else ranks
         self.files = None if path is None else CheckpointFiles(path)
@@ -73,6 +76,7 @@ class Checkpoint:
         self.initial = snapshot(state.tensors)
         self.resumable = False
         self._sample = {str(i): part[:: max(1, len(part) // SAMPLE_ROWS)][:SAMPLE_ROWS] for i, part in enumerate(data)}
+        self._digest = None if self.files is None or digest is None else digest()
         self._stored: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         if self.files is None or not self.files.exist():
             return
@@ -183,6 +187,7 @@ class Checkpoint:
             "monitor": about_monitor,
             "optimizers": [about for _, about in optimizers],
             "position": self.position,
+            "digest": self._digest,
             "compiled": svi.compile_decisions(),
             "step": int(svi.objective.step) if isinstance(svi.objective, Objective) else None,
         }
@@ -227,12 +232,18 @@ class Checkpoint:
             if key not in then or key not in now or then[key] != now[key]:
                 yield f"{key}: {then.get(key, 'none')} then, {now.get(key, 'none')} now"
         if then["data"] == now["data"]:
-            for key, rows in with_prefix(tensors, "data").items():
-                current = self._sample[key].cpu() if key in self._sample else torch.empty(0)
-                if rows.shape != current.shape or not torch.allclose(
-                    rows.double(), current.double(), rtol=1e-4, atol=1e-6, equal_nan=True
-                ):
-                    yield f"data: array {key} has other rows"
+            other = [key for key, rows in with_prefix(tensors, "data").items() if not self._has_rows(key, rows)]
+            yield from (f"data: array {key} has other rows" for key in other)
+            digest = metadata.get("digest")  # None in a file of an earlier version, and for data on disk
+            if not other and None not in (digest, self._digest) and digest != self._digest:
+                yield f"data: other rows, or in another order (digest {digest:.12} then, {self._digest:.12} now)"
+
+    def _has_rows(self, key: str, rows: Tensor) -> bool:
+        """Whether the sample of an array is equal to rows, up to rounding."""
+        current = self._sample[key].cpu() if key in self._sample else torch.empty(0)
+        if rows.shape != current.shape:
+            return False
+        return torch.allclose(rows.double(), current.double(), rtol=1e-4, atol=1e-6, equal_nan=True)
 
 
 def read_position(path: str | os.PathLike) -> tuple[int, int]:

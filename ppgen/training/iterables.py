@@ -169,6 +169,10 @@ class IterableBatches:
         """
         return tuple(part[:rows] for part in self.first(whole=True))
 
+    def digest(self) -> None:
+        """The digest of all rows: not known, since they are read once in each epoch."""
+        return None
+
     def describe(self, *, device: bool = True) -> list[str]:
         """Type and shape of each part of the data.
 

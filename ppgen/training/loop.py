@@ -74,6 +74,7 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
             batches.sample(SAMPLE_ROWS),
             ranks,
             seconds=options.checkpoint_seconds,
+            digest=batches.digest,
         )
         check_same_position(ranks, options.checkpoint, (checkpoint.chain, checkpoint.steps))
         trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint, ranks)

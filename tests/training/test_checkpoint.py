@@ -483,6 +483,17 @@ def test_a_checkpoint_of_other_rows_is_refused(stopped):
         ppgen.fit(pair.model, pair.guide, X + 0.01, optim=adam(), **FULL, checkpoint=stopped)
 
 
+def test_a_single_value_that_changed_is_noticed_by_the_digest_of_all_rows(tmp_path):
+    pair, x, path = gaussian_pair(), torch.randn(103, *X.shape[1:]), tmp_path / "run.safetensors"
+    options = {"optim": adam(), "steps": 4, "batch_size": 10, "compile": False, "progress": False, "checkpoint": path}
+    ppgen.fit(pair.model, pair.guide, x, **options, callbacks=[lambda step: step.stop("enough")])
+    changed = x.clone()
+    changed.view(-1)[-1] += 1e-6
+    with pytest.raises(ValueError, match="data: other rows, or in another order"):
+        ppgen.fit(pair.model, pair.guide, changed, **options)
+    ppgen.fit(pair.model, pair.guide, x, **options)
+
+
 def test_a_checkpoint_of_other_validation_data_is_refused(tmp_path):
     path = tmp_path / "run"
     fit("clipped critic", checkpoint=path, callbacks=[at(4)])
