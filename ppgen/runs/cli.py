@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The command line without the name of the program; ``sys.argv`` if left out.
 
     Returns:
-        The exit status: 0; 2 with the reason in one line on standard error; or 130, 143 or 129 if Ctrl-C, SIGTERM or
-        SIGHUP ended the command. If the environment variable
+        The exit status: 0; 2 with the reason in one line on standard error; 3 for a training in which a chain failed;
+        or 130, 143 or 129 if Ctrl-C, SIGTERM or SIGHUP ended the command. If the environment variable
         ``PPGEN_TRACEBACK`` is set, an error is raised in place of status 2.
 
     Raises:
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_, **__: print(f"ppgen: {_one_line(message)}", file=sys.stderr)
         try:
             parsed = make_parser(words).parse_args(words)
-            COMMANDS[parsed.command](parsed[parsed.command])
+            return COMMANDS[parsed.command](parsed[parsed.command]) or 0
         except ERRORS as error:
             if os.environ.get("PPGEN_TRACEBACK"):
                 raise
@@ -54,7 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
             with suppress(OSError):  # the terminal may have gone
                 print(f"ppgen: {_one_line(str(stop) or 'interrupted')}", file=sys.stderr)
             return 128 + getattr(stop, "number", signal.SIGINT)
-    return 0
 
 
 def _one_line(error: BaseException | str) -> str:

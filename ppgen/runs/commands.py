@@ -12,15 +12,15 @@ from jsonargparse import Namespace
 from ppgen.runs.folder import read_config, unused_folder
 from ppgen.runs.methods import METHODS
 from ppgen.runs.parser import without_run_options
-from ppgen.runs.printing import print_run
+from ppgen.runs.printing import exit_status, print_run
 
 __all__ = ["COMMANDS"]
 
 EPOCHS = 200  # the length of a run if neither steps nor epochs are given
 
 
-def train(arguments: Namespace) -> None:
-    """Trains a method on data and prints the results."""
+def train(arguments: Namespace) -> int:
+    """Trains a method on data, prints the results and returns the exit status."""
     from ppgen.infer.distributed import joined
     from ppgen.runs.training import train
 
@@ -41,10 +41,11 @@ def train(arguments: Namespace) -> None:
         run = train(config, out=ranks.gather(folder)[0], progress=options.progress)
         if ranks.first:
             print_run(run)
+        return exit_status(run)
 
 
-def resume(arguments: Namespace) -> None:
-    """Resumes an interrupted run and prints the results."""
+def resume(arguments: Namespace) -> int:
+    """Resumes an interrupted run, prints the results and returns the exit status."""
     read_config(arguments.run, finished=False)  # a wrong folder is found before torch is imported
     from ppgen.infer.distributed import joined
     from ppgen.runs.training import resume
@@ -53,6 +54,7 @@ def resume(arguments: Namespace) -> None:
         run = resume(arguments.run, progress=arguments.progress)
         if ranks.first:
             print_run(run)
+        return exit_status(run)
 
 
 def sample(arguments: Namespace) -> None:
@@ -99,7 +101,7 @@ def compare(arguments: Namespace) -> None:
     print(f"report: {page.resolve()}")
 
 
-COMMANDS: dict[str, Callable[[Namespace], None]] = {
+COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "train": train,
     "resume": resume,
     "sample": sample,

@@ -4,7 +4,9 @@ from typing import Any
 
 from ppgen.runs.folder import CHECKPOINT, REPORT
 
-__all__ = ["format_number", "print_run"]
+__all__ = ["PARTIAL", "exit_status", "format_number", "print_run"]
+
+PARTIAL = 3  # the exit status of a run that lacks a part of what was asked for
 
 NOT_COMPILED = "not compiled, because the run was too short to make up for the time of compiling"
 
@@ -24,6 +26,16 @@ def print_run(run: Any) -> None:
     for name, number in run.numbers.items():
         print(f"{name}: {format_number(number)}")
     print(f"report: {(run.folder / REPORT).resolve()}")
+
+
+def exit_status(run: Any) -> int:
+    """The exit status of a training that no signal ended: 0, or `PARTIAL` if a chain failed or was left out.
+
+    Args:
+        run: A `ppgen.runs.run.Run`.
+    """
+    chains, asked = run.fit.chains, run.config["fit"].get("restarts") or 1
+    return PARTIAL if len(chains) < asked or any(getattr(chain, "failed", False) for chain in chains) else 0
 
 
 def format_number(number: Any) -> str:

@@ -1,11 +1,13 @@
 """The command line: configuration files, run folders and error messages."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 import ppgen
+from ppgen.fitting import fit
 from ppgen.runs.cli import main
 from ppgen.runs.run import Run
 
@@ -67,6 +69,21 @@ def test_epochs_replace_the_default_steps_of_a_method(tmp_path):
     folder = tmp_path / "runs" / "progan-digits"
     assert read_config(folder)["fit"]["steps"] is None
     assert len(Run.load(folder).fit.history["loss"]) == 2
+
+
+@pytest.mark.parametrize("part", ["left out", "failed"])
+def test_a_training_that_lacks_a_chain_is_no_success(part, quick, monkeypatch):
+    def fit_in_part(*arguments, **options):
+        fitted = fit(*arguments, **options)
+        if part == "left out":
+            fitted.chains.pop()
+        else:
+            fitted.chains[1].failed = True
+        return fitted
+
+    monkeypatch.setattr("ppgen.runs.training.fit", fit_in_part)
+    assert main(["train", "ae", "moons", *quick, "--fit.restarts", "2", "--out", "run"]) == 3
+    assert Path("run/report.html").exists()
 
 
 def test_default_folders_never_collide(quick, tmp_path):
