@@ -180,7 +180,6 @@ def test_a_run_stopped_during_a_fade_continues_to_the_same_weights(stopped_at, t
         model, loss = progan()
         train(model, loss, x, callbacks=[callback], checkpoint=path, **options)
     assert later == levels[stopped_at:]
-    assert not path.exists()
     for name, tensor in whole.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
 
