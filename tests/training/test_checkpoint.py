@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import ExponentialLR, MultiStepLR, SequentialLR
 import ppgen
 from ppgen import recipes
 from ppgen.infer.checkpoint_file import CheckpointError, read, write
+from ppgen.infer.compile.policy import CompilePolicy
 from ppgen.models import Generator
 from ppgen.training.callbacks import TrainingStep
 from ppgen.training.checkpoint import Checkpoint, read_position
@@ -163,12 +164,15 @@ def fit(row: Row | str, *, built: int = 0, **options: Any) -> ppgen.Fit:
 
 
 class Clock:
-    """A clock that advances by a second each time it is read: once a step, and twice for each checkpoint."""
+    """A clock that advances by some seconds each time it is read: once a step, and twice for each checkpoint."""
 
     now = 0
 
+    def __init__(self, seconds: float = 1) -> None:
+        self.seconds = seconds
+
     def __call__(self) -> float:
-        self.now += 1
+        self.now += self.seconds
         return self.now
 
 
@@ -411,6 +415,23 @@ def test_a_compiled_run_continues_compiled_or_eagerly(row, first, then, builds, 
     assert resumed.chains[-1].compiled.count("compiled at step") == (then and (1 if row != "adversarial" else 2))
     assert builds
     close(resumed, whole(row))
+
+
+@pytest.mark.parametrize("row", ["VAE", "adversarial"])
+def test_a_resumed_run_compiles_where_the_stopped_one_had(row, builds, tmp_path, monkeypatch):
+    """The first run has slow steps by its clock, so that it compiles; by the clock of the second none would pay."""
+    path = tmp_path / "run"
+    monkeypatch.setattr(CompilePolicy, "clock", Clock(10))
+    options = {"compile": "auto", "optim": adam(), "batch_size": 10}
+    expected = fit(row, **options)
+    assert "compiled at step" in expected.chains[0].compiled
+    fit(row, checkpoint=path, callbacks=[at(12, "Ctrl-C")], **options)
+    assert {tuple(about["compiled"].values()) != () for about in read(path)[1]["compiled"]} == {True}
+    monkeypatch.setattr(CompilePolicy, "clock", Clock(0))
+    resumed = fit(row, built=1, checkpoint=path, **options)
+    assert "compiled at step 1" in resumed.chains[0].compiled
+    same(resumed, expected)  # bit for bit, since the step after the checkpoint is taken compiled again
+    assert fit(row, **options).chains[0].compiled == ""
 
 
 @pytest.mark.slow
