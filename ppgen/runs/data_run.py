@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DataRun", "add_data_options"]
 
-POSTERIOR_ROWS = 64  # the posterior of so many held-out rows is stored
+POSTERIOR_ROWS = 64  # the posterior of at most so many held-out rows is stored
+POSTERIOR_BYTES = 2**25  # and at most so many bytes of draws, but at least one row
 STREAMED_ROWS = 10_000  # at most so many held-out rows are evaluated if the data are streamed
 COMPARED_ROWS = 1000  # at most so many held-out rows are compared with samples
 LABELED_ROWS = 5000  # at most so many training rows train the classifiers that label samples
@@ -146,12 +147,19 @@ class DataRun(Run):
         return measure(samples, held_out, labeled=labeled, modes=modes, metrics=metrics, seed=seed)
 
     def store_posterior(self) -> None:
-        """Stores the posterior of the first held-out rows, for a model whose encoder is an approximate posterior."""
+        """Stores the posterior of the first held-out rows, for a model whose encoder is an approximate posterior.
+
+        These are draws of the latents and their densities, without predictions, for at most `POSTERIOR_ROWS` rows and
+        `POSTERIOR_BYTES` bytes of draws.
+        """
         if not self.config["draws"] or not isinstance(self.model, HasLogEvidence):
             return
         from ppgen.diagnostics import to_netcdf  # late: ArviZ is slow to import
 
-        rows = (part[:POSTERIOR_ROWS] for part in _on_device_of(self, self.held_out(self.kept)))
+        width = getattr(self.model, "latent_dim", 1)
+        row_bytes = 4 * len(self.fit.chains) * self.config["draws"] * width
+        count = max(1, min(POSTERIOR_ROWS, POSTERIOR_BYTES // row_bytes))
+        rows = (part[:count] for part in _on_device_of(self, self.held_out(self.kept)))
         idata = self.fit.to_arviz(*rows, draws=self.config["draws"], predictive=False, resampled=None)
         to_netcdf(idata, self.folder / POSTERIOR)
 

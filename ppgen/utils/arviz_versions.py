@@ -115,14 +115,16 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_netcdf(idata: Any, path: str | PathLike) -> None:
-    """Writes all groups of a container to one NetCDF file.
+    """Writes all groups of a container to one NetCDF file, compressed.
 
     Args:
         idata: an `InferenceData` or an `xarray.DataTree`.
         path: the file.
     """
     if IS_NEW:
-        idata.to_netcdf(path, engine="h5netcdf")
+        names = {node.path: list(node.data_vars) for node in idata.subtree}
+        compressed = {group: {str(name): {"zlib": True} for name in found} for group, found in names.items()}
+        idata.to_netcdf(path, engine="h5netcdf", encoding=compressed)
     else:
         idata.to_netcdf(str(path), engine="h5netcdf")
 

@@ -183,8 +183,18 @@ def test_a_source_is_found_at_its_absolute_path_from_another_directory(trained, 
     assert len(Run.load(trained / "run").data.x) == 400
 
 
-def test_the_stored_posterior_is_small(quick, tmp_path):
-    """Draws for 64 rows: 200 draws of 2 latents and two log densities, in float32, 400 images or not."""
-    options = [word for word in quick if word not in ("--draws", "0")]
-    assert main(["train", "vae", "digits", *options, "--draws", "200", "--out", "run"]) == 0
-    assert (tmp_path / "run/posterior.nc").stat().st_size < 1_000_000
+@pytest.mark.parametrize(("bound", "rows"), [(2**25, 40), (12_000, 7)])  # 40 rows are held out
+def test_the_stored_posterior_is_small_and_enough_for_report_and_verdict(bound, rows, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppgen.runs.data_run.POSTERIOR_BYTES", bound)
+    options = [word for word in quick if word not in ("--draws", "0", "--data.size", "300")]
+    words = ["train", "vae", "digits", *options, "--data.size", "200", "--draws", "200", "--out", "run"]
+    assert main([*words, "--model.latent_dim", "2"]) == 0
+    run = Run.load("run")
+    idata, verdict = run.posterior()
+    assert idata["posterior"]["z"].shape == (1, 200, rows, 2)  # 1600 bytes a row
+    assert "posterior_predictive" not in idata
+    x = run.diagnosed_rows()[0][:rows]
+    drawn = run.fit.to_arviz(x, draws=200, predictive=False)
+    assert verdict.statistics == pytest.approx(run.fit.diagnose(idata=drawn, starts=0).statistics)
+    # latents, and for each row and draw three numbers of 4 bytes and one of 8; then the file's own structure
+    assert (tmp_path / "run/posterior.nc").stat().st_size < 200 * rows * (2 * 4 + 3 * 4 + 8) + 120_000
