@@ -149,10 +149,10 @@ class Batches:
 
     def digest(self) -> str | None:
         """The digest of all rows in their order; None if they are on disk, where reading all of them takes long."""
-        if not isinstance(self.source, InMemory):
+        if not isinstance(self.source, InMemory) or self.source.empty:
             return None
         digest = RowDigest()
-        for rows in torch.arange(0 if self.source.empty else self.rows).split(DIGESTED_ROWS):
+        for rows in torch.arange(self.rows).split(DIGESTED_ROWS):
             digest.add(*self.source.read_now(Request(self.source.numbers(rows), (0, 0, 0))))
         return digest.hexdigest()
 

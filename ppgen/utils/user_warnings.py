@@ -5,7 +5,7 @@ import warnings
 
 __all__ = ["warn_user", "warn_user_once"]
 
-LIBRARIES = ("ppgen", "pyro", "torch")
+LIBRARIES = ("ppgen", "pyro", "torch", "contextlib", "functools")  # the latter call what a decorator has wrapped
 _warned: set[str] = set()
 
 

@@ -1,5 +1,7 @@
 """`ppgen.load`: a trained model in the units of its source, and further training from its weights."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -192,6 +194,20 @@ def test_training_goes_on_after_a_kill_before_the_first_checkpoint(folders, tmp_
         resumed = resume(tmp_path / "killed", progress=False)
     one, other = (run.fit.chains[0].weights for run in (whole.run, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)  # critics too
+
+
+@pytest.mark.filterwarnings("default:.*needs the data")
+def test_two_domains_are_used_without_their_tables(folders, tmp_path, monkeypatch, capsys):
+    trained = ppgen.load(shutil.copytree(folders("dann"), tmp_path / "copy"))
+    rows = trained.run.diagnosed_rows()
+    assert np.bincount(rows[2]).tolist() == [60, 60]  # held-out rows of both domains
+    assert (rows[1][60:] == -1).all()
+    monkeypatch.setattr("ppgen.runs.record.Record.locate", lambda *_: "gone.csv")
+    monkeypatch.setattr("ppgen.report.adaptation.report_of_adaptation", lambda *_, note, **__: Report(note))
+    assert main(["report", "copy"]) == 0
+    assert "this needs the data of the run, table.csv, table.csv, which cannot be read" in capsys.readouterr().err
+    assert "The data are missing" in (tmp_path / "copy/report.html").read_text()
+    assert main(["diagnose", "copy", "--draws", "50"]) == 0
 
 
 def test_further_training_needs_the_data(folders, tmp_path):
