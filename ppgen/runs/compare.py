@@ -15,6 +15,7 @@ from ppgen.report.figures.images import MAX_IMAGES, value_range
 from ppgen.report.page import Figure, Report, Section, Table
 from ppgen.runs.data_run import DataRun
 from ppgen.runs.run import Run
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["compare"]
 
@@ -59,6 +60,8 @@ def compare(
                 f"compare: {run.folder} is on {run.kept.name} {run.kept.event_shape}, {first.folder} on "
                 f"{first.kept.name} {first.kept.event_shape}; compare runs on the same data"
             )
+        if differences := first.record.changes(run.record.kept):
+            warn_user(f"compare: the data of {run.folder} are not those of {first.folder}: {'; '.join(differences)}")
     samples = {name: _in_units_of(first.data, run.generate(n, seed=seed), run.data) for name, run in runs.items()}
     train = first.data.train.x
     chosen = np.random.default_rng(seed).permutation(len(train))[:n]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.models.latent_flow import GaussianFlow
 from ppgen.models.protocols import AdaptsDomains, Decodes, Encodes, HasLogEvidence, HasLogProb, Reconstructs, Samples
 from ppgen.runs.folder import unused_folder
 from ppgen.runs.lock import FolderLock
@@ -109,15 +110,19 @@ class Trained:
     def encode(self, x: Any, y: Any = None, *, mean: bool = True, seed: int = 0) -> np.ndarray:
         """The codes z (n, latent_dim) of rows: E[z | x], or with ``mean=False`` draws.
 
+        The mean of a posterior that is a flow is not known; the image of the mean of its base replaces it.
+
         Args:
             x: rows.
             y: their labels, for a conditional model.
-            mean: whether to return means; a posterior that is a flow has draws only.
+            mean: whether to return means.
             seed: the random seed.
         """
         with self._drawing(seed):
             posterior = self.run.model.encode(*self._rows(x, y, seed))
-            return (mean_of(posterior) if mean else posterior.sample()).numpy(force=True)
+            if not mean:
+                return posterior.sample().numpy(force=True)
+            return (posterior.center if isinstance(posterior, GaussianFlow) else mean_of(posterior)).numpy(force=True)
 
     @needs(Decodes)
     def decode(self, z: Any, y: Any = None, *, mean: bool = True, seed: int = 0) -> np.ndarray:

@@ -145,6 +145,7 @@ def continued(run: Run, *, epochs: int | None = None, steps: int | None = None) 
         raise ValueError(f"train: give one of epochs and steps, got epochs={epochs} and steps={steps}")
     options = run.config["fit"]
     length = {"epochs": epochs, "steps": steps, "restarts": None, "growth": None, "seed": options["seed"] + 1}
+    length["device"] = None if run.device.type == "cpu" else str(run.device)  # where it is now, on whatever machine
     loss = dict(run.config["loss"])
     for name, value in loss.items():
         if isinstance(value, str) and value.partition("(")[0] in SCHEDULES:

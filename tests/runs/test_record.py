@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ppgen.data import load
 from ppgen.infer.checkpoint_file import CheckpointError, read, write
 from ppgen.report import Report
 from ppgen.runs.cli import main
 from ppgen.runs.record import KEPT_ROWS, Record
 from ppgen.runs.run import DataChangedError, DataMissingError, Run
 
+STORED = Path(__file__).parent / "stored"
 OPTIONS = ["--fit.steps", "6", "--model.hidden", "[8]", "--draws", "25", "--particles", "4", "--fit.compile", "false"]
 
 
@@ -176,6 +178,33 @@ def test_a_damaged_or_foreign_record_is_refused(place, capsys):
     path.write_bytes(b"nothing")
     assert main(["sample", "run", "--label", "1"]) == 2
     assert "not a whole safetensors file" in capsys.readouterr().err
+
+
+def test_a_stored_record_of_each_format_is_read(tmp_path):
+    shutil.copy(STORED / "run_folder_1.safetensors", tmp_path / "run.safetensors")
+    record = Record.read(tmp_path)
+    (part,), (origin,) = record.parts.values(), record.origins()
+    assert (part.kept.columns, part.kept.label_names, record.seed) == (("height", "depth"), ("cat", "dog"), 7)
+    assert {name: rows.tolist() for name, rows in part.splits.items()} == {
+        "train": [1, 2, 5, 0],
+        "validation": [3],
+        "test": [4],
+    }
+    assert part.kept.scaler.inverse(part.kept.test.x) == pytest.approx(np.array([[5.0, 1.0]]))
+    assert (origin.path, origin.rows) == ("/data/table.csv", 6)
+    # the digest of these rows on any machine
+    frame = {"height": [1.0, 2, 3, 4, 5, 6], "depth": [0.5, -1, 2, 7, 1, 0], "kind": ["cat", "dog"] * 3}
+    pd.DataFrame(frame).to_csv("table.csv", index=False)
+    assert origin == load("table.csv", label="kind").origins[0]
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.filterwarnings("default")
+def test_runs_on_other_rows_of_a_source_are_compared_with_a_warning(capsys):
+    table().iloc[::-1].to_csv("table.csv", index=False)
+    assert main(["train", "ae", "table.csv", "--data.label", "kind", *OPTIONS, "--out", "other"]) == 0
+    assert main(["compare", "other", "run", "--n", "30"]) == 2  # of the second one, the data have changed
+    assert "the data of run are not those of other: table.csv had 400 rows" in capsys.readouterr().err
 
 
 def test_a_source_is_found_at_its_absolute_path_from_another_directory(trained, tmp_path):

@@ -44,6 +44,7 @@ RUNS = {
     ],
     "ramp": ["vae", "moons", *SMALL, "--loss.beta", "Ramp(2.0, steps=12)", "--fit.restarts", "2"],
     "gan": ["gan", "moons", *SMALL],
+    "flows": ["vae", "moons", *SMALL, "--model.posterior", "planar"],
     "energy": ["flow", "--energy", "u1", *SHORT, "--particles", "100", "--model.hidden", "[8]"],
 }
 
@@ -181,6 +182,23 @@ def test_training_goes_on_in_a_new_folder(folders, tmp_path):
     assert 0 < max(moved) <= 1.01 * options["lr"]  # one step of Adam from the old weights
     assert np.array_equal(ppgen.load(tmp_path / "more").sample(3), more.sample(3))
     assert main(["resume", str(tmp_path / "more")]) == 2  # it is complete
+
+
+def test_a_run_that_was_trained_on_a_gpu_is_used_on_the_cpu(folders, tmp_path):
+    """Weights are stored without their device; only the configuration names it."""
+    copy = shutil.copytree(folders("ramp"), tmp_path / "copy")
+    text = (copy / "config.yaml").read_text()
+    assert "device: null" in text
+    (copy / "config.yaml").write_text(text.replace("device: null", "device: cuda:3"))
+    trained = ppgen.load(copy)
+    assert np.array_equal(trained.sample(3), ppgen.load(folders("ramp")).sample(3))
+    assert trained.train(steps=1, progress=False).run.config["fit"]["device"] is None
+
+
+def test_codes_of_a_flow_posterior_have_a_center(folders):
+    trained = ppgen.load(folders("flows"))
+    x = trained.sample(4)
+    assert trained.decode(trained.encode(x)) == pytest.approx(trained.reconstruct(x), rel=1e-5)
 
 
 def test_training_goes_on_after_a_kill_before_the_first_checkpoint(folders, tmp_path, monkeypatch):
