@@ -220,7 +220,7 @@ def _process(rank: int, size: int, folder: str, function: Callable, args: tuple)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     try:
-        with interpreted():
+        with contextlib.nullcontext() if function is compiled_by_inductor else interpreted():
             result = function(rank, size, Path(folder), *args)
     except BaseException:
         result = traceback.format_exc()
@@ -372,6 +372,13 @@ def behaviors(rank: int, size: int, folder: Path) -> dict[str, Any]:
             one = run("flow", steps=10, checkpoint=folder / "flow", batch=12)
         results["on one"] = one, alone["short"], [str(warning.message) for warning in caught]
     return results
+
+
+def compiled_by_inductor(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """A VAE on two ranks, and on one, by functions that inductor compiles."""
+    with group(folder / "two", rank, size):
+        many = run("vae", compile=True)
+    return {"many": many, "one": run("vae", compile=True)}
 
 
 def refused_data() -> dict:

@@ -68,6 +68,16 @@ def test_replicas_are_bitwise_equal(results):
             assert all(np.array_equal(other[key]["history"][k], v) for k, v in run["history"].items())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_steps_that_inductor_compiles_equal_those_of_one_process():
+    first, second = distributed_cases.start(distributed_cases.compiled_by_inductor, 2)
+    assert "gradient: compiled at" in first["many"]["compiled"]
+    assert "update: compiled at" in first["many"]["compiled"]
+    assert_equal_numbers(first["many"], first["one"])
+    assert all(torch.equal(second["many"]["weights"][k], w) for k, w in first["many"]["weights"].items())
+
+
 # What two processes do besides
 
 
