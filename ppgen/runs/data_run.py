@@ -191,7 +191,8 @@ class DataRun(Run):
                 f"{self.folder}: {options}: only diffusion models and flow matching have a sampler, not {method!r}"
             )
         if self.config["conditional"] != (label is not None):
-            advice = "leave --label out" if label is not None else "choose the label with --label, in Python label="
+            choose = "choose the label of the samples with --label, in Python label="
+            advice = "leave --label out" if label is not None else choose
             kind = "conditional" if self.config["conditional"] else "not conditional"
             raise ValueError(f"{self.folder}: the model is {kind}: {advice}")
         y = None if label is None else torch.as_tensor(label, device=self.device).expand(n)
