@@ -14,6 +14,7 @@ from ppgen.infer.distributed import Ranks
 from ppgen.runs.folder import (
     CHECKPOINT,
     CONFIG,
+    LOCK,
     METRICS,
     NUMBERS,
     RECORD,
@@ -69,7 +70,7 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     model.check(*(torch.as_tensor(part[:CHECKED_ROWS]) for part in rows))  # before there is a folder
     folder = Path(out)
     first = Ranks().first
-    with FolderLock(new_folder(out)) if first else nullcontext():
+    with FolderLock(_unlocked_folder(folder)) if first else nullcontext():
         record = Record.of(kind.parts(data), config["fit"]["seed"])
         if first:
             clear_failed_start(folder, config)
@@ -80,6 +81,17 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
         Ranks().wait()
         log = MetricsLog(folder / METRICS)
         return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)
+
+
+def _unlocked_folder(folder: Path) -> Path:
+    """Makes a run folder; if another process writes into it, the error names that process."""
+    try:
+        return new_folder(folder)
+    except FileExistsError:
+        if (folder / LOCK).is_file():
+            with FolderLock(folder):
+                pass
+        raise
 
 
 def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:

@@ -81,5 +81,10 @@ def test_commands_that_write_respect_the_lock(quick, tmp_path, capsys):
         with FolderLock(tmp_path / folder):
             assert main([*command, *more]) == 2
             assert f"process {os.getpid()} on " in capsys.readouterr().err
+    (tmp_path / "new/config.yaml").touch()
+    (tmp_path / "new/checkpoint.safetensors").touch()
+    with FolderLock(tmp_path / "new"):  # the run has taken steps meanwhile
+        assert main(["train", "ae", "moons", *quick, "--out", "new"]) == 2
+        assert f"process {os.getpid()} on " in capsys.readouterr().err
     with FolderLock(tmp_path / "run"):
         assert main(["sample", "run", "--n", "2"]) == 0  # reads only
