@@ -206,5 +206,5 @@ def test_the_command_line_has_the_options_of_flows(tmp_path, monkeypatch, capsys
     assert main(["train", "vae", "digits", *quick, *flows]) == 0
     model = Run.load("run").model
     assert isinstance(model.encode(torch.zeros(2, 1, 8, 8)), GaussianFlow)
-    assert main(["train", "vae", "digits", *quick, "--model.prior", "nope", "--out", "other"]) == 1
+    assert main(["train", "vae", "digits", *quick, "--model.prior", "nope", "--out", "other"]) == 2
     assert "expected prior to be one of" in capsys.readouterr().err
