@@ -84,12 +84,15 @@ class CriticTrainer:
             gradients[name] = optimizer.gradients(loss)
         return {name: loss.detach() for name, loss in losses.items()}, gradients
 
-    def update(self, losses: dict[str, Tensor], gradients: dict[str, list[Tensor | None]]) -> dict[str, Tensor]:
+    def update(
+        self, losses: dict[str, Tensor], gradients: dict[str, list[Tensor | None]], *, take: bool = True
+    ) -> dict[str, Tensor]:
         """Takes the optimizers' steps.
 
         Args:
             losses: the loss of each critic that takes a step.
             gradients: the gradients of each of them.
+            take: whether the steps are taken; if not, nothing changes.
 
         Returns:
             Each critic's loss and the norm of its gradient, by name.
@@ -100,8 +103,9 @@ class CriticTrainer:
             if all(gradient is None for gradient in gradients[name]):  # all weights of the critic are frozen
                 continue
             metrics[f"gradient of critic {name}"] = gradient_norm(gradients[name])
-            self.optimizers[name].update(gradients[name])
-            self.metrics[name].after_step()
+            if take:
+                self.optimizers[name].update(gradients[name])
+                self.metrics[name].after_step()
         return metrics
 
     def step_schedulers(self) -> None:

@@ -23,10 +23,13 @@ class LearningRates:
 
     Args:
         optimizer: a torch optimizer that has taken a step.
+
+    Attributes:
+        factor: what the rates that the schedule sets are multiplied by.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
+        self.optimizer, self.factor = optimizer, 1.0
         self.num_groups = len(optimizer.param_groups)
         self.groups = [group for group in optimizer.param_groups if "lr" in group]
         self.tensors = [
@@ -58,8 +61,8 @@ class LearningRates:
     def refresh(self) -> None:
         """Copies the current learning rates to the tensors."""
         for i, group in enumerate(self.groups):
-            if group["lr"] != self._current[i]:
-                self._current[i] = float(group["lr"])
+            if (rate := group["lr"] * self.factor) != self._current[i]:
+                self._current[i] = float(rate)
                 self.tensors[i].fill_(self._current[i])
 
     def settings(self) -> list[tuple[dict, str, Any]]:

@@ -41,6 +41,8 @@ class ParameterOptimizer:
         torch_optimizer: the optimizer of all of them; None before the first parameter.
         scheduler: the learning-rate scheduler, if there is one.
         last_gradients: (parameter, gradient) pairs of the last recorded step.
+        recording: whether steps are recorded at present.
+        rate_factor: what the learning rates are multiplied by, whatever the scheduler sets; see `scale_rates`.
 
     Raises:
         TypeError: if `optim` is something else, such as an optimizer that is already built.
@@ -72,7 +74,7 @@ class ParameterOptimizer:
         self.parameters: dict[str, Tensor] = {}
         self.last_gradients: list[tuple[Tensor, Tensor | None]] = []
         self._learning_rates: LearningRates | None = None
-        self._recording = False
+        self.recording, self.rate_factor = False, 1.0
         self._scheduler_steps = 0
 
     def add_parameters(self, parameters: dict[str, Tensor]) -> None:
@@ -126,10 +128,11 @@ class ParameterOptimizer:
         if self.clip_norm is not None:
             clip_grad_norm_(leaves, self.clip_norm)
         self._clip_each()
-        self.torch_optimizer.step()
+        with self._scaled_rates():
+            self.torch_optimizer.step()
         for leaf in leaves:
             leaf.grad = None
-        if self._recording:
+        if self.recording:
             self.last_gradients = list(zip(leaves, gradients, strict=True))
 
     def step_scheduler(self) -> None:
@@ -145,22 +148,56 @@ class ParameterOptimizer:
         rates, optimizer = self._learning_rates, self.torch_optimizer
         if rates is None or rates.optimizer is not optimizer or rates.num_groups != len(optimizer.param_groups):
             self._learning_rates = rates = LearningRates(optimizer)
+        rates.factor = self.rate_factor
         return rates
+
+    def scale_rates(self, factor: float) -> None:
+        """Multiplies the learning rates of all steps to come; a scheduler goes on as before, and does not undo it.
+
+        Args:
+            factor: the factor, on top of earlier ones.
+        """
+        self.rate_factor *= factor
+        for group in self.torch_optimizer.param_groups if self.torch_optimizer is not None else ():
+            if "lr" not in group and "eta" in group:  # Pyro's AdagradRMSProp, which no scheduler knows
+                group["eta"] = group["eta"] * factor
+
+    @contextmanager
+    def _scaled_rates(self) -> Iterator[None]:
+        """Scales the rates of an eager step; those of a recorded one are tensors, which are scaled already."""
+        if self.rate_factor == 1 or self.recording:
+            yield
+            return
+        assert self.torch_optimizer is not None
+        groups = [group for group in self.torch_optimizer.param_groups if "lr" in group]
+        rates = [group["lr"] for group in groups]
+        try:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate * self.rate_factor
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
     @contextmanager
     def recordable(self) -> Iterator[None]:
         """Lets the steps inside ``with`` be recorded; `last_gradients` then holds their gradients."""
-        self._recording = True
+        self.recording = True
         try:
             with self.learning_rates.recordable():
                 yield
         finally:
-            self._recording = False
+            self.recording = False
 
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yields the tensors of the optimizer's state, such as moments of gradients, each with its name."""
         for state in self.torch_optimizer.state.values() if self.torch_optimizer is not None else ():
             yield from ((kind, tensor) for kind, tensor in state.items() if isinstance(tensor, Tensor))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yields the parameters and the tensors of the optimizer's state."""
+        yield from self.parameters.values()
+        yield from (tensor for _, tensor in self.state_tensors())
 
     def get_state(self, names: Mapping[int, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The parameters' names and the optimizer's state, for a checkpoint; `set_state` restores them.
@@ -198,6 +235,7 @@ class ParameterOptimizer:
             "numbers": numbers,
             "on_cpu": [key for key, tensor in tensors.items() if tensor.device.type == "cpu"],
             "scheduler_steps": self._scheduler_steps,
+            "rate_factor": self.rate_factor,
         }
 
     def set_state(self, leaves: Mapping[str, Tensor], tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -211,6 +249,7 @@ class ParameterOptimizer:
         Raises:
             ValueError: if the optimizer differs from the stored one.
         """
+        self.rate_factor = metadata.get("rate_factor", 1.0)
         parameters = {name: leaves[stored] for name, stored in metadata["parameters"].items()}
         frozen = [leaf for leaf in parameters.values() if not leaf.requires_grad]  # after they were added
         for leaf in frozen:

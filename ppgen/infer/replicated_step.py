@@ -9,6 +9,7 @@ functions. All ranks get the same bits and take the same update, so that their w
 """
 
 from collections.abc import Callable, Sequence
+from math import isnan
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from ppgen.infer.compile.policy import Compile
 from ppgen.infer.compile.step import CompiledStep
 from ppgen.infer.distributed import WISHES, Ranks
+from ppgen.infer.finite_steps import NUMERICAL_ERRORS
 from ppgen.infer.optimizers import ParameterOptimizer
 
 __all__ = ["ReplicatedStep"]
@@ -81,7 +83,12 @@ class ReplicatedStep:
         """Takes one step on this rank's rows and returns the terms of the global batch by name, detached."""
         before = _joined(self.ranks.buffers, self._flat) if self.ranks.buffers else None
         if self.ranks.rows:
-            self.gradient_step((args, self.ranks.whole), kwargs)
+            try:
+                self.gradient_step((args, self.ranks.whole), kwargs)
+            except NUMERICAL_ERRORS as error:
+                if self._flat is None:
+                    raise (error.__cause__ or error) from None
+                self._flat.fill_(torch.nan)  # and so is the sum, which no rank takes
         elif self._flat is None:
             raise ValueError(
                 f"the first batch has {self.ranks.whole} rows, and rank {self.ranks.rank} of {self.ranks.size} none of "
@@ -143,7 +150,8 @@ class ReplicatedStep:
             _split(before + flat[start:end], ranks.buffers)
         present = flat[self._size : self._size + len(self._leaves)]
         numbers = torch.cat([present, flat[end:]]).tolist()  # waits for the device
-        self._present = [number > 0 for number in numbers[: len(present)]]
+        if not any(map(isnan, numbers)):  # which a rank's failure made of them
+            self._present = [number > 0 for number in numbers[: len(present)]]
         ready, *wishes = numbers[len(present) :]
         ranks.grant(wishes)
         if self.policy.compile == "auto" and ready == ranks.size:

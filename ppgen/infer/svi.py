@@ -13,9 +13,10 @@ from torch import Tensor
 from ppgen.infer.adversarial import CriticTrainer, gradient_norm
 from ppgen.infer.compile.step import Compile, CompiledStep
 from ppgen.infer.distributed import Ranks
+from ppgen.infer.finite_steps import FINITE, FiniteSteps, all_finite, attempt
 from ppgen.infer.optimizers import OptimizerFactory, ParameterOptimizer
 from ppgen.infer.parameter_scope import one_at_a_time
-from ppgen.infer.parameters import CollectParameters, check_rows, separate_names, setup_programs
+from ppgen.infer.parameters import CollectParameters, ProgramState, check_rows, separate_names, setup_programs
 from ppgen.infer.replicated_step import ReplicatedStep
 from ppgen.tracing.sites import Program
 from ppgen.utils.user_warnings import warn_user
@@ -23,6 +24,7 @@ from ppgen.utils.user_warnings import warn_user
 __all__ = ["SVI"]
 
 GRADIENT = "gradient of the programs"
+TAKEN = torch.tensor(True)
 
 UNTRAINABLE = (
     "the loss depends on no trainable parameter, so a step changes nothing: register networks with pyro.module or "
@@ -56,6 +58,9 @@ class SVI:
             "ppgen" and kept in `compile_status`. "cuda_graph" also replays steps on a GPU as CUDA graphs, which has not
             been tried there.
         steps: the total number of steps, which "auto" uses; None if it is not known.
+        skip_nonfinite: whether a step is left out where the loss or the norm of a gradient is not finite, or where a
+            distribution or a matrix is refused for its numbers; parameters, the optimizers' states, buffers and critics
+            then stay as they are. Without it, as in Pyro, such a step is taken. `ppgen.fit` leaves them out.
         ranks: the processes that train this model together, as `ppgen.fit` sets them up; each takes all steps alone if
             left out.
 
@@ -64,6 +69,9 @@ class SVI:
         adversarial_metrics: of the last step with critics: each critic's loss, and the gradient norms of the critics
             and of the programs.
         trainable: whether the loss of the last step depended on a parameter that can be trained.
+        buffers: with `skip_nonfinite`, the buffers of the programs and critics; found by running the programs if they
+            are not set before the first step.
+        finite_steps: with `skip_nonfinite`, takes the steps, and knows whether the last one was taken.
 
     Raises:
         TypeError: if `optim` is not an optimizer as described.
@@ -92,6 +100,7 @@ class SVI:
         lr_scheduler: Callable | None = None,
         compile: Compile = "auto",
         steps: int | None = None,
+        skip_nonfinite: bool = False,
         ranks: Ranks | None = None,
     ) -> None:
         with one_at_a_time:
@@ -109,6 +118,9 @@ class SVI:
         self.adversarial_metrics: dict[str, Tensor] = {}
         self.trainable, self._warned_untrainable, self._checked_rows = True, False, False
         self._compile: Compile = compile
+        self.skip_nonfinite = skip_nonfinite
+        self.buffers: list[Tensor] | None = None
+        self.finite_steps: FiniteSteps | None = None
         self.ranks = Ranks(alone=True) if ranks is None else ranks
         self.recompile(steps)
 
@@ -119,7 +131,7 @@ class SVI:
             steps: the number of steps to come, as for the constructor.
         """
         halves = self._program_gradients, self._program_update
-        self.compiled_step = self._compiled(self._program_step, halves, [self.optimizer], steps)
+        self.compiled_step = self._compiled(*halves, [self.optimizer], steps)
         by_critics: dict[tuple[str, ...], CompiledStep | ReplicatedStep] = {}  # iterations of the same critics share it
         iterations = [self.critics.active(iteration) for iteration in range(self.critics.iterations)]
         for iteration, names in enumerate(iterations):
@@ -127,7 +139,7 @@ class SVI:
                 optimizers = [self.critics.optimizers[name] for name in names]
                 halves = partial(self._critic_gradients, iteration), partial(self._critic_update, names)
                 total = None if steps is None else steps * iterations.count(names)
-                by_critics[names] = self._compiled(partial(self._critic_step, iteration), halves, optimizers, total)
+                by_critics[names] = self._compiled(*halves, optimizers, total)
         self.critic_steps = [by_critics[names] for names in iterations]
 
     @property
@@ -205,14 +217,24 @@ class SVI:
             self._checked_rows = True
             self._warn_of_rows(args, kwargs)
         with one_at_a_time:
-            for critic_step in self.critic_steps:
-                adversarial_metrics |= critic_step(args, kwargs)
-            values = self.compiled_step(args, kwargs)
+            if self.skip_nonfinite:
+                if self.finite_steps is None:
+                    self.finite_steps = self._make_finite_steps(args, kwargs)
+                adversarial_metrics, values = self.finite_steps(self.critic_steps, self.compiled_step, args, kwargs)
+            else:
+                for critic_step in self.critic_steps:
+                    adversarial_metrics |= critic_step(args, kwargs)
+                values = self.compiled_step(args, kwargs)
         if self.critic_steps:
             self.adversarial_metrics = adversarial_metrics | {GRADIENT: values.pop(GRADIENT)}
         self.optimizer.step_scheduler()
         self.critics.step_schedulers()
         return values
+
+    @property
+    def taken(self) -> Tensor:
+        """Whether the last step was taken, a boolean scalar; reading it waits for a GPU."""
+        return TAKEN if self.finite_steps is None else self.finite_steps.taken
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss on a batch without gradients; modules keep their training modes, and no parameter changes.
@@ -238,17 +260,47 @@ class SVI:
                 warn_user(str(error))
 
     def _compiled(
-        self, step: Callable, halves: tuple[Callable, Callable], optimizers: list[ParameterOptimizer], steps: int | None
+        self, gradients: Callable, update: Callable, optimizers: list[ParameterOptimizer], steps: int | None
     ) -> CompiledStep | ReplicatedStep:
         """A step as one function, or among several ranks as two, with the sum over ranks between them."""
+        options: dict[str, Any] = {"compile": self._compile, "steps": steps}
         if self.ranks.size == 1:
-            return CompiledStep(step, optimizers, self._static_values, compile=self._compile, steps=steps)
-        options: dict[str, Any] = {"ranks": self.ranks, "compile": self._compile, "steps": steps}
-        return ReplicatedStep(*halves, optimizers, self._static_values, **options)
+            step = partial(self._whole_step, gradients, update)
+            return CompiledStep(step, optimizers, self._static_values, **options)
+        half = partial(self._gradient_half, gradients)
+        return ReplicatedStep(half, update, optimizers, self._static_values, ranks=self.ranks, **options)
 
-    def _critic_step(self, iteration: int, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        """One step of the critics of an iteration."""
-        return self.critics.step(iteration, self.model, self.guide, args, kwargs)
+    def _make_finite_steps(self, args: tuple, kwargs: dict) -> FiniteSteps:
+        if self.buffers is None:
+            networks = {name: metric.network for name, metric in self.critics.metrics.items()}
+            state = ProgramState.from_programs(self.model, self.guide, args, kwargs, critics=networks)
+            self.buffers = list(state.buffers.values())
+        several = bool(self.critic_steps) or self.ranks.size > 1
+        return FiniteSteps(self.buffers, list(self.critics.optimizers.values()), several=several)
+
+    @property
+    def _eager(self) -> bool:
+        """Whether the step that runs is decided in Python: one that is recorded is taken in any case."""
+        return not any(optimizer.recording for optimizer in self.optimizers)
+
+    @property
+    def _device(self) -> torch.device:
+        """The GPU that parameters are on, or else the CPU."""
+        leaves = (leaf for optimizer in self.optimizers for leaf in optimizer.parameters.values())
+        return next((leaf.device for leaf in leaves if leaf.is_cuda), torch.device("cpu"))
+
+    def _whole_step(self, gradients: Callable, update: Callable, args: tuple, kwargs: dict) -> dict[str, Tensor]:
+        """One step, which reads and writes tensors only: its gradients, then the update."""
+        if self.finite_steps is not None and self._eager:
+            step = lambda take: update(*gradients(args, kwargs), take=take)  # noqa: E731
+            return self.finite_steps.eagerly(step, self._device)
+        return update(*gradients(args, kwargs))
+
+    def _gradient_half(self, gradients: Callable, args: tuple, kwargs: dict) -> Any:
+        """The gradients of this rank's rows."""
+        if self.finite_steps is not None and self._eager:
+            return attempt(lambda _: gradients(args, kwargs), self._device)
+        return gradients(args, kwargs)
 
     def _critic_gradients(
         self, iteration: int, args: tuple, kwargs: dict
@@ -258,17 +310,24 @@ class SVI:
         return losses, [gradient for of_critic in gradients.values() for gradient in of_critic]
 
     def _critic_update(
-        self, names: tuple[str, ...], losses: dict[str, Tensor], gradients: list[Tensor | None]
+        self, names: tuple[str, ...], losses: dict[str, Tensor], gradients: list[Tensor | None], *, take: bool = True
     ) -> dict[str, Tensor]:
         """The update of the critics of an iteration."""
+        flag = self._flag(losses, gradients, take=take)
         sizes = [len(self.critics.optimizers[name].parameters) for name in names]
         ends = list(accumulate(sizes))
         parts = [gradients[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-        return self.critics.update(losses, dict(zip(names, parts, strict=True)))
+        return flag | self.critics.update(losses, dict(zip(names, parts, strict=True)), take=self._takes(flag))
 
-    def _program_step(self, args: tuple, kwargs: dict) -> dict[str, Tensor]:
-        """One step of the programs, which reads and writes tensors only: its gradients, then the update."""
-        return self._program_update(*self._program_gradients(args, kwargs))
+    def _flag(self, values: dict[str, Tensor], gradients: list[Tensor | None], *, take: bool) -> dict[str, Tensor]:
+        """Whether a step is finite and may be taken, under the name `FINITE`; nothing if all are taken."""
+        if self.finite_steps is None:
+            return {}
+        return {FINITE: all_finite(values, gradients) if take else torch.tensor(False)}
+
+    def _takes(self, flag: dict[str, Tensor]) -> bool:
+        """Whether a step is taken. A recorded one is; the graph that is made of it goes by the flag."""
+        return not flag or not self._eager or bool(flag[FINITE])  # reading it waits for a GPU
 
     def _program_gradients(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], list[Tensor | None]]:
         """The terms of the loss, and its gradients in the order of the optimizer's parameters; changes no parameter."""
@@ -281,14 +340,18 @@ class SVI:
             gradients = self.optimizer.gradients(sum(values.values(), torch.zeros(())))
         return {name: value.detach() for name, value in values.items()}, gradients
 
-    def _program_update(self, values: dict[str, Tensor], gradients: list[Tensor | None]) -> dict[str, Tensor]:
+    def _program_update(
+        self, values: dict[str, Tensor], gradients: list[Tensor | None], *, take: bool = True
+    ) -> dict[str, Tensor]:
         """Clips the gradients and takes the optimizer's step; the terms of the loss and, with critics, the norm."""
         self.trainable = any(gradient is not None for gradient in gradients)
         adversarial_metrics = {GRADIENT: gradient_norm(gradients)} if self.critic_steps else {}
-        self.optimizer.update(gradients)  # last, so that a fused optimizer can run after the compiled graph
-        if hasattr(self.objective, "advance"):
-            self.objective.advance()
-        return values | adversarial_metrics
+        flag = self._flag(values, gradients, take=take)
+        if self._takes(flag):
+            self.optimizer.update(gradients)  # last, so that a fused optimizer can run after the compiled graph
+            if hasattr(self.objective, "advance"):
+                self.objective.advance()
+        return values | adversarial_metrics | flag
 
     def _move_step_counter(self) -> None:
         """Moves the objective's step counter to the device of the parameters: a CUDA graph reads GPU memory only."""

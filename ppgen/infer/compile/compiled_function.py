@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppgen.infer.compile.cuda_graph import CudaGraphRunner
 from ppgen.infer.compile.fused_optimizer import FusedUpdate, extract_fused_updates
+from ppgen.infer.compile.guarded_writes import FINITE, guard_writes
 from ppgen.infer.compile.random_inputs import extract_draws
 from ppgen.infer.compile.recording import Recording
 from ppgen.utils.torch_private import MissingTorchInterface
@@ -32,6 +33,8 @@ class CompiledFunction:
         draws: make its random numbers, which are inputs of the graph.
         fused_updates: the fused optimizers, which run on the results of the graph.
         names: the names of its outputs.
+        finite: the position among them of the flag without which nothing is overwritten, if there is one. Only fused
+            optimizers wait for it, which run on a CPU.
     """
 
     graph: Callable[[list[Tensor]], Any]
@@ -39,11 +42,12 @@ class CompiledFunction:
     draws: list[Callable[[], Tensor]]
     fused_updates: list[FusedUpdate]
     names: list[str]
+    finite: int | None = None
 
     def __call__(self, arguments: list[Tensor]) -> dict[str, Tensor]:
         """Takes one step and returns its outputs by name."""
         results = self.graph([*arguments, *self.inputs, *[draw() for draw in self.draws]])
-        if self.fused_updates:
+        if self.fused_updates and (self.finite is None or results[self.finite]):
             with torch.no_grad():
                 for update in self.fused_updates:
                     update(results[len(self.names) :])
@@ -73,7 +77,11 @@ def compile_recording(
     gradients, fused_updates = extract_fused_updates(recording)
     outputs += gradients
     draws = extract_draws(recording)
-    signature = "\n".join([*recording.signature, *(node.name for node in outputs), str(torch.get_num_threads())])
+    finite = list(values).index(FINITE) if FINITE in values else None
+    if finite is not None:
+        guard_writes(recording, outputs[finite])
+    options = str(finite), str(torch.get_num_threads())
+    signature = "\n".join([*recording.signature, *(node.name for node in outputs), *options])
     key = sha256(signature.encode()).hexdigest()
     graph = _cache.pop(key, None) or compile_graph(recording, outputs, len(draws))
     _cache[key] = graph
@@ -81,4 +89,4 @@ def compile_recording(
         _cache.popitem(last=False)
     if cuda_graph:
         graph = CudaGraphRunner(graph, range(num_arguments, len(recording.inputs)))
-    return CompiledFunction(graph, recording.inputs[num_arguments:], draws, fused_updates, list(values))
+    return CompiledFunction(graph, recording.inputs[num_arguments:], draws, fused_updates, list(values), finite)

@@ -63,6 +63,7 @@ class Recording(TorchDispatchMode):
     Attributes:
         inputs: the arguments, then every other tensor that the step did not create, in the order of first use.
         overwritten: the inputs that were overwritten, with copies of their previous values.
+        writers: the operations that overwrote each of them, by the id of the input.
         root: holds the constants of the graph.
         graph: the operations, as torch.fx represents them; placeholders are the inputs.
         signature: the operations as text, comparable between runs.
@@ -80,6 +81,7 @@ class Recording(TorchDispatchMode):
         self.python_values = python_values
         self.inputs: list[Tensor] = []
         self.overwritten: list[tuple[Tensor, Tensor]] = []
+        self.writers: dict[int, list[fx.Node]] = {}
         self.root, self.graph = nn.Module(), fx.Graph()
         self.signature: list[str] = []
         self.locations: list[tuple[str, int] | None] = []
@@ -155,14 +157,15 @@ class Recording(TorchDispatchMode):
         if by_mask or (Tag.dynamic_output_shape in func.tags and func is not aten.index.Tensor):
             what = "a boolean mask selects rows" if by_mask else f"{func.overloadpacket.__name__} does"
             self.refuse(f"a shape depends on values: {what}; torch.where and masks keep shapes fixed", sys._getframe(1))
-        for tensor in _written_tensors(func, args, kwargs):
-            self._overwrite(tensor)
+        written = [shared for tensor in _written_tensors(func, args, kwargs) for shared in self._overwrite(tensor)]
         self._in_operation = True  # which may read values, as custom operations do
         try:
             out = func(*args, **kwargs)
         finally:
             self._in_operation = False
         node = self.graph.call_function(func, node_args, node_kwargs)
+        for tensor in written:
+            self.writers.setdefault(id(tensor), []).append(node)
         if constant and Tag.nondeterministic_seeded in func.tags:
             self.constant_draws.add(node)
         elif constant and isinstance(out, Tensor) and not written_arguments(func):
@@ -220,15 +223,16 @@ class Recording(TorchDispatchMode):
         self.signature.append(line)
         self.locations.append(_user_location(sys._getframe(2)))
 
-    def _overwrite(self, tensor: Tensor) -> None:
-        """Saves the inputs that share the tensor's memory, and forgets that nodes there are constant."""
+    def _overwrite(self, tensor: Tensor) -> list[Tensor]:
+        """Saves and returns the inputs that share the tensor's memory, and forgets that nodes there are constant."""
         if not (storage := storage_of(tensor)):
-            return
+            return []
         for shared in self._sharing.get(storage, ()):  # writing into a view writes into its base
             if id(shared) not in self._saved:
                 self._saved.add(id(shared))
                 self.overwritten.append((shared, _copy(shared)))
         self._constant_storages = {node: kept for node, kept in self._constant_storages.items() if kept != storage}
+        return self._sharing.get(storage, [])
 
     def after(self) -> list[Tensor]:
         """Copies of the current values of the overwritten inputs, in the order of `overwritten`."""
@@ -250,7 +254,7 @@ class Recording(TorchDispatchMode):
 
     def forget(self) -> None:
         """Drops the copies of overwritten tensors and the nodes of tensors, once the step is compiled."""
-        self.overwritten, self._nodes, self._sharing = [], WeakIdKeyDictionary(), {}
+        self.overwritten, self.writers, self._nodes, self._sharing = [], {}, WeakIdKeyDictionary(), {}
 
     def _where(self, line: int) -> str:
         """The statement that a line of the signature comes from, for a message."""

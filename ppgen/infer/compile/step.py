@@ -26,6 +26,7 @@ from ppgen.infer.compile.audits import Audits
 from ppgen.infer.compile.comparison import disagreement
 from ppgen.infer.compile.compiled_function import CompiledFunction, compile_recording
 from ppgen.infer.compile.guard import Guard, check_environment
+from ppgen.infer.compile.guarded_writes import FINITE
 from ppgen.infer.compile.policy import MAX_CHANGES, MAX_COMPILED, MAX_RECORDINGS, Compile, CompilePolicy, ShapeState
 from ppgen.infer.compile.protocols import RecordableOptimizer
 from ppgen.infer.compile.python_values import PythonValues
@@ -77,6 +78,8 @@ class CompiledStep:
 
     Args:
         step: one step as a function of (args, kwargs) that returns scalars by name. It reads and writes tensors only.
+            One of the scalars may be a flag, `FINITE`: where it is false, a compiled step writes nothing. An eager step
+            has to see to that by itself; a recorded one is undone.
         optimizers: whose parameters it updates.
         static_values: returns all else, not a tensor, that the step depends on; compared by ``==``.
         compile: True to compile as soon as possible; False for never; "auto" for when it saves time over the remaining
@@ -159,6 +162,9 @@ class CompiledStep:
             values = self.step(args, kwargs)  # raises the program's own errors
         else:
             refusal, values = recorded.refusal, recorded.values
+        if not _is_finite(values):  # the step was not taken, and another one is recorded
+            shape.recordings -= 1
+            return values
         if refusal is not None:
             joined = [len(optimizer.parameters) for optimizer in self.optimizers] != known
             if not joined or shape.recordings >= MAX_RECORDINGS:  # new parameters lack the flags of recordable steps
@@ -203,6 +209,10 @@ class CompiledStep:
             after = [optimizer.learning_rates.python_numbers() for optimizer in self.optimizers]
             if any(now.get(k) != v for now, old in zip(after, numbers, strict=True) for k, v in old.items()):
                 recording.refuse("its optimizer counts in Python numbers", None)
+            if not _is_finite(values):  # a recorded step is taken in any case
+                recording.undo()
+                for restore_state in restore_states:
+                    restore_state()
         except Exception as error:
             if recording is not None:
                 recording.undo()
@@ -283,6 +293,8 @@ class CompiledStep:
             values, difference = recorded.values, Untraceable(text)
         else:
             values, difference = self._repeat(recorded, shape.compiled, slack=AUDIT_SLACK)
+        if not _is_finite(values):  # it was not taken, and two numbers that are not finite cannot be compared
+            difference = None
         if difference is None:
             shape.audits.passed(self.policy.clock() - began)
             return values
@@ -327,6 +339,11 @@ class CompiledStep:
     def _report(self, status: str) -> None:
         self.status = status
         logger.info(status)
+
+
+def _is_finite(values: dict[str, Tensor]) -> bool:
+    """Whether a step was taken: its flag says so, or it has none."""
+    return FINITE not in values or bool(values[FINITE])
 
 
 def _reason(error: Exception) -> str:
