@@ -249,7 +249,7 @@ class ParameterOptimizer:
         Raises:
             ValueError: if the optimizer differs from the stored one.
         """
-        self.rate_factor = metadata.get("rate_factor", 1.0)
+        self.rate_factor = metadata.get("rate_factor") or 1.0  # which earlier files lack
         parameters = {name: leaves[stored] for name, stored in metadata["parameters"].items()}
         frozen = [leaf for leaf in parameters.values() if not leaf.requires_grad]  # after they were added
         for leaf in frozen:

@@ -130,7 +130,7 @@ class SVI:
         Args:
             steps: the number of steps to come, as for the constructor.
         """
-        halves = self._program_gradients, self._program_update
+        halves = self.program_gradients, self._program_update
         self.compiled_step = self._compiled(*halves, [self.optimizer], steps)
         by_critics: dict[tuple[str, ...], CompiledStep | ReplicatedStep] = {}  # iterations of the same critics share it
         iterations = [self.critics.active(iteration) for iteration in range(self.critics.iterations)]
@@ -329,7 +329,7 @@ class SVI:
         """Whether a step is taken. A recorded one is; the graph that is made of it goes by the flag."""
         return not flag or not self._eager or bool(flag[FINITE])  # reading it waits for a GPU
 
-    def _program_gradients(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+    def program_gradients(self, args: tuple, kwargs: dict) -> tuple[dict[str, Tensor], list[Tensor | None]]:
         """The terms of the loss, and its gradients in the order of the optimizer's parameters; changes no parameter."""
         values, parameters = self._losses(args, kwargs)
         self.optimizer.add_parameters(parameters)

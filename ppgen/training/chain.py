@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ppgen.infer.distributed import Ranks
 from ppgen.infer.parameters import EvalMode, ProgramState, snapshot
@@ -14,10 +15,13 @@ from ppgen.training.callbacks import TrainingStep
 from ppgen.training.checkpoint import Checkpoint
 from ppgen.training.interrupt import InterruptHandler
 from ppgen.training.loading import AnyBatches
+from ppgen.training.memory import is_out_of_memory, memory_advice
 from ppgen.training.monitor import NonFiniteError, TrainingMonitor
+from ppgen.training.nonfinite import find_nonfinite
 from ppgen.training.options import Loss, TrainingOptions
 from ppgen.training.progress import ProgressReport
 from ppgen.training.progressive import GrowthController
+from ppgen.training.recovery import RATE_FACTOR
 from ppgen.training.result import Chain
 from ppgen.training.sources import dead_workers
 from ppgen.training.training_failures import critic_properties
@@ -75,11 +79,15 @@ class ChainTrainer:
             FloatingPointError: if the loss is not finite at the first step.
             ValueError: if the loss depends on no trainable parameter.
         """
-        monitor = TrainingMonitor(self.state, ema=self.options.ema, patience=self.options.patience)
+        monitor = TrainingMonitor(
+            self.state, ema=self.options.ema, patience=self.options.patience, optimizers=lambda: svi.optimizers
+        )
+        self._told = False
+        svi.buffers = list(self.state.buffers.values())
         self.checkpoint.begin_chain(svi, monitor)
         if self.growth is not None and monitor.steps:
             self.growth.advance_to(monitor.steps)
-        interrupted = False
+        interrupted = failed = False
         try:
             try:
                 reason = self._take_steps(number, svi, monitor)
@@ -90,12 +98,18 @@ class ChainTrainer:
                 self._write_checkpoint(number, svi, monitor)
         except NonFiniteError as error:
             monitor.finish()
-            if monitor.last_finite_step == 0:
+            if monitor.recovery.step == 0:
                 raise FloatingPointError(f"{error}; no step was completed, and the weights are unchanged") from None
-            reason = str(error)
+            reason, failed = str(error), True
             warn_user(f"{error}; the weights are those of step {monitor.best_step}")
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                self._report_memory(error, number, svi, monitor)
+            raise
         else:
             monitor.finish()
+        if (skipped := monitor.recovery.skipped) > 1:
+            warn_user(f"{skipped} of {monitor.steps} steps were skipped, since they were not finite")
         if self.growth is not None:
             self.growth.finish()
         self._warn_of_late_parameters(svi)
@@ -107,6 +121,8 @@ class ChainTrainer:
             best_step=monitor.best_step,
             seconds=monitor.seconds,
             interrupted=interrupted,
+            failed=failed,
+            skipped=skipped,
             compiled=svi.compile_status,
             adversarial_metrics={k: np.asarray(v) for k, v in monitor.adversarial_metrics.items()},
         )
@@ -132,7 +148,7 @@ class ChainTrainer:
                 values = svi.update(*batch)
                 if not svi.trainable:
                     raise ValueError(f"fit: {UNTRAINABLE}")
-                monitor.record(values, svi.adversarial_metrics)
+                monitor.record(values, svi.adversarial_metrics, svi.taken)
                 step = TrainingStep(i, epoch, number, svi, values, monitor, self.growth)
                 try:
                     for callback in self.options.callbacks:
@@ -142,6 +158,7 @@ class ChainTrainer:
                 if i == 1 or i % synchronize_every == 0 or last:
                     monitor.synchronize()
                     progress.summarize(monitor, last=synchronize_every, finished=last)
+                self._recover(svi, monitor, batch)
                 progress.advance(svi.compile_status)
                 validated = self.held_out is not None and (i % validate_every == 0 or last)
                 if validated:
@@ -157,6 +174,40 @@ class ChainTrainer:
                 if reason := (stopped and (step.stop_reason or "stopped by another rank")) or monitor.stop_reason:
                     return f"{reason}, at step {i}"
         return f"completed {self.total} steps"
+
+    def _recover(self, svi: SVI, monitor: TrainingMonitor, batch: tuple[Tensor, ...]) -> None:
+        """Tells of the first step that was skipped, and goes back after several in a row.
+
+        Raises:
+            NonFiniteError: if the chain has gone back often enough.
+        """
+        recovery = monitor.recovery
+        if not recovery.skipped or (self._told and not recovery.due):
+            return
+        cause = find_nonfinite(svi, batch) if not svi.taken else "its batch is gone"
+        if not self._told:
+            self._told = True
+            warn_user(f"{monitor.bad_step}, and the step is skipped: {cause}")
+        if not recovery.due:
+            return
+        bad = f"{recovery.in_a_row} steps in a row are not finite: {monitor.bad_step}, {cause}"
+        if recovery.exhausted:
+            monitor.fail(f"{bad}; training has gone back {recovery.returns} times, and ends")
+        recovery.go_back()
+        warn_user(f"{bad}; training goes back to step {recovery.step}, and learns at {RATE_FACTOR:g} times its rates")
+
+    def _report_memory(self, error: Exception, number: int, svi: SVI, monitor: TrainingMonitor) -> None:
+        """Writes a checkpoint of the steps before one that memory was not enough for, and says what helps.
+
+        Raises:
+            MemoryError: always, or torch's error of the same kind.
+        """
+        saved = self.checkpoint.files is not None and monitor.steps > 0 and self.ranks.size == 1
+        if saved:
+            self._write_checkpoint(number, svi, monitor)
+        kind = next(kind for kind in (torch.OutOfMemoryError, MemoryError, RuntimeError) if isinstance(error, kind))
+        rows = self.batches.global_rows(monitor.steps)
+        raise kind(memory_advice(monitor.steps + 1, rows, checkpoint=saved)) from error
 
     def _progress(self, number: int, steps: int) -> ProgressReport:
         chains = self.options.num_chains

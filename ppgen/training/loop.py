@@ -80,7 +80,7 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
         trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint, ranks)
         initialize = getattr(_first(modules), "initialize", None)
         chains = _train_chains(trainer, crew, model, guide, whole, initialize)
-    stopped = checkpoint.resumable or (bool(chains) and chains[-1].interrupted)
+    stopped = checkpoint.resumable or (bool(chains) and (chains[-1].interrupted or chains[-1].failed))
     chains, stopped = gather_chains(crew, chains), any(crew.gather(stopped))
     result = Fitted(model, guide, loss, chains, example, scope=scope)
     if ranks.first and not stopped:
@@ -129,6 +129,7 @@ def _train_chains(
                 clip_norm=options.clip_norm,
                 lr_scheduler=options.scheduler(total),
                 compile=options.compile,
+                skip_nonfinite=True,
                 steps=max(1, total * (restarts - number) - checkpoint.steps),
                 ranks=trainer.ranks,
             )

@@ -1,8 +1,8 @@
-"""`TrainingMonitor`: the losses of a chain and its weights: the last finite, the best, and their moving average."""
+"""`TrainingMonitor`: the losses of a chain and its weights: the last good, the best, and their moving average."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ppgen.infer.checkpoint_file import with_prefix
+from ppgen.infer.optimizers import ParameterOptimizer
 from ppgen.infer.parameters import ProgramState, restore, snapshot
+from ppgen.training.recovery import Recovery
 
 __all__ = ["NonFiniteError", "TrainingMonitor"]
 
 
 class NonFiniteError(Exception):
-    """A loss or a weight is NaN or infinite; the message names it and the step."""
+    """The first step, or too many later ones, are not finite; the message says which, and why."""
 
 
 class TrainingMonitor:
@@ -30,75 +32,107 @@ class TrainingMonitor:
         state: the tensors of the programs.
         ema: the decay of the moving average of the weights, or None for no average.
         patience: the number of validations without a new best after which to stop; None for never.
+        optimizers: returns the optimizers, whose states go back with the weights after bad steps.
 
     Attributes:
         history: one number a step: "loss", and each term by name if there are several.
         adversarial_metrics: one number a step: each critic's loss, and the gradient norm of each network.
         validation: "step" and "loss" of each validation.
         steps: the number of recorded steps.
-        last_finite_step: the last step after which `synchronize` found finite losses and weights.
+        recovery: the steps that were skipped, and the weights to go back to.
+        bad_step: the last step that was skipped and its terms, in words.
         best_step: the step whose weights the chain ends with.
     """
 
-    def __init__(self, state: ProgramState, *, ema: float | None = None, patience: int | None = None) -> None:
+    def __init__(
+        self,
+        state: ProgramState,
+        *,
+        ema: float | None = None,
+        patience: int | None = None,
+        optimizers: Callable[[], Sequence[ParameterOptimizer]] = list,
+    ) -> None:
         self.state, self.ema, self.patience = state, ema, patience
         self.history: dict[str, list[float]] = {"loss": []}
         self.adversarial_metrics: dict[str, list[float]] = {}
         self.validation: dict[str, list[float]] = {"step": [], "loss": []}
-        self.last_finite_step = self.best_step = self.steps = 0
-        self._last_finite_weights = snapshot(state.tensors)
+        self.best_step = self.steps = 0
+        self.bad_step = ""
         self._average = snapshot(state.tensors) if ema is not None else None
+        averages = {f"average {name}": tensor for name, tensor in (self._average or {}).items()}
+        self.recovery = Recovery(state.tensors | averages, optimizers)
         self._best, self._best_loss = 0, np.inf
         self._best_weights: dict[str, Tensor] | None = None
         self._failed = False
         self._start_time = time.perf_counter()
-        self._pending: deque[tuple[dict[str, Tensor], dict[str, Tensor]]] = deque()
+        self._pending: deque[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]] = deque()
 
-    def record(self, values: dict[str, Tensor], adversarial_metrics: dict[str, Tensor]) -> None:
+    def record(self, values: dict[str, Tensor], adversarial_metrics: dict[str, Tensor], taken: Tensor) -> None:
         """Records one step, without waiting for the device, and updates the moving average.
 
         Args:
             values: the loss term by term.
             adversarial_metrics: of adversarial training; empty otherwise.
+            taken: whether the step was taken, a boolean scalar. If not, averages stay as they are.
         """
-        self._pending.append((values, adversarial_metrics))
+        self._pending.append((values, adversarial_metrics, taken))
         self.steps += 1
-        if self._average is None:
+        waits = taken.device.type != "cpu"
+        if not waits:
+            self._read()
+        if self._average is None or not (waits or taken):
             return
         assert self.ema is not None
         decay = min(self.ema, (1 + self.steps) / (10 + self.steps))
         parameters = self.state.parameters
         with torch.no_grad():
-            get_ema_multi_avg_fn(decay)([self._average[k] for k in parameters], list(parameters.values()), None)
+            if waits:  # a weight of zero changes nothing
+                for name, leaf in parameters.items():
+                    self._average[name].lerp_(leaf.detach(), (taken * (1 - decay)).to(leaf))
+            else:
+                get_ema_multi_avg_fn(decay)([self._average[k] for k in parameters], list(parameters.values()), None)
             for name, buffer in self.state.buffers.items():
                 self._average[name].copy_(buffer)
 
     def synchronize(self) -> None:
-        """Reads the losses recorded since the last call, and copies the weights.
+        """Reads the losses recorded since the last call, and keeps the weights from time to time.
 
         Raises:
-            NonFiniteError: if one of the losses, or a weight now, is NaN or infinite.
+            NonFiniteError: if the first step was not taken.
         """
+        self._read()
+        self.recovery.keep(self.steps, alone=self.steps == 1)
+
+    def _read(self) -> None:
+        """Reads the losses recorded since the last call, and whether the steps were taken."""
         while self._pending:
-            values, adversarial_metrics = self._pending.popleft()
+            values, adversarial_metrics, taken = self._pending.popleft()
             numbers = {name: float(value) for name, value in values.items()}
             loss = sum(numbers.values())
-            if not np.isfinite(loss):
-                terms = ", ".join(f"{name} {number:g}" for name, number in numbers.items())
-                self._fail(f"the loss is {loss} at step {len(self.history['loss']) + 1} ({terms})")
             self.history["loss"].append(loss)
             for name, metric in adversarial_metrics.items():
                 self.adversarial_metrics.setdefault(name, []).append(float(metric))
             if len(numbers) > 1:
                 for name, number in numbers.items():
                     self.history.setdefault(name, []).append(number)
-        trained = {name: leaf for name, leaf in self.state.parameters.items() if leaf.requires_grad}
-        if bad := [name for name, leaf in trained.items() if not leaf.isfinite().all()]:
-            self._fail(f"parameters are no longer finite after step {self.steps}: {', '.join(bad[:3])}")
-        restore(self._last_finite_weights, self.state.tensors)  # in place: new memory costs more than the copy
-        self.last_finite_step = self.steps
+            self.recovery.count(taken=bool(taken))
+            if not taken:
+                parts = numbers if len(numbers) > 1 else {}
+                parts |= {name: float(metric) for name, metric in adversarial_metrics.items() if not metric.isfinite()}
+                terms = ", ".join(f"{name} {number:g}" for name, number in parts.items())
+                self.bad_step = f"the loss is {loss:g} at step {len(self.history['loss'])}" + (terms and f" ({terms})")
+                if len(self.history["loss"]) == 1:
+                    self.fail(self.bad_step)
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Ends the chain with the weights that were kept.
+
+        Args:
+            reason: why, in words.
+
+        Raises:
+            NonFiniteError: always.
+        """
         self._failed = True
         self._pending.clear()
         raise NonFiniteError(reason)
@@ -150,17 +184,18 @@ class TrainingMonitor:
     def finish(self) -> None:
         """Puts into the programs the weights that the chain ends with.
 
-        They are the best ones on validation data if there is a `patience`; else the last finite ones if a loss was not
-        finite; else the averaged ones if there is an average.
+        They are the best ones on validation data if there is a `patience`; else those that were kept, if the chain
+        failed; else the averaged ones if there is an average.
         """
         self.best_step = self.steps
         if self.patience is not None and self._best_weights is not None:
             self.best_step = self._best
             restore(self.state.tensors, self._best_weights)
-        elif self._failed:
-            self.best_step = self.last_finite_step
-            restore(self.state.tensors, self._last_finite_weights)
-        elif self._average is not None:
+            return
+        if self._failed or self.recovery.bad_parameters():
+            self.best_step = self.recovery.step
+            self.recovery.go_back()
+        if self._average is not None:
             restore(self.state.tensors, self._average)
 
     def summary(self, last: int) -> str:
@@ -171,7 +206,7 @@ class TrainingMonitor:
         """
         critics = {k: v for k, v in self.adversarial_metrics.items() if k.startswith("critic ")}
         losses = {"loss": self.history["loss"], **critics}
-        parts = [f"{name} {np.mean(values[-last:]):.4g}" for name, values in losses.items()]
+        parts = [f"{name} {_mean(values[-last:]):.4g}" for name, values in losses.items()]
         parts += [f"validation {loss:.4g}" for loss in self.validation["loss"][-1:]]
         return ", ".join(parts)
 
@@ -187,7 +222,9 @@ class TrainingMonitor:
             tensors |= {f"{kind}/{name}": torch.tensor(v, dtype=torch.float64) for name, v in numbers.items()}
         for kind, weights in (("average", self._average), ("best", self._best_weights)):
             tensors |= {f"{kind}/{name}": tensor for name, tensor in (weights or {}).items()}
-        return tensors, {
+        kept, recovery = self.recovery.to_tensors(self.steps)
+        return tensors | {f"kept/{name}": tensor for name, tensor in kept.items()}, {
+            "recovery": recovery,
             "steps": self.steps,
             "best": self._best,
             "best_loss": self._best_loss,
@@ -206,12 +243,18 @@ class TrainingMonitor:
         metrics = with_prefix(tensors, "adversarial_metrics")
         self.adversarial_metrics = {name: numbers.tolist() for name, numbers in metrics.items()}
         self.validation = metadata["validation"]
-        self.steps = self.last_finite_step = metadata["steps"]
-        restore(self._last_finite_weights, self.state.tensors)
+        self.steps = metadata["steps"]
         if self._average is not None:
             restore(self._average, with_prefix(tensors, "average"))
         self._best, self._best_loss = metadata["best"], metadata["best_loss"]
         if best := with_prefix(tensors, "best"):
             self._best_weights = snapshot(self.state.tensors)
             restore(self._best_weights, best)
+        self.recovery.restore(with_prefix(tensors, "kept"), metadata.get("recovery", {}), self.steps)
         self._start_time = time.perf_counter() - metadata["seconds"]
+
+
+def _mean(losses: list[float]) -> float:
+    """The mean of those that are finite: skipped steps may have another loss."""
+    finite = [loss for loss in losses if np.isfinite(loss)]
+    return float(np.mean(finite)) if finite else np.nan

@@ -44,6 +44,8 @@ class Chain:
             one.
         seconds: the time it took.
         interrupted: whether Ctrl-C, SIGTERM or SIGHUP ended it.
+        failed: whether it ended since its steps were not finite; the weights are those of an earlier step.
+        skipped: the number of steps that were not finite and were left out; `history` has the losses that they had.
         compiled: what was decided about compiling its step; empty if compiling would not have paid.
         adversarial_metrics: arrays (steps,) of adversarial training: each critic's loss, and the gradient norm of each
             network; empty otherwise.
@@ -57,6 +59,8 @@ class Chain:
     seconds: float
     interrupted: bool = False
     compiled: str = ""
+    failed: bool = False
+    skipped: int = 0
     adversarial_metrics: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -64,6 +68,8 @@ class Chain:
         """The loss of the weights: the last validation loss, or else the mean over the last tenth of the steps."""
         validated = self.validation["loss"][self.validation["step"] <= self.best_step]
         losses = validated[-1:] if len(validated) else self.history["loss"][: self.best_step]
+        if self.skipped:
+            losses = losses[np.isfinite(losses)]
         loss = float(np.mean(losses[-max(1, len(losses) // 10) :])) if len(losses) else math.inf
         return loss if math.isfinite(loss) else math.inf
 

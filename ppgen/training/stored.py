@@ -27,7 +27,10 @@ CHAIN: dict[str, Any] = {
     "seconds": NUMBER,
     "interrupted": FLAG,
     "compiled": TEXT,
+    "failed": optional(FLAG, absent=True),
+    "skipped": optional(NATURAL, absent=True),
 }
+RECOVERY = {"skipped": NATURAL, "in_a_row": NATURAL, "returns": NATURAL, "step": NATURAL}
 SOMETHING = Kind("a value", lambda _: True)
 BATCH = Kind(
     "the shape of a batch and its dtype",
@@ -68,6 +71,7 @@ OPTIMIZER = {
     "numbers": {str: SCALARS},
     "on_cpu": [TEXT],
     "scheduler_steps": NATURAL,
+    "rate_factor": optional(Kind("a number from 0 to 1", lambda v: NUMBER.test(v) and 0 < v <= 1), absent=True),
 }
 DECISIONS = {"taken": NATURAL, "steps": optional(NATURAL), "compiled": {str: NATURAL}}  # of the compiled steps
 RUN = {
@@ -81,6 +85,7 @@ RUN = {
         "best_loss": NUMBER,
         "validation": {"step": [NATURAL], "loss": [NUMBER]},
         "seconds": NUMBER,
+        "recovery": optional(RECOVERY, absent=True),
     },
     "optimizers": [OPTIMIZER],
     "step": optional(NATURAL),
@@ -145,6 +150,10 @@ def check_run(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dic
         _check_series(with_prefix(tensors, "monitor/adversarial_metrics"), "monitor/adversarial_metrics")
         if len(set(map(len, monitor["validation"].values()))) > 1:
             raise ValueError("monitor.validation: its lists have different lengths")
+        if kept := with_prefix(tensors, "monitor/kept"):
+            if not monitor.get("recovery"):
+                raise ValueError("monitor.recovery: the entry is missing")
+            _check_kept(kept, tensors)
         _check_random(with_prefix(tensors, "random"), metadata["ranks"])
         for i, about in enumerate(metadata["optimizers"]):
             _check_optimizer(i, with_prefix(tensors, f"optimizers/{i}"), about, described, monitor["steps"])
@@ -192,6 +201,16 @@ def _check_described(tensors: Mapping[str, Tensor], described: Mapping[str, Any]
         wanted = str(described.get(name, "no such tensor")).removesuffix(", frozen")
         if wanted != f"{tensors[name].dtype} {tuple(tensors[name].shape)}":
             raise ValueError(f"{part}/{name}: expected {wanted}, got {_about(tensors[name])}")
+
+
+def _check_kept(kept: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """The tensors to which a chain goes back after bad steps, each like the current one."""
+    current = {f"weights/{name}": tensor for name, tensor in with_prefix(tensors, "current").items()}
+    current |= {f"weights/average {name}": tensor for name, tensor in with_prefix(tensors, "monitor/average").items()}
+    current |= with_prefix(tensors, "optimizers")
+    for name, tensor in kept.items():
+        if name not in current or current[name].shape != tensor.shape:
+            raise ValueError(f"monitor/kept/{name}: expected a tensor like the current one, got {_about(tensor)}")
 
 
 def _check_random(tensors: Mapping[str, Tensor], ranks: int) -> None:

@@ -131,13 +131,20 @@ def training_warnings(
     """
     critics = CriticProperties() if critics is None else critics
     found: list[TrainingWarning] = []
-    programs = np.asarray(adversarial_metrics.get("gradient of the programs", ()), dtype=float)
+    all_programs = np.asarray(adversarial_metrics.get("gradient of the programs", ()), dtype=float)
     for key, losses in adversarial_metrics.items():
-        if not key.startswith("critic ") or len(losses) < MIN_STEPS:
+        if not key.startswith("critic "):
             continue
         name = key.removeprefix("critic ")
         objective = -np.asarray(losses, dtype=float)
         gradient = np.asarray(adversarial_metrics.get(f"gradient of {key}", np.ones_like(objective)), dtype=float)
+        taken = np.isfinite(objective) & np.isfinite(gradient)  # others were skipped
+        if len(all_programs) == len(objective):
+            taken &= np.isfinite(all_programs)
+        programs = all_programs[taken] if len(all_programs) == len(taken) else all_programs
+        objective, gradient = objective[taken], gradient[taken]
+        if len(objective) < MIN_STEPS:
+            continue
         upper_bound = critics.upper_bounds.get(name)
         aligning = name in critics.aligning
         found += _critic_warnings(name, objective, gradient, programs, upper_bound, aligning=aligning)

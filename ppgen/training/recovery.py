@@ -1,0 +1,157 @@
+"""`Recovery`: what a chain does about steps that are not finite.
+
+A single bad step is skipped (`ppgen.infer.finite_steps`). After `IN_A_ROW` of them the chain goes back to weights that
+were good for a while, averages and the optimizers' states included, and its learning rates are multiplied by
+`RATE_FACTOR`. After `RETURNS` such returns it ends, with those weights.
+
+Weights are kept every `KEEP_EVERY` steps or less often. Those kept last may be the ones whose loss is not finite, so
+that the chain goes back to the ones kept before. A checkpoint holds the weights of its own step: when it is written,
+these take the place of both.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppgen.infer.optimizers import ParameterOptimizer
+
+__all__ = ["IN_A_ROW", "RATE_FACTOR", "RETURNS", "Recovery"]
+
+KEEP_EVERY = 50  # steps, of which each takes about as long as copying parameters and the optimizer's state
+IN_A_ROW = 5  # bad steps after which a chain goes back
+RETURNS = 3  # after which it ends
+RATE_FACTOR = 0.5
+
+
+@dataclass
+class _Kept:
+    """The tensors of a chain after a step, by name."""
+
+    step: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Recovery:
+    """The bad steps of one chain, and the weights to which it goes back.
+
+    Args:
+        weights: the tensors of the programs, and those of their moving averages, by name.
+        optimizers: returns the optimizers.
+
+    Attributes:
+        skipped: the number of steps that were skipped.
+        in_a_row: how many of these were the last ones.
+        returns: how often the chain went back.
+    """
+
+    def __init__(self, weights: dict[str, Tensor], optimizers: Callable[[], Sequence[ParameterOptimizer]]) -> None:
+        self._weights, self._optimizers = weights, optimizers
+        self.skipped = self.in_a_row = self.returns = 0
+        self._good, self._newer = _Kept(), _Kept()
+        self.keep(0)
+        self.keep(0)
+
+    @property
+    def step(self) -> int:
+        """The step to whose weights the chain goes back."""
+        return self._good.step
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to go back, or to end."""
+        return self.in_a_row >= IN_A_ROW
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the chain ends when it goes back again."""
+        return self.returns >= RETURNS
+
+    def count(self, *, taken: bool) -> None:
+        """Counts a step.
+
+        Args:
+            taken: whether it was taken.
+        """
+        self.skipped += not taken
+        self.in_a_row = 0 if taken else self.in_a_row + 1
+
+    def keep(self, step: int, *, alone: bool = False) -> None:
+        """Keeps the tensors of the chain if its last step was good and its weights are finite.
+
+        Args:
+            step: the number of the last step.
+            alone: whether no earlier ones are kept, as after the first step and where a checkpoint is written.
+        """
+        due = alone or not self._good.tensors or step >= self._newer.step + KEEP_EVERY
+        if self.in_a_row or not due or self.bad_parameters():
+            return
+        if step > self._newer.step or not self._newer.tensors:
+            self._good, self._newer = self._newer, self._good
+            self._copy(self._newer, step)
+        if alone or not self._good.tensors:
+            self._copy(self._good, step)
+
+    def go_back(self) -> None:
+        """Puts the kept values into the programs, averages and optimizers, which then learn at smaller rates."""
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                if name in self._good.tensors:  # others are of parameters that appeared later
+                    tensor.copy_(self._good.tensors[name])
+        self._copy(self._newer, self.step)
+        for optimizer in self._optimizers():
+            optimizer.scale_rates(RATE_FACTOR)
+        self.in_a_row, self.returns = 0, self.returns + 1
+
+    def bad_parameters(self) -> list[str]:
+        """The names of the trained parameters that are not finite, as after an update that overflows."""
+        trained = {name: tensor for name, tensor in self._weights.items() if tensor.requires_grad}
+        return [name for name, tensor in trained.items() if not tensor.isfinite().all()]
+
+    def to_tensors(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state as tensors and JSON metadata, for a checkpoint.
+
+        Args:
+            step: the step of the checkpoint.
+        """
+        self.keep(step, alone=True)
+        if self.step != step:  # the run that continues from the checkpoint knows these alone
+            self._newer = _Kept(self.step, {name: value.clone() for name, value in self._good.tensors.items()})
+        about = {"skipped": self.skipped, "in_a_row": self.in_a_row, "returns": self.returns, "step": self.step}
+        return ({} if self.step == step else dict(self._good.tensors)), about
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any], step: int) -> None:
+        """Continues from a checkpoint, whose weights and optimizers' states are in place.
+
+        Args:
+            tensors: as `to_tensors` returned them.
+            metadata: as `to_tensors` returned it; empty for files of earlier versions.
+            step: the step of the checkpoint.
+        """
+        self.skipped, self.returns = metadata.get("skipped", 0), metadata.get("returns", 0)
+        self.in_a_row = metadata.get("in_a_row", 0)
+        for kept in (self._good, self._newer):
+            self._copy(kept, step)
+            if tensors:
+                kept.step, kept.tensors = metadata["step"], {name: value.clone() for name, value in tensors.items()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors to which a chain goes back, by name."""
+        tensors = {f"weights/{name}": tensor for name, tensor in self._weights.items()}
+        for i, optimizer in enumerate(self._optimizers()):
+            for j, leaf in enumerate(optimizer.parameters.values()):
+                state = optimizer.torch_optimizer.state.get(leaf, {}) if optimizer.torch_optimizer is not None else {}
+                tensors |= {f"{i}/{j}/{kind}": part for kind, part in state.items() if isinstance(part, Tensor)}
+        return tensors
+
+    def _copy(self, kept: _Kept, step: int) -> None:
+        """Copies the current values, into memory that is there where it fits."""
+        kept.step = step
+        for name, tensor in self._tensors().items():
+            held = kept.tensors.get(name)
+            if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+                kept.tensors[name] = tensor.detach().clone()
+            else:
+                held.copy_(tensor.detach())
