@@ -26,6 +26,7 @@ from torch.utils.data import TensorDataset
 import ppgen
 from ppgen.models import VAE
 from ppgen.training.callbacks import TrainingStep
+from ppgen.training.recovery import IN_A_ROW, RETURNS
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(7)) + 1
 
@@ -481,26 +482,31 @@ def nan_at(steps: set[int]) -> Callable:
     return loss
 
 
-def test_a_loss_that_becomes_nan_ends_with_the_last_finite_weights():
-    """Losses are read back a hundred times a run: every 3 of 300 steps, after the first.
-
-    The loss counts in Python, which a compiled step would not see: on a slow machine "auto" would look into it.
-    """
-    with pytest.warns(UserWarning, match=r"the loss is nan at step 8 .*; the weights are those of step 6"):
-        result = fit(holder(), ZERO, loss=nan_at({8}), optim=HALVING, steps=300, compile=False)
+def test_a_step_whose_loss_is_nan_is_skipped():
+    """The loss counts in Python, which a compiled step would not see: on a slow machine "auto" would look into it."""
+    with pytest.warns(UserWarning, match="the loss is nan at step 8, and the step is skipped: ") as caught:
+        result = fit(holder(), ZERO, loss=nan_at({8}), optim=HALVING, steps=12, compile=False)
+    assert len(caught) == 1
     (chain,) = result.chains
-    assert chain.stop_reason.startswith("the loss is nan at step 8")
-    assert chain.best_step == 6
-    assert w() == 0.5**6
-    assert chain.history["loss"] == pytest.approx([0.25**t for t in range(7)])
+    assert (chain.stop_reason, chain.skipped, chain.failed, chain.best_step) == ("completed 12 steps", 1, False, 12)
+    assert w() == 0.5**11
+    expected = [0.25**t for t in range(7)] + [math.nan] + [0.25**t for t in range(7, 11)]
+    np.testing.assert_allclose(chain.history["loss"], expected)
+    assert chain.final == pytest.approx(0.25**10)
 
 
-def test_a_nan_in_the_last_steps_is_reported():
-    stop = [lambda step: step.stop("enough") if step.number == 5 else None]
-    with pytest.warns(UserWarning, match="the weights are those of step 3"):
-        result = fit(holder(), ZERO, loss=nan_at({5}), optim=HALVING, steps=300, compile=False, callbacks=stop)
-    assert w() == 0.5**3
-    assert "nan" in result.chains[0].stop_reason
+def test_nan_in_every_step_ends_with_the_last_good_weights():
+    with pytest.warns(UserWarning, match="training has gone back 3 times, and ends; the weights are") as caught:
+        result = fit(holder(), ZERO, loss=nan_at(range(5, 400)), optim=HALVING, steps=300, compile=False)
+    (chain,) = result.chains
+    assert chain.failed
+    assert chain.skipped == len(chain.history["loss"]) - 4 == (RETURNS + 1) * IN_A_ROW
+    assert (chain.best_step, w()) == (1, 0.5)
+    assert "5 steps in a row are not finite: the loss is nan at step 24" in chain.stop_reason
+    messages = [str(warning.message) for warning in caught]
+    assert sum("training goes back to step 1" in message for message in messages) == RETURNS
+    assert "the weights are those of step 1" in messages[-2]
+    assert messages[-1] == "20 of 24 steps were skipped, since they were not finite"
 
 
 def test_a_loss_that_is_nan_at_once_is_an_error_and_changes_no_weights():

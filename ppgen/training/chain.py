@@ -157,6 +157,7 @@ class ChainTrainer:
                     interrupt.requested = True
                 if i == 1 or i % synchronize_every == 0 or last:
                     monitor.synchronize()
+                    monitor.keep()
                     progress.summarize(monitor, last=synchronize_every, finished=last)
                 self._recover(svi, monitor, batch)
                 progress.advance(svi.compile_status)

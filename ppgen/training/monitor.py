@@ -79,7 +79,7 @@ class TrainingMonitor:
         self.steps += 1
         waits = taken.device.type != "cpu"
         if not waits:
-            self._read()
+            self.synchronize()
         if self._average is None or not (waits or taken):
             return
         assert self.ema is not None
@@ -95,16 +95,11 @@ class TrainingMonitor:
                 self._average[name].copy_(buffer)
 
     def synchronize(self) -> None:
-        """Reads the losses recorded since the last call, and keeps the weights from time to time.
+        """Reads the losses recorded since the last call, and whether the steps were taken.
 
         Raises:
             NonFiniteError: if the first step was not taken.
         """
-        self._read()
-        self.recovery.keep(self.steps, alone=self.steps == 1)
-
-    def _read(self) -> None:
-        """Reads the losses recorded since the last call, and whether the steps were taken."""
         while self._pending:
             values, adversarial_metrics, taken = self._pending.popleft()
             numbers = {name: float(value) for name, value in values.items()}
@@ -123,6 +118,16 @@ class TrainingMonitor:
                 self.bad_step = f"the loss is {loss:g} at step {len(self.history['loss'])}" + (terms and f" ({terms})")
                 if len(self.history["loss"]) == 1:
                     self.fail(self.bad_step)
+
+    def keep(self) -> None:
+        """Keeps the weights from time to time, after losses were read.
+
+        Raises:
+            NonFiniteError: if the weights are not finite after the first step.
+        """
+        if self.steps == 1 and (bad := self.recovery.bad_parameters()):
+            self.fail(f"parameters are no longer finite after step 1: {', '.join(bad[:3])}")
+        self.recovery.keep(self.steps)
 
     def fail(self, reason: str) -> None:
         """Ends the chain with the weights that were kept.

@@ -4,9 +4,9 @@ A single bad step is skipped (`ppgen.infer.finite_steps`). After `IN_A_ROW` of t
 were good for a while, averages and the optimizers' states included, and its learning rates are multiplied by
 `RATE_FACTOR`. After `RETURNS` such returns it ends, with those weights.
 
-Weights are kept every `KEEP_EVERY` steps or less often. Those kept last may be the ones whose loss is not finite, so
-that the chain goes back to the ones kept before. A checkpoint holds the weights of its own step: when it is written,
-these take the place of both.
+Weights are kept every `KEEP_EVERY` steps or less often. The last ones may be those whose loss is not finite, so that
+they take the place of the ones before when a step from them was taken. A checkpoint holds what is kept besides its own
+weights: a run that continues goes back to where it would have without.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,9 +50,9 @@ class Recovery:
     def __init__(self, weights: dict[str, Tensor], optimizers: Callable[[], Sequence[ParameterOptimizer]]) -> None:
         self._weights, self._optimizers = weights, optimizers
         self.skipped = self.in_a_row = self.returns = 0
-        self._good, self._newer = _Kept(), _Kept()
-        self.keep(0)
-        self.keep(0)
+        self._good, self._next = _Kept(), _Kept()
+        self._waits = False  # whether no step from the next ones was taken yet
+        self._copy(self._good, 0)
 
     @property
     def step(self) -> int:
@@ -77,21 +77,21 @@ class Recovery:
         """
         self.skipped += not taken
         self.in_a_row = 0 if taken else self.in_a_row + 1
+        if taken and self._waits:
+            self._good, self._next, self._waits = self._next, self._good, False
 
-    def keep(self, step: int, *, alone: bool = False) -> None:
-        """Keeps the tensors of the chain if its last step was good and its weights are finite.
+    def keep(self, step: int) -> None:
+        """Keeps the tensors of the chain if it is time to, the last step was taken, and weights are finite.
 
         Args:
             step: the number of the last step.
-            alone: whether no earlier ones are kept, as after the first step and where a checkpoint is written.
         """
-        due = alone or not self._good.tensors or step >= self._newer.step + KEEP_EVERY
-        if self.in_a_row or not due or self.bad_parameters():
+        due = step == 1 or step >= self._good.step + KEEP_EVERY
+        if not due or self._waits or self.in_a_row or self.bad_parameters():
             return
-        if step > self._newer.step or not self._newer.tensors:
-            self._good, self._newer = self._newer, self._good
-            self._copy(self._newer, step)
-        if alone or not self._good.tensors:
+        self._copy(self._next, step)
+        self._waits = True
+        if step == 1:  # there are none with the optimizers' states
             self._copy(self._good, step)
 
     def go_back(self) -> None:
@@ -100,7 +100,7 @@ class Recovery:
             for name, tensor in self._tensors().items():
                 if name in self._good.tensors:  # others are of parameters that appeared later
                     tensor.copy_(self._good.tensors[name])
-        self._copy(self._newer, self.step)
+        self._waits = False
         for optimizer in self._optimizers():
             optimizer.scale_rates(RATE_FACTOR)
         self.in_a_row, self.returns = 0, self.returns + 1
@@ -116,10 +116,10 @@ class Recovery:
         Args:
             step: the step of the checkpoint.
         """
-        self.keep(step, alone=True)
-        if self.step != step:  # the run that continues from the checkpoint knows these alone
-            self._newer = _Kept(self.step, {name: value.clone() for name, value in self._good.tensors.items()})
         about = {"skipped": self.skipped, "in_a_row": self.in_a_row, "returns": self.returns, "step": self.step}
+        about["next"] = (
+            self._next.step if self._waits else 0
+        )  # whose weights are the current ones: none was taken since
         return ({} if self.step == step else dict(self._good.tensors)), about
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any], step: int) -> None:
@@ -131,11 +131,15 @@ class Recovery:
             step: the step of the checkpoint.
         """
         self.skipped, self.returns = metadata.get("skipped", 0), metadata.get("returns", 0)
-        self.in_a_row = metadata.get("in_a_row", 0)
-        for kept in (self._good, self._newer):
-            self._copy(kept, step)
-            if tensors:
-                kept.step, kept.tensors = metadata["step"], {name: value.clone() for name, value in tensors.items()}
+        self.in_a_row, waits_since = metadata.get("in_a_row", 0), metadata.get("next", 0)
+        self._good.step = metadata.get("step", step)
+        self._copy(self._good, self._good.step)
+        with torch.no_grad():
+            for name, value in tensors.items():
+                self._good.tensors[name].copy_(value)
+        self._waits = bool(waits_since)
+        if self._waits:
+            self._copy(self._next, waits_since)
 
     def _tensors(self) -> dict[str, Tensor]:
         """All tensors to which a chain goes back, by name."""

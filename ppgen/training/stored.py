@@ -30,7 +30,7 @@ CHAIN: dict[str, Any] = {
     "failed": optional(FLAG, absent=True),
     "skipped": optional(NATURAL, absent=True),
 }
-RECOVERY = {"skipped": NATURAL, "in_a_row": NATURAL, "returns": NATURAL, "step": NATURAL}
+RECOVERY = {"skipped": NATURAL, "in_a_row": NATURAL, "returns": NATURAL, "step": NATURAL, "next": NATURAL}
 SOMETHING = Kind("a value", lambda _: True)
 BATCH = Kind(
     "the shape of a batch and its dtype",
@@ -203,7 +203,7 @@ def _check_described(tensors: Mapping[str, Tensor], described: Mapping[str, Any]
             raise ValueError(f"{part}/{name}: expected {wanted}, got {_about(tensors[name])}")
 
 
-def _check_kept(kept: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+def _check_kept(kept: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """The tensors to which a chain goes back after bad steps, each like the current one."""
     current = {f"weights/{name}": tensor for name, tensor in with_prefix(tensors, "current").items()}
     current |= {f"weights/average {name}": tensor for name, tensor in with_prefix(tensors, "monitor/average").items()}
