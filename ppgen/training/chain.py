@@ -1,5 +1,6 @@
 """`ChainTrainer`: the steps of one chain, from the weights that the programs hold to a `Chain`."""
 
+import math
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ppgen.infer.distributed import Ranks
+from ppgen.infer.finite_steps import NUMERICAL_ERRORS
 from ppgen.infer.parameters import EvalMode, ProgramState, snapshot
 from ppgen.infer.svi import SVI, UNTRAINABLE
+from ppgen.tracing.programs import validation
 from ppgen.training.callbacks import TrainingStep
 from ppgen.training.checkpoint import Checkpoint
 from ppgen.training.interrupt import InterruptHandler
@@ -228,7 +231,7 @@ class ChainTrainer:
                 rows.append(self.held_out.global_rows(i))
                 self.ranks.see(len(batch[0]), rows[-1])
                 with self.ranks.shard():
-                    loss = svi.evaluate_loss(*batch) if len(batch[0]) else 0.0
+                    loss = _loss(svi, batch) if len(batch[0]) else 0.0
                 losses.append(self.ranks.mean(loss, len(batch[0]), rows[-1]))
         return losses[0] if len(losses) == 1 else float(np.average(losses, weights=rows))
 
@@ -251,3 +254,17 @@ class ChainTrainer:
                 f"parameters appeared after the first batch: {', '.join(late)}; they were trained, but the fit does "
                 "not keep or save them: let the programs make all parameters on every batch"
             )
+
+
+def _loss(svi: SVI, batch: tuple[Tensor, ...]) -> float:
+    """The loss on held-out data; NaN where it fails for its numbers, as after an update that overflows."""
+    try:
+        return svi.evaluate_loss(*batch)
+    except NUMERICAL_ERRORS:
+        return math.nan
+    except ValueError:  # perhaps of a distribution that checks its arguments
+        with validation(False):
+            loss = svi.evaluate_loss(*batch)
+        if math.isfinite(loss):
+            raise
+        return loss
