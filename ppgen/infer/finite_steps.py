@@ -16,7 +16,7 @@ from ppgen.infer.compile.recording import RandomState
 from ppgen.infer.optimizers import ParameterOptimizer
 from ppgen.tracing.programs import validation
 
-__all__ = ["FINITE", "NUMERICAL_ERRORS", "FiniteSteps", "NumericalFailure", "Rollback", "all_finite", "attempt"]
+__all__ = ["FINITE", "NAN", "NUMERICAL_ERRORS", "FiniteSteps", "NumericalFailure", "Rollback", "all_finite", "attempt"]
 
 NUMERICAL_ERRORS = (torch.linalg.LinAlgError, ArithmeticError)  # of a matrix that is not positive definite, for example
 HALF = (torch.float16, torch.bfloat16)  # in which the norm of a finite gradient may not be finite
@@ -148,14 +148,17 @@ class FiniteSteps:
         buffers: the buffers of the programs and of the critics.
         critics: the optimizers of the critics.
         several: whether a step has several parts, which are undone together.
+        started: whether steps were taken before. If not, the error of the first one is raised.
 
     Attributes:
         taken: whether the last step was taken, a boolean scalar.
         failure: the last error of a step that failed for its numbers.
     """
 
-    def __init__(self, buffers: Sequence[Tensor], critics: Sequence[ParameterOptimizer], *, several: bool) -> None:
-        self.critics, self.several = critics, several
+    def __init__(
+        self, buffers: Sequence[Tensor], critics: Sequence[ParameterOptimizer], *, several: bool, started: bool
+    ) -> None:
+        self.critics, self.several, self.started = critics, several, started
         self.taken = torch.tensor(True)
         self.failure: BaseException | None = None
         self._rollback = Rollback(buffers)
@@ -217,9 +220,9 @@ class FiniteSteps:
             values = step(args, kwargs)
         except NUMERICAL_ERRORS as error:
             self.failure = error.__cause__ if isinstance(error, NumericalFailure) else error
-            if part not in self._names:  # the first step
+            if not self.started and part not in self._names:
                 raise self.failure or error from None
             seen = getattr(error, "result", None) or {}
-            return dict.fromkeys(self._names[part], NAN) | seen | {FINITE: torch.tensor(False)}
+            return dict.fromkeys(self._names.get(part, seen or ["loss"]), NAN) | seen | {FINITE: torch.tensor(False)}
         self._names[part] = [name for name in values if name != FINITE]
         return dict(values)

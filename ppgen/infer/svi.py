@@ -13,7 +13,7 @@ from torch import Tensor
 from ppgen.infer.adversarial import CriticTrainer, gradient_norm
 from ppgen.infer.compile.step import Compile, CompiledStep
 from ppgen.infer.distributed import Ranks
-from ppgen.infer.finite_steps import FINITE, FiniteSteps, all_finite, attempt
+from ppgen.infer.finite_steps import FINITE, NAN, FiniteSteps, all_finite, attempt
 from ppgen.infer.optimizers import OptimizerFactory, ParameterOptimizer
 from ppgen.infer.parameter_scope import one_at_a_time
 from ppgen.infer.parameters import CollectParameters, ProgramState, check_rows, separate_names, setup_programs
@@ -226,7 +226,7 @@ class SVI:
                     adversarial_metrics |= critic_step(args, kwargs)
                 values = self.compiled_step(args, kwargs)
         if self.critic_steps:
-            self.adversarial_metrics = adversarial_metrics | {GRADIENT: values.pop(GRADIENT)}
+            self.adversarial_metrics = adversarial_metrics | {GRADIENT: values.pop(GRADIENT, NAN)}
         self.optimizer.step_scheduler()
         self.critics.step_schedulers()
         return values
@@ -276,7 +276,8 @@ class SVI:
             state = ProgramState.from_programs(self.model, self.guide, args, kwargs, critics=networks)
             self.buffers = list(state.buffers.values())
         several = bool(self.critic_steps) or self.ranks.size > 1
-        return FiniteSteps(self.buffers, list(self.critics.optimizers.values()), several=several)
+        started = self.optimizer.torch_optimizer is not None  # as in a run that continues
+        return FiniteSteps(self.buffers, list(self.critics.optimizers.values()), several=several, started=started)
 
     @property
     def _eager(self) -> bool:

@@ -105,17 +105,18 @@ class TrainingMonitor:
             numbers = {name: float(value) for name, value in values.items()}
             loss = sum(numbers.values())
             self.history["loss"].append(loss)
-            for name, metric in adversarial_metrics.items():
-                self.adversarial_metrics.setdefault(name, []).append(float(metric))
-            if len(numbers) > 1:
-                for name, number in numbers.items():
-                    self.history.setdefault(name, []).append(number)
+            metrics = {name: float(metric) for name, metric in adversarial_metrics.items()}
+            for name in self.adversarial_metrics | metrics:  # a step that failed may lack some
+                self.adversarial_metrics.setdefault(name, []).append(metrics.get(name, np.nan))
+            terms = dict.fromkeys(name for name in self.history if name != "loss")
+            for name in terms | (numbers if len(numbers) > 1 else {}):
+                self.history.setdefault(name, []).append(numbers.get(name, np.nan))
             self.recovery.count(taken=bool(taken))
             if not taken:
                 parts = numbers if len(numbers) > 1 else {}
-                parts |= {name: float(metric) for name, metric in adversarial_metrics.items() if not metric.isfinite()}
-                terms = ", ".join(f"{name} {number:g}" for name, number in parts.items())
-                self.bad_step = f"the loss is {loss:g} at step {len(self.history['loss'])}" + (terms and f" ({terms})")
+                parts |= {name: metric for name, metric in metrics.items() if not np.isfinite(metric)}
+                text = ", ".join(f"{name} {number:g}" for name, number in parts.items())
+                self.bad_step = f"the loss is {loss:g} at step {len(self.history['loss'])}" + (text and f" ({text})")
                 if len(self.history["loss"]) == 1:
                     self.fail(self.bad_step)
 
