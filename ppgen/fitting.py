@@ -289,8 +289,10 @@ def fit(
         ValueError: for options or data that are out of range, observations outside of a distribution's support,
             or a checkpoint of another run, which is left unchanged.
         LookupError: if the programs do not have the sites that the loss needs.
-        FloatingPointError: if the loss is not finite at the first step of the first chain. Later, a chain whose loss is
-            not finite ends with its last finite weights and a warning; a restart that begins so is left out.
+        FloatingPointError: if the loss is not finite at the first step of the first chain. Later, a step that is not
+            finite is skipped; after five in a row a chain goes back to weights from before, with half the learning
+            rates, and after three returns it ends with those, a warning and `Chain.failed`. A restart that begins with
+            such a step is left out.
         ppgen.infer.checkpoint_file.CheckpointError: if the checkpoint is damaged.
 
     **Notes.** Restarts sample the weights of networks again, move other parameters by U(-2, 2) in unconstrained space,
