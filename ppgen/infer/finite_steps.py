@@ -5,6 +5,7 @@ changed buffers, such as running statistics of batch norm, and critics have take
 `Rollback` keeps copies.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -54,15 +55,12 @@ class Rollback:
     """Copies of tensors that a step changes before it is known whether it is taken.
 
     Args:
-        buffers: tensors of which few change, such as the buffers of modules; one that no eager step has changed is not
-            copied again.
+        buffers: the buffers of modules.
     """
 
     def __init__(self, buffers: Sequence[Tensor]) -> None:
         self.buffers = buffers
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
-        self._versions: dict[int, int] = {}
-        self._changing: set[int] = set()  # a compiled step changes them without a new version
 
     def save(self, others: Iterable[Tensor] = ()) -> None:
         """Copies the values before a step.
@@ -70,10 +68,8 @@ class Rollback:
         Args:
             others: tensors that each step changes.
         """
-        for buffer in self.buffers:
-            if id(buffer) in self._changing or self._versions.get(id(buffer)) != buffer._version:
-                self._versions[id(buffer)] = buffer._version
-                self._copy(buffer)
+        for buffer in self.buffers:  # all of them: batch norm changes its statistics without a new version
+            self._copy(buffer)
         for tensor in others:
             self._copy(tensor)
 
@@ -83,7 +79,6 @@ class Rollback:
         Args:
             taken: whether the step is taken.
         """
-        self._changing |= {id(buffer) for buffer in self.buffers if self._versions[id(buffer)] != buffer._version}
         if not taken:
             with torch.no_grad():
                 for tensor, value in self._copies.values():
@@ -132,7 +127,8 @@ def attempt(step: Callable[[bool], T], device: torch.device) -> T:
     except ValueError as error:
         before.restore()
         try:
-            with validation(False):
+            with validation(False), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pyro's, of NaN
                 result: Any = step(False)
         except NUMERICAL_ERRORS:
             result = None
