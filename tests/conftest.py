@@ -1,8 +1,9 @@
 """Fixtures: small programs that many tests run, a substitute for inductor."""
 
+import signal
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,11 @@ def builds(monkeypatch, inductor) -> list:
     monkeypatch.setattr(inductor, "compile_graph", build)
     monkeypatch.setattr(compiled_function, "_cache", OrderedDict())
     return made
+
+
+@pytest.fixture
+def sighup_ends_processes() -> Iterator[None]:
+    """Under nohup, SIGHUP is ignored, also by the processes that a test starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

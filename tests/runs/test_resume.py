@@ -177,6 +177,7 @@ def test_a_partial_line_of_a_killed_process_is_removed(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("_here")
 @pytest.mark.skipif(os.name != "posix", reason="SIGHUP")
+@pytest.mark.usefixtures("sighup_ends_processes")
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_saves_the_run_and_is_the_exit_status(name, status, tmp_path, monkeypatch, capsys):
     handler = signal.getsignal(getattr(signal, name))

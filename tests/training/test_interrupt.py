@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGHUP")
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(7))
 
 
+@pytest.mark.usefixtures("sighup_ends_processes")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_saves_the_run_and_then_ends_the_process(name, tmp_path):
     assert run(train, "flow", tmp_path, False, (name, 9)) == -getattr(signal, name)

@@ -13,14 +13,16 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 
 EVENTS: list[Event] = [
     ("step", 1),  # before the first checkpoint
+    ("saved", 1),
+]
+MORE_EVENTS: list[Event] = [
     ("writing", 2),
     ("replace", 4),  # the one before has the newest's place already
     ("trained", 1),
-    ("saved", 1),
 ]
 
 
-@pytest.mark.parametrize("event", EVENTS, ids=str)
+@pytest.mark.parametrize("event", [*EVENTS, *(pytest.param(e, marks=pytest.mark.slow) for e in MORE_EVENTS)], ids=str)
 def test_a_killed_run_is_resumed_bit_for_bit(event, tmp_path):
     assert_survives("vae", event, tmp_path)
 
