@@ -116,7 +116,8 @@ class TrainingMonitor:
                 parts = numbers if len(numbers) > 1 else {}
                 parts |= {name: metric for name, metric in metrics.items() if not np.isfinite(metric)}
                 text = ", ".join(f"{name} {number:g}" for name, number in parts.items())
-                self.bad_step = f"the loss is {loss:g} at step {len(self.history['loss'])}" + (text and f" ({text})")
+                cause = "the norm of a gradient is not finite, and " if np.isfinite(loss) else ""
+                self.bad_step = f"{cause}the loss is {loss:g} at step {len(self.history['loss'])}" + (text and f" ({text})")
                 if len(self.history["loss"]) == 1:
                     self.fail(self.bad_step)
 

@@ -15,6 +15,7 @@ from ppgen.infer.distributed import shares
 from ppgen.tracing.plates import sharded_plates
 from ppgen.tracing.programs import get_trace
 
+pytestmark = pytest.mark.slow  # they start processes
 QUICK = ["uneven", "global_latents"]
 NAMES = [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow, id=name) for name in distributed_cases.CASES

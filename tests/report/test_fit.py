@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal
+from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal
 from reports import NOISE, P, by_title, figure_with, fitted_by_elbo, regression, tables, text_of
 from torch import nn
 
@@ -190,6 +190,6 @@ def test_many_latents_are_reported_quickly(tmp_path):
             pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 10.0), obs=x)
 
     x = torch.randn(40)
-    fit = ppgen.fit(model, AutoMultivariateNormal(model), x, steps=20, restarts=2, compile=False, progress=False)
+    fit = ppgen.fit(model, AutoDiagonalNormal(model), x, steps=20, restarts=2, compile=False, progress=False)
     page = fit.report(tmp_path / "page.html", x, draws=200, starts=0).read_text()
     assert page.count("<img") >= 5

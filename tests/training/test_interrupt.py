@@ -20,7 +20,7 @@ X = torch.randn(20, 3, generator=torch.Generator().manual_seed(7))
 
 
 @pytest.mark.usefixtures("sighup_ends_processes")
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])
 def test_a_signal_saves_the_run_and_then_ends_the_process(name, tmp_path):
     assert run(train, "flow", tmp_path, False, (name, 9)) == -getattr(signal, name)
     assert read_position(tmp_path / "run") == (0, 9)
@@ -28,6 +28,7 @@ def test_a_signal_saves_the_run_and_then_ends_the_process(name, tmp_path):
     assert_equal(read(tmp_path / "fit")[0], whole("flow", False), False)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
     assert run(train, "flow", tmp_path, False, ("SIGTERM twice", 9)) == -signal.SIGTERM
     assert read_position(tmp_path / "run") == (0, 5)

@@ -314,6 +314,7 @@ def test_each_stage_is_compiled_and_gives_the_eager_weights():
         torch.testing.assert_close(weights[True][name], weight, atol=2e-4, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_change_of_level_outside_fit_recompiles_the_step():
     """Outside of fit too, where a user takes the network to another level in the middle."""
     model = VAE((1, 8, 8), latent_dim=2, hidden=(4, 6), network="growing")
