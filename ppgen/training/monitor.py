@@ -117,7 +117,8 @@ class TrainingMonitor:
                 parts |= {name: metric for name, metric in metrics.items() if not np.isfinite(metric)}
                 text = ", ".join(f"{name} {number:g}" for name, number in parts.items())
                 cause = "the norm of a gradient is not finite, and " if np.isfinite(loss) else ""
-                self.bad_step = f"{cause}the loss is {loss:g} at step {len(self.history['loss'])}" + (text and f" ({text})")
+                step = len(self.history["loss"])
+                self.bad_step = f"{cause}the loss is {loss:g} at step {step}" + (text and f" ({text})")
                 if len(self.history["loss"]) == 1:
                     self.fail(self.bad_step)
 
