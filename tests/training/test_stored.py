@@ -94,6 +94,7 @@ def test_each_entry_of_the_metadata_is_checked(kind, place, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*(NaN|skipped|goes back|weights are those):UserWarning")  # at a rate of 1e15
 @pytest.mark.parametrize("kind", FILES)
 def test_each_entry_of_the_metadata_is_checked_by_all_values(kind, tmp_path):
     for place in (place for of, place in PLACES if of == kind):
