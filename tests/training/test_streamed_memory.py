@@ -42,7 +42,7 @@ limit = data_bytes() + LIMIT
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 try:
     train(*load(False), 1)
-except (MemoryError, RuntimeError, OSError) as error:  # NumPy's error, torch's
+except (MemoryError, RuntimeError, OSError, ValueError) as error:  # of NumPy, of torch, of the reader
     assert any(words in str(error) for words in ("allocate", "memory", "malloc")), error
 else:
     raise SystemExit("the data fit into memory: the limit shows nothing")
