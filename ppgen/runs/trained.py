@@ -232,7 +232,7 @@ class Trained:
         """Trains on from these weights, in a new run folder; this one does not change.
 
         The options are those of the run, but there is one chain, of other random numbers, and a growing network keeps
-        its level. Optimizers and the schedule of the learning rate begin anew; weights of the loss that followed a
+        its level. Optimizers and the schedule of the learning rate start over; weights of the loss that followed a
         schedule keep their last value.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import sys
 import warnings
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "as_tensors",
     "cast_like",
     "check_order_of_rows",
+    "check_same_rows",
     "collate",
     "is_hugging_face",
     "read_items",
@@ -75,10 +77,23 @@ def as_tensors(
         array, columns = as_array(part, label)
         check(array, name=label, columns=columns, allow_nan=allow_nan)
         tensors.append(as_tensor(array, dtype, label, columns))
-    sizes = [len(t) for t in tensors]
+    check_same_rows(tensors, name)
+    return tuple(tensors)
+
+
+def check_same_rows(parts: Sequence[Sized], name: str) -> None:
+    """Checks that arrays have the same number of rows.
+
+    Args:
+        parts: the arrays.
+        name: what errors call them.
+
+    Raises:
+        ValueError: if they have not.
+    """
+    sizes = [len(part) for part in parts]
     if len(set(sizes)) > 1:
         raise ValueError(f"{name}: its arrays have {', '.join(map(str, sizes))} rows; they must have the same number")
-    return tuple(tensors)
 
 
 def collate(data: Any, name: str) -> Any:

@@ -40,7 +40,7 @@ class _Arrival(NamedTuple):
 
 
 class IterableBatches:
-    """Batches of an iterable data set, which is iterated anew in each epoch; see `ppgen.training.batches.Batches`.
+    """Batches of an iterable data set, which is read from its beginning in each epoch; see `ppgen.training.batches`.
 
     Its number of rows is not known. Rows come in the order of the data set, or are drawn from a buffer that is kept
     full, by a generator seeded with (seed, epoch). Several ranks read the same batches and take their shares. A data

@@ -15,7 +15,7 @@ from ppgen.data.streaming import Stream, StreamedArray
 from ppgen.infer.distributed import Ranks
 from ppgen.tracing.sites import Program
 from ppgen.training.batches import Batches
-from ppgen.training.conversion import as_tensors, cast_like, is_hugging_face
+from ppgen.training.conversion import as_tensors, cast_like, check_same_rows, is_hugging_face
 from ppgen.training.first_run import after_first_run
 from ppgen.training.iterables import IterableBatches, is_iterable
 from ppgen.training.missing import check_missing
@@ -250,12 +250,10 @@ def arrays_and_rows(data: Any, dtype: torch.dtype, name: str = "data") -> tuple[
         if not isinstance(part, StreamedArray | np.memmap):
             (part,) = as_tensors(part, dtype=dtype, name=label, allow_nan=True)
         arrays.append(part)
-    sizes = [len(part) for part in arrays]
-    if len(set(sizes)) > 1:
-        raise ValueError(f"{name}: its arrays have {', '.join(map(str, sizes))} rows; they must have the same number")
-    if not sizes[0]:
+    check_same_rows(arrays, name)
+    if not (rows := len(arrays[0])):
         raise ValueError(f"{name}: expected at least one row of values, got shape {tuple(arrays[0].shape)}")
-    return tuple(arrays), sizes[0]
+    return tuple(arrays), rows
 
 
 def hold_out(rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

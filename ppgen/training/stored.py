@@ -255,8 +255,8 @@ def _check_optimizer(
         dtype, _, shape = leaf.partition(" ")
         sizes = [int(size) for size in shape.strip("()").split(",") if size.strip().isdecimal()]
         fits = all(a in (1, b) for a, b in zip(reversed(tensor.shape), reversed(sizes), strict=False))
-        number = tensor.numel() == 1 and (key.endswith("/step") or tensor.dtype == torch.float32)
-        typed = str(tensor.dtype) == dtype or (number and tensor.is_floating_point())
+        scalar = tensor.numel() == 1 and (key.endswith("/step") or tensor.dtype == torch.float32)
+        typed = str(tensor.dtype) == dtype or (scalar and tensor.is_floating_point())
         if not (fits and typed and tensor.dim() <= len(sizes)):
             raise ValueError(f"{part}/{key}: expected the state of a parameter {leaf}, got {_about(tensor)}")
 

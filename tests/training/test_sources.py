@@ -171,7 +171,7 @@ def test_results_do_not_depend_on_workers(workers, tmp_path):
     assert random.getstate() == state
     assert_same(run(Stream(Augmented(X), workers=workers), **options), alone)
     first, second = alone[0].seen[0][0], alone[0].seen[4][0]
-    assert not torch.equal(first.sort(0).values, second.sort(0).values)  # another epoch draws anew
+    assert not torch.equal(first.sort(0).values, second.sort(0).values)  # another epoch draws others
 
 
 def test_reading_leaves_the_random_stream_of_training_alone():

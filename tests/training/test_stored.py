@@ -1,45 +1,20 @@
 """Forged files of fits and checkpoints, with a right digest: each is refused by name, or read as what it says."""
 
 import copy
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from hostile import MANY_MUTATIONS, MUTATIONS, hostile_bytes, outcome
 from hypothesis import given
-from torch import Tensor
+from stored_run import STORED, fit, guide, model
 
 import ppgen
 from ppgen.infer.checkpoint_file import CheckpointError, read, write
 from ppgen.training.checkpoint import read_position
-
-STORED = Path(__file__).parent / "stored"
-X = torch.linspace(-1.0, 2.0, 20)
-
-
-def model(x: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    with pyro.plate("data", len(X), subsample=x):
-        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
-
-
-def guide(x: Tensor) -> None:
-    scale = pyro.param("scale", torch.tensor(0.3), constraint=dist.constraints.positive)
-    pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.5)), scale))
-
-
-def fit(checkpoint: Path) -> ppgen.Fit:
-    """Continues the run of the stored files."""
-    pyro.clear_param_store()
-    options = {"optim": functools.partial(torch.optim.Adam, lr=0.05), "ema": 0.9, "validation": 0.2, "compile": False}
-    return ppgen.fit(model, guide, X, steps=12, batch_size=6, progress=False, checkpoint=checkpoint, **options)
-
 
 FILES = {"fit": STORED / "fit_2.safetensors", "run": STORED / "run_3.safetensors"}
 REMOVED = object()
