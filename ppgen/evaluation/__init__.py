@@ -1,5 +1,6 @@
 """Comparison of generated rows with data: two-sample tests, coverage, metrics, labels and domain adaptation."""
 
+from ppgen.evaluation.adaptation_scores import SCORERS, TransferPredictions, transfer_scores
 from ppgen.evaluation.base_space import BaseSpaceTest, base_space_test
 from ppgen.evaluation.coverage import (
     Coverage,
@@ -17,6 +18,7 @@ from ppgen.evaluation.pyramid import PyramidDistance, laplacian_pyramid, pyramid
 from ppgen.evaluation.two_sample import TwoSample, classifier_test, energy_test, ks_test, mmd_test
 
 __all__ = [
+    "SCORERS",
     "AdaptationRisk",
     "Agreement",
     "BaseSpaceTest",
@@ -24,6 +26,7 @@ __all__ = [
     "Label",
     "ModeCoverage",
     "PyramidDistance",
+    "TransferPredictions",
     "TwoSample",
     "UncoveredData",
     "adaptation_risk",
@@ -41,5 +44,6 @@ __all__ = [
     "mode_coverage",
     "pyramid_distance",
     "pyramid_noise",
+    "transfer_scores",
     "uncovered_data",
 ]

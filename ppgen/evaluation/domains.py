@@ -26,9 +26,10 @@ from torch import Tensor
 from ppgen.evaluation.two_sample import Rows, TwoSample, classifier_test, flatten_samples
 from ppgen.training.training_failures import ADVICE, TrainingWarning
 
-__all__ = ["AdaptationRisk", "adaptation_risk", "feature_spread", "features_collapsed"]
+__all__ = ["AdaptationRisk", "adaptation_risk", "density_ratio", "feature_spread", "features_collapsed"]
 
 COLLAPSED_SPREAD = 1e-2  # features with a smaller spread are the same for all rows
+FOLDS = 5
 MIN_PROBABILITY = 1e-3  # of a domain; the density ratio is truncated below it
 
 
@@ -70,18 +71,11 @@ def adaptation_risk(
         TypeError: As `classifier_test`.
         ValueError: As `classifier_test`, and if `wrong` is not (n,) zeros and ones.
     """
-    from sklearn.linear_model import LogisticRegression  # late, because it is slow to import
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     x, y = flatten_samples(source, target, names=("source", "target"))
     errors = np.asarray(wrong.numpy(force=True) if isinstance(wrong, Tensor) else wrong, dtype=float)
     if errors.shape != (len(x),) or not np.isin(errors, (0, 1)).all():
         raise ValueError(f"wrong: expected ({len(x)},) zeros and ones, got {errors.shape}")
-    rows, domains = np.concatenate([x, y]), np.repeat([0, 1], [len(x), len(y)])
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(rows, domains)
-    p = model.predict_proba(x)[:, 1].clip(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-    weights = p / (1 - p) * (len(x) / len(y))
+    weights = density_ratio(x, y)
     weights /= weights.mean()
     weighted = weights * errors
     root_n = np.sqrt(len(x))
@@ -93,6 +87,29 @@ def adaptation_risk(
         weighted_error=float((weighted - weights * weighted.mean()).std(ddof=1) / root_n),
         effective_rows=float(weights.sum() ** 2 / (weights**2).sum()),
     )
+
+
+def density_ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """p_1 / p_0 at the rows of x, by a logistic regression that tells x ~ p_0 from y ~ p_1; its mean is about one.
+
+    Each ratio comes from a regression that was not fitted to its row (five folds): otherwise wide features would be
+    told apart, and ratios be extreme, also for equal distributions.
+
+    Args:
+        x: Rows (n, d) of the source.
+        y: Rows (m, d) of the target.
+    """
+    from sklearn.linear_model import LogisticRegression  # late, because it is slow to import
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows, domains = np.concatenate([x, y]), np.repeat([0, 1], [len(x), len(y)])
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    folds = StratifiedKFold(min(FOLDS, len(x), len(y)), shuffle=True, random_state=0)
+    p = cross_val_predict(model, rows, domains, cv=folds, method="predict_proba")[: len(x), 1]
+    p = p.clip(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+    return p / (1 - p) * (len(x) / len(y))
 
 
 def feature_spread(features: Rows, start: Rows) -> float:
