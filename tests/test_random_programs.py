@@ -290,10 +290,7 @@ def check_unconstrained_density(program: Program) -> None:
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:log_likelihood lacks the pyro.factor:UserWarning")
-QUICK = settings(
-    max_examples=34, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-)
-MANY = settings(QUICK, max_examples=200)
+SEEDED = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def check_values(program: Program) -> None:
@@ -302,24 +299,36 @@ def check_values(program: Program) -> None:
     check_unconstrained_density(program)
 
 
+def check_programs(kind: str, check: Callable[[Program], None], count: int) -> None:
+    """Checks so many random programs of a kind, the same in each run."""
+    settings(SEEDED, max_examples=count)(given(programs(**KINDS[kind]))(check))()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_draws_and_densities_are_those_of_pyro(kind):
-    QUICK(given(programs(**KINDS[kind]))(check_values))()
+    check_programs(kind, check_values, 10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_steps_are_those_of_pyro(kind, builds):
-    settings(QUICK, max_examples=8)(given(programs(**KINDS[kind]))(check_steps))()
+    check_programs(kind, check_steps, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_programs_give_what_pyro_gives(kind, builds):
+    check_programs(kind, check_values, 34)
+    check_programs(kind, check_steps, 8)
 
 
 @pytest.mark.extensive
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_programs_give_what_pyro_gives(kind, builds):
-    MANY(given(programs(**KINDS[kind]))(check_values))()
-    MANY(given(programs(**KINDS[kind]))(check_steps))()
+    check_programs(kind, check_values, 200)
+    check_programs(kind, check_steps, 200)
 
 
 @pytest.mark.extensive
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_that_inductor_compiles_are_those_of_pyro(kind):
-    settings(QUICK, max_examples=3)(given(programs(**KINDS[kind]))(check_steps))()
+    check_programs(kind, check_steps, 3)
