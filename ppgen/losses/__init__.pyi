@@ -2,6 +2,7 @@ from . import recipes, views
 from .annealed_elbo import AnnealedELBO
 from .diffusion_elbo import DiffusionELBO
 from .elbo import ELBO, Rate, Reconstruction
+from .joint_transport import JointTransport
 from .match import Match, match
 from .objective import Objective, Term
 from .wake_sleep import Sleep, Wake, WakeInference
@@ -12,6 +13,7 @@ __all__ = [
     "Anneal",
     "AnnealedELBO",
     "DiffusionELBO",
+    "JointTransport",
     "Match",
     "Objective",
     "Ramp",

@@ -23,6 +23,7 @@ from ppgen.losses import views as v
 from ppgen.losses.annealed_elbo import AnnealedELBO
 from ppgen.losses.diffusion_elbo import DiffusionELBO
 from ppgen.losses.elbo import ELBO, Rate, Reconstruction
+from ppgen.losses.joint_transport import JointTransport
 from ppgen.losses.match import match
 from ppgen.losses.objective import Objective
 from ppgen.losses.wake_sleep import Sleep, Wake, WakeInference
@@ -605,7 +606,8 @@ def dann(
             https://arxiv.org/abs/1505.07818: their T1 - alpha T2, where -T2 is D - log 2); "wasserstein" is WDGRL (Shen
             et al. 2018, https://arxiv.org/abs/1707.01217); "mmd" is DAN (Long et al. 2015,
             https://arxiv.org/abs/1502.02791); "coral" is deep CORAL (Sun & Saenko 2016,
-            https://arxiv.org/abs/1607.01719); or "sinkhorn", "energy", "sliced_wasserstein".
+            https://arxiv.org/abs/1607.01719); or "sinkhorn", "energy", "sliced_wasserstein". "joint_transport" is no
+            distance of features alone: it transports them with their labels (DeepJDOT; `ppgen.losses.JointTransport`).
         alpha: the weight of D; if left out, Ganin's ramp from 0 to 1. The ELBO is per datum of all domains.
         h: the site of the features, or several.
         d: the site of the domain.
@@ -619,14 +621,22 @@ def dann(
     Raises:
         ValueError: for an unknown distance, no source, or a target that is a source.
     """
-    if metric is None:
-        make = lookup(ALIGNMENTS, distance, option="distance")
-        metric = make(CriticOptions(hidden=hidden, lr=lr, steps=steps, weight=weight))
     if not sources or target in sources:
         raise ValueError(
             f"dann: expected at least one source, and a target that is not a source, got {sources} and {target}"
         )
     alpha = Ramp(1.0, shape="sigmoid") if alpha is None else alpha
+    if metric is None and distance == JOINT_TRANSPORT:
+        if h != "h":
+            raise ValueError(
+                f"dann: joint_transport matches classes by their labels and takes the features 'h', got {h!r}; leave "
+                "conditional out"
+            )
+        terms = (JointTransport(d=d, source=s, target=target) for s in sources)
+        return reduce(add, (alpha * term for term in terms), ELBO())
+    if metric is None:
+        make = lookup(ALIGNMENTS, distance, option="distance")
+        metric = make(CriticOptions(hidden=hidden, lr=lr, steps=steps, weight=weight))
     features = _joint(v.posterior, h)
     metrics = [metric, *(deepcopy(metric) for _ in sources[1:])]  # each source has its own critic
     in_target = features.given(**{d: target})
@@ -648,6 +658,9 @@ def dann_reversal(*, alpha: float | Schedule | None = None, y: str = "y", d: str
         d: the site of the domain.
     """
     return Reconstruction(y) + Rate() + (Ramp(1.0, shape="sigmoid") if alpha is None else alpha) * Reconstruction(d)
+
+
+JOINT_TRANSPORT = "joint_transport"
 
 
 @dataclass(frozen=True)

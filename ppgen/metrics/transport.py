@@ -27,7 +27,7 @@ from ppgen.metrics.kernel import distance_power
 from ppgen.metrics.metric import Metric, squared_distances
 from ppgen.metrics.slices import centered, project, random_directions, transport_plan
 
-__all__ = ["MaxSlicedWasserstein", "Sinkhorn", "SlicedWasserstein", "TransportMetric", "Wasserstein"]
+__all__ = ["MaxSlicedWasserstein", "Sinkhorn", "SlicedWasserstein", "TransportMetric", "Wasserstein", "exact_plan"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -297,17 +297,32 @@ class Wasserstein(TransportMetric):
 
     def estimate(self, x: Tensor, y: Tensor, p: Tensor, q: Tensor) -> Tensor:
         """The cost of the optimal plan."""
-        try:
-            import ot
-        except ImportError as error:
-            raise ImportError(f"{self.name}: exact transport needs POT; install it with: pip install pot") from error
         cost = self.costs(x, y)
-        a, b = (weights.detach().double().cpu() for weights in (p, q))
-        finite = cost.detach().nan_to_num().double().cpu()
-        plan, log = ot.emd((a / a.sum()).numpy(), (b / b.sum()).numpy(), finite.numpy(), numItermax=10**7, log=True)
-        f, g = (torch.as_tensor(log[side]).to(x) for side in "uv")
-        value = (torch.as_tensor(plan).to(x) * cost).sum() + (p - p.detach()) @ f + (q - q.detach()) @ g
+        plan, f, g = exact_plan(cost, p, q, name=self.name)
+        value = (plan * cost).sum() + (p - p.detach()) @ f + (q - q.detach()) @ g
         return _root(value, self.p) if self.root else value
+
+
+def exact_plan(cost: Tensor, p: Tensor, q: Tensor, *, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The plan ``pi`` ``(n, m)`` of least cost and the dual solution ``f`` ``(n,)``, ``g`` ``(m,)``, without gradients.
+
+    Args:
+        cost: ``(n, m)``; what is not finite counts as zero or as the largest number.
+        p: Weights ``(n,)`` with a positive sum; the plan's row sums are in their proportions, and add up to one.
+        q: Weights ``(m,)`` of the columns.
+        name: What needs the plan, for the error.
+
+    Raises:
+        ImportError: If POT is not installed.
+    """
+    try:
+        import ot
+    except ImportError as error:
+        raise ImportError(f"{name}: exact transport needs POT; install it with: pip install pot") from error
+    a, b = (weights.detach().double().cpu() for weights in (p, q))
+    finite = cost.detach().nan_to_num().double().cpu()
+    plan, log = ot.emd((a / a.sum()).numpy(), (b / b.sum()).numpy(), finite.numpy(), numItermax=10**7, log=True)
+    return torch.as_tensor(plan).to(cost), torch.as_tensor(log["u"]).to(cost), torch.as_tensor(log["v"]).to(cost)
 
 
 def _line_costs(u: Tensor, v: Tensor, p: Tensor, q: Tensor, exponent: float) -> Tensor:
