@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ppgen.infer.checkpoint_file import CheckpointError, read, write
-from ppgen.training.stored import check_run
+from ppgen.training.stored import check_stored
 from ppgen.utils.files import link, remove_leftovers
 from ppgen.utils.user_warnings import warn_user, warn_user_once
 
@@ -111,5 +111,5 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: not a checkpoint of a run, or of another version of ppgen (format {found!r}; this version reads "
             f"{FORMAT!r}); give another path, or delete the file to start a new run"
         )
-    check_run(path, tensors, metadata)
+    check_stored(path, "run", tensors, metadata)
     return tensors, metadata

@@ -158,12 +158,10 @@ def as_array(part: Any, label: str) -> tuple[np.ndarray | Tensor, list[str] | No
     Raises:
         TypeError: for anything else, and data that are not numeric.
     """
-    import pandas as pd
-
-    columns = [str(c) for c in part.columns] if isinstance(part, pd.DataFrame) else None
+    columns = [str(c) for c in part.columns] if _is_pandas(part, "DataFrame") else None
     if isinstance(part, StreamedArray):
         part = part[:]
-    if isinstance(part, pd.DataFrame | pd.Series):
+    if _is_pandas(part, "DataFrame", "Series"):
         part = _from_pandas(part, label)
     if isinstance(part, np.ma.MaskedArray):
         part = np.ma.filled(part.astype(float), np.nan) if np.ma.is_masked(part) else part.data
@@ -278,15 +276,19 @@ def check_order_of_rows(parts: tuple[Any, ...], name: str) -> None:
         parts: the parts of the data.
         name: what the warning calls them.
     """
-    import pandas as pd
-
-    indexes = [part.index for part in parts if isinstance(part, pd.DataFrame | pd.Series)]
+    indexes = [part.index for part in parts if _is_pandas(part, "DataFrame", "Series")]
     for index in indexes[1:]:
         if not index.equals(indexes[0]) and index.sort_values().equals(indexes[0].sort_values()):
             warn_user(
                 f"{name}: its frames have one index in different orders, and rows are paired by position: align them, "
                 "y.loc[x.index]"
             )
+
+
+def _is_pandas(part: Any, *kinds: str) -> bool:
+    """Whether a part is of one of these classes of pandas, which is slow to import."""
+    module = sys.modules.get("pandas")  # whoever has such data has imported it
+    return module is not None and isinstance(part, tuple(getattr(module, kind) for kind in kinds))
 
 
 def _from_pandas(part: Any, label: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from ppgen.tracing.traces import Traces
 from ppgen.training.checkpoint_files import CheckpointFiles
 from ppgen.training.conversion import as_tensors, cast_like
 from ppgen.training.missing import check_missing
-from ppgen.training.stored import ARRAYS, CHAIN, DTYPES, check_fit
+from ppgen.training.stored import ARRAYS, CHAIN, DTYPES, check_stored
 from ppgen.training.training_failures import TrainingWarning, critic_properties, training_warnings
 
 __all__ = ["Chain", "Fitted", "chains_from_tensors", "chains_to_tensors"]
@@ -309,7 +309,7 @@ class Fitted:
                 f"{path}: not a fit, or of another version of ppgen (format {found!r}; this version reads {FORMAT!r}); "
                 "fit the programs again, or read the file with the version that wrote it"
             )
-        check_fit(path, tensors, stored)
+        check_stored(path, "fit", tensors, stored)
         shapes = [(shape, DTYPES[dtype]) for shape, dtype in stored["example"]]
         example = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes)
         chains = chains_from_tensors(tensors, stored["chains"])

@@ -7,7 +7,7 @@ checked here once, when it is read, and what follows need not ask again. A new e
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ppgen.infer.checkpoint_file import CheckpointError, with_prefix
 from ppgen.utils.regular_files import check_size
 from ppgen.utils.schema import FLAG, NATURAL, NUMBER, NUMBERS, SCALARS, TEXT, Kind, check_entries, optional
 
-__all__ = ["ARRAYS", "CHAIN", "DTYPES", "check_fit", "check_run"]
+__all__ = ["ARRAYS", "CHAIN", "DTYPES", "check_stored"]
 
 ARRAYS = ("history", "validation", "adversarial_metrics")  # the fields of a chain that are arrays by name
 DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
@@ -95,11 +95,14 @@ RUN = {
 SCHEDULER_STEPS = 1000  # the most that a scheduler advances in a step of training: critics take several steps
 
 
-def check_fit(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Checks the file of a fit.
+def check_stored(
+    path: str | os.PathLike, kind: Literal["fit", "run"], tensors: dict[str, Tensor], metadata: dict[str, Any]
+) -> None:
+    """Checks the contents of a file.
 
     Args:
         path: the file, for errors.
+        kind: "fit" for the file of a fit, "run" for a checkpoint.
         tensors: its tensors.
         metadata: its metadata, of the format of this version.
 
@@ -107,58 +110,49 @@ def check_fit(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dic
         CheckpointError: if an entry is missing, or is not what it has to be; the message names it.
     """
     try:
-        check_entries(metadata, FIT)
-        for shape, dtype in metadata["example"]:
-            check_size("example", math.prod(shape) * DTYPES[dtype].itemsize)
-        if not metadata["chains"]:
-            raise ValueError("chains: expected at least one, got none")
-        if (guide := metadata["metadata"].get("guide")) is not None:
-            check_entries(guide, GUIDE, "metadata.guide")
-            check_entries(guide["options"], GUIDES[guide["kind"]], "metadata.guide.options")
-        _check_chains(tensors, len(metadata["chains"]))
+        (_check_fit if kind == "fit" else _check_run)(tensors, metadata)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def check_run(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Checks a checkpoint.
+def _check_fit(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    check_entries(metadata, FIT)
+    for shape, dtype in metadata["example"]:
+        check_size("example", math.prod(shape) * DTYPES[dtype].itemsize)
+    if not metadata["chains"]:
+        raise ValueError("chains: expected at least one, got none")
+    if (guide := metadata["metadata"].get("guide")) is not None:
+        check_entries(guide, GUIDE, "metadata.guide")
+        check_entries(guide["options"], GUIDES[guide["kind"]], "metadata.guide.options")
+    _check_chains(tensors, len(metadata["chains"]))
 
-    Args:
-        path: the file, for errors.
-        tensors: its tensors.
-        metadata: its metadata, of the format of this version.
 
-    Raises:
-        CheckpointError: if an entry is missing, or is not what it has to be; the message names it.
-    """
-    try:
-        check_entries(metadata, RUN)
-        options, monitor = metadata["options"], metadata["monitor"]
-        for key in ("data", "restarts"):
-            if key not in options:
-                raise ValueError(f"options: the entry {key!r} is missing")
-        if metadata["chain"] != (complete := len(metadata["chains"])):
-            raise ValueError(f"chain: expected {complete}, after as many complete ones, got {metadata['chain']}")
-        _check_chains(with_prefix(tensors, "chains"), complete, "chains/")
-        described = {key.partition(" ")[2]: v for key, v in options.items() if key.split(" ")[0] in DESCRIBED}
-        required = {"current": True, "initial": False, "monitor/average": options.get("ema") is not None}
-        for part, always in (required | {"monitor/best": False}).items():
-            if (found := with_prefix(tensors, part)) or always:
-                _check_described(found, described, part)
-        history = with_prefix(tensors, "monitor/history")
-        _check_series(history | {"loss": history.get("loss", torch.empty(0))}, "monitor/history", monitor["steps"])
-        _check_series(with_prefix(tensors, "monitor/adversarial_metrics"), "monitor/adversarial_metrics")
-        if len(set(map(len, monitor["validation"].values()))) > 1:
-            raise ValueError("monitor.validation: its lists have different lengths")
-        if kept := with_prefix(tensors, "monitor/kept"):
-            if not monitor.get("recovery"):
-                raise ValueError("monitor.recovery: the entry is missing")
-            _check_kept(kept, tensors)
-        _check_random(with_prefix(tensors, "random"), metadata["ranks"])
-        for i, about in enumerate(metadata["optimizers"]):
-            _check_optimizer(i, with_prefix(tensors, f"optimizers/{i}"), about, described, monitor["steps"])
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+def _check_run(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    check_entries(metadata, RUN)
+    options, monitor = metadata["options"], metadata["monitor"]
+    for key in ("data", "restarts"):
+        if key not in options:
+            raise ValueError(f"options: the entry {key!r} is missing")
+    if metadata["chain"] != (complete := len(metadata["chains"])):
+        raise ValueError(f"chain: expected {complete}, after as many complete ones, got {metadata['chain']}")
+    _check_chains(with_prefix(tensors, "chains"), complete, "chains/")
+    described = {key.partition(" ")[2]: v for key, v in options.items() if key.split(" ")[0] in DESCRIBED}
+    required = {"current": True, "initial": False, "monitor/average": options.get("ema") is not None}
+    for part, always in (required | {"monitor/best": False}).items():
+        if (found := with_prefix(tensors, part)) or always:
+            _check_described(found, described, part)
+    history = with_prefix(tensors, "monitor/history")
+    _check_series(history | {"loss": history.get("loss", torch.empty(0))}, "monitor/history", monitor["steps"])
+    _check_series(with_prefix(tensors, "monitor/adversarial_metrics"), "monitor/adversarial_metrics")
+    if len(set(map(len, monitor["validation"].values()))) > 1:
+        raise ValueError("monitor.validation: its lists have different lengths")
+    if kept := with_prefix(tensors, "monitor/kept"):
+        if not monitor.get("recovery"):
+            raise ValueError("monitor.recovery: the entry is missing")
+        _check_kept(kept, tensors)
+    _check_random(with_prefix(tensors, "random"), metadata["ranks"])
+    for i, about in enumerate(metadata["optimizers"]):
+        _check_optimizer(i, with_prefix(tensors, f"optimizers/{i}"), about, described, monitor["steps"])
 
 
 DESCRIBED = ("parameter", "buffer")  # the options that describe a tensor begin with one of these words
