@@ -10,7 +10,7 @@ import numpy as np
 from ppgen.data.dataset import Data
 from ppgen.data.files import SPARSE_TABLES
 from ppgen.data.labels import UNKNOWN
-from ppgen.data.loading import Preparation, read_source
+from ppgen.data.loading import READING, Preparation, read_source
 from ppgen.data.raw import RawData
 from ppgen.data.scaler import Scaler
 from ppgen.data.svmlight import pad_columns
@@ -96,7 +96,7 @@ def load_domains(
     """
     if options.pop("stream", False):
         raise ValueError("stream=True: both domains of an adaptation are held in memory; leave it out")
-    reading = {name: options.pop(name) for name in ("label", "size", "features", "side") if name in options}
+    reading = {name: options.pop(name) for name in READING if name in options}
     prepare = Preparation(**options)
     sources = {"source": source, "target": target, "source_test": source_test, "target_test": target_test}
     files = {part: name for part, name in sources.items() if name is not None}

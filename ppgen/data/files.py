@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ppgen.data.arrays import read_idx, read_numpy
+from ppgen.data.image_format import AS_STORED, ImageFormat
 from ppgen.data.images import read_images
 from ppgen.data.raw import RawData, from_array
 from ppgen.data.svmlight import read_svmlight
@@ -29,13 +30,14 @@ def looks_like_file(source: str) -> bool:
     return "/" in source or "\\" in source or "." in source or bool(IDX.search(source))
 
 
-def read(path: Path, label: str | None, features: int | None = None) -> RawData:
+def read(path: Path, label: str | None, features: int | None = None, image_format: ImageFormat = AS_STORED) -> RawData:
     """Reads a file, or a folder of images.
 
     Args:
         path: the file or folder.
         label: the column of labels, for tables only.
         features: the number of columns, for sparse tables only.
+        image_format: the format of images, for folders only: arrays are converted after they are read.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -53,7 +55,7 @@ def read(path: Path, label: str | None, features: int | None = None) -> RawData:
     if label is not None:
         raise ValueError(f"label={label!r} names a column of a table, and {path} is none; leave it out")
     if path.is_dir():
-        return read_images(path)
+        return read_images(path, image_format)
     if suffix in SPARSE_TABLES:
         return SPARSE_TABLES[suffix](path, features)
     if suffix in ARRAYS:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from ppgen.data.image_format import AS_STORED, ImageFormat
 from ppgen.data.raw import RawData
 from ppgen.utils.regular_files import check_regular, check_size
 
@@ -16,7 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".t
 # what Pillow may find in them, whatever their names are: others, such as EPS, start a program
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 
-# the mode to which each of Pillow's modes is converted, 8 bits per channel; transparency is dropped
+# the mode to which each of Pillow's modes is converted, 8 bits per channel; what is transparent becomes white
 MODES = {
     "1": "L",
     "L": "L",
@@ -29,18 +30,22 @@ MODES = {
 }
 
 
-def read_images(folder: Path) -> RawData:
+def read_images(folder: Path, image_format: ImageFormat = AS_STORED) -> RawData:
     """Reads all images of a folder as uint8 (n, channels, height, width) with 256 levels; see `list_images`.
+
+    Args:
+        folder: the folder.
+        image_format: the format to which each image is brought.
 
     Raises:
         ValueError: as `list_images` and `read_pixels` do.
     """
     files, y, names = list_images(folder)
-    first = read_pixels(files[0])
+    first = read_pixels(files[0], image_format)
     check_size(folder, len(files) * first.size)
     x = np.empty((len(files), *first.shape), np.uint8)
     for i, file in enumerate(files):
-        x[i] = read_pixels(file, like=(files[0], first.shape))
+        x[i] = read_pixels(file, image_format, like=(files[0], first.shape))
     return RawData(x, y, None, names, 256)
 
 
@@ -92,7 +97,10 @@ def pad_images(x: np.ndarray, side: int, *, name: str) -> np.ndarray:
         )
     height, width = x.shape[2:]
     if side < max(height, width):
-        raise ValueError(f"side={side} is less than the {height} x {width} pixels of {name}: images are never cropped")
+        raise ValueError(
+            f"side={side} is less than the {height} x {width} pixels of {name}, and only pads: give resize={side} for "
+            "smaller images"
+        )
     if side >= 2 * min(height, width):
         raise ValueError(
             f"the {height} x {width} pixels of {name} do not fill half of side={side}; choose a smaller side, or "
@@ -106,11 +114,14 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
 
 
-def read_pixels(file: Path, *, like: tuple[Path, tuple[int, ...]] | None = None) -> np.ndarray:
+def read_pixels(
+    file: Path, image_format: ImageFormat = AS_STORED, *, like: tuple[Path, tuple[int, ...]] | None = None
+) -> np.ndarray:
     """The pixels of an image, uint8 (channels, height, width).
 
     Args:
         file: the image.
+        image_format: the format to which it is brought.
         like: another image and its shape, which this one must have; None for any shape.
 
     Raises:
@@ -125,15 +136,28 @@ def read_pixels(file: Path, *, like: tuple[Path, tuple[int, ...]] | None = None)
                 if mode in MODES:
                     check_size(file, 4 * image.width * image.height)
                     upright = ImageOps.exif_transpose(image)  # cameras store how they were held
-                    pixels = np.asarray(upright.convert(MODES[mode]))
+                    pixels = np.asarray(_on_white(upright).convert(MODES[mode]))
     except Exception as error:  # Pillow's readers of damaged files raise many kinds
         raise ValueError(f"{file} is not a readable image: {error}") from error
     if mode not in MODES:
         raise ValueError(f"{file}: expected an image with 8 bits per channel, got Pillow's mode {mode!r}")
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    pixels = image_format(pixels[None])[0]
     if like is not None and pixels.shape != like[1]:
+        remedies = {
+            "channels=1 or channels=3": pixels.shape[0] != like[1][0],
+            f"resize={min(like[1][1:])}, the side in pixels": pixels.shape[1:] != like[1][1:],
+        }
         raise ValueError(
             f"expected images of one size, got (channels, height, width) = {like[1]} in {like[0]} "
-            f"and {pixels.shape} in {file}"
+            f"and {pixels.shape} in {file}; give {' and '.join(name for name, needed in remedies.items() if needed)}"
         )
     return pixels
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The image as most programs show it: what is transparent is white, whatever color it hides."""
+    if not image.has_transparency_data:
+        return image
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ppgen.data.checks import FiniteCheck, check
 from ppgen.data.dataset import Data
 from ppgen.data.files import KINDS, looks_like_file, read
 from ppgen.data.forms import DEFERRED, FORMS, resolve_form
+from ppgen.data.image_format import ImageFormat
 from ppgen.data.images import pad_images
 from ppgen.data.named import NAMED, openml
 from ppgen.data.origin import Origin
@@ -26,7 +28,16 @@ __all__ = ["READING", "Preparation", "load", "read_source"]
 
 SCALES = ("none", "standard")
 TOY_SIZE = 5000  # the default number of rows of a toy data set
-READING = ("label", "size", "features", "side", "stream")  # the options of `load` that `read_source` takes
+# the options of `load` that `read_source` takes
+READING = (
+    "label",
+    "size",
+    "features",
+    "resize",
+    "channels",
+    "side",
+    "stream",
+)  # the options of `load` that `read_source` takes
 
 
 def load(
@@ -39,6 +50,8 @@ def load(
     test: float = 0.2,
     size: int | None = None,
     features: int | None = None,
+    resize: int | None = None,
+    channels: int | None = None,
     side: int | None = None,
     stream: bool = False,
     seed: int = 0,
@@ -59,8 +72,12 @@ def load(
         test: the fraction of test rows.
         size: the number of rows of a toy data set (5000 by default), or of rows to keep, at random, of other data.
         features: the number of columns of an svmlight file; None for the largest index plus one.
+        resize: the side in pixels of square images, for images of any size: the largest square at the center of each
+            image is resized. A folder whose images differ in size needs it.
+        channels: 1 for gray images, 3 for colors; None for those of the files, which must agree. Transparent pixels of
+            files are white.
         side: the side in pixels to which images are padded, evenly and with the lowest level, for example from 28 to
-            32, a power of two.
+            32, a power of two; after `resize`.
         stream: whether rows stay on disk and are read when they are needed, for files .npy and .parquet and folders of
             images larger than memory. They have the same values, splits and scaler as otherwise. What can be wrong with
             a row is noticed when it is read: at once if a scaler is fitted, which reads all rows once.
@@ -81,8 +98,8 @@ def load(
         ((70, 2), (70,))
     """
     prepare = Preparation(form=form, scale=scale, validation=validation, test=test)
-    options: dict[str, Any] = {"size": size, "features": features, "side": side, "stream": stream, "seed": seed}
-    raw = read_source(source, label=label, **options)
+    images: dict[str, Any] = {"resize": resize, "channels": channels, "side": side}
+    raw = read_source(source, label=label, size=size, features=features, stream=stream, seed=seed, **images)
     return prepare(raw, source, seed=seed)
 
 
@@ -222,6 +239,8 @@ def read_source(
     label: str | None = None,
     size: int | None = None,
     features: int | None = None,
+    resize: int | None = None,
+    channels: int | None = None,
     side: int | None = None,
     stream: bool = False,
     seed: int = 0,
@@ -233,6 +252,8 @@ def read_source(
         label: as in `load`.
         size: as in `load`.
         features: as in `load`.
+        resize: as in `load`.
+        channels: as in `load`.
         side: as in `load`.
         stream: as in `load`.
         seed: as in `load`.
@@ -244,13 +265,16 @@ def read_source(
     """
     if size is not None and size < 1:
         raise ValueError(f"expected size to be at least one row, got {size}")
+    image_format = ImageFormat(resize, channels)
     if stream:
-        raw = _open_stream(source, label, features)
+        raw = _open_stream(source, label, features, image_format)
     else:
-        raw = _read(source, label, size, seed, features)
+        raw = _read(source, label, size, seed, features, image_format)
         check(raw.x, name=str(source), columns=raw.columns)
     origin = Origin.of(source, raw, named=_is_named(source), late=stream)
     raw = raw._replace(origins=(origin,))
+    if image_format.given:  # images of a folder have it already
+        raw = raw._replace(x=_apply(partial(image_format, name=str(source)), raw.x))
     if side is not None:
         raw = raw._replace(x=_apply(_Padded(side, str(source)), raw.x))
     if size is not None and source not in TOY:
@@ -262,17 +286,24 @@ def _is_named(source: str | Path) -> bool:
     return isinstance(source, str) and (source in TOY or source in NAMED or source.startswith("openml:"))
 
 
-def _open_stream(source: str | Path, label: str | None, features: int | None) -> RawData:
+def _open_stream(source: str | Path, label: str | None, features: int | None, image_format: ImageFormat) -> RawData:
     if _is_named(source):
         raise ValueError(f"stream=True reads files and folders of images, and {source!r} is none of them; leave it out")
     if features is not None:
         raise ValueError(f"features={features} is an option of sparse tables, which cannot be streamed; leave it out")
-    return open_stream(Path(source), label)
+    return open_stream(Path(source), label, image_format)
 
 
-def _read(source: str | Path, label: str | None, size: int | None, seed: int, features: int | None) -> RawData:
+def _read(
+    source: str | Path,
+    label: str | None,
+    size: int | None,
+    seed: int,
+    features: int | None,
+    image_format: ImageFormat,
+) -> RawData:
     if isinstance(source, Path):
-        return read(source, label, features)
+        return read(source, label, features, image_format)
     if not isinstance(source, str):
         raise TypeError(f"expected the name of a data set or a path, got {type(source).__name__}")
     if source.startswith("openml:"):
@@ -285,7 +316,7 @@ def _read(source: str | Path, label: str | None, size: int | None, seed: int, fe
     if source in NAMED:
         return NAMED[source]()
     if looks_like_file(source) or Path(source).exists():
-        return read(Path(source), label, features)
+        return read(Path(source), label, features, image_format)
     near = difflib.get_close_matches(source, [*TOY, *NAMED])
     raise ValueError(
         f"there is no data set {source!r}{', perhaps ' + ' or '.join(map(repr, near)) if near else ''}. "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ppgen.data.checks import check
+from ppgen.data.image_format import AS_STORED, ImageFormat
 from ppgen.data.images import list_images, read_pixels
 from ppgen.data.labels import encode_labels, row_number
 from ppgen.data.raw import RawData, from_array
@@ -22,12 +23,13 @@ __all__ = ["CACHE_BYTES", "open_stream"]
 CACHE_BYTES = 2**26  # of a Parquet file's row groups that are held in memory, unless one alone is larger
 
 
-def open_stream(path: Path, label: str | None) -> RawData:
+def open_stream(path: Path, label: str | None, image_format: ImageFormat = AS_STORED) -> RawData:
     """Opens a file or a folder of images; x is a `StreamedArray`, and only labels are read.
 
     Args:
         path: a file .npy or .parquet, or a folder of images.
         label: the column of labels, for Parquet files only.
+        image_format: the format of images, for folders only: arrays are converted when they are read.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -41,7 +43,7 @@ def open_stream(path: Path, label: str | None) -> RawData:
         raise ValueError(f"label={label!r} names a column of a table, and {path} is none; leave it out")
     if path.is_dir():
         files, y, names = list_images(path)
-        images: Any = ImageFiles(files)
+        images: Any = ImageFiles(files, image_format)
         return RawData(images, y, None, names, 256)
     if path.suffix.lower() == ".npy":
         rows: Any = MappedFile(path)
@@ -92,17 +94,18 @@ class ImageFiles(StreamedArray):
 
     Args:
         files: their files.
+        image_format: the format to which each image is brought.
     """
 
-    def __init__(self, files: list[Path]) -> None:
-        self.files, first = files, read_pixels(files[0])
+    def __init__(self, files: list[Path], image_format: ImageFormat) -> None:
+        self.files, self.image_format, first = files, image_format, read_pixels(files[0], image_format)
         self.shape, self.dtype = (len(files), *first.shape), first.dtype
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """The images of these numbers."""
         x = np.empty((len(rows), *self.shape[1:]), np.uint8)
         for i, row in enumerate(rows):
-            x[i] = read_pixels(self.files[row], like=(self.files[0], self.shape[1:]))
+            x[i] = read_pixels(self.files[row], self.image_format, like=(self.files[0], self.shape[1:]))
         return x
 
 
