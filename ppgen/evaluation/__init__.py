@@ -13,6 +13,7 @@ from ppgen.evaluation.coverage import (
 )
 from ppgen.evaluation.domains import AdaptationRisk, adaptation_risk, feature_spread, features_collapsed
 from ppgen.evaluation.estimate import estimate
+from ppgen.evaluation.image_features import ImageFeatures, train_image_features
 from ppgen.evaluation.labels import Agreement, label_agreement
 from ppgen.evaluation.pyramid import PyramidDistance, laplacian_pyramid, pyramid_distance, pyramid_noise
 from ppgen.evaluation.two_sample import TwoSample, classifier_test, energy_test, ks_test, mmd_test
@@ -23,6 +24,7 @@ __all__ = [
     "Agreement",
     "BaseSpaceTest",
     "Coverage",
+    "ImageFeatures",
     "Label",
     "ModeCoverage",
     "PyramidDistance",
@@ -44,6 +46,7 @@ __all__ = [
     "mode_coverage",
     "pyramid_distance",
     "pyramid_noise",
+    "train_image_features",
     "transfer_scores",
     "uncovered_data",
 ]
