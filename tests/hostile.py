@@ -1,6 +1,7 @@
 """Bytes that no writer of ppgen wrote, and what may happen when they are read: a result, or a refusal with the name."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -46,3 +47,29 @@ def outcome(read: Callable[[], Any], name: Any) -> Any:
         refusal = error
     assert str(name) in str(refusal), f"{type(refusal).__name__} without the name of the file: {refusal}"
     return None
+
+
+REMOVED = object()
+# what stands in the place of each entry of the metadata of a forged file
+FORGED = [REMOVED, None, "text", -1, 10**15, 10**400, 1.5, True, [], [[1], 2], {"a": {"b": [None]}}]
+
+
+def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The keys of each entry of JSON values, the outer ones first."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from places(value[key], (*path, key))
+
+
+def replaced(value: Any, path: tuple, by: Any) -> Any:
+    """A copy with one entry removed or replaced."""
+    value = copy.deepcopy(value)
+    *outer, last = path
+    inner = value
+    for key in outer:
+        inner = inner[key]
+    if by is REMOVED:
+        del inner[last]
+    else:
+        inner[last] = by
+    return value

@@ -40,10 +40,22 @@ class Domains:
     Attributes:
         source: the source, with labels.
         target: the target; its labels, if any, are for evaluation only, `UNKNOWN` in rows without a label.
+
+    Raises:
+        ValueError: for a source without labels, and rows of different shapes.
     """
 
     source: Data
     target: Data
+
+    def __post_init__(self) -> None:
+        if self.source.y is None or self.source.y.min() < 0:
+            raise ValueError("the source needs labels of all rows")
+        if self.source.event_shape != self.target.event_shape:
+            raise ValueError(
+                f"source and target must have rows of one shape, got {self.source.event_shape} and "
+                f"{self.target.event_shape}"
+            )
 
     @property
     def event_shape(self) -> tuple[int, ...]:

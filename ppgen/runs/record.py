@@ -23,6 +23,7 @@ from ppgen.data import Data, Scaler
 from ppgen.data.origin import Origin
 from ppgen.infer.checkpoint_file import CheckpointError, read, with_prefix, write
 from ppgen.runs.folder import RECORD
+from ppgen.runs.stored import ORIGIN, SPLITS, check_part, check_record
 
 __all__ = ["KEPT_ROWS", "KeptData", "Record"]
 
@@ -91,16 +92,19 @@ class KeptData:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> KeptData:
-        """What `to_tensors` returned."""
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        """What `to_tensors` returned, and `check_record` has checked.
+
+        Raises:
+            ValueError: If the tensors are not those that the metadata describe.
+        """
+        arrays = {name: _array(name, tensor) for name, tensor in tensors.items()}
+        check_part(arrays, metadata)
         fields = {name: metadata[name] for name in FIELDS}
         for name in ("columns", "label_names"):
-            fields[name] = None if fields[name] is None else tuple(map(str, fields[name]))
+            fields[name] = None if fields[name] is None else tuple(fields[name])
         scaler = Scaler(arrays["shift"], arrays["scale"])
-        origins = tuple(Origin(**origin) for origin in metadata["origins"])
+        origins = tuple(Origin(**{name: origin[name] for name in ORIGIN}) for origin in metadata["origins"])
         rows = _ranges(metadata["kept"])
-        if scaler.shift.shape != arrays["x"].shape[1:] or sum(map(len, rows.values())) != len(arrays["x"]):
-            raise ValueError("the kept rows do not match the scaler and the splits")
         kept = Data(x=arrays["x"], y=arrays.get("y"), rows=rows, scaler=scaler, origins=origins, **fields)
         return cls(kept, {name: arrays[f"splits/{name}"] for name in rows})
 
@@ -162,11 +166,11 @@ class Record:
                 f"version reads {FORMAT!r}); train the run again, or read it with the version that wrote it"
             )
         try:
-            about = metadata["parts"]
-            parts = {k: KeptData.from_tensors(with_prefix(tensors, k), about[k]) for k in about}
-            return cls(parts, int(metadata["seed"]), int(metadata["threads"]), dict(metadata["versions"]))
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: not a whole record of a run ({error}); train the run again") from error
+            check_record(metadata)
+            parts = {k: KeptData.from_tensors(with_prefix(tensors, k), about) for k, about in metadata["parts"].items()}
+        except ValueError as error:
+            raise CheckpointError(f"{path}: not a whole record of a run: {error}; train the run again") from error
+        return cls(parts, metadata["seed"], metadata["threads"], metadata["versions"])
 
     def origins(self) -> Iterator[Origin]:
         """Where all rows come from."""
@@ -174,9 +178,15 @@ class Record:
             yield from part.kept.origins
 
     def locate(self, source: str | None) -> str | None:
-        """Where a source is: at its absolute path if that exists, which does not depend on the working directory."""
+        """Where a source is: at its absolute path if that exists, which does not depend on the working directory.
+
+        A path that does not end in the source is none that `Origin.of` wrote, and leads to another file.
+        """
         for origin in self.origins():
-            if origin.source == source and origin.path is not None and Path(origin.path).exists():
+            if origin.source != source or origin.path is None or source is None:
+                continue
+            path, named = Path(origin.path), Path(source).parts
+            if path.is_absolute() and named and path.parts[-len(named) :] == named and path.exists():
                 return origin.path
         return source
 
@@ -194,8 +204,13 @@ class Record:
 def _ranges(sizes: list[int]) -> dict[str, np.ndarray]:
     """Consecutive row numbers of each split."""
     ends = np.cumsum(sizes)
-    names = ("train", "validation", "test")
-    return {name: np.arange(end - size, end) for name, size, end in zip(names, sizes, ends, strict=True)}
+    return {name: np.arange(end - size, end) for name, size, end in zip(SPLITS, sizes, ends, strict=True)}
+
+
+def _array(name: str, tensor: Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:
+        raise ValueError(f"{name}: {tensor.dtype}, which NumPy does not have")
+    return tensor.numpy()
 
 
 def _versions() -> dict[str, str]:

@@ -20,7 +20,8 @@ from jsonargparse import ArgumentParser
 
 from ppgen.data import Data
 from ppgen.fitting import Fit
-from ppgen.runs.folder import CONFIG, NUMBERS, POSTERIOR, WEIGHTS, read_config
+from ppgen.infer.checkpoint_file import CheckpointError
+from ppgen.runs.folder import CONFIG, NUMBERS, POSTERIOR, RECORD, WEIGHTS, read_config
 from ppgen.runs.methods import METHODS, Method
 from ppgen.runs.options import add_fit_options, add_loss_options, add_model_options, make_loss
 from ppgen.runs.parser import complete_config
@@ -131,16 +132,29 @@ class Run(ABC):
 
     @classmethod
     def read_record(cls, folder: Path, config: dict[str, Any]) -> Record:
-        """Reads what a folder holds of the data. In that of an earlier version it is nothing: they are loaded."""
+        """Reads what a folder holds of the data. In that of an earlier version it is nothing: they are loaded.
+
+        Raises:
+            CheckpointError: If it is damaged, or that of another kind of run.
+        """
         try:
-            return Record.read(folder)
+            record = Record.read(folder)
         except FileNotFoundError:
             sources = ", ".join(cls.sources(config))
             warn_user(
                 f"{folder}: an earlier version of ppgen wrote this folder, without a record of its data. They are read "
                 f"again from {sources}, and if they have changed since, results are wrong: train again to have a record"
             )
-        return Record.of(cls.parts(cls.load_data(config)), config["fit"]["seed"])
+            return Record.of(cls.parts(cls.load_data(config)), config["fit"]["seed"])
+        try:
+            cls.join(config, record.kept)
+        except (LookupError, ValueError) as error:
+            parts = ", ".join(map(repr, record.parts)) or "no data"
+            raise CheckpointError(
+                f"{folder / RECORD}: not the record of a run of {config['method']!r}: it has {parts} ({error}); train "
+                "the run again"
+            ) from error
+        return record
 
     @classmethod
     def read_data(cls, folder: Path, config: dict[str, Any], record: Record, *, changed: bool = False) -> Any:

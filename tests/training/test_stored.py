@@ -1,14 +1,12 @@
 """Forged files of fits and checkpoints, with a right digest: each is refused by name, or read as what it says."""
 
-import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hostile import MANY_MUTATIONS, MUTATIONS, hostile_bytes, outcome
+from hostile import FORGED, MANY_MUTATIONS, MUTATIONS, hostile_bytes, outcome, places, replaced
 from hypothesis import given
 from stored_run import STORED, fit, guide, model
 
@@ -17,8 +15,6 @@ from ppgen.infer.checkpoint_file import CheckpointError, read, write
 from ppgen.training.checkpoint import read_position
 
 FILES = {"fit": STORED / "fit_2.safetensors", "run": STORED / "run_3.safetensors"}
-REMOVED = object()
-FORGED = [REMOVED, None, "text", -1, 10**15, 10**400, 1.5, True, [], [[1], 2], {"a": {"b": [None]}}]
 
 
 def load(path: Path) -> Any:
@@ -35,27 +31,6 @@ def refusal(path: Path) -> str | None:
     except (ValueError, LookupError) as error:
         return str(error)
     return None
-
-
-def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The keys of each entry of JSON values, the outer ones first."""
-    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        yield (*path, key)
-        yield from places(value[key], (*path, key))
-
-
-def replaced(value: Any, path: tuple, by: Any) -> Any:
-    """A copy with one entry removed or replaced."""
-    value = copy.deepcopy(value)
-    *outer, last = path
-    inner = value
-    for key in outer:
-        inner = inner[key]
-    if by is REMOVED:
-        del inner[last]
-    else:
-        inner[last] = by
-    return value
 
 
 PLACES = [(kind, place) for kind, file in FILES.items() for place in places(read(file)[1])]
