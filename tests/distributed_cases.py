@@ -202,6 +202,45 @@ def run(
     }
 
 
+def steps_that_fail(rank: int, how: str, **options: Any) -> dict:
+    """A run among several ranks in which rank 1 alone fails for its numbers.
+
+    Args:
+        rank: the number of this process.
+        how: "data" for rows of NaN in its share, "error" for an error of a matrix in its program, "weights" for weights
+            of NaN, from which all ranks go back.
+        **options: arguments of `ppgen.fit`.
+    """
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    vae, failing = models.VAE((3,), latent_dim=2, hidden=(5,)), [False]
+    vae.register_buffer("counts", torch.zeros(()))
+
+    def model(x: Tensor) -> None:
+        vae.counts.add_(1.0)
+        if failing[0]:
+            torch.linalg.cholesky(x.new_zeros(2, 2))
+        vae.model(x)
+
+    def begin(step: Any) -> None:
+        bad = rank == 1 and step.number + 1 in (4, 8)
+        failing[0] = bad and how == "error"
+        if bad and how == "data":
+            svi, update = step.svi, step.svi.update
+            svi.update = lambda x: (update(x.index_fill(0, torch.tensor([1]), torch.nan)), delattr(svi, "update"))[0]
+        if how == "weights" and step.number == 5:
+            next(iter(step.svi.optimizer.parameters.values())).data.fill_(torch.nan)
+        seen.append((bool(step.svi.taken), float(vae.counts)))
+
+    seen: list[tuple[bool, float]] = []
+    chosen = {"steps": 16, "progress": False, "callbacks": [begin]} | options
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (chain,) = ppgen.fit(model, vae.guide, data(), **chosen).chains
+    messages = [str(warning.message) for warning in caught]
+    return {"weights": chain.weights, "skipped": chain.skipped, "seen": seen, "told": messages, "by": chain.compiled}
+
+
 # Processes
 
 
@@ -357,6 +396,10 @@ def behaviors(rank: int, size: int, folder: Path) -> dict[str, Any]:
         run("vae", steps=3, by_rows=False, callbacks=[lambda step: seen.append(float(torch.rand(())))])
         results["stream"] = seen
         run("flow", steps=10, checkpoint=folder / "flow", callbacks=[stop])
+        results["failing"] = {
+            (how, compile): steps_that_fail(rank, how, compile=compile)
+            for how, compile in itertools.product(("data", "error", "weights"), (False, True))
+        }
         for message, programs in refused().items():
             try:
                 ppgen.fit(**programs, data=data(), progress=False)

@@ -135,6 +135,9 @@ def attempt(step: Callable[[bool], T], device: torch.device) -> T:
         except Exception:
             raise error from None  # the checks of distributions were not its cause
         raise NumericalFailure(result) from error
+    except Exception:
+        before.restore()  # as the run before the step can go on, where memory was not enough
+        raise
 
 
 class FiniteSteps:
@@ -148,7 +151,7 @@ class FiniteSteps:
 
     Attributes:
         taken: whether the last step was taken, a boolean scalar.
-        failure: the last error of a step that failed for its numbers.
+        failure: the error of the last step, if it failed for its numbers.
     """
 
     def __init__(
@@ -174,8 +177,10 @@ class FiniteSteps:
             of later ones are NaN.
         """
         steps = [*critic_steps, program_step]
+        self.failure = before = None
         if self.several:
             self._rollback.save(tensor for optimizer in self.critics for tensor in optimizer.tensors())
+            before = RandomState(self.taken.device)
         taken, values = False, []
         try:
             for part, step in enumerate(steps):
@@ -184,6 +189,10 @@ class FiniteSteps:
                 if part + 1 < len(steps) and not self.taken:  # waits for a GPU
                     break
             taken = not self.several or bool(self.taken)
+        except Exception:
+            if before is not None:
+                before.restore()
+            raise
         finally:
             if self.several:
                 self._rollback.settle(taken=taken)

@@ -38,7 +38,12 @@ class ReplicatedStep:
         ranks: the ranks.
         compile: as for `CompiledStep`.
         steps: as for `CompiledStep`.
+
+    Attributes:
+        failure: the error of this rank in the last step, if it failed for its numbers; no rank takes the step then.
     """
+
+    failure: BaseException | None = None
 
     def __init__(
         self,
@@ -82,12 +87,14 @@ class ReplicatedStep:
     def __call__(self, args: tuple, kwargs: dict) -> Values:
         """Takes one step on this rank's rows and returns the terms of the global batch by name, detached."""
         before = _joined(self.ranks.buffers, self._flat) if self.ranks.buffers else None
+        self.failure = None
         if self.ranks.rows:
             try:
                 self.gradient_step((args, self.ranks.whole), kwargs)
             except NUMERICAL_ERRORS as error:
+                self.failure = error.__cause__ or error
                 if self._flat is None:
-                    raise (error.__cause__ or error) from None
+                    raise self.failure from None
                 self._flat.fill_(torch.nan)  # and so is the sum, which no rank takes
         elif self._flat is None:
             raise ValueError(

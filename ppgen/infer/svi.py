@@ -236,6 +236,12 @@ class SVI:
         """Whether the last step was taken, a boolean scalar; reading it waits for a GPU."""
         return TAKEN if self.finite_steps is None else self.finite_steps.taken
 
+    @property
+    def failure(self) -> BaseException | None:
+        """The error for which the last step was skipped, if it was one of this process."""
+        parts = [self.finite_steps, self.compiled_step, *self.critic_steps]
+        return next((error for part in parts if (error := getattr(part, "failure", None)) is not None), None)
+
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The loss on a batch without gradients; modules keep their training modes, and no parameter changes.
 

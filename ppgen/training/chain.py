@@ -18,7 +18,7 @@ from ppgen.training.callbacks import TrainingStep
 from ppgen.training.checkpoint import Checkpoint
 from ppgen.training.interrupt import InterruptHandler
 from ppgen.training.loading import AnyBatches
-from ppgen.training.memory import is_out_of_memory, memory_advice
+from ppgen.training.memory import is_out_of_memory, memory_error
 from ppgen.training.monitor import NonFiniteError, TrainingMonitor
 from ppgen.training.nonfinite import find_nonfinite
 from ppgen.training.options import Loss, TrainingOptions
@@ -66,6 +66,8 @@ class ChainTrainer:
     interrupt: InterruptHandler = field(init=False)
 
     def __post_init__(self) -> None:
+        self._told = self._validating = False  # of a bad step; whether the loss on held-out data is being computed
+        self._rows: int | None = None  # of the last batch
         self.interrupt = InterruptHandler(saves=self.checkpoint.files is not None)
 
     def train(self, number: int, svi: SVI) -> Chain:
@@ -85,7 +87,7 @@ class ChainTrainer:
         monitor = TrainingMonitor(
             self.state, ema=self.options.ema, patience=self.options.patience, optimizers=lambda: svi.optimizers
         )
-        self._told = False
+        self._told = self._validating = False
         svi.buffers = list(self.state.buffers.values())
         self.checkpoint.begin_chain(svi, monitor)
         if self.growth is not None and monitor.steps:
@@ -110,7 +112,10 @@ class ChainTrainer:
                 self._report_memory(error, number, svi, monitor)
             raise
         else:
-            monitor.finish()
+            if bad := monitor.finish():
+                failed = not interrupted
+                warn_user(f"{', '.join(bad[:3])} not finite after step {monitor.steps}; the weights are those of step "
+                          f"{monitor.best_step}")  # fmt: skip
         if (skipped := monitor.recovery.skipped) > 1:
             warn_user(f"{skipped} of {monitor.steps} steps were skipped, since they were not finite")
         if self.growth is not None:
@@ -147,8 +152,10 @@ class ChainTrainer:
                 last = i == self.total
                 if self.growth is not None and (stage_steps := self.growth.advance_to(i)):
                     svi.recompile(stage_steps)
-                self.ranks.begin_step(len(batch[0]) if batch else None, self.batches.global_rows(i - 1))
+                self._rows = len(batch[0]) if batch else None
+                self.ranks.begin_step(self._rows, self.batches.global_rows(i - 1))
                 values = svi.update(*batch)
+                self.checkpoint.position = self.batches.position
                 if not svi.trainable:
                     raise ValueError(f"fit: {UNTRAINABLE}")
                 monitor.record(values, svi.adversarial_metrics, svi.taken)
@@ -209,9 +216,8 @@ class ChainTrainer:
         saved = self.checkpoint.files is not None and monitor.steps > 0 and self.ranks.size == 1
         if saved:
             self._write_checkpoint(number, svi, monitor)
-        kind = next(kind for kind in (torch.OutOfMemoryError, MemoryError, RuntimeError) if isinstance(error, kind))
-        rows = self.batches.global_rows(monitor.steps)
-        raise kind(memory_advice(monitor.steps + 1, rows, checkpoint=saved)) from error
+        what = f"validation after step {monitor.steps}" if self._validating else f"step {monitor.steps + 1}"
+        raise memory_error(error, what, self._rows, checkpoint=saved) from error
 
     def _progress(self, number: int, steps: int) -> ProgressReport:
         chains = self.options.num_chains
@@ -225,14 +231,17 @@ class ChainTrainer:
         """The loss on held-out data, in eval mode: the mean over their batches, weighted by rows."""
         assert self.held_out is not None
         losses, rows = [], []
+        self._validating = True
         with torch.random.fork_rng(), EvalMode():
             torch.manual_seed(self.ranks.seed(0))  # the same numbers every time, so that validations compare
             for i, batch in enumerate(self.held_out.epoch(0)):
                 rows.append(self.held_out.global_rows(i))
-                self.ranks.see(len(batch[0]), rows[-1])
+                self._rows = len(batch[0])
+                self.ranks.see(self._rows, rows[-1])
                 with self.ranks.shard():
                     loss = _loss(svi, batch) if len(batch[0]) else 0.0
                 losses.append(self.ranks.mean(loss, len(batch[0]), rows[-1]))
+        self._validating = False
         return losses[0] if len(losses) == 1 else float(np.average(losses, weights=rows))
 
     def _write_checkpoint(self, number: int, svi: SVI, monitor: TrainingMonitor) -> None:
@@ -244,7 +253,6 @@ class ChainTrainer:
         for callback in self.options.callbacks:
             if callable(flush := getattr(callback, "flush", None)):
                 flush()
-        self.checkpoint.position = self.batches.position
         self.checkpoint.write(number, svi, monitor, random)
 
     def _warn_of_late_parameters(self, svi: SVI) -> None:

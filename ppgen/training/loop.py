@@ -20,6 +20,7 @@ from ppgen.tracing.sites import Program
 from ppgen.training.chain import ChainTrainer
 from ppgen.training.checkpoint import SAMPLE_ROWS, Checkpoint, read_ranks
 from ppgen.training.loading import AnyBatches, Loading
+from ppgen.training.memory import memory_advice
 from ppgen.training.options import Loss, TrainingOptions
 from ppgen.training.progressive import GrowthController
 from ppgen.training.result import Chain, Fitted
@@ -55,11 +56,12 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     with scope.open(), torch.random.fork_rng():
         torch.manual_seed(options.seed)  # lazy autoguides, and functions in pyro.param, may draw initial values
         example, whole = batches.first(), batches.first(whole=True)
-        ranks.plates = row_plates(model, guide, whole, example)
-        critics = build_critics(loss, model, guide, whole)
-        for critic in critics.values() if options.device is not None else ():
-            critic.to(options.device)
-        state = ProgramState.from_programs(model, guide, example, critics=critics)
+        with memory_advice("a first run of the programs", len(whole[0]) if whole else None):
+            ranks.plates = row_plates(model, guide, whole, example)
+            critics = build_critics(loss, model, guide, whole)
+            for critic in critics.values() if options.device is not None else ():
+                critic.to(options.device)
+            state = ProgramState.from_programs(model, guide, example, critics=critics)
         growth = None if options.growth is None else GrowthController(options.growth, state.modules, total)
         ranks.buffers = list({id(b): b for b in state.buffers.values() if b.is_floating_point() and b.numel()}.values())
         description = _describe(options, loss, batches, held_out, total)

@@ -189,22 +189,26 @@ class TrainingMonitor:
         """The time that the chain has trained, in seconds."""
         return time.perf_counter() - self._start_time
 
-    def finish(self) -> None:
+    def finish(self) -> list[str]:
         """Puts into the programs the weights that the chain ends with.
 
         They are the best ones on validation data if there is a `patience`; else those that were kept, if the chain
-        failed; else the averaged ones if there is an average.
+        failed or its last ones are not finite; else the averaged ones if there is an average.
+
+        Returns:
+            The names of the parameters for whose values the chain does not end with the last weights.
         """
         self.best_step = self.steps
         if self.patience is not None and self._best_weights is not None:
             self.best_step = self._best
             restore(self.state.tensors, self._best_weights)
-            return
-        if self._failed or self.recovery.bad_parameters():
+            return []
+        if (bad := self.recovery.bad_parameters()) or self._failed:
             self.best_step = self.recovery.step
             self.recovery.go_back()
         if self._average is not None:
             restore(self.state.tensors, self._average)
+        return bad
 
     def summary(self, last: int) -> str:
         """The mean loss and the mean loss of each critic over the last steps, and the last validation loss.

@@ -27,13 +27,15 @@ def find_nonfinite(svi: SVI, batch: tuple[Tensor, ...]) -> str:
     Returns:
         One clause, for a message.
     """
+    if not svi.ranks.rows:
+        return "this rank had no rows"
     rollback = Rollback(svi.buffers or [])
     rollback.save()
     try:
         with one_at_a_time, torch.random.fork_rng(), validation(False):
             return (_bad_parameters(svi) or _bad_site(svi, batch) or _bad_gradient(svi, batch)) + _bad_data(batch)
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return _in_words(error)
     finally:
         rollback.settle(taken=False)
 
@@ -77,7 +79,13 @@ def _bad_gradient(svi: SVI, batch: tuple[Tensor, ...]) -> str:
         leaf.grad = None  # of a loss that runs backward itself
     if bad:
         return f"the gradient of {', '.join(bad[:3])} is not finite"
-    return "with other random numbers all sites and gradients are finite"
+    if svi.failure is not None:
+        return _in_words(svi.failure)
+    return f"with other random numbers all sites and gradients are finite{' on this rank' * (svi.ranks.size > 1)}"
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__.lstrip('_')}: {str(error).strip().splitlines()[0]}"
 
 
 def _finite(value: Tensor) -> bool:

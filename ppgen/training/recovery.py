@@ -98,12 +98,20 @@ class Recovery:
         """Puts the kept values into the programs, averages and optimizers, which then learn at smaller rates."""
         with torch.no_grad():
             for name, tensor in self._tensors().items():
-                if name in self._good.tensors:  # others are of parameters that appeared later
+                if name in self._good.tensors:
                     tensor.copy_(self._good.tensors[name])
         self._waits = False
-        for optimizer in self._optimizers():
+        for i, optimizer in enumerate(self._optimizers()):
+            self._forget_later_states(i, optimizer)
             optimizer.scale_rates(RATE_FACTOR)
         self.in_a_row, self.returns = 0, self.returns + 1
+
+    def _forget_later_states(self, number: int, optimizer: ParameterOptimizer) -> None:
+        """Removes the states of parameters that had none when weights were kept, as those of layers that grew later."""
+        kept = {name.rpartition("/")[0] for name in self._good.tensors}
+        for j, leaf in enumerate(optimizer.parameters.values()):
+            if optimizer.torch_optimizer is not None and f"{number}/{j}" not in kept:
+                optimizer.torch_optimizer.state.pop(leaf, None)
 
     def bad_parameters(self) -> list[str]:
         """The names of the trained parameters that are not finite, as after an update that overflows."""
@@ -134,9 +142,9 @@ class Recovery:
         self.in_a_row, waits_since = metadata.get("in_a_row", 0), metadata.get("next", 0)
         self._good.step = metadata.get("step", step)
         self._copy(self._good, self._good.step)
-        with torch.no_grad():
-            for name, value in tensors.items():
-                self._good.tensors[name].copy_(value)
+        if tensors:
+            like = self._good.tensors
+            self._good.tensors = {name: like[name].copy_(value) for name, value in tensors.items()}
         self._waits = bool(waits_since)
         if self._waits:
             self._copy(self._next, waits_since)
@@ -152,10 +160,8 @@ class Recovery:
 
     def _copy(self, kept: _Kept, step: int) -> None:
         """Copies the current values, into memory that is there where it fits."""
-        kept.step = step
+        old, kept.step, kept.tensors = kept.tensors, step, {}
         for name, tensor in self._tensors().items():
-            held = kept.tensors.get(name)
-            if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-                kept.tensors[name] = tensor.detach().clone()
-            else:
-                held.copy_(tensor.detach())
+            held = old.get(name)
+            fits = held is not None and held.shape == tensor.shape and held.dtype == tensor.dtype
+            kept.tensors[name] = held.copy_(tensor.detach()) if held is not None and fits else tensor.detach().clone()

@@ -158,6 +158,24 @@ def test_a_run_resumes_on_another_number_of_ranks_and_says_so(behaviors):
     assert any("written by 2 ranks, and resumed by 1: global batches stay the same" in text for text in messages)
 
 
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(("how", "bad"), [("data", [4, 8]), ("error", [4, 8]), ("weights", [6, 7, 8, 9, 10])])
+def test_a_step_that_fails_for_the_numbers_of_one_rank_is_skipped_by_all(behaviors, how, bad, compile):
+    """The model counts its runs in a buffer, which goes back with the step."""
+    first, second = (result["failing"][how, compile] for result in behaviors)
+    for run in (first, second):
+        assert [number for number, (taken, _) in enumerate(run["seen"], 1) if not taken] == bad
+        assert run["skipped"] == len(bad)
+        assert ("compiled at" in run["by"]) == compile
+    assert first["weights"].keys() == second["weights"].keys()
+    assert all(torch.equal(second["weights"][name], weight) for name, weight in first["weights"].items())
+    assert all(weight.isfinite().all() for weight in first["weights"].values())
+    if how != "weights":
+        assert "all sites and gradients are finite on this rank" in first["told"][0]
+    if how == "error":
+        assert "the step is skipped: LinAlgError: linalg.cholesky: " in second["told"][0]
+
+
 def test_each_rank_has_a_random_stream_of_its_own(behaviors):
     first, second = (result["stream"] for result in behaviors)
     assert not set(first) & set(second)

@@ -46,6 +46,18 @@ def batch_norm() -> tuple:
     return model, lambda x: None, ppgen.ELBO(), torch.randn(16, 3)
 
 
+def flow() -> tuple:
+    module = ppgen.models.FlowModel((3,), flow="realnvp", layers=2, hidden=(6,))
+    return module.model, module.guide, ppgen.ELBO(), torch.randn(16, 3)
+
+
+def dann() -> tuple:
+    """A loss with a critic of a latent, of a program with labels and domains."""
+    module, x, d = ppgen.models.DANN((3,), 2, latent_dim=4, hidden=(5,)), torch.randn(16, 3), torch.arange(16) % 2
+    y = torch.where(d == 0, (x[:, 0] > 0).long(), ppgen.models.UNKNOWN)
+    return module.model, module.guide, ppgen.losses.recipes.dann(hidden=(6,), alpha=1.0), x, y, d
+
+
 def adversarial(name: str) -> tuple:
     if name in ("aae", "vae_gan", "several"):  # their reconstructions need a density
         pair = gaussian_pair()
@@ -58,6 +70,8 @@ PROGRAMS: dict[str, Callable[[], tuple]] = {
     "VAE": vae,
     "global latents": global_latents,
     "batch norm": batch_norm,
+    "flow": flow,
+    "DANN": dann,
     **{name: functools.partial(adversarial, name) for name in ADVERSARIAL_LOSSES},
 }
 
@@ -76,16 +90,16 @@ def same(before: list[Tensor], after: list[Tensor]) -> bool:
 def check(build: Callable[[], tuple], compile: bool) -> Any:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    model, guide, loss, x = build()
-    build_critics(loss, model, guide, (x,))
+    model, guide, loss, x, *others = build()
+    build_critics(loss, model, guide, (x, *others))
     svi = ppgen.SVI(model, guide, ADAM, loss, compile=compile, skip_nonfinite=True)
     for _ in range(5):
-        svi.update(x)
+        svi.update(x, *others)
     before = tensors(svi)
-    svi.update(x.clone().index_fill(0, torch.tensor([1]), torch.nan))
+    svi.update(x.clone().index_fill(0, torch.tensor([1]), torch.nan), *others)
     assert not svi.taken
     assert same(before, tensors(svi))
-    svi.update(x)
+    svi.update(x, *others)
     assert svi.taken
     after = tensors(svi)
     assert not same(before, after)
