@@ -1,3 +1,4 @@
+from .augmentation import Augmented as Augmented
 from .checks import check as check
 from .dataset import Data as Data
 from .dataset import Split as Split

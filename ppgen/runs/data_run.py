@@ -47,6 +47,9 @@ class DataRun(Run):
         parser.add_argument("source", type=str, help=SOURCE_HELP)
         parser.add_argument("--conditional", type=bool, default=False, help="condition the model on the labels")
         add_data_options(parser)
+        parser.add_argument("--augment.flip", type=bool, default=False, help="mirror half of the training images")
+        shift = "the most pixels by which training images are shifted along each side"
+        parser.add_argument("--augment.shift", type=int, default=0, help=shift)
         super().add_arguments(parser, method)
 
     @classmethod
@@ -101,6 +104,20 @@ class DataRun(Run):
         arrays: tuple[Any, ...] = (part.x, part.y) if config["conditional"] else (part.x,)
         rows: Any = tuple(a if isinstance(a, datasets.StreamedArray) else torch.as_tensor(a) for a in arrays)
         return rows
+
+    @classmethod
+    def fitted_data(cls, config: dict[str, Any], data: datasets.Data) -> Any:
+        """The training rows, augmented if the configuration says so.
+
+        Raises:
+            ValueError: If data other than images are to be augmented, or all rows are one batch.
+        """
+        augment = config.get("augment") or {}
+        if not any(augment.values()):
+            return super().fitted_data(config, data)
+        if config["fit"]["batch_size"] is None:
+            raise ValueError("--augment: images are augmented batch by batch; give --fit.batch_size")
+        return datasets.Augmented(data, labels=config["conditional"], **augment)
 
     @property
     def described(self) -> datasets.Data:

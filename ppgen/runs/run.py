@@ -206,6 +206,11 @@ class Run(ABC):
         """A split, "train", "validation" or "test", as the arguments of the programs."""
 
     @classmethod
+    def fitted_data(cls, config: dict[str, Any], data: Any) -> Any:
+        """What `ppgen.fit` is given: the training rows, or None for programs without data."""
+        return cls.rows(config, data, "train") or None
+
+    @classmethod
     def make_loss(cls, config: dict[str, Any]) -> Any:
         """Makes the objective that the configuration describes."""
         return make_loss(method_of(config).recipe_function(), config["loss"], **cls.loss_arguments(config))

@@ -39,6 +39,7 @@ from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["continued", "resume", "train"]
 
+LEAST_DRAWS = 25  # of a stored posterior, as `Fit.to_arviz` expects
 CHECKED_ROWS = 1024  # of the training data, by the model before there is a run folder; `fit` checks all
 
 
@@ -64,9 +65,12 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
         ValueError: For options or data that the method does not accept.
     """
     kind = method_of(config).run_class()
+    if 0 < (draws := config.get("draws", 0)) < LEAST_DRAWS:
+        raise ValueError(f"--draws {draws}: a posterior has at least {LEAST_DRAWS} draws for each chain, or 0 for none")
     data = kind.load_data(config) if start is None else start.data
     model = kind.make_model(config, data)
     rows = kind.rows(config, data, "train")
+    kind.fitted_data(config, data)  # options that the data do not allow
     model.check(*(torch.as_tensor(part[:CHECKED_ROWS]) for part in rows))  # before there is a folder
     folder = Path(out)
     first = Ranks().first
@@ -200,7 +204,7 @@ def _fit_and_evaluate(
         fitted = fit(
             model.model,
             model.guide,
-            rows or None,
+            kind.fitted_data(config, data),
             loss=loss,
             optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
             validation=validation if validation and len(validation[0]) else None,

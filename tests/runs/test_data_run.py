@@ -8,10 +8,12 @@ import pytest
 import torch
 import yaml
 
+from ppgen.diagnostics.arviz import MIN_DRAWS
 from ppgen.runs.cli import main
 from ppgen.runs.data_run import DataRun
 from ppgen.runs.methods import METHODS
 from ppgen.runs.run import Run
+from ppgen.runs.training import LEAST_DRAWS
 
 EACH_MODEL = ("ae", "vae", "gan", "ali", "maf", "edm", "ot_fm")  # a method of each model
 
@@ -60,6 +62,12 @@ def test_the_posterior_of_a_run_is_diagnosed(name, message, quick, capsys):
     assert main(["train", name, "moons", *quick, "--out", "run"]) == 0
     assert main(["diagnose", "run", "--draws", "50"]) == 0
     assert message in capsys.readouterr().out
+
+
+def test_too_few_posterior_draws_are_refused_before_the_training(quick, capsys):
+    assert LEAST_DRAWS == MIN_DRAWS
+    assert main(["train", "vae", "moons", *quick, "--draws", "10"]) == 2
+    assert "--draws 10: a posterior has at least 25 draws for each chain, or 0 for none" in capsys.readouterr().err
 
 
 def test_a_diffusion_model_has_no_posterior_to_diagnose(quick, capsys):
@@ -177,3 +185,23 @@ def test_a_run_of_another_kind_is_refused(quick):
     assert main(["train", "ae", "moons", *quick, "--out", "run"]) == 0
     with pytest.raises(TypeError, match="expected a EnergyRun, got a run of 'ae': DataRun"):
         EnergyRun.load("run")
+
+
+def test_training_images_are_augmented(quick, tmp_path):
+    """The first batch is that of `Augmented`; the split, the evaluation and the stored rows are those of the images."""
+    augment = ["--augment.flip", "true", "--augment.shift", "1", "--conditional", "true", "--fit.batch_size", "32"]
+    assert main(["train", "vae", "digits", *quick, *augment, "--out", "run"]) == 0
+    assert (
+        main(["train", "vae", "digits", *quick, "--conditional", "true", "--fit.batch_size", "32", "--out", "b"]) == 0
+    )
+    augmented, plain = Run.load("run"), Run.load("b")
+    assert augmented.config["augment"] == {"flip": True, "shift": 1}
+    assert np.array_equal(augmented.data.train.x, plain.data.train.x)
+    assert (augmented.fit.history["loss"] != plain.fit.history["loss"]).all()
+
+
+def test_only_images_in_batches_are_augmented(quick, capsys):
+    assert main(["train", "vae", "moons", *quick, "--augment.flip", "true"]) == 2
+    assert "moons: flip and shift are of images" in capsys.readouterr().err
+    assert main(["train", "vae", "digits", *quick, "--augment.flip", "true", "--fit.batch_size", "null"]) == 2
+    assert "give --fit.batch_size" in capsys.readouterr().err
