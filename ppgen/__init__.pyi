@@ -15,6 +15,7 @@ from . import (
     testing,
     tracing,
     training,
+    tuning,
     utils,
 )
 from .fitting import Fit, fit
@@ -71,6 +72,7 @@ __all__ = [
     "testing",
     "tracing",
     "training",
+    "tuning",
     "utils",
     "views",
 ]

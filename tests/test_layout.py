@@ -33,6 +33,7 @@ LAYERS = [
     "diagnostics",
     "report",
     "fitting",
+    "tuning",
     "testing",
     "runs",
 ]
@@ -69,7 +70,7 @@ def imported_modules(path: Path) -> set[str]:
     return {name if name in MODULES else name.rpartition(".")[0] for name in own} - {module_of(path)}
 
 
-def test_the_root_holds_packages_and_fitting():
+def test_the_root_holds_packages_fitting_and_tuning():
     found = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert found - {"__pycache__", "__init__", "__main__"} == set(LAYERS)
 

@@ -23,6 +23,11 @@ is wrong:
                                [0, log(m - 1)] nats: each row has many neighbors of the same prediction. Fewer predicted
                                classes have a better score, one class the best (Saito et al. 2021,
                                https://arxiv.org/abs/2108.10860)
+    cluster_agreement          AMI(predicted labels, K clusters of h / |h| by k-means), the adjusted mutual information,
+                               0 if independent and 1 if the same: classes are clusters of the features. It does
+                               not depend on how sure predictions are, so that it compares losses of different kinds. It
+                               fails where classes overlap or have several clusters, and where they are exchanged
+                               (ClassAMI, Musgrave et al. 2022, https://arxiv.org/abs/2208.07360)
     circular_validation        the accuracy in the source of a model that is trained in reverse, on the target with the
                                predicted labels, in [0, 1]. Classes that are exchanged on the way there are exchanged
                                again on the way back, which it does not notice; it costs a second training (Bruzzone &
@@ -39,7 +44,7 @@ import torch
 from torch import Tensor
 
 from ppgen.evaluation.domains import density_ratio
-from ppgen.evaluation.two_sample import flatten_samples
+from ppgen.evaluation.two_sample import flatten_sample, flatten_samples
 from ppgen.models import DANN
 from ppgen.nets import lookup
 
@@ -57,7 +62,7 @@ class TransferPredictions:
         source: The class probabilities (n, K) in the source.
         labels: The labels (n,) of the source.
         target: The class probabilities (m, K) in the target.
-        source_features: Features (n, width) of the source; only the scores by density ratios need features.
+        source_features: Features (n, width) of the source; scores by density ratios and clusters need features.
         target_features: Features (m, width) of the target.
         reverse: For `circular_validation`, the labels (n,) that a model trained in reverse predicts in the source.
 
@@ -138,6 +143,7 @@ def transfer_scores(predictions: TransferPredictions, scorers: Sequence[str] | N
     """
     if scorers is None:
         lacking = set() if predictions.source_features is not None else {"importance_weighted", DEV}
+        lacking |= set() if predictions.target_features is not None else {"importance_weighted", DEV, CLUSTERS}
         lacking |= set() if predictions.reverse is not None else {"circular_validation"}
         scorers = [name for name in SCORERS if name not in lacking]
     return {name: lookup(SCORERS, name, option="scorer")(predictions) for name in scorers}
@@ -189,6 +195,21 @@ def _soft_neighborhood_density(p: TransferPredictions) -> float:
     return total / len(q)
 
 
+def _cluster_agreement(p: TransferPredictions) -> float:
+    from sklearn.cluster import KMeans  # late, because it is slow to import
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    if p.target_features is None:
+        raise ValueError(f"{CLUSTERS} needs target_features, got None")
+    h = flatten_sample(p.target_features, "target_features", least=2)
+    h = h / np.linalg.norm(h, axis=1, keepdims=True).clip(np.finfo(float).tiny)
+    labels = p.target.argmax(1)
+    if len(np.unique(labels)) == 1:
+        return 0.0  # one label for all rows; if there is one cluster too, the AMI would be 1
+    clusters = KMeans(min(p.target.shape[1], len(np.unique(h, axis=0))), n_init=3, random_state=0).fit_predict(h)
+    return float(adjusted_mutual_info_score(labels, clusters))
+
+
 def _circular_validation(p: TransferPredictions) -> float:
     if p.reverse is None:
         raise ValueError(
@@ -203,7 +224,7 @@ def _entropies(p: np.ndarray) -> np.ndarray:
     return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0).sum(-1)
 
 
-DEV = "deep_embedded_validation"
+DEV, CLUSTERS = "deep_embedded_validation", "cluster_agreement"
 
 SCORERS: dict[str, Callable[[TransferPredictions], float]] = {
     "importance_weighted": _importance_weighted,
@@ -211,5 +232,6 @@ SCORERS: dict[str, Callable[[TransferPredictions], float]] = {
     "entropy": _entropy,
     "mutual_information": _mutual_information,
     "soft_neighborhood_density": _soft_neighborhood_density,
+    CLUSTERS: _cluster_agreement,
     "circular_validation": _circular_validation,
 }

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from ppgen.data.domains import Domains, load_domains
 from ppgen.data.labels import UNKNOWN
 from ppgen.models import DANN
 from ppgen.runs.data_run import POSTERIOR_ROWS, SOURCE_HELP, add_data_options
-from ppgen.runs.folder import POSTERIOR, REPORT
+from ppgen.runs.folder import POSTERIOR, REPORT, TUNING
 from ppgen.runs.methods import Method
 from ppgen.runs.record import KEPT_ROWS, Record
 from ppgen.runs.run import Run, method_of
 from ppgen.training.training_failures import TrainingWarning
+from ppgen.utils.schema import TEXT, read_json
 
 __all__ = ["AdaptationRun"]
 
@@ -44,6 +46,13 @@ class AdaptationRun(Run):
         for domain in ("source", "target"):
             explanation = f"test data of the {domain}; default: the fraction --data.test of its data"
             parser.add_argument(f"--{domain}_test", type=str | None, default=None, help=explanation)
+        from ppgen.tuning import DEFAULT_SCORER  # late: SciPy is slow to import
+
+        tune = (
+            "choose distance and alpha by short runs and a score without target labels: that of the given name in "
+            f"ppgen.evaluation.SCORERS, {DEFAULT_SCORER} if none is given"
+        )
+        parser.add_argument("--tune", type=str | None, nargs="?", const=DEFAULT_SCORER, default=None, help=tune)
         add_data_options(parser)
         super().add_arguments(parser, method)
 
@@ -86,6 +95,41 @@ class AdaptationRun(Run):
             torch.manual_seed(config["fit"]["seed"])
             options = config["model"] | {"num_classes": data.num_classes}
             return method_of(config).model_class()(data.event_shape, **options)
+
+    @classmethod
+    def tuned(
+        cls, config: dict[str, Any], data: Domains, options: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Mapping[str, Any]]:
+        """With ``--tune`` the distance and alpha whose short run has the best score on validation rows.
+
+        Raises:
+            ValueError: For an unknown scorer, and without validation rows.
+        """
+        if config["tune"] is None:
+            return config, {}
+        from ppgen.tuning import DEFAULT_STEPS, tune_adaptation  # late: SciPy is slow to import
+
+        if not len(data.source.validation.x) or not len(data.target.validation.x):
+            raise ValueError("--tune scores rows of the validation split, and there are none: raise --data.validation")
+        shared = {name: value for name, value in config["loss"].items() if name not in ("distance", "alpha")}
+        options = {name: value for name, value in options.items() if name not in ("epochs", "patience")}
+        steps = min(options.pop("steps", None) or DEFAULT_STEPS, DEFAULT_STEPS)
+        tuning = tune_adaptation(
+            lambda conditional: cls.make_model(_with_model(config, conditional), data),
+            cls.rows(config, data, "train"),
+            cls.rows(config, data, "validation"),
+            scorer=config["tune"],
+            loss=shared,
+            steps=steps,
+            optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config["betas"])),
+            **options,
+        )
+        chosen = dict(tuning.candidate)
+        config = _with_model(config, chosen.pop("conditional", False))
+        alpha = chosen.pop("alpha")
+        loss = chosen | {"alpha": alpha if alpha == 0 else f"Ramp({alpha!r}, shape='sigmoid')"}
+        found = {"chosen": tuning.chosen, "scorer": tuning.scorer, "steps": steps, "scores": tuning.scores}
+        return config | {"loss": config["loss"] | loss}, found
 
     @classmethod
     def loss_arguments(cls, config: dict[str, Any]) -> Mapping[str, Any]:
@@ -138,6 +182,9 @@ class AdaptationRun(Run):
             predicted = model.predict(x_target).cpu().numpy()
         risk = adaptation_risk(h, h_target, wrong, classifier=DOMAIN_CLASSIFIER, seed=seed)
         numbers: dict[str, Any] = {"held-out rows": f"{len(x)} of the source, {len(x_target)} of the target"}
+        if (self.folder / TUNING).exists():
+            tuning = read_json(self.folder / TUNING, {"chosen": TEXT, "scorer": TEXT})
+            numbers[f"chosen without target labels, by {tuning['scorer']}"] = tuning["chosen"]
         numbers["accuracy on the source"] = (1 - risk.source, risk.source_error)
         if y_target is not None and (known := y_target != UNKNOWN).any():
             right = predicted[known] == y_target[known]
@@ -214,3 +261,8 @@ class AdaptationRun(Run):
             config=self.config,
         )
         return write_report(self.folder / REPORT, page)
+
+
+def _with_model(config: dict[str, Any], conditional: bool) -> dict[str, Any]:
+    """The configuration with a model that is conditional or not."""
+    return config | {"model": config["model"] | {"conditional": conditional}}

@@ -3,6 +3,7 @@
 config.yaml             all options of the run; ``ppgen train METHOD --config`` repeats it
 run.safetensors         scaler, splits, names, digests and some rows of the data, versions; see `ppgen.runs.record`
 start.safetensors       the weights from which a run began that continues another one
+tuning.json             the scores by which options were chosen (``--tune``)
 metrics.jsonl           one line for each step: chain, step, epoch, the loss and its terms, and the critics' statistics
 checkpoint.safetensors  the state of an unfinished run; ``ppgen resume`` continues from it
 weights.safetensors     the `ppgen.Fit`
@@ -24,6 +25,7 @@ __all__ = ["check_version", "clear_failed_start", "new_folder", "read_config", "
 CONFIG = "config.yaml"
 RECORD = "run.safetensors"
 START = "start.safetensors"
+TUNING = "tuning.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = "weights.safetensors"
@@ -33,7 +35,7 @@ STAGES = "stages.safetensors"
 REPORT = "report.html"
 LOCK = ".lock"
 
-BEFORE_FIRST_STEP = {CONFIG, RECORD, START, METRICS}  # the files of a run that has no checkpoint yet
+BEFORE_FIRST_STEP = {CONFIG, RECORD, START, TUNING, METRICS}  # the files of a run that has no checkpoint yet
 LEFTOVER = re.compile(r"\.lock|\.[\w.]+\.[0-9a-f]{8}")  # what a killed process may leave: its lock, half a file
 
 

@@ -196,6 +196,22 @@ class Run(ABC):
         """Makes the model that the configuration describes for these data, with the seed of the configuration."""
 
     @classmethod
+    def tuned(
+        cls, config: dict[str, Any], data: Any, options: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Mapping[str, Any]]:
+        """Chooses the options that are left to the data, before training: none, unless the kind of run has some.
+
+        Args:
+            config: The configuration.
+            data: The data.
+            options: The arguments of `ppgen.fit` that the configuration holds.
+
+        Returns:
+            The configuration with the chosen options, and by what they were chosen, for ``tuning.json``; else empty.
+        """
+        return config, {}
+
+    @classmethod
     def loss_arguments(cls, config: dict[str, Any]) -> Mapping[str, Any]:
         """The arguments of the recipe that the kind of run sets: none, unless the model is conditioned on labels."""
         return method_of(config).conditional if config.get("conditional") else {}

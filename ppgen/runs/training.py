@@ -1,6 +1,8 @@
 """Trains a method on its data and leaves a run folder, or resumes an interrupted run."""
 
+import json
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from ppgen.runs.folder import (
     RECORD,
     REPORT,
     START,
+    TUNING,
     WEIGHTS,
     clear_failed_start,
     new_folder,
@@ -76,12 +79,19 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     first = Ranks().first
     with FolderLock(_unlocked_folder(folder)) if first else nullcontext():
         record = Record.of(kind.parts(data), config["fit"]["seed"])
+        tuning: Mapping[str, Any] = {}
+        if start is None:
+            config, tuning = kind.tuned(config, data, _fit_options(config) | {"progress": progress})
+        if tuning:
+            model = kind.make_model(config, data)
         if first:
             clear_failed_start(folder, config)
             if start is not None:
                 start.fit.save(folder / START)
             record.write(folder)
             write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+            if tuning:
+                write_atomically(folder / TUNING, json.dumps(tuning, indent=1))
         Ranks().wait()
         log = MetricsLog(folder / METRICS)
         return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)

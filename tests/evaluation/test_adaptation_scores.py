@@ -87,6 +87,28 @@ def test_weighted_scores_follow_the_region_of_the_target():
         assert both[name]["deep_embedded_validation"] == pytest.approx(-log_loss, abs=0.08)
 
 
+def test_clusters_agree_with_predictions_of_the_same_rows():
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], 40)
+    h = np.eye(3)[truth] + 0.1 * rng.normal(size=(120, 3))
+    found = {
+        name: transfer_scores(predictions(np.eye(3)[labels], target_features=h), ["cluster_agreement"])[
+            "cluster_agreement"
+        ]
+        for name, labels in (
+            ("same", truth),
+            ("exchanged", (truth + 1) % 3),
+            ("half", np.where(np.arange(120) % 2, truth, rng.permutation(truth))),
+            ("independent", rng.permutation(truth)),
+            ("one", 0 * truth),
+        )
+    }
+    assert found["same"] == found["exchanged"] == pytest.approx(1)
+    assert 0.1 < found["half"] < 0.7
+    assert abs(found["independent"]) < 0.05  # adjusted for chance
+    assert found["one"] == 0
+
+
 def test_circular_validation_is_the_accuracy_of_the_way_back():
     found = transfer_scores(predictions(SURE, reverse=np.array([0, 1, 2, 0, 0, 0])))
     assert found["circular_validation"] == pytest.approx(4 / 6)
@@ -114,6 +136,7 @@ BAD = {
     "few labels": (lambda: TransferPredictions(SURE, Y[:-1], SOFT), "labels: expected a label for each of the 6 rows"),
     "unknown labels": (lambda: TransferPredictions(SURE, Y - 1, SOFT), r"labels: expected 0 .. 2, got -1 .. 1"),
     "no features": (lambda: transfer_scores(predictions(SOFT), ["importance_weighted"]), "need source_features"),
+    "no target features": (lambda: transfer_scores(predictions(SOFT), ["cluster_agreement"]), "needs target_features"),
     "no way back": (lambda: transfer_scores(predictions(SOFT), ["circular_validation"]), "needs reverse"),
     "one row": (lambda: transfer_scores(predictions(SOFT[:1]), ["soft_neighborhood_density"]), "at least 2 rows"),
     "unknown scorer": (lambda: transfer_scores(predictions(SOFT), ["accuracy"]), "expected scorer to be one of"),

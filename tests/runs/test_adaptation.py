@@ -109,3 +109,28 @@ def test_a_target_without_labels_has_no_accuracy(tmp_path, capsys):
     numbers = json.loads((out / "numbers.json").read_text())
     assert not [name for name in numbers if name.startswith("accuracy on the target")]
     assert "The rows of the target have no labels" in (out / "report.html").read_text()
+
+
+@labels_are_hidden
+def test_tuning_chooses_by_a_score_and_the_folder_keeps_the_choice(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "ppgen.tuning.CANDIDATES", {"coral 1": {"distance": "coral", "alpha": 1.0, "conditional": True}}
+    )
+    monkeypatch.setattr("ppgen.tuning.SOURCE_ONLY", "nothing")
+    monkeypatch.setattr("ppgen.tuning.DEFAULT_STEPS", 5)
+    out = tmp_path / "run"
+    words = ["train", "dann", "--source", "moons", "--target", "rotated_moons", *OPTIONS, *SMALL]
+    assert main([*words, "--tune", "entropy", "--fit.seed", "1", "--out", str(out)]) == 0, capsys.readouterr().err
+    tuning = json.loads((out / "tuning.json").read_text())
+    assert tuning["scorer"] == "entropy"
+    assert tuning["steps"] == 5
+    assert set(tuning["scores"]) == {"nothing", "coral 1"}
+    run = AdaptationRun.load(out)
+    assert run.numbers["chosen without target labels, by entropy"] == tuning["chosen"]
+    chosen = tuning["chosen"] == "coral 1"
+    assert run.config["loss"]["alpha"] == ("Ramp(1.0, shape='sigmoid')" if chosen else 0.0)
+    assert run.model.conditional == chosen
+    assert main([*words, "--tune", "--data.validation", "0", "--out", str(tmp_path / "none")]) == 2
+    assert "raise --data.validation" in capsys.readouterr().err
+    assert main([*words, "--tune", "accuracy", "--out", str(tmp_path / "wrong")]) == 2
+    assert "expected scorer to be one of" in capsys.readouterr().err
