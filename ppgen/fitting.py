@@ -254,7 +254,7 @@ def fit(
 
     Args:
         model: a Pyro model. If it is a module with a method ``check``, that is called with all data first; a method
-            ``initialize`` is called with a batch before each chain.
+            ``initialize`` is called with at most 512 rows before each chain.
         guide: a Pyro guide, or "auto" to find the posterior of the model's global latents (see below).
         data: a tensor, array, frame or tuple of those, a torch or Hugging Face data set, rows on disk, or None for
             programs without data (see below). Missing values are NaN, which the model has to leave out (see below).

@@ -109,7 +109,7 @@ ks, repeats = (1, 10, 100, 500), 8
 models, evidence = {}, {}
 for name in ("fixed", "scalar", "diagonal", "low_rank"):
     torch.manual_seed(0)
-    vae = VAE(digits.event_shape, latent_dim=8, hidden=(128,), covariance=name, scale=0.2)
+    vae = VAE(digits.event_shape, latent_dim=8, network="dense", hidden=(128,), covariance=name, scale=0.2)
     fit = ppgen.fit(vae.model, vae.guide, train, loss=recipes.vae(), **settings)
     torch.manual_seed(1)
     estimates = [torch.stack([vae.log_evidence(held, particles=k) for _ in range(repeats)]) for k in ks]

@@ -142,7 +142,7 @@ for which, each in idata.items():
 digits = data.load("digits")
 held = torch.as_tensor(digits.test.x)[:200]
 torch.manual_seed(0)
-vae = VAE(digits.event_shape, latent_dim=8, hidden=(128,), scale=0.2)
+vae = VAE(digits.event_shape, latent_dim=8, network="dense", hidden=(128,), scale=0.2)
 adam = partial(torch.optim.Adam, lr=3e-3)
 fit = ppgen.fit(vae.model, vae.guide, digits.train.x, loss=recipes.vae(), optim=adam, epochs=60, batch_size=128)
 first, second = (fit.to_arviz(held, draws=1000, predictive=False, seed=seed).vi_stats.isel(chain=0) for seed in (0, 1))

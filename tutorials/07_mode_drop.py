@@ -125,7 +125,7 @@ games = {
 drawn, absent = {}, {}
 for name, (loss, options) in games.items():
     torch.manual_seed(0)
-    generator = Generator((1, 8, 8), latent_dim=8, hidden=(128, 128))
+    generator = Generator((1, 8, 8), latent_dim=8, network="dense", hidden=(128, 128))
     play(digits.train.x, generator, loss, **options)
     drawn[name] = generator.sample(len(held))
     absent[name] = uncovered_data(held, drawn[name])

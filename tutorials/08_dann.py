@@ -174,7 +174,7 @@ figure
 # %%
 def adapt(target, loss, **options):
     torch.manual_seed(0)
-    model = DANN((1, 8, 8), 10, hidden=(128,), **options)
+    model = DANN((1, 8, 8), 10, network="dense", hidden=(128,), **options)
     rows = torch.cat([here[:600], target[:600]])
     labels = torch.cat([here_y[:600], torch.full((600,), UNKNOWN)])
     domains = torch.arange(2).repeat_interleave(600)

@@ -265,7 +265,7 @@ order = np.random.default_rng(0).permutation(len(table))
 train, validation, test = (torch.as_tensor(table[part]).float() for part in np.split(order, [100, 130]))
 for name, options in (("lu_linear", {}), ("maf", {"layers": 2, "hidden": (32,)})):
     torch.manual_seed(0)
-    model = FlowModel((13,), flow=name, **options)
+    model = FlowModel((13,), flow=name, whiten=False, **options)
     stop = {"validation": validation, "patience": 20, "epochs": 300, "compile": False, "progress": False}
     ppgen.fit(model.model, model.guide, train, loss=ppgen.ELBO(), optim=optim, batch_size=50, **stop)
     fitted, held_out = model.log_prob(train).mean(), model.log_prob(test).mean()

@@ -21,9 +21,21 @@ from torch.distributions import Transform
 
 from ppgen.flows.flow import Base, Flow
 from ppgen.flows.smooth_mlp import SmoothMLP
+from ppgen.flows.whitening import Whitening
 from ppgen.flows.zuko import gaussianization, lazy, networks, transforms
 
-__all__ = ["ADDITIVE", "AFFINE", "SPLINE", "Univariate", "Widths", "check_layers", "compose", "order", "zero_output"]
+__all__ = [
+    "ADDITIVE",
+    "AFFINE",
+    "SPLINE",
+    "Univariate",
+    "Widths",
+    "check_layers",
+    "compose",
+    "order",
+    "whitened",
+    "zero_output",
+]
 
 BINS, BOUND = 8, 5.0
 
@@ -67,6 +79,18 @@ def compose(
     for part in maps:
         zero_output(part)
     return Flow(lazy.LazyComposedTransform(*maps), (dim,), context_dim=context_dim, base=base, support=support)
+
+
+def whitened(flow: Flow) -> Flow:
+    """A flow of real vectors whose first map, from x, is a `Whitening`, which `Flow.initialize` sets.
+
+    Args:
+        flow: The flow.
+    """
+    (dim,) = flow.event_shape
+    maps = getattr(flow.maps, "transforms", [flow.maps])  # side by side, since a path is looked for in one list
+    first = lazy.LazyComposedTransform(Whitening(dim), *maps)
+    return Flow(first, flow.event_shape, context_dim=flow.context_dim, base=flow._base, support=flow.support)
 
 
 @torch.no_grad()

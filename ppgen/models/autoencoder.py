@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -91,6 +91,8 @@ class AutoencoderOptions(NetworkOptions):
         floor: the least standard deviation of a Gaussian likelihood that can be learned.
         levels: the number of values of a categorical likelihood.
     """
+
+    kind: ClassVar[str] = "autoencoder"
 
     likelihood: str = "gaussian"
     covariance: str = "diagonal"

@@ -17,7 +17,7 @@ critic, while the critic minimizes T2.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -51,6 +51,8 @@ class DANNOptions(NetworkOptions):
         bayesian: whether the weights of the linear classifier are a latent site ``w`` (width + 1, K), bias last, with
             prior N(0, 1) and a mean-field Gaussian guide. Predictions are then averages over draws of w.
     """
+
+    kind: ClassVar[str] = "classifier"
 
     num_classes: int = field(kw_only=False)
     latent_dim: int = 32

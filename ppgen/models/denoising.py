@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ppgen.diffusion import Denoiser
 from ppgen.models.checks import check_event_shape, check_labels, check_levels, check_support, one_hot
-from ppgen.nets import ResidualDense, UNet, lookup
+from ppgen.nets import ResidualDense, UNet, defaults_for, lookup
 
 __all__ = ["DenoiserOptions", "DenoisingModel"]
 
@@ -27,8 +27,8 @@ class DenoiserOptions:
         event_shape: (features,) of a table or (channels, height, width) of images.
         network: "dense", "unet", or a module as `ppgen.diffusion.Denoiser` calls it; None for "unet" of images and
             "dense" of tables.
-        hidden: hidden widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for its
-            default.
+        hidden: hidden widths of the network, see `ppgen.nets.ResidualDense` and `ppgen.nets.UNet`; None for those of
+            `ppgen.nets.defaults_for`.
         sigma_data: the standard deviation of an element of v, by which the network's input and output are scaled.
         levels: K, of data that are integers 0 .. K - 1; None for real numbers.
         num_classes: the number of labels of a conditional model; None without labels.
@@ -80,14 +80,14 @@ class DenoiserOptions:
                     f"hidden={self.hidden}, options={options}"
                 )
             return self.network
-        default = "unet" if len(self.event_shape) == 3 else "dense"
-        name = default if self.network is None else self.network
+        chosen = defaults_for("denoiser", self.event_shape, network=self.network)
+        name, hidden = chosen.network, chosen.hidden if self.hidden is None else self.hidden
         make = lookup(NETWORKS, name, option="network")
         first, *rest = self.event_shape
         channels = 2 * first if learned_scale else first
         out = (channels, *rest) if make is ResidualDense else channels
-        if self.hidden is not None:
-            options["hidden"] = tuple(self.hidden)
+        if hidden is not None:
+            options["hidden"] = tuple(hidden)
         context_dim = Denoiser.level_dim + (self.num_classes or 0) + self.context_dim
         try:
             return make(tuple(self.event_shape), out, context_dim=context_dim, **options)

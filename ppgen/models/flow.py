@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ppgen.flows import FLOWS, IMAGE_FLOWS, FlowDistribution, bounded
 from ppgen.flows.build import build_flow
+from ppgen.flows.composition import whitened
 from ppgen.models.checks import check_event_shape, check_labels, check_levels, check_support, one_hot
-from ppgen.nets import eval_mode
+from ppgen.nets import defaults_for, eval_mode
 
 __all__ = ["FlowModel"]
 
@@ -34,12 +35,15 @@ class FlowModel(nn.Module):
         event_shape: the shape of a row; a flow of `ppgen.flows.FLOWS` sees it flattened.
         flow: a row of `ppgen.flows.FLOWS` or `ppgen.flows.IMAGE_FLOWS`.
         layers: the number of layers; None for the default of the flow.
-        hidden: hidden widths of its networks (channels, of a flow of images).
+        hidden: hidden widths of its networks (channels, of a flow of images); None for those of
+            `ppgen.nets.defaults_for`.
         scales: the number of scales of a flow of images; None for its default.
         levels: K, of data that are integers 0 .. K - 1; None for real numbers.
         bounds: the interval (low, high) of continuous data; None for all real numbers.
         alpha: the margin that keeps data with `levels` or `bounds` from the ends of their range before the logit, see
             `ppgen.flows.bounded`.
+        whiten: whether a flow of `ppgen.flows.FLOWS` begins with a `ppgen.flows.whitening.Whitening`, so that training
+            starts at the Gaussian of the data, whatever their units and correlations are; None for true.
         num_classes: the number of labels of a conditional model; None without labels.
         kinetic: the weight of the kinetic energy of the paths of a continuous flow, which is a factor of the model in
             training (Finlay et al., https://arxiv.org/abs/2002.02798). A solver needs fewer steps on straighter paths.
@@ -64,11 +68,12 @@ class FlowModel(nn.Module):
         *,
         flow: str = "maf",
         layers: int | None = None,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] | None = None,
         scales: int | None = None,
         levels: int | None = None,
         bounds: tuple[float, float] | None = None,
         alpha: float = 0.05,
+        whiten: bool | None = None,
         num_classes: int | None = None,
         kinetic: float = 0.0,
         options: Mapping[str, Any] | None = None,
@@ -81,12 +86,14 @@ class FlowModel(nn.Module):
         self.flow = build_flow(
             flow,
             self.event_shape if flow in IMAGE_FLOWS else math.prod(self.event_shape),
-            hidden=hidden,
+            hidden=defaults_for("flow", self.event_shape).hidden or () if hidden is None else hidden,
             layers=layers,
             context_dim=num_classes or 0,
             table=ChainMap(FLOWS, IMAGE_FLOWS),
             options=({} if scales is None else {"scales": scales}) | dict(options or {}),
         )
+        if flow not in IMAGE_FLOWS and (whiten is None or whiten):
+            self.flow = whitened(self.flow)
         if levels is not None:
             if bounds is not None:
                 raise ValueError(f"expected levels or bounds, got both, {levels} and {bounds}")
@@ -103,7 +110,7 @@ class FlowModel(nn.Module):
         return "levels"
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Initializes the normalization layers of the flow from a batch, see `ppgen.flows.Flow.initialize`."""
+        """Initializes whitening and normalization layers of the flow from rows, see `ppgen.flows.Flow.initialize`."""
         self.flow.initialize(self._flow_input(x), self._context(y))
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:

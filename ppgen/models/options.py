@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import wraps
 from inspect import Signature, getdoc, signature
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+
+from ppgen.nets import defaults_for
 
 __all__ = ["NetworkOptions", "constructed_from"]
 
@@ -56,14 +58,15 @@ def _argument_docs(options: Any) -> str:
 class NetworkOptions:
     """Options of a model with a network between data and a vector.
 
+    What is "auto", and widths that are None, become those of `ppgen.nets.defaults_for`.
+
     Attributes:
         event_shape: (features,) of a table or (channels, height, width) of images.
         latent_dim: the width of the latent vector.
-        hidden: hidden widths (channels, when convolutional) from data to vector, reversed in a decoder; None for
-            (256, 256) dense, (32, 64) convolutional.
-        network: "dense", or for images "convolutional", "growing" or "pyramid".
+        hidden: hidden widths (channels, when convolutional) from data to vector, reversed in a decoder.
+        network: "dense", or for images "convolutional", "growing" or "pyramid"; "auto" for one of the first two.
         num_classes: the number of labels of a conditional model; None without labels.
-        norm: a row of `ppgen.nets.NORMS`, or None.
+        norm: a row of `ppgen.nets.NORMS`, None for none, or "auto".
         dropout: the probability of dropout.
         activation: a row of `ppgen.nets.ACTIVATIONS`.
 
@@ -71,12 +74,14 @@ class NetworkOptions:
         ValueError: for sizes below 1.
     """
 
+    kind: ClassVar[str] = "generator"  # the row of `ppgen.nets.KINDS`
+
     event_shape: Sequence[int] = field(kw_only=False)
     latent_dim: int = 8
     hidden: Sequence[int] | None = None
-    network: str = "dense"
+    network: str = "auto"
     num_classes: int | None = None
-    norm: str | None = None
+    norm: str | None = "auto"
     dropout: float = 0.0
     activation: str = "silu"
 
@@ -91,6 +96,13 @@ class NetworkOptions:
         for name, size in sizes.items():
             if size is not None and size < 1:
                 raise ValueError(f"expected {name} of at least 1, got {size}")
+        chosen = defaults_for(self.kind, self.event_shape, network=self.network)
+        hidden = chosen.hidden if self.hidden is None else self.hidden
+        resolved = {"network": chosen.network, "hidden": hidden}
+        if self.norm == "auto":
+            resolved["norm"] = chosen.norm
+        for name, value in resolved.items():
+            object.__setattr__(self, name, value)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, as the constructor of the model accepts them."""

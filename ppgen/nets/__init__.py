@@ -2,6 +2,7 @@
 
 from ppgen.nets.conditioned import ResidualDense, UNet
 from ppgen.nets.critics import Critic, GrowingCritic
+from ppgen.nets.defaults import KINDS, Defaults, defaults_for
 from ppgen.nets.growing import Growing, GrowingDecoder, GrowingEncoder, growing_parts
 from ppgen.nets.networks import (
     ACTIVATIONS,
@@ -17,11 +18,13 @@ from ppgen.nets.networks import (
 
 __all__ = [
     "ACTIVATIONS",
+    "KINDS",
     "NORMS",
     "ConvDecoder",
     "ConvEncoder",
     "ConvMap",
     "Critic",
+    "Defaults",
     "Dense",
     "Growing",
     "GrowingCritic",
@@ -30,6 +33,7 @@ __all__ = [
     "Network",
     "ResidualDense",
     "UNet",
+    "defaults_for",
     "eval_mode",
     "growing_parts",
     "lookup",

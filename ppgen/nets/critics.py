@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppgen.nets.defaults import defaults_for
 from ppgen.nets.growing import GrowingEncoder
 from ppgen.nets.networks import ConvEncoder, Dense, Network
 
@@ -26,7 +27,7 @@ class Critic(nn.Module):
 
     Args:
         event_shapes: The event shapes of the sites, in order.
-        hidden: The hidden widths, or the channels; None for (256, 256), or (32, 64) for images.
+        hidden: The hidden widths, or the channels; None for those of `ppgen.nets.defaults_for`.
         activation: As in :class:`Dense`.
         norm: As in :class:`Dense`.
         dropout: As in :class:`Dense`.
@@ -59,8 +60,7 @@ class Critic(nn.Module):
         first, *rest = event_shapes
         self.image = len(first) == 3
         options: dict[str, Any] = {"activation": activation, "norm": norm, "dropout": dropout}
-        if hidden is not None:
-            options["hidden"] = hidden
+        options["hidden"] = defaults_for("critic", first).hidden if hidden is None else hidden
         others = sum(math.prod(shape) for shape in rest)
         self.network: Network
         if self.image:

@@ -29,9 +29,11 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-# The layer for vectors and the layer for images, each a function of the width.
+# The layer for vectors and the layer for images, each a function of the width. A group has at least four channels:
+# a single number, normalized, is zero.
 NORMS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]] = {
     "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
+    "group": (nn.LayerNorm, lambda width: nn.GroupNorm(math.gcd(width, max(1, min(8, width // 4))), width)),
     "layer": (nn.LayerNorm, lambda width: nn.GroupNorm(1, width)),
     "pixel": (lambda width: PixelNorm(), lambda width: PixelNorm()),
 }

@@ -89,6 +89,11 @@ class AdaptationRun(Run):
         return Domains(parts["source"], parts["target"])
 
     @classmethod
+    def size(cls, data: Domains) -> tuple[tuple[int, ...], int | None]:
+        """The shape of an event and the number of rows for training, of both domains."""
+        return tuple(data.event_shape), len(data.source.train.x) + len(data.target.train.x)
+
+    @classmethod
     def make_model(cls, config: dict[str, Any], data: Domains) -> DANN:
         """Makes the model for as many classes as the source has."""
         with torch.random.fork_rng():

@@ -80,6 +80,11 @@ class DataRun(Run):
         return parts["data"]
 
     @classmethod
+    def size(cls, data: datasets.Data) -> tuple[tuple[int, ...], int | None]:
+        """The shape of an event and the number of rows for training."""
+        return tuple(data.event_shape), len(data.train.x)
+
+    @classmethod
     def make_model(cls, config: dict[str, Any], data: datasets.Data) -> Programs:
         """Makes the model, with the arguments that follow from the data.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, Literal
 
 from ppgen.flows.registry import FLOWS, IMAGE_FLOWS
 
@@ -25,6 +25,9 @@ class Method:
         summary: What the method is, for the help.
         defaults: Defaults of command-line options that are specific to this method.
         conditional: Arguments of the recipe when the model is conditioned on labels.
+        network: What its network is for, a row of `ppgen.nets.KINDS`, from which other defaults follow.
+        critic: What its critic sees, whose widths are those of this kind of data: "data", or "vectors" such as codes
+            and features; None without a critic, or for one that chooses its widths.
         kind: The class of its runs, as ``"module:name"``: a subclass of `ppgen.runs.run.Run`.
     """
 
@@ -33,6 +36,8 @@ class Method:
     summary: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     conditional: Mapping[str, Any] = field(default_factory=dict)
+    network: str = "autoencoder"
+    critic: Literal["data", "vectors"] | None = None
     kind: str = "ppgen.runs.data_run:DataRun"
 
     def model_class(self) -> Callable[..., Any]:
@@ -48,8 +53,11 @@ class Method:
         return resolve_name(self.kind)
 
 
-# Adversarial training: optimizers with a short memory of gradients, averaged weights and a decaying learning rate.
-ADVERSARIAL = {"lr": 2e-4, "betas": (0.5, 0.99), "fit.ema": 0.999, "fit.lr_scheduler": "cosine"}
+# Adversarial training: averaged weights and a decaying learning rate.
+ADVERSARIAL = {"fit.ema": 0.999, "fit.lr_scheduler": "cosine"}
+
+# A generator that is trained without a critic learns as other networks do.
+WITHOUT_CRITIC = {"lr": 1e-3, "betas": (0.9, 0.999)}
 
 # Progressive growing uses small batches. The learning rate is constant, or the last scale would learn at the lowest.
 PROGRESSIVE = ADVERSARIAL | {
@@ -85,9 +93,10 @@ ADAPTATION = {"fit.lr_scheduler": "cosine"}
 DIFFUSION = {"fit.ema": 0.999, "fit.lr_scheduler": "cosine", "particles": 10}
 
 # A critic of a conditional generator compares pairs of data and labels.
-_generator = partial(Method, "ppgen.models:Generator", conditional={"x": ("x", "y")})
-_gan = partial(_generator, defaults=ADVERSARIAL)
-_flow = partial(Method, "ppgen.models:FlowModel", "ppgen.losses.recipes:flow_kl")
+_generator = partial(Method, "ppgen.models:Generator", conditional={"x": ("x", "y")}, network="generator")
+_gan = partial(_generator, defaults=ADVERSARIAL, critic="data")
+_flow = partial(Method, "ppgen.models:FlowModel", "ppgen.losses.recipes:flow_kl", network="flow", critic="data")
+_denoiser = partial(Method, network="denoiser")
 
 METHODS: dict[str, Method] = {
     "ae": Method("ppgen.models:Autoencoder", "ppgen.losses.recipes:ae", "an autoencoder, without a prior over codes"),
@@ -109,9 +118,13 @@ METHODS: dict[str, Method] = {
         "ppgen.models:Autoencoder",
         "ppgen.losses.recipes:aae",
         "an adversarial autoencoder: a critic matches the aggregate posterior to the prior N(0, I)",
+        critic="vectors",
     ),
     "vae_gan": Method(
-        "ppgen.models:VAE", "ppgen.losses.recipes:vae_gan", "a VAE with a critic of the decoder's outputs"
+        "ppgen.models:VAE",
+        "ppgen.losses.recipes:vae_gan",
+        "a VAE with a critic of the decoder's outputs",
+        critic="data",
     ),
     "gan": _gan("ppgen.losses.recipes:gan", "a GAN with the Jensen-Shannon divergence"),
     "f_gan": _gan("ppgen.losses.recipes:f_gan", "an f-GAN, with any f-divergence"),
@@ -133,40 +146,46 @@ METHODS: dict[str, Method] = {
         "ALI, or BiGAN: a critic compares pairs of data and codes",
         defaults=ADVERSARIAL,
         conditional={"x": ("x", "y")},
+        network="generator",
+        critic="data",
     ),
-    "mmd_generator": _generator("ppgen.losses.recipes:mmd_generator", "a generator trained with MMD"),
+    "mmd_generator": _generator(
+        "ppgen.losses.recipes:mmd_generator", "a generator trained with MMD", defaults=WITHOUT_CRITIC
+    ),
     "sinkhorn_generator": _generator(
-        "ppgen.losses.recipes:sinkhorn_generator", "a generator trained with the Sinkhorn divergence"
+        "ppgen.losses.recipes:sinkhorn_generator",
+        "a generator trained with the Sinkhorn divergence",
+        defaults=WITHOUT_CRITIC,
     ),
     **{
         name: _flow(f"the normalizing flow {name}, with maximum likelihood", defaults={"model.flow": name})
         for name in (*FLOWS, *IMAGE_FLOWS)
     },
-    "ddpm": Method(
+    "ddpm": _denoiser(
         "ppgen.models:Diffusion",
         "ppgen.losses.recipes:ddpm",
         "a diffusion model that predicts the noise",
         defaults=DIFFUSION | {"model.schedule": "linear", "model.prediction_type": "noise"},
     ),
-    "edm": Method(
+    "edm": _denoiser(
         "ppgen.models:Diffusion",
         "ppgen.losses.recipes:edm",
         "a diffusion model with log-normal noise levels and a preconditioned network",
         defaults=DIFFUSION | {"model.schedule": "karras"},
     ),
-    "vdm": Method(
+    "vdm": _denoiser(
         "ppgen.models:Diffusion",
         "ppgen.losses.recipes:vdm",
         "a variational diffusion model: the ELBO, with a learned variance",
         defaults=DIFFUSION | {"model.variance": "learned"},
     ),
-    "fm": Method(
+    "fm": _denoiser(
         "ppgen.models:FlowMatching",
         "ppgen.losses.recipes:flow_matching",
         "flow matching with independent pairs of noise and data",
         defaults=DIFFUSION | {"model.coupling": "independent"},
     ),
-    "ot_fm": Method(
+    "ot_fm": _denoiser(
         "ppgen.models:FlowMatching",
         "ppgen.losses.recipes:flow_matching",
         "flow matching with optimal-transport pairs of noise and data",
@@ -177,6 +196,7 @@ METHODS: dict[str, Method] = {
         "ppgen.losses.recipes:reverse_kl",
         "a normalizing flow of an unnormalized density on the plane, with the reverse KL",
         defaults=REVERSE_KL,
+        network="flow",
         kind="ppgen.runs.energy:EnergyRun",
     ),
     "dann": Method(
@@ -185,6 +205,8 @@ METHODS: dict[str, Method] = {
         "domain adaptation: a classifier of the source's labels for the target",
         defaults=ADAPTATION,
         conditional={"h": "hy"},
+        network="classifier",
+        critic="vectors",
         kind="ppgen.runs.adaptation:AdaptationRun",
     ),
 }

@@ -21,6 +21,7 @@ from jsonargparse import ArgumentParser
 from ppgen.data import Data
 from ppgen.fitting import Fit
 from ppgen.infer.checkpoint_file import CheckpointError
+from ppgen.runs.defaults import with_earlier_defaults
 from ppgen.runs.folder import CONFIG, NUMBERS, POSTERIOR, RECORD, WEIGHTS, read_config
 from ppgen.runs.methods import METHODS, Method
 from ppgen.runs.options import add_fit_options, add_loss_options, add_model_options, make_loss
@@ -97,16 +98,18 @@ class Run(ABC):
     def add_arguments(cls, parser: ArgumentParser, method: Method) -> None:
         """Adds the arguments of ``ppgen train METHOD``. A subclass adds those of its data and calls this method."""
         parser.add_argument("--out", type=Path, default=None, help="the run folder; default: runs/METHOD-SOURCE")
-        parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate for the model and the guide")
-        betas = "Adam's decay rates of the moments of the gradient"
-        parser.add_argument("--betas", type=tuple[float, float], default=(0.9, 0.999), help=betas)
+        by_data = "; by default that of the method and the data, see docs/defaults.md"
+        lr = f"Adam's learning rate for the model and the guide{by_data}"
+        parser.add_argument("--lr", type=float | None, default=None, help=lr)
+        betas = f"Adam's decay rates of the moments of the gradient{by_data}"
+        parser.add_argument("--betas", type=tuple[float, float] | None, default=None, help=betas)
         particles = "importance samples for the log evidence"
         parser.add_argument("--particles", type=int, default=500, help=particles)
         parser.add_argument("--progress", type=bool, default=True, help="show a progress bar on a terminal")
         add_model_options(parser, method.model_class())
         add_loss_options(parser, method.recipe_function())
         add_fit_options(parser)
-        parser.set_defaults({"fit.batch_size": 128, **method.defaults})
+        parser.set_defaults(dict(method.defaults))
 
     @classmethod
     @abstractmethod
@@ -191,6 +194,11 @@ class Run(ABC):
         return cls.join(config, {k: record.parts[k].conform(part) for k, part in parts.items()})
 
     @classmethod
+    def size(cls, data: Any) -> tuple[tuple[int, ...], int | None]:
+        """The shape of an event and the number of rows for training; None for the latter without data."""
+        return (), None
+
+    @classmethod
     @abstractmethod
     def make_model(cls, config: dict[str, Any], data: Any) -> Programs:
         """Makes the model that the configuration describes for these data, with the seed of the configuration."""
@@ -264,7 +272,8 @@ class Run(ABC):
     ) -> Self:
         """Makes the run that is stored in a folder with this configuration; see `load`."""
         record = cls.read_record(folder, config)
-        model: Any = cls.make_model(config, cls.join(config, record.kept))
+        config = with_earlier_defaults(config, method_of(config), cls.size(kept := cls.join(config, record.kept))[0])
+        model: Any = cls.make_model(config, kept)
         fitted = load_weights(folder / WEIGHTS, model, cls.make_loss(config), device)
         return cls(folder, config, record, model, fitted, changed)
 

@@ -13,6 +13,7 @@ import yaml
 
 from ppgen.fitting import fit
 from ppgen.infer.distributed import Ranks
+from ppgen.runs.defaults import with_defaults, with_earlier_defaults
 from ppgen.runs.folder import (
     CHECKPOINT,
     CONFIG,
@@ -53,7 +54,7 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
         config: The contents of ``config.yaml``: "method"; the data, such as "source"; "data", "model", "loss" and
             "fit", which are keyword arguments of `ppgen.data.load`, the model's class, the recipe and `ppgen.fit`;
             "lr" and "betas" of Adam; "conditional", "draws" (of the stored posterior) and "particles" (for the log
-            evidence).
+            evidence). Some that are None get their defaults for the data (`ppgen.runs.defaults`).
         out: The run folder.
         progress: Whether to show a progress bar on a terminal.
         start: A run of the same model, from whose weights the training goes on.
@@ -71,6 +72,7 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     if 0 < (draws := config.get("draws", 0)) < LEAST_DRAWS:
         raise ValueError(f"--draws {draws}: a posterior has at least {LEAST_DRAWS} draws for each chain, or 0 for none")
     data = kind.load_data(config) if start is None else start.data
+    config = with_defaults(config, method_of(config), *kind.size(data))
     model = kind.make_model(config, data)
     rows = kind.rows(config, data, "train")
     kind.fitted_data(config, data)  # options that the data do not allow
@@ -149,6 +151,7 @@ def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:
         if first and not recorded:  # the folder of an earlier version
             record.write(folder)
         log = MetricsLog(folder / METRICS, after=read_position(folder / CHECKPOINT) if stopped else None)
+        config = with_earlier_defaults(config, method_of(config), kind.size(data)[0])
         model = kind.make_model(config, data)
         return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)
 
@@ -216,7 +219,7 @@ def _fit_and_evaluate(
             model.guide,
             kind.fitted_data(config, data),
             loss=loss,
-            optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999)))),
+            optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config["betas"])),
             validation=validation if validation and len(validation[0]) else None,
             callbacks=[log, *stages] if first else [],
             progress=progress,

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ppgen.infer.adversarial import build_critics
 from ppgen.infer.distributed import Ranks
@@ -28,6 +27,8 @@ from ppgen.training.shares import check_same_on_all_ranks, check_same_position, 
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["train"]
+
+INITIAL_ROWS = 512  # at most so many rows set what a model initializes from data
 
 
 def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -> Fitted:
@@ -81,7 +82,7 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
         check_same_position(ranks, options.checkpoint, (checkpoint.chain, checkpoint.steps))
         trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint, ranks)
         initialize = getattr(_first(modules), "initialize", None)
-        chains = _train_chains(trainer, crew, model, guide, whole, initialize)
+        chains = _train_chains(trainer, crew, model, guide, initialize)
     stopped = checkpoint.resumable or (bool(chains) and (chains[-1].interrupted or chains[-1].failed))
     chains, stopped = gather_chains(crew, chains), any(crew.gather(stopped))
     result = Fitted(model, guide, loss, chains, example, scope=scope)
@@ -98,7 +99,6 @@ def _train_chains(
     crew: Ranks,
     model: Program,
     guide: Program,
-    example: tuple[Tensor, ...],
     initialize: Callable | None,
 ) -> list[Chain]:
     """Trains the chains that are left, each from a new start; a chain that is interrupted is the last one.
@@ -115,7 +115,7 @@ def _train_chains(
         if number > checkpoint.chain:
             trainer.state.restart(checkpoint.initial)
         if callable(initialize):
-            initialize(*example)
+            initialize(*trainer.batches.sample(INITIAL_ROWS))
         trainer.ranks.copy_first(trainer.state.tensors.values())
         if trainer.ranks.size > 1:
             torch.manual_seed(trainer.ranks.seed(options.seed + number))

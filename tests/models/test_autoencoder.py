@@ -172,7 +172,7 @@ def test_the_code_of_an_autoencoder_is_deterministic():
 
 @pytest.mark.parametrize(("network", "kind"), [("dense", torch.nn.Linear), ("convolutional", torch.nn.Conv2d)])
 def test_the_decoder_mirrors_the_encoder(network, kind):
-    model = build(VAE, "scalar", network, hidden=(8, 4))
+    model = build(VAE, "scalar", network, hidden=(8, 4), norm=None)
     there = [part.weight.shape[0] for part in model.encoder.modules() if isinstance(part, kind)]
     back = [part for part in model.decoder.modules() if hasattr(part, "weight")]
     assert there[:2] == [8, 4]
@@ -254,7 +254,7 @@ BUILDS = [
     ),
     ({"covariance": "dense"}, r"covariance to be one of 'fixed', .*'full', got 'dense'"),
     ({"network": "deep"}, r"network to be one of 'dense', 'convolutional', 'growing', 'pyramid', got 'deep'"),
-    ({"norm": "group"}, r"norm to be one of 'batch', 'layer', 'pixel', got 'group'"),
+    ({"norm": "groups"}, r"norm to be one of 'batch', 'group', 'layer', 'pixel', got 'groups'"),
     ({"activation": "sin"}, r"activation to be one of .*'tanh', got 'sin'"),
     ({"dropout": 1.0}, r"dropout to be a probability in \[0, 1\), got 1.0"),
     ({"covariance": "low_rank", "rank": 7}, r"rank from 1 to the event's 6 elements, got 7"),
