@@ -45,10 +45,23 @@ class HeldOut:
     particles: int
     seed: int
 
-    @property
-    def nats_per_bit_and_dimension(self) -> float:
-        """One bit per dimension of a datum, in nats."""
-        return math.log(2) * math.prod(self.data.event_shape)
+    def bits_per_dimension(self, mean: float, error: float) -> tuple[float, float] | None:
+        """A mean log density or probability in nats, and its error, in bits per dimension.
+
+        A density of dequantized gray levels, (k + u)/L, bounds their probability, log P(k) >= E log p - D log L. Levels
+        that are not dequantized, k/(L - 1), have no such number: their density has no upper bound.
+
+        Args:
+            mean: The mean.
+            error: Its standard error.
+        """
+        data, dim = self.data, math.prod(self.data.event_shape)
+        if data.levels is not None and data.form == "unit":
+            return None
+        if data.levels is not None and data.form == "continuous":
+            mean += data.scaler.log_det() - dim * math.log(data.levels)
+        bit = math.log(2) * dim
+        return -mean / bit, error / bit
 
 
 def evaluate(held_out: HeldOut) -> Numbers:
@@ -77,23 +90,23 @@ def log_evidence(held_out: HeldOut) -> Numbers:
     """The log evidence of a latent variable model, by importance sampling from its encoder."""
     if not isinstance(held_out.model, HasLogEvidence):
         return {}
-    k, bit = held_out.particles, held_out.nats_per_bit_and_dimension
+    k = held_out.particles
     mean, error = mean_and_error(held_out.model.log_evidence(*held_out.rows, particles=k))
-    return {
-        f"held-out log evidence, {k} importance samples (nats per datum)": (mean, error),
-        f"held-out bits per dimension, {k} importance samples": (-mean / bit, error / bit),
-    }
+    numbers: Numbers = {f"held-out log evidence, {k} importance samples (nats per datum)": (mean, error)}
+    if (bits := held_out.bits_per_dimension(mean, error)) is not None:
+        numbers[f"held-out bits per dimension, {k} importance samples"] = bits
+    return numbers
 
 
 def log_likelihood(held_out: HeldOut) -> Numbers:
     """The log-likelihood, and bits per dimension for images and other integer data."""
     if not isinstance(held_out.model, HasLogProb):
         return {}
-    bit = held_out.nats_per_bit_and_dimension
     mean, error = mean_and_error(held_out.model.log_prob(*held_out.rows))
     numbers: Numbers = {"held-out log-likelihood (nats per datum)": (mean, error)}
-    if len(held_out.data.event_shape) == 3 or held_out.data.form == "integer":
-        numbers["held-out bits per dimension"] = (-mean / bit, error / bit)
+    discrete = len(held_out.data.event_shape) == 3 or held_out.data.form == "integer"
+    if discrete and (bits := held_out.bits_per_dimension(mean, error)) is not None:
+        numbers["held-out bits per dimension"] = bits
     return numbers
 
 

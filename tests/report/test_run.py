@@ -194,6 +194,6 @@ def test_the_page_of_a_trained_model_is_self_contained(tmp_path):
     html = path.read_text(encoding="utf-8")
     assert_self_contained(html)
     assert all(f"<h2>{title}</h2>" in html for title in titles(report))
-    assert len(Page(html).all("img")) == 11  # one of them of data that are not reached
+    assert len(Page(html).all("img")) == 10  # one of them of data that are not reached
     assert all(attributes["alt"] for attributes in Page(html).all("img"))
     assert path.stat().st_size < 3_000_000

@@ -8,9 +8,11 @@ import pytest
 import torch
 import yaml
 
+from ppgen import data
 from ppgen.diagnostics.arviz import MIN_DRAWS
 from ppgen.runs.cli import main
 from ppgen.runs.data_run import DataRun
+from ppgen.runs.evaluations import HeldOut
 from ppgen.runs.methods import METHODS
 from ppgen.runs.run import Run
 from ppgen.runs.training import LEAST_DRAWS
@@ -109,6 +111,22 @@ def test_a_flow_of_gray_levels_reports_bits_per_dimension(method, tmp_path, caps
     samples = run.sample(5)
     assert samples.shape == (5, 1, 8, 8)
     assert set(np.unique(samples)) <= set(range(17))
+
+
+@pytest.mark.parametrize(
+    ("form", "nats", "bits"),
+    [
+        ("continuous", 0.0, math.log2(17)),  # the density of U[0, 1), which spreads over all levels
+        ("integer", -64 * math.log(17), math.log2(17)),
+        ("binary", -64 * math.log(2), 1.0),
+        ("unit", 0.0, None),  # a density of levels that are not dequantized
+    ],
+)
+def test_a_uniform_distribution_has_the_bits_of_its_levels(form, nats, bits):
+    held_out = HeldOut(None, None, data.load("digits", form=form, size=20), (), 1, 0)  # type: ignore[arg-type]
+    assert held_out.bits_per_dimension(nats, 64 * math.log(2)) == (
+        None if bits is None else (pytest.approx(bits), pytest.approx(1.0))
+    )
 
 
 def test_a_loaded_run_generates_the_same_samples(quick):

@@ -21,6 +21,7 @@ def samples(
     x: np.ndarray,
     *,
     data: np.ndarray | None = None,
+    means: np.ndarray | None = None,
     columns: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
     labels: tuple[str, str] = ("data", "generated"),
@@ -33,6 +34,7 @@ def samples(
     Args:
         x: the generated events (n, *event_shape).
         data: the data (m, *event_shape).
+        means: for images, the means of the generated ones without noise, of their shape.
         columns: the names of a table's columns.
         limits: the values that are drawn black and white; by default the range of the data, or of x without data.
         labels: the names of data and x.
@@ -47,6 +49,8 @@ def samples(
             raise ValueError(f"expected data of event shape {x.shape[1:]}, as x, got {data.shape[1:]}")
     if x.ndim == 4:
         sets = {labels[1]: x} if data is None else {labels[0]: data, labels[1]: x}
+        if means is not None:
+            sets["means, without noise"] = _as_events("means", means)
         return images.grids(sets, limits or images.value_range(x if data is None else data))
     return tables.overlay(x, data, _names(columns, x.shape[1]), labels)
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ppgen.report.figures.style import MUTED, WIDTH, canvas, note
 
-ACROSS = 16  # images in a row of a figure
+ACROSS = {1: 16, 2: 8, 3: 6}  # images in a row, by the number of grids beside each other; two and three are square
 MAX_IMAGES, MAX_PAIRS = 64, 20  # images in a grid, and images with their reconstructions
 NOT_FINITE_COLOR = (0.9, 0.1, 0.3)
 
@@ -20,19 +20,20 @@ def grids(sets: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
     """Sets of images as grids beside each other.
 
     Args:
-        sets: images (n, channels, height, width) by title, of which at most 64 are shown.
+        sets: images (n, channels, height, width) by title, at most three. At most 64 of each are shown, 36 of three.
         limits: the values that are drawn black and white.
     """
-    count = max(map(len, sets.values()))
-    sets = {name: x[:MAX_IMAGES] for name, x in sets.items()}
-    tiled = [tile(color(x, limits), across=min(max(len(x), 4), ACROSS // len(sets))) for x in sets.values()]
+    count, across = max(map(len, sets.values())), ACROSS[len(sets)]
+    most = min(MAX_IMAGES, across**2)
+    sets = {name: x[:most] for name, x in sets.items()}
+    tiled = [tile(color(x, limits), across=min(max(len(x), 4), across)) for x in sets.values()]
     tall = max(picture.shape[0] / picture.shape[1] for picture in tiled)
     figure = canvas(0.35 + tall * (WIDTH / len(sets) - 0.15))
     for axes, title, picture in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, tiled, strict=True):
         show(axes, picture)
         axes.set_title(title)
-    if count > MAX_IMAGES:
-        note(figure, f"the first {MAX_IMAGES} of {count}")
+    if count > most:
+        note(figure, f"the first {most} of {count}")
     return figure
 
 
