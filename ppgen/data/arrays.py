@@ -13,6 +13,7 @@ from typing import IO, BinaryIO
 import numpy as np
 
 from ppgen.data.raw import RawData, from_array
+from ppgen.data.streaming import STREAMABLE, TO_STREAM
 from ppgen.utils.regular_files import check_regular, check_size
 
 __all__ = ["read_idx", "read_numpy"]
@@ -62,22 +63,22 @@ def _check_claims(file: BinaryIO, path: Path) -> None:
     size = os.fstat(file.fileno()).st_size
     if not zipfile.is_zipfile(file):
         file.seek(0)
-        _check_header(file, size, path)
+        _check_header(file, size, path, STREAMABLE)
     else:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
-            check_size(path, sum(part.file_size for part in parts))
+            check_size(path, sum(part.file_size for part in parts), remedy=TO_STREAM)
             for part in parts:
                 if part.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise ValueError(f"{part.filename!r} is compressed in another way than NumPy does")
                 if part.file_size > MOST_DEFLATED * part.compress_size + 1000:
                     raise ValueError(f"{part.filename!r} claims {part.file_size} bytes, more than it can hold")
                 with archive.open(part) as inner:
-                    _check_header(inner, part.file_size, path)
+                    _check_header(inner, part.file_size, path, "")
     file.seek(0)
 
 
-def _check_header(file: IO[bytes], size: int, path: Path) -> None:
+def _check_header(file: IO[bytes], size: int, path: Path, remedy: str) -> None:
     """Checks the header of one array against the number of bytes of its file."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
@@ -93,7 +94,7 @@ def _check_header(file: IO[bytes], size: int, path: Path) -> None:
     claimed = file.tell() + math.prod(shape) * dtype.itemsize
     if claimed > size:
         raise ValueError(f"by its header, {dtype} of shape {shape}, it has {claimed} bytes, but there are {size}")
-    check_size(path, claimed)
+    check_size(path, claimed, remedy=remedy)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -138,5 +139,5 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _allowed(path: Path, size: int) -> int:
-    check_size(path, size)
+    check_size(path, size, remedy=TO_STREAM)
     return size

@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 from ppgen.data.image_format import AS_STORED, ImageFormat
 from ppgen.data.raw import RawData
+from ppgen.data.streaming import STREAMABLE
 from ppgen.utils.regular_files import check_regular, check_size
 
 __all__ = ["list_images", "pad_images", "read_images", "read_pixels"]
@@ -42,7 +43,7 @@ def read_images(folder: Path, image_format: ImageFormat = AS_STORED) -> RawData:
     """
     files, y, names = list_images(folder)
     first = read_pixels(files[0], image_format)
-    check_size(folder, len(files) * first.size)
+    check_size(folder, len(files) * first.size, remedy=STREAMABLE)
     x = np.empty((len(files), *first.shape), np.uint8)
     for i, file in enumerate(files):
         x[i] = read_pixels(file, image_format, like=(files[0], first.shape))

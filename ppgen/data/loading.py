@@ -79,8 +79,9 @@ def load(
         side: the side in pixels to which images are padded, evenly and with the lowest level, for example from 28 to
             32, a power of two; after `resize`.
         stream: whether rows stay on disk and are read when they are needed, for files .npy and .parquet and folders of
-            images larger than memory. They have the same values, splits and scaler as otherwise. What can be wrong with
-            a row is noticed when it is read: at once if a scaler is fitted, which reads all rows once.
+            images larger than memory; without it, a warning names a file larger than what is free. They have the same
+            values, splits and scaler as otherwise. What can be wrong with a row is noticed when it is read: at once if
+            a scaler is fitted, which reads all rows once.
         seed: seed of the toy data, the rows kept, the split, and the dequantization noise.
 
     Raises:

@@ -16,7 +16,11 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["RowNoise", "Stream", "StreamedArray"]
+__all__ = ["STREAMABLE", "TO_STREAM", "RowNoise", "Stream", "StreamedArray"]
+
+# what to do with data that are larger than memory
+STREAMABLE = "stream=True (on the command line, --data.stream true) leaves its rows on disk"
+TO_STREAM = f"written as .npy or Parquet, {STREAMABLE}"
 
 
 class StreamedArray(ABC):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ppgen.data.raw import RawData
+from ppgen.data.streaming import TO_STREAM
 from ppgen.utils.regular_files import check_regular, check_size
 
 __all__ = ["pad_columns", "read_svmlight"]
@@ -29,7 +30,7 @@ def read_svmlight(path: Path, features: int | None = None) -> RawData:
         x, y = load_svmlight_file(str(path), n_features=features, zero_based=True)
     except (ValueError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} is not a readable svmlight file: {error}") from error
-    check_size(path, 8 * math.prod(x.shape))
+    check_size(path, 8 * math.prod(x.shape), remedy=TO_STREAM)
     values, codes = np.unique(y, return_inverse=True)
     return RawData(np.asarray(x.todense()), codes.astype(np.int64), label_names=tuple(f"{value:g}" for value in values))
 

@@ -17,6 +17,7 @@ import numpy as np
 from ppgen.data.checks import check
 from ppgen.data.labels import encode_labels, row_number
 from ppgen.data.raw import RawData
+from ppgen.data.streaming import STREAMABLE, TO_STREAM
 from ppgen.utils.regular_files import check_regular, check_size
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def read_csv(path: Path, label: str | None) -> RawData:
     import pandas as pd
     from pandas.errors import ParserError, ParserWarning
 
-    check_size(path, check_regular(path))
+    check_size(path, check_regular(path), remedy=TO_STREAM)
     header = _header(path)
     try:
         with warnings.catch_warnings():
@@ -94,7 +95,8 @@ def read_parquet(path: Path, label: str | None) -> RawData:
         from pyarrow import parquet
 
         about = parquet.read_metadata(path)
-        check_size(path, 8 * about.num_rows * about.num_columns)  # runs of one value take no space in the file
+        size = 8 * about.num_rows * about.num_columns  # runs of one value take no space in the file
+        check_size(path, size, remedy=STREAMABLE)
         frame = pd.read_parquet(path)
     except ImportError as error:
         raise ImportError(f"reading {path} needs pyarrow: pip install 'ppgen[parquet]'") from error

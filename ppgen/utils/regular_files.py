@@ -8,9 +8,11 @@ import stat
 import sys
 from pathlib import Path
 
-__all__ = ["check_regular", "check_size", "memory", "read_bytes"]
+from ppgen.utils.user_warnings import warn_user
 
-CGROUP = Path("/sys/fs/cgroup/memory.max")  # the limit of a container
+__all__ = ["check_regular", "check_size", "free_memory", "memory", "read_bytes"]
+
+CGROUP = Path("/sys/fs/cgroup")  # of a container, with the limit of its memory
 
 
 def check_regular(path: str | os.PathLike) -> int:
@@ -54,18 +56,27 @@ def read_bytes(path: str | os.PathLike, *, most: int | None = None) -> bytes:
     return Path(path).read_bytes()
 
 
-def check_size(path: str | os.PathLike, size: int) -> None:
+def check_size(path: str | os.PathLike, size: int, *, remedy: str = "") -> None:
     """Checks that what is to be read fits into memory, before any is taken.
 
     Args:
         path: the file, for the error.
         size: bytes.
+        remedy: what to do with larger data; given, a warning says so if they are larger than the memory that is free.
 
     Raises:
         ValueError: if it does not.
     """
+    advice = f": {remedy}" if remedy else ""
     if size > (limit := memory()):
-        raise ValueError(f"{path}: it claims {_readable(size)} of data, and this process can have {_readable(limit)}")
+        raise ValueError(
+            f"{path}: it claims {_readable(size)} of data, and this process can have {_readable(limit)}{advice}"
+        )
+    if remedy and size > (free := free_memory()):
+        warn_user(
+            f"{path}: it has {_readable(size)} of data, and {_readable(free)} of memory are free, so that the system "
+            f"may end this process{advice}"
+        )
 
 
 def memory() -> int:
@@ -73,14 +84,47 @@ def memory() -> int:
     limits = [sys.maxsize]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    if CGROUP.is_file() and (text := CGROUP.read_text().strip()).isdecimal():
-        limits.append(int(text))
+    limits += [limit for limit in (_number(CGROUP / "memory.max"), _limit("RLIMIT_AS")) if limit is not None]
+    return min(limits)
+
+
+def free_memory() -> int:
+    """The memory that this process can have now, in bytes, as far as the system tells.
+
+    It is what is left of the machine's, of a container's, and of this process's limits of address space and of data.
+    Pages of files, which the system gives up when it needs memory, count as free.
+    """
+    limits = [memory()]
+    if (available := _number(Path("/proc/meminfo"), "MemAvailable:")) is not None:
+        limits.append(1024 * available)
+    most, used = _number(CGROUP / "memory.max"), _number(CGROUP / "memory.current")
+    if most is not None and used is not None:
+        limits.append(most - used + (_number(CGROUP / "memory.stat", "inactive_file") or 0))
+    if (statm := Path("/proc/self/statm")).is_file():  # in pages: all addresses, ..., data and stack, 0
+        pages = [int(number) for number in statm.read_text().split()]
+        for name, used in (("RLIMIT_AS", pages[0]), ("RLIMIT_DATA", pages[-2])):
+            if (limit := _limit(name)) is not None:
+                limits.append(limit - used * os.sysconf("SC_PAGE_SIZE"))
+    return max(0, min(limits))
+
+
+def _number(path: Path, name: str = "") -> int | None:
+    """The number in a file of the system, or the one that follows a name in it; None if there is none."""
+    if not path.is_file():
+        return None
+    _, _, text = path.read_text().partition(name) if name else ("", "", path.read_text())
+    number, *_ = [*text.split(), ""]
+    return int(number) if number.isdecimal() else None
+
+
+def _limit(name: str) -> int | None:
+    """A limit of this process, None if it has none."""
     try:
         import resource
     except ImportError:  # on Windows
-        return min(limits)
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return min([*limits, soft] if soft != resource.RLIM_INFINITY else limits)
+        return None
+    soft, _ = resource.getrlimit(getattr(resource, name))
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _readable(size: int) -> str:

@@ -155,9 +155,10 @@ def test_what_decompresses_to_more_than_fits_into_memory_is_refused(tmp_path, mo
         assert path.stat().st_size < 10_000
     monkeypatch.setattr("ppgen.utils.regular_files.memory", lambda: 500_000)
     for path in sorted(tmp_path.iterdir()):
-        with pytest.raises(ValueError, match=r"it claims . MB of data, and this process can have 500 kB") as raised:
+        with pytest.raises(ValueError, match=r"it claims . MB of data, and this process can have 500 kB: ") as raised:
             data.load(path)
         assert path.name in str(raised.value)
+        assert "stream=True" in str(raised.value)
 
 
 @pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (100_000, 100_000), (2**31 - 1, 2**31 - 1)])
