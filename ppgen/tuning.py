@@ -45,7 +45,6 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "jensen_shannon 1": {"distance": "jensen_shannon", "alpha": 1.0},
     "jensen_shannon 0.3, conditional": {"distance": "jensen_shannon", "alpha": 0.3, "conditional": True},
     "mmd 0.3": {"distance": "mmd", "alpha": 0.3},
-    "joint_transport 0.03": {"distance": "joint_transport", "alpha": 0.03},
     "joint_transport 0.1": {"distance": "joint_transport", "alpha": 0.1},
 }
 

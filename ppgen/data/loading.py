@@ -27,6 +27,7 @@ from ppgen.data.toy import TOY
 __all__ = ["READING", "Preparation", "load", "read_source"]
 
 SCALES = ("none", "standard")
+SPARSE_SHARE = 0.05  # of values that are not zero, below which a table is sparse
 TOY_SIZE = 5000  # the default number of rows of a toy data set
 # the options of `load` that `read_source` takes
 READING = (
@@ -66,7 +67,9 @@ def load(
             ``ppgen train`` the form that the model scores, and "levels" is "integer" for data with gray levels, such
             as images, and "continuous" for others.
         scale: "standard" gives each column mean 0 and standard deviation 1 on the training rows, "none" keeps the data,
-            and "auto" is "standard" for continuous tables and "none" for toy data sets, images and other forms.
+            and "auto" is "standard" for continuous tables and "none" for sparse ones (of which less than a twentieth
+            is not zero, such as counts of words: divided by their standard deviations, the rarest would be the
+            largest), toy data sets, images and other forms.
         label: the column of labels of a table.
         validation: the fraction of validation rows, see `ppgen.data.splits`.
         test: the fraction of test rows.
@@ -161,7 +164,8 @@ class Preparation:
             rows["test"] = np.arange(n, len(x))
         scale = self.scale
         if scale == "auto":
-            scale = "standard" if x.ndim == 2 and form == "continuous" and source not in TOY else "none"
+            table = x.ndim == 2 and form == "continuous" and source not in TOY
+            scale = "standard" if table and not _is_sparse(x) else "none"
         if scaler is None and scale == "standard":
             scaler = Scaler.fit(x, rows=rows["train"], columns=raw.columns, name=str(source))
         if form != "integer":
@@ -171,6 +175,11 @@ class Preparation:
         name = Path(source).name or str(source)
         classes = None if raw.y is None else int(raw.y.max()) + 1
         return Data(name, x, raw.y, rows, form, scaler, raw.columns, raw.label_names, levels, classes, raw.origins)
+
+
+def _is_sparse(x: Any) -> bool:
+    """Whether nearly all values of a table in memory are zero."""
+    return isinstance(x, np.ndarray) and np.count_nonzero(x) < SPARSE_SHARE * x.size
 
 
 @dataclass(frozen=True, eq=False)

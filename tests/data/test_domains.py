@@ -171,3 +171,18 @@ def test_incompatible_domains_are_reported_with_their_files(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             load_domains(labeled, target, label="kind")
+
+
+@pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")
+def test_counts_of_words_are_not_standardized(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("source", "target"):
+        lines = [
+            f"{i % 2} " + " ".join(f"{j}:1" for j in np.sort(rng.choice(200, 4, replace=False))) for i in range(60)
+        ]
+        (tmp_path / f"{name}.svmlight").write_text("\n".join(lines) + "\n")
+    files = tmp_path / "source.svmlight", tmp_path / "target.svmlight"
+    domains = load_domains(*files)
+    assert set(np.unique(domains.source.train.x)) == set(np.unique(domains.target.train.x)) == {0.0, 1.0}
+    with pytest.warns(UserWarning, match="constant in the training rows"):
+        assert np.abs(load_domains(*files, scale="standard").source.train.x).max() > 5
