@@ -179,7 +179,7 @@ class Preparation:
 
 def _is_sparse(x: Any) -> bool:
     """Whether nearly all values of a table in memory are zero."""
-    return isinstance(x, np.ndarray) and np.count_nonzero(x) < SPARSE_SHARE * x.size
+    return isinstance(x, np.ndarray) and bool(np.count_nonzero(x) < SPARSE_SHARE * x.size)
 
 
 @dataclass(frozen=True, eq=False)
