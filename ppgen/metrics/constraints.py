@@ -18,10 +18,12 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ppgen.metrics.metric import SiteValues
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["Constraint", "GradientPenalty", "SpectralNorm", "WeightClipping", "ZeroCenteredGradientPenalty"]
 
 Scores = Callable[[SiteValues], Tensor]
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Bilinear, *CONVOLUTIONS)
 SAMPLES = ("data", "generated", "both")
@@ -85,6 +87,10 @@ class GradientPenalty(Constraint):
         _check_positive(self.weight)
         _check_at(self.at, ("interpolates", *SAMPLES))
 
+    def prepare(self, critic: nn.Module) -> None:
+        """Warns of batch normalization, under which a row's gradient is not its own."""
+        _warn_of_batch_norm(critic, type(self).__name__)
+
     def penalty(self, scores: Scores, x: SiteValues, y: SiteValues, p: Tensor, q: Tensor) -> Tensor:
         """The weighted mean of the squared excess of the gradient norm."""
 
@@ -120,6 +126,10 @@ class ZeroCenteredGradientPenalty(Constraint):
     def __post_init__(self) -> None:
         _check_positive(self.weight)
         _check_at(self.at, SAMPLES)
+
+    def prepare(self, critic: nn.Module) -> None:
+        """Warns of batch normalization, under which a row's gradient is not its own."""
+        _warn_of_batch_norm(critic, type(self).__name__)
 
     def penalty(self, scores: Scores, x: SiteValues, y: SiteValues, p: Tensor, q: Tensor) -> Tensor:
         """The weighted mean of the squared gradient norm."""
@@ -170,6 +180,17 @@ class WeightClipping(Constraint):
         with torch.no_grad():
             for parameter in critic.parameters():
                 parameter.clamp_(-self.bound, self.bound)
+
+
+def _warn_of_batch_norm(critic: nn.Module, penalty: str) -> None:
+    """Warns of layers whose output for a row depends on the other rows; the penalty is on each row's gradient alone."""
+    names = [name or "itself" for name, part in critic.named_modules() if isinstance(part, BATCH_NORMS)]
+    if names:
+        warn_user(
+            f"the critic {type(critic).__name__} has batch normalization ({', '.join(names[:3])}) under {penalty}: the "
+            "score of a row then depends on the batch, and its gradient is not that of the row (Gulrajani et al. 2017, "
+            'section 4); build it with norm=None, or "layer"'
+        )
 
 
 def _check_positive(number: float) -> None:

@@ -57,8 +57,8 @@ def diabetes() -> np.ndarray:
     return np.delete(load_diabetes().data, 1, 1)  # all columns but the sex
 
 
-def images(name: str, size: int | None = None) -> np.ndarray:
-    data = ppgen.data.load(name, form="unit", size=size, validation=0.0, test=0.0)
+def images(name: str) -> np.ndarray:
+    data = ppgen.data.load(name, form="unit", validation=0.0, test=0.0)
     return (np.asarray(data.train.x) > 0.5).astype(np.float32)
 
 

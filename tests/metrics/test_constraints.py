@@ -186,3 +186,16 @@ def test_options_are_checked(case):
     make, message = BAD_OPTIONS[case]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("penalty", [GradientPenalty(), ZeroCenteredGradientPenalty()], ids=lambda p: type(p).__name__)
+def test_batch_normalization_under_a_gradient_penalty_is_reported(penalty, recwarn):
+    metric = WassersteinDual(nets.Critic((2,), hidden=(4,), norm="batch"), penalty=penalty)
+    name = type(penalty).__name__
+    with pytest.warns(
+        UserWarning, match=rf"Critic has batch normalization \(network.layers.1\) under {name}: .*norm=None"
+    ):
+        metric.build(torch.randn(4, 2))
+    for norm, constraint in ((None, penalty), ("layer", penalty), ("batch", SpectralNorm())):
+        WassersteinDual(nets.Critic((2,), hidden=(4,), norm=norm), penalty=constraint).build(torch.randn(4, 2))
+    assert not recwarn
