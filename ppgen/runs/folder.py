@@ -20,7 +20,7 @@ from typing import Any
 
 from ppgen.runs.config_file import parse_config
 
-__all__ = ["check_version", "clear_failed_start", "new_folder", "read_config", "unused_folder"]
+__all__ = ["check_version", "clear_failed_start", "new_folder", "read_config", "remove_failed_start", "unused_folder"]
 
 CONFIG = "config.yaml"
 RECORD = "run.safetensors"
@@ -139,6 +139,25 @@ def clear_failed_start(folder: Path, config: dict[str, Any]) -> None:
                 f"{folder} holds the start of a run with other options ({', '.join(changed)}), which ended before its "
                 f"first step: continue it with `ppgen resume {folder}`, delete it, or choose another --out"
             )
+    _clear(folder)
+
+
+def remove_failed_start(folder: Path) -> None:
+    """Deletes what a run has written that failed before its first step, for example for a device that there is not.
+
+    After Ctrl-C or a kill the files stay, and ``ppgen resume`` begins again.
+
+    Args:
+        folder: The run folder, whose lock is held.
+    """
+    files, metrics = {file.name for file in folder.iterdir()}, folder / METRICS
+    begun = metrics.is_file() and metrics.stat().st_size
+    if not begun and all(name in BEFORE_FIRST_STEP or LEFTOVER.fullmatch(name) for name in files):
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Deletes the files of a run that has no checkpoint, but not the lock."""
     for file in folder.iterdir():
         if file.name in BEFORE_FIRST_STEP or (file.name != LOCK and LEFTOVER.fullmatch(file.name)):
             file.unlink()

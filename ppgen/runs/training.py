@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ppgen.runs.folder import (
     clear_failed_start,
     new_folder,
     read_config,
+    remove_failed_start,
 )
 from ppgen.runs.lock import FolderLock
 from ppgen.runs.metrics_log import MetricsLog
@@ -79,7 +80,7 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     model.check(*(torch.as_tensor(part[:CHECKED_ROWS]) for part in rows))  # before there is a folder
     folder = Path(out)
     first = Ranks().first
-    with FolderLock(_unlocked_folder(folder)) if first else nullcontext():
+    with _held(folder) if first else nullcontext():
         record = Record.of(kind.parts(data), config["fit"]["seed"])
         tuning: Mapping[str, Any] = {}
         if start is None:
@@ -88,15 +89,34 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
             model = kind.make_model(config, data)
         if first:
             clear_failed_start(folder, config)
-            if start is not None:
-                start.fit.save(folder / START)
-            record.write(folder)
-            write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
-            if tuning:
-                write_atomically(folder / TUNING, json.dumps(tuning, indent=1))
-        Ranks().wait()
-        log = MetricsLog(folder / METRICS)
-        return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)
+        try:
+            if first:
+                if start is not None:
+                    start.fit.save(folder / START)
+                record.write(folder)
+                write_atomically(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+                if tuning:
+                    write_atomically(folder / TUNING, json.dumps(tuning, indent=1))
+            Ranks().wait()
+            log = MetricsLog(folder / METRICS)
+            return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)
+        except Exception:
+            if first:
+                remove_failed_start(folder)
+            raise
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Makes a run folder and locks it; if nothing is in it in the end, it is removed."""
+    made = not folder.exists()
+    try:
+        with FolderLock(_unlocked_folder(folder)):
+            yield
+    finally:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _unlocked_folder(folder: Path) -> Path:

@@ -121,6 +121,17 @@ def test_errors_are_named_and_no_file_is_lost(arguments, message, tmp_path, caps
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["kept.txt"]
 
 
+@pytest.mark.parametrize("option", [("device", "nonsense"), ("ema", "2"), ("batch_size", "0")])
+def test_options_that_fit_refuses_leave_no_folder(option, quick, tmp_path, capsys):
+    name, value = option
+    command = ["train", "ae", "moons", *quick, f"--fit.{name}", value, "--out"]
+    (tmp_path / "mine").mkdir()
+    for folder in ("run", "mine"):
+        assert main([*command, folder]) == 2
+        assert name in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]  # which was there before
+
+
 def test_an_error_is_raised_with_its_traceback_on_request(monkeypatch):
     monkeypatch.setenv("PPGEN_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError, match="not a run folder"):
