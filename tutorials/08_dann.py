@@ -213,3 +213,7 @@ assert adapt(targets["inverted"], recipes.dann(**critic)) < 0.1
 # distance does: features by which the domains are distinguished nearly always carry nothing over. (A low number would
 # be no proof of the contrary: features can be alike though each class has met another.) So keep some labels of the
 # target to judge by, however few; and where it can be said beforehand what differs, as here, undo it in the rows.
+#
+# Which distance and how much of it can be chosen by short runs and a score without labels of the target:
+# `ppgen.tuning.tune_adaptation`, or `ppgen train dann --tune`. [Adaptation](../adaptation.md) says what each score
+# is, and where it fails; exchanged classes escape all of them.
