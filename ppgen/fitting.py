@@ -231,8 +231,10 @@ def fit(
     optim: PyroOptim | OptimizerFactory | None = None,
     steps: int | None = None,
     epochs: int | None = None,
+    max_steps: int | None = None,
     batch_size: int | None = None,
     validation: Any = None,
+    score: Callable[[], float | Sequence[float]] | None = None,
     patience: int | None = None,
     callbacks: Sequence[Callable[[TrainingStep], None]] = (),
     seed: int = 0,
@@ -260,12 +262,18 @@ def fit(
             programs without data (see below). Missing values are NaN, which the model has to leave out (see below).
         loss: a ppgen objective, a Pyro ELBO, or a function (model, guide, *batch) -> scalar; `ELBO()` if left out.
         optim: a Pyro optimizer, or a function parameters -> torch optimizer; Adam at 1e-3 if left out.
-        steps: the number of steps; 1000 if neither `steps` nor `epochs` is given.
+        steps: the number of steps; without `steps` and `epochs` the run ends when it has converged (see below).
         epochs: the number of passes over the data, instead of `steps`.
+        max_steps: the ceiling of a run until convergence; 30,000 if left out.
         batch_size: the rows of a step and process; if left out, all (right for global latents without a subsampling
             plate).
-        validation: held-out data, or the fraction of `data` to hold out; its loss is computed about once an epoch.
-        patience: stop after so many validations without a new best, and return to the best weights.
+        validation: held-out data, or the fraction of `data` to hold out, on which the loss is checked after each pass,
+            though not within 30 steps; 0 for nothing. If left out, a tenth, at most 5000 rows, where the length depends
+            on it: without `steps` and `epochs`, or with `patience` (see below).
+        score: a function without arguments that is evaluated in the place of the loss on held-out data, smaller is
+            better: a number, or one for each part of the data, whose differences between checks then show the noise.
+        patience: stop after so many passes over the data without a better check, but not within 300 steps, and return
+            to the best weights.
         callbacks: functions that are called with a `TrainingStep` after each step; ``step.stop(reason)`` ends a chain.
         seed: the seed of batches, starts and random draws; the caller's random state does not change.
         restarts: the number of chains, each from a new start; 1 if left out. The best has the lowest loss.
@@ -276,6 +284,7 @@ def fit(
         ema: the decay of an exponential moving average of the weights, which becomes the result; see Notes.
         clip_norm: the bound on the norm of all gradients together; no clipping if left out.
         lr_scheduler: "linear" or "cosine", down to 0, or a function optimizer -> torch scheduler, for critics too.
+            Without `steps` and `epochs` rates fall to 0 once the run has converged.
         compile: whether to compile the step, once for each shape of a batch; "auto" does so if it saves time.
         growth: the schedule of growing networks (`ppgen.nets.Growing`) in programs and critics.
         distribute: what several processes share (see below): the "rows" of each batch, or whole "chains"; None to train
@@ -297,10 +306,22 @@ def fit(
 
     **Notes.** Restarts sample the weights of networks again, move other parameters by U(-2, 2) in unconstrained space,
     and reset an `AutoFlow` to a Gaussian. In adversarial training the loss need not fall as samples get better, so
-    neither `patience` nor the best restart means much there: compare samples. The moving average warms up, with decay
+    the best restart means little there: compare samples. The moving average warms up, with decay
     min(ema, (1 + step) / (10 + step)). As in Pyro, one of its schedulers advances when a callback calls
     ``optim.step()``. Ctrl-C ends the run after the current step and keeps what was learned; pressed twice, it ends the
     run at once.
+
+    **Length.** Without `steps` and `epochs` a run ends when it has converged, at the latest after `max_steps`. Of 100
+    rows or more a tenth is held out, if each row has its own latents, or none, and the guide computes them from the
+    row. The run checks the loss on these rows under the same random numbers each time. After 5 passes without a check
+    that is better by more than its noise, and at least 300 steps, it returns to the best weights and lowers the
+    learning rates to a fifth; after the third time it ends with the best weights. Programs with global latents, or
+    fewer rows, hold nothing out, since all rows count for the posterior: there the loss of the steps has to be flat
+    over a window, whose length grows, and so have the latents that the guide draws. Where critics train, held-out rows
+    are compared with samples by the energy distance, with three times the patience. Schedules of weights that last
+    for the run then take 10 passes, at least 1000 steps, before which no check counts. With `steps` or `epochs` the
+    run takes exactly those, and a warning and `Chain.stop_reason` say if the loss on validation data was still
+    improving, or was best long before.
 
     **guide="auto"** finds modes from `restarts` (4 if left out) dispersed starts, fits a Gaussian at each in
     coordinates whitened by its curvature, mixes the Gaussians of several modes, and fits a flow if importance weights
@@ -355,8 +376,10 @@ def fit(
         optim=optim,
         steps=steps,
         epochs=epochs,
+        max_steps=max_steps,
         batch_size=batch_size,
         validation=validation,
+        score=score,
         patience=patience,
         callbacks=callbacks,
         seed=seed,

@@ -25,6 +25,7 @@ from torch.utils.data import TensorDataset
 
 import ppgen
 from ppgen.models import VAE
+from ppgen.training import chain as chain_trainer
 from ppgen.training.callbacks import TrainingStep
 from ppgen.training.recovery import IN_A_ROW, RETURNS
 
@@ -290,12 +291,18 @@ def test_validation_repeats_its_random_numbers_and_does_not_change_training():
     assert np.array_equal(with_check.history["loss"], fit(networks(), optim=frozen).history["loss"])
 
 
-def test_early_stopping_returns_to_the_best_weights():
+@pytest.fixture
+def impatient(monkeypatch):
+    """Patience is counted in passes, however few steps those are."""
+    monkeypatch.setattr(chain_trainer, "PATIENCE_STEPS", 1)
+
+
+def test_early_stopping_returns_to_the_best_weights(impatient):
     """w halves from 1 toward 0; on data at 0.3 it is best after two steps, at 0.25."""
     held_out = torch.full((4, 1), 0.3)
     result = fit(holder(), ZERO, loss=distance, optim=HALVING, validation=held_out, patience=3, steps=50)
     chain = result.chains[0]
-    assert chain.stop_reason == "no better validation loss in 3 checks, at step 5"
+    assert chain.stop_reason == "the held-out loss has not improved since step 2, at step 5"
     assert chain.validation["step"].tolist() == [1, 2, 3, 4, 5]
     assert chain.validation["loss"] == pytest.approx([(0.5**t - 0.3) ** 2 for t in range(1, 6)])
     assert len(chain.history["loss"]) == 5
@@ -311,7 +318,7 @@ def test_without_patience_the_last_weights_are_kept():
     assert result.chains[0].final == pytest.approx((0.5**5 - 0.3) ** 2)
 
 
-def test_a_validation_that_is_nan_is_never_the_best():
+def test_a_validation_that_is_nan_is_never_the_best(impatient):
     def loss(model: Callable, guide: Callable, x: Tensor) -> Tensor:
         value = distance(model, guide, x)
         return value if torch.is_grad_enabled() or 0.1 < w() < 0.4 else value * math.nan
@@ -654,10 +661,13 @@ BAD_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "no epochs": ({"epochs": 0}, "epochs must be at least 1"),
     "no restarts": ({"restarts": 0}, "restarts must be at least 1"),
     "no patience": ({"patience": 0, "validation": 0.2}, "patience must be at least 1"),
-    "patience without validation": ({"patience": 3}, "patience needs validation data"),
+    "patience without validation": (
+        {"patience": 3},
+        "patience needs held-out data, and nothing is held out of fewer",
+    ),
     "no batch": ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
     "all held out": ({"validation": 1.0}, "leaves 0 for training and 20 for validation"),
-    "none held out": ({"validation": 0.0}, "leaves 20 for training and 0 for validation"),
+    "none held out": ({"validation": 0.01}, "leaves 20 for training and 0 for validation"),
     "a negative fraction": ({"validation": -0.1}, "leaves 22 for training"),
     "more than all held out": ({"validation": 2}, "leaves -20 for training"),
     "bad validation data": ({"validation": X * math.nan}, "validation: 60 of 60 values"),

@@ -1,14 +1,16 @@
 """`match`: the term D(a, b), a metric between two views."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from ppgen.losses.objective import Term
+from ppgen.losses.objective import Objective, Term
 from ppgen.losses.views import Rows, View
-from ppgen.metrics import CriticMetric, Metric, Sample
+from ppgen.metrics import CriticMetric, EnergyDistance, Metric, Sample
 from ppgen.tracing.traces import Traces
 
-__all__ = ["Match", "match"]
+__all__ = ["Match", "match", "without_critics"]
 
 
 class Match(Term):
@@ -103,3 +105,22 @@ def match(a: View, b: View, metric: Metric) -> Match:
         if not isinstance(value, expected):
             raise TypeError(f"match: {name} must be a {expected.__name__}, got {value!r}")
     return Match(a, b, metric)
+
+
+def without_critics(loss: Objective) -> Objective:
+    """The objective whose matches are by the energy distance in the place of critics, which have no say in its value.
+
+    It tells how far held-out data and samples are apart, where a critic's loss tells which of two networks is ahead.
+    Its schedules follow those of the loss.
+
+    Args:
+        loss: an objective, each of whose critics is that of a `match`.
+    """
+    terms = []
+    for weighted in loss.terms:
+        term = weighted.term
+        fair = Match(term.a, term.b, EnergyDistance()) if isinstance(term, Match) and term.critic is not None else term
+        terms.append(replace(weighted, term=fair))
+    judge = Objective(tuple(terms))
+    judge.step, judge.total = loss.step, loss.total
+    return judge

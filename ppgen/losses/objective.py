@@ -86,6 +86,13 @@ class Objective(PyroELBO):
                 found[first] = (*found.get(first, ()), weighted.term)
         return found
 
+    @property
+    def schedules(self) -> list[Schedule]:
+        """The schedules of all weights, and those inside of terms."""
+        inside = [getattr(weighted.term, "schedule", None) for weighted in self.terms]
+        found = [factor for weighted in self.terms for factor in weighted.factors] + inside
+        return [schedule for schedule in found if isinstance(schedule, Schedule)]
+
     def values(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Each term's weighted value by name, differentiable scalars that sum to the loss.
 

@@ -44,6 +44,14 @@ class Schedule(ABC):
             progress: p in [0, 1], a scalar tensor.
         """
 
+    def ends(self, total: int) -> int:
+        """The step after which the weight is constant.
+
+        Args:
+            total: the number of steps of the run.
+        """
+        return total if self.steps is None else self.steps
+
     def __call__(self, step: Tensor, total: int | None = None) -> Tensor:
         """The weight at a step, a scalar tensor.
 
@@ -133,6 +141,11 @@ class Anneal(Schedule):
         """The weight at progress p."""
         within = torch.where(progress < 1, torch.frac(progress * self.cycles), torch.ones_like(progress))
         return self.start + (self.end - self.start) * _SHAPES[self.shape]((within / self.rise).clamp(max=1.0))
+
+    def ends(self, total: int) -> int:
+        """The step after which the last cycle has risen."""
+        steps = super().ends(total)
+        return math.ceil(steps - (1 - self.rise) * steps / self.cycles)
 
     def __repr__(self) -> str:
         return f"Anneal({self.start:g} -> {self.end:g}, {self.cycles} cycles)"

@@ -19,7 +19,7 @@ __all__ = ["add_fit_options", "add_loss_options", "add_model_options", "make_los
 
 # Arguments of `fit` that the run sets, or that are no plain values.
 FIT_EXCLUDED: set[str | int] = {
-    *("model", "guide", "data", "loss", "optim", "callbacks", "validation", "progress", "checkpoint"),
+    *("model", "guide", "data", "loss", "optim", "callbacks", "validation", "score", "progress", "checkpoint"),
 }
 # Arguments of models that follow from the data, or that are networks, functions or distributions.
 MODEL_EXCLUDED: set[str | int] = {

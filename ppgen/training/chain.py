@@ -1,6 +1,7 @@
 """`ChainTrainer`: the steps of one chain, from the weights that the programs hold to a `Chain`."""
 
 import math
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,9 +14,19 @@ from ppgen.infer.distributed import Ranks
 from ppgen.infer.finite_steps import NUMERICAL_ERRORS
 from ppgen.infer.parameters import EvalMode, ProgramState, snapshot
 from ppgen.infer.svi import SVI, UNTRAINABLE
+from ppgen.losses.match import without_critics
 from ppgen.tracing.programs import validation
 from ppgen.training.callbacks import TrainingStep
 from ppgen.training.checkpoint import Checkpoint
+from ppgen.training.convergence import (
+    CHECK_STEPS,
+    GAME_PATIENCE,
+    LOWERED_RATE,
+    PATIENCE,
+    PATIENCE_STEPS,
+    Convergence,
+)
+from ppgen.training.held_out import global_draws
 from ppgen.training.interrupt import InterruptHandler
 from ppgen.training.loading import AnyBatches
 from ppgen.training.memory import is_out_of_memory, memory_error
@@ -44,7 +55,8 @@ class ChainTrainer:
         loss: the loss.
         batches: the training data.
         held_out: the validation data, or None.
-        total: the number of steps of a chain.
+        total: the number of steps of a chain, or the ceiling of a run until convergence.
+        begin: the number of steps after which the weights of the loss are constant.
         state: the tensors of the programs and the critics.
         growth: applies the schedule of progressive growing, or None.
         checkpoint: the file of the run.
@@ -59,6 +71,7 @@ class ChainTrainer:
     batches: AnyBatches
     held_out: AnyBatches | None
     total: int
+    begin: int
     state: ProgramState
     growth: GrowthController | None
     checkpoint: Checkpoint
@@ -85,7 +98,11 @@ class ChainTrainer:
             ValueError: if the loss depends on no trainable parameter.
         """
         monitor = TrainingMonitor(
-            self.state, ema=self.options.ema, patience=self.options.patience, optimizers=lambda: svi.optimizers
+            self.state,
+            ema=self.options.ema,
+            convergence=self._convergence(),
+            selects=self._selects,
+            optimizers=lambda: svi.optimizers,
         )
         self._told = self._validating = False
         svi.buffers = list(self.state.buffers.values())
@@ -116,6 +133,9 @@ class ChainTrainer:
                 failed = not interrupted
                 warn_user(f"{', '.join(bad[:3])} not finite after step {monitor.steps}; the weights are those of step "
                           f"{monitor.best_step}")  # fmt: skip
+        if not (interrupted or failed) and monitor.steps == self.total and (missed := self._missed(monitor)):
+            reason = f"{reason}, {missed}"
+            warn_user(self._advice(reason))
         if (skipped := monitor.recovery.skipped) > 1:
             warn_user(f"{skipped} of {monitor.steps} steps were skipped, since they were not finite")
         if self.growth is not None:
@@ -139,8 +159,9 @@ class ChainTrainer:
         """Takes the steps that are left, and returns why they ended."""
         if monitor.stop_reason:
             return f"{monitor.stop_reason}, at step {monitor.steps}"
-        synchronize_every = max(1, self.total // SYNCHRONIZATIONS)
-        validate_every = max(self.batches.known_length, synchronize_every)
+        least, most = CHECK_STEPS
+        synchronize_every = max(1, least if self.options.converges else self.total // SYNCHRONIZATIONS)
+        validate_every = max(min(self.batches.known_length, most), min(least, max(1, self.total // SYNCHRONIZATIONS)))
         remaining = closing(self.batches.steps(monitor.steps, self.total, self.checkpoint.position))  # ends workers
         with (
             dead_workers(),
@@ -171,9 +192,10 @@ class ChainTrainer:
                     progress.summarize(monitor, last=synchronize_every, finished=last)
                 self._recover(svi, monitor, batch)
                 progress.advance(svi.compile_status)
-                validated = self.held_out is not None and (i % validate_every == 0 or last)
+                validated = self._checks and (i % validate_every == 0 or last)
                 if validated:
                     monitor.validate(partial(self._validation_loss, svi))
+                self._follow(svi, monitor, batch)
                 stopped = self.ranks.any("stop", step.stop_reason is not None)
                 interrupted = self.ranks.any("interrupt", interrupt.requested)
                 self.checkpoint.resumable = stopped or interrupted
@@ -184,7 +206,50 @@ class ChainTrainer:
                     raise KeyboardInterrupt
                 if reason := (stopped and (step.stop_reason or "stopped by another rank")) or monitor.stop_reason:
                     return f"{reason}, at step {i}"
-        return f"completed {self.total} steps"
+        return f"{'reached the ceiling of' if self.options.converges else 'completed'} {self.total} steps"
+
+    def _convergence(self) -> Convergence:
+        """What decides when the chain ends."""
+        options, one_pass = self.options, max(1, self.batches.known_length)
+        times = GAME_PATIENCE if self._is_game else 1
+        passes = options.patience or (PATIENCE * times if options.converges else None)
+        return Convergence(
+            patience=None if passes is None else max(passes * one_pass, PATIENCE_STEPS * times),
+            lowers=options.converges,
+            decay=options.decay,
+            begin=self.begin,
+            held_out=self._checks,
+        )
+
+    def _follow(self, svi: SVI, monitor: TrainingMonitor, batch: tuple[Tensor, ...]) -> None:
+        """Lowers the learning rates where the loss has stopped improving, from the best weights on."""
+        convergence, step = monitor.convergence, monitor.steps
+        factor = 1.0
+        if convergence.decaying:
+            factor = convergence.rate(step) / convergence.rate(step - 1)
+        elif not self._checks:
+            if convergence.patience is None or step % CHECK_STEPS[0]:  # when losses have been read
+                return
+            convergence.note(global_draws(svi.guide, batch))
+        if convergence.plateau(step, monitor.history["loss"]) and not convergence.ended:
+            monitor.return_to_best()
+            factor = 1.0 if convergence.decaying else LOWERED_RATE
+        if factor not in (0.0, 1.0):
+            for optimizer in svi.optimizers:
+                optimizer.scale_rates(factor)
+
+    def _missed(self, monitor: TrainingMonitor) -> str:
+        """What a chain that took all of its steps has missed, in words; empty for nothing."""
+        if monitor.convergence.ended or monitor.steps < PATIENCE_STEPS:  # so few steps are not meant to converge
+            return ""
+        return "before it had converged" if self.options.converges else monitor.unfinished
+
+    def _advice(self, reason: str) -> str:
+        """A warning of what was missed, with its remedy."""
+        if self.options.converges:
+            return f"fit: {reason}: give a larger max_steps, or a larger learning rate"
+        remedy = "more steps" if "still improving" in reason else "patience= to keep the best weights"
+        return f"fit: {reason}: give {remedy}, or neither steps nor epochs to train until convergence"
 
     def _recover(self, svi: SVI, monitor: TrainingMonitor, batch: tuple[Tensor, ...]) -> None:
         """Tells of the first step that was skipped, and goes back after several in a row.
@@ -227,11 +292,19 @@ class ChainTrainer:
             label, total=self.total, initial=steps, show=self.options.progress and self.ranks.first, critics=critics
         )
 
-    def _validation_loss(self, svi: SVI) -> float:
-        """The loss on held-out data, in eval mode: the mean over their batches, weighted by rows."""
+    def _validation_loss(self, svi: SVI) -> tuple[list[float], list[int]]:
+        """The loss on each part of the held-out data, in eval mode, and the number of its rows; or the user's score.
+
+        A game is judged by a distance of samples in the place of its critics, where this decides about its length.
+        """
+        if self.options.score is not None:
+            return self._score(self.options.score)
         assert self.held_out is not None
         losses, rows = [], []
         self._validating = True
+        objective = svi.objective
+        if self._is_game and self._selects:
+            svi.objective = without_critics(objective)
         with torch.random.fork_rng(), EvalMode():
             torch.manual_seed(self.ranks.seed(0))  # the same numbers every time, so that validations compare
             for i, batch in enumerate(self.held_out.epoch(0)):
@@ -242,7 +315,31 @@ class ChainTrainer:
                     loss = _loss(svi, batch) if len(batch[0]) else 0.0
                 losses.append(self.ranks.mean(loss, len(batch[0]), rows[-1]))
         self._validating = False
-        return losses[0] if len(losses) == 1 else float(np.average(losses, weights=rows))
+        svi.objective = objective
+        return losses, rows
+
+    def _score(self, score: Callable[[], float | Sequence[float]]) -> tuple[list[float], list[int]]:
+        """The user's score, of which rank 0's counts."""
+        with torch.random.fork_rng(), torch.no_grad(), EvalMode():
+            torch.manual_seed(0)  # the same numbers every time, so that scores compare
+            value = score()
+        parts = self.ranks.gather(np.atleast_1d(np.asarray(value, dtype=float)).tolist())[0]
+        return parts, [1] * len(parts)
+
+    @property
+    def _selects(self) -> bool:
+        """Whether checks choose the weights."""
+        return self.options.converges or self.options.patience is not None
+
+    @property
+    def _checks(self) -> bool:
+        """Whether there are checks of held-out data, or of a score."""
+        return self.held_out is not None or self.options.score is not None
+
+    @property
+    def _is_game(self) -> bool:
+        """Whether the loss has critics."""
+        return bool(getattr(self.loss, "critics", None))
 
     def _write_checkpoint(self, number: int, svi: SVI, monitor: TrainingMonitor) -> None:
         if self.checkpoint.files is None:

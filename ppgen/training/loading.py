@@ -17,12 +17,13 @@ from ppgen.tracing.sites import Program
 from ppgen.training.batches import Batches
 from ppgen.training.conversion import as_tensors, cast_like, check_same_rows, is_hugging_face
 from ppgen.training.first_run import after_first_run
+from ppgen.training.held_out import FROM_ROWS, default_share, hold_out, part_rows, rows_are_independent
 from ppgen.training.iterables import IterableBatches, is_iterable
 from ppgen.training.missing import check_missing
 from ppgen.training.options import TrainingOptions
 from ppgen.training.sources import Conversion, InMemory, OnDisk, Request
 
-__all__ = ["AnyBatches", "Loading", "as_in_training", "hold_out"]
+__all__ = ["AnyBatches", "Loading", "as_in_training"]
 
 AnyBatches: TypeAlias = Batches | IterableBatches
 
@@ -38,6 +39,9 @@ class Loading:
         options: the options of the run.
         ranks: the processes that train together.
         size: the number of rows of a global batch, or None for all.
+
+    Attributes:
+        note: how many rows are held out by default, and otherwise why none are, in words; empty where it was not asked.
     """
 
     model: Program
@@ -47,6 +51,7 @@ class Loading:
     ranks: Ranks
     size: int | None
     dtype: torch.dtype = field(init=False)
+    note: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         dtypes = [p.dtype for module in self.modules for p in module.parameters() if p.is_floating_point()]
@@ -92,7 +97,7 @@ class Loading:
     def _in_memory(self, data: Any) -> tuple[Batches, AnyBatches | None]:
         tensors = () if data is None else as_tensors(data, dtype=self.dtype, allow_nan=True)
         rows = len(tensors[0]) if tensors else 0
-        validation, kept, held = self.options.validation, None, None
+        validation, kept, held = self._given, None, None
         held_out: AnyBatches | None = None
         if validation is not None and not tensors:
             raise ValueError("validation: programs without data have no rows to hold out")
@@ -100,9 +105,13 @@ class Loading:
         if isinstance(validation, int | float):
             kept, held = hold_out(rows, validation, self.options.seed)
         self._check(tensors)
-        tensors = self._move(self._first_run(tensors))
+        tensors = self._first_run(tensors)
+        if validation is None:
+            kept, held = self._hold_out_by_default(rows, tensors)
+        tensors = self._move(tensors)
         if held is not None:
-            held_out = Batches(InMemory(tensors, held), ranks=self.ranks)
+            part = self._part_rows(len(held), tensors)
+            held_out = Batches(InMemory(tensors, held), size=part, ranks=self.ranks, shuffle=False)
         elif validation is not None:
             held_out = self._validation(validation, tensors)
         return Batches(InMemory(tensors, kept), size=self.size, seed=self.options.seed, ranks=self.ranks), held_out
@@ -123,24 +132,30 @@ class Loading:
         held_out = as_in_training(as_tensors(data, dtype=self.dtype, name="validation", allow_nan=True), like)
         check_missing(self.model, held_out, data, name="validation", size=self.options.batch_size)
         self._check(held_out)
-        return Batches(InMemory(self._move(self._first_run(held_out))), ranks=self.ranks)
+        held_out = self._move(self._first_run(held_out))
+        part = self._part_rows(len(held_out[0]), held_out) if held_out else None
+        return Batches(InMemory(held_out), size=part, ranks=self.ranks, shuffle=False)
 
     # Data that are read batch by batch
 
     def _on_disk(self, stream: Stream) -> tuple[Batches, AnyBatches | None]:
         assert self.size is not None
         data, rows = arrays_and_rows(stream.data, self.dtype)
-        validation, kept, held = self.options.validation, None, None
+        validation, kept, held = self._given, None, None
         if isinstance(validation, int | float):
             kept, held = hold_out(rows, validation, self.options.seed)
         convert, missing = Conversion(self.dtype), _MissingCheck(self.model)
         source = OnDisk(data, rows if kept is None else len(kept), convert, stream, kept, missing)
         numbers = source.numbers(torch.arange(min(self.size, source.rows)))
-        self._begin(convert, missing, source.first(Request(numbers, (0, 0, 0))), numbers.numpy())
+        first = self._begin(convert, missing, source.first(Request(numbers, (0, 0, 0))), numbers.numpy())
+        if validation is None:
+            kept, held = self._hold_out_by_default(rows, first)
+            source = source if kept is None else OnDisk(data, len(kept), convert, stream, kept, missing)
         held_out: AnyBatches | None = None
         if held is not None:
             held_source = OnDisk(data, len(held), convert, stream, held, missing)
-            held_out = Batches(held_source, size=self.size, ranks=self.ranks, shuffle=False)
+            part = min(self._part_rows(len(held), first) or self.size, self.size)
+            held_out = Batches(held_source, size=part, ranks=self.ranks, shuffle=False)
         elif validation is not None:
             assert convert.like is not None
             held_out = self._validation(validation, convert.like)
@@ -148,10 +163,7 @@ class Loading:
 
     def _iterable(self, stream: Stream) -> tuple[IterableBatches, AnyBatches | None]:
         options, kind = self.options, type(stream.data).__name__
-        if options.steps is None and options.epochs is None:
-            raise ValueError(f"fit: {kind} is an iterable data set, whose length is not known: give steps=, or epochs= "
-                             "if it ends, for which its items are counted first")  # fmt: skip
-        if isinstance(options.validation, int | float):
+        if isinstance(self._given, int | float):
             raise ValueError(
                 f"fit: validation={options.validation} is a fraction of {kind}, an iterable data set, whose length is "
                 "not known: give validation data"
@@ -163,7 +175,11 @@ class Loading:
         first = batches.convert_items(items, start, warn=True).tensors
         self._begin(convert, missing, first, np.arange(start, start + len(items)))
         assert convert.like is not None
-        validation = None if options.validation is None else self._validation(options.validation, convert.like)
+        validation = None if self._given is None else self._validation(self._given, convert.like)
+        if validation is None and options.patience is not None and not options.converges:
+            raise ValueError(
+                f"fit: patience needs held-out data, and {kind} is an iterable data set: give validation data"
+            )
         return batches, validation
 
     def _batch_size(self) -> int:
@@ -171,14 +187,51 @@ class Loading:
             raise ValueError("fit: an iterable data set has no length, so that it is read in batches: give batch_size=")
         return self.size
 
-    def _begin(self, convert: Conversion, missing: _MissingCheck, first: tuple[Tensor, ...], rows: np.ndarray) -> None:
-        """Checks a first batch, and fixes the types and shapes of all batches by it."""
+    def _begin(
+        self, convert: Conversion, missing: _MissingCheck, first: tuple[Tensor, ...], rows: np.ndarray
+    ) -> tuple[Tensor, ...]:
+        """Checks a first batch, and fixes the types and shapes of all batches by it; returns it as programs take it."""
         missing(first, rows)
         self._check(first)
-        convert.like = tuple(part[:0] for part in self._first_run(first))
+        first = self._first_run(first)
+        convert.like = tuple(part[:0] for part in first)
         convert.device = self._device
+        return first
 
     # What is common
+
+    @property
+    def _given(self) -> Any:
+        """The validation that was asked for; None to decide by default, which `validation=0` forbids."""
+        return None if self.options.holds_nothing_out else self.options.validation
+
+    def _hold_out_by_default(self, rows: int, batch: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """The rows for training and those held out, where validation was not given; both None for all rows.
+
+        Raises:
+            ValueError: if patience needs held-out rows, and there can be none.
+        """
+        options = self.options
+        if options.score is not None or not (options.converges or options.patience is not None):
+            return None, None
+        if options.holds_nothing_out:
+            self.note = "no rows are held out"
+        elif rows < FROM_ROWS:
+            self.note = f"nothing is held out of fewer than {FROM_ROWS} rows" if rows else ""
+        elif not rows_are_independent(self.model, self.guide, batch):
+            self.note = "nothing is held out, since all rows count for the posterior"
+        else:
+            kept, held = hold_out(rows, default_share(rows), options.seed)
+            self.note = f"{len(held)} of {rows} rows are held out"
+            return kept, held
+        if not options.converges:
+            why = self.note or "programs without data have none"
+            raise ValueError(f"fit: patience needs held-out data, and {why}: give validation=, or leave patience out")
+        return None, None
+
+    def _part_rows(self, rows: int, batch: tuple[Tensor, ...]) -> int | None:
+        """The rows of the parts of held-out data; None for one part."""
+        return part_rows(rows) if rows_are_independent(self.model, self.guide, batch) else None
 
     @property
     def _device(self) -> torch.device | None:
@@ -254,27 +307,6 @@ def arrays_and_rows(data: Any, dtype: torch.dtype, name: str = "data") -> tuple[
     if not (rows := len(arrays[0])):
         raise ValueError(f"{name}: expected at least one row of values, got shape {tuple(arrays[0].shape)}")
     return tuple(arrays), rows
-
-
-def hold_out(rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """The numbers of the rows for training and of those held out, at random.
-
-    Args:
-        rows: the number of rows.
-        fraction: the share of the rows to hold out.
-        seed: the seed of the split.
-
-    Raises:
-        ValueError: if either part would be empty.
-    """
-    held = round(fraction * rows)
-    if not 0 < held < rows:
-        raise ValueError(
-            f"validation={fraction} of {rows} rows leaves {rows - held} for training and {held} for validation; give "
-            "data, or a fraction between 0 and 1"
-        )
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    return order[held:], order[:held]
 
 
 def as_in_training(held_out: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """The training loop of `ppgen.fit`: it prepares the data and the programs, and trains one chain after another."""
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from ppgen.losses.objective import Objective
 from ppgen.tracing.sites import Program
 from ppgen.training.chain import ChainTrainer
 from ppgen.training.checkpoint import SAMPLE_ROWS, Checkpoint, read_ranks
+from ppgen.training.convergence import SCHEDULE_PASSES, SCHEDULE_STEPS
 from ppgen.training.loading import AnyBatches, Loading
 from ppgen.training.memory import memory_advice
 from ppgen.training.options import Loss, TrainingOptions
@@ -29,6 +31,8 @@ from ppgen.utils.user_warnings import warn_user
 __all__ = ["train"]
 
 INITIAL_ROWS = 512  # at most so many rows set what a model initializes from data
+
+logger = logging.getLogger("ppgen")
 
 
 def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -> Fitted:
@@ -47,9 +51,17 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     modules = [module for program in (model, guide) if (module := owning_module(program)) is not None]
     ranks, crew = Ranks(alone=options.distribute != "rows"), Ranks(alone=options.distribute != "chains")
     options = _of_rank(options, crew)
-    batches, held_out = Loading(model, guide, modules, options, ranks, _global_batch_size(options, ranks))(data)
+    loading = Loading(model, guide, modules, options, ranks, _global_batch_size(options, ranks))
+    batches, held_out = loading(data)
+    if getattr(loss, "critics", None) and options.converges and held_out is None and options.score is None:
+        raise ValueError(
+            "fit: a loss with critics does not tell when samples no longer get better, and "
+            f"{loading.note or 'there are no rows to hold out'}: give steps, epochs, validation or score"
+        )
+    length = _announce(options, loading.note, total := options.total_steps(batches))
     _warn_of_selection_by_adversarial_loss(loss, options)
-    total = options.total_steps(batches)
+    scheduled = max(SCHEDULE_STEPS, SCHEDULE_PASSES * batches.known_length) if options.converges else total
+    begin = max((schedule.ends(scheduled) for schedule in getattr(loss, "schedules", ())), default=0)
     for module in modules if options.device is not None else ():
         module.to(options.device)
 
@@ -80,12 +92,16 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
             digest=batches.digest,
         )
         check_same_position(ranks, options.checkpoint, (checkpoint.chain, checkpoint.steps))
-        trainer = ChainTrainer(options, loss, batches, held_out, total, state, growth, checkpoint, ranks)
+        trainer = ChainTrainer(options, loss, batches, held_out, total, begin, state, growth, checkpoint, ranks)
         initialize = getattr(_first(modules), "initialize", None)
+        if isinstance(loss, Objective):
+            loss.total = scheduled
         chains = _train_chains(trainer, crew, model, guide, initialize)
     stopped = checkpoint.resumable or (bool(chains) and (chains[-1].interrupted or chains[-1].failed))
     chains, stopped = gather_chains(crew, chains), any(crew.gather(stopped))
     result = Fitted(model, guide, loss, chains, example, scope=scope)
+    if length:
+        result.metadata["length"] = length
     if ranks.first and not stopped:
         result.checkpoint = checkpoint.files
     restore(state.tensors, chains[result.best].weights)
@@ -121,7 +137,6 @@ def _train_chains(
             torch.manual_seed(trainer.ranks.seed(options.seed + number))
         if isinstance(loss, Objective):
             loss.step.zero_()
-            loss.total = total
         try:
             svi = SVI(
                 model,
@@ -132,7 +147,7 @@ def _train_chains(
                 lr_scheduler=options.scheduler(total),
                 compile=options.compile,
                 skip_nonfinite=True,
-                steps=max(1, total * (restarts - number) - checkpoint.steps),
+                steps=None if options.converges else max(1, total * (restarts - number) - checkpoint.steps),
                 ranks=trainer.ranks,
             )
             chains.append(trainer.train(number, svi))
@@ -172,11 +187,20 @@ def _first(values: list[Any]) -> Any:
 
 
 def _warn_of_selection_by_adversarial_loss(loss: Loss, options: TrainingOptions) -> None:
-    if not getattr(loss, "critics", None):
-        return
-    for what, used in (("patience", options.patience is not None), ("the best of restarts", options.num_chains > 1)):
-        if used:
-            warn_user(f"{what} goes by the loss, which in adversarial training need not fall as samples get better")
+    by_samples = options.converges or options.patience is not None
+    if getattr(loss, "critics", None) and options.num_chains > 1 and not by_samples:
+        warn_user(
+            "the best of restarts goes by the loss, which in adversarial training need not fall as samples get better"
+        )
+
+
+def _announce(options: TrainingOptions, note: str, total: int) -> str:
+    """How the length of the run is decided, in words, which are logged; empty if it was given."""
+    ends = f"training ends when it has converged, at the latest after {total} steps" if options.converges else ""
+    text = "; ".join(filter(None, (note, ends)))
+    if text:
+        logger.info(text)
+    return text
 
 
 def _describe(
@@ -185,10 +209,11 @@ def _describe(
     """What must be the same when the run continues from its checkpoint, as JSON values."""
     scheduler = options.lr_scheduler
     return {
-        "steps": total,
+        "steps": f"until convergence, at most {total}" if options.converges else total,
         "seed": options.seed,
         "restarts": options.num_chains,
         "patience": options.patience,
+        **({} if options.score is None else {"score": getattr(options.score, "__qualname__", "a function")}),
         "ema": options.ema,
         "clip_norm": options.clip_norm,
         "batch_size": batches.size if batches.shuffled else None,

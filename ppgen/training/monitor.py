@@ -14,9 +14,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ppgen.infer.checkpoint_file import with_prefix
 from ppgen.infer.optimizers import ParameterOptimizer
 from ppgen.infer.parameters import ProgramState, restore, snapshot
+from ppgen.training.convergence import Convergence, improves
 from ppgen.training.recovery import Recovery
 
 __all__ = ["NonFiniteError", "TrainingMonitor"]
+
+RECENT = 10  # an improvement in the last part in so many of a run is recent
 
 
 class NonFiniteError(Exception):
@@ -31,7 +34,8 @@ class TrainingMonitor:
     Args:
         state: the tensors of the programs.
         ema: the decay of the moving average of the weights, or None for no average.
-        patience: the number of validations without a new best after which to stop; None for never.
+        convergence: follows the losses; one that never ends a chain if left out.
+        selects: whether the chain ends with the best weights on held-out data.
         optimizers: returns the optimizers, whose states go back with the weights after bad steps.
 
     Attributes:
@@ -49,10 +53,12 @@ class TrainingMonitor:
         state: ProgramState,
         *,
         ema: float | None = None,
-        patience: int | None = None,
+        convergence: Convergence | None = None,
+        selects: bool = False,
         optimizers: Callable[[], Sequence[ParameterOptimizer]] = list,
     ) -> None:
-        self.state, self.ema, self.patience = state, ema, patience
+        self.state, self.ema, self.selects = state, ema, selects
+        self.convergence = Convergence() if convergence is None else convergence
         self.history: dict[str, list[float]] = {"loss": []}
         self.adversarial_metrics: dict[str, list[float]] = {}
         self.validation: dict[str, list[float]] = {"step": [], "loss": []}
@@ -63,6 +69,9 @@ class TrainingMonitor:
         self.recovery = Recovery(state.tensors | averages, optimizers)
         self._best, self._best_loss = 0, np.inf
         self._best_weights: dict[str, Tensor] | None = None
+        self._best_parts: list[float] = []
+        self._last_parts: list[float] = []
+        self._rows: list[int] = []
         self._failed = False
         self._start_time = time.perf_counter()
         self._pending: deque[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]] = deque()
@@ -145,18 +154,31 @@ class TrainingMonitor:
         self._pending.clear()
         raise NonFiniteError(reason)
 
-    def validate(self, evaluate: Callable[[], float]) -> None:
+    def validate(self, evaluate: Callable[[], tuple[list[float], list[int]]]) -> None:
         """Records the loss on held-out data, under the averaged weights if there is an average.
 
         Args:
-            evaluate: computes that loss.
+            evaluate: computes the loss of each part of these data, and the number of its rows.
         """
         with self.averaged_weights():
-            loss = evaluate()
-            if loss < self._best_loss:
-                self._best, self._best_loss, self._best_weights = self.steps, loss, snapshot(self.state.tensors)
+            parts, rows = evaluate()
+            loss = parts[0] if len(parts) == 1 else float(np.average(parts, weights=rows))
+            if self.steps >= self.convergence.begin and loss < self._best_loss:
+                self._best, self._best_loss, self._best_parts = self.steps, loss, parts
+                self._best_weights = snapshot(self.state.tensors)
+        self.convergence.check(self.steps, parts, rows)
+        self._last_parts, self._rows = parts, rows
         self.validation["step"].append(self.steps)
         self.validation["loss"].append(loss)
+
+    def return_to_best(self) -> None:
+        """Puts the best weights on held-out data into the programs and the average, if there are any."""
+        if self._best_weights is None:
+            return
+        restore(self.state.tensors, self._best_weights)
+        if self._average is not None:
+            restore(self._average, self._best_weights)
+        self.recovery.replaced(self.steps)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -179,10 +201,20 @@ class TrainingMonitor:
     @property
     def stop_reason(self) -> str | None:
         """Why the chain should stop early, or None."""
-        since_best = sum(step > self._best for step in self.validation["step"])
-        if self.patience is None or since_best < self.patience:
-            return None
-        return f"no better validation loss in {since_best} checks"
+        return self.convergence.reason if self.convergence.ended else None
+
+    @property
+    def unfinished(self) -> str:
+        """What the losses on held-out data say about a run that ended by its count, in words; empty for nothing."""
+        checks, best, last = self.validation["loss"], self._best_parts, self._last_parts
+        if len(checks) < 2 or not best or not last:
+            return ""
+        if self._best != self.steps and not self.selects and improves(last, best, self._rows):
+            return (
+                f"long after the best held-out loss, {self._best_loss:.4g} at step {self._best} (now {checks[-1]:.4g})"
+            )
+        recent = self.steps - self.convergence.since <= self.steps // RECENT
+        return f"while the held-out loss was still improving ({checks[-1]:.4g})" if recent else ""
 
     @property
     def seconds(self) -> float:
@@ -192,14 +224,14 @@ class TrainingMonitor:
     def finish(self) -> list[str]:
         """Puts into the programs the weights that the chain ends with.
 
-        They are the best ones on validation data if there is a `patience`; else those that were kept, if the chain
+        They are the best ones on validation data if it `selects`; else those that were kept, if the chain
         failed or its last ones are not finite; else the averaged ones if there is an average.
 
         Returns:
             The names of the parameters for whose values the chain does not end with the last weights.
         """
         self.best_step = self.steps
-        if self.patience is not None and self._best_weights is not None:
+        if self.selects and self._best_weights is not None:
             self.best_step = self._best
             restore(self.state.tensors, self._best_weights)
             return []
@@ -240,6 +272,8 @@ class TrainingMonitor:
             "steps": self.steps,
             "best": self._best,
             "best_loss": self._best_loss,
+            "parts": {"best": self._best_parts, "last": self._last_parts, "rows": self._rows},
+            "convergence": self.convergence.state(),
             "validation": self.validation,
             "seconds": self.seconds,
         }
@@ -259,6 +293,9 @@ class TrainingMonitor:
         if self._average is not None:
             restore(self._average, with_prefix(tensors, "average"))
         self._best, self._best_loss = metadata["best"], metadata["best_loss"]
+        parts = metadata.get("parts") or {"best": [], "last": [], "rows": []}  # which earlier files lack
+        self._best_parts, self._last_parts, self._rows = parts["best"], parts["last"], parts["rows"]
+        self.convergence.restore(metadata.get("convergence", {}))
         if best := with_prefix(tensors, "best"):
             self._best_weights = snapshot(self.state.tensors)
             restore(self._best_weights, best)

@@ -17,13 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from ppgen.infer.compile.step import Compile
 from ppgen.infer.optimizers import OptimizerFactory
 from ppgen.training.callbacks import TrainingStep
+from ppgen.training.convergence import MAX_STEPS
 from ppgen.training.progressive import ProgressiveGrowing
 
-__all__ = ["DECAYS", "DEFAULT_STEPS", "Loss", "TrainingOptions"]
+__all__ = ["DECAYS", "Loss", "TrainingOptions"]
 
 Loss: TypeAlias = PyroELBO | Callable[..., Tensor]
 
-DEFAULT_STEPS = 1000
 WITH_DEFAULTS = ("distribute", "checkpoint_seconds")  # which says nothing about what was given
 
 # the factor on every learning rate, by the progress of the run from 0 to 1
@@ -46,8 +46,10 @@ class TrainingOptions:
     optim: PyroOptim | OptimizerFactory | None = None
     steps: int | None = None
     epochs: int | None = None
+    max_steps: int | None = None
     batch_size: int | None = None
     validation: Any = None
+    score: Callable[[], float | Sequence[float]] | None = None
     patience: int | None = None
     callbacks: Sequence[Callable[[TrainingStep], None]] = ()
     seed: int = 0
@@ -66,11 +68,16 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"fit: give steps or epochs, not both (got steps={self.steps}, epochs={self.epochs})")
-        for name in ("steps", "epochs", "batch_size", "restarts", "patience", "seed"):
+        if self.max_steps is not None and not self.converges:
+            raise ValueError(
+                f"fit: max_steps={self.max_steps} is the ceiling of a run until convergence, which has no steps and no "
+                "epochs: give one of the three"
+            )
+        for name in ("steps", "epochs", "max_steps", "batch_size", "restarts", "patience", "seed"):
             count = getattr(self, name)
             if count is not None and not isinstance(count, Integral):
                 raise TypeError(f"fit: {name} must be an integer, got {count!r}; int({count!r}) rounds down")
-        for name in ("steps", "epochs", "restarts", "patience"):
+        for name in ("steps", "epochs", "max_steps", "restarts", "patience"):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"fit: {name} must be at least 1, got {count}")
@@ -84,8 +91,12 @@ class TrainingOptions:
             )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"fit: ema must be a decay in [0, 1), such as 0.99, got {self.ema}")
-        if self.patience is not None and self.validation is None:
-            raise ValueError("fit: patience needs validation data; for example, give validation=0.1")
+        if self.patience is not None and self.holds_nothing_out and not self.converges:
+            raise ValueError("fit: patience needs held-out rows, and validation=0 holds none out; give validation=0.1")
+        if self.score is not None and self.validation is not None:
+            raise ValueError("fit: score takes the place of the loss on validation data; give one of the two")
+        if self.growth is not None and self.converges:
+            raise ValueError("fit: growth divides the length of a run into stages; give steps or epochs")
         if self.patience is not None and self.growth is not None:
             raise ValueError(
                 "fit: patience compares losses, and those of a growing run are of different resolutions; give one of "
@@ -96,6 +107,16 @@ class TrainingOptions:
         if isinstance(self.lr_scheduler, str) and self.lr_scheduler not in DECAYS:
             names = ", ".join(map(repr, DECAYS))
             raise ValueError(f"fit: lr_scheduler must be {names}, a function or None, got {self.lr_scheduler!r}")
+
+    @property
+    def converges(self) -> bool:
+        """Whether the run has no length and ends when it has converged."""
+        return self.steps is None and self.epochs is None
+
+    @property
+    def holds_nothing_out(self) -> bool:
+        """Whether the user asked that no row be held out."""
+        return isinstance(self.validation, int | float) and self.validation == 0
 
     @property
     def num_chains(self) -> int:
@@ -112,14 +133,19 @@ class TrainingOptions:
         ]
 
     def total_steps(self, batches: Sized) -> int:
-        """The number of steps of one chain.
+        """The number of steps of one chain, or the ceiling of a run until convergence.
 
         Args:
             batches: the batches of one pass over the data, which are counted if there are `epochs`.
         """
-        if self.steps is not None:
-            return self.steps
-        return DEFAULT_STEPS if self.epochs is None else self.epochs * len(batches)
+        if self.converges:
+            return MAX_STEPS if self.max_steps is None else self.max_steps
+        return self.epochs * len(batches) if self.epochs is not None else self.steps or 0
+
+    @property
+    def decay(self) -> Callable[[float], float] | None:
+        """The factor on learning rates by the progress of the decay at the end of a run until convergence, or None."""
+        return DECAYS[self.lr_scheduler] if self.converges and isinstance(self.lr_scheduler, str) else None
 
     def scheduler(self, total_steps: int) -> Callable | None:
         """The learning-rate scheduler as a function of an optimizer, or None for constant learning rates.
@@ -129,6 +155,8 @@ class TrainingOptions:
         """
         if not isinstance(self.lr_scheduler, str):
             return self.lr_scheduler
+        if self.converges:  # the decay begins when the loss no longer improves
+            return None
         decay = DECAYS[self.lr_scheduler]
         return partial(LambdaLR, lr_lambda=lambda step: decay(min(step / total_steps, 1.0)))
 

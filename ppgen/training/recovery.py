@@ -113,6 +113,17 @@ class Recovery:
             if optimizer.torch_optimizer is not None and f"{number}/{j}" not in kept:
                 optimizer.torch_optimizer.state.pop(leaf, None)
 
+    def replaced(self, step: int) -> None:
+        """Keeps the weights that took the place of those after a step, if those were kept.
+
+        Args:
+            step: the number of the step.
+        """
+        if self._waits:
+            self._copy(self._next, self._next.step)
+        if self._good.step == step:
+            self._copy(self._good, step)
+
     def bad_parameters(self) -> list[str]:
         """The names of the trained parameters that are not finite, as after an update that overflows."""
         trained = {name: tensor for name, tensor in self._weights.items() if tensor.requires_grad}

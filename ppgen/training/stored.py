@@ -31,6 +31,8 @@ CHAIN: dict[str, Any] = {
     "skipped": optional(NATURAL, absent=True),
 }
 RECOVERY = {"skipped": NATURAL, "in_a_row": NATURAL, "returns": NATURAL, "step": NATURAL, "next": NATURAL}
+CONVERGENCE: dict[str, Any] = {"since": NATURAL, "lowered": NATURAL, "plateau_at": NATURAL, "ended": FLAG}
+CONVERGENCE |= {"reference": [NUMBER], "window": NUMBER, "path": [[NUMBER]]}
 SOMETHING = Kind("a value", lambda _: True)
 BATCH = Kind(
     "the shape of a batch and its dtype",
@@ -85,6 +87,8 @@ RUN = {
         "best_loss": NUMBER,
         "validation": {"step": [NATURAL], "loss": [NUMBER]},
         "seconds": NUMBER,
+        "parts": optional({"best": [NUMBER], "last": [NUMBER], "rows": [NATURAL]}, absent=True),
+        "convergence": optional(CONVERGENCE, absent=True),
         "recovery": optional(RECOVERY, absent=True),
     },
     "optimizers": [OPTIMIZER],

@@ -8,19 +8,23 @@ import torch
 from torch.optim.lr_scheduler import ExponentialLR
 
 import ppgen
-from ppgen.training.options import DECAYS, DEFAULT_STEPS, TrainingOptions
+from ppgen.training.convergence import MAX_STEPS
+from ppgen.training.options import DECAYS, TrainingOptions
 
 
-def test_the_length_is_steps_or_epochs_or_the_default():
+def test_the_length_is_steps_or_epochs_or_a_ceiling():
     assert TrainingOptions(steps=7).total_steps(range(3)) == 7
     assert TrainingOptions(epochs=7).total_steps(range(3)) == 21
-    assert TrainingOptions().total_steps(range(3)) == DEFAULT_STEPS
+    assert TrainingOptions().total_steps(range(3)) == MAX_STEPS
+    assert TrainingOptions(max_steps=7).total_steps(range(3)) == 7
+    with pytest.raises(ValueError, match="max_steps=7 is the ceiling of a run until convergence"):
+        TrainingOptions(epochs=2, max_steps=7)
 
 
 @pytest.mark.parametrize("name", DECAYS)
 def test_a_decay_falls_from_the_initial_learning_rate_to_zero(name):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
-    scheduler = TrainingOptions(lr_scheduler=name).scheduler(10)(optimizer)
+    scheduler = TrainingOptions(lr_scheduler=name, steps=10).scheduler(10)(optimizer)
     rates = []
     for _ in range(12):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -51,7 +55,24 @@ def test_given_options_are_neither_none_nor_empty():
     assert set(options.given()) == defaults | {"loss", "validation", "callbacks"}
 
 
-@pytest.mark.parametrize("growth", [None, ppgen.ProgressiveGrowing()])
-def test_patience_needs_validation_and_excludes_growth(growth):
-    with pytest.raises(ValueError, match="patience compares losses" if growth else "patience needs validation data"):
-        TrainingOptions(patience=2, growth=growth, validation=0.1 if growth else None)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"growth": ppgen.ProgressiveGrowing(), "steps": 9, "patience": 2}, "patience compares losses"),
+        (
+            {"growth": ppgen.ProgressiveGrowing()},
+            "growth divides the length of a run into stages",
+        ),
+        ({"validation": 0, "patience": 2, "steps": 9}, "patience needs held-out rows, and validation=0 holds none out"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(**options)
+
+
+@pytest.mark.parametrize("name", DECAYS)
+def test_without_a_length_a_decay_waits_for_convergence(name):
+    assert TrainingOptions(lr_scheduler=name).scheduler(10) is None
+    assert TrainingOptions(lr_scheduler=name).decay is DECAYS[name]
+    assert TrainingOptions(lr_scheduler=name, steps=3).decay is None

@@ -375,7 +375,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], dict, type[Exception], str]] = {
     "unequal": (lambda f: (mapped(f, X), Y[:3]), {}, ValueError, "its arrays have 23, 3 rows"),
     "text": (lambda f: Items(np.array(["a"] * 9)), {}, TypeError, "expected"),
     "an error of the data set": (lambda f: Broken(X), {}, OSError, "disk"),
-    "no length": (lambda f: Records(X), {"steps": None}, ValueError, "Records is an iterable data set.*give steps="),
+    "patience": (lambda f: Records(X), {"patience": 2}, ValueError, "Records is an iterable data set: give validation"),
     "no batch size": (lambda f: Records(X), {"batch_size": None}, ValueError, "give batch_size="),
     "a fraction": (lambda f: Records(X), {"validation": 0.1}, ValueError, "a fraction of Records"),
     "once": (lambda f: Once(), {}, ValueError, "gave no rows in epoch"),
