@@ -1,6 +1,8 @@
 """The arguments of all commands. This module imports neither torch nor NumPy, so that ``ppgen --help`` is quick."""
 
+from argparse import Action
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
@@ -12,11 +14,12 @@ import ppgen
 from ppgen.runs.config_file import parse_config
 from ppgen.runs.folder import check_version
 from ppgen.runs.methods import METHODS, Method
+from ppgen.runs.presets import preset, presets_of
 
 __all__ = ["complete_config", "make_parser", "without_run_options"]
 
 
-NOT_IN_CONFIG = ("config", "out", "progress")
+NOT_IN_CONFIG = ("config", "preset", "out", "progress")
 
 
 def make_parser(words: Sequence[str]) -> ArgumentParser:
@@ -57,8 +60,25 @@ def _train_method(name: str, method: Method) -> ArgumentParser:
     parser.add_argument(
         "--method", default=name, choices=[name], help="the method, which a configuration file has to name as well"
     )
+    if names := presets_of(name):
+        explanation = "settings of `ppgen.runs.presets`; later options override them"
+        parser.add_argument("--preset", action=partial(_Preset, method=name), choices=names, help=explanation)
     method.run_class().add_arguments(parser, method)
     return parser
+
+
+class _Preset(Action):
+    """An action that adds the options of a setting of a method to the parsed arguments."""
+
+    def __init__(self, *, method: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.method = method
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Adds the options."""
+        for option, value in preset(values, self.method).items():
+            cfg[option] = value
+        cfg[self.dest] = values
 
 
 class _ConfigFile(ActionConfigFile):

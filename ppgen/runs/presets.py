@@ -1,0 +1,76 @@
+"""Settings with a name, ``ppgen train METHOD SOURCE --preset NAME``: options that later options override.
+
+"images" is for images of 28 or 32 pixels on two cores, where each method ends within about fifteen minutes. "gpu" is
+for the same images on one GPU, with wider networks and larger batches. To add a setting, add its options to the rows of
+`PRESETS`; `tests/benchmarks/images.py` trains and compares them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["PRESETS", "preset", "presets_of"]
+
+AUTOENCODERS = ("ae", "wae", "aae", "vae", "iwae", "info_vae", "vae_gan")
+GANS = ("gan", "f_gan", "lsgan", "hinge_gan", "r1_gan", "r3_gan", "wgan", "wgan_gp", "wgan_clip")
+DENOISERS = ("ddpm", "edm", "vdm", "fm", "ot_fm")
+
+# One noise level for all pixels. With one for each pixel, the black border, whose noise can be arbitrarily small, is
+# most of the likelihood, and draws are noise everywhere else (Rybkin et al. 2021, https://arxiv.org/abs/2006.13202).
+LIKELIHOOD = {"model.covariance": "scalar", "model.scale": 0.3}
+# Gray levels as they are: noise that dequantizes them would be one more thing to imitate.
+SHARP = {"data.form": "unit"}
+DECAY = {"fit.lr_scheduler": "cosine"}
+
+Options = Mapping[str, Any]
+Rows = tuple[tuple[tuple[str, ...], Options], ...]
+
+# by the name of the setting: methods, and their options; a method has the options of all rows that name it
+PRESETS: dict[str, Rows] = {
+    "images": (
+        (
+            AUTOENCODERS,
+            {"model.latent_dim": 32, "fit.batch_size": 128, "fit.steps": 6000, "fit.lr_scheduler": "cosine"},
+        ),
+        (("vae", "iwae", "info_vae", "vae_gan"), LIKELIHOOD),
+        ((*GANS, "ali"), SHARP | {"model.latent_dim": 64, "fit.batch_size": 64, "fit.steps": 6000}),
+        (("progan",), SHARP | {"model.latent_dim": 64, "fit.batch_size": 32, "fit.steps": 6000}),
+        (("glow",), {"model.layers": 6, "fit.batch_size": 64, "fit.steps": 3000} | DECAY),
+        (DENOISERS, {"model.hidden": [32, 64, 64], "fit.batch_size": 64, "fit.steps": 5000}),
+    ),
+    "gpu": (
+        (AUTOENCODERS, {"model.hidden": [64, 128, 256], "model.latent_dim": 64, "fit.batch_size": 256}),
+        (("vae", "iwae", "info_vae", "vae_gan"), LIKELIHOOD),
+        ((*GANS, "ali"), SHARP | {"model.hidden": [128, 256], "model.latent_dim": 128, "fit.batch_size": 256}),
+        (("progan",), SHARP | {"model.latent_dim": 128, "fit.batch_size": 64}),
+        (("glow",), {"model.layers": 16, "model.hidden": [256, 256], "fit.batch_size": 128}),
+        (DENOISERS, {"model.hidden": [64, 128, 128], "fit.batch_size": 256}),
+        (
+            (*AUTOENCODERS, *GANS, "ali", "progan", "glow", *DENOISERS),
+            {"fit.device": "cuda", "fit.steps": 30_000} | DECAY,
+        ),
+        (("progan",), {"fit.lr_scheduler": None}),  # or the last scale would learn at the lowest rate
+    ),
+}
+
+
+def presets_of(method: str) -> tuple[str, ...]:
+    """The names of the settings that a method has.
+
+    Args:
+        method: A row of `ppgen.runs.methods.METHODS`.
+    """
+    return tuple(name for name, rows in PRESETS.items() if any(method in methods for methods, _ in rows))
+
+
+def preset(name: str, method: str) -> dict[str, Any]:
+    """The options of a setting for a method, by their names on the command line.
+
+    Args:
+        name: A row of `PRESETS`.
+        method: A row of `ppgen.runs.methods.METHODS`.
+    """
+    options: dict[str, Any] = {}
+    for methods, row in PRESETS[name]:
+        if method in methods:
+            options |= row
+    return options
