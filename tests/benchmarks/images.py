@@ -45,6 +45,7 @@ from ppgen.models.likelihood import Point
 from ppgen.models.protocols import Decodes, HasLogEvidence, HasLogProb
 from ppgen.report import figures
 from ppgen.runs.data_run import DataRun
+from ppgen.runs.defaults import with_defaults
 from ppgen.runs.evaluations import HeldOut, mean_and_error
 from ppgen.runs.methods import METHODS
 from ppgen.runs.parser import make_parser, without_run_options
@@ -165,6 +166,7 @@ def one(method: str, seed: int, options: argparse.Namespace, network: ImageFeatu
     """Trains a method, writes its picture, and measures its draws."""
     config = configure(method, options, seed)
     data = DataRun.load_data(config)
+    config = with_defaults(config, METHODS[config["method"]], *DataRun.size(data))
     torch.manual_seed(seed)
     model, fit, minutes = train(config, data, options.seconds)
     n = len(held_out)

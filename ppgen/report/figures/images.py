@@ -28,7 +28,7 @@ def grids(sets: dict[str, np.ndarray], limits: tuple[float, float]) -> Figure:
     sets = {name: x[:most] for name, x in sets.items()}
     tiled = [tile(color(x, limits), across=min(max(len(x), 4), across)) for x in sets.values()]
     tall = max(picture.shape[0] / picture.shape[1] for picture in tiled)
-    figure = canvas(0.35 + tall * (WIDTH / len(sets) - 0.15))
+    figure = canvas((0.55 if count > most else 0.35) + tall * (WIDTH / len(sets) - 0.15))
     for axes, title, picture in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, tiled, strict=True):
         show(axes, picture)
         axes.set_title(title)
