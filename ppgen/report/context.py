@@ -1,6 +1,7 @@
 """What the sections of a report read: a fit, its posterior and verdict, and for some reports a model and its data."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from ppgen.report.figures.images import MAX_IMAGES, value_range
 from ppgen.training.result import Fitted
 from ppgen.training.training_failures import TrainingWarning
 from ppgen.utils.arviz_versions import group
+from ppgen.utils.budget import Budget, rows_at_a_time
 
 __all__ = ["AdaptationContext", "DensityContext", "FitContext", "PosteriorContext", "RunContext"]
 
@@ -61,12 +63,14 @@ class RunContext(FitContext):
         data: the data that it was fitted to.
         stages: what a growing model drew from the same latent codes at the end of each stage.
         seed: the seed of what the sections draw.
+        budget: the time that the sections may take together; where it is short they use fewer rows.
     """
 
     model: Any
     data: Data
     stages: Sequence[np.ndarray] = ()
     seed: int = 0
+    budget: Budget = field(default_factory=Budget)
 
     @property
     def images(self) -> bool:
@@ -111,6 +115,30 @@ class RunContext(FitContext):
         parts = (split.x, split.y) if self.conditional and split.y is not None else (split.x,)
         return tuple(torch.as_tensor(part[:count], device=device) for part in parts)
 
+    def batches(self, total: int, budget: Budget, *, least: int = 0) -> Iterator[slice]:
+        """Batches of rows, of a size that is kept in memory, until all are done or the time is over."""
+        numbers = math.prod(self.data.event_shape)
+        return budget.batches(total, largest=rows_at_a_time(numbers), least=least)
+
+    def draw(
+        self, n: int, labels: Sequence[Tensor], budget: Budget, *, mean: bool = False, least: int = 0
+    ) -> np.ndarray:
+        """Samples of the model in the units of the source, n or as many as there is time for.
+
+        Args:
+            n: how many.
+            labels: their labels (n,), if the model is given labels.
+            budget: the time.
+            mean: whether to return the means E[x | z].
+            least: how many to draw in any case.
+        """
+        options = {"mean": True} if mean else {}
+        parts = [
+            self.in_source_units(self.model.sample(rows.stop - rows.start, *(y[rows] for y in labels), **options))
+            for rows in self.batches(n, budget, least=least)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, *self.data.event_shape))
+
     def in_source_units(self, x: Tensor | np.ndarray) -> np.ndarray:
         """Rows x in the units of the source, which the model sees scaled."""
         return self.data.scaler.inverse(x.numpy(force=True) if isinstance(x, Tensor) else x)
@@ -126,7 +154,8 @@ class RunContext(FitContext):
         codes = torch.as_tensor(z, dtype=torch.get_default_dtype(), device=like.device)
         prior = self.flow_prior(len(codes))
         codes = codes if prior is None else prior.transform(codes)
-        return self.in_source_units(mean(self.model.decode(codes)))
+        batches = codes.split(rows_at_a_time(math.prod(self.data.event_shape)))
+        return np.concatenate([self.in_source_units(mean(self.model.decode(batch))) for batch in batches])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from ppgen.report.sections.samples import samples
 from ppgen.report.sections.summary import summary
 from ppgen.report.sections.training import training
 from ppgen.training.result import Fitted
+from ppgen.utils.budget import Budget
 
 __all__ = ["SECTIONS", "report_of_run"]
 
@@ -63,6 +64,7 @@ def report_of_run(
     note: str = "",
     unit: str = "nats per datum",
     seed: int = 0,
+    budget: Budget | None = None,
 ) -> Report:
     """Reports on a run of a generative model, in figures and numbers.
 
@@ -79,6 +81,7 @@ def report_of_run(
         note: what a reader has to know about the data, beside their number.
         unit: the unit of the loss.
         seed: the seed of the samples; the caller's random state does not change.
+        budget: the time; where it is short, sections show fewer rows and draws, or are left out.
     """
     goal = "generate and reconstruct data" if isinstance(model, Reconstructs) else "generate data"
     question = (
@@ -97,6 +100,7 @@ def report_of_run(
         config=config,
         stages=stages,
         seed=seed,
+        budget=Budget() if budget is None else budget,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,7 +1,7 @@
 """A run of domain adaptation: one model, a source domain with labels and a target domain without."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,18 @@ from ppgen.data.domains import Domains, load_domains
 from ppgen.data.labels import UNKNOWN
 from ppgen.models import DANN
 from ppgen.runs.data_run import POSTERIOR_ROWS, SOURCE_HELP, add_data_options
-from ppgen.runs.folder import POSTERIOR, REPORT, TUNING
+from ppgen.runs.folder import REPORT, TUNING
 from ppgen.runs.methods import Method
 from ppgen.runs.record import KEPT_ROWS, Record
 from ppgen.runs.run import Run, method_of
 from ppgen.training.training_failures import TrainingWarning
+from ppgen.utils.budget import Budget, rows_at_a_time
 from ppgen.utils.schema import TEXT, read_json
 
 __all__ = ["AdaptationRun"]
 
 EVALUATED_ROWS = 2000  # at most so many held-out rows of a domain are evaluated
+MIN_TESTED_ROWS = 200  # of a domain, by the tests of two samples, if there is little time
 DOMAIN_CLASSIFIER = "mlp"
 FEATURE_SPREAD = "spread of the {} features, relative to before training"
 
@@ -158,7 +160,7 @@ class AdaptationRun(Run):
         return x, y, torch.full_like(y, 0 if labels else 1)
 
     def held_out(self, domain: str, domains: Domains | None = None) -> tuple[torch.Tensor, np.ndarray | None]:
-        """The test rows of a domain, or its training rows if none were held out.
+        """The test rows of a domain, or its training rows if none were held out: at most 2000, at random.
 
         Args:
             domain: "source" or "target".
@@ -169,10 +171,12 @@ class AdaptationRun(Run):
         """
         data = getattr(self.data if domains is None else domains, domain)
         split = data.test if len(data.test.x) else data.train
-        x = torch.as_tensor(split.x[:EVALUATED_ROWS], device=self.device)
-        return x, None if split.y is None else split.y[:EVALUATED_ROWS]
+        order = np.random.default_rng(self.config["fit"]["seed"]).permutation(len(split.x))
+        rows = order[:EVALUATED_ROWS]
+        x = torch.as_tensor(split.x[rows], device=self.device)
+        return x, None if split.y is None else split.y[rows]
 
-    def evaluate(self) -> dict[str, Any]:
+    def measure(self, budget: Budget) -> dict[str, Any]:
         """Measures the accuracy on both domains, their distance and estimates of the risk without target labels."""
         from ppgen.evaluation import adaptation_risk, classifier_test, feature_spread  # late: SciPy is slow to import
 
@@ -180,24 +184,36 @@ class AdaptationRun(Run):
         if y is None:
             raise ValueError(f"{self.folder}: the source has no labels")
         model, seed = self.model, self.config["fit"]["seed"]
-        h, h_target = model.features_of(x), model.features_of(x_target)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            wrong = model.predict(x).cpu().numpy() != y
-            predicted = model.predict(x_target).cpu().numpy()
-        risk = adaptation_risk(h, h_target, wrong, classifier=DOMAIN_CLASSIFIER, seed=seed)
+            labels = self._in_batches(model.predict, x, budget.part(0.3, "labels of the source"))
+            predicted = self._in_batches(model.predict, x_target, budget.part(0.3, "labels of the target"))
+        x, y, x_target = x[: len(labels)], y[: len(labels)], x_target[: len(predicted)]
+        y_target = None if y_target is None else y_target[: len(predicted)]
+        h, h_target = (self._in_batches(model.features_of, rows, Budget()) for rows in (x, x_target))
+        wrong, most = labels != y, max(len(x), len(x_target))
+
+        def at_size(share: float, what: str, task: Callable[[int], Any]) -> Any:
+            return budget.part(share, what).at_size(task, most, least=MIN_TESTED_ROWS)
+
+        risk = at_size(
+            0.4,
+            "features of both domains",
+            lambda n: adaptation_risk(h[:n], h_target[:n], wrong[:n], classifier=DOMAIN_CLASSIFIER, seed=seed),
+        )
         numbers: dict[str, Any] = {"held-out rows": f"{len(x)} of the source, {len(x_target)} of the target"}
         if (self.folder / TUNING).exists():
             tuning = read_json(self.folder / TUNING, {"chosen": TEXT, "scorer": TEXT})
             numbers[f"chosen without target labels, by {tuning['scorer']}"] = tuning["chosen"]
-        numbers["accuracy on the source"] = (1 - risk.source, risk.source_error)
+        numbers["accuracy on the source"] = _mean_and_error(~wrong)
         if y_target is not None and (known := y_target != UNKNOWN).any():
             right = predicted[known] == y_target[known]
-            numbers["accuracy on the target, by its labels"] = (
-                float(right.mean()),
-                float(right.std() / len(right) ** 0.5),
-            )
-        data_test = classifier_test(x, x_target, classifier=DOMAIN_CLASSIFIER, seed=seed)
+            numbers["accuracy on the target, by its labels"] = _mean_and_error(right)
+        data_test = at_size(
+            0.6,
+            "data of both domains",
+            lambda n: classifier_test(x[:n], x_target[:n], classifier=DOMAIN_CLASSIFIER, seed=seed),
+        )
         for name, test in (("data", data_test), ("features", risk.distance)):
             numbers[f"accuracy of a domain classifier on the {name} (0.5 is chance)"] = test.statistic
             numbers[f"p-value of a domain classifier on the {name}"] = test.p_value
@@ -207,18 +223,24 @@ class AdaptationRun(Run):
         numbers["effective sample size of the importance weights (source rows)"] = risk.effective_rows
         untrained = self.make_model(self.config, self.kept).to(x.device)
         for domain, rows, features in (("source", x, h), ("target", x_target, h_target)):
-            numbers[FEATURE_SPREAD.format(domain)] = feature_spread(features, untrained.features_of(rows))
+            start = self._in_batches(untrained.features_of, rows, Budget())
+            numbers[FEATURE_SPREAD.format(domain)] = feature_spread(features, start)
         return numbers
 
-    def store_posterior(self) -> None:
-        """Stores the posterior of a Bayesian classifier, on the first rows of both domains."""
-        if not self.config["draws"] or not self.model.bayesian:
-            return
-        from ppgen.diagnostics import to_netcdf  # late: ArviZ is slow to import
+    def _in_batches(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, budget: Budget) -> Any:
+        """The values (n, ...) of a function of the first rows for which there is time."""
+        largest = rows_at_a_time(x[0].numel())
+        return np.concatenate(
+            [
+                function(x[batch]).numpy(force=True)
+                for batch in budget.batches(len(x), largest=largest, least=MIN_TESTED_ROWS)
+            ]
+        )
 
-        rows = self._both_domains(POSTERIOR_ROWS // 2)
-        idata = self.fit.to_arviz(*rows, draws=self.config["draws"], predictive=False, resampled=None)
-        to_netcdf(idata, self.folder / POSTERIOR)
+    def store_posterior(self, budget: Budget) -> None:
+        """Stores the posterior of a Bayesian classifier, on the first rows of both domains, if there is time."""
+        if self.config["draws"] and self.model.bayesian:
+            self.write_posterior(budget, POSTERIOR_ROWS // 2, self._both_domains)
 
     def diagnosed_rows(self) -> tuple[torch.Tensor, ...]:
         """Held-out rows of both domains."""
@@ -245,8 +267,8 @@ class AdaptationRun(Run):
         """Raises a ValueError: the model does not generate data."""
         raise ValueError(f"{self.folder}: {self.config['method']!r} does not generate data")
 
-    def report(self) -> Path:
-        """Writes the report; returns its path."""
+    def report(self, budget: Budget | None = None) -> Path:
+        """Writes the report, whose cost is fixed; see `Run.report`."""
         from ppgen.report import write_report  # late: ArviZ and Matplotlib are slow to import
         from ppgen.report.adaptation import report_of_adaptation
 
@@ -271,3 +293,8 @@ class AdaptationRun(Run):
 def _with_model(config: dict[str, Any], conditional: bool) -> dict[str, Any]:
     """The configuration with a model that is conditional or not."""
     return config | {"model": config["model"] | {"conditional": conditional}}
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean of values (n,) and its standard error."""
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)

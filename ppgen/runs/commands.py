@@ -85,8 +85,9 @@ def report(arguments: Namespace) -> None:
     run = _load(arguments.run, changed=arguments.changed)
     from ppgen.runs.lock import FolderLock
 
+    seconds = None if arguments.evaluation_seconds is None else float(arguments.evaluation_seconds)
     with FolderLock(arguments.run):
-        *computed, page = run.finish(again=arguments.evaluate)
+        *computed, page = run.finish(again=arguments.evaluate, seconds=seconds)
     for name in computed:
         print(f"computed: {(arguments.run / name).resolve()}")
     print(f"report: {(arguments.run / page).resolve()}")

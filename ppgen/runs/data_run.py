@@ -1,5 +1,6 @@
 """A run of a generative model on one data set."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from jsonargparse import ArgumentParser
 from ppgen import data as datasets
 from ppgen.data.loading import READING, Preparation, read_source
 from ppgen.models.protocols import Denoises, ExpectsForm, HasLogEvidence
-from ppgen.runs.folder import POSTERIOR, REPORT
+from ppgen.runs.folder import REPORT
 from ppgen.runs.methods import Method
 from ppgen.runs.record import Record
 from ppgen.runs.run import Programs, Run, method_of
 from ppgen.runs.stages import read_stage_images
+from ppgen.utils.budget import Budget, rows_at_a_time
 
 if TYPE_CHECKING:
     from ppgen.diagnostics import Verdict
@@ -25,9 +27,12 @@ __all__ = ["DataRun", "add_data_options"]
 
 POSTERIOR_ROWS = 64  # the posterior of at most so many held-out rows is stored
 POSTERIOR_BYTES = 2**25  # and at most so many bytes of draws, but at least one row
-STREAMED_ROWS = 10_000  # at most so many held-out rows are evaluated if the data are streamed
-COMPARED_ROWS = 1000  # at most so many held-out rows are compared with samples
-LABELED_ROWS = 5000  # at most so many training rows train the classifiers that label samples
+DIAGNOSED_NUMBERS = 2**16  # of data, in the held-out rows whose posterior `diagnose` examines
+STREAMED_ROWS = 10_000  # at most so many held-out rows are evaluated if the data are streamed,
+STREAMED_NUMBERS = 2**26  # and at most so many numbers
+SAMPLES_AT_FIRST = 8  # in the first batch, from which the time of further ones is estimated
+COMPARED_ROWS, MIN_COMPARED_ROWS = 1000, 100  # held-out rows that are compared with samples
+LABELED_ROWS = 5  # for each of these: training rows, to train the classifiers that label samples
 SOURCE_HELP = "digits, fashion, moons, ..., openml:NAME, a file or a folder of images"
 
 
@@ -133,24 +138,37 @@ class DataRun(Run):
         """The test rows of `data` or of `kept`, or the training rows if there are none; the first ones of a stream."""
         rows = self.rows(self.config, data, "test" if len(data.test.x) else "train")
         if isinstance(rows[0], datasets.StreamedArray):
-            rows = tuple(torch.as_tensor(part[:STREAMED_ROWS]) for part in rows)
+            count = min(STREAMED_ROWS, max(1, STREAMED_NUMBERS // math.prod(data.event_shape)))
+            rows = tuple(torch.as_tensor(part[:count]) for part in rows)
         return rows
 
-    def evaluate(self) -> dict[str, Any]:
+    def measure(self, budget: Budget) -> dict[str, Any]:
         """Evaluates the model on held-out rows and compares samples with them."""
         from ppgen.runs.evaluations import HeldOut, evaluate  # late: SciPy and scikit-learn are slow to import
 
-        rows = _on_device_of(self, self.held_out(self.data))
         options = {"particles": self.config["particles"], "seed": self.config["fit"]["seed"]}
-        numbers = evaluate(HeldOut(self.model, self.fit, self.data, rows, **options))
-        samples = self.compare_with_data(self.generate(COMPARED_ROWS), metrics=False)
-        return numbers | {f"generated: {name}": number for name, number in samples.items()}
+        held_out = HeldOut(self.model, self.fit, self.data, self.held_out(self.data), **options)
+        numbers = evaluate(held_out, budget.part(0.6))
+        samples = self.generate(COMPARED_ROWS, budget=budget.part(0.5, "samples"))
+        if len(samples) < MIN_COMPARED_ROWS:
+            return numbers
+        part = budget.part(0.8, "samples compared with data")
+        found = part.at_size(
+            lambda n: {"samples compared": n} | self.compare_with_data(samples[:n], rows=n, metrics=False),
+            len(samples),
+            least=MIN_COMPARED_ROWS,
+            power=1.5,
+        )
+        return numbers | {f"generated: {name}": number for name, number in found.items()}
 
-    def compare_with_data(self, samples: np.ndarray, *, metrics: bool = True, seed: int = 0) -> dict[str, float]:
+    def compare_with_data(
+        self, samples: np.ndarray, *, rows: int = COMPARED_ROWS, metrics: bool = True, seed: int = 0
+    ) -> dict[str, float]:
         """Compares samples with held-out rows by `ppgen.evaluation.summary.measure`.
 
         Args:
             samples: (n, *event_shape), in the units of the data's source.
+            rows: The number of held-out rows.
             metrics: Whether to include all metrics and a two-sample test.
             seed: The random seed.
 
@@ -160,33 +178,30 @@ class DataRun(Run):
         from ppgen.evaluation.summary import measure  # late: SciPy and scikit-learn are slow to import
 
         data, inverse = self.data, self.data.scaler.inverse
-        train = inverse(data.train.x[:LABELED_ROWS])
-        held_out = inverse(data.test.x[:COMPARED_ROWS]) if len(data.test.x) else train[:COMPARED_ROWS]
+        train = inverse(data.train.x[: LABELED_ROWS * rows])
+        held_out = inverse(data.test.x[:rows]) if len(data.test.x) else train[:rows]
         modes, y = datasets.modes(self.config["source"]), data.train.y
         labeled = None
-        if y is not None and modes is None and len(np.unique(y[:LABELED_ROWS])) > 1:
-            labeled = train, y[:LABELED_ROWS]
+        if y is not None and modes is None and len(np.unique(y[: len(train)])) > 1:
+            labeled = train, y[: len(train)]
         return measure(samples, held_out, labeled=labeled, modes=modes, metrics=metrics, seed=seed)
 
-    def store_posterior(self) -> None:
+    def store_posterior(self, budget: Budget) -> None:
         """Stores the posterior of the first held-out rows, for a model whose encoder is an approximate posterior.
 
         These are draws of the latents and their densities, without predictions, for at most `POSTERIOR_ROWS` rows and
-        `POSTERIOR_BYTES` bytes of draws.
+        `POSTERIOR_BYTES` bytes of draws, or for fewer if the time is short.
         """
         if not self.config["draws"] or not isinstance(self.model, HasLogEvidence):
             return
-        from ppgen.diagnostics import to_netcdf  # late: ArviZ is slow to import
-
         width = getattr(self.model, "latent_dim", 1)
         row_bytes = 4 * len(self.fit.chains) * self.config["draws"] * width
         count = max(1, min(POSTERIOR_ROWS, POSTERIOR_BYTES // row_bytes))
-        rows = (part[:count] for part in _on_device_of(self, self.held_out(self.kept)))
-        idata = self.fit.to_arviz(*rows, draws=self.config["draws"], predictive=False, resampled=None)
-        to_netcdf(idata, self.folder / POSTERIOR)
+        rows = _on_device_of(self, (part[:count] for part in self.held_out(self.kept)))
+        self.write_posterior(budget, len(rows[0]), lambda n: tuple(part[:n] for part in rows))
 
-    def report(self) -> Path:
-        """Writes the report; returns its path."""
+    def report(self, budget: Budget | None = None) -> Path:
+        """Writes the report; see `Run.report`."""
         from ppgen.report import report_of_run, write_report  # late: ArviZ and Matplotlib are slow to import
 
         idata, verdict = self.posterior()
@@ -202,6 +217,7 @@ class DataRun(Run):
             note=note,
             config=self.config,
             stages=read_stage_images(self.folder, self.fit.best),
+            budget=budget,
         )
         return write_report(self.folder / REPORT, page)
 
@@ -218,17 +234,15 @@ class DataRun(Run):
             kind = "conditional" if self.config["conditional"] else "not conditional"
             raise ValueError(f"{self.folder}: the model is {kind}: {advice}")
         y = None if label is None else torch.as_tensor(label, device=self.device).expand(n)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            x = self.model.sample(n, y, mean=mean, **how)
-        return self.kept.scaler.inverse(x.numpy(force=True))
+        return self._draw(n, y, seed, mean=mean, **how)
 
-    def generate(self, n: int, *, seed: int = 0) -> np.ndarray:
+    def generate(self, n: int, *, seed: int = 0, budget: Budget | None = None) -> np.ndarray:
         """Draws n samples whose labels, for a conditional model, are distributed as those of the training data.
 
         Args:
             n: The number of samples.
             seed: The random seed.
+            budget: The time; if it is short, there are fewer samples.
 
         Returns:
             An array (n, *event_shape), in the units of the data's source.
@@ -237,14 +251,28 @@ class DataRun(Run):
         if self.config["conditional"]:
             labels = np.random.default_rng(seed).choice(np.asarray(self.data.train.y), n)
             y = torch.as_tensor(labels, device=self.device)
+        return self._draw(n, y, seed, budget=budget)
+
+    def _draw(
+        self, n: int, y: torch.Tensor | None, seed: int, *, budget: Budget | None = None, **how: Any
+    ) -> np.ndarray:
+        """Draws n samples, or as many as there is time for, in batches, in the units of the data's source."""
+        largest = rows_at_a_time(math.prod(self.kept.event_shape))
+        smallest = largest if budget is None else SAMPLES_AT_FIRST
+        parts = [np.empty((0, *self.kept.event_shape), np.float32)]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            x = self.model.sample(n, y)
-        return self.data.scaler.inverse(x.numpy(force=True))
+            for batch in (budget or Budget()).batches(n, largest=largest, smallest=smallest):
+                labels = None if y is None else y[batch]
+                x = self.model.sample(batch.stop - batch.start, labels, **how)
+                parts.append(self.kept.scaler.inverse(x.numpy(force=True)))
+        return np.concatenate(parts[len(parts) > 1 :])
 
     def diagnosed_rows(self) -> tuple[torch.Tensor, ...]:
         """The held-out rows."""
-        return _on_device_of(self, self.held_out(self.kept))
+        rows = self.held_out(self.kept)
+        count = max(1, DIAGNOSED_NUMBERS // math.prod(self.kept.event_shape))
+        return _on_device_of(self, (part[:count] for part in rows))
 
     def diagnose(self, *, draws: int = 500, seed: int = 0) -> "Verdict":
         """Decides whether the posterior can be trusted; see `Run.diagnose`.

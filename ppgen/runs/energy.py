@@ -21,10 +21,12 @@ from ppgen.runs.record import Record
 from ppgen.runs.run import Run, method_of
 from ppgen.tracing.particles import log_weights
 from ppgen.tracing.sites import did_you_mean
+from ppgen.utils.budget import Budget
 
 __all__ = ["EnergyRun"]
 
-CHUNK = 10_000  # importance samples that are computed at a time
+PARTICLES, LEAST = 50_000, 1000  # importance samples if there is time, and in any case
+CHUNK = 10_000  # that are computed at a time
 GRID, SAMPLES = 200, 2000  # grid points of each axis, and samples of the flow, in the report
 
 
@@ -106,16 +108,19 @@ class EnergyRun(Run):
         """Nothing: the programs have no arguments."""
         return ()
 
-    def evaluate(self) -> dict[str, Any]:
+    def measure(self, budget: Budget) -> dict[str, Any]:
         """Estimates KL(flow, target) and log Z by importance sampling from the flow."""
         from ppgen.posterior.importance import importance_summary  # late: SciPy is slow to import
 
-        count = self.config["particles"]
+        parts = []
         with self.fit.eval_mode(), torch.random.fork_rng():
             torch.manual_seed(self.config["fit"]["seed"])
-            sizes = [min(CHUNK, count - done) for done in range(0, count, CHUNK)]
-            parts = [log_weights(self.model.model, self.model.guide, (), particles=size) for size in sizes]
-        weights = torch.cat(parts).double().numpy(force=True)
+            given = self.config["particles"]
+            for batch in budget.batches(given or PARTICLES, largest=CHUNK, smallest=LEAST, least=given or LEAST):
+                size = batch.stop - batch.start
+                parts.append(log_weights(self.model.model, self.model.guide, (), particles=size).cpu())
+        weights = torch.cat(parts).double().numpy()
+        count = len(weights)
         summary, error = importance_summary(weights), float(weights.std() / count**0.5)
         log_z, elbo = self.data.log_z, float(summary.elbo[0])
         return {
@@ -127,7 +132,7 @@ class EnergyRun(Run):
             "Pareto k-hat": float(summary.pareto_k[0]),
         }
 
-    def store_posterior(self) -> None:
+    def store_posterior(self, budget: Budget) -> None:
         """Stores nothing: the flow itself is the result."""
 
     def log_density(self, x: Tensor) -> Tensor:
@@ -154,8 +159,8 @@ class EnergyRun(Run):
         """Points of the plane, of which there are none."""
         return Data(self.config["energy"], np.zeros((0, 2)), None, {}, "continuous", Scaler.identity((2,)))
 
-    def report(self) -> Path:
-        """Writes the report; returns its path."""
+    def report(self, budget: Budget | None = None) -> Path:
+        """Writes the report, whose cost is fixed; see `Run.report`."""
         from ppgen.report import write_report  # late: ArviZ and Matplotlib are slow to import
         from ppgen.report.energy import report_of_energy
 

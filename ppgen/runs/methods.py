@@ -83,14 +83,13 @@ REVERSE_KL = {
     "model.layers": 3,
     "model.init_scale": 1.0,
     "loss.anneal": 0.3,
-    "particles": 50_000,
 }
 
 # Domain-adversarial training decays its learning rate (Ganin et al. 2016, section 5.2.2).
 ADAPTATION = {"fit.lr_scheduler": "cosine"}
 
 # The gradients of diffusion models are noisy: the weights are averaged and the learning rate decays.
-DIFFUSION = {"fit.ema": 0.999, "fit.lr_scheduler": "cosine", "particles": 10}
+DIFFUSION = {"fit.ema": 0.999, "fit.lr_scheduler": "cosine"}
 
 # A critic of a conditional generator compares pairs of data and labels.
 _generator = partial(Method, "ppgen.models:Generator", conditional={"x": ("x", "y")}, network="generator")

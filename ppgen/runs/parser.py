@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
@@ -16,9 +16,10 @@ from ppgen.runs.folder import check_version
 from ppgen.runs.methods import METHODS, Method
 from ppgen.runs.presets import preset, presets_of
 
-__all__ = ["complete_config", "make_parser", "without_run_options"]
+__all__ = ["SECONDS", "complete_config", "make_parser", "without_run_options"]
 
 
+SECONDS = float | Literal["inf"] | None  # jsonargparse reads "inf" as text
 NOT_IN_CONFIG = ("config", "preset", "out", "progress")
 
 
@@ -205,6 +206,8 @@ def _report(parser: ArgumentParser, _: Sequence[str]) -> None:
     _add_run(parser)
     evaluate = "evaluate the model again; otherwise only what the folder lacks is computed"
     parser.add_argument("--evaluate", type=bool, default=False, help=evaluate)
+    seconds = "time for all of this, inf for all held-out rows; default: that of the training"
+    parser.add_argument("--evaluation_seconds", type=SECONDS, default=None, help=seconds)
     changed = "use the data as they are now, if they have changed since the training"
     parser.add_argument("--changed", type=bool, default=False, help=changed)
 

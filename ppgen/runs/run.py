@@ -7,7 +7,7 @@ writes its report. The row of a method in `ppgen.runs.methods.METHODS` names the
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,10 +25,11 @@ from ppgen.runs.defaults import with_earlier_defaults
 from ppgen.runs.folder import CONFIG, NUMBERS, POSTERIOR, RECORD, WEIGHTS, read_config
 from ppgen.runs.methods import METHODS, Method
 from ppgen.runs.options import add_fit_options, add_loss_options, add_model_options, make_loss
-from ppgen.runs.parser import complete_config
+from ppgen.runs.parser import SECONDS, complete_config
 from ppgen.runs.record import Record
 from ppgen.runs.units import Units
 from ppgen.training.training_failures import TrainingWarning
+from ppgen.utils.budget import Budget, shown_budget
 from ppgen.utils.files import write_atomically
 from ppgen.utils.schema import NUMBER, SCALAR, Kind, read_json
 from ppgen.utils.user_warnings import warn_user
@@ -36,11 +37,21 @@ from ppgen.utils.user_warnings import warn_user
 if TYPE_CHECKING:
     from ppgen.diagnostics import Verdict
 
-__all__ = ["DataChangedError", "DataMissingError", "Programs", "Run", "load_weights", "method_of"]
+__all__ = ["DataChangedError", "DataMissingError", "Programs", "Run", "check_evaluation", "load_weights", "method_of"]
 
+CUT = (
+    "on as many rows as {:.2g} s allowed, so that numbers depend on the machine; on all rows: "
+    "ppgen report {} --evaluate true --evaluation_seconds inf"
+)
 NUMBER_OR_TEXT = Kind(
     "a number, a text, or a number and its error",
     lambda v: SCALAR.test(v) or (isinstance(v, list) and len(v) == 2 and all(map(NUMBER.test, v))),
+)
+POSTERIOR_ROWS_AT_FIRST = 2  # from which the time of more is estimated
+EVALUATION_SHARE, EVALUATION_SECONDS = 0.2, 10.0  # of the time of training, and at least so many seconds
+EVALUATION_HELP = (
+    "time for evaluation, posterior and report together; default: a fifth of that of training, and at least 10; inf "
+    "for all held-out rows, and results that do not depend on the time"
 )
 SOURCES = ("source", "target", "source_test", "target_test")  # the options that name data
 
@@ -103,8 +114,9 @@ class Run(ABC):
         parser.add_argument("--lr", type=float | None, default=None, help=lr)
         betas = f"Adam's decay rates of the moments of the gradient{by_data}"
         parser.add_argument("--betas", type=tuple[float, float] | None, default=None, help=betas)
-        particles = "importance samples for the log evidence"
-        parser.add_argument("--particles", type=int, default=500, help=particles)
+        particles = "importance samples for the log evidence; default: as many as there is time for, at most 500"
+        parser.add_argument("--particles", type=int | None, default=None, help=particles)
+        parser.add_argument("--evaluation_seconds", type=SECONDS, default=None, help=EVALUATION_HELP)
         parser.add_argument("--progress", type=bool, default=True, help="show a progress bar on a terminal")
         add_model_options(parser, method.model_class())
         add_loss_options(parser, method.recipe_function())
@@ -328,21 +340,55 @@ class Run(ABC):
 
     # Results
 
-    @abstractmethod
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, budget: Budget | None = None) -> dict[str, Any]:
         """Evaluates the model on held-out data.
 
+        Args:
+            budget: The time that this may take; that of the configuration if left out.
+
         Returns:
-            Numbers by name: a number, a text, or a pair of a number and its standard error.
+            Numbers by name: a number, a text, or a pair of a number and its standard error. If the time was too short
+            for all rows, "evaluation" says so.
         """
+        budget = Budget(self.evaluation_seconds) if budget is None else budget
+        numbers = self.measure(budget)
+        if budget.cut:
+            numbers["evaluation"] = CUT.format(budget.seconds, self.folder)
+        return numbers
 
     @abstractmethod
-    def store_posterior(self) -> None:
-        """Writes the posterior of held-out data into the folder, if the model has one."""
+    def measure(self, budget: Budget) -> dict[str, Any]:
+        """The numbers of `evaluate`, within a time."""
 
     @abstractmethod
-    def report(self) -> Path:
-        """Writes the report; returns its path."""
+    def store_posterior(self, budget: Budget) -> None:
+        """Writes the posterior of held-out data into the folder, if the model has one, within a time."""
+
+    def write_posterior(self, budget: Budget, most: int, rows: Callable[[int], tuple[torch.Tensor, ...]]) -> None:
+        """Writes the posterior of as many rows as there is time for: draws and densities, without predictions.
+
+        Args:
+            budget: The time.
+            most: The largest number of rows.
+            rows: The arguments of the programs for a number of rows.
+        """
+        from ppgen.diagnostics import to_netcdf  # late: ArviZ is slow to import
+
+        draws = self.config["draws"]
+        idata = budget.at_size(
+            lambda n: self.fit.to_arviz(*rows(n), draws=draws, predictive=False, resampled=None),
+            most,
+            least=min(most, POSTERIOR_ROWS_AT_FIRST),
+        )
+        to_netcdf(idata, self.folder / POSTERIOR)
+
+    @abstractmethod
+    def report(self, budget: Budget | None = None) -> Path:
+        """Writes the report; returns its path.
+
+        Args:
+            budget: The time that it may take, if its sections can do with fewer rows; no limit if left out.
+        """
 
     @abstractmethod
     def sample(self, n: int, *, label: Any = None, mean: bool = False, seed: int = 0, **how: Any) -> np.ndarray:
@@ -385,11 +431,20 @@ class Run(ABC):
         """The warnings about adversarial training; none for other objectives."""
         return self.fit.training_warnings()
 
-    def finish(self, *, again: bool = False) -> list[str]:
+    @property
+    def evaluation_seconds(self) -> float:
+        """The time for evaluation, posterior and report together, unless the configuration gives one."""
+        if (seconds := self.config.get("evaluation_seconds")) is not None:
+            return float(seconds)
+        return max(EVALUATION_SECONDS, EVALUATION_SHARE * sum(chain.seconds for chain in self.fit.chains))
+
+    def finish(self, *, again: bool = False, seconds: float | None = None, progress: bool = True) -> list[str]:
         """Computes the results that the folder lacks, for example after a kill, and rewrites the report.
 
         Args:
             again: Whether to evaluate the model and to draw from its posterior in any case.
+            seconds: The time that this may take; `evaluation_seconds` if left out.
+            progress: Whether to show on a terminal what is being done.
 
         Returns:
             The names of the files that were written.
@@ -397,20 +452,28 @@ class Run(ABC):
         Raises:
             DataChangedError: If held-out rows are needed for results, and the data have changed.
             DataMissingError: If they are needed because of `again`. Otherwise a warning says what is left out.
+            ValueError: For seconds that are not positive.
         """
+        check_evaluation({"evaluation_seconds": seconds})
+        with shown_budget(
+            self.evaluation_seconds if seconds is None else seconds, "results", progress=progress
+        ) as budget:
+            return self._finish(budget, again)
+
+    def _finish(self, budget: Budget, again: bool) -> list[str]:
         written = []
         if again or not (self.folder / NUMBERS).exists():
             try:
-                self.numbers = self.evaluate()
+                self.numbers = self.evaluate(budget.part(0.5, "evaluation"))
                 written.append(NUMBERS)
             except DataMissingError as error:
                 if again:
                     raise
                 warn_user(f"{error}. {NUMBERS}, which the folder lacks, is not computed")
         if again or not (self.folder / POSTERIOR).exists():
-            self.store_posterior()
+            self.store_posterior(budget.part(0.3, "posterior"))
             written += [POSTERIOR] if (self.folder / POSTERIOR).exists() else []
-        return [*written, self.report().name]
+        return [*written, self.report(budget.part(1.0, "report")).name]
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -432,6 +495,20 @@ class Run(ABC):
 
         idata = from_netcdf(path)
         return idata, self.fit.diagnose(idata=idata, starts=0)
+
+
+def check_evaluation(config: Mapping[str, Any]) -> None:
+    """Checks the options of the evaluation, before the training.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ValueError: For particles or seconds that are not positive.
+    """
+    for name in ("particles", "evaluation_seconds"):
+        if (value := config.get(name)) is not None and not float(value) > 0:
+            raise ValueError(f"--{name}: expected a number above 0, got {value}; leave it out for the default")
 
 
 def load_weights(path: Path, model: Any, loss: Any, device: str | torch.device | None) -> Fit:

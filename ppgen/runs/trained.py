@@ -209,17 +209,18 @@ class Trained:
         """
         return self.run.diagnose(draws=draws, seed=seed)
 
-    def report(self, *, evaluate: bool = False) -> Path:
+    def report(self, *, evaluate: bool = False, seconds: float | None = None) -> Path:
         """Computes the results that the folder lacks and rewrites its report.
 
         Args:
             evaluate: whether to compute all results again, which needs the data.
+            seconds: the time that this may take, `math.inf` for all held-out rows; that of the training if left out.
 
         Returns:
             The path of the report.
         """
         with FolderLock(self.run.folder):
-            return self.run.folder / self.run.finish(again=evaluate)[-1]
+            return self.run.folder / self.run.finish(again=evaluate, seconds=seconds)[-1]
 
     def train(
         self,

@@ -35,7 +35,7 @@ from ppgen.runs.metrics_log import MetricsLog
 from ppgen.runs.parser import complete_config
 from ppgen.runs.plain_types import SCHEDULES, make_schedule
 from ppgen.runs.record import Record
-from ppgen.runs.run import Run, load_weights, method_of
+from ppgen.runs.run import Run, check_evaluation, load_weights, method_of
 from ppgen.runs.stages import StageImages
 from ppgen.training.checkpoint import read_position
 from ppgen.training.progressive import ProgressiveGrowing
@@ -54,8 +54,9 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     Args:
         config: The contents of ``config.yaml``: "method"; the data, such as "source"; "data", "model", "loss" and
             "fit", which are keyword arguments of `ppgen.data.load`, the model's class, the recipe and `ppgen.fit`;
-            "lr" and "betas" of Adam; "conditional", "draws" (of the stored posterior) and "particles" (for the log
-            evidence). Some that are None get their defaults for the data (`ppgen.runs.defaults`).
+            "lr" and "betas" of Adam; "conditional", "draws" (of the stored posterior), "particles" (for the log
+            evidence) and "evaluation_seconds". Some that are None get their defaults for the data
+            (`ppgen.runs.defaults`).
         out: The run folder.
         progress: Whether to show a progress bar on a terminal.
         start: A run of the same model, from whose weights the training goes on.
@@ -69,6 +70,7 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
         ppgen.runs.lock.FolderLockedError: If another process writes into the folder.
         ValueError: For options or data that the method does not accept.
     """
+    check_evaluation(config)
     kind = method_of(config).run_class()
     if 0 < (draws := config.get("draws", 0)) < LEAST_DRAWS:
         raise ValueError(f"--draws {draws}: a posterior has at least {LEAST_DRAWS} draws for each chain, or 0 for none")
@@ -162,7 +164,7 @@ def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:
         recorded = (folder / RECORD).is_file()
         Ranks().wait()  # until all ranks have looked at the files, which rank 0 changes
         if trained and not stopped:
-            return _finish(kind, folder, config, complete)
+            return _finish(kind, folder, config, complete, progress)
         record = kind.read_record(folder, config)
         data = kind.read_data(folder, config, record)
         if first and not stopped:
@@ -203,13 +205,13 @@ def continued(run: Run, *, epochs: int | None = None, steps: int | None = None) 
     return run.config | {"fit": options | length, "loss": loss}
 
 
-def _finish(kind: type[Run], folder: Path, config: dict[str, Any], complete: bool) -> Run:
+def _finish(kind: type[Run], folder: Path, config: dict[str, Any], complete: bool, progress: bool) -> Run:
     """Computes the results of a run that ended after its weights were written."""
     if complete:
         raise FileNotFoundError(f"{folder}: nothing to resume: the run is complete")
     run = kind.restore(folder, config)
     if Ranks().first:
-        written = ", ".join(run.finish())
+        written = ", ".join(run.finish(progress=progress))
         warn_user(f"{folder}: the training was complete, and its results were not: {written} were written")
     return run
 
@@ -260,7 +262,7 @@ def _fit_and_evaluate(
         raise KeyboardInterrupt(f"{folder}: {fitted.chains[-1].stop_reason}; {resume_it}")
     try:
         if first:
-            run.finish(again=True)
+            run.finish(again=True, progress=progress)
     except KeyboardInterrupt as stop:
         stop.args = (
             f"{folder}: {str(stop) or 'interrupted'} while the run was evaluated; its weights are in {WEIGHTS}, and "

@@ -15,6 +15,7 @@ from ppgen.data import Data, load
 from ppgen.fitting import Fit
 from ppgen.models import VAE, Autoencoder
 from ppgen.report import figures, report_of_run, write_report
+from ppgen.utils.budget import Budget
 
 FIGURES = [name for name, value in vars(figures).items() if inspect.isfunction(value)]
 
@@ -24,8 +25,11 @@ class Doubler:
 
     num_classes: int | None = None
 
+    def __init__(self):
+        self.labels = []
+
     def sample(self, n, y=None, *, mean=False):
-        self.labels = y
+        self.labels += [] if y is None else [y]
         return torch.full((n, 2), 1.0) if mean else torch.randn(n, 2)
 
     def reconstruct(self, x, y=None):
@@ -120,10 +124,22 @@ def test_figures_are_in_the_units_of_the_source(tmp_path, drawn):
 def test_a_conditional_model_is_given_labels():
     data, model = load("moons", size=200), Doubler()
     report_of_run(fit_of(), model, data, title="t")
-    assert model.labels is None
+    assert model.labels == []
     model.num_classes = 2
     report_of_run(fit_of(), model, data, title="t")
-    np.testing.assert_array_equal(model.labels, data.train.y)
+    np.testing.assert_array_equal(torch.cat(model.labels)[: len(data.train.y)], data.train.y)
+
+
+def test_without_time_sections_have_few_rows_and_captions_say_so(drawn):
+    data = load("moons", size=400)
+    report = report_of_run(fit_of(), Doubler(), data, title="t", budget=Budget(0))
+    found = {section.title: section.items for section in report.sections}
+    assert "Coverage of the data" not in found
+    assert found["Samples"][0].caption.startswith("8 samples of the model beside as many rows")
+    assert "each of 16 rows" in found["Latent codes"][0].caption
+    (samples,), options = drawn["samples"]
+    assert len(samples) == len(options["data"]) == 8
+    assert len(drawn["latent_plane"][0][0]) == 16
 
 
 def test_samples_depend_on_the_seed_alone(drawn):

@@ -18,5 +18,5 @@ def quick() -> list[str]:
     """Options of a short run on few data."""
     return [
         *("--fit.steps", "6", "--model.hidden", "[8]", "--draws", "0", "--particles", "4", "--data.size", "300"),
-        *("--fit.compile", "false"),
+        *("--fit.compile", "false", "--evaluation_seconds", "inf"),
     ]

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from ppgen import data
+from ppgen.diagnostics import from_netcdf
 from ppgen.diagnostics.arviz import MIN_DRAWS
 from ppgen.runs.cli import main
 from ppgen.runs.data_run import DataRun
@@ -94,6 +95,32 @@ def test_results_have_the_capabilities_of_the_model(quick, tmp_path):
     assert any("in the base space" in key for key in names["maf"])
     for keys in names.values():
         assert {"held-out rows", "generated: precision", "generated: recall"} <= keys
+
+
+def test_a_run_without_time_is_evaluated_on_few_rows_until_more_time_is_given(quick, tmp_path, capsys):
+    options = ["--evaluation_seconds", "1e-9", "--draws", "25"]
+    assert main(["train", "vae", "moons", *quick, *options, "--out", "run"]) == 0
+    numbers = json.loads((tmp_path / "run" / "numbers.json").read_text())
+    assert numbers["evaluation"].endswith("ppgen report run --evaluate true --evaluation_seconds inf")
+    assert set(numbers) == {
+        *("held-out rows", "held-out loss term Reconstruction", "held-out loss term Rate", "evaluation")
+    }
+    assert from_netcdf(tmp_path / "run" / "posterior.nc")["posterior"].sizes["data"] == 2
+    assert main(["report", "run", "--evaluate", "true", "--evaluation_seconds", "inf"]) == 0
+    numbers = json.loads((tmp_path / "run" / "numbers.json").read_text())
+    assert not {"evaluation", "held-out rows behind the log evidence"} & set(numbers)
+    assert "held-out log evidence, 4 importance samples (nats per datum)" in numbers
+    assert numbers["generated: samples compared"] == 1000
+    assert from_netcdf(tmp_path / "run" / "posterior.nc")["posterior"].sizes["data"] == 60
+    assert main(["report", "run", "--evaluation_seconds", "-1"]) == 2
+    assert "--evaluation_seconds: expected a number above 0, got -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["particles", "evaluation_seconds"])
+def test_options_of_the_evaluation_are_checked_before_the_training(option, quick, tmp_path, capsys):
+    assert main(["train", "vae", "moons", *quick, f"--{option}", "0", "--out", "run"]) == 2
+    assert f"--{option}: expected a number above 0, got 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["glow", "realnvp"])

@@ -13,7 +13,7 @@ from ppgen.runs.cli import main
 from ppgen.runs.run import DataMissingError
 from ppgen.runs.training import resume
 
-SHORT = ["--fit.steps", "6", "--particles", "4", "--fit.compile", "false"]
+SHORT = ["--fit.steps", "6", "--particles", "4", "--fit.compile", "false", "--evaluation_seconds", "inf"]
 SMALL = [*SHORT, "--draws", "0", "--model.hidden", "[8]"]
 
 
@@ -61,7 +61,7 @@ def folders(tmp_path_factory):
                 patched.chdir(home)
                 patched.setattr("ppgen.report.report_of_run", lambda *_, title, **__: Report(title))
                 patched.setattr("ppgen.report.adaptation.report_of_adaptation", lambda *_, **__: Report("adapted"))
-                patched.setattr("ppgen.runs.adaptation.AdaptationRun.evaluate", lambda _: {})
+                patched.setattr("ppgen.runs.adaptation.AdaptationRun.measure", lambda *_: {})
                 assert main(["train", *RUNS[name], "--out", name]) == 0
         return home / name
 

@@ -1,6 +1,8 @@
 """The section on the latent codes of held-out data."""
 
-import torch
+from typing import Any
+
+import numpy as np
 
 from ppgen.models.protocols import Decodes
 from ppgen.report import figures
@@ -9,16 +11,17 @@ from ppgen.report.page import Figure, Section
 
 __all__ = ["latent_codes"]
 
-MAX_CODES = 2000
-BATCH = 256  # rows encoded at a time
+MAX_CODES, MIN_CODES = 2000, 16  # that are shown, and even if there is no time for them
+MAX_WALK, MIN_WALK = 16, 4  # images along each side of the latent plane
 
 
 def latent_codes(context: RunContext) -> Section:
     """The codes of held-out data in the plane, and for two latent dimensions what the decoder makes of the plane."""
     tensors = context.tensors(context.held_out, MAX_CODES)
-    batches = zip(*(part.split(BATCH) for part in tensors), strict=True)
-    z = torch.cat([context.model.encode(*batch).sample() for batch in batches]).numpy(force=True)
-    y = None if context.held_out.y is None else context.held_out.y[:MAX_CODES]
+    batches = context.batches(len(tensors[0]), context.budget.part(0.5, "latent codes"), least=MIN_CODES)
+    parts = [context.model.encode(*(part[rows] for part in tensors)).sample().numpy(force=True) for rows in batches]
+    z = np.concatenate(parts)
+    y = None if context.held_out.y is None else context.held_out.y[: len(z)]
     prior = context.flow_prior(MAX_CODES)
     drawn = True if prior is None else prior.sample().numpy(force=True)
     plane = figures.latent_plane(z, y, label_names=context.data.label_names, prior=drawn)
@@ -31,8 +34,12 @@ def latent_codes(context: RunContext) -> Section:
         if prior is not None:
             caption += " The prior is a flow: the quantiles are those of its base u, which the flow maps to z."
         name = "z" if prior is None else "u"
-        size = 16 if context.images else 32
-        walk = figures.latent_walk(context.decode, n=size, name=name, **context.figure_options)
+
+        def walk_of(size: int) -> Any:
+            return figures.latent_walk(context.decode, n=size, name=name, **context.figure_options)
+
+        part = context.budget.part(0.5)
+        walk = part.at_size(walk_of, MAX_WALK, least=MIN_WALK, power=2.0) if context.images else walk_of(32)
         items.append(Figure(walk, caption, caption))
     distribution = "the prior N(0, I)" if prior is None else "its prior, which is a flow"
     text = (

@@ -16,6 +16,7 @@ __all__ = ["coverage_section", "data_coverage"]
 LEVEL = 0.05
 LABELS = ("all data", "not covered")
 MAX_ROWS, MIN_ROWS = 1000, 50  # data that are compared with samples
+MAX_NUMBERS = 2**22  # that these data consist of
 TEXT = (
     "Samples may look right and still miss part of the data. This section judges each datum by the share of samples "
     f"among its nearest neighbors. A permutation test decides which data are not covered, at the level {LEVEL:g} for "
@@ -24,16 +25,25 @@ TEXT = (
 
 
 def data_coverage(context: RunContext) -> Section | None:
-    """Which held-out data (training data if there are few) samples do not cover; None for too few data."""
+    """Which held-out data (training data if there are few) samples do not cover; None for too few data or draws."""
     split = context.held_out if len(context.held_out.x) >= MAX_ROWS else context.data.train
     tensors = context.tensors(split, MAX_ROWS)
     if len(tensors[0]) < MIN_ROWS:
         return None
-    y = None if split.y is None else split.y[: len(tensors[0])]
-    generated = context.in_source_units(context.model.sample(len(tensors[0]), *tensors[1:]))
-    data = context.in_source_units(tensors[0])
-    names, options = context.data.label_names, context.figure_options
-    return coverage_section(data, generated, y, label_names=names, figure_options=options, seed=context.seed)
+    count = min(len(tensors[0]), max(MIN_ROWS, MAX_NUMBERS // tensors[0][0].numel()))
+    budget = context.budget.part(0.7, "coverage of the data")
+    generated = context.draw(count, tensors[1:], budget.part(0.5))
+    if (count := len(generated)) < MIN_ROWS:
+        return None
+    data = context.in_source_units(tensors[0][:count])
+    names, figure_options = context.data.label_names, context.figure_options
+
+    def section(n: int) -> Section:
+        y = None if split.y is None else split.y[:n]
+        options: dict[str, Any] = {"figure_options": figure_options, "seed": context.seed}
+        return coverage_section(data[:n], generated[:n], y, label_names=names, **options)
+
+    return budget.at_size(section, count, least=MIN_ROWS, power=2.0)
 
 
 def coverage_section(

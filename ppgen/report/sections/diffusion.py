@@ -15,6 +15,7 @@ from ppgen.report import figures
 from ppgen.report.context import RunContext
 from ppgen.report.figures.images import value_range
 from ppgen.report.page import Figure, Section, Table
+from ppgen.utils.budget import Budget
 
 __all__ = ["noise_to_data"]
 
@@ -22,7 +23,7 @@ Picture = Callable[[Mapping[str, np.ndarray], np.ndarray | None], Any]
 
 MAX_ROWS = 500  # rows that are compared with samples
 STAGES = 6  # of a path that are shown
-MAX_IMAGES = 12  # in a row
+MAX_IMAGES, MIN_IMAGES = 12, 2  # in a row, and even if there is no time for them
 STEPS = (1, 2, 5, 18, 50)
 IMPUTATIONS, OBSERVATION_NOISE = 3, 0.05  # draws of a hidden half; the noise in standard deviations of the data
 NOISE_LEVELS = 20  # at which the error is measured
@@ -43,20 +44,28 @@ def noise_to_data(context: RunContext) -> Section:
             return figures.sequences(stages, limits=value_range(source))
         return figures.clouds(stages, data=behind, columns=context.data.columns)
 
+    budget = context.budget.part(0.7, "from noise to data")
     count = MAX_IMAGES if context.images else len(train[0])
     labels = [part[:count] for part in train[1:]]
-    items: list[Any] = [_path(context, labels, count, source, picture)]
-    items += _by_steps(context, held_out, count, source, picture)
+    items: list[Any] = [_path(context, labels, count, source, picture, budget.part(0.2))]
+    items += _by_steps(context, held_out, count, source, picture, budget.part(0.4))
     if isinstance(context.model, HasDenoisingError):
-        items.append(_denoising_errors(context, train, held_out))
+        items.append(_denoising_errors(context, train, held_out, budget.part(0.5)))
     if context.images and isinstance(context.model, Conditions):
-        items.append(_imputations(context, held_out, picture))
+        items.append(_imputations(context, held_out, picture, budget))
     return Section("From noise to data", TEXT, items)
 
 
-def _path(context: RunContext, labels: list[Tensor], count: int, source: np.ndarray, picture: Picture) -> Figure:
+def _path(
+    context: RunContext, labels: list[Tensor], count: int, source: np.ndarray, picture: Picture, budget: Budget
+) -> Figure:
     """Samples at some of the sampler's steps."""
-    *path, last = context.model.sample(count, *labels, return_path=True)
+    paths = [
+        context.model.sample(rows.stop - rows.start, *(y[rows] for y in labels), return_path=True)
+        for rows in context.batches(count, budget, least=MIN_IMAGES)
+    ]
+    *path, last = (torch.cat(stage) for stage in zip(*paths, strict=True))
+    count = len(last)
     chosen = np.linspace(0, len(path) - 1, min(STAGES - 1, len(path))).round().astype(int)
     stages = {("noise" if k == 0 else f"step {k}"): _standardized(path[k].numpy(force=True), source) for k in chosen}
     stages["samples"] = context.in_source_units(last)
@@ -68,35 +77,52 @@ def _path(context: RunContext, labels: list[Tensor], count: int, source: np.ndar
 
 
 def _by_steps(
-    context: RunContext, held_out: tuple[Tensor, ...], count: int, source: np.ndarray, picture: Picture
+    context: RunContext,
+    held_out: tuple[Tensor, ...],
+    count: int,
+    source: np.ndarray,
+    picture: Picture,
+    budget: Budget,
 ) -> tuple[Figure, Table]:
     """Samples in more and more steps, and their distance to held-out data."""
+    parts: dict[int, list[Tensor]] = {steps: [] for steps in STEPS}
+    for batch in context.batches(len(held_out[0]), budget, least=MIN_IMAGES):
+        labels, seed = [part[batch] for part in held_out[1:]], int(torch.randint(2**31, ()))
+        for steps in STEPS:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)  # the same noise each time
+                parts[steps].append(context.model.sample(batch.stop - batch.start, *labels, steps=steps))
     drawn, rows = {}, []
-    data = held_out[0].flatten(1).double().cpu()
-    for steps in STEPS:
-        with torch.random.fork_rng():  # the same noise each time
-            samples = context.model.sample(len(held_out[0]), *held_out[1:], steps=steps)
-            distance = SlicedWasserstein(root=True)(samples.flatten(1).double().cpu(), data)
-        rows.append((steps, float(distance)))
+    for steps, batches in parts.items():
+        samples = torch.cat(batches)
+        data = held_out[0][: len(samples)].flatten(1).double().cpu()
+        with torch.random.fork_rng():  # the same directions each time
+            rows.append((steps, float(SlicedWasserstein(root=True)(samples.flatten(1).double().cpu(), data))))
         drawn[f"{steps} step{'s' if steps > 1 else ''}"] = context.in_source_units(samples[:count])
     caption = "Samples from the same noise, by the number of steps."
-    header = ("steps", f"sliced Wasserstein-2 distance to the {context.split} data, in the scaling of the model")
-    return Figure(picture(drawn, source), caption, f"Generated data. {caption}"), Table(header, rows)
+    distance = (
+        f"sliced Wasserstein-2 distance of {len(data)} samples to the {context.split} data, as the model sees them"
+    )
+    return Figure(picture(drawn, source), caption, f"Generated data. {caption}"), Table(("steps", distance), rows)
 
 
-def _imputations(context: RunContext, held_out: tuple[Tensor, ...], picture: Picture) -> Figure:
+def _imputations(context: RunContext, held_out: tuple[Tensor, ...], picture: Picture, budget: Budget) -> Figure:
     """Images whose lower half is hidden, and draws of the whole given the upper half."""
     x, *labels = (part[:MAX_IMAGES] for part in held_out)
     half, observed = x.shape[-2] // 2, x.to(next(context.model.parameters()).dtype)
+    noise, parts = OBSERVATION_NOISE * observed.std(), []
+    for batch in context.batches(len(x), budget, least=MIN_IMAGES):
+        seen = observed[batch, ..., :half, :]
+
+        def program(image: Tensor, seen: Tensor = seen) -> None:
+            pyro.sample("upper half", dist.Normal(image[..., :half, :], noise).to_event(3), obs=seen)
+
+        posterior = context.model.condition(program)
+        parts.append([posterior.sample(len(seen), *(y[batch] for y in labels)) for _ in range(IMPUTATIONS)])
+    drawn = {f"draw {k + 1}": torch.cat(draws) for k, draws in enumerate(zip(*parts, strict=True))}
+    x = x[: len(drawn["draw 1"])]
     masked = x.clone()
     masked[..., half:, :] = x.min()
-
-    def program(image: Tensor) -> None:
-        distribution = dist.Normal(image[..., :half, :], OBSERVATION_NOISE * observed.std())
-        pyro.sample("upper half", distribution.to_event(3), obs=observed[..., :half, :])
-
-    posterior = context.model.condition(program)
-    drawn = {f"draw {k + 1}": posterior.sample(len(x), *labels) for k in range(IMPUTATIONS)}
     rows = {name: context.in_source_units(part) for name, part in {"data": x, "observed": masked, **drawn}.items()}
     caption = (
         f"Imputation with the model as the prior. The upper halves of {len(x)} rows of the {context.split} data are "
@@ -111,23 +137,28 @@ def _standardized(z: np.ndarray, data: np.ndarray) -> np.ndarray:
     return (z - z.mean(axis)) / z.std(axis) * data.std(axis) + data.mean(axis)
 
 
-def _denoising_errors(context: RunContext, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...]) -> Figure:
+def _denoising_errors(
+    context: RunContext, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...], budget: Budget
+) -> Figure:
     """The denoiser's error by noise level."""
     model, split = context.model, context.split
     dtype = next(model.parameters()).dtype
     times = torch.linspace(0.01, 0.99, NOISE_LEVELS, dtype=dtype, device=train[0].device)
-    errors: dict[str, list[float]] = {"train": [], split: []}
+    curves, counts = {}, {}
     model.eval()
     with torch.no_grad():
-        for time in times:
-            for name, rows in (("train", train), (split, held_out)):
-                rates = model.schedule(time.expand(len(rows[0])))
-                errors[name].append(float(model.error(rates, *rows).mean()) / rows[0][0].numel())
+        for name, rows, part in (("train", train, budget.part(0.5)), (split, held_out, budget)):
+            errors = []
+            for batch in context.batches(len(rows[0]), part, least=MIN_IMAGES):
+                args = tuple(arg[batch] for arg in rows)
+                levels = (model.schedule(time.expand(len(args[0]))) for time in times)
+                errors.append(torch.stack([model.error(level, *args) for level in levels]).cpu())
+            of_rows = torch.cat(errors, 1)
+            curves[name], counts[name] = of_rows.mean(1).numpy() / rows[0][0].numel(), of_rows.shape[1]
         log_snr = model.schedule(times).log_snr.numpy(force=True)
     caption = (
-        f"The denoiser's squared error per dimension by noise level, on {len(train[0])} rows of the training data and "
-        f"{len(held_out[0])} rows of the {split} data. There is no noise at the left end. At the right end there is "
+        f"The denoiser's squared error per dimension by noise level, on {counts['train']} rows of the training data "
+        f"and {counts[split]} rows of the {split} data. There is no noise at the left end. At the right end there is "
         "only noise, and the error is the variance of the data. A gap between the lines shows overfitting."
     )
-    curves = {name: np.array(line) for name, line in errors.items()}
     return Figure(figures.errors_by_noise(log_snr, curves), caption, f"Line chart. {caption}")

@@ -4,7 +4,7 @@ x is scaled as the model sees it. Densities are shown in the units of the source
 log p(source) = log p(s(source)) + log |det ds|.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from ppgen.report import figures
 from ppgen.report.context import RunContext
 from ppgen.report.figures.style import frame
 from ppgen.report.page import Figure, Section
+from ppgen.utils.budget import Budget
 
 __all__ = ["flow"]
 
-MAX_ROWS = 2000
+MAX_ROWS, MIN_ROWS = 2000, 2  # that are evaluated, and even if there is no time for them
 DENSITY_POINTS = 100  # along each column
 GRID_LIMIT, GRID_LINES, LINE_POINTS = 2.5, 21, 81  # of the grid in the base space, which spans both directions
 MAX_PANELS = 6
@@ -34,21 +35,37 @@ def flow(context: RunContext) -> Section:
     """The density of a flow, its transformations, log densities and the base space."""
     train, held_out = (context.tensors(split, MAX_ROWS) for split in (context.data.train, context.held_out))
     items = [*_density(context, train), *_warped_grid(context, train)]
-    z, log_det = (part.numpy(force=True) for part in context.model.pull_back(*held_out))
     unit = context.data.scaler.log_det()
+    budget = context.budget.part(0.6, "the flow")
+    z, log_det = _by_rows(context, context.model.pull_back, held_out, budget.part(0.3))
     rows = {"train": train, context.split: held_out}
-    log_prob = {name: context.model.log_prob(*part).numpy(force=True) + unit for name, part in rows.items()}
+    log_prob = {
+        name: _by_rows(context, context.model.log_prob, part, budget.part(0.5))[0] + unit for name, part in rows.items()
+    }
     if all(np.isfinite(values).any() for values in (log_det, *log_prob.values())):
         caption = (
-            f"Left: the log density of {len(train[0])} rows of the training data and {len(z)} rows of the "
-            f"{context.split} data, with dashed means. Training rows far to the right are memorized. Right: the log "
-            f"determinant of the Jacobian at the {context.split} rows. Both are in the units of the source."
+            f"Left: the log density of {len(log_prob['train'])} rows of the training data and "
+            f"{len(log_prob[context.split])} rows of the {context.split} data, with dashed means. Training rows far to "
+            f"the right are memorized. Right: the log determinant of the Jacobian at {len(z)} rows of the "
+            f"{context.split} data. Both are in the units of the source."
         )
         items.append(Figure(figures.log_densities(log_prob, log_det + unit), caption, f"Histograms. {caption}"))
     z = z.reshape(len(z), -1)
     if np.isfinite(z).all():
         items += _base_space(context, z)
     return Section("The flow", TEXT, items)
+
+
+def _by_rows(
+    context: RunContext, function: Callable[..., Tensor | tuple[Tensor, ...]], rows: tuple[Tensor, ...], budget: Budget
+) -> list[np.ndarray]:
+    """The values of a function, one or several for each row, of the rows for which there is time."""
+    parts = []
+    for batch in context.batches(len(rows[0]), budget, least=MIN_ROWS):
+        values = function(*(part[batch] for part in rows))
+        values = (values,) if isinstance(values, Tensor) else values
+        parts.append([value.numpy(force=True) for value in values])
+    return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
 
 def _base_space(context: RunContext, z: np.ndarray) -> Iterator[Figure]:

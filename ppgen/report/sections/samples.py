@@ -15,19 +15,18 @@ __all__ = ["samples"]
 
 MAX_ROWS = 2000
 MAX_LABELS, IMAGES_OF_A_LABEL = 10, 12
+MIN_DRAWS, MIN_IMAGES = 8, 2  # that are shown even if there is no time for them
 
 
 def samples(context: RunContext) -> Section:
     """Samples beside training data; for images also means E[x | z], without the noise of p(x | z), and each label."""
     _, *labels = tensors = context.tensors(context.data.train, MAX_IMAGES if context.images else MAX_ROWS)
-    count = len(tensors[0])
-    data = context.in_source_units(tensors[0])
-    drawn, means = _draw(context, count, *labels), None
-    caption = f"{count} samples of the model beside as many rows of the training data."
+    drawn, means = _draw(context, len(tensors[0]), labels, means=context.images and _is_noisy(context))
+    data = context.in_source_units(tensors[0][: len(drawn)])
+    caption = f"{len(drawn)} samples of the model beside as many rows of the training data."
     if context.conditional:
         caption += " The model is given the labels of these rows."
-    if context.images and _is_noisy(context):
-        means = _draw(context, count, *labels, mean=True)
+    if means is not None:
         caption += " Means are E[x | z] at the latent codes of the samples: the decoder's output without its noise."
     picture = figures.samples(drawn, data=data, means=means, **context.figure_options)
     items = [Figure(picture, caption, f"Samples. {caption}")]
@@ -41,25 +40,40 @@ def _is_noisy(context: RunContext) -> bool:
     return isinstance(context.model, Decodes) and not isinstance(getattr(context.model, "likelihood", None), Point)
 
 
-def _draw(context: RunContext, count: int, *labels: torch.Tensor, mean: bool = False) -> np.ndarray:
-    """Samples, or their means, whose latent codes depend on the seed alone."""
+def _draw(
+    context: RunContext, count: int, labels: list[torch.Tensor], *, means: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Samples, and with `means` also the means at their latent codes; as many as there is time for."""
+    drawn: dict[bool, list[np.ndarray]] = {False: [], True: []}
+    for rows in context.batches(count, context.budget.part(0.3, "samples"), least=MIN_DRAWS):
+        y = [part[rows] for part in labels]
+        for mean in (False, True)[: 1 + means]:
+            drawn[mean].append(_sample(context, rows, y, mean=mean))
+    return np.concatenate(drawn[False]), np.concatenate(drawn[True]) if means else None
+
+
+def _sample(context: RunContext, rows: slice, labels: list[torch.Tensor], *, mean: bool) -> np.ndarray:
+    """Samples, or their means, whose latent codes depend on the seed and on the rows alone."""
     with torch.random.fork_rng():
-        torch.manual_seed(context.seed)
-        return context.in_source_units(context.model.sample(count, *labels, mean=mean))
+        torch.manual_seed(context.seed + rows.start)
+        return context.in_source_units(context.model.sample(rows.stop - rows.start, *labels, mean=mean))
 
 
 def _by_label(context: RunContext, *, mean: bool) -> Figure:
     """A row of images for each label, with the same random numbers in all rows."""
-    names, rows = context.data.label_names, {}
     like = context.tensors(context.data.train, 1)[1]
-    for label in range(min(context.data.classes or 0, MAX_LABELS)):
-        y = torch.full((IMAGES_OF_A_LABEL,), label, dtype=like.dtype, device=like.device)
+    labels = range(min(context.data.classes or 0, MAX_LABELS))
+    drawn: list[list[np.ndarray]] = [[] for _ in labels]
+    for rows in context.batches(IMAGES_OF_A_LABEL, context.budget.part(0.2, "samples by label"), least=MIN_IMAGES):
+        for label in labels:
+            y = torch.full((rows.stop - rows.start,), label, dtype=like.dtype, device=like.device)
+            drawn[label].append(_sample(context, rows, [y], mean=mean))
+    names, images = context.data.label_names, {}
+    for label in labels:
         name = shorten(names[label], 12) if names else f"label {label}"
-        rows[name if name not in rows else f"{name} ({label})"] = _draw(context, IMAGES_OF_A_LABEL, y, mean=mean)
-    kind = "Means E[x | z]" if mean else "Samples"
-    of = (
-        "each label" if len(rows) == context.data.classes else f"the first {len(rows)} of {context.data.classes} labels"
-    )
+        images[name if name not in images else f"{name} ({label})"] = np.concatenate(drawn[label])
+    kind, classes = "Means E[x | z]" if mean else "Samples", context.data.classes
+    of = "each label" if len(labels) == classes else f"the first {len(labels)} of {classes} labels"
     caption = f"{kind} of {of}. All images in a column have the same random numbers."
-    picture = figures.sequences(rows, limits=context.figure_options["limits"])
+    picture = figures.sequences(images, limits=context.figure_options["limits"])
     return Figure(picture, caption, f"Samples by label. {caption}")
