@@ -102,9 +102,9 @@ def test_a_run_without_time_is_evaluated_on_few_rows_until_more_time_is_given(qu
     assert main(["train", "vae", "moons", *quick, *options, "--out", "run"]) == 0
     numbers = json.loads((tmp_path / "run" / "numbers.json").read_text())
     assert numbers["evaluation"].endswith("ppgen report run --evaluate true --evaluation_seconds inf")
-    assert set(numbers) == {
-        *("held-out rows", "held-out loss term Reconstruction", "held-out loss term Rate", "evaluation")
-    }
+    costly = [name for name in numbers if name.startswith(("held-out log evidence", "generated"))]
+    assert not costly
+    assert {"held-out loss term Reconstruction", "held-out loss term Rate"} < set(numbers)
     assert from_netcdf(tmp_path / "run" / "posterior.nc")["posterior"].sizes["data"] == 2
     assert main(["report", "run", "--evaluate", "true", "--evaluation_seconds", "inf"]) == 0
     numbers = json.loads((tmp_path / "run" / "numbers.json").read_text())

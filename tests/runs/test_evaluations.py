@@ -52,7 +52,7 @@ def held_out(model, *, particles=None, seed=0, batch=100, shape=SHAPE) -> HeldOu
     fit = SimpleNamespace(
         example=(torch.zeros(batch, *shape),), breakdown=lambda x: {"ELBO": -float(x.flatten(1)[:, 0].mean())}
     )
-    data = SimpleNamespace(event_shape=shape, form="continuous")
+    data = SimpleNamespace(event_shape=shape, form="continuous", levels=None)
     return HeldOut(model, fit, data, (x,), particles, seed)
 
 
