@@ -193,7 +193,8 @@ def _sample(parser: ArgumentParser, _: Sequence[str]) -> None:
     guidance = "guidance weight of the label in the sampler; 1 is the conditional model itself"
     parser.add_argument("--guidance", type=float, default=None, help=guidance)
     _add_seed(parser)
-    parser.add_argument("--out", type=Path, default=None, help="an .npy file; default: RUN/samples.npy")
+    out = "an .npy file, which is overwritten (a link is followed); default: RUN/samples.npy"
+    parser.add_argument("--out", type=Path, default=None, help=out)
 
 
 def _diagnose(parser: ArgumentParser, _: Sequence[str]) -> None:

@@ -183,6 +183,10 @@ def test_a_conditional_model_samples_one_label(quick, tmp_path, capsys):
     assert main(["train", "vae", "moons", *quick, "--conditional", "true", "--out", "run"]) == 0
     assert main(["sample", "run", "--label", "1", "--n", "3"]) == 0
     assert np.load(tmp_path / "run/samples.npy").shape == (3, 2)
+    (tmp_path / "link.npy").symlink_to(tmp_path / "elsewhere.npy")  # which the user names, and which is followed
+    assert main(["sample", "run", "--label", "0", "--n", "4", "--out", "link.npy"]) == 0
+    assert (tmp_path / "link.npy").is_symlink()
+    assert np.load(tmp_path / "elsewhere.npy").shape == (4, 2)
     assert main(["sample", "run", "--n", "3"]) == 2
     assert "run: the model is conditional: choose the label of the samples with --label" in capsys.readouterr().err
 
