@@ -25,6 +25,7 @@ import torch.distributed as dist
 from pyro.infer.autoguide import AutoNormal
 from support import interpret
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 import ppgen
 from ppgen import models, recipes
@@ -32,6 +33,7 @@ from ppgen import views as v
 from ppgen.diffusion.times import TIMES
 from ppgen.infer.distributed import Ranks, shares
 from ppgen.metrics import MMD
+from ppgen.training.callbacks import TrainingStep
 
 STEPS = 50
 RANDOM = ("normal", "rand_like", "randn_like", "rand", "randn", "bernoulli")
@@ -335,6 +337,51 @@ def mmd() -> dict:
     return {"programs": Programs(model, lambda x: None), "data": data(), "whole": True, "loss": loss, "steps": 1}
 
 
+class Items(Dataset):
+    """Rows with numbers, of which it notes those that are read."""
+
+    def __init__(self, rows: int) -> None:
+        self.x, self.read = data(rows), []
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> Tensor:
+        self.read.append(i)
+        return self.x[i]
+
+
+class Records(IterableDataset):
+    """Rows without numbers."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(data(50))
+
+
+def items() -> dict:
+    return vae() | {"data": Items(50)}
+
+
+def records() -> dict:
+    return vae() | {"data": ppgen.data.Stream(Records(), buffer=10)}
+
+
+def rows_of_an_epoch() -> list[int]:
+    """The rows that this rank reads in the second epoch, whose batches have 24, 24 and 2 rows."""
+    case, read = items(), []
+
+    def note(step: TrainingStep) -> None:
+        if step.number == 3:
+            case["data"].read.clear()
+        if step.number == 6:
+            read.extend(case["data"].read)
+
+    programs = case["programs"]
+    options = {"steps": 7, "batch_size": 24 // dist.get_world_size(), "compile": False, "progress": False}
+    ppgen.fit(programs.model, programs.guide, case["data"], callbacks=[note], **options)
+    return read
+
+
 def refused() -> dict[str, dict]:
     """What ranks cannot share, by what the error says."""
 
@@ -361,6 +408,12 @@ def refused() -> dict[str, dict]:
     }
 
 
+def streams(name: str) -> dict[Any, dict]:
+    """Twelve steps on numbered rows, eager and compiled, and on rows without numbers."""
+    numbered = {compile: run(name, steps=12, compile=compile) for compile in (False, True)}
+    return numbered | {"records": run("records", steps=12)}
+
+
 def behaviors(rank: int, size: int, folder: Path) -> dict[str, Any]:
     """What two processes do besides equal numbers; and the same on one."""
     results: dict[str, Any] = {}
@@ -371,10 +424,13 @@ def behaviors(rank: int, size: int, folder: Path) -> dict[str, Any]:
         "vae": run("vae", steps=10),
         "chains": run("vae", steps=5, restarts=3, by_rows=False),
         "mmd": run("mmd"),
+        "streams": streams("uneven"),
     }
     stop = lambda step: step.stop("enough") if step.number == 4 and rank == 1 else None  # noqa: E731
     with group(folder / "two", rank, size):
         results["validation"] = run("flow", validation=data(30)), alone["flow"]
+        results["streams"] = streams("items"), alone["streams"]
+        results["read"] = rows_of_an_epoch()
         results["normed"] = run("normed")
         results["mmd"] = run("mmd"), alone["mmd"]
         results["chains"] = (

@@ -26,8 +26,11 @@ from ppgen.training.sources import (
     own_random,
     running,
 )
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["IterableBatches", "is_iterable"]
+
+COUNTED = 1_000_000  # items, after which a warning says that they are being counted
 
 
 class _Arrival(NamedTuple):
@@ -90,8 +93,7 @@ class IterableBatches:
             try:
                 self.rows = len(self.data)
             except TypeError:
-                with own_random((self.seed, 0, 0)):
-                    self.rows = sum(1 for _ in self._items(0))
+                self.rows = self._count()
         single = self.size > 1 and self.rows % self.size == 1
         return max(1, math.ceil((self.rows - single) / self.size))
 
@@ -208,6 +210,19 @@ class IterableBatches:
         single = self.shuffled and self.size == self.ranks.size
         share = slice(*shares(len(tensors[0]), self.ranks.size, single=single)[self.ranks.rank])
         return tuple(part[share] for part in tensors)
+
+    def _count(self) -> int:
+        """The number of items of the first epoch. Whether a data set ends is not known before it does."""
+        rows = 0
+        with own_random((self.seed, 0, 0)):
+            for rows, _ in enumerate(self._items(0), start=1):
+                if rows == COUNTED:
+                    kind = type(self.stream.data).__name__
+                    warn_user(
+                        f"fit: epochs= counts the items of {kind} first, {rows:,} so far: if it has no end, or to "
+                        "count none, stop the run and give steps="
+                    )
+        return rows
 
     def _items(self, epoch: int) -> Iterator[Any]:
         """The items of an epoch in the order of the data set."""

@@ -310,8 +310,8 @@ class OnDisk(Source):
     def _read(self, request: Request) -> Read:
         rows = request.rows.numpy()
         if not len(rows):  # the share of a rank that has none
-            read = self.convert(self._raw(np.zeros(1, np.int64)), np.zeros(1, np.int64))
-            return Read(tuple(part[:0] for part in read.tensors), False)
+            assert self.convert.like is not None
+            return Read(self.convert.like, False)
         if not self._random:
             return self.convert(self._raw(rows), rows)
         with own_random(request.key):

@@ -93,6 +93,22 @@ def test_validation_is_sharded_and_merged(behaviors):
         assert len(many["validation"]["loss"])
 
 
+@pytest.mark.parametrize("how", [False, True, "records"])
+def test_streamed_rows_are_those_of_one_process(behaviors, how):
+    """Eager and compiled, and of data without row numbers."""
+    for many, one in (result["streams"] for result in behaviors):
+        assert_equal_numbers(many[how], one[how])
+        if how is True:
+            assert "compiled at" in many[how]["compiled"]
+
+
+def test_each_rank_reads_its_share_alone(behaviors):
+    """Of batches of 24, 24 and 2 rows, the last of which is left to one rank."""
+    first, second = (result["read"] for result in behaviors)
+    assert sorted([len(first), len(second)]) == [24, 26]
+    assert sorted(first + second) == list(range(50))
+
+
 def test_buffers_are_the_mean_over_ranks(behaviors):
     """Batch norm normalizes by each share's own moments; its running mean is then that of the global batch."""
     x = distributed_cases.data()

@@ -5,7 +5,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from support import gaussian_pair
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
 
 import ppgen
@@ -309,6 +310,31 @@ def test_epochs_of_an_iterable_data_set_are_counted():
     assert len(fit.history["loss"]) == 10
     _, fit = run(Records(X[:21]), steps=None, epochs=2)
     assert len(fit.history["loss"]) == 8  # a last batch of one row is left out
+
+
+def test_an_iterable_data_set_without_an_end_is_reported_while_it_is_counted(monkeypatch):
+    class Endless(IterableDataset):
+        def __iter__(self) -> Iterator[np.ndarray]:
+            return cycle(X)
+
+    monkeypatch.setattr("ppgen.training.iterables.COUNTED", 1000)
+    with pytest.raises(UserWarning, match=r"epochs= counts the items of Endless first, 1,000 so far: .* give steps="):
+        run(Endless(), steps=None, epochs=2)  # warnings are errors here, which ends the counting
+    assert len(run(Endless(), steps=3)[1].history["loss"]) == 3
+
+
+def test_compiled_steps_take_streamed_batches(tmp_path, builds):
+    """With a last batch of another shape in each epoch, which is compiled too."""
+    losses = []
+    for data in (X, mapped(tmp_path, X), Items(X)):
+        torch.manual_seed(0)
+        pair = gaussian_pair()
+        fit = ppgen.fit(pair.model, pair.guide, data, steps=25, batch_size=5, compile=True, progress=False)
+        losses.append(fit.history["loss"])
+        assert "compiled at step" in fit.chains[0].compiled
+    assert np.array_equal(losses[0], losses[1])
+    assert np.array_equal(losses[0], losses[2])
+    assert len(builds) == 2
 
 
 def test_validation_is_streamed():
