@@ -45,8 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             parsed = make_parser(words).parse_args(words)
             return COMMANDS[parsed.command](parsed[parsed.command]) or 0
-        except ERRORS as error:
-            if os.environ.get("PPGEN_TRACEBACK"):
+        except (*ERRORS, RuntimeError) as error:
+            if os.environ.get("PPGEN_TRACEBACK") or not _is_of_user(error):
                 raise
             print(f"ppgen: {_one_line(error)}", file=sys.stderr)
             return USER_ERROR
@@ -54,6 +54,15 @@ def main(arguments: list[str] | None = None) -> int:
             with suppress(OSError):  # the terminal may have gone
                 print(f"ppgen: {_one_line(str(stop) or 'interrupted')}", file=sys.stderr)
             return 128 + getattr(stop, "number", signal.SIGINT)
+
+
+def _is_of_user(error: Exception) -> bool:
+    """Whether an error is about what the user gave, and not a fault of ppgen."""
+    if isinstance(error, ERRORS):
+        return True
+    from ppgen.training.memory import is_out_of_memory  # late: it imports torch
+
+    return is_out_of_memory(error)
 
 
 def _one_line(error: BaseException | str) -> str:
