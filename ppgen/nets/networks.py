@@ -115,6 +115,9 @@ class Dense(Network):
         norm: A key of ``NORMS``, applied between a hidden layer and its activation, or None.
         dropout: The probability of dropping a hidden unit in training mode.
         context_dim: The width of a context that is concatenated to the input.
+
+    Raises:
+        ValueError: If a hidden width is below 1.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class Dense(Network):
         context_dim: int = 0,
     ) -> None:
         super().__init__(as_shape(in_dim), as_shape(out_dim), context_dim)
-        widths = [math.prod(self.in_shape) + context_dim, *hidden]
+        widths = [math.prod(self.in_shape) + context_dim, *_check_widths(hidden)]
         layers: list[nn.Module] = []
         for width, following in pairwise(widths):
             layers.append(nn.Linear(width, following))
@@ -392,6 +395,12 @@ def _with_context_channels(value: Tensor, context: Tensor | None) -> Tensor:
 def _check_hidden(hidden: Sequence[int]) -> Sequence[int]:
     if not hidden:
         raise ValueError("expected at least one hidden width in a convolutional network, got none")
+    return _check_widths(hidden)
+
+
+def _check_widths(hidden: Sequence[int]) -> Sequence[int]:
+    if any(width < 1 for width in hidden):
+        raise ValueError(f"hidden: expected widths of at least 1, got {list(hidden)}")
     return hidden
 
 

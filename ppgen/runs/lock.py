@@ -20,6 +20,9 @@ except ImportError:  # Windows
 __all__ = ["FolderLock", "FolderLockedError"]
 
 
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # the file is truncated, so that a link is refused; Windows has no such flag
+
+
 class FolderLockedError(OSError):
     """Another process writes into the folder."""
 
@@ -40,7 +43,7 @@ class FolderLock:
     def __enter__(self) -> "FolderLock":
         path = self.folder / LOCK
         while True:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
             try:
                 _lock(file)
             except BlockingIOError as error:

@@ -32,6 +32,7 @@ from ppgen.training.training_failures import TrainingWarning
 from ppgen.utils.budget import Budget, shown_budget
 from ppgen.utils.files import write_atomically
 from ppgen.utils.schema import NUMBER, SCALAR, Kind, read_json
+from ppgen.utils.tensor_bound import TensorBound
 from ppgen.utils.user_warnings import warn_user
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ EVALUATION_HELP = (
     "time for evaluation, posterior and report together; default: a fifth of that of training, and at least 10; inf "
     "for all held-out rows, and results that do not depend on the time"
 )
+LEAST_DRAWS = 25  # of a stored posterior, as `Fit.to_arviz` expects
+MEMORY_OF_WEIGHTS, MEMORY_BESIDE = 20, 2**28  # a stored model takes at most so many times its weights, and bytes beside
 SOURCES = ("source", "target", "source_test", "target_test")  # the options that name data
 
 
@@ -129,6 +132,20 @@ class Run(ABC):
         """The data of a run, from which its folder gets its name."""
 
     # From the configuration to programs and data
+
+    @classmethod
+    def check_options(cls, config: Mapping[str, Any]) -> None:
+        """Checks the options of the results, so that none is refused after the training.
+
+        Raises:
+            ValueError: For a number that is out of range.
+        """
+        if config["particles"] < 1:
+            raise ValueError(f"--particles: expected at least 1, got {config['particles']}")
+        if (draws := config.get("draws", 0)) != 0 and draws < LEAST_DRAWS:
+            raise ValueError(
+                f"--draws {draws}: a posterior has at least {LEAST_DRAWS} draws for each chain, or 0 for none"
+            )
 
     @classmethod
     @abstractmethod
@@ -232,6 +249,20 @@ class Run(ABC):
         return config, {}
 
     @classmethod
+    def make_stored_model(cls, folder: Path, config: dict[str, Any], data: Any) -> Programs:
+        """Makes the model of a finished run, which takes not much more memory than its weights.
+
+        Raises:
+            ValueError: If the configuration describes a model that takes more, or none.
+        """
+        most = MEMORY_OF_WEIGHTS * (folder / WEIGHTS).stat().st_size + MEMORY_BESIDE
+        try:
+            with TensorBound(most, f"the model, whose weights are in {WEIGHTS},"):
+                return cls.make_model(config, data)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+    @classmethod
     def loss_arguments(cls, config: dict[str, Any]) -> Mapping[str, Any]:
         """The arguments of the recipe that the kind of run sets: none, unless the model is conditioned on labels."""
         return method_of(config).conditional if config.get("conditional") else {}
@@ -285,7 +316,7 @@ class Run(ABC):
         """Makes the run that is stored in a folder with this configuration; see `load`."""
         record = cls.read_record(folder, config)
         config = with_earlier_defaults(config, method_of(config), cls.size(kept := cls.join(config, record.kept))[0])
-        model: Any = cls.make_model(config, kept)
+        model: Any = cls.make_stored_model(folder, config, kept)
         fitted = load_weights(folder / WEIGHTS, model, cls.make_loss(config), device)
         return cls(folder, config, record, model, fitted, changed)
 
@@ -519,10 +550,18 @@ def load_weights(path: Path, model: Any, loss: Any, device: str | torch.device |
         model: The model and its guide.
         loss: The loss.
         device: The device of all of them; where the model is if None.
+
+    Raises:
+        CheckpointError: If it is damaged, or has the weights of another model.
     """
     if device is not None:
         (model if isinstance(model, torch.nn.Module) else model.guide).to(device)
-    fitted = Fit.load(path, model.model, model.guide, loss=loss, device=device)
+    try:
+        fitted = Fit.load(path, model.model, model.guide, loss=loss, device=device)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path}: not the weights of the model that {CONFIG} describes: {error}") from error
     for term, *_ in getattr(loss, "critics", {}).values() if device is not None else ():
         term.critic.network.to(device)
     return fitted

@@ -44,7 +44,6 @@ from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["continued", "resume", "train"]
 
-LEAST_DRAWS = 25  # of a stored posterior, as `Fit.to_arviz` expects
 CHECKED_ROWS = 1024  # of the training data, by the model before there is a run folder; `fit` checks all
 
 
@@ -72,11 +71,13 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     """
     check_evaluation(config)
     kind = method_of(config).run_class()
-    if 0 < (draws := config.get("draws", 0)) < LEAST_DRAWS:
-        raise ValueError(f"--draws {draws}: a posterior has at least {LEAST_DRAWS} draws for each chain, or 0 for none")
+    kind.check_options(config)
     data = kind.load_data(config) if start is None else start.data
     config = with_defaults(config, method_of(config), *kind.size(data))
-    model = kind.make_model(config, data)
+    try:
+        model = kind.make_model(config, data)
+    except RuntimeError as error:  # torch's, for example of sizes below zero or beyond memory
+        raise ValueError(f"these options (--model.NAME) do not make a model: {error}") from error
     rows = kind.rows(config, data, "train")
     kind.fitted_data(config, data)  # options that the data do not allow
     model.check(*(torch.as_tensor(part[:CHECKED_ROWS]) for part in rows))  # before there is a folder

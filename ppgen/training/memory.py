@@ -7,8 +7,11 @@ import torch
 
 __all__ = ["is_out_of_memory", "memory_advice", "memory_error"]
 
-# what torch says on a GPU, on Windows, on Linux and macOS
-WORDS = ("out of memory", "not enough memory", "can't allocate memory")
+# what torch says on a GPU, on Windows, on Linux and macOS, and of sizes beyond 64 bits; and `memory_error`
+WORDS = (
+    *("out of memory", "not enough memory", "can't allocate memory"),
+    *("storage size calculation overflowed", "more memory than there is"),
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -48,6 +49,42 @@ def test_a_configuration_file_that_the_method_cannot_use_is_refused(content, mes
     assert main(["train", "vae", "moons", "--config", "config.yaml"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--draws", "-5"], "--draws -5: a posterior has at least 25 draws"),
+        (["--particles", "0"], "--particles: expected at least 1, got 0"),
+        (["--model.hidden", "[0]"], "hidden: expected widths of at least 1"),
+        (["--model.latent_dim", "100000000000000"], "can't allocate memory"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_options_of_the_model_and_of_the_results_are_checked_before_the_training(
+    words, message, quick, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("ppgen.runs.training.fit", Mock(side_effect=AssertionError))
+    assert main(["train", "vae", "moons", *quick, *words, "--out", "run"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_without_memory_ends_in_one_line(quick, monkeypatch, capsys):
+    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+    monkeypatch.setattr("ppgen.infer.svi.SVI.update", Mock(side_effect=error))
+    assert main(["train", "vae", "moons", *quick, "--out", "run"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("ppgen: fit: step 1 needs more memory than there is with a batch of ")
+    assert printed.count("\n") == 1
+
+
+def test_a_fault_of_a_program_is_not_taken_for_one_of_the_user(quick, monkeypatch):
+    monkeypatch.setattr("ppgen.infer.svi.SVI.update", Mock(side_effect=RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        main(["train", "vae", "moons", *quick, "--out", "run"])
 
 
 def test_a_configuration_without_options_of_the_loss_is_repeated(quick):

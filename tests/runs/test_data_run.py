@@ -15,8 +15,7 @@ from ppgen.runs.cli import main
 from ppgen.runs.data_run import DataRun
 from ppgen.runs.evaluations import HeldOut
 from ppgen.runs.methods import METHODS
-from ppgen.runs.run import Run
-from ppgen.runs.training import LEAST_DRAWS
+from ppgen.runs.run import LEAST_DRAWS, Run
 
 EACH_MODEL = ("ae", "vae", "gan", "ali", "maf", "edm", "ot_fm")  # a method of each model
 

@@ -6,6 +6,7 @@ import os
 import h5py
 import numpy as np
 import pytest
+import yaml
 from hostile import MUTATIONS, hostile_bytes, outcome
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +82,26 @@ def test_a_posterior_that_names_other_files_or_terabytes_is_refused(make, messag
     (tmp_path / "any.nc").write_bytes(netcdf(make))
     with pytest.raises(ValueError, match=rf"any\.nc: .*{message}"):
         from_netcdf("any.nc")
+
+
+def test_a_stored_configuration_of_a_huge_or_of_no_model_ends_in_one_line(quick, tmp_path, capsys):
+    assert main(["train", "vae", "moons", *quick, "--out", "run"]) == 0
+    path = tmp_path / "run/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    for model, message in [
+        ({"hidden": [10**6, 10**6]}, "run/config.yaml: "),  # 4 TB, which torch refuses
+        ({"hidden": [30_000, 30_000]}, r"run/config.yaml: the model, whose weights are in weights.safetensors, takes"),
+        ({"hidden": [-1]}, "run/config.yaml: hidden: expected widths of at least 1"),
+        ({"latent_dim": 10**18}, "run/config.yaml: "),
+        ({"hidden": [8, 8]}, "run/weights.safetensors: not the weights of the model that config.yaml describes"),
+    ]:
+        path.write_text(yaml.safe_dump(config | {"model": config["model"] | model}))
+        for command in ("sample", "report"):
+            capsys.readouterr()
+            assert main([command, "run"]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"ppgen: {message}"), error
+            assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["resume", "report", "sample", "diagnose", "compare"])

@@ -88,3 +88,14 @@ def test_commands_that_write_respect_the_lock(quick, tmp_path, capsys):
         assert f"process {os.getpid()} on " in capsys.readouterr().err
     with FolderLock(tmp_path / "run"):
         assert main(["sample", "run", "--n", "2"]) == 0  # reads only
+
+
+@pytest.mark.skipif(not lock.NO_LINK, reason="no such flag")
+def test_a_lock_that_is_a_link_is_refused(tmp_path, capsys):
+    """The file is truncated, and the folder may be one that somebody else prepared."""
+    (tmp_path / "outside").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(tmp_path / "outside")
+    assert main(["train", "ae", "moons", "--fit.steps", "1", "--out", "run"]) == 2
+    assert ".lock" in capsys.readouterr().err
+    assert (tmp_path / "outside").read_text() == "kept"
