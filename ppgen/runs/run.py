@@ -134,20 +134,6 @@ class Run(ABC):
     # From the configuration to programs and data
 
     @classmethod
-    def check_options(cls, config: Mapping[str, Any]) -> None:
-        """Checks the options of the results, so that none is refused after the training.
-
-        Raises:
-            ValueError: For a number that is out of range.
-        """
-        if config["particles"] < 1:
-            raise ValueError(f"--particles: expected at least 1, got {config['particles']}")
-        if (draws := config.get("draws", 0)) != 0 and draws < LEAST_DRAWS:
-            raise ValueError(
-                f"--draws {draws}: a posterior has at least {LEAST_DRAWS} draws for each chain, or 0 for none"
-            )
-
-    @classmethod
     @abstractmethod
     def load_data(cls, config: dict[str, Any], record: Record | None = None) -> Any:
         """Loads the data that the configuration names; given a record, with the scalers that it holds."""
@@ -535,8 +521,10 @@ def check_evaluation(config: Mapping[str, Any]) -> None:
         config: The configuration.
 
     Raises:
-        ValueError: For particles or seconds that are not positive.
+        ValueError: For particles or seconds that are not positive, and too few draws.
     """
+    if (draws := config.get("draws", 0)) != 0 and draws < LEAST_DRAWS:
+        raise ValueError(f"--draws {draws}: a posterior has at least {LEAST_DRAWS} draws for each chain, or 0 for none")
     for name in ("particles", "evaluation_seconds"):
         if (value := config.get(name)) is not None and not float(value) > 0:
             raise ValueError(f"--{name}: expected a number above 0, got {value}; leave it out for the default")

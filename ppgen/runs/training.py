@@ -71,7 +71,6 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     """
     check_evaluation(config)
     kind = method_of(config).run_class()
-    kind.check_options(config)
     data = kind.load_data(config) if start is None else start.data
     config = with_defaults(config, method_of(config), *kind.size(data))
     try:

@@ -55,7 +55,7 @@ def test_a_configuration_file_that_the_method_cannot_use_is_refused(content, mes
     ("words", "message"),
     [
         (["--draws", "-5"], "--draws -5: a posterior has at least 25 draws"),
-        (["--particles", "0"], "--particles: expected at least 1, got 0"),
+        (["--particles", "0"], "--particles: expected a number above 0, got 0"),
         (["--model.hidden", "[0]"], "hidden: expected widths of at least 1"),
         (["--model.latent_dim", "100000000000000"], "can't allocate memory"),
     ],
