@@ -243,6 +243,7 @@ def fit(
     progress: bool = True,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_seconds: float = 60.0,
+    checkpoint_keep: int = 2,
     ema: float | None = None,
     clip_norm: float | None = None,
     lr_scheduler: Literal["linear", "cosine"] | Callable | None = None,
@@ -281,6 +282,7 @@ def fit(
         progress: whether to show a progress bar, on a terminal.
         checkpoint: a file that holds the run while it trains, from which a stopped run continues (see below).
         checkpoint_seconds: the time between two checkpoints.
+        checkpoint_keep: how many of the newest checkpoints stay on the disk.
         ema: the decay of an exponential moving average of the weights, which becomes the result; see Notes.
         clip_norm: the bound on the norm of all gradients together; no clipping if left out.
         lr_scheduler: "linear" or "cosine", down to 0, or a function optimizer -> torch scheduler, for critics too.
@@ -351,16 +353,16 @@ def fit(
     **Checkpoints.** The file is written after the first step of a chain, every `checkpoint_seconds`, at validations
     (as far as this takes less than 1 % of the time), and when Ctrl-C, SIGTERM, SIGHUP or a callback's ``step.stop``
     ends a chain; a second signal ends the run at once. After SIGTERM or SIGHUP is saved, it acts as it would have
-    without `fit`. Beside the file there are the checkpoint before, ``.previous``, which takes its place if the file is
-    damaged, and that of the best validation, ``.best``. If writing fails, a warning says so, training goes on, and
-    later checkpoints are tried.
+    without `fit`. Beside the file there are the one before, ``.previous``, which takes its place if the file is damaged
+    (with a larger `checkpoint_keep` also ``.previous2``, and so on), and that of the best validation, ``.best``. If
+    writing fails, a warning says so, training goes on, and later checkpoints are tried.
 
     If the file exists when `fit` begins, the run continues, and ends as if it had never been stopped: bit for bit if
     steps are not compiled, otherwise to rounding. Call `fit` with the same arguments. The files are kept until
-    ``fit.save(...)`` has written a complete run; to start a new run without that, delete the file. A checkpoint does
-    not hold the state of callbacks (a method ``flush`` is called before each writing), the state of a
-    loss other than its step and its critics, or random numbers that are not torch's. It refuses Pyro's learning-rate
-    schedulers, which callbacks advance; give `lr_scheduler` instead.
+    ``fit.save(...)`` has written a run that is complete (`Fit.complete`) and that no callback stopped; to start a new
+    run without that, delete the file. A checkpoint does not hold the state of callbacks (a method ``flush`` is called
+    before each writing), the state of a loss other than its step and its critics, or random numbers that are not
+    torch's. It refuses Pyro's learning-rate schedulers, which callbacks advance; give `lr_scheduler` instead.
 
     Example:
         >>> import torch
@@ -390,6 +392,7 @@ def fit(
         progress=progress,
         checkpoint=checkpoint,
         checkpoint_seconds=checkpoint_seconds,
+        checkpoint_keep=checkpoint_keep,
         ema=ema,
         clip_norm=clip_norm,
         lr_scheduler=lr_scheduler,

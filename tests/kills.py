@@ -39,8 +39,8 @@ Event = tuple[str, int]
 KINDS = {
     "step": STEPS,  # the end of a step
     "inside": STEPS,  # a step, between its critics and its programs
-    "writing": 4,  # a checkpoint of which half is written
-    "fsync": 8,  # before a file or a folder is synced
+    "writing": 5,  # a checkpoint, and at last the weights, of which half is written
+    "fsync": 10,  # before a file or a folder is synced
     "link": 3,  # before the file becomes the previous one
     "replace": 7,  # before a file is renamed
     "replaced": 7,  # after it is renamed, before the folder is synced

@@ -6,6 +6,7 @@ No pickle is involved: reading a file cannot run code.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ def write(
     tensors: dict[str, Tensor],
     metadata: dict[str, Any],
     *,
-    previous: str | os.PathLike | None = None,
+    previous: Sequence[Path] = (),
 ) -> None:
     """Writes a file, whole or not at all.
 
@@ -45,7 +46,7 @@ def write(
         path: where to; an existing file is replaced.
         tensors: by name.
         metadata: anything that JSON can hold.
-        previous: a second file that takes the content of an existing file before it is replaced.
+        previous: files that take the content of an existing file before it is replaced, as for `write_atomically`.
 
     Raises:
         TypeError: if JSON cannot hold the metadata.

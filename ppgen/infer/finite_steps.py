@@ -176,11 +176,17 @@ class FiniteSteps:
             The values of the critics' steps, and those of the programs. Where a critic's step is not finite, the values
             of later ones are NaN.
         """
-        steps = [*critic_steps, program_step]
-        self.failure = before = None
-        if self.several:
-            self._rollback.save(tensor for optimizer in self.critics for tensor in optimizer.tensors())
-            before = RandomState(self.taken.device)
+        self.failure = None
+        if not self.several:  # the most frequent case, and the quickest
+            values = self._take(0, program_step, args, kwargs)
+            self.taken = values.pop(FINITE)
+            return [{}, values]
+        return self._take_all([*critic_steps, program_step], args, kwargs)
+
+    def _take_all(self, steps: Sequence[Step], args: tuple, kwargs: dict) -> list[Values]:
+        """Takes the steps of several parts, and undoes all of them if one is not finite."""
+        self._rollback.save(tensor for optimizer in self.critics for tensor in optimizer.tensors())
+        before = RandomState(self.taken.device)
         taken, values = False, []
         try:
             for part, step in enumerate(steps):
@@ -188,14 +194,12 @@ class FiniteSteps:
                 self.taken = values[-1].pop(FINITE)
                 if part + 1 < len(steps) and not self.taken:  # waits for a GPU
                     break
-            taken = not self.several or bool(self.taken)
+            taken = bool(self.taken)
         except Exception:
-            if before is not None:
-                before.restore()
+            before.restore()
             raise
         finally:
-            if self.several:
-                self._rollback.settle(taken=taken)
+            self._rollback.settle(taken=taken)
         values += [dict.fromkeys(self._names.get(part, ["loss"]), NAN) for part in range(len(values), len(steps))]
         return [{name: value for of_part in values[:-1] for name, value in of_part.items()}, values[-1]]
 
@@ -229,5 +233,6 @@ class FiniteSteps:
                 raise self.failure or error from None
             seen = getattr(error, "result", None) or {}
             return dict.fromkeys(self._names.get(part, seen or ["loss"]), NAN) | seen | {FINITE: torch.tensor(False)}
-        self._names[part] = [name for name in values if name != FINITE]
-        return dict(values)
+        if part not in self._names:
+            self._names[part] = [name for name in values if name != FINITE]
+        return values

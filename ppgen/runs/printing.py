@@ -29,13 +29,12 @@ def print_run(run: Any) -> None:
 
 
 def exit_status(run: Any) -> int:
-    """The exit status of a training that no signal ended: 0, or `PARTIAL` if a chain failed or was left out.
+    """The exit status of a training that no signal ended: 0 if it is complete, or else `PARTIAL`.
 
     Args:
         run: A `ppgen.runs.run.Run`.
     """
-    chains, asked = run.fit.chains, run.config["fit"].get("restarts") or 1
-    return PARTIAL if len(chains) < asked or any(getattr(chain, "failed", False) for chain in chains) else 0
+    return 0 if run.fit.complete else PARTIAL
 
 
 def format_number(number: Any) -> str:

@@ -38,6 +38,7 @@ from ppgen.runs.record import Record
 from ppgen.runs.run import Run, check_evaluation, load_weights, method_of
 from ppgen.runs.stages import StageImages
 from ppgen.training.checkpoint import read_position
+from ppgen.training.checkpoint_files import CheckpointFiles
 from ppgen.training.progressive import ProgressiveGrowing
 from ppgen.utils.files import write_atomically
 from ppgen.utils.user_warnings import warn_user
@@ -100,8 +101,8 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
                 if tuning:
                     write_atomically(folder / TUNING, json.dumps(tuning, indent=1))
             Ranks().wait()
-            log = MetricsLog(folder / METRICS)
-            return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)
+            log, checkpoint = MetricsLog(folder / METRICS), CheckpointFiles(folder / CHECKPOINT)
+            return _fit_and_evaluate(kind, folder, config, record, data, model, log, checkpoint, progress)
         except Exception:
             if first:
                 remove_failed_start(folder)
@@ -172,10 +173,11 @@ def resume(folder: str | os.PathLike, *, progress: bool = True) -> Run:
             (folder / METRICS).unlink(missing_ok=True)
         if first and not recorded:  # the folder of an earlier version
             record.write(folder)
-        log = MetricsLog(folder / METRICS, after=read_position(folder / CHECKPOINT) if stopped else None)
+        checkpoint = CheckpointFiles(folder / CHECKPOINT)
+        log = MetricsLog(folder / METRICS, after=read_position(checkpoint) if stopped else None)
         config = with_earlier_defaults(config, method_of(config), kind.size(data)[0])
         model = kind.make_model(config, data)
-        return _fit_and_evaluate(kind, folder, config, record, data, model, log, progress)
+        return _fit_and_evaluate(kind, folder, config, record, data, model, log, checkpoint, progress)
 
 
 def continued(run: Run, *, epochs: int | None = None, steps: int | None = None) -> dict[str, Any]:
@@ -224,6 +226,7 @@ def _fit_and_evaluate(
     data: Any,
     model: Any,
     log: MetricsLog,
+    checkpoint: CheckpointFiles,
     progress: bool,
 ) -> Run:
     """Trains until the end or an interruption, then stores weights, results and report, all of which rank 0 does."""
@@ -245,7 +248,7 @@ def _fit_and_evaluate(
             validation=validation if validation and len(validation[0]) else 0,  # fit holds out no others
             callbacks=[log, *stages] if first else [],
             progress=progress,
-            checkpoint=folder / CHECKPOINT,
+            checkpoint=checkpoint,
             **options,
         )
     except KeyboardInterrupt as stop:
@@ -258,8 +261,8 @@ def _fit_and_evaluate(
     run.data = data
     if first:
         fitted.save(folder / WEIGHTS)
-    if not fitted.complete:
-        raise KeyboardInterrupt(f"{folder}: {fitted.chains[-1].stop_reason}; {resume_it}")
+    if stopped := [chain for chain in fitted.chains if chain.interrupted]:
+        raise KeyboardInterrupt(f"{folder}: {stopped[0].stop_reason}; {resume_it}")
     try:
         if first:
             run.finish(again=True, progress=progress)

@@ -19,17 +19,17 @@ from ppgen.training.monitor import TrainingMonitor
 from ppgen.training.result import Chain, chains_from_tensors, chains_to_tensors
 from ppgen.utils.user_warnings import warn_user
 
-__all__ = ["Checkpoint", "read_position", "read_ranks"]
+__all__ = ["Checkpoint", "read_position"]
 
 WRITING_SHARE = 0.01  # of the time, that checkpoints at validations may take
 SAMPLE_ROWS = 8  # of the data, stored so that other data are recognized
 
 
 class Checkpoint:
-    """The checkpoint of one run. If the file exists, the run continues from it; without a path, nothing is written.
+    """The checkpoint of one run. If it exists, the run continues from it; without files, nothing is written.
 
     Args:
-        path: the file, or None.
+        files: its files, or None.
         options: what must be the same when the run continues, by name, as JSON values.
         state: the tensors of the programs as the run begins.
         data: the training data.
@@ -44,7 +44,6 @@ class Checkpoint:
         chains: the completed chains; the training loop appends to them.
         initial: the tensors of the programs when the run began, from which restarts are drawn.
         position: where the stream of batches is, as JSON, if they are not found by their number.
-        files: the files, or None.
         resumable: whether the current chain was stopped after a step and can continue; the training loop sets it.
 
     Raises:
@@ -56,7 +55,7 @@ class Checkpoint:
 
     def __init__(
         self,
-        path: str | os.PathLike | None,
+        files: CheckpointFiles | None,
         options: dict[str, Any],
         state: ProgramState,
         data: tuple[Tensor, ...],
@@ -65,8 +64,7 @@ class Checkpoint:
         digest: Callable[[], str | None] | None = None,
     ) -> None:
         self.ranks = Ranks(alone=True) if ranks is None else ranks
-        self.files = None if path is None else CheckpointFiles(path)
-        self.options, self.state, self.seconds = options, state, seconds
+        self.files, self.options, self.state, self.seconds = files, options, state, seconds
         self._began, self._cost = self.clock(), 0.0  # of the last writing
         self._written: int | None = None  # the step of the last one that succeeded
         self._failing = False
@@ -81,6 +79,7 @@ class Checkpoint:
         if self.files is None or not self.files.exist():
             return
         tensors, metadata = self._stored = self.files.read()
+        self.files.forget()
         if differences := list(self._differences(tensors, metadata)):
             raise ValueError(
                 f"{self.files.path}: a checkpoint of another run; {'; '.join(differences)}. Call fit as that run did, "
@@ -250,24 +249,11 @@ def read_position(path: str | os.PathLike) -> tuple[int, int]:
     """The number of the chain and of its last step in a checkpoint.
 
     Args:
-        path: the file.
+        path: the file, or `CheckpointFiles`, which keep what was read for the run that continues.
 
     Raises:
         FileNotFoundError: if there is no such file.
         CheckpointError: if it is damaged, from an earlier version, or not a checkpoint.
     """
-    _, metadata = CheckpointFiles(path).read()
+    _, metadata = CheckpointFiles.at(path).read()
     return metadata["chain"], metadata["monitor"]["steps"]
-
-
-def read_ranks(path: str | os.PathLike | None) -> int | None:
-    """The number of ranks that wrote a checkpoint; None if there is none.
-
-    Args:
-        path: the file, or None.
-
-    Raises:
-        CheckpointError: if it is damaged, from an earlier version, or not a checkpoint.
-    """
-    files = None if path is None else CheckpointFiles(path)
-    return files.read()[1]["ranks"] if files is not None and files.exist() else None

@@ -18,7 +18,8 @@ from ppgen.losses.elbo import ELBO
 from ppgen.losses.objective import Objective
 from ppgen.tracing.sites import Program
 from ppgen.training.chain import ChainTrainer
-from ppgen.training.checkpoint import SAMPLE_ROWS, Checkpoint, read_ranks
+from ppgen.training.checkpoint import SAMPLE_ROWS, Checkpoint
+from ppgen.training.checkpoint_files import CheckpointFiles
 from ppgen.training.convergence import SCHEDULE_PASSES, SCHEDULE_STEPS
 from ppgen.training.loading import AnyBatches, Loading
 from ppgen.training.memory import memory_advice
@@ -51,7 +52,10 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
     modules = [module for program in (model, guide) if (module := owning_module(program)) is not None]
     ranks, crew = Ranks(alone=options.distribute != "rows"), Ranks(alone=options.distribute != "chains")
     options = _of_rank(options, crew)
-    loading = Loading(model, guide, modules, options, ranks, _global_batch_size(options, ranks))
+    files = None if options.checkpoint is None else CheckpointFiles.at(options.checkpoint)
+    if files is not None:
+        files.keep = options.checkpoint_keep
+    loading = Loading(model, guide, modules, options, ranks, _global_batch_size(options, files, ranks))
     batches, held_out = loading(data)
     if getattr(loss, "critics", None) and options.converges and held_out is None and options.score is None:
         raise ValueError(
@@ -83,7 +87,7 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
         if ranks.size > 1:
             check_same_on_all_ranks(ranks, description, list(batches.sample(SAMPLE_ROWS)))
         checkpoint = Checkpoint(
-            options.checkpoint,
+            files,
             description,
             state,
             batches.sample(SAMPLE_ROWS),
@@ -97,12 +101,11 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
         if isinstance(loss, Objective):
             loss.total = scheduled
         chains = _train_chains(trainer, crew, model, guide, initialize)
-    stopped = checkpoint.resumable or (bool(chains) and (chains[-1].interrupted or chains[-1].failed))
-    chains, stopped = gather_chains(crew, chains), any(crew.gather(stopped))
-    result = Fitted(model, guide, loss, chains, example, scope=scope)
+    chains, resumable = gather_chains(crew, chains), any(crew.gather(checkpoint.resumable))
+    result = Fitted(model, guide, loss, chains, example, scope=scope, missing_chains=options.num_chains - len(chains))
     if length:
         result.metadata["length"] = length
-    if ranks.first and not stopped:
+    if ranks.first and result.complete and not resumable:
         result.checkpoint = checkpoint.files
     restore(state.tensors, chains[result.best].weights)
     scope.publish()
@@ -170,13 +173,13 @@ def _of_rank(options: TrainingOptions, crew: Ranks) -> TrainingOptions:
     return replace(options, checkpoint=checkpoint, progress=options.progress and crew.first)
 
 
-def _global_batch_size(options: TrainingOptions, ranks: Ranks) -> int | None:
+def _global_batch_size(options: TrainingOptions, files: CheckpointFiles | None, ranks: Ranks) -> int | None:
     """The rows of a global batch; a run that continues on another number of ranks keeps its own."""
     ranks.wait()  # until rank 0 has saved an earlier fit, which deletes its checkpoint
-    stored = read_ranks(options.checkpoint)
+    stored = files.read()[1]["ranks"] if files is not None and files.exist() else None
     if stored is not None and stored != ranks.size and ranks.first:
         warn_user(
-            f"{options.checkpoint}: written by {stored} ranks, and resumed by {ranks.size}: global batches stay the "
+            f"{files}: written by {stored} ranks, and resumed by {ranks.size}: global batches stay the "
             "same, but not random numbers and rounding, so that the result is not bit for bit that of one run"
         )
     return None if options.batch_size is None else options.batch_size * (stored or ranks.size)

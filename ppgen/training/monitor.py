@@ -86,7 +86,7 @@ class TrainingMonitor:
         """
         self._pending.append((values, adversarial_metrics, taken))
         self.steps += 1
-        waits = taken.device.type != "cpu"
+        waits = not taken.is_cpu
         if not waits:
             self.synchronize()
         if self._average is None or not (waits or taken):
@@ -117,11 +117,13 @@ class TrainingMonitor:
             metrics = {name: float(metric) for name, metric in adversarial_metrics.items()}
             for name in self.adversarial_metrics | metrics:  # a step that failed may lack some
                 self.adversarial_metrics.setdefault(name, []).append(metrics.get(name, np.nan))
-            terms = dict.fromkeys(name for name in self.history if name != "loss")
-            for name in terms | (numbers if len(numbers) > 1 else {}):
-                self.history.setdefault(name, []).append(numbers.get(name, np.nan))
-            self.recovery.count(taken=bool(taken))
-            if not taken:
+            if len(numbers) > 1 or len(self.history) > 1:
+                terms = dict.fromkeys(name for name in self.history if name != "loss")
+                for name in terms | (numbers if len(numbers) > 1 else {}):
+                    self.history.setdefault(name, []).append(numbers.get(name, np.nan))
+            good = bool(taken)
+            self.recovery.count(taken=good)
+            if not good:
                 parts = numbers if len(numbers) > 1 else {}
                 parts |= {name: metric for name, metric in metrics.items() if not np.isfinite(metric)}
                 text = ", ".join(f"{name} {number:g}" for name, number in parts.items())

@@ -24,7 +24,7 @@ __all__ = ["DECAYS", "Loss", "TrainingOptions"]
 
 Loss: TypeAlias = PyroELBO | Callable[..., Tensor]
 
-WITH_DEFAULTS = ("distribute", "checkpoint_seconds")  # which says nothing about what was given
+WITH_DEFAULTS = ("distribute", "checkpoint_seconds", "checkpoint_keep")  # which says nothing about what was given
 
 # the factor on every learning rate, by the progress of the run from 0 to 1
 DECAYS: dict[str, Callable[[float], float]] = {
@@ -58,6 +58,7 @@ class TrainingOptions:
     progress: bool = True
     checkpoint: str | os.PathLike | None = None
     checkpoint_seconds: float = 60.0
+    checkpoint_keep: int = 2
     ema: float | None = None
     clip_norm: float | None = None
     lr_scheduler: Literal["linear", "cosine"] | Callable | None = None
@@ -73,11 +74,11 @@ class TrainingOptions:
                 f"fit: max_steps={self.max_steps} is the ceiling of a run until convergence, which has no steps and no "
                 "epochs: give one of the three"
             )
-        for name in ("steps", "epochs", "max_steps", "batch_size", "restarts", "patience", "seed"):
+        for name in ("steps", "epochs", "max_steps", "batch_size", "restarts", "patience", "seed", "checkpoint_keep"):
             count = getattr(self, name)
             if count is not None and not isinstance(count, Integral):
                 raise TypeError(f"fit: {name} must be an integer, got {count!r}; int({count!r}) rounds down")
-        for name in ("steps", "epochs", "max_steps", "restarts", "patience"):
+        for name in ("steps", "epochs", "max_steps", "restarts", "patience", "checkpoint_keep"):
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"fit: {name} must be at least 1, got {count}")

@@ -116,8 +116,10 @@ class Fitted:
         chains: the chains.
         example: a batch of the shape of the training batches; zeros after `load`.
         metadata: JSON values that are saved with the fit.
-        checkpoint: the checkpoints of the run, which `save` deletes once the fit is on disk; None if the run can still
-            continue from them.
+        missing_chains: the number of chains that were asked for and are not there, since their first step failed or a
+            signal came before them.
+        checkpoint: the checkpoints of the run, which `save` deletes once the fit is on disk; None if they are to stay,
+            since the run is not complete or a callback stopped its last chain.
         scope: the parameters of the programs, which are also in Pyro's store under names that are free there.
     """
 
@@ -128,6 +130,7 @@ class Fitted:
     example: tuple[Tensor, ...] = field(repr=False)
     metadata: dict[str, Any] = field(default_factory=dict, repr=False)
     scope: ParameterScope = field(default_factory=ParameterScope, repr=False, compare=False)
+    missing_chains: int = field(default=0, repr=False)
     checkpoint: CheckpointFiles | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -137,8 +140,8 @@ class Fitted:
 
     @property
     def complete(self) -> bool:
-        """Whether training came to its end: no signal interrupted it."""
-        return not any(chain.interrupted for chain in self.chains)
+        """Whether all chains that were asked for came to their ends: none was interrupted, failed or is missing."""
+        return not self.missing_chains and not any(chain.interrupted or chain.failed for chain in self.chains)
 
     @property
     def history(self) -> dict[str, np.ndarray]:
@@ -264,6 +267,7 @@ class Fitted:
             "loss": str(self.loss),
             "example": [(tuple(part.shape), str(part.dtype).removeprefix("torch.")) for part in self.example],
             "chains": chains,
+            "missing_chains": self.missing_chains,
             "schedule": [int(self.loss.step), self.loss.total] if isinstance(self.loss, Objective) else None,
             "metadata": self.metadata,
             "medians": self._medians(),
@@ -313,7 +317,8 @@ class Fitted:
         shapes = [(shape, DTYPES[dtype]) for shape, dtype in stored["example"]]
         example = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes)
         chains = chains_from_tensors(tensors, stored["chains"])
-        fit = cls(model, guide, loss, chains, example, stored["metadata"])
+        missing = stored.get("missing_chains") or 0  # which earlier files lack
+        fit = cls(model, guide, loss, chains, example, stored["metadata"], missing_chains=missing)
         if data is not None:
             fit.example = fit.tensors((data,))
         try:

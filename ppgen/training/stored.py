@@ -62,6 +62,7 @@ FIT = {
     "loss": TEXT,
     "example": [BATCH],
     "chains": [CHAIN],
+    "missing_chains": optional(NATURAL, absent=True),
     "schedule": optional(SCHEDULE),
     "metadata": {str: SOMETHING},
     "medians": {str: NUMBER},

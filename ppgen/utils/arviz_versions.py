@@ -7,10 +7,13 @@ import warnings
 from functools import cache, partial
 from importlib.metadata import version
 from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppgen.utils.files import write_atomically
 from ppgen.utils.regular_files import check_regular, check_size
 
 if TYPE_CHECKING:
@@ -115,18 +118,21 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_netcdf(idata: Any, path: str | PathLike) -> None:
-    """Writes all groups of a container to one NetCDF file, compressed.
+    """Writes all groups of a container to one NetCDF file, compressed. The file is complete or absent.
 
     Args:
         idata: an `InferenceData` or an `xarray.DataTree`.
         path: the file.
     """
-    if IS_NEW:
-        names = {node.path: list(node.data_vars) for node in idata.subtree}
-        compressed = {group: {str(name): {"zlib": True} for name in found} for group, found in names.items()}
-        idata.to_netcdf(path, engine="h5netcdf", encoding=compressed)
-    else:
-        idata.to_netcdf(str(path), engine="h5netcdf")
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / "idata.nc"
+        if IS_NEW:
+            names = {node.path: list(node.data_vars) for node in idata.subtree}
+            compressed = {group: {str(name): {"zlib": True} for name in found} for group, found in names.items()}
+            idata.to_netcdf(whole, engine="h5netcdf", encoding=compressed)
+        else:
+            idata.to_netcdf(str(whole), engine="h5netcdf")
+        write_atomically(path, whole.read_bytes())
 
 
 def from_netcdf(path: str | PathLike) -> Any:

@@ -4,46 +4,59 @@ import errno
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, BinaryIO
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 __all__ = ["link", "remove_leftovers", "write_atomically"]
 
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)  # of file systems that cannot sync a folder
 
 
-def write_atomically(
-    path: str | os.PathLike, content: bytes | str, *, previous: str | os.PathLike | None = None
-) -> Path:
+def write_atomically(path: str | os.PathLike, content: bytes | str, *, previous: Sequence[Path] = ()) -> Path:
     """Writes a file so that it is complete or absent: to a temporary file beside it, synced, then renamed.
 
     Creates the folder if it is missing. A link stays, and the file that it points to is written; an existing file keeps
     its permissions. If writing fails, an existing file stays as it was, and nothing else remains. The folder is synced
-    too, so that the file is there after a power failure.
+    too, so that the file is there after a power failure. What killed processes left beside the file is deleted.
 
     Args:
         path: the file.
         content: bytes, or text to be encoded in UTF-8.
-        previous: a second file that takes the content of an existing file before it is replaced.
+        previous: files that take the content of an existing file before it is replaced, each that of the one before it.
 
     Returns:
         the path.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(target)
+    remove_leftovers(target)
+    temporary, file = _open_temporary(target)
     try:
-        with temporary.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+        if fcntl is None:  # Windows renames no open file
+            file.close()
         if target.exists():
             shutil.copymode(target, temporary)
-            if previous is not None:
-                link(target, previous)
+            for older, newer in pairwise([*reversed(previous), target]):
+                if newer.exists():
+                    link(newer, older)
         os.replace(temporary, target)
     except BaseException:
+        file.close()
         temporary.unlink(missing_ok=True)
         raise
+    file.close()
     _sync_folder(target.parent)
     return Path(path)
 
@@ -67,17 +80,42 @@ def link(path: str | os.PathLike, other: str | os.PathLike) -> None:
 
 
 def remove_leftovers(path: str | os.PathLike) -> None:
-    """Deletes the temporary files that killed processes left beside a file.
+    """Deletes the temporary files that killed processes left beside a file, where the file system has locks.
 
     Args:
-        path: the file, which no other process may be writing.
+        path: the file. What another process is writing at present is locked, and stays.
     """
     target = Path(os.path.realpath(path))
     start = f".{target.name}."
     for other in target.parent.iterdir() if target.parent.is_dir() else ():
         token = other.name.removeprefix(start)
         if other.name.startswith(start) and len(token) == 8 and not set(token) - set("0123456789abcdef"):
-            other.unlink(missing_ok=True)
+            with suppress(OSError), other.open("r+b") as file:
+                if _lock(file, wait=False):
+                    other.unlink()
+
+
+def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file beside another one, locked while it is open."""
+    while True:
+        temporary = _temporary(target)
+        file = temporary.open("xb")
+        with suppress(OSError):  # the file system has no locks
+            _lock(file, wait=True)
+        if temporary.exists():
+            return temporary, file
+        file.close()  # another process has taken it for one that was left
+
+
+def _lock(file: BinaryIO, *, wait: bool) -> bool:
+    """Locks an open file until it is closed; False if another process has locked it, or there are no locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _temporary(path: Path) -> Path:

@@ -211,12 +211,12 @@ def without_validation(step: Callable[[], float]) -> Callable[[], float]:
 STEPS = {", eager": eager, ", loss compiled": compiled, ", loss and gradients compiled": compiled_gradients}
 
 
-def ppgen_svi(key: str, device: str, *, compile: bool) -> ppgen.SVI:
+def ppgen_svi(key: str, device: str, *, compile: bool, skip_nonfinite: bool = False) -> ppgen.SVI:
     """ppgen's SVI on a program."""
     program = PROGRAMS[key](device)
-    model, guide = program.pyro(f"{key} ppgen {compile}")
+    model, guide = program.pyro(f"{key} ppgen {compile} {skip_nonfinite}")
     optimizer = partial(torch.optim.Adam, lr=RATE)
-    return ppgen.SVI(model, guide, optimizer, program.loss(), compile=compile)
+    return ppgen.SVI(model, guide, optimizer, program.loss(), compile=compile, skip_nonfinite=skip_nonfinite)
 
 
 def make(key: str, name: str, device: str) -> Peer:

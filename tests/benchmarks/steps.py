@@ -3,8 +3,9 @@
     python tests/benchmarks/steps.py [--only vae] [--blocks 20] [--threads 1] [--device cpu] [--no-compile-times]
 
 The tables are the time of a whole step, with its loss read back; the seconds until a step is compiled, with an empty
-and with a full cache; the memory of steps; and what `fit` adds to bare steps. The programs are in `programs.py`, the
-peers' steps in `peers.py`. A peer that is not installed is left out, and a line says so.
+and with a full cache; the memory of steps; what `fit` adds to bare steps; and what it costs to look for steps that are
+not finite. The programs are in `programs.py`, the peers' steps in `peers.py`. A peer that is not installed is left out,
+and a line says so.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from steps_in_process import FIRST
 import ppgen
 from ppgen.fitting import TrainingStep
 
+GUARD_TURN = 0.005  # seconds of steps with guards, or without, in turns
 BLOCK, TURN = 20, 0.1  # the smallest number of steps in a peer's turn, and its shortest time in seconds
 TOLERANCE = 0.1  # between first losses; the noise of eight schools, averaged over a block, is about 0.01
 FIT_BLOCK, FIT_STEPS = 50, 2000  # fit reads losses back a hundred times in a run of any length
@@ -169,6 +171,35 @@ def time_fit(key: str, program: Program, options: argparse.Namespace) -> None:
     print(f"  {'overhead, median of pairs':{WIDTH}}{middle:10.1f} %, quartiles {low:.1f} and {high:.1f}")
 
 
+def time_guards(key: str, program: Program, options: argparse.Namespace) -> None:
+    """Prints what looking at the loss and the gradients before each step costs; steps with and without it alternate."""
+    print(f"\nguards: {program.title}")
+    print(f"  {'':{WIDTH}}{'off, ms':>10}{'on, ms':>10}{'on / off':>10}{'quartiles of pairs':>22}")
+    for compile in (True, False):
+        off, on = (peers.ppgen_svi(key, options.device, compile=compile, skip_nonfinite=s) for s in (False, True))
+        for svi in (off, on):
+            for _ in range(BLOCK):
+                svi.step(*program.batch)
+        times: dict[int, list[float]] = {id(off): [], id(on): []}
+        block = max(1, int(GUARD_TURN / seconds_of(off, program, BLOCK)))
+        for turn in range(options.blocks * BLOCK):
+            for svi in (off, on) if turn % 2 else (on, off):
+                times[id(svi)].append(seconds_of(svi, program, block))
+        ratios = [b / a for a, b in zip(times[id(off)], times[id(on)], strict=True)]
+        low, _, high = statistics.quantiles(ratios)
+        before, after = (1e3 * statistics.median(values) for values in times.values())
+        name = PPGEN if compile else PPGEN_EAGER
+        print(f"  {name:{WIDTH}}{before:#10.4g}{after:#10.4g}{after / before:10.3f}{low:15.3f} to{high:6.3f}")
+
+
+def seconds_of(svi: ppgen.SVI, program: Program, steps: int) -> float:
+    """The mean time of some steps."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        svi.step(*program.batch)
+    return (time.perf_counter() - start) / steps
+
+
 def machine() -> str:
     """The processor's name."""
     info = Path("/proc/cpuinfo")
@@ -184,6 +215,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="the number of torch's and NumPyro's threads")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--no-compile-times", action="store_true", help="leave out compile times and memory")
+    parser.add_argument("--guards", action="store_true", help="only the table of guards")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -194,7 +226,11 @@ def main() -> None:
     rows = [(table, key) for table in tables for key in ([options.only] if options.only else PROGRAMS)]
     if options.only in (None, "vae"):
         rows += [] if options.no_compile_times else [(measure_memory, "vae")]
-        rows += [(time_fit, "vae")]
+        rows += [(time_fit, "vae"), (time_guards, "vae")]
+    if options.only in (None, "schools"):
+        rows += [(time_guards, "schools")]
+    if options.guards:
+        rows = [row for row in rows if row[0] is time_guards]
     for table, key in rows:
         try:
             program = PROGRAMS[key](options.device)

@@ -12,7 +12,10 @@ from kills import Clock
 from support import gaussian_pair
 
 import ppgen
+from ppgen.infer.checkpoint_file import read
+from ppgen.training import checkpoint_files
 from ppgen.training.checkpoint import Checkpoint, read_position
+from ppgen.training.checkpoint_files import CheckpointFiles
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(7))
 
@@ -23,11 +26,11 @@ def _ticking(monkeypatch):
     monkeypatch.setattr(Checkpoint, "clock", Clock())
 
 
-def fit(path: Path | None, *callbacks: Any) -> ppgen.Fit:
+def fit(path: Path | None, *callbacks: Any, **options: Any) -> ppgen.Fit:
     torch.manual_seed(0)
     pair = gaussian_pair()
-    options = {"steps": 16, "compile": False, "progress": False, "batch_size": 6, "checkpoint_seconds": 5}
-    return ppgen.fit(pair.model, pair.guide, X, checkpoint=path, callbacks=callbacks, **options)
+    defaults = {"steps": 16, "compile": False, "progress": False, "batch_size": 6, "checkpoint_seconds": 5}
+    return ppgen.fit(pair.model, pair.guide, X, checkpoint=path, callbacks=callbacks, **defaults | options)
 
 
 def failing(code: int) -> Any:
@@ -139,3 +142,51 @@ def test_deleting_the_file_begins_a_new_run_that_does_not_see_the_other_files(tm
 
     fit(tmp_path / "run", note)
     assert seen[:2] == [(1, True), (2, False)]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4])
+def test_the_last_checkpoints_are_kept(keep, tmp_path):
+    """Of those after steps 1, 5, 9 and 13."""
+    with pytest.raises(Stop):
+        fit(tmp_path / "run", stop, checkpoint_keep=keep)
+    names = ["run", "run.previous", "run.previous2", "run.previous3"]
+    steps = {name: read_position(tmp_path / name)[1] for name in names[:keep]}
+    assert list(steps.values()) == [13, 9, 5, 1][:keep]
+    assert {path.name for path in tmp_path.iterdir()} == set(steps)
+    fit(tmp_path / "run", checkpoint_keep=1).save(tmp_path / "fit")
+    assert {path.name for path in tmp_path.iterdir()} == {"fit"}  # also those that this run would not have kept
+
+
+def test_a_run_continues_from_the_newest_checkpoint_that_is_whole(tmp_path):
+    with pytest.raises(Stop):
+        fit(tmp_path / "run", stop, checkpoint_keep=3)
+    for name in ("run", "run.previous"):
+        os.truncate(tmp_path / name, 1000)
+    with pytest.warns(UserWarning, match=r"run.previous2, of step 5"):
+        continued = fit(tmp_path / "run")
+    whole = fit(None)
+    assert all(torch.equal(continued.chains[0].weights[k], w) for k, w in whole.chains[0].weights.items())
+
+
+@pytest.mark.parametrize(("keep", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_the_number_of_checkpoints_is_an_integer_of_at_least_one(keep, error):
+    with pytest.raises(error, match=f"checkpoint_keep must be .*got {keep}"):
+        fit(None, checkpoint_keep=keep)
+
+
+def test_a_run_that_continues_reads_its_checkpoint_once(tmp_path, monkeypatch):
+    """Also where it is asked for its step first, as `ppgen resume` does."""
+    with pytest.raises(Stop):
+        fit(tmp_path / "run", stop)
+    reads: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(checkpoint_files, "read", counted)
+    files = CheckpointFiles(tmp_path / "run")
+    assert read_position(files) == (0, 13)
+    fit(files)
+    assert reads == [tmp_path / "run"]
+    assert files._content is None  # its weights do not stay in memory

@@ -17,6 +17,7 @@ MORE_EVENTS: list[Event] = [
     ("writing", 2),
     ("replace", 4),  # the one before has the newest's place already
     ("trained", 1),
+    ("writing", 5),
 ]
 
 

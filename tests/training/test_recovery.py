@@ -141,6 +141,46 @@ def test_a_run_whose_last_weights_are_not_finite_has_failed_and_says_so():
     assert all(weight.isfinite().all() for weight in chain.weights.values())
 
 
+# A run of which something is missing.
+
+
+def nan_from(step: int, chains: tuple[int, ...]) -> Callable[[TrainingStep], None]:
+    def note(at: TrainingStep) -> None:
+        if at.chain in chains and at.number >= step:
+            spoil(at.svi)
+
+    return note
+
+
+@pytest.mark.parametrize("chains", [(0,), (1,), ()])
+def test_a_run_is_complete_if_none_of_its_chains_failed_and_keeps_its_checkpoint_otherwise(chains, tmp_path):
+    pair = gaussian_pair()
+    options = {"steps": 40, "compile": False, "progress": False, "restarts": 2, "checkpoint": tmp_path / "run"}
+    fit = ppgen.fit(pair.model, pair.guide, X, callbacks=[nan_from(4, chains)], **options)
+    assert [chain.failed for chain in fit.chains] == [number in chains for number in (0, 1)]
+    assert fit.complete == (not chains)
+    fit.save(tmp_path / "fit")
+    assert (tmp_path / "run").exists() == (not fit.complete)
+    assert ppgen.Fit.load(tmp_path / "fit", pair.model, pair.guide).complete == fit.complete
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the chain that is left out, and of NaN
+def test_a_run_without_one_of_its_chains_is_not_complete(tmp_path):
+    pair, chains = gaussian_pair(), []
+
+    def loss(model: Any, guide: Any, x: Tensor) -> Tensor:
+        value = pyro.infer.Trace_ELBO().differentiable_loss(model, guide, x)
+        return value * torch.nan if chains == [0] * 3 else value
+
+    note = [lambda step: chains.append(step.chain)]
+    options = {"steps": 3, "compile": False, "progress": False, "restarts": 2, "checkpoint": tmp_path / "run"}
+    fit = ppgen.fit(pair.model, pair.guide, X, loss=loss, callbacks=note, **options)
+    assert (len(fit.chains), fit.missing_chains, fit.complete) == (1, 1, False)
+    fit.save(tmp_path / "fit")
+    assert (tmp_path / "run").exists()
+    assert not ppgen.Fit.load(tmp_path / "fit", pair.model, pair.guide).complete
+
+
 # A growing network whose second level begins after the step to which it goes back.
 
 STAGES = (7, 13)  # weights are kept every 6 steps
