@@ -334,11 +334,11 @@ def fit(
     **Data beyond memory.** With a `batch_size`, data sets, memory-mapped arrays (``np.load(path, mmap_mode="r")``) and
     rows of `ppgen.data.load(path, stream=True)` are read, converted and checked batch by batch; `ppgen.data.Stream`
     sets workers. Batches are those of the same data in memory, except that a Parquet file is shuffled by row groups.
-    An iterable data set has no length: it needs `steps`, or `epochs` if it ends, for which its items are counted first
-    (a warning after a million says so; one without an end is counted until you stop it). It comes in its own order or
-    through the buffer of a `Stream`, and leaves it to the program to know N of ``pyro.plate("data", N, subsample=x)``.
-    Validation data of these kinds are read in batches too, and their loss is the mean weighted by rows. See
-    docs/scale.md.
+    An iterable data set has no length: none of it is held out, and without `steps` and `epochs` its training loss tells
+    when the run has converged. For `epochs` its items are counted first (a warning after a million says so; one without
+    an end is counted until you stop it). It comes in its own order or through the buffer of a `Stream`, and leaves it
+    to the program to know N of ``pyro.plate("data", N, subsample=x)``. Validation data of these kinds are read in
+    batches too, and their loss is the mean weighted by rows. See docs/scale.md.
 
     **Missing values.** A model leaves NaN out if it masks the site and fills the values, ``obs=y.nan_to_num()`` under
     ``pyro.poutine.mask(mask=~y.isnan())``, or observes them by ``NanMaskedNormal``. Data are refused if a log density

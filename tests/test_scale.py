@@ -16,5 +16,6 @@ def test_the_examples_of_data_beyond_memory_run(tmp_path, monkeypatch):
     namespace: dict = {}
     for example in examples:
         exec(compile(example, str(PAGE), "exec"), namespace)
-    with pytest.raises(ValueError, match="give steps="):
-        namespace["ppgen"].fit(namespace["vae"].model, namespace["vae"].guide, namespace["stream"], batch_size=50)
+    options = {"batch_size": 50, "steps": 3, "patience": 2}
+    with pytest.raises(ValueError, match="give validation data"):
+        namespace["ppgen"].fit(namespace["vae"].model, namespace["vae"].guide, namespace["stream"], **options)

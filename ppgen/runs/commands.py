@@ -16,8 +16,6 @@ from ppgen.runs.printing import exit_status, print_run
 
 __all__ = ["COMMANDS"]
 
-EPOCHS = 200  # the length of a run if neither steps nor epochs are given
-
 
 def train(arguments: Namespace) -> int:
     """Trains a method on data, prints the results and returns the exit status."""
@@ -31,8 +29,6 @@ def train(arguments: Namespace) -> int:
     length = config["fit"]
     if length["epochs"] is not None and length["steps"] == method.defaults.get("fit.steps"):
         length["steps"] = None  # the default of the method, which the user did not ask for
-    if length["steps"] is None and length["epochs"] is None:
-        length["epochs"] = EPOCHS
     folder = options.out
     if folder is None:
         sources = map(_short_name, method.run_class().sources(config))

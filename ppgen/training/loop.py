@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from ppgen.infer.adversarial import build_critics
-from ppgen.infer.distributed import Ranks
+from ppgen.infer.distributed import Ranks, launched_ranks
 from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.infer.parameters import ProgramState, owning_module, restore
 from ppgen.infer.svi import SVI
@@ -198,11 +199,13 @@ def _warn_of_selection_by_adversarial_loss(loss: Loss, options: TrainingOptions)
 
 
 def _announce(options: TrainingOptions, note: str, total: int) -> str:
-    """How the length of the run is decided, in words, which are logged; empty if it was given."""
+    """How the length of the run is decided, in words, logged and shown on a terminal; empty if it was given."""
     ends = f"training ends when it has converged, at the latest after {total} steps" if options.converges else ""
     text = "; ".join(filter(None, (note, ends)))
     if text:
         logger.info(text)
+        if options.progress and sys.stderr.isatty() and launched_ranks() == 1:
+            print(text, file=sys.stderr)
     return text
 
 

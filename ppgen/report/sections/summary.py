@@ -20,6 +20,8 @@ def summary(context: FitContext) -> Section:
         ("seconds", chain.seconds),
         ("reason for stopping", chain.stop_reason),
     ]
+    if "length" in fit.metadata:
+        rows.append(("length", fit.metadata["length"]))
     if "auto" not in fit.metadata:  # guide="auto" has no training step to compile
         rows.append(("compilation", chain.compiled or "The step was not compiled, as that would have taken longer."))
     return Section("Summary", context.question, [Table(("result", "value"), rows)])
