@@ -60,7 +60,7 @@ class Fit(Fitted):
         integrate: int = 0,
         dims: Mapping[str, Sequence[str]] | None = None,
         coords: Mapping[str, Sequence[Any]] | None = None,
-        chunk: int = 50,
+        chunk: int | None = None,
         seed: int = 0,
     ) -> "ArvizData":
         """Draws from the posterior on data, for ArviZ; see `ppgen.diagnostics.to_arviz`, which documents the options.
@@ -147,7 +147,7 @@ class Fit(Fitted):
         self.loss = loss if self.loss is None else self.loss
 
     def predict(
-        self, *data: Any, draws: int = 500, chain: int | None = None, chunk: int = 50, seed: int = 0
+        self, *data: Any, draws: int = 500, chain: int | None = None, chunk: int | None = None, seed: int = 0
     ) -> "Dataset":
         """Draws what the program observes, on new data; see `ppgen.diagnostics.predict`, which documents the options.
 

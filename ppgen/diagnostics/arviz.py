@@ -47,7 +47,7 @@ import numpy as np
 import torch
 
 from ppgen.diagnostics.absent import with_responses
-from ppgen.diagnostics.chain_groups import DrawOptions, Groups, chain_groups
+from ppgen.diagnostics.chain_groups import CHUNK, DrawOptions, Groups, chain_groups, draws_at_a_time
 from ppgen.diagnostics.masked import Observed, either_observed, leave_out_masked
 from ppgen.diagnostics.naming import Variable, dataset, new_names
 from ppgen.diagnostics.predictions import predictive_groups
@@ -70,7 +70,8 @@ def to_arviz(
     integrate: int = 0,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
-    chunk: int = 50,
+    chunk: int | None = None,
+    likelihood: bool = True,
     seed: int = 0,
 ) -> Any:
     """Draws a fit's posterior on data.
@@ -88,7 +89,9 @@ def to_arviz(
             variance of a mean of K weights.
         dims: names for the dimensions of a variable, ``{"b": ["covariate"]}``, as in `az.from_dict`.
         coords: the values along a dimension, ``{"covariate": ["age", "weight"]}``.
-        chunk: the number of draws that are made at a time.
+        chunk: the number of draws that are made at a time; if left out, at most 50, and fewer for data of more than
+            40,000 numbers, so that the memory does not grow with the data.
+        likelihood: whether to keep the likelihood of each row at each draw, where latents are global.
         seed: the seed of the draws; the caller's random state does not change.
 
     Returns:
@@ -102,13 +105,14 @@ def to_arviz(
     """
     if resampled not in ("with", "without", None):
         raise ValueError(f'to_arviz: resampled is "with" or "without" replacement, or None, got {resampled!r}')
+    chunk = draws_at_a_time(data, CHUNK) if chunk is None else chunk
     if draws < MIN_DRAWS or chunk < 1:
         raise ValueError(
             f"to_arviz: expected at least {MIN_DRAWS} draws, in chunks of at least 1, got {draws} in {chunk}"
         )
     # the program of a model such as flow matching is a regression; its density is another program
     model = getattr(owning_module(fit.model), "density_model", fit.model)
-    options = DrawOptions(draws=draws, chunk=chunk, predictive=predictive, integrate=integrate, seed=seed)
+    options = DrawOptions(draws, chunk, predictive, integrate, seed, likelihood)
     bounded = getattr(fit.loss, "is_negative_elbo", False) and model is fit.model
     with fit.eval_mode(), torch.random.fork_rng():
         torch.manual_seed(seed)

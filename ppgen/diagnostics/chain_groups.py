@@ -1,6 +1,8 @@
 """The groups of `to_arviz` for one chain, from traces of the guide and the model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +40,7 @@ from ppgen.tracing.sites import (
 from ppgen.tracing.traces import Traces
 from ppgen.utils.user_warnings import warn_user_once
 
-__all__ = ["DrawOptions", "Groups", "chain_groups"]
+__all__ = ["CHUNK", "DrawOptions", "Groups", "chain_groups", "draws_at_a_time"]
 
 Groups = dict[str, dict[str, Variable]]
 Notes = dict[str, str]
@@ -51,6 +53,8 @@ VI_STATS = {
     "elbo": "elbo",
 }
 BAR_DELAY = 2.0  # seconds after which a progress bar is shown, on a terminal
+CHUNK = 50  # draws that are made at a time, where data are few
+MAX_NUMBERS = 2**21  # of data times draws, that are computed at a time
 MAX_TESTED = 1000  # rows of data that the two-sample test uses
 
 
@@ -63,6 +67,18 @@ class DrawOptions:
     predictive: bool
     integrate: int
     seed: int
+    likelihood: bool = True
+
+
+def draws_at_a_time(data: Iterable[Any], most: int) -> int:
+    """How many draws to make at a time, at most so many, for the memory that data take once for each of them.
+
+    Args:
+        data: the arguments of the programs.
+        most: the largest number.
+    """
+    numbers = sum(part.numel() for part in data if isinstance(part, Tensor))
+    return max(1, min(most, MAX_NUMBERS // max(1, numbers)))
 
 
 def chain_groups(
@@ -159,7 +175,7 @@ def _chunk_groups(traces: Traces, options: DrawOptions) -> tuple[Groups, dict[st
             f"none: the model gives {quote_names(exact or simulated)} {how}, so that data have no likelihood; "
             "there are no importance weights and no k-hat"
         )
-    elif all(data_plate(site) is None for site in drawn):
+    elif options.likelihood and all(data_plate(site) is None for site in drawn):
         groups["log_likelihood"], joint = _pointwise_log_likelihood(terms, seen)
         seen |= joint
         if factors := _factors_of_rows(terms, observations):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ppgen.diagnostics.arviz import to_arviz
+from ppgen.diagnostics.chain_groups import draws_at_a_time
 from ppgen.diagnostics.reading import unconstrained_draws
 from ppgen.posterior.annealed_sampling import EvidenceBounds, ais_bounds
 from ppgen.posterior.importance import resample
@@ -17,7 +18,7 @@ from ppgen.utils.arviz_versions import group
 __all__ = ["bidirectional_ais"]
 
 WIDENING = 2.0  # of the guide's standard deviations, so that paths start beyond what the guide may miss
-MIN_GUIDE_DRAWS = 500
+MIN_GUIDE_DRAWS, CHUNK = 500, 250  # draws of the guide, and at most so many at a time
 
 
 def bidirectional_ais(
@@ -44,7 +45,8 @@ def bidirectional_ais(
     """
     data = fit.tensors(data)
     size = max(10 * draws, MIN_GUIDE_DRAWS)
-    idata = to_arviz(fit, *data, draws=size, predictive=False, resampled=None, chunk=250, seed=seed)
+    chunk = draws_at_a_time(data, CHUNK)
+    idata = to_arviz(fit, *data, draws=size, predictive=False, resampled=None, chunk=chunk, likelihood=False, seed=seed)
     posterior, stats = group(idata, "posterior"), group(idata, "sample_stats")
     if posterior is None or stats is None or stats["log_weight_smoothed"].ndim > 2:
         raise ValueError("bidirectional_ais: expected a program with a density and only global latents")

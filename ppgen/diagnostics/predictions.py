@@ -8,7 +8,7 @@ import xarray as xr
 from torch import Tensor
 
 from ppgen.diagnostics.absent import responses, with_responses
-from ppgen.diagnostics.chain_groups import DrawOptions, Groups
+from ppgen.diagnostics.chain_groups import CHUNK, DrawOptions, Groups, draws_at_a_time
 from ppgen.diagnostics.naming import Variable, dataset, variable
 from ppgen.tracing.particles import particle_traces
 from ppgen.tracing.programs import validation
@@ -24,7 +24,7 @@ def predict(
     *data: Tensor | None,
     draws: int = 500,
     chain: int | None = None,
-    chunk: int = 50,
+    chunk: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Draws x' ~ p(x' | z), z ~ q(z | x), of all that the model observes, on the data of the fit or on other data.
@@ -39,7 +39,7 @@ def predict(
         *data: the arguments of the programs.
         draws: the number of draws.
         chain: the number of the chain; the best one if left out.
-        chunk: the number of draws that are made at a time.
+        chunk: the number of draws that are made at a time, as in `ppgen.diagnostics.to_arviz`.
         seed: the seed of the draws; the caller's random state does not change.
 
     Returns:
@@ -50,6 +50,7 @@ def predict(
             data, for example because the guide has latents for the rows of other data.
         LookupError: if the guide does not match the model.
     """
+    chunk = draws_at_a_time(data, CHUNK) if chunk is None else chunk
     if draws < 1 or chunk < 1:
         raise ValueError(f"predict: expected at least 1 draw, in chunks of at least 1, got {draws} in {chunk}")
     chain = fit.best if chain is None else chain

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ppgen.diagnostics.arviz import to_arviz
+from ppgen.diagnostics.chain_groups import draws_at_a_time
 from ppgen.diagnostics.checks import CHECKS
 from ppgen.diagnostics.checks.check import BAD, GOOD, RICHER, UNKNOWN, WEIGHTED, Check, Finding, worst_level
 from ppgen.diagnostics.checks.draws import PosteriorDraws
@@ -28,6 +29,7 @@ from ppgen.training.result import Fitted
 __all__ = ["BAD", "GOOD", "MANY_DRAWS", "RICHER", "UNKNOWN", "WEIGHTED", "Verdict", "diagnose", "draw_enough"]
 
 FEW_DRAWS, MANY_DRAWS = 1000, 4000
+CHUNK = 250  # draws that are made at a time, where data are few
 UNCERTAIN_KHAT = (0.3, 1.0)  # k-hat of few draws that could be on either side of a bound: its error is about 0.16
 
 
@@ -86,7 +88,7 @@ def diagnose(
     """
     known: tuple[Tensor, ...] | None = data
     if idata is None:
-        idata = draw_enough(fit, *data, draws=draws, predictive=False, seed=seed)
+        idata = draw_enough(fit, *data, draws=draws, predictive=False, likelihood=False, seed=seed)
     elif fit.example and not data:
         if starts:
             raise ValueError("diagnose: the search for other modes needs the data of the draws: give them, or starts=0")
@@ -135,7 +137,7 @@ def draw_enough(fit: Fitted, *data: Tensor, draws: int | None = None, **options:
     Raises:
         ValueError: if the response is absent; as `to_arviz`.
     """
-    draw = partial(to_arviz, fit, *data, resampled=None, chunk=250, **options)
+    draw = partial(to_arviz, fit, *data, resampled=None, chunk=draws_at_a_time(data, CHUNK), **options)
     idata = draw(draws=FEW_DRAWS if draws is None else draws)
     if absent := read_attribute(idata, "absent"):
         raise ValueError(

@@ -23,7 +23,7 @@ __all__ = ["VAE", "Autoencoder", "AutoencoderOptions", "EncoderDecoder", "VAEOpt
 # The least standard deviation of q(z | x). The KL term bounds it already; this only protects the arithmetic.
 ENCODER_FLOOR = 1e-3
 # The default chunk of log_evidence keeps the decoder's output below this many numbers.
-MAX_OUTPUT = 2**23
+MAX_OUTPUT = 2**20
 
 
 class EncoderDecoder(LatentVariableModel):
@@ -220,7 +220,7 @@ class VAE(EncoderDecoder):
             y: as in `check`.
             particles: the number k of draws.
             chunk: the number of pairs (particle, row) in memory at once; None for the most that keep the output of the
-                decoder below 2^23 numbers. The draws under a given seed depend on it.
+                decoder below 2^20 numbers. The draws under a given seed depend on it.
 
         Returns:
             log p(x_i) in nats, (n,).

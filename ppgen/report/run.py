@@ -34,6 +34,8 @@ from ppgen.utils.budget import Budget
 
 __all__ = ["SECTIONS", "report_of_run"]
 
+SHORT_OF_TIME = "The time for this report was short: some sections show fewer rows, or are left out"
+
 SECTIONS: tuple[Row[RunContext], ...] = (
     Row(summary),
     Row(training),
@@ -104,5 +106,6 @@ def report_of_run(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        subtitle = ". ".join(filter(None, (context.data_in_words, note)))
-        return Report(title, subtitle, build_sections(SECTIONS, context, model=model))
+        sections = build_sections(SECTIONS, context, model=model)
+    cut = SHORT_OF_TIME if context.budget.cut else ""
+    return Report(title, ". ".join(filter(None, (context.data_in_words, note, cut))), sections)

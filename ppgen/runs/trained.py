@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -19,6 +21,7 @@ from ppgen.runs.lock import FolderLock
 from ppgen.runs.run import Run
 from ppgen.runs.training import continued, train
 from ppgen.runs.units import Units
+from ppgen.utils.budget import rows_at_a_time
 from ppgen.utils.means import mean as mean_of
 
 if TYPE_CHECKING:
@@ -118,11 +121,15 @@ class Trained:
             mean: whether to return means.
             seed: the random seed.
         """
-        with self._drawing(seed):
-            posterior = self.run.model.encode(*self._rows(x, y, seed))
+
+        def code(*rows: Tensor) -> Tensor:
+            posterior = self.run.model.encode(*rows)
             if not mean:
-                return posterior.sample().numpy(force=True)
-            return (posterior.center if isinstance(posterior, GaussianFlow) else mean_of(posterior)).numpy(force=True)
+                return posterior.sample()
+            return posterior.center if isinstance(posterior, GaussianFlow) else mean_of(posterior)
+
+        with self._drawing(seed):
+            return self._in_batches(code, *self._rows(x, y, seed))
 
     @needs(Decodes)
     def decode(self, z: Any, y: Any = None, *, mean: bool = True, seed: int = 0) -> np.ndarray:
@@ -136,9 +143,13 @@ class Trained:
         """
         codes = torch.as_tensor(np.asarray(z), dtype=torch.get_default_dtype(), device=self._units.device)
         labels = () if y is None else (self._units.label_numbers(y, len(codes)),)
+
+        def decode(*codes: Tensor) -> Tensor:
+            likelihood = self.run.model.decode(*codes)
+            return mean_of(likelihood) if mean else likelihood.sample()
+
         with self._drawing(seed):
-            likelihood = self.run.model.decode(codes, *labels)
-            return self._units.from_model(mean_of(likelihood) if mean else likelihood.sample())
+            return self._units.from_model(torch.as_tensor(self._in_batches(decode, codes, *labels)))
 
     @needs(Reconstructs)
     def reconstruct(self, x: Any, y: Any = None, *, seed: int = 0) -> np.ndarray:
@@ -150,7 +161,8 @@ class Trained:
             seed: the random seed.
         """
         with self._drawing(seed):
-            return self._units.from_model(self.run.model.reconstruct(*self._rows(x, y, seed)))
+            rows = self._in_batches(self.run.model.reconstruct, *self._rows(x, y, seed))
+            return self._units.from_model(torch.as_tensor(rows))
 
     @needs(HasLogProb)
     def log_prob(self, x: Any, y: Any = None, *, seed: int = 0, **how: Any) -> np.ndarray:
@@ -163,7 +175,8 @@ class Trained:
             **how: options of the model's ``log_prob``.
         """
         with self._drawing(seed):
-            return self.run.model.log_prob(*self._rows(x, y, seed), **how).numpy(force=True) + self._log_det
+            log_prob = partial(self.run.model.log_prob, **how)
+            return self._in_batches(log_prob, *self._rows(x, y, seed)) + self._log_det
 
     @needs(HasLogEvidence)
     def log_evidence(self, x: Any, y: Any = None, *, particles: int = 100, seed: int = 0) -> np.ndarray:
@@ -266,6 +279,12 @@ class Trained:
     def _rows(self, x: Any, y: Any = None, seed: int = 0) -> tuple[Tensor, ...]:
         rows = self._units.to_model(x, seed=seed)
         return (rows,) if y is None else (rows, self._units.label_numbers(y, len(rows)))
+
+    def _in_batches(self, function: Callable[..., Tensor], *rows: Tensor) -> np.ndarray:
+        """The values of a function of rows, of which so many are computed at a time that memory stays the same."""
+        size = rows_at_a_time(math.prod(self._units.data.event_shape))
+        batches = zip(*(part.split(size) for part in rows), strict=True)
+        return np.concatenate([function(*batch).numpy(force=True) for batch in batches])
 
     def _drawing(self, seed: int) -> Any:
         return self.run.drawing(seed)

@@ -18,7 +18,10 @@ from support import untrained_fit
 
 import ppgen
 from ppgen import models, recipes
+from ppgen.diagnostics import to_arviz
+from ppgen.diagnostics.chain_groups import draws_at_a_time
 from ppgen.tracing.particles import log_weights, particle_traces
+from ppgen.utils.arviz_versions import group
 
 N, B = 20, 4
 
@@ -71,6 +74,34 @@ def test_weights_are_the_exact_evidence_if_all_latents_are_summed_out():
     share = expit(np.log(0.3) + norm(1, 1).logpdf(x) - np.log(0.7) - norm(-1, 1).logpdf(x))
     drawn = draws.with_sampled_discrete.nodes["c"]["value"].expand(2000, 7).mean(0)
     np.testing.assert_allclose(drawn.numpy(), share, atol=0.05)  # four and a half standard errors of a share
+
+
+def test_draws_are_made_a_few_at_a_time_where_data_are_many(monkeypatch):
+    assert draws_at_a_time((torch.zeros(10),), 250) == 250
+    assert draws_at_a_time((torch.zeros(2**15), torch.zeros(2**15), None), 250) == 2**21 // 2**16
+    assert draws_at_a_time((torch.zeros(2**22),), 250) == 1
+    x = torch.randn(10)
+    fit = enumerated(mixture, x)
+    sizes = []
+
+    def recorded(*args, particles, **options):
+        sizes.append(particles)
+        return particle_traces(*args, particles=particles, **options)
+
+    monkeypatch.setattr("ppgen.diagnostics.chain_groups.particle_traces", recorded)
+    monkeypatch.setattr("ppgen.diagnostics.chain_groups.MAX_NUMBERS", 200)
+    assert fit.to_arviz(x, draws=45).posterior.sizes["draw"] == 45
+    assert sizes == [20, 20, 5]
+    sizes.clear()
+    fit.diagnose(x, draws=45, starts=0)
+    assert sizes == [20, 20, 5]
+
+
+def test_likelihoods_are_kept_only_if_they_are_asked_for():
+    x = torch.randn(5)
+    fit = enumerated(mixture, x)
+    for kept in (True, False):
+        assert (group(to_arviz(fit, x, draws=25, likelihood=kept), "log_likelihood") is not None) == kept
 
 
 def test_sites_that_share_a_latent_have_one_likelihood():

@@ -128,6 +128,19 @@ def test_what_does_not_match_the_data_is_refused(call, message, folders):
         call(ppgen.load(folders("vae")))
 
 
+def test_rows_are_computed_a_few_at_a_time(folders, monkeypatch):
+    trained = ppgen.load(folders("vae"))
+    frame, kinds = table()[["height", "depth"]][:11], table()["kind"][:11].to_numpy()
+    methods = (trained.encode, trained.reconstruct)
+    whole = [method(frame, kinds) for method in methods]
+    monkeypatch.setattr("ppgen.utils.budget.MAX_NUMBERS", 8)
+    sizes = []
+    trained.run.model.encoder.register_forward_hook(lambda _, args, out: sizes.append(len(args[0])))
+    for method, expected in zip(methods, whole, strict=True):
+        assert method(frame, kinds) == pytest.approx(expected, rel=1e-5)
+    assert sizes == 2 * [4, 4, 3]
+
+
 def test_methods_that_a_model_lacks_are_named(folders):
     trained = ppgen.load(folders("gan"))
     assert not hasattr(trained, "encode")

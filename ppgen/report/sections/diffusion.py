@@ -23,7 +23,7 @@ Picture = Callable[[Mapping[str, np.ndarray], np.ndarray | None], Any]
 
 MAX_ROWS = 500  # rows that are compared with samples
 STAGES = 6  # of a path that are shown
-MAX_IMAGES, MIN_IMAGES = 12, 2  # in a row, and even if there is no time for them
+MAX_IMAGES = 12  # in a row
 STEPS = (1, 2, 5, 18, 50)
 IMPUTATIONS, OBSERVATION_NOISE = 3, 0.05  # draws of a hidden half; the noise in standard deviations of the data
 NOISE_LEVELS = 20  # at which the error is measured
@@ -34,8 +34,11 @@ TEXT = (
 )
 
 
-def noise_to_data(context: RunContext) -> Section:
-    """The path of samples from noise to data, samples by number of steps, the denoiser's error, and imputations."""
+def noise_to_data(context: RunContext) -> Section | None:
+    """The path of samples from noise to data, samples by number of steps, the denoiser's error, and imputations.
+
+    A part for which no time is left is left out; None if all are.
+    """
     train, held_out = (context.tensors(split, MAX_ROWS) for split in (context.data.train, context.held_out))
     source = context.in_source_units(train[0])
 
@@ -47,23 +50,25 @@ def noise_to_data(context: RunContext) -> Section:
     budget = context.budget.part(0.7, "from noise to data")
     count = MAX_IMAGES if context.images else len(train[0])
     labels = [part[:count] for part in train[1:]]
-    items: list[Any] = [_path(context, labels, count, source, picture, budget.part(0.2))]
+    items: list[Any] = _path(context, labels, count, source, picture, budget.part(0.2))
     items += _by_steps(context, held_out, count, source, picture, budget.part(0.4))
     if isinstance(context.model, HasDenoisingError):
-        items.append(_denoising_errors(context, train, held_out, budget.part(0.5)))
+        items += _denoising_errors(context, train, held_out, budget.part(0.5))
     if context.images and isinstance(context.model, Conditions):
-        items.append(_imputations(context, held_out, picture, budget))
-    return Section("From noise to data", TEXT, items)
+        items += _imputations(context, held_out, picture, budget)
+    return Section("From noise to data", TEXT, items) if items else None
 
 
 def _path(
     context: RunContext, labels: list[Tensor], count: int, source: np.ndarray, picture: Picture, budget: Budget
-) -> Figure:
+) -> list[Figure]:
     """Samples at some of the sampler's steps."""
     paths = [
         context.model.sample(rows.stop - rows.start, *(y[rows] for y in labels), return_path=True)
-        for rows in context.batches(count, budget, least=MIN_IMAGES)
+        for rows in context.batches(count, budget)
     ]
+    if not paths:
+        return []
     *path, last = (torch.cat(stage) for stage in zip(*paths, strict=True))
     count = len(last)
     chosen = np.linspace(0, len(path) - 1, min(STAGES - 1, len(path))).round().astype(int)
@@ -73,7 +78,7 @@ def _path(
         f"{count} samples on their way from noise to data, in {len(path)} steps. All but the last are shifted and "
         "scaled to the mean and the standard deviation of the data."
     )
-    return Figure(picture(stages, None), caption, f"Generated data. {caption}")
+    return [Figure(picture(stages, None), caption, f"Generated data. {caption}")]
 
 
 def _by_steps(
@@ -83,15 +88,17 @@ def _by_steps(
     source: np.ndarray,
     picture: Picture,
     budget: Budget,
-) -> tuple[Figure, Table]:
+) -> list[Figure | Table]:
     """Samples in more and more steps, and their distance to held-out data."""
     parts: dict[int, list[Tensor]] = {steps: [] for steps in STEPS}
-    for batch in context.batches(len(held_out[0]), budget, least=MIN_IMAGES):
+    for batch in context.batches(len(held_out[0]), budget):
         labels, seed = [part[batch] for part in held_out[1:]], int(torch.randint(2**31, ()))
         for steps in STEPS:
             with torch.random.fork_rng():
                 torch.manual_seed(seed)  # the same noise each time
                 parts[steps].append(context.model.sample(batch.stop - batch.start, *labels, steps=steps))
+    if not parts[STEPS[0]]:
+        return []
     drawn, rows = {}, []
     for steps, batches in parts.items():
         samples = torch.cat(batches)
@@ -103,15 +110,15 @@ def _by_steps(
     distance = (
         f"sliced Wasserstein-2 distance of {len(data)} samples to the {context.split} data, as the model sees them"
     )
-    return Figure(picture(drawn, source), caption, f"Generated data. {caption}"), Table(("steps", distance), rows)
+    return [Figure(picture(drawn, source), caption, f"Generated data. {caption}"), Table(("steps", distance), rows)]
 
 
-def _imputations(context: RunContext, held_out: tuple[Tensor, ...], picture: Picture, budget: Budget) -> Figure:
+def _imputations(context: RunContext, held_out: tuple[Tensor, ...], picture: Picture, budget: Budget) -> list[Figure]:
     """Images whose lower half is hidden, and draws of the whole given the upper half."""
     x, *labels = (part[:MAX_IMAGES] for part in held_out)
     half, observed = x.shape[-2] // 2, x.to(next(context.model.parameters()).dtype)
     noise, parts = OBSERVATION_NOISE * observed.std(), []
-    for batch in context.batches(len(x), budget, least=MIN_IMAGES):
+    for batch in context.batches(len(x), budget):
         seen = observed[batch, ..., :half, :]
 
         def program(image: Tensor, seen: Tensor = seen) -> None:
@@ -119,6 +126,8 @@ def _imputations(context: RunContext, held_out: tuple[Tensor, ...], picture: Pic
 
         posterior = context.model.condition(program)
         parts.append([posterior.sample(len(seen), *(y[batch] for y in labels)) for _ in range(IMPUTATIONS)])
+    if not parts:
+        return []
     drawn = {f"draw {k + 1}": torch.cat(draws) for k, draws in enumerate(zip(*parts, strict=True))}
     x = x[: len(drawn["draw 1"])]
     masked = x.clone()
@@ -128,7 +137,7 @@ def _imputations(context: RunContext, held_out: tuple[Tensor, ...], picture: Pic
         f"Imputation with the model as the prior. The upper halves of {len(x)} rows of the {context.split} data are "
         "observed with little noise, and the lower halves are imputed."
     )
-    return Figure(picture(rows, None), caption, f"Images. {caption}")
+    return [Figure(picture(rows, None), caption, f"Images. {caption}")]
 
 
 def _standardized(z: np.ndarray, data: np.ndarray) -> np.ndarray:
@@ -139,7 +148,7 @@ def _standardized(z: np.ndarray, data: np.ndarray) -> np.ndarray:
 
 def _denoising_errors(
     context: RunContext, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...], budget: Budget
-) -> Figure:
+) -> list[Figure]:
     """The denoiser's error by noise level."""
     model, split = context.model, context.split
     dtype = next(model.parameters()).dtype
@@ -149,10 +158,12 @@ def _denoising_errors(
     with torch.no_grad():
         for name, rows, part in (("train", train, budget.part(0.5)), (split, held_out, budget)):
             errors = []
-            for batch in context.batches(len(rows[0]), part, least=MIN_IMAGES):
+            for batch in context.batches(len(rows[0]), part):
                 args = tuple(arg[batch] for arg in rows)
                 levels = (model.schedule(time.expand(len(args[0]))) for time in times)
                 errors.append(torch.stack([model.error(level, *args) for level in levels]).cpu())
+            if not errors:
+                return []
             of_rows = torch.cat(errors, 1)
             curves[name], counts[name] = of_rows.mean(1).numpy() / rows[0][0].numel(), of_rows.shape[1]
         log_snr = model.schedule(times).log_snr.numpy(force=True)
@@ -161,4 +172,4 @@ def _denoising_errors(
         f"and {counts[split]} rows of the {split} data. There is no noise at the left end. At the right end there is "
         "only noise, and the error is the variance of the data. A gap between the lines shows overfitting."
     )
-    return Figure(figures.errors_by_noise(log_snr, curves), caption, f"Line chart. {caption}")
+    return [Figure(figures.errors_by_noise(log_snr, curves), caption, f"Line chart. {caption}")]
