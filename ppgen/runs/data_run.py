@@ -120,13 +120,11 @@ class DataRun(Run):
         """The training rows, augmented if the configuration says so.
 
         Raises:
-            ValueError: If data other than images are to be augmented, or all rows are one batch.
+            ValueError: If data other than images are to be augmented.
         """
         augment = config.get("augment") or {}
         if not any(augment.values()):
             return super().fitted_data(config, data)
-        if config["fit"]["batch_size"] is None:
-            raise ValueError("--augment: images are augmented batch by batch; give --fit.batch_size")
         return datasets.Augmented(data, labels=config["conditional"], **augment)
 
     @property
