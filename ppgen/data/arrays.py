@@ -16,7 +16,7 @@ from ppgen.data.raw import RawData, from_array
 from ppgen.data.streaming import STREAMABLE, TO_STREAM
 from ppgen.utils.regular_files import check_regular, check_size
 
-__all__ = ["read_idx", "read_numpy"]
+__all__ = ["map_numpy", "read_idx", "read_numpy"]
 
 MOST_DEFLATED = 1032  # bytes that one byte of a zip or gzip file can become at most
 MOST_AXES = 8  # of an IDX file
@@ -54,6 +54,21 @@ def read_numpy(path: Path) -> RawData:
     return from_array(arrays["x"], arrays["y"], name=str(path))
 
 
+def map_numpy(path: Path) -> np.ndarray:
+    """Memory-maps the array of a .npy file, which need not fit into memory.
+
+    Raises:
+        ValueError: for a file that NumPy cannot map, or that claims more than it can hold.
+    """
+    size = check_regular(path)
+    try:
+        with path.open("rb") as file:
+            _check_header(file, size)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is not a readable file of a NumPy array: {error}") from error
+
+
 def _check_claims(file: BinaryIO, path: Path) -> None:
     """Checks the headers of all arrays against the bytes that are there, and rewinds the file.
 
@@ -63,7 +78,7 @@ def _check_claims(file: BinaryIO, path: Path) -> None:
     size = os.fstat(file.fileno()).st_size
     if not zipfile.is_zipfile(file):
         file.seek(0)
-        _check_header(file, size, path, STREAMABLE)
+        check_size(path, _check_header(file, size), remedy=STREAMABLE)
     else:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
@@ -74,12 +89,12 @@ def _check_claims(file: BinaryIO, path: Path) -> None:
                 if part.file_size > MOST_DEFLATED * part.compress_size + 1000:
                     raise ValueError(f"{part.filename!r} claims {part.file_size} bytes, more than it can hold")
                 with archive.open(part) as inner:
-                    _check_header(inner, part.file_size, path, "")
+                    check_size(path, _check_header(inner, part.file_size))
     file.seek(0)
 
 
-def _check_header(file: IO[bytes], size: int, path: Path, remedy: str) -> None:
-    """Checks the header of one array against the number of bytes of its file."""
+def _check_header(file: IO[bytes], size: int) -> int:
+    """Checks the header of one array against the number of bytes of its file, and returns how many it claims."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
@@ -94,7 +109,7 @@ def _check_header(file: IO[bytes], size: int, path: Path, remedy: str) -> None:
     claimed = file.tell() + math.prod(shape) * dtype.itemsize
     if claimed > size:
         raise ValueError(f"by its header, {dtype} of shape {shape}, it has {claimed} bytes, but there are {size}")
-    check_size(path, claimed, remedy=remedy)
+    return claimed
 
 
 def read_idx(path: Path) -> np.ndarray:

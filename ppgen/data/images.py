@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -136,6 +137,7 @@ def read_pixels(
                 mode = image.mode
                 if mode in MODES:
                     check_size(file, 4 * image.width * image.height)
+                    _check_parts(image)
                     upright = ImageOps.exif_transpose(image)  # cameras store how they were held
                     pixels = np.asarray(_on_white(upright).convert(MODES[mode]))
     except Exception as error:  # Pillow's readers of damaged files raise many kinds
@@ -154,6 +156,25 @@ def read_pixels(
             f"and {pixels.shape} in {file}; give {' and '.join(name for name, needed in remedies.items() if needed)}"
         )
     return pixels
+
+
+def _check_parts(image: Any) -> None:
+    """Checks that the parts of a TIFF file cover the image; Pillow leaves black what they do not.
+
+    Args:
+        image: the image as Pillow has opened it, of which no pixels have been read.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    if image.format != "TIFF":
+        return
+    width, height = image.size
+    parts = {part[1] for part in image.tile}  # of each channel the same, where these are stored one by one
+    inside = [(left, top, min(right, width), min(bottom, height)) for left, top, right, bottom in parts]
+    covered = sum(max(0, right - left) * max(0, bottom - top) for left, top, right, bottom in inside)
+    if covered < width * height:
+        raise ValueError(f"its parts have {covered} of {width * height} pixels")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

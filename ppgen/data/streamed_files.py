@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from ppgen.data.arrays import map_numpy
 from ppgen.data.checks import check
 from ppgen.data.image_format import AS_STORED, ImageFormat
 from ppgen.data.images import list_images, read_pixels
 from ppgen.data.labels import encode_labels, row_number
 from ppgen.data.raw import RawData, from_array
 from ppgen.data.streaming import StreamedArray
-from ppgen.data.tables import check_label, from_frame
+from ppgen.data.tables import check_label, from_frame, readable_parquet
+from ppgen.utils.regular_files import check_regular, check_size
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["CACHE_BYTES", "open_stream"]
 
+SMALLER_GROUPS = "write the file with smaller row groups, frame.to_parquet(path, row_group_size=100_000)"
 CACHE_BYTES = 2**26  # of a Parquet file's row groups that are held in memory, unless one alone is larger
 
 
@@ -76,10 +79,7 @@ class MappedFile(StreamedArray):
         return from_array(np.asarray(self._array[rows]), name=str(self.path)).x
 
     def _open(self) -> None:
-        try:
-            self._array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (EOFError, OSError, ValueError) as error:
-            raise ValueError(f"{self.path} is not a readable file of a NumPy array: {error}") from error
+        self._array = map_numpy(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_array": None}  # a mapped array would be pickled whole
@@ -123,11 +123,13 @@ class ParquetRows(StreamedArray):
     def __init__(self, path: Path, label: str | None) -> None:
         self.path, self.label = path, label
         self._open()
-        metadata = self._file.metadata
-        sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        if not self.starts[-1]:
+        with readable_parquet(path):
+            metadata = self._file.metadata
+            sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+        if min(sizes, default=0) < 0 or not sum(sizes):
             raise ValueError(f"{path}: expected at least one row of values, got none")
+        check_size(path, 8 * max(sizes) * metadata.num_columns, remedy=SMALLER_GROUPS)
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         first = self._frame(0)
         check_label([str(c) for c in first.columns], label, str(path))
         self.columns = tuple(str(c) for c in first.columns if c != label)
@@ -138,7 +140,7 @@ class ParquetRows(StreamedArray):
         if largest > 8 * CACHE_BYTES:
             warn_user(
                 f"{path}: its largest row group has {max(sizes)} rows, {largest / 2**20:.0f} MiB, and is read whole: "
-                "write the file with smaller ones, frame.to_parquet(path, row_group_size=100_000)"
+                f"{SMALLER_GROUPS}"
             )
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -151,7 +153,9 @@ class ParquetRows(StreamedArray):
 
     def labels(self) -> tuple[np.ndarray, tuple[str, ...] | None]:
         """The labels of all rows, and their names."""
-        column = self._file.read(columns=[self.label], use_threads=False).to_pandas()[self.label]
+        check_size(self.path, 8 * len(self))
+        with readable_parquet(self.path):
+            column = self._file.read(columns=[self.label], use_threads=False).to_pandas()[self.label]
         return encode_labels(column, name=f"{self.path}, column {self.label!r}")
 
     def block_of(self, rows: np.ndarray) -> np.ndarray:
@@ -172,17 +176,18 @@ class ParquetRows(StreamedArray):
         return self._cache[g]
 
     def _frame(self, g: int) -> Any:
-        return self._file.read_row_group(g, use_threads=False).to_pandas()
+        with readable_parquet(self.path):
+            frame = self._file.read_row_group(g, use_threads=False).to_pandas()
+        if len(frame) != (claimed := self.starts[g + 1] - self.starts[g]):
+            raise ValueError(f"{self.path}: row group {g} claims {claimed} rows, and has {len(frame)}")
+        return frame
 
     def _open(self) -> None:
-        try:
-            from pyarrow import lib, parquet
-        except ImportError as error:
-            raise ImportError(f"reading {self.path} needs pyarrow: pip install 'ppgen[parquet]'") from error
-        try:
+        check_regular(self.path)
+        with readable_parquet(self.path):
+            from pyarrow import parquet
+
             self._file = parquet.ParquetFile(self.path)
-        except (OSError, lib.ArrowException) as error:
-            raise ValueError(f"{self.path} is not a readable Parquet file: {error}") from error
         self._process, self._cache = os.getpid(), OrderedDict[int, np.ndarray]()
 
     def __getstate__(self) -> dict[str, Any]:

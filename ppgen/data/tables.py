@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,18 +92,33 @@ def read_parquet(path: Path, label: str | None) -> RawData:
     import pandas as pd
 
     check_regular(path)
-    try:
+    with readable_parquet(path):
         from pyarrow import parquet
 
         about = parquet.read_metadata(path)
         size = 8 * about.num_rows * about.num_columns  # runs of one value take no space in the file
         check_size(path, size, remedy=STREAMABLE)
         frame = pd.read_parquet(path)
+    return from_frame(frame, name=str(path), label=label)
+
+
+@contextmanager
+def readable_parquet(path: Path) -> Iterator[None]:
+    """Inside, pyarrow reads a Parquet file; what it cannot read is an error that names the file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ImportError: if pyarrow is not installed.
+        ValueError: if the file cannot be read.
+    """
+    try:
+        yield
     except ImportError as error:
         raise ImportError(f"reading {path} needs pyarrow: pip install 'ppgen[parquet]'") from error
     except (OSError, ValueError, ArithmeticError, LookupError, MemoryError, NotImplementedError, TypeError) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-    return from_frame(frame, name=str(path), label=label)
 
 
 def from_frame(

@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import pickle
 import resource
 import struct
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ppgen import data
+from ppgen.data.streamed_files import open_stream
 
 TABLE = np.arange(12.0).reshape(6, 2) / 7
 GRAY = np.arange(120, dtype=np.uint8).reshape(6, 4, 5)
@@ -62,12 +64,15 @@ VALID = {
 IMAGES = {".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".jpg": "JPEG", ".webp": "WEBP", ".pgm": "PPM"}
 
 
-def read(folder, name: str, content: bytes) -> None:
-    """Reads bytes under a name; images in a folder of their own."""
+STREAMED = (".npy", ".parquet")
+
+
+def read(folder, name: str, content: bytes, *, stream: bool = False) -> None:
+    """Reads bytes under a name, all rows of them; images in a folder of their own."""
     path = folder / f"any{name}"
     path.write_bytes(content)
     source = folder if name in IMAGES else path
-    outcome(lambda: data.load(source, scale="none"), source)
+    outcome(lambda: data.load(source, scale="none", stream=stream).x[:], source)
 
 
 @pytest.mark.parametrize("name", VALID)
@@ -80,6 +85,16 @@ def test_any_bytes_are_data_or_refused(name, tmp_path):
     check()
 
 
+@pytest.mark.parametrize("name", STREAMED)
+def test_any_bytes_are_streamed_or_refused(name, tmp_path):
+    @MUTATIONS
+    @given(hostile_bytes(VALID[name]))
+    def check(content):
+        read(tmp_path, name, content, stream=True)
+
+    check()
+
+
 @MUTATIONS
 @given(st.sampled_from(list(IMAGES)), st.data())
 def test_any_bytes_are_images_or_refused(tmp_path_factory, name, draw):
@@ -88,12 +103,14 @@ def test_any_bytes_are_images_or_refused(tmp_path_factory, name, draw):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in (*VALID, *IMAGES) if name != ".tif"])  # it takes a minute
-def test_many_bytes_are_data_or_refused(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "stream"), [*((name, False) for name in (*VALID, *IMAGES)), *((name, True) for name in STREAMED)]
+)
+def test_many_bytes_are_data_or_refused(name, stream, tmp_path):
     @MANY_MUTATIONS
     @given(hostile_bytes(image(IMAGES[name]) if name in IMAGES else VALID[name]))
     def check(content):
-        read(tmp_path, name, content)
+        read(tmp_path, name, content, stream=stream)
 
     check()
 
@@ -141,9 +158,52 @@ TERABYTES = {
 def test_a_claim_that_the_file_cannot_hold_is_refused(name, tmp_path):
     content, message = TERABYTES[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=message) as raised:
-        data.load(tmp_path / name)
-    assert name in str(raised.value)
+    for stream in (False, True) if name.endswith(STREAMED) else (False,):
+        with pytest.raises(ValueError, match=message) as raised:
+            data.load(tmp_path / name, stream=stream)
+        assert name in str(raised.value)
+
+
+def test_a_row_group_that_does_not_fit_into_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    frame, path = pd.DataFrame({"a": np.zeros(200_000), "b": 0}), tmp_path / "bomb.parquet"
+    frame.to_parquet(path)
+    assert path.stat().st_size < 10_000
+    monkeypatch.setattr("ppgen.utils.regular_files.memory", lambda: 500_000)
+    with pytest.raises(ValueError, match=r"bomb\.parquet: it claims 3 MB .* smaller row groups, .*row_group_size"):
+        data.load(path, stream=True)
+    frame.to_parquet(path, row_group_size=10_000)
+    assert data.load(path, stream=True, scale="none", form="unit").x.shape == (200_000, 2)
+    with pytest.raises(ValueError, match=r"bomb\.parquet: it claims 2 MB"):  # labels are read whole
+        data.load(path, stream=True, label="b")
+
+
+def test_a_row_group_of_another_length_than_it_claims_is_refused(tmp_path):
+    FRAME.to_parquet(tmp_path / "x.parquet")
+    opened = open_stream(tmp_path / "x.parquet", None).x
+    pd.DataFrame(TABLE[:4], columns=["a", "b"]).to_parquet(tmp_path / "x.parquet")  # in the meantime
+    worker = pickle.loads(pickle.dumps(opened))
+    with pytest.raises(ValueError, match=r"x\.parquet: row group 0 claims 6 rows, and has 4"):
+        worker.read(np.arange(6))
+
+
+def tiff(width: int, height: int) -> bytes:
+    """A TIFF image of 5 x 4 pixels whose header claims another size."""
+    content = image("TIFF")
+    for tag, found, claimed in ((256, 5, width), (257, 4, height)):
+        entry = struct.pack("<HHII", tag, 4, 1, found)
+        assert content.count(entry) == 1
+        content = content.replace(entry, struct.pack("<HHII", tag, 4, 1, claimed))
+    return content
+
+
+@pytest.mark.parametrize(("width", "height"), [(5, 16_777_220), (5, 5), (4000, 4)])
+def test_a_tiff_image_of_which_parts_are_missing_is_refused(width, height, tmp_path):
+    """Pillow reads what is missing as black, and takes seconds for large claims."""
+    (tmp_path / "a.tif").write_bytes(tiff(5, 4))
+    assert np.array_equal(data.load(tmp_path, form="integer", validation=0, test=0).x[0, 0], GRAY[0])
+    (tmp_path / "a.tif").write_bytes(tiff(width, height))
+    with pytest.raises(ValueError, match=r"a\.tif is not a readable image"):
+        data.load(tmp_path)
 
 
 def test_what_decompresses_to_more_than_fits_into_memory_is_refused(tmp_path, monkeypatch):
@@ -180,8 +240,9 @@ def test_pipes_and_folders_are_no_files(name, tmp_path):
     os.mkfifo(tmp_path / f"pipe{name}")
     (tmp_path / f"folder{name}").mkdir()
     for path in tmp_path.iterdir():
-        with pytest.raises(ValueError, match=path.name):
-            data.load(path)
+        for stream in (False, True):
+            with pytest.raises(ValueError, match=path.name):
+                data.load(path, stream=stream)
 
 
 CHILD = """
