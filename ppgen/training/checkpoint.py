@@ -35,8 +35,7 @@ class Checkpoint:
         data: the training data.
         ranks: the processes that train together; one if left out.
         seconds: the time between two checkpoints.
-        digest: computes the digest of all rows of the data, by which any change of them is noticed; None if it is not
-            known.
+        digest: computes the digest of the data, of all rows unless they are on disk and many; None if it is not known.
 
     Attributes:
         chain: the number of the chain to begin or to continue, counted from 0.
@@ -233,7 +232,7 @@ class Checkpoint:
         if then["data"] == now["data"]:
             other = [key for key, rows in with_prefix(tensors, "data").items() if not self._has_rows(key, rows)]
             yield from (f"data: array {key} has other rows" for key in other)
-            digest = metadata.get("digest")  # None in a file of an earlier version, and for data on disk
+            digest = metadata.get("digest")  # None in a file of an earlier version
             if not other and None not in (digest, self._digest) and digest != self._digest:
                 yield f"data: other rows, or in another order (digest {digest:.12} then, {self._digest:.12} now)"
 

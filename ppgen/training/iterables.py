@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from ppgen.data.digest import digest_of_rows
 from ppgen.data.streaming import Stream
 from ppgen.infer.distributed import Ranks, shares
 from ppgen.training.conversion import is_hugging_face
@@ -171,9 +172,9 @@ class IterableBatches:
         """
         return tuple(part[:rows] for part in self.first(whole=True))
 
-    def digest(self) -> None:
-        """The digest of all rows: not known, since they are read once in each epoch."""
-        return None
+    def digest(self) -> str:
+        """The digest of the first batch; the rest is read once in each epoch."""
+        return digest_of_rows(*self.first(whole=True))
 
     def describe(self, *, device: bool = True) -> list[str]:
         """Type and shape of each part of the data.

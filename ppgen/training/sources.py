@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +43,7 @@ __all__ = [
     "running",
 ]
 
+DIGESTED_ITEMS = 1000  # of a data set, whose items may be slow to make
 Parts = tuple[Tensor, ...]
 OnMissing = Callable[[Parts, np.ndarray], None]
 
@@ -69,6 +71,7 @@ class Source(ABC):
         blocks: the positions of the rows that are read together, or None if any row can be read by itself.
         window: how many blocks are held in memory at the same time.
         subset: the numbers of the rows in the data, by position; None for all in their order.
+        most_digested: how many rows are read for a digest at most.
     """
 
     rows: int
@@ -76,6 +79,7 @@ class Source(ABC):
     blocks: list[Tensor] | None = None
     window: int = 1
     subset: Tensor | None = None
+    most_digested: int = sys.maxsize
 
     def numbers(self, positions: Tensor) -> Tensor:
         """The numbers of rows in the data.
@@ -262,6 +266,7 @@ class OnDisk(Source):
         arrays = isinstance(self.data, tuple)
         self._raw: Callable[[np.ndarray], Any] = _Arrays(self.data) if arrays else _Items(self.data)
         self._random = not arrays
+        self.most_digested = sys.maxsize if arrays else DIGESTED_ITEMS
         self.blocks, self.window = self._find_blocks()
 
     def read(self, requests: Iterable[Request]) -> Iterator[Parts]:

@@ -20,8 +20,9 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, ge
 
 import ppgen
 from ppgen.data import Stream
+from ppgen.training import batches
 from ppgen.training.callbacks import TrainingStep
-from ppgen.training.sources import own_random
+from ppgen.training.sources import Conversion, OnDisk, own_random
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -232,7 +233,8 @@ def test_a_resumed_run_reads_only_the_rows_that_are_left(tmp_path):
     assert np.array_equal(after[1].history["loss"], expected[1].history["loss"])
     assert torch.equal(after[0].loc, expected[0].loc)
     assert len(after[0].seen) + len(before[0].seen) == len(expected[0].seen)
-    assert len(left.read) < len(X) + 5 * 5 + 2 * 8 + 5  # five batches, those that are checked first, and samples
+    # five batches, those that are checked first, samples, and the digest
+    assert len(left.read) < len(X) + 5 * 5 + 2 * 8 + 5 + len(X)
 
 
 def test_parquet_is_shuffled_by_row_groups(tmp_path, monkeypatch):
@@ -303,6 +305,36 @@ def test_an_iterable_run_resumes_in_mid_epoch(kind, buffer, tmp_path):
         assert torch.equal(x, y)
     if kind is Stateful and not buffer:
         assert data.read < 2 * len(X)  # the first batch, and what was left: nothing is replayed
+
+
+@pytest.mark.parametrize("kind", ["mapped", "items", "records"])
+def test_a_value_on_disk_that_changed_is_noticed_when_a_run_continues(kind, tmp_path):
+    make = {"mapped": lambda x: mapped(tmp_path, x), "items": Items, "records": Records}[kind]
+    changed = X.copy()
+    changed[3, 1] *= 1 + 1e-5
+    options = {"checkpoint": tmp_path / "run", "steps": 3}
+    run(make(X), **options, callbacks=[lambda step: step.stop("enough")])
+    with pytest.raises(ValueError, match="data: other rows, or in another order"):
+        run(make(changed), **options)
+    run(make(X), **options)
+
+
+def test_the_digest_of_large_data_on_disk_takes_runs_of_rows(monkeypatch):
+    monkeypatch.setattr(batches, "DIGESTED_BYTES", 16 * X[0].nbytes)
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    order = torch.from_numpy(np.random.default_rng(1).permutation(50)[:45])
+    digests, read = [], []
+    for row in (None, sorted(order.tolist())[1], sorted(order.tolist())[3]):
+        items = Items(x.copy())
+        if row is not None:
+            items.arrays[0][row] += 1
+        source = OnDisk(items, 45, Conversion(torch.float32), Stream(items), order)
+        digests.append(batches.Batches(source, size=5).digest())
+        read = items.read[1:]  # the first shows how many bytes a row has
+    positions = [sorted(order.tolist()).index(row) for row in read]  # in the order of the file
+    assert positions == [0, 1, 6, 7, 12, 13, 18, 19, 24, 25, 30, 31, 36, 37, 43, 44]
+    assert digests[0] != digests[1]
+    assert digests[0] == digests[2]  # a row between the runs
 
 
 def test_epochs_of_an_iterable_data_set_are_counted():
