@@ -71,7 +71,9 @@ def configure(method: str, options: argparse.Namespace, seed: int) -> dict[str, 
     for option in ("size", "side"):
         if (value := getattr(options, option)) is not None:
             words += [f"--data.{option}", str(value)]
-    words += [word for part in options.set for word in part.split("=", 1)]
+    for part in options.set:
+        option, _, value = part.partition("=")
+        words += [f"--{option}", value]
     return without_run_options(make_parser(words).parse_args(words).train[name].as_dict())
 
 
@@ -243,7 +245,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900.0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--preset", default="images")
-    parser.add_argument("--set", nargs="*", default=[], metavar="--OPTION=VALUE", help="further options of ppgen train")
+    parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="further options of ppgen train")
     parser.add_argument("--name", default="", help="what is added to the names of rows, for --set")
     parser.add_argument("--epochs", type=int, default=3, help="of the classifier whose features are used")
     parser.add_argument("--held-out", type=int, default=2000)
