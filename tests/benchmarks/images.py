@@ -187,19 +187,20 @@ def one(method: str, seed: int, options: argparse.Namespace, network: ImageFeatu
     if means is not None:
         row["means"] = measure(means, held_out, network)["frechet"]
     picture = figures.samples(as_unit(x, data)[:64], data=held_out[:64], means=means, limits=(0.0, 1.0))
-    picture.savefig(options.out / f"{method}-{seed}.png", dpi=160)
+    picture.savefig(options.out / f"{method}{options.name}-{seed}.png", dpi=160)
     if y is not None:
         shown = np.concatenate([np.flatnonzero(y.numpy() == label)[:10] for label in range(data.classes or 0)])
         rows = {f"label {label}": as_unit(x, data)[shown[10 * label : 10 * label + 10]] for label in range(10)}
+        path = options.out / f"{method}{options.name}-{seed}-labels.png"
         if len({len(part) for part in rows.values()}) == 1:
-            figures.sequences(rows, limits=(0.0, 1.0)).savefig(options.out / f"{method}-{seed}-labels.png", dpi=160)
+            figures.sequences(rows, limits=(0.0, 1.0)).savefig(path, dpi=160)
     parameters = sum(part.numel() for part in model.parameters())
     return row | {"steps": len(fit.history["loss"]), "minutes": minutes, "parameters": parameters}
 
 
 def feature_network(options: argparse.Namespace, data: Data) -> ImageFeatures:
     """The classifier of the training images, trained once."""
-    path = options.out / "features.safetensors"
+    path = options.out / f"features-{options.data}-{data.event_shape[-1]}.safetensors"
     if path.exists():
         network = ImageFeatures(data.event_shape, data.classes or 0)
         safetensors.torch.load_model(network, path)

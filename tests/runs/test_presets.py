@@ -32,14 +32,14 @@ def test_the_options_of_a_setting_are_options_of_the_method(method):
 
 
 def test_later_options_override_a_setting_and_it_overrides_earlier_ones():
-    found = config("vae", "--model.latent_dim", "5", "--preset", "images", "--model.scale", "0.2")
+    found = config("vae", "--model.latent_dim", "5", "--preset", "images", "--fit.steps", "20")
     assert found["model"]["latent_dim"] == preset("images", "vae")["model.latent_dim"]
-    assert found["model"]["scale"] == 0.2
+    assert found["fit"]["steps"] == 20
 
 
 def test_a_run_stores_the_options_of_its_setting(quick):
     assert main(["train", "vae", "digits", "--preset", "images", *quick, "--out", "run"]) == 0
-    assert Run.load("run").config["model"]["covariance"] == "scalar"
+    assert Run.load("run").config["model"]["latent_dim"] == 32
 
 
 def test_an_unknown_setting_is_refused_with_the_known_ones(capsys):
