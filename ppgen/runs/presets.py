@@ -16,6 +16,7 @@ DENOISERS = ("ddpm", "edm", "vdm", "fm", "ot_fm")
 
 # Gray levels as they are: noise that dequantizes them would be one more thing to imitate.
 SHARP = {"data.form": "unit"}
+WIDE = [64, 128, 256]
 DECAY = {"fit.lr_scheduler": "cosine"}
 
 Options = Mapping[str, Any]
@@ -32,8 +33,9 @@ PRESETS: dict[str, Rows] = {
         (DENOISERS, {"model.hidden": [32, 64, 64], "fit.batch_size": 64, "fit.steps": 4000}),
     ),
     "gpu": (
-        (AUTOENCODERS, {"model.hidden": [64, 128, 256], "model.latent_dim": 64, "fit.batch_size": 256}),
-        ((*GANS, "ali"), SHARP | {"model.hidden": [128, 256], "model.latent_dim": 128, "fit.batch_size": 256}),
+        (AUTOENCODERS, {"model.hidden": WIDE, "model.latent_dim": 64, "fit.batch_size": 256}),
+        ((*GANS, "ali"), SHARP | {"model.hidden": WIDE, "model.latent_dim": 128, "fit.batch_size": 256}),
+        (GANS, {"loss.hidden": WIDE}),
         (("progan",), SHARP | {"model.latent_dim": 128, "fit.batch_size": 64}),
         (("glow",), {"model.layers": 16, "model.hidden": [256, 256], "fit.batch_size": 128}),
         (DENOISERS, {"model.hidden": [64, 128, 128], "fit.batch_size": 256}),
