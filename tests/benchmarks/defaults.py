@@ -30,7 +30,6 @@ from ppgen.fitting import TrainingStep
 from ppgen.models import VAE, FlowModel
 from ppgen.nets import defaults_for
 
-PATIENCE, EPOCHS = 15, 300
 DEFAULT = "default"
 
 
@@ -121,10 +120,8 @@ def score(task: Task, x: np.ndarray, setting: Mapping[str, Any], seed: int, seco
         model.guide,
         rows,
         optim=partial(torch.optim.Adam, lr=lr),
-        epochs=EPOCHS,
         batch_size=batch_size,
         validation=0.1,
-        patience=PATIENCE,
         callbacks=[stop],
         progress=False,
         seed=seed,

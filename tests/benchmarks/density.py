@@ -1,11 +1,11 @@
 """Held-out log-likelihood of tables by defaults: our flows beside zuko's, nflows', normflows' and a mixture by BIC.
 
-ppgen's flows have the defaults of `ppgen.nets.defaults_for`: what ``ppgen train nsf TABLE`` takes. zuko's flow is
-`NSF(dim)` as it stands; nflows and normflows have no defaults of a whole flow, and get three autoregressive spline
-layers with two hidden layers of 64 (`flows.py`). All of them train by Adam in batches of one size, hold out the same
-tenth of the training rows, stop after 20 passes without a better loss of it, return to the best weights, and have the
-same seconds of one processor at most. Peers have Adam's usual rate, 1e-3. The mixture has full, diagonal or tied
-covariances and up to ten components, chosen by BIC on all training rows.
+ppgen's flows have the defaults of `ppgen.nets.defaults_for` and the length of `ppgen.fit`, as ``ppgen train nsf`` has
+them. zuko's flow is `NSF(dim)` as it stands; nflows and normflows have no defaults of a whole flow, and get three
+autoregressive spline layers with two hidden layers of 64 (`flows.py`). All of them train by Adam in batches of one
+size, hold out the same tenth of the training rows, return to the weights that are best on it, and have the same seconds
+of one processor at most. Peers have Adam's usual rate, 1e-3, and stop after 20 passes without a better loss. The
+mixture has full, diagonal or tied covariances and up to ten components, chosen by BIC on all training rows.
 
 Tables are split by ten-fold cross-validation, toy distributions are sampled again for each fold, 2000 rows for training
 and 2000 for evaluation; columns are standardized by the training rows (`flows.py`). Nats per row: mean (standard error)
@@ -45,7 +45,7 @@ OURS = ("nsf", "nsf_autoregressive", "maf")
 THEIRS = ("zuko", "nflows", "normflows")
 MIXTURE = "mixture by BIC"
 DATA = ("wine", "cancer", "moons", "pinwheel", "checkerboard", "magic")
-PATIENCE, EPOCHS = 20, 400
+PATIENCE = 20  # of the peers
 
 
 def magic() -> Any:
@@ -81,8 +81,6 @@ def train_ppgen(name: str, x: Tensor, seed: int, seconds: float) -> Callable[[Te
         model.guide,
         x[kept],
         validation=x[held],
-        patience=PATIENCE,
-        epochs=EPOCHS,
         batch_size=chosen.batch_size,
         optim=partial(torch.optim.Adam, lr=chosen.lr, betas=chosen.betas),
         callbacks=[stop],
