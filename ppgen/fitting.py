@@ -316,11 +316,12 @@ def fit(
     **Length.** Without `steps` and `epochs` a run ends when it has converged, at the latest after `max_steps`. Of 100
     rows or more a tenth is held out, if each row has its own latents, or none, and the guide computes them from the
     row. The run checks the loss on these rows under the same random numbers each time. After 5 passes without a check
-    that is better by more than its noise, and at least 300 steps, it returns to the best weights and lowers the
-    learning rates to a fifth; after the third time it ends with the best weights. Programs with global latents, or
+    that is better by more than its noise, and at least 1000 steps, or less than a third of that if all checks are worse
+    by more than their noise, it returns to the best weights and lowers the learning rates to a fifth; it does so once
+    more, with half the patience, and then ends with the best weights. Programs with global latents, or
     fewer rows, hold nothing out, since all rows count for the posterior: there the loss of the steps has to be flat
     over a window, whose length grows, and so have the latents that the guide draws. Where critics train, held-out rows
-    are compared with samples by the energy distance, with three times the patience. Schedules of weights that last
+    are compared with samples by the energy distance, with twice the patience. Schedules of weights that last
     for the run then take 10 passes, at least 1000 steps, before which no check counts. With `steps` or `epochs` the
     run takes exactly those, and a warning and `Chain.stop_reason` say if the loss on validation data was still
     improving, or was best long before.

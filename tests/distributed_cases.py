@@ -33,6 +33,7 @@ from ppgen import views as v
 from ppgen.diffusion.times import TIMES
 from ppgen.infer.distributed import Ranks, shares
 from ppgen.metrics import MMD
+from ppgen.training import chain as chain_trainer
 from ppgen.training.callbacks import TrainingStep
 
 STEPS = 50
@@ -429,6 +430,8 @@ def behaviors(rank: int, size: int, folder: Path) -> dict[str, Any]:
     stop = lambda step: step.stop("enough") if step.number == 4 and rank == 1 else None  # noqa: E731
     with group(folder / "two", rank, size):
         results["validation"] = run("flow", validation=data(30)), alone["flow"]
+        with patch.object(chain_trainer, "FLAT_STEPS", 8), patch.object(chain_trainer, "CHECK_STEPS", (2, 1000)):
+            results["converges"] = run("flow", steps=None, epochs=None, max_steps=200, validation=data(30))
         results["streams"] = streams("items"), alone["streams"]
         results["read"] = rows_of_an_epoch()
         results["normed"] = run("normed")

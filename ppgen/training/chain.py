@@ -20,6 +20,7 @@ from ppgen.training.callbacks import TrainingStep
 from ppgen.training.checkpoint import Checkpoint
 from ppgen.training.convergence import (
     CHECK_STEPS,
+    FLAT_STEPS,
     GAME_PATIENCE,
     LOWERED_RATE,
     PATIENCE,
@@ -211,10 +212,11 @@ class ChainTrainer:
     def _convergence(self) -> Convergence:
         """What decides when the chain ends."""
         options, one_pass = self.options, max(1, self.batches.known_length)
-        times = GAME_PATIENCE if self._is_game else 1
-        passes = options.patience or (PATIENCE * times if options.converges else None)
+        patience = None if options.patience is None else max(options.patience * one_pass, PATIENCE_STEPS)
+        if patience is None and options.converges:
+            patience = max(PATIENCE * one_pass, FLAT_STEPS) * (GAME_PATIENCE if self._is_game else 1)
         return Convergence(
-            patience=None if passes is None else max(passes * one_pass, PATIENCE_STEPS * times),
+            patience=patience,
             lowers=options.converges,
             decay=options.decay,
             begin=self.begin,

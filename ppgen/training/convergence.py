@@ -20,6 +20,7 @@ import numpy as np
 
 __all__ = [
     "CHECK_STEPS",
+    "FLAT_STEPS",
     "GAME_PATIENCE",
     "LOWERED_RATE",
     "MAX_STEPS",
@@ -34,10 +35,13 @@ __all__ = [
 MAX_STEPS = 30_000  # the ceiling of a run of no given length
 PATIENCE = 5  # passes over the data
 PATIENCE_STEPS = 300  # and at least so many steps, whatever a pass is
-GAME_PATIENCE = 3  # times as much where critics train, since samples get better and worse in turns
+FLAT_STEPS = 1000  # of a run of no given length: what is slow is hidden by the noise of steps
+GAME_PATIENCE = 2  # times as much where critics train, since samples get better and worse in turns
 CHECK_STEPS = 30, 1000  # between two checks: a pass over the data, but no fewer and no more
 SCHEDULE_PASSES, SCHEDULE_STEPS = 10, 1000  # how long the schedules of weights are that last for the run; the larger
 LOWERINGS = 2
+LOWERED_PATIENCE = 0.5  # of the patience, at lower rates, whose steps have less noise
+WORSE_PATIENCE = 0.3  # of the patience, where all checks are worse than the best by more than their noise
 LOWERED_RATE = 0.2  # the factor on the learning rates
 DECAY_SHARE = 0.25  # of the steps so far, over which rates fall to zero
 WINDOW, WINDOW_GROWTH, BLOCKS = 300, 1.5, 5  # steps of the first window, growth, and blocks of each half
@@ -76,6 +80,7 @@ class Convergence:
         self.patience, self.lowers, self.decay, self.begin, self.held_out = patience, lowers, decay, begin, held_out
         self.since, self.lowered, self.plateau_at, self.ended = begin, 0, 0, False
         self._reference: list[float] = []
+        self._worse_since: int | None = None
         self._window = float(WINDOW)
         self._path: list[list[float]] = []
 
@@ -87,9 +92,13 @@ class Convergence:
             parts: the loss of each part of the data.
             weights: the rows of each part.
         """
-        if step < self.begin or not improves(self._reference, parts, weights):
+        if step < self.begin:
             return False
-        self._reference, self.since = list(parts), step
+        if not improves(self._reference, parts, weights):
+            worse = not np.isfinite(parts).all() or improves(parts, self._reference, weights)
+            self._worse_since = (self._worse_since or step) if worse else None
+            return False
+        self._reference, self.since, self._worse_since = list(parts), step, None
         return True
 
     def note(self, draws: list[float]) -> None:
@@ -113,11 +122,11 @@ class Convergence:
             self.ended = step >= self.plateau_at + self._decay_steps
             return self.ended
         if self.held_out:
-            found = step - max(self.since, self.plateau_at) >= self.patience
+            found = self._waited(step, self.patience)
         else:
             found = self._window_ends(step, losses)
         if found:
-            self.plateau_at = step
+            self.plateau_at, self._worse_since = step, None
             self.ended = not self.lowers or (self.decay is None and self.lowered == LOWERINGS)
             self.lowered += not self.ended
         return found
@@ -156,6 +165,7 @@ class Convergence:
             "ended": self.ended,
             "reference": self._reference,
             "window": self._window,
+            "worse_since": self._worse_since,
             "path": self._path,
         }
 
@@ -166,11 +176,18 @@ class Convergence:
             state: what `state` returned; empty for files of earlier versions.
         """
         for name, value in state.items():
-            setattr(self, f"_{name}" if name in ("reference", "window", "path") else name, value)
+            setattr(self, f"_{name}" if hasattr(self, f"_{name}") else name, value)
 
     @property
     def _decay_steps(self) -> int:
         return max(self.patience or 1, math.ceil(DECAY_SHARE * self.plateau_at))
+
+    def _waited(self, step: int, patience: float) -> bool:
+        """Whether the last improvement is too long ago, or all checks of a while have been worse than the best."""
+        patience = patience * LOWERED_PATIENCE if self.lowered else patience
+        if step - max(self.since, self.plateau_at) >= patience:
+            return True
+        return self.lowers and self._worse_since is not None and step - self._worse_since >= WORSE_PATIENCE * patience
 
     def _window_ends(self, step: int, losses: Sequence[float]) -> bool:
         """Whether a window ends at a step in which the loss has not improved."""

@@ -32,7 +32,7 @@ CHAIN: dict[str, Any] = {
 }
 RECOVERY = {"skipped": NATURAL, "in_a_row": NATURAL, "returns": NATURAL, "step": NATURAL, "next": NATURAL}
 CONVERGENCE: dict[str, Any] = {"since": NATURAL, "lowered": NATURAL, "plateau_at": NATURAL, "ended": FLAG}
-CONVERGENCE |= {"reference": [NUMBER], "window": NUMBER, "path": [[NUMBER]]}
+CONVERGENCE |= {"reference": [NUMBER], "window": NUMBER, "path": [[NUMBER]], "worse_since": optional(NATURAL)}
 SOMETHING = Kind("a value", lambda _: True)
 BATCH = Kind(
     "the shape of a batch and its dtype",

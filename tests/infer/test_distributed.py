@@ -146,6 +146,13 @@ def test_a_rank_that_stops_stops_all_one_step_later(behaviors):
     assert [run["stop"] for run in stopped] == ["stopped by another rank, at step 5"] * 2
 
 
+def test_ranks_converge_at_the_same_step_with_the_same_weights(behaviors):
+    one, other = (result["converges"] for result in behaviors)
+    assert one["stop"] == other["stop"]
+    assert one["stop"].startswith("converged: the held-out loss has not improved since step")
+    assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
+
+
 def test_a_stop_is_not_lost_in_a_validation(behaviors):
     """Of step 4, with two batches in an epoch."""
     assert [len(result["validated"]["history"]["loss"]) for result in behaviors] == [4, 4]

@@ -28,7 +28,8 @@ OPTIONS: dict[str, Any] = {"optim": ADAM, "compile": False, "progress": False}
 @pytest.fixture
 def quick(monkeypatch):
     """Shorter patience, so that tests take hundreds of steps and not thousands."""
-    monkeypatch.setattr(chain_trainer, "PATIENCE_STEPS", 20)
+    for name in ("PATIENCE_STEPS", "FLAT_STEPS"):
+        monkeypatch.setattr(chain_trainer, name, 20)
     monkeypatch.setattr(chain_trainer, "CHECK_STEPS", (5, 1000))
     monkeypatch.setattr(convergence, "WINDOW", 60)
 
@@ -116,7 +117,19 @@ def test_plateaus_lower_the_rates_and_then_end_the_run():
         followed.check(step, [1.0 / min(step, 50)], [1])
         if followed.plateau(step, []):
             ends.append((step, followed.ended, followed.rate(step)))
-    assert ends[:3] == [(80, False, 0.2), (110, False, pytest.approx(0.04)), (140, True, pytest.approx(0.04))]
+    assert ends[:3] == [(80, False, 0.2), (100, False, pytest.approx(0.04)), (120, True, pytest.approx(0.04))]
+
+
+def test_a_run_that_overfits_waits_a_third_as_long():
+    def first_plateau(worse: float) -> int:
+        followed = Convergence(patience=100, lowers=True)
+        for step in range(10, 200, 10):
+            followed.check(step, [1.0 + worse * (step > 10) + noise for noise in (-0.1, 0.1, 0.0)], [1] * 3)
+            if followed.plateau(step, []):
+                return step
+        raise AssertionError
+
+    assert (first_plateau(0.0), first_plateau(1.0)) == (110, 50)
 
 
 def test_a_decay_begins_at_the_first_plateau():
