@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._inductor import config
+from torch._inductor.codecache import cache_dir
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.joint_graph import constant_fold_uniform_value
@@ -24,6 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ppgen.infer.compile.arguments import leaves
+from ppgen.infer.compile.code_cache import check_code_cache
 from ppgen.infer.compile.recording import Recording
 
 __all__ = ["compile_graph"]
@@ -52,7 +54,11 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> C
 
     Returns:
         A function of the inputs, which updates the same tensors as the step.
+
+    Raises:
+        PermissionError: If somebody else may put code into the folder from which torch runs what it has compiled.
     """
+    check_code_cache(cache_dir())
     recording.graph.output(outputs)
     module = fx.GraphModule(recording.root, recording.graph)
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
