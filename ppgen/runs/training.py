@@ -80,7 +80,7 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
         raise ValueError(f"these options (--model.NAME) do not make a model: {error}") from error
     rows = kind.rows(config, data, "train")
     kind.fitted_data(config, data)  # options that the data do not allow
-    model.check(*(torch.as_tensor(part[:CHECKED_ROWS]) for part in rows))  # before there is a folder
+    model.check(*map(some_rows, rows))  # before there is a folder
     folder = Path(out)
     first = Ranks().first
     with _held(folder) if first else nullcontext():
@@ -107,6 +107,13 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
             if first:
                 remove_failed_start(folder)
             raise
+
+
+def some_rows(part: Any) -> torch.Tensor:
+    """At least `CHECKED_ROWS` rows of data in memory, from first to last, or the first ones of a stream."""
+    if isinstance(part, torch.Tensor):
+        return part[:: max(1, len(part) // CHECKED_ROWS)]
+    return torch.as_tensor(part[:CHECKED_ROWS])
 
 
 @contextmanager

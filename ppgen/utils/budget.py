@@ -58,14 +58,15 @@ class Budget:
         """The seconds that are left, at least 0."""
         return max(0.0, self._end - self.clock())
 
-    def part(self, share: float, stage: str = "") -> "Budget":
+    def part(self, share: float, stage: str = "", *, least: float = 0.0) -> "Budget":
         """A budget of a share of the seconds that are left.
 
         Args:
             share: The share.
             stage: What it is for, which is shown.
+            least: The share of all seconds that it has in any case, whatever other parts took.
         """
-        part = Budget(share * self.left, clock=self.clock, show=self._show, parent=self)
+        part = Budget(max(share * self.left, least * self.seconds), clock=self.clock, show=self._show, parent=self)
         part.stage = stage or self.stage
         part.show()
         return part
@@ -86,12 +87,13 @@ class Budget:
             total: The number of rows.
             largest: The size of the largest batch, which bounds the memory.
             smallest: The size of the first batch, which is done if any time is left.
-            least: The number of rows that are done in any case.
+            least: The number of rows that are done in any case, all in the first batch if it can have so many.
 
         Yields:
             The rows of each batch.
         """
-        done, size = 0, max(1, min(smallest, largest))
+        smallest, done = max(1, min(smallest, largest)), 0
+        size = min(max(smallest, least), largest)
         while done < total and (self.left > 0 or done < least):
             size = min(size, total - done)
             self.show(f"{done} of {total}")
@@ -101,10 +103,10 @@ class Budget:
             done += size
             affordable = self.left * size / seconds if seconds > 0 else math.inf
             following = min(GROWTH * size, largest, affordable)
-            if following < min(smallest, largest):
+            if following < smallest:
                 if done >= least:
                     break
-                following = min(size, least - done)
+                following = min(largest, least - done)
             size = int(following)
         if done < total:
             self._mark()

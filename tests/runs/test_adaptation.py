@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from ppgen.diagnostics import from_netcdf
 from ppgen.evaluation import features_collapsed
 from ppgen.runs.adaptation import FEATURE_SPREAD, AdaptationRun
 from ppgen.runs.cli import main
+from ppgen.runs.training import some_rows
 
 labels_are_hidden = pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")
 
@@ -24,6 +26,7 @@ def table(path, labels, columns=("a", "b"), n=40):
 
 
 OPTIONS = ["--data.size", "120", "--fit.steps", "30", "--fit.batch_size", "40", "--progress", "false", "--draws", "30"]
+OPTIONS += ["--evaluation_seconds", "inf"]
 SMALL = ["--model.hidden", "[8]", "--model.latent_dim", "4", "--loss.hidden", "[8]", "--fit.compile", "false"]
 
 
@@ -99,6 +102,12 @@ def test_a_run_is_evaluated_on_test_files(tmp_path, capsys):
     assert known.sum() == 22
     right = (run.model.predict(x).numpy() == y)[known]
     assert run.numbers["accuracy on the target, by its labels"][0] == pytest.approx(right.mean())
+
+
+def test_rows_of_both_domains_are_checked_before_the_training():
+    domains = torch.tensor([0] * 3000 + [1] * 500)
+    assert some_rows(domains).unique().tolist() == [0, 1]
+    assert 1024 <= len(some_rows(domains)) < 2048
 
 
 def test_a_target_without_labels_has_no_accuracy(tmp_path, capsys):

@@ -17,6 +17,7 @@ from ppgen.runs.run import DataChangedError, DataMissingError, Run
 
 STORED = Path(__file__).parent / "stored"
 OPTIONS = ["--fit.steps", "6", "--model.hidden", "[8]", "--draws", "25", "--particles", "4", "--fit.compile", "false"]
+OPTIONS += ["--evaluation_seconds", "inf"]
 
 
 def table(scale: float = 1.0) -> pd.DataFrame:

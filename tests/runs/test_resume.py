@@ -21,6 +21,7 @@ from ppgen.training.checkpoint import read_position
 pytestmark = [frozen_in_training, pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")]
 
 SMALL = ["--model.hidden", "[8]", "--draws", "0", "--particles", "4", "--data.size", "300", "--fit.batch_size", "32"]
+SMALL += ["--evaluation_seconds", "inf"]
 SMALL += ["--fit.compile", "false"]  # which "auto" may choose on a busy machine
 RUNS = {
     "vae": ["train", "vae", "moons", "--fit.steps", "30", "--fit.restarts", "2", *SMALL],

@@ -13,7 +13,14 @@ def test_a_run_streams_its_data_and_has_the_same_scaler(tmp_path):
     table = pd.DataFrame(x, columns=list("abc")).assign(kind=np.where(x[:, 0] > 3, "u", "v"))
     table.to_parquet(tmp_path / "x.parquet", row_group_size=40)
     words = ["train", "vae", str(tmp_path / "x.parquet"), "--out", str(tmp_path / "run")]
-    options = {"data.label": "kind", "data.stream": "true", "conditional": "true", "draws": "25", "particles": "5"}
+    options = {
+        "data.label": "kind",
+        "data.stream": "true",
+        "conditional": "true",
+        "draws": "25",
+        "particles": "5",
+        "evaluation_seconds": "inf",
+    }
     options |= {"fit.epochs": "1", "fit.batch_size": "40", "fit.compile": "false", "progress": "false"}
     assert main([*words, *(word for name, value in options.items() for word in (f"--{name}", value))]) == 0
     assert (tmp_path / "run" / "report.html").is_file()

@@ -63,7 +63,8 @@ def test_time_that_suffices_changes_nothing():
 def test_without_time_only_the_least_is_done():
     clock = Clock()
     assert sizes(Budget(0, clock=clock), clock, 10, largest=4) == []
-    assert sum(sizes(Budget(0, clock=clock), clock, 10, largest=4, least=5)) == 5
+    assert sizes(Budget(0, clock=clock), clock, 10, largest=4, least=5) == [4, 1]
+    assert sizes(Budget(0, clock=clock), clock, 99, largest=64, least=5) == [5]
     assert sum(sizes(Budget(0, clock=clock), clock, 3, largest=4, least=5)) == 3
 
 
@@ -80,6 +81,7 @@ def test_parts_are_of_what_is_left_and_report_to_the_whole():
     assert whole.part(0.5).left == whole.left / 2
     clock.work(1000)
     assert whole.left == whole.part(0.5).left == 0
+    assert whole.part(0.5, least=0.2).left == 20
 
 
 @pytest.mark.parametrize("power", [1, 2])
