@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 Row = TypeVar("Row")
 
+LAST_GAIN = 0.1  # on the initial weights of the last layer of a decoder of images, whose outputs then are near zero
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "gelu": nn.GELU,
@@ -252,6 +254,31 @@ class ZeroLinear(nn.Linear):
             nn.init.zeros_(parameter)
 
 
+class Doubling(nn.ConvTranspose2d):
+    """A transposed convolution, 4 x 4 with stride 2, whose weights are initialized for outputs of the input's size.
+
+    A pixel of the output is a sum over the channels of 2 x 2 pixels of the input. torch computes the bound of the
+    weights from the channels of the output instead: for images of one channel they start several times too large, and a
+    decoder with outputs far outside of the data needs hundreds of steps to come back.
+
+    Args:
+        in_channels: The channels of the input.
+        out_channels: The channels of the output.
+        gain: The factor on the initial weights.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, gain: float = 1.0) -> None:
+        self.gain = gain
+        super().__init__(in_channels, out_channels, 4, stride=2, padding=1)
+
+    def reset_parameters(self) -> None:
+        """Draws the weights from U(-b, b) with b = gain / (4 x the channels of the input)^1/2; the bias is zero."""
+        bound = self.gain / math.sqrt(4 * self.in_channels)
+        nn.init.uniform_(self.weight, -bound, bound)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+
 class ConvDecoder(Network):
     """A map from vectors to images, the mirror of :class:`ConvEncoder`: an affine map, then transposed convolutions.
 
@@ -292,7 +319,9 @@ class ConvDecoder(Network):
         self.between, self.doublings = nn.ModuleList(), nn.ModuleList()
         for width, following in pairwise(widths):
             self.between.append(nn.Sequential(*activation_layers(width, activation, norm, dropout, image=True)))
-            self.doublings.append(nn.ConvTranspose2d(width, following, 4, stride=2, padding=1))
+            self.doublings.append(
+                Doubling(width, following, gain=0.1 if len(self.doublings) == len(hidden) - 1 else 1.0)
+            )
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
         """Applies the affine map, then doubles the sides in each layer."""

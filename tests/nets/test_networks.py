@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ppgen import nets
+from ppgen.nets.networks import Doubling
 
 every_network = pytest.mark.parametrize("network", [nets.Dense, nets.ConvEncoder, nets.ConvDecoder, nets.ConvMap])
 
@@ -77,3 +78,20 @@ def test_a_context_must_be_given_if_and_only_if_it_is_expected():
         nets.Dense(3, 2, context_dim=2)(torch.zeros(3))
     with pytest.raises(ValueError, match=r"context of width 0 .*, got one of shape \(4,\)"):
         nets.Dense(3, 2)(torch.zeros(3), torch.zeros(4))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("norm", ["group", "batch", None])
+def test_an_untrained_decoder_of_images_returns_values_near_zero(norm, channels):
+    """Within the range of data in [0, 1]; with torch's initialization gray images had a root mean square above 1."""
+    torch.manual_seed(0)
+    decoder = nets.ConvDecoder(32, (channels, 28, 28), hidden=(128, 64, 32), norm=norm)
+    assert decoder(torch.randn(64, 32)).square().mean().sqrt() < 0.1
+
+
+def test_a_doubling_keeps_the_size_of_its_input():
+    """U(-b, b) has the variance b^2/3, and a pixel is the sum of 4 n products: the variance is 1/3 of the input's."""
+    torch.manual_seed(0)
+    out = Doubling(64, 1)(torch.randn(200, 64, 9, 9)).detach()[..., 2:-2, 2:-2]
+    assert out.var() == pytest.approx(1 / 3, rel=0.15)
+    assert Doubling(64, 1, gain=0.1).weight.abs().max() <= 0.1 / 16
