@@ -29,10 +29,11 @@ class Simulator:
     Latents are arguments as well, ``simulator(x, z)``, for stored simulations as `draw` returns them. The program
     ignores them; `ppgen.Sleep` scores the guide at them. Hence
 
-        fit(simulator, guide, simulator.draw(10_000), loss=Sleep(), batch_size=100, validation=0.1, patience=20)
+        fit(simulator, guide, simulator.draw(10_000), loss=Sleep(), batch_size=100)
 
-    trains on a table of simulations, and ``fit(simulator, guide, simulator.draw(256).x, loss=Sleep())`` on 256 new
-    simulations in each step. A guide has the same arguments, ``guide(x, z=None)``.
+    trains on a table of simulations until those held out are no longer predicted better, and
+    ``fit(simulator, guide, simulator.draw(256).x, loss=Sleep())`` on new simulations in each step. A guide has the same
+    arguments, ``guide(x, z=None)``.
 
     Args:
         model: a Pyro program of one datum, for example ``def model(x=None)`` with ``pyro.sample("x", p, obs=x)``. It

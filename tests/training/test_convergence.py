@@ -239,16 +239,16 @@ def test_a_run_that_was_stopped_converges_as_the_uninterrupted_one(quick, stop, 
     assert len(resumed.history["loss"]) > 60
 
 
-def test_the_ceiling_is_named_and_warned_of():
+def test_the_ceiling_is_named_and_warned_of(quick):
     with pytest.warns(UserWarning, match="before it had converged: give a larger max_steps, or a larger learning rate"):
-        fit = regress(max_steps=300, optim=partial(torch.optim.Adam, lr=1e-4))
-    assert fit.chains[0].stop_reason == "reached the ceiling of 300 steps, before it had converged"
+        fit = regress(2, max_steps=60, optim=partial(torch.optim.Adam, lr=1e-3))
+    assert fit.chains[0].stop_reason == "reached the ceiling of 60 steps, before it had converged"
 
 
-def test_a_counted_run_that_was_still_improving_says_so():
+def test_a_counted_run_that_was_still_improving_says_so(quick):
     with pytest.warns(UserWarning, match="was still improving.*give more steps, or neither steps nor epochs"):
-        fit = regress(2, steps=300, validation=0.2, optim=partial(torch.optim.Adam, lr=1e-3))
-    assert "completed 300 steps, while the held-out loss was still improving" in fit.chains[0].stop_reason
+        fit = regress(2, steps=60, validation=0.2, optim=partial(torch.optim.Adam, lr=1e-3))
+    assert "completed 60 steps, while the held-out loss was still improving" in fit.chains[0].stop_reason
 
 
 def test_patience_is_the_same_whatever_epochs_is(quick):
