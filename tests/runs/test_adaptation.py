@@ -120,6 +120,7 @@ def test_a_target_without_labels_has_no_accuracy(tmp_path, capsys):
     assert "The rows of the target have no labels" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 @labels_are_hidden
 @pytest.mark.filterwarnings("ignore:the best of restarts goes by the loss")
 def test_tuning_chooses_by_a_score_and_the_folder_keeps_the_choice(tmp_path, capsys, monkeypatch):
@@ -140,6 +141,11 @@ def test_tuning_chooses_by_a_score_and_the_folder_keeps_the_choice(tmp_path, cap
     chosen = tuning["chosen"] == "coral 1"
     assert run.config["loss"]["alpha"] == ("Ramp(1.0, shape='sigmoid')" if chosen else 0.0)
     assert run.model.conditional == chosen
+
+
+@labels_are_hidden
+def test_what_cannot_be_tuned_is_refused(tmp_path, capsys):
+    words = ["train", "dann", "--source", "moons", "--target", "rotated_moons", *OPTIONS, *SMALL]
     assert main([*words, "--tune", "--data.validation", "0", "--out", str(tmp_path / "none")]) == 2
     assert "raise --data.validation" in capsys.readouterr().err
     assert main([*words, "--tune", "accuracy", "--out", str(tmp_path / "wrong")]) == 2
