@@ -194,10 +194,11 @@ class AdaptationRun(Run):
         h, h_target = (self._in_batches(model.features_of, rows, Budget()) for rows in (x, x_target))
         wrong, most = labels != y, max(len(x), len(x_target))
 
-        def at_size(share: float, what: str, task: Callable[[int], Any]) -> Any:
-            return budget.part(share, what).at_size(task, most, least=MIN_TESTED_ROWS)
+        def at_size(share: float, what: str, task: Callable[[int], Any]) -> tuple[int, Any]:
+            """The number of rows of each domain at most, and the result."""
+            return budget.part(share, what).at_size(lambda n: (n, task(n)), most, least=MIN_TESTED_ROWS)
 
-        risk = at_size(
+        of_features, risk = at_size(
             0.4,
             "features of both domains",
             lambda n: adaptation_risk(h[:n], h_target[:n], wrong[:n], classifier=DOMAIN_CLASSIFIER, seed=seed),
@@ -210,16 +211,18 @@ class AdaptationRun(Run):
         if y_target is not None and (known := y_target != UNKNOWN).any():
             right = predicted[known] == y_target[known]
             numbers["accuracy on the target, by its labels"] = _mean_and_error(right)
-        data_test = at_size(
+        of_data, data_test = at_size(
             0.6,
             "data of both domains",
             lambda n: classifier_test(x[:n], x_target[:n], classifier=DOMAIN_CLASSIFIER, seed=seed),
         )
-        for name, test in (("data", data_test), ("features", risk.distance)):
+        for name, test, count in (("data", data_test, of_data), ("features", risk.distance, of_features)):
+            if count < most:
+                numbers[f"held-out rows of a domain behind the classifier on the {name}"] = count
             numbers[f"accuracy of a domain classifier on the {name} (0.5 is chance)"] = test.statistic
             numbers[f"p-value of a domain classifier on the {name}"] = test.p_value
         distance = 2 * max(risk.distance.statistic - 0.5, 0.0)
-        numbers["risk without target labels: source risk + feature distance"] = risk.source + distance
+        numbers["risk without target labels: source risk + feature distance"] = float(wrong.mean()) + distance
         numbers["risk without target labels: importance-weighted source risk"] = (risk.weighted, risk.weighted_error)
         numbers["effective sample size of the importance weights (source rows)"] = risk.effective_rows
         untrained = self.make_model(self.config, self.kept).to(x.device)
