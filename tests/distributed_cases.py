@@ -8,11 +8,13 @@ import contextlib
 import functools
 import itertools
 import multiprocessing
+import os
 import tempfile
 import traceback
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -272,16 +274,17 @@ def _process(rank: int, size: int, folder: str, function: Callable, args: tuple)
 
 
 @contextlib.contextmanager
-def group(path: Path, rank: int, size: int) -> Iterator[None]:
-    """A process group, for processes that were started with `start`."""
-    dist.init_process_group("gloo", store=dist.FileStore(str(path), size), rank=rank, world_size=size)
+def group(path: Path, rank: int, size: int, seconds: float = SECONDS) -> Iterator[None]:
+    """A process group, for processes that were started with `start`; its ranks wait so many seconds for each other."""
+    store, timeout = dist.FileStore(str(path), size), timedelta(seconds=seconds)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def start(function: Callable, size: int, *args: Any) -> list[Any]:
+def start(function: Callable, size: int, *args: Any, until: int | None = None) -> list[Any]:
     """Runs ``function(rank, size, folder, *args)`` in processes of its own; returns their results.
 
     The processes are forked from one that has imported ppgen, which takes seconds.
@@ -290,9 +293,10 @@ def start(function: Callable, size: int, *args: Any) -> list[Any]:
         function: a function of a module.
         size: the number of processes.
         *args: further arguments.
+        until: how many of the first processes have to end, and have results; the others are killed. All if left out.
 
     Raises:
-        RuntimeError: if one of them fails or does not end.
+        RuntimeError: if one of those fails or does not end.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ppgen.fitting", "ppgen.models", "ppgen.losses.recipes"])
@@ -300,14 +304,14 @@ def start(function: Callable, size: int, *args: Any) -> list[Any]:
         processes = [context.Process(target=_process, args=(r, size, folder, function, args)) for r in range(size)]
         for process in processes:
             process.start()
-        alive = list(processes)
-        while alive and not any(process.exitcode for process in processes):
+        alive = watched = processes[:until]
+        while alive and not any(process.exitcode for process in watched):
             if not wait([process.sentinel for process in alive], SECONDS):
                 break
             alive = [process for process in alive if process.is_alive()]
-        for process in alive:  # a failed process leaves the others waiting
+        for process in processes:  # a failed process leaves the others waiting
             process.kill()
-        paths = [Path(folder) / f"result.{rank}" for rank in range(size)]
+        paths = [Path(folder) / f"result.{rank}" for rank in range(len(watched))]
         results = [torch.load(p, weights_only=False) if p.exists() else "the process ended" for p in paths]
     if failed := list(dict.fromkeys(result for result in results if isinstance(result, str))):
         raise RuntimeError("\n".join(failed))
@@ -481,6 +485,23 @@ def compiled_by_inductor(rank: int, size: int, folder: Path) -> dict[str, Any]:
     with group(folder / "two", rank, size):
         many = run("vae", compile=True)
     return {"many": many, "one": run("vae", compile=True)}
+
+
+def deserted(rank: int, size: int, folder: Path, number: int) -> dict[str, Any]:
+    """The error of rank 0 after the other one got a signal in its third step."""
+    taken: list[int] = []
+
+    def leave(step: TrainingStep) -> None:
+        taken.append(step.number)
+        if rank == 1 and step.number == 3:
+            os.kill(os.getpid(), number)
+
+    with group(folder / "two", rank, size, seconds=15):
+        try:
+            run("vae", steps=10, callbacks=[leave])
+        except RuntimeError as error:
+            return {"error": str(error), "steps": len(taken)}
+    return {}
 
 
 def refused_data() -> dict:

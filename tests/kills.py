@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ import ppgen
 from ppgen.infer.checkpoint_file import read
 from ppgen.infer.compile.policy import CompilePolicy
 from ppgen.infer.compile.step import CompiledStep
+from ppgen.infer.distributed import Ranks, joined
 from ppgen.training.checkpoint import Checkpoint
 from ppgen.training.checkpoint_files import CheckpointFiles
 
@@ -172,7 +175,9 @@ def train(name: str, folder: Path, compile: Any, event: Event | None) -> None:
     clocks = patch.object(Checkpoint, "clock", Clock()), patch.object(CompilePolicy, "clock", Clock())
     with interpreted(), clocks[0], clocks[1], killed_at(event) as callbacks:
         options |= checkpointing | {"callbacks": callbacks}
-        ppgen.fit(programs.model, programs.guide, options.pop("data"), **options).save(folder / "fit")
+        fit = ppgen.fit(programs.model, programs.guide, options.pop("data"), **options)
+        if Ranks().first:
+            fit.save(folder / "fit")
 
 
 @functools.cache
@@ -222,3 +227,24 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], compile:
             torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-9, msg=f"{key} differs")
         else:
             assert torch.equal(found[key], tensor), key
+
+
+def torchrun(name: str, folder: Path, rank: int, event: Event) -> subprocess.CompletedProcess:
+    """Two ranks train a program. One is killed at an event, if it happens; torchrun then starts both again."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--max-restarts=1"]
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(ppgen.__file__).parents[1])])
+    command = [*launcher, __file__, name, str(folder), str(rank), event[0], str(event[1])]
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3 * SECONDS, check=False)
+
+
+def main(name: str, folder: str, rank: str, kind: str, number: str) -> None:
+    """What each process of `torchrun` does."""
+    again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+    with joined() as ranks:
+        here = ranks.rank == int(rank) and not again
+        train(name, Path(folder), False, (kind, int(number)) if here else None)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

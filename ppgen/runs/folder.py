@@ -4,7 +4,8 @@ config.yaml             all options of the run; ``ppgen train METHOD --config`` 
 run.safetensors         scaler, splits, names, digests and some rows of the data, versions; see `ppgen.runs.record`
 start.safetensors       the weights from which a run began that continues another one
 tuning.json             the scores by which options were chosen (``--tune``)
-metrics.jsonl           one line for each step: chain, step, epoch, the loss and its terms, and the critics' statistics
+metrics.jsonl           one line for each step: chain, step, epoch, the loss and its terms, and the critics' statistics;
+                        chains that other ranks trained follow at the end of a run, without epochs
 checkpoint.safetensors  the state of an unfinished run; ``ppgen resume`` continues from it
 weights.safetensors     the `ppgen.Fit`
 posterior.nc            the posterior of held-out data, for ArviZ

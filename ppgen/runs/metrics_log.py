@@ -1,11 +1,13 @@
 """The losses of a run on disk while it trains: one line of JSON for each step."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from ppgen.training.callbacks import TrainingStep
+from ppgen.training.result import Chain
 from ppgen.utils.files import write_atomically
 from ppgen.utils.regular_files import read_bytes
 from ppgen.utils.schema import NATURAL, check_entries
@@ -27,7 +29,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, after: tuple[int, int] | None = None) -> None:
         self.path, self.after = path, after
-        self._buffer: list[tuple[int, int, int, dict, dict]] = []
+        self._buffer: list[tuple[int, int, int | None, dict, dict]] = []
 
     def __call__(self, step: TrainingStep) -> None:
         """Records a step."""
@@ -37,6 +39,21 @@ class MetricsLog:
         self._buffer.append((step.chain, step.number, step.epoch, step.values, step.adversarial_metrics))
         if len(self._buffer) % BUFFER == 0:
             self.flush()
+
+    def add_chain(self, number: int, chain: Chain) -> None:
+        """Writes the steps of a chain that another rank has trained, whose epochs are not known here.
+
+        Args:
+            number: The number of the chain.
+            chain: The chain.
+        """
+        length, critics = len(chain.history["loss"]), chain.adversarial_metrics
+        terms = {name: series for name, series in chain.history.items() if name != "loss"} or chain.history
+        for i in range(length):
+            values = {name: float(series[i]) for name, series in terms.items() if not math.isnan(series[i])}
+            metrics = {name: float(series[i]) for name, series in critics.items() if len(series) == length}
+            self._buffer.append((number, i + 1, None, values, metrics))
+        self.flush()
 
     def flush(self) -> None:
         """Writes the lines of all recorded steps."""

@@ -270,6 +270,10 @@ def _fit_and_evaluate(
         fitted.save(folder / WEIGHTS)
     if stopped := [chain for chain in fitted.chains if chain.interrupted]:
         raise KeyboardInterrupt(f"{folder}: {stopped[0].stop_reason}; {resume_it}")
+    if first and options.get("distribute") == "chains" and len(fitted.chains) == options.get("restarts"):
+        for number, chain in enumerate(fitted.chains):
+            if number % Ranks().size:  # another rank trained it
+                log.add_chain(number, chain)
     try:
         if first:
             run.finish(again=True, progress=progress)

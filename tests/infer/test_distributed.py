@@ -1,6 +1,8 @@
 """Many processes: one of W x B rows equals W of B rows, replicas are equal, and what cannot be shared is refused."""
 
 import os
+import re
+import signal
 from typing import Any
 
 import distributed_cases
@@ -77,6 +79,15 @@ def test_steps_that_inductor_compiles_equal_those_of_one_process():
     assert "update: compiled at" in first["many"]["compiled"]
     assert_equal_numbers(first["many"], first["one"])
     assert all(torch.equal(second["many"]["weights"][k], w) for k, w in first["many"]["weights"].items())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_gone_ends_the_others_within_the_time_out(number):
+    """Without a launcher: at once if it has died, and after the group's 15 seconds if it has stopped."""
+    (result,) = distributed_cases.start(distributed_cases.deserted, 2, number, until=1)
+    assert result["steps"] == 3
+    assert re.search("[Cc]onnection|[Tt]imed out|[Tt]imeout", result["error"])
 
 
 # What two processes do besides

@@ -1,5 +1,6 @@
 """torchrun, SLURM and Ray start the same training; a rank that dies ends the others, and the run resumes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,19 @@ def test_two_workers_of_ray_train_as_torchrun_does(by_torchrun, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert_same_weights(by_torchrun, tmp_path / "weights.safetensors")
+
+
+def test_the_log_of_a_run_has_the_chains_of_all_ranks(tmp_path):
+    options = {"data.size": 200, "fit.steps": 6, "fit.restarts": 3, "fit.distribute": "chains", "fit.compile": "false"}
+    options |= {"draws": 0, "particles": 4, "out": "run"}
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    done = torchrun("-m", "ppgen", "train", "ae", "moons", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [(line["chain"], line["step"]) for line in lines] == [(c, s) for c in (0, 2, 1) for s in range(1, 7)]
+    stored = load_file(tmp_path / "run/weights.safetensors")
+    losses = [line["loss"] for line in lines if line["chain"] == 1]
+    torch.testing.assert_close(torch.tensor(losses, dtype=torch.float64), stored["1/history/loss"])
 
 
 def test_a_rank_that_dies_ends_the_others_and_the_run_resumes_bit_for_bit(tmp_path):

@@ -7,7 +7,9 @@ import os
 import random
 
 import pytest
-from kills import PROGRAMS, Event, assert_survives, random_events
+from kills import PROGRAMS, Event, assert_equal, assert_survives, random_events, torchrun
+
+from ppgen.infer.checkpoint_file import read
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 
@@ -57,3 +59,27 @@ def test_a_few_random_kills_of_each_program(name, tmp_path):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_thirty_kills_of_each_program(name, compile, tmp_path):
     several(30, int(os.environ.get("PPGEN_KILLS", "1")), name, tmp_path, compile)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["vae", "wgan_gp"])
+def test_two_ranks_of_which_one_is_killed_are_resumed_by_torchrun_bit_for_bit(name, tmp_path):
+    """Rank 0, which writes the checkpoint, at any event, or rank 1 after a step or within one."""
+    seed = int(os.environ.get("PPGEN_KILLS", "1"))
+    ranks = random.Random(seed)
+    (tmp_path / "whole").mkdir()
+    assert torchrun(name, tmp_path / "whole", 0, ("never", 1)).returncode == 0
+    whole, failed = read(tmp_path / "whole" / "fit")[0], []
+    for event in random_events(10, seed, compiled=False):
+        rank = ranks.randrange(2) if event[0] in ("step", "inside") else 0
+        folder = tmp_path / "-".join(map(str, event))
+        folder.mkdir()
+        done = torchrun(name, folder, rank, event)
+        try:
+            assert done.returncode == 0, done.stderr[-1000:]
+            assert "exitcode: -9" in done.stderr, "it did not happen"
+            assert_equal(read(folder / "fit")[0], whole, compile=False)
+            assert {path.name for path in folder.iterdir()} == {"fit"}
+        except AssertionError as error:
+            failed.append(f"{event} of rank {rank}: {error}")
+    assert not failed, f"PPGEN_KILLS={seed}: {failed}"
