@@ -229,21 +229,19 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], compile:
             assert torch.equal(found[key], tensor), key
 
 
-def torchrun(name: str, folder: Path, rank: int, event: Event) -> subprocess.CompletedProcess:
-    """Two ranks train a program. One is killed at an event, if it happens; torchrun then starts both again."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--max-restarts=1"]
+def torchrun(name: str, folder: Path, rank: int = 0, event: Event = ("never", 1)) -> subprocess.CompletedProcess:
+    """Two ranks train a program, or resume it; one of them is killed at an event."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(ppgen.__file__).parents[1])])
     command = [*launcher, __file__, name, str(folder), str(rank), event[0], str(event[1])]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3 * SECONDS, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
 def main(name: str, folder: str, rank: str, kind: str, number: str) -> None:
     """What each process of `torchrun` does."""
-    again = os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
     with joined() as ranks:
-        here = ranks.rank == int(rank) and not again
-        train(name, Path(folder), False, (kind, int(number)) if here else None)
+        train(name, Path(folder), False, (kind, int(number)) if ranks.rank == int(rank) else None)
 
 
 if __name__ == "__main__":
