@@ -23,7 +23,9 @@ from ppgen.flows.composition import whitened
 from ppgen.models.checks import check_event_shape, check_labels, check_levels, check_support, one_hot
 from ppgen.nets import defaults_for, eval_mode
 
-__all__ = ["FlowModel"]
+__all__ = ["AFFINE", "FlowModel"]
+
+AFFINE = ("maf", "iaf", "realnvp")  # flows of affine maps whose scale depends on the row
 
 
 class FlowModel(nn.Module):
@@ -43,7 +45,8 @@ class FlowModel(nn.Module):
         alpha: the margin that keeps data with `levels` or `bounds` from the ends of their range before the logit, see
             `ppgen.flows.bounded`.
         whiten: whether a flow of `ppgen.flows.FLOWS` begins with a `ppgen.flows.whitening.Whitening`, so that training
-            starts at the Gaussian of the data, whatever their units and correlations are; None for true.
+            starts at the Gaussian of the data, whatever their units and correlations are; None for true unless its
+            maps are affine (`AFFINE`): these extrapolate without bound, which whitening makes worse.
         num_classes: the number of labels of a conditional model; None without labels.
         kinetic: the weight of the kinetic energy of the paths of a continuous flow, which is a factor of the model in
             training (Finlay et al., https://arxiv.org/abs/2002.02798). A solver needs fewer steps on straighter paths.
@@ -92,7 +95,7 @@ class FlowModel(nn.Module):
             table=ChainMap(FLOWS, IMAGE_FLOWS),
             options=({} if scales is None else {"scales": scales}) | dict(options or {}),
         )
-        if flow not in IMAGE_FLOWS and (whiten is None or whiten):
+        if flow not in IMAGE_FLOWS and (flow not in AFFINE if whiten is None else whiten):
             self.flow = whitened(self.flow)
         if levels is not None:
             if bounds is not None:

@@ -7,6 +7,7 @@ stored before there were such defaults has none of some options, and gets the va
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ppgen.models.flow import AFFINE
 from ppgen.nets import Defaults, defaults_for
 from ppgen.nets.defaults import earlier_widths
 from ppgen.runs.methods import Method
@@ -18,7 +19,6 @@ OF_NETWORK: dict[tuple[str, str], Callable[[Defaults], Any]] = {
     ("model", "network"): lambda d: d.network,
     ("model", "hidden"): lambda d: d.hidden,
     ("model", "norm"): lambda d: d.norm,
-    ("model", "whiten"): lambda d: True,
     ("", "lr"): lambda d: d.lr,
     ("", "betas"): lambda d: d.betas,
     ("fit", "batch_size"): lambda d: d.batch_size,
@@ -40,6 +40,8 @@ def with_defaults(
     shape = event_shape or (1,)
     chosen = defaults_for(method.network, shape, rows, network=config.get("model", {}).get("network"))
     found = {key: value(chosen) for key, value in OF_NETWORK.items() if event_shape or not key[0]}
+    if "flow" in config.get("model", {}):
+        found["model", "whiten"] = config["model"]["flow"] not in AFFINE
     if method.critic is not None:
         critic = defaults_for("critic", shape if method.critic == "data" else (1,), rows)
         found["loss", "hidden"] = critic.hidden

@@ -48,7 +48,7 @@ def test_a_fit_does_not_depend_on_the_units_of_the_columns(flow):
     for units in (torch.ones(3), UNITS):
         x = rows() * units
         torch.manual_seed(1)
-        model = FlowModel((3,), flow=flow, layers=2, hidden=(8,)).double()
+        model = FlowModel((3,), flow=flow, whiten=True, layers=2, hidden=(8,)).double()
         optim = partial(torch.optim.SGD, lr=1e-2)
         ppgen.fit(model.model, model.guide, x, steps=5, optim=optim, compile=False, progress=False)
         densities.append(model.log_prob(x) + units.log().sum())
@@ -68,9 +68,9 @@ def test_it_is_set_from_more_rows_than_a_batch_and_kept_when_the_training_goes_o
 
 def test_a_flow_of_levels_and_of_bounded_data_is_whitened_behind_its_logit():
     levels = torch.randint(0, 5, (60, 3))
-    model = FlowModel((3,), levels=5, layers=1, hidden=(4,))
+    model = FlowModel((3,), levels=5, whiten=True, layers=1, hidden=(4,))
     model.initialize(levels)
     z, _ = model.pull_back(levels)
     assert z.mean(0).abs().max() < 0.2
     assert (z.std(0) - 1).abs().max() < 0.2
-    assert not any(type(part).__name__ == "Whitening" for part in FlowModel((3,), whiten=False).modules())
+    assert not any(type(part).__name__ == "Whitening" for part in FlowModel((3,), flow="maf").modules())
