@@ -113,7 +113,7 @@ class Fit(Fitted):
             LookupError: if the programs have other parameters or latents than the file, or the fit had another guide
                 than "auto". They are unchanged then.
             ValueError: if shapes or supports differ from those of the file, or the programs do not run on
-                a batch of the stored shape. They are unchanged then.
+                a batch of the stored shape. They are unchanged then. Also for a device that this machine does not have.
 
         Example:
             >>> import tempfile

@@ -28,7 +28,7 @@ MAX_BASE_SPACE_ROWS, MIN_BASE_SPACE_ROWS = 1000, 200  # that are tested in the b
 MAX_BASE_SPACE_DIM = 100  # rows of more dimensions are not tested there
 MAX_LOSS_BATCH = 1024  # rows on which the loss is computed at a time
 PARTICLES = (10, 20, 50, 100, 200, 500)  # importance samples of a row: the most that leave time for ENOUGH_ROWS
-ENOUGH_ROWS = 500
+ENOUGH_ROWS, TRIED_ROWS = 500, 16
 BOUND_PARTICLES = 10  # of the bound of a diffusion model, whose mean does not depend on them
 
 Numbers = dict[str, Any]
@@ -177,17 +177,19 @@ def log_evidence(held_out: HeldOut, budget: Budget) -> Numbers:
 
 
 def _affordable_particles(held_out: HeldOut, budget: Budget) -> int:
-    """The largest number of importance samples with which there is time for enough rows, by trying it on one row.
+    """The largest number of importance samples with which there is time for enough rows, by trying it on a few.
 
     The estimate of a row is biased downwards by less the more samples it has; the mean over rows has an error that is
     smaller the more rows there are.
     """
-    row, chosen = held_out.choose(held_out.order[:1]), PARTICLES[0]
-    held_out.model.log_evidence(*row, particles=chosen)  # the first run allocates what it needs
+    order, chosen = held_out.order, PARTICLES[0]
+    enough = min(len(order), ENOUGH_ROWS)
+    held_out.model.log_evidence(*held_out.choose(order[:1]), particles=chosen)  # the first run allocates what it needs
     for k in PARTICLES:
+        size = min(enough, TRIED_ROWS, rows_at_a_time(k * math.prod(held_out.data.event_shape)))
         start = budget.clock()
-        held_out.model.log_evidence(*row, particles=k)
-        if (budget.clock() - start) * min(len(held_out.rows[0]), ENOUGH_ROWS) > budget.left:
+        held_out.model.log_evidence(*held_out.choose(order[:size]), particles=k)
+        if (budget.clock() - start) * enough / size > budget.left:
             break
         chosen = k
     return chosen

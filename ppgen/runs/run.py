@@ -28,6 +28,7 @@ from ppgen.runs.options import add_fit_options, add_loss_options, add_model_opti
 from ppgen.runs.parser import SECONDS, complete_config
 from ppgen.runs.record import Record
 from ppgen.runs.units import Units
+from ppgen.training.options import check_device
 from ppgen.training.training_failures import TrainingWarning
 from ppgen.utils.budget import Budget, shown_budget
 from ppgen.utils.files import write_atomically
@@ -285,10 +286,11 @@ class Run(ABC):
 
         Raises:
             FileNotFoundError: If this is not the folder of a finished run.
-            ValueError: If an earlier version of ppgen wrote the folder.
+            ValueError: If an earlier version of ppgen wrote the folder, or this machine does not have the device.
             TypeError: If it is a run of another kind than this class.
             ppgen.infer.checkpoint_file.CheckpointError: If the weights are damaged.
         """
+        check_device(device)
         folder = Path(folder)
         config = complete_config(read_config(folder), folder / CONFIG)
         kind = method_of(config, folder).run_class()

@@ -301,7 +301,7 @@ def load(folder: str | os.PathLike, *, device: str | torch.device | None = None,
 
     Raises:
         FileNotFoundError: if this is not the folder of a trained model.
-        ValueError: if an earlier version of ppgen wrote it.
+        ValueError: if an earlier version of ppgen wrote it, or this machine does not have the device.
         ppgen.infer.checkpoint_file.CheckpointError: if a file is damaged.
 
     Example:

@@ -20,7 +20,7 @@ from ppgen.training.callbacks import TrainingStep
 from ppgen.training.convergence import MAX_STEPS
 from ppgen.training.progressive import ProgressiveGrowing
 
-__all__ = ["DECAYS", "Loss", "TrainingOptions"]
+__all__ = ["DECAYS", "Loss", "TrainingOptions", "check_device"]
 
 Loss: TypeAlias = PyroELBO | Callable[..., Tensor]
 
@@ -82,7 +82,7 @@ class TrainingOptions:
             count = getattr(self, name)
             if count is not None and count < 1:
                 raise ValueError(f"fit: {name} must be at least 1, got {count}")
-        _check_device(self.device)
+        check_device(self.device)
         if self.seed < 0:
             raise ValueError(f"fit: seed must be at least 0, got {self.seed}")
         if not self.checkpoint_seconds >= 0:
@@ -162,9 +162,13 @@ class TrainingOptions:
         return partial(LambdaLR, lr_lambda=lambda step: decay(min(step / total_steps, 1.0)))
 
 
-def _check_device(device: str | torch.device | None) -> None:
-    """Raises a ValueError for a device that this machine does not have."""
+def check_device(device: str | torch.device | None) -> None:
+    """Raises a ValueError for a device that this machine does not have.
+
+    Args:
+        device: The device, or None for the default one.
+    """
     try:
         torch.empty(0, device=device)
     except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch's, for names and for what is not built
-        raise ValueError(f"fit: device must be one of this machine, such as 'cpu', got {str(device)!r}") from error
+        raise ValueError(f"device must be one of this machine, such as 'cpu', got {str(device)!r}") from error

@@ -23,6 +23,7 @@ from ppgen.tracing.traces import Traces
 from ppgen.training.checkpoint_files import CheckpointFiles
 from ppgen.training.conversion import as_tensors, cast_like
 from ppgen.training.missing import check_missing
+from ppgen.training.options import check_device
 from ppgen.training.stored import ARRAYS, CHAIN, DTYPES, check_stored
 from ppgen.training.training_failures import TrainingWarning, critic_properties, training_warnings
 
@@ -305,8 +306,9 @@ class Fitted:
             CheckpointError: if the file is damaged, from an earlier version, or not a fit.
             LookupError: if the programs have other parameters than the file. They are unchanged then.
             ValueError: if parameters have other shapes than in the file, or the programs do not run on a batch of the
-                stored shape. They are unchanged then.
+                stored shape. They are unchanged then. Also for a device that this machine does not have.
         """
+        check_device(device)
         tensors, stored = read(path)
         if (found := stored.get("format")) != FORMAT:
             raise CheckpointError(

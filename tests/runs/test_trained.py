@@ -252,3 +252,10 @@ def test_further_training_needs_the_data(folders, tmp_path):
         assert trained.sample(2).shape == (2, 2)
     finally:
         (tmp_path / "elsewhere.csv").rename(folders("maf").parent / "table.csv")
+
+
+def test_a_device_that_there_is_not_is_an_error_before_files_are_read(folders):
+    with pytest.raises(ValueError, match="device must be one of this machine, such as 'cpu', got 'nonsense'"):
+        ppgen.load(folders("maf"), device="nonsense")
+    with pytest.raises(ValueError, match="device must be one of this machine"):
+        ppgen.Fit.load(folders("maf") / "fit.safetensors", lambda: None, lambda: None, device="nonsense")
