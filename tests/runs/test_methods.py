@@ -79,7 +79,7 @@ def check_loaded(folder):
 @pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")
 def test_each_method_is_trained_on(name, quick, tmp_path, monkeypatch):
     """From the weights of a run, in a new folder, which is whole as well."""
-    monkeypatch.setattr("ppgen.runs.data_run.DataRun.evaluate", lambda _: {})
+    monkeypatch.setattr("ppgen.runs.data_run.DataRun.evaluate", lambda *_: {})
     data = ["digits" if name in IMAGES else "moons"]
     options = [*quick, "--draws", "0", *IMAGES.get(name, [])]
     if name == "dann":
