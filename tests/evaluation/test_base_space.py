@@ -36,6 +36,7 @@ def perturbed_flow(name: str, dim: int) -> Flow:
 # The divergence in both spaces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FLOWS if name not in ("nice", "realnvp", "nsf", "continuous")])
 def test_the_kl_by_quadrature_is_the_same_in_x_and_in_z(name):
     """Integrals of p log p/q over x and of p_z log p_z/base over z, with p_z by the change of variables."""

@@ -19,6 +19,7 @@ def test_a_metric_with_a_title_is_in_the_summary():
     assert all(isinstance(make(), m.Metric) for make in METRICS.values())
 
 
+@pytest.mark.slow
 def test_every_metric_ranks_a_better_model_first():
     """For draws shifted by half and by two standard deviations; the noise of 300 rows is at most a tenth of a value."""
     (data, _), (near, _) = clusters(300, 0), clusters(300, 1)

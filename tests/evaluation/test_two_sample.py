@@ -48,6 +48,7 @@ def null_of(result: TwoSample) -> np.ndarray:
     return result.null
 
 
+@pytest.mark.slow
 @over({name: test for name, test in TESTS.items() if name != "mlp"})
 def test_the_level_is_controlled(test):
     """The number of rejections in 150 null repeats is at most the .999 quantile for the nominal level."""

@@ -139,6 +139,7 @@ def test_a_density_on_the_line_integrates_to_one(name):
     assert float(torch.trapezoid(density, grid[:, 0])) == pytest.approx(1.0, abs=2e-3)
 
 
+@pytest.mark.slow
 @every_flow
 def test_a_density_on_the_plane_integrates_to_one(name):
     steps = CASES[name].grid

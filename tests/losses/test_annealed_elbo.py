@@ -154,6 +154,7 @@ def wide():
     pyro.sample("x", dist.Normal(0.0, 3.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_annealing_keeps_a_mode_that_is_dropped_without_it(seed):
     """Both fits have the same guide, seed and learning rate."""

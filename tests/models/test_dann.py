@@ -242,6 +242,7 @@ RUNS: dict[str, tuple[Any, float, int, float, list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RUNS)
 def test_warnings_of_adaptation_appear_when_provoked(case):
     loss, rate, steps, shift, warnings = RUNS[case]

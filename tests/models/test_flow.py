@@ -48,6 +48,7 @@ def test_a_model_fits_a_correlated_gaussian(name):
     assert model.sample(5).shape == (5, 2)
 
 
+@pytest.mark.slow
 def test_the_kinetic_energy_is_penalized_in_training_only():
     x = torch.randn(64, 2) * 2 + 3
     energies = {}

@@ -46,6 +46,7 @@ def test_a_regression_is_found_whatever_the_units_of_its_covariates(scale, shift
     assert fit.diagnose(x, y).level == GOOD
 
 
+@pytest.mark.slow
 def test_a_linear_state_space_is_found():
     """A random walk observed with noise. Posterior and evidence are those of the joint Gaussian."""
     torch.manual_seed(0)
@@ -89,6 +90,7 @@ def test_a_mean_with_unknown_scale_and_data_of_single_precision():
     assert float(draws["s"].mean()) == pytest.approx(float(y.std()), rel=0.02)
 
 
+@pytest.mark.slow
 def test_flat_priors_have_a_posterior_but_no_prior_draws():
     """A mean and a scale with flat priors: m given y is Student's t with n - 2 degrees of freedom."""
     y = torch.randn(100, generator=torch.Generator().manual_seed(0)).double() + 2
@@ -162,6 +164,7 @@ def test_several_modes_become_a_mixture():
     assert float(idata.vi_stats["log_marginal"][0]) == pytest.approx(0.0, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_hierarchical_model_of_many_latents_is_found():
     """Too many latents for a full L. Given its scales the model is conjugate, which gives the expected means."""
     torch.manual_seed(0)
@@ -224,6 +227,7 @@ def test_a_mixture_is_found_with_its_components_summed_out():
     assert float((found["k"].mean(("chain", "draw")).values.round() == (x > 0).numpy()).mean()) > 0.95
 
 
+@pytest.mark.slow
 def test_a_gaussian_process_is_found_though_some_covariances_are_singular():
     torch.manual_seed(0)
     x = torch.linspace(0, 1, 12, dtype=torch.float64)
@@ -331,6 +335,7 @@ def test_bad_options_are_refused():
 # supports and programs that strangers write
 
 
+@pytest.mark.slow
 def test_a_support_that_depends_on_a_latent_is_followed():
     """a ~ Gamma(5, 2), b ~ Uniform(0, a), y ~ N(b, 0.3), against quadrature; 4000 draws."""
 

@@ -114,6 +114,7 @@ def assert_equal_after_loading(fit, model, y, tmp_path):
         assert losses == fit.breakdown(X, y)
 
 
+@pytest.mark.slow
 def test_a_fit_is_loaded_in_a_new_process(tmp_path):
     fit = auto(gaussian, X + 1)
     fit.save(tmp_path / "fit")

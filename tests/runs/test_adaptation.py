@@ -30,6 +30,7 @@ OPTIONS += ["--evaluation_seconds", "inf"]
 SMALL = ["--model.hidden", "[8]", "--model.latent_dim", "4", "--loss.hidden", "[8]", "--fit.compile", "false"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default:.*the target's labels are not trained on")
 @pytest.mark.parametrize(
     "more", [["--model.conditional", "true"], ["--model.bayesian", "true", "--data.test", "0"]], ids=str

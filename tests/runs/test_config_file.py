@@ -77,6 +77,7 @@ def test_a_configuration_imports_nothing(entry, canary, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["resume", "sample", "report", "diagnose", "compare"])
 def test_the_configuration_of_a_folder_imports_nothing(command, canary, tmp_path, capsys):
     (tmp_path / "run").mkdir()

@@ -33,6 +33,7 @@ def test_the_report_of_each_model_is_complete(name, quick, tmp_path):
     assert ("Neither the guide" in page) == (name == "vae")
 
 
+@pytest.mark.slow
 @pytest.mark.figures
 @pytest.mark.parametrize("name", ["edm", "ot_fm"])
 def test_the_report_of_a_diffusion_of_images_shows_the_path_from_noise_and_imputation(name, quick, tmp_path):

@@ -355,6 +355,7 @@ def test_an_iterable_data_set_without_an_end_is_reported_while_it_is_counted(mon
     assert len(run(Endless(), steps=3)[1].history["loss"]) == 3
 
 
+@pytest.mark.slow
 def test_compiled_steps_take_streamed_batches(tmp_path, builds):
     """With a last batch of another shape in each epoch, which is compiled too."""
     losses = []

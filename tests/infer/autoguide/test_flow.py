@@ -132,6 +132,7 @@ def test_every_weight_has_a_gradient_at_the_start(name):
     assert len(still) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nsf_autoregressive", "naf"])
 @pytest.mark.parametrize("amortized", [None, "x"])
 def test_after_a_restart_it_is_a_gaussian_again(name, amortized):

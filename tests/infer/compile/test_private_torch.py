@@ -268,6 +268,7 @@ assert abs(bound - exact) < 0.1, (bound, exact)
 """
 
 
+@pytest.mark.slow
 def test_without_interfaces_that_record_operations_every_kind_of_fit_works():
     """In a process of its own, since the names have to be missing before ppgen is imported."""
     run = subprocess.run([sys.executable, "-c", FITS], capture_output=True, text=True, check=False)

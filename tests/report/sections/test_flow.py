@@ -69,6 +69,7 @@ def load_table(path, width: int) -> Data:
     return load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FLOWS)
 def test_the_grid_of_every_flow_in_the_plane_ends_at_data(name, drawn):
     data = load("moons", size=120)
@@ -150,6 +151,7 @@ def test_the_base_density_and_the_determinant_make_the_density():
     torch.testing.assert_close(model.distribution(y).transform(z), x, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["moons", "digits"])
 def test_a_run_compares_its_flow_with_data(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
