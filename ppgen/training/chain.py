@@ -1,8 +1,8 @@
 """`ChainTrainer`: the steps of one chain, from the weights that the programs hold to a `Chain`."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -303,11 +303,8 @@ class ChainTrainer:
             return self._score(self.options.score)
         assert self.held_out is not None
         losses, rows = [], []
-        self._validating = True
-        objective = svi.objective
-        if self._is_game and self._selects:
-            svi.objective = without_critics(objective)
-        with torch.random.fork_rng(), EvalMode():
+        self._validating = True  # also when an error ends this, which then is that of a validation
+        with self._judged(svi), torch.random.fork_rng(), EvalMode():
             torch.manual_seed(self.ranks.seed(0))  # the same numbers every time, so that validations compare
             for i, batch in enumerate(self.held_out.epoch(0)):
                 rows.append(self.held_out.global_rows(i))
@@ -317,8 +314,18 @@ class ChainTrainer:
                     loss = _loss(svi, batch) if len(batch[0]) else 0.0
                 losses.append(self.ranks.mean(loss, len(batch[0]), rows[-1]))
         self._validating = False
-        svi.objective = objective
         return losses, rows
+
+    @contextmanager
+    def _judged(self, svi: SVI) -> Iterator[None]:
+        """Inside, a game whose length is not given has a distance of samples in the place of its critics."""
+        objective = svi.objective
+        if self._is_game and self._selects:
+            svi.objective = without_critics(objective)
+        try:
+            yield
+        finally:
+            svi.objective = objective
 
     def _score(self, score: Callable[[], float | Sequence[float]]) -> tuple[list[float], list[int]]:
         """The user's score, of which rank 0's counts."""

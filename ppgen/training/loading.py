@@ -52,6 +52,7 @@ class Loading:
     size: int | None
     dtype: torch.dtype = field(init=False)
     note: str = field(default="", init=False)
+    _independent: bool | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         dtypes = [p.dtype for module in self.modules for p in module.parameters() if p.is_floating_point()]
@@ -218,7 +219,7 @@ class Loading:
             self.note = "no rows are held out"
         elif rows < FROM_ROWS:
             self.note = f"nothing is held out of fewer than {FROM_ROWS} rows" if rows else ""
-        elif not rows_are_independent(self.model, self.guide, batch):
+        elif not self._rows_are_independent(batch):
             self.note = "nothing is held out, since all rows count for the posterior"
         else:
             kept, held = hold_out(rows, default_share(rows), options.seed)
@@ -231,7 +232,13 @@ class Loading:
 
     def _part_rows(self, rows: int, batch: tuple[Tensor, ...]) -> int | None:
         """The rows of the parts of held-out data; None for one part."""
-        return part_rows(rows) if rows_are_independent(self.model, self.guide, batch) else None
+        return part_rows(rows) if self._rows_are_independent(batch) else None
+
+    def _rows_are_independent(self, batch: tuple[Tensor, ...]) -> bool:
+        """Whether programs can be trained on some rows and evaluated on others, which runs of them show once."""
+        if self._independent is None:
+            self._independent = rows_are_independent(self.model, self.guide, batch)
+        return self._independent
 
     @property
     def _device(self) -> torch.device | None:
