@@ -66,7 +66,6 @@ class Defaults:
     Attributes:
         network: "dense", "convolutional" or "unet"; or another that was asked for.
         hidden: hidden widths, or channels from the image to the vector; None if the network chooses them by itself.
-        layers: the layers of a flow of vectors; None for other kinds, and for its own default.
         norm: a row of `ppgen.nets.NORMS`, or None.
         lr: the learning rate of Adam.
         betas: the decay rates of its moments.
@@ -75,7 +74,6 @@ class Defaults:
 
     network: str
     hidden: tuple[int, ...] | None
-    layers: int | None
     norm: str | None
     lr: float
     betas: tuple[float, float]
@@ -116,7 +114,6 @@ def defaults_for(
     return Defaults(
         network=network,
         hidden=hidden,
-        layers=None,
         norm=norm,
         lr=row.lr,
         betas=row.betas,

@@ -319,9 +319,8 @@ class ConvDecoder(Network):
         self.between, self.doublings = nn.ModuleList(), nn.ModuleList()
         for width, following in pairwise(widths):
             self.between.append(nn.Sequential(*activation_layers(width, activation, norm, dropout, image=True)))
-            self.doublings.append(
-                Doubling(width, following, gain=0.1 if len(self.doublings) == len(hidden) - 1 else 1.0)
-            )
+            last = len(self.doublings) == len(hidden) - 1
+            self.doublings.append(Doubling(width, following, gain=LAST_GAIN if last else 1.0))
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
         """Applies the affine map, then doubles the sides in each layer."""

@@ -74,7 +74,7 @@ TASKS = {
 def default_setting(task: Task, x: np.ndarray) -> dict[str, Any]:
     chosen = defaults_for(task.kind, x.shape[1:], len(x))
     setting = {"hidden": chosen.hidden, "lr": chosen.lr, "batch_size": chosen.batch_size}
-    return setting | ({"layers": chosen.layers} if task.kind == "flow" else {"norm": chosen.norm, "dropout": 0.0})
+    return setting | ({"layers": None} if task.kind == "flow" else {"norm": chosen.norm, "dropout": 0.0})
 
 
 def random_setting(task: Task, x: np.ndarray, seed: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def train_ppgen(name: str, x: Tensor, seed: int, seconds: float) -> Callable[[Te
     chosen = defaults_for("flow", x.shape[1:], len(x))
     pyro.clear_param_store()
     torch.manual_seed(seed)
-    model = FlowModel(x.shape[1:], flow=name, hidden=chosen.hidden, layers=chosen.layers)
+    model = FlowModel(x.shape[1:], flow=name, hidden=chosen.hidden)
     kept, held = held_out_tenth(len(x), seed)
     start = time.process_time()
 

@@ -1,4 +1,4 @@
-"""The table of defaults: laws over all kinds, shapes and numbers of rows, and every model class reads it."""
+"""The table of defaults: invariants over all kinds, shapes and numbers of rows, and every model class reads it."""
 
 import itertools
 
@@ -70,7 +70,7 @@ def test_every_model_class_reads_the_table_and_given_arguments_win(name, shape, 
     given = build(shape, network="dense", hidden=(7,), norm="layer").config
     assert (given["network"], given["hidden"], given["norm"]) == ("dense", (7,), "layer")
     assert build(shape, norm=None).config["norm"] is None
-    other = Defaults(network="dense", hidden=(3,), layers=None, norm=None, lr=1.0, betas=(0.0, 0.0), batch_size=1)
+    other = Defaults(network="dense", hidden=(3,), norm=None, lr=1.0, betas=(0.0, 0.0), batch_size=1)
     monkeypatch.setattr("ppgen.models.options.defaults_for", lambda *args, **options: other)
     assert build(shape).config["hidden"] == (3,)
 
