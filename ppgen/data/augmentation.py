@@ -1,4 +1,4 @@
-"""`Augmented`: images that are flipped and shifted at random, anew in each epoch."""
+"""`Augmented`: images that are flipped and shifted at random, newly in each epoch."""
 
 from typing import Any
 

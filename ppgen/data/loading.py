@@ -30,15 +30,7 @@ SCALES = ("none", "standard")
 SPARSE_SHARE = 0.05  # of values that are not zero, below which a table is sparse
 TOY_SIZE = 5000  # the default number of rows of a toy data set
 # the options of `load` that `read_source` takes
-READING = (
-    "label",
-    "size",
-    "features",
-    "resize",
-    "channels",
-    "side",
-    "stream",
-)  # the options of `load` that `read_source` takes
+READING = ("label", "size", "features", "resize", "channels", "side", "stream")
 
 
 def load(

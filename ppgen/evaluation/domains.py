@@ -92,8 +92,8 @@ def adaptation_risk(
 def density_ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """p_1 / p_0 at the rows of x, by a logistic regression that tells x ~ p_0 from y ~ p_1; its mean is about one.
 
-    Each ratio comes from a regression that was not fitted to its row (five folds): otherwise wide features would be
-    told apart, and ratios be extreme, also for equal distributions.
+    Each ratio comes from a regression that was not fitted to its row (five folds): otherwise wide features
+    would separate even equal distributions, and ratios would be extreme.
 
     Args:
         x: Rows (n, d) of the source.

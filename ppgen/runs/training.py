@@ -110,7 +110,11 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
 
 
 def some_rows(part: Any) -> torch.Tensor:
-    """At least `CHECKED_ROWS` rows of data in memory, from first to last, or the first ones of a stream."""
+    """At least `CHECKED_ROWS` rows of data in memory, from first to last, or the first ones of a stream.
+
+    Args:
+        part: one argument of the programs for all rows (n, ...).
+    """
     if isinstance(part, torch.Tensor):
         return part[:: max(1, len(part) // CHECKED_ROWS)]
     return torch.as_tensor(part[:CHECKED_ROWS])
