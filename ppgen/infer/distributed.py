@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # imported after a group was made, its default arguments would keep that group alive
 from torch import Tensor
 
 from ppgen.tracing.plates import sharded_plates

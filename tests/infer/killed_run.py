@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+import weakref
 
 import torch
+import torch.distributed as dist
 
 import ppgen
 from ppgen.fitting import TrainingStep
@@ -16,6 +18,7 @@ def main(step: int, checkpoint: str, weights: str) -> None:
     x = torch.randn(200, 3)
     vae = ppgen.models.VAE((3,), latent_dim=2, hidden=(8,))
     with joined() as ranks:
+        group = weakref.ref(dist.group.WORLD)
 
         def die(training: TrainingStep) -> None:
             if ranks.rank == 1 and training.number == step:
@@ -25,6 +28,7 @@ def main(step: int, checkpoint: str, weights: str) -> None:
         fit = ppgen.fit(vae.model, vae.guide, x, checkpoint=checkpoint, **options)
         if ranks.first:
             fit.save(weights)
+    assert group() is None, "the group outlives its end, and its threads may abort the process when Python ends"
 
 
 if __name__ == "__main__":
