@@ -57,7 +57,7 @@ class SVI:
             the Python of the programs, and is dropped when a value that they read has changed. Decisions are logged to
             "ppgen" and kept in `compile_status`. "cuda_graph" also replays steps on a GPU as CUDA graphs, which has not
             been tried there.
-        steps: the total number of steps, which "auto" uses; None if it is not known.
+        steps: the number of steps to expect, which "auto" uses; None if it is not known.
         skip_nonfinite: whether a step is left out where the loss or the norm of a gradient is not finite, or where a
             distribution or a matrix is refused for its numbers; parameters, the optimizers' states, buffers and critics
             then stay as they are. Without it, as in Pyro, such a step is taken. `ppgen.fit` leaves them out.

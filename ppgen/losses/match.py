@@ -1,5 +1,6 @@
 """`match`: the term D(a, b), a metric between two views."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,8 @@ from ppgen.metrics import CriticMetric, EnergyDistance, Metric, Sample
 from ppgen.tracing.traces import Traces
 
 __all__ = ["Match", "match", "without_critics"]
+
+JUDGED_DRAWS = 256  # of the programs, at least, which held-out rows are compared with
 
 
 class Match(Term):
@@ -107,11 +110,37 @@ def match(a: View, b: View, metric: Metric) -> Match:
     return Match(a, b, metric)
 
 
+class _Judged(Match):
+    """The energy distance of two views, of which one without data has more draws than there are data."""
+
+    def __init__(self, a: View, b: View) -> None:
+        super().__init__(a, b, EnergyDistance())
+
+    def _rows(self, traces: Traces) -> tuple[Rows, Rows]:
+        found = dict(zip((self.a, self.b), super()._rows(traces), strict=True))
+        for view in (self.a, self.b):
+            if view.of_model:
+                runs = math.ceil(JUDGED_DRAWS / len(traces.find(*view.sites[0])["value"])) - 1
+                found[view] = _joined([found[view], *(view(traces.replace()) for _ in range(runs))])
+        return found[self.a], found[self.b]
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    """The rows of several runs."""
+    values, weights = zip(*parts, strict=True)
+    columns = zip(*(value if isinstance(value, tuple) else (value,) for value in values), strict=True)
+    return Rows(
+        tuple(map(torch.cat, columns)),
+        None if weights[0] is None else torch.cat(weights),
+    )
+
+
 def without_critics(loss: Objective) -> Objective:
     """The objective whose matches are by the energy distance in the place of critics, which have no say in its value.
 
     It tells how far held-out data and samples are apart, where a critic's loss tells which of two networks is ahead.
-    Its schedules follow those of the loss.
+    What the model generates is drawn several times for few data, so that the noise is that of the data. Its schedules
+    follow those of the loss.
 
     Args:
         loss: an objective, each of whose critics is that of a `match`.
@@ -119,8 +148,8 @@ def without_critics(loss: Objective) -> Objective:
     terms = []
     for weighted in loss.terms:
         term = weighted.term
-        fair = Match(term.a, term.b, EnergyDistance()) if isinstance(term, Match) and term.critic is not None else term
-        terms.append(replace(weighted, term=fair))
+        judged = isinstance(term, Match) and term.critic is not None
+        terms.append(replace(weighted, term=_Judged(term.a, term.b)) if judged else weighted)
     judge = Objective(tuple(terms))
     judge.step, judge.total = loss.step, loss.total
     return judge

@@ -110,6 +110,11 @@ class View:
         return all(kind == "data" for kind, _ in self.sites)
 
     @property
+    def of_model(self) -> bool:
+        """Whether the view is of draws of the model alone, which do not depend on the data."""
+        return all(kind in ("prior", "generated") for kind, _ in self.sites)
+
+    @property
     def _selecting(self) -> str:
         """The view whose sites `given` names."""
         kinds = {kind for kind, _ in self.sites}

@@ -21,6 +21,7 @@ from ppgen.training.checkpoint import Checkpoint
 from ppgen.training.convergence import (
     CHECK_STEPS,
     FLAT_STEPS,
+    GAME_CHECK_STEPS,
     GAME_PATIENCE,
     LOWERED_RATE,
     PATIENCE,
@@ -162,7 +163,8 @@ class ChainTrainer:
             return f"{monitor.stop_reason}, at step {monitor.steps}"
         least, most = CHECK_STEPS
         synchronize_every = max(1, least if self.options.converges else self.total // SYNCHRONIZATIONS)
-        validate_every = max(min(self.batches.known_length, most), min(least, max(1, self.total // SYNCHRONIZATIONS)))
+        apart = GAME_CHECK_STEPS if self._is_game and self._selects else least
+        validate_every = max(min(self.batches.known_length, most), min(apart, max(1, self.total // SYNCHRONIZATIONS)))
         remaining = closing(self.batches.steps(monitor.steps, self.total, self.checkpoint.position))  # ends workers
         with (
             dead_workers(),
@@ -208,6 +210,11 @@ class ChainTrainer:
                 if reason := (stopped and (step.stop_reason or "stopped by another rank")) or monitor.stop_reason:
                     return f"{reason}, at step {i}"
         return f"{'reached the ceiling of' if self.options.converges else 'completed'} {self.total} steps"
+
+    @property
+    def expected_steps(self) -> int:
+        """The number of steps of a chain, or the least of one until convergence."""
+        return min(self.total, self._convergence().least_steps) if self.options.converges else self.total
 
     def _convergence(self) -> Convergence:
         """What decides when the chain ends."""

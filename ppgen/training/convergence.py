@@ -21,6 +21,7 @@ import numpy as np
 __all__ = [
     "CHECK_STEPS",
     "FLAT_STEPS",
+    "GAME_CHECK_STEPS",
     "GAME_PATIENCE",
     "LOWERED_RATE",
     "MAX_STEPS",
@@ -38,6 +39,7 @@ PATIENCE_STEPS = 300  # and at least so many steps, whatever a pass is
 FLAT_STEPS = 1000  # of a run of no given length: what is slow is hidden by the noise of steps
 GAME_PATIENCE = 2  # times as much where critics train, since samples get better and worse in turns
 CHECK_STEPS = 30, 1000  # between two checks: a pass over the data, but no fewer and no more
+GAME_CHECK_STEPS = 100  # no fewer where critics train, since samples change slowly and a check draws many
 SCHEDULE_PASSES, SCHEDULE_STEPS = 10, 1000  # how long the schedules of weights are that last for the run; the larger
 LOWERINGS = 2
 LOWERED_PATIENCE = 0.5  # of the patience, at lower rates, whose steps have less noise
@@ -119,7 +121,7 @@ class Convergence:
         if self.patience is None or self.ended:
             return False
         if self.decaying:
-            self.ended = step >= self.plateau_at + self._decay_steps
+            self.ended = step >= self.plateau_at + self._decay_steps(self.plateau_at)
             return self.ended
         if self.held_out:
             found = self._waited(step, self.patience)
@@ -130,6 +132,14 @@ class Convergence:
             self.ended = not self.lowers or (self.decay is None and self.lowered == LOWERINGS)
             self.lowered += not self.ended
         return found
+
+    @property
+    def least_steps(self) -> int:
+        """The steps of a run of no given length, if its loss never improves; at least one."""
+        wait = (self.patience or 1) if self.held_out else WINDOW
+        if self.decay is not None:
+            return self.begin + wait + self._decay_steps(self.begin + wait)
+        return self.begin + wait + LOWERINGS * (math.ceil(LOWERED_PATIENCE * wait) if self.held_out else wait)
 
     @property
     def decaying(self) -> bool:
@@ -143,7 +153,7 @@ class Convergence:
             step: the number of the step.
         """
         if self.decay is not None and self.decaying:
-            return self.decay(min((step - self.plateau_at) / self._decay_steps, 1.0))
+            return self.decay(min((step - self.plateau_at) / self._decay_steps(self.plateau_at), 1.0))
         return LOWERED_RATE**self.lowered if self.decay is None else 1.0
 
     @property
@@ -178,9 +188,9 @@ class Convergence:
         for name, value in state.items():
             setattr(self, f"_{name}" if hasattr(self, f"_{name}") else name, value)
 
-    @property
-    def _decay_steps(self) -> int:
-        return max(self.patience or 1, math.ceil(DECAY_SHARE * self.plateau_at))
+    def _decay_steps(self, plateau: int) -> int:
+        """The steps over which rates fall to zero after a plateau."""
+        return max(self.patience or 1, math.ceil(DECAY_SHARE * plateau))
 
     def _waited(self, step: int, patience: float) -> bool:
         """Whether the last improvement is too long ago, or all checks of a while have been worse than the best."""

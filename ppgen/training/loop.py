@@ -151,7 +151,7 @@ def _train_chains(
                 lr_scheduler=options.scheduler(total),
                 compile=options.compile,
                 skip_nonfinite=True,
-                steps=None if options.converges else max(1, total * (restarts - number) - checkpoint.steps),
+                steps=max(1, trainer.expected_steps * (restarts - number) - checkpoint.steps),
                 ranks=trainer.ranks,
             )
             chains.append(trainer.train(number, svi))

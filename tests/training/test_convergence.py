@@ -120,6 +120,17 @@ def test_plateaus_lower_the_rates_and_then_end_the_run():
     assert ends[:3] == [(80, False, 0.2), (100, False, pytest.approx(0.04)), (120, True, pytest.approx(0.04))]
 
 
+@pytest.mark.parametrize("decay", [None, lambda progress: 1 - progress])
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_loss_that_never_improves_takes_the_least_number_of_steps(decay, held_out):
+    followed = Convergence(patience=30, lowers=True, decay=decay, held_out=held_out)
+    losses: list[float] = []
+    while not followed.ended:
+        losses.append(1.0)
+        followed.plateau(len(losses), losses)
+    assert len(losses) == followed.least_steps
+
+
 def test_a_run_that_overfits_waits_a_third_as_long():
     def first_plateau(worse: float) -> int:
         followed = Convergence(patience=100, lowers=True)
@@ -336,5 +347,9 @@ def test_a_game_is_judged_by_held_out_samples(quick):
     judge = without_critics(loss)
     assert not judge.critics
     assert list(judge.breakdown(programs.model, programs.guide, x)) == ["EnergyDistance(x)"]
+    few = x[:10]
+    once = ppgen.match(ppgen.views.data("x"), ppgen.views.generated("x"), ppgen.metrics.EnergyDistance())
+    noise = [np.std([by.loss(programs.model, programs.guide, few) for _ in range(20)]) for by in (judge, once)]
+    assert noise[0] < 0.4 * noise[1]  # few rows are compared with many draws
     with pytest.raises(ValueError, match="nothing is held out of fewer than 100 rows: give steps, epochs, validation"):
         ppgen.fit(programs.model, programs.guide, x[:50], loss=loss, **OPTIONS)

@@ -69,7 +69,8 @@ class CompilePolicy:
     Args:
         compile: True or "cuda_graph" to compile as soon as possible; False for never; "auto" for when it saves time
             over the remaining steps.
-        steps: the total number of steps. If it is not known, "auto" expects as many more as there have been.
+        steps: the number of steps to expect. After them, or if it is not known, "auto" expects as many more as there
+            have been.
 
     Attributes:
         taken: the steps so far, of all shapes.
@@ -133,7 +134,7 @@ class CompilePolicy:
             return True
         if self.compile != "auto" or not shape.timed_steps:
             return self.compile != "auto"
-        remaining = self.taken if self.steps is None else self.steps - self.taken
+        remaining = self.taken if self.steps is None or self.taken > self.steps else self.steps - self.taken
         of_this_shape = remaining * shape.steps / self.taken
         saved = SAVED_SHARE * of_this_shape * shape.seconds / shape.timed_steps
         return saved > COMPILE_SECONDS + SECONDS_PER_OPERATION * shape.operations

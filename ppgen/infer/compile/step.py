@@ -84,7 +84,8 @@ class CompiledStep:
         static_values: returns all else, not a tensor, that the step depends on; compared by ``==``.
         compile: True to compile as soon as possible; False for never; "auto" for when it saves time over the remaining
             steps; "cuda_graph" as True, with compiled steps on a GPU replayed as CUDA graphs, which is experimental.
-        steps: the total number of steps. If it is not known, "auto" expects as many more as there have been.
+        steps: the number of steps to expect. After them, or if it is not known, "auto" expects as many more as there
+            have been.
 
     Attributes:
         status: the last decision about compiling, in words; empty before there is one.
