@@ -174,7 +174,8 @@ def _numbers(column: pd.Series, name: str, location: Callable[[int], str]) -> np
         raise ValueError(
             f"{name}, {location(text[0])}, column {column.name!r}: expected a number, got "
             f"{str(column.iloc[text[0]])!r} ({text.size} of {len(column)} cells of the column are not "
-            f"numbers); correct or remove it, or name the column with label= if it holds labels"
+            f"numbers); correct or remove it, or name the column with label= (on the command line --data.label) if it "
+            "holds labels"
         )
     return numbers.to_numpy(np.float64)
 

@@ -245,7 +245,7 @@ class ProgramState:
         with torch.random.fork_rng(), torch.no_grad(), validation(False):
             setup_programs(model, guide, args, kwargs)
             check_rows(model, guide, args, kwargs)
-            with EvalMode() as run, CollectParameters():
+            with EvalMode() as run, CollectParameters() as used:
                 _run(Traces(model, guide, args, kwargs))
             tops = [m for m in (*run.modules, owning_module(model), owning_module(guide)) if m is not None]
             modules = list(dict.fromkeys(part for top in tops for part in top.modules()))
@@ -254,8 +254,9 @@ class ProgramState:
             try:
                 for parameter in frozen:
                     parameter.requires_grad_(parameter.is_floating_point())
-                with EvalMode(), CollectParameters() as used:
-                    _run(Traces(model, guide, args, kwargs))
+                if frozen:
+                    with EvalMode(), CollectParameters() as used:
+                        _run(Traces(model, guide, args, kwargs))
             finally:
                 for parameter in frozen:
                     parameter.requires_grad_(False)

@@ -115,10 +115,10 @@ class RunContext(FitContext):
         parts = (split.x, split.y) if self.conditional and split.y is not None else (split.x,)
         return tuple(torch.as_tensor(part[:count], device=device) for part in parts)
 
-    def batches(self, total: int, budget: Budget, *, least: int = 0) -> Iterator[slice]:
+    def batches(self, total: int, budget: Budget, *, least: int = 0, expected: float = 0.0) -> Iterator[slice]:
         """Batches of rows, of a size that is kept in memory, until all are done or the time is over."""
         numbers = math.prod(self.data.event_shape)
-        return budget.batches(total, largest=rows_at_a_time(numbers), least=least)
+        return budget.batches(total, largest=rows_at_a_time(numbers), least=least, expected=expected)
 
     def draw(
         self, n: int, labels: Sequence[Tensor], budget: Budget, *, mean: bool = False, least: int = 0

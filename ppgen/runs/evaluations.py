@@ -55,7 +55,7 @@ class HeldOut:
     seed: int
 
     def bits_per_dimension(self, mean: float, error: float) -> tuple[float, float] | None:
-        """A mean log density or probability in nats, and its error, in bits per dimension.
+        """A mean log density or probability in nats, and its error, in bits per dimension; None but for gray levels.
 
         A density of dequantized gray levels, (k + u)/L, bounds their probability, log P(k) >= E log p - D log L. Levels
         that are not dequantized, k/(L - 1), have no such number: their density has no upper bound.
@@ -65,7 +65,8 @@ class HeldOut:
             error: Its standard error.
         """
         data, dim = self.data, math.prod(self.data.event_shape)
-        if data.levels is not None and data.form == "unit":
+        discrete = len(data.event_shape) == 3 or data.form == "integer"
+        if not discrete or (data.levels is not None and data.form == "unit"):
             return None
         if data.levels is not None and data.form == "continuous":
             mean += data.scaler.log_det() - dim * math.log(data.levels)
@@ -203,8 +204,7 @@ def log_likelihood(held_out: HeldOut, budget: Budget) -> Numbers:
         return {}
     mean, error = sample.mean_and_error
     numbers: Numbers = {"held-out log-likelihood (nats per datum)": (mean, error)}
-    discrete = len(held_out.data.event_shape) == 3 or held_out.data.form == "integer"
-    if discrete and (bits := held_out.bits_per_dimension(mean, error)) is not None:
+    if (bits := held_out.bits_per_dimension(mean, error)) is not None:
         numbers["held-out bits per dimension"] = bits
     return numbers | sample.rows_behind("log-likelihood")
 

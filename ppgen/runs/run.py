@@ -50,6 +50,7 @@ NUMBER_OR_TEXT = Kind(
     lambda v: SCALAR.test(v) or (isinstance(v, list) and len(v) == 2 and all(map(NUMBER.test, v))),
 )
 REPORT_SHARE = 0.2  # of the time, even if evaluation and posterior took longer than they should
+SECTIONS_SHARE = 0.8  # of the time for the report: the rest is for drawing its figures
 POSTERIOR_ROWS_AT_FIRST = 2  # from which the time of more is estimated
 EVALUATION_SHARE, EVALUATION_SECONDS = 0.2, 10.0  # of the time of training, and at least so many seconds
 EVALUATION_HELP = (
@@ -493,7 +494,7 @@ class Run(ABC):
         if again or not (self.folder / POSTERIOR).exists():
             self.store_posterior(budget.part(0.3, "posterior"))
             written += [POSTERIOR] if (self.folder / POSTERIOR).exists() else []
-        return [*written, self.report(budget.part(1.0, "report", least=REPORT_SHARE)).name]
+        return [*written, self.report(budget.part(SECTIONS_SHARE, "report", least=REPORT_SHARE)).name]
 
     @property
     def numbers(self) -> dict[str, Any]:

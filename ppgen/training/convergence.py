@@ -163,7 +163,8 @@ class Convergence:
         since = f"since step {self.since}" if self.held_out else "beyond its noise"
         if not self.lowers:
             return f"{what} has not improved {since}"
-        rates = f"at rates lowered {self.lowered} times" if self.decay is None else "and learning rates fell to zero"
+        lowered = f"although learning rates were lowered {self.lowered} times"
+        rates = lowered if self.decay is None else "and learning rates fell to zero"
         return f"converged: {what} has not improved {since}, {rates}"
 
     def state(self) -> dict[str, Any]:

@@ -76,7 +76,9 @@ class Budget:
         if self._show is not None:
             self._show(": ".join(filter(None, (self.stage, progress))))
 
-    def batches(self, total: int, *, largest: int, smallest: int = 2, least: int = 0) -> Iterator[slice]:
+    def batches(
+        self, total: int, *, largest: int, smallest: int = 2, least: int = 0, expected: float = 0.0
+    ) -> Iterator[slice]:
         """Batches of rows, until all are done or the time is over.
 
         A batch takes as long as the caller uses it before asking for the next. Sizes grow fourfold from `smallest` to
@@ -88,13 +90,14 @@ class Budget:
             largest: The size of the largest batch, which bounds the memory.
             smallest: The size of the first batch, which is done if any time is left.
             least: The number of rows that are done in any case, all in the first batch if it can have so many.
+            expected: The seconds that even the smallest batch takes; if there are fewer, only `least` rows are done.
 
         Yields:
             The rows of each batch.
         """
         smallest, done = max(1, min(smallest, largest)), 0
         size = min(max(smallest, least), largest)
-        while done < total and (self.left > 0 or done < least):
+        while done < total and (self.left > (0 if done else expected) or done < least):
             size = min(size, total - done)
             self.show(f"{done} of {total}")
             start = self.clock()

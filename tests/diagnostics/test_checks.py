@@ -39,6 +39,7 @@ def draws(
     move: float = 0.0,
     apart: float = 0.0,
     losses: np.ndarray | None = None,
+    held_out: np.ndarray | None = None,
     tails: TailCheck | None = None,
     missed_modes: float | None = 0.0,
     size: int | None = None,
@@ -60,7 +61,8 @@ def draws(
     statistics["ess"] = np.broadcast_to(ess, statistics["pareto_k"].shape)
     vi_dims = ("chain", "data") if local else ("chain",)
     trace = np.zeros(50) if losses is None else losses
-    chain = Chain({}, {"loss": trace}, {"step": np.zeros(0), "loss": np.zeros(0)}, "as given", len(trace), 0.0)
+    checks = np.zeros(0) if held_out is None else held_out
+    chain = Chain({}, {"loss": trace}, {"step": np.arange(len(checks)), "loss": checks}, "as given", len(trace), 0.0)
     fit = Fitted(*program(size), None, [chain] * chains, (torch.zeros(batch),) if batch else ())
     found = PosteriorDraws(
         fit,
@@ -125,7 +127,11 @@ CASES = {
     "shift": [(draws(), 0.0, GOOD), (draws(move=0.3), 0.3, WEIGHTED), (draws(move=0.8), 0.8, BAD)],
     "log_ratio": [(draws(), 0.0, GOOD), (draws(tails=wider(log_ratio=0.6)), 0.0, BAD)],
     "missed_mode_mass": [(draws(), 0.0, GOOD), (draws(missed_modes=0.5), 0.5, BAD)],
-    "unconverged_nats": [(draws(), 0.0, GOOD), (draws(losses=FALLING), 15.2, GOOD)],
+    "unconverged_nats": [
+        (draws(), 0.0, GOOD),
+        (draws(losses=FALLING), 15.2, GOOD),
+        (draws(losses=FALLING, held_out=np.ones(50)), 0.0, GOOD),  # it overfits
+    ],
 }
 
 

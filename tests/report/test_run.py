@@ -13,7 +13,7 @@ from reports import Page, assert_self_contained, chain, fit_of, posterior_tree, 
 import ppgen
 from ppgen.data import Data, load
 from ppgen.fitting import Fit
-from ppgen.models import VAE, Autoencoder
+from ppgen.models import VAE, Autoencoder, Diffusion
 from ppgen.report import figures, report_of_run, write_report
 from ppgen.utils.budget import Budget
 
@@ -140,6 +140,22 @@ def test_without_time_sections_have_few_rows_and_captions_say_so(drawn):
     (samples,), options = drawn["samples"]
     assert len(samples) == len(options["data"]) == 8
     assert len(drawn["latent_plane"][0][0]) == 16
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize("seconds", [100, 300])
+def test_the_path_of_a_diffusion_of_images_keeps_to_the_time(seconds):
+    """Where a run of the network takes a second, draws given observations are left out, which need hundreds."""
+    data, runs = load("digits", form="continuous", size=60), []
+    model = Diffusion((1, 8, 8), network="dense", hidden=(4,))
+    model.denoiser.network.register_forward_pre_hook(lambda *_: runs.append(1))
+    budget = Budget(seconds, clock=lambda: float(len(runs)))
+    report = report_of_run(fit_of(), model, data, title="t", budget=budget)
+    captions = [item.caption for section in report.sections for item in section.items]
+    assert any("on their way from noise to data" in caption for caption in captions)
+    assert not any("Imputation" in caption for caption in captions)
+    assert len(runs) <= seconds
+    assert "some sections show fewer rows, or are left out" in report.subtitle
 
 
 def test_samples_depend_on_the_seed_alone(drawn):

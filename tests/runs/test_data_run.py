@@ -156,6 +156,11 @@ def test_a_uniform_distribution_has_the_bits_of_its_levels(form, nats, bits):
     )
 
 
+def test_columns_in_any_units_have_no_bits():
+    held_out = HeldOut(None, None, data.load("moons", size=20), (), 1, 0)  # type: ignore[arg-type]
+    assert held_out.bits_per_dimension(1.0, 1.0) is None
+
+
 def test_a_loaded_run_generates_the_same_samples(quick):
     assert main(["train", "vae", "moons", *quick, "--out", "run", "--fit.restarts", "2"]) == 0
     a, b = DataRun.load("run"), DataRun.load("run")

@@ -68,6 +68,14 @@ def test_without_time_only_the_least_is_done():
     assert sum(sizes(Budget(0, clock=clock), clock, 3, largest=4, least=5)) == 3
 
 
+def test_a_first_batch_that_is_expected_to_take_too_long_is_left_out():
+    clock = Clock()
+    assert sizes(Budget(3, clock=clock), clock, 10, largest=4, expected=4) == []
+    assert sizes(Budget(3, clock=clock), clock, 10, largest=4, expected=4, least=1) == [2]
+    assert sizes(Budget(3, clock=clock), clock, 10, cost=0.1, largest=4, expected=2) == [2, 4, 4]
+    assert sum(sizes(Budget(), clock, 10, largest=4, expected=1e9)) == 10
+
+
 def test_parts_are_of_what_is_left_and_report_to_the_whole():
     clock, shown = Clock(), []
     whole = Budget(100, clock=clock, show=shown.append)

@@ -14,8 +14,13 @@ MIN_STEPS = 5  # in a fifth of the run
 
 
 def unconverged_nats(draws: PosteriorDraws) -> Finding | None:
-    """The decrease of the loss from the fourth to the last fifth of the run, beyond two standard errors, in nats."""
-    losses = draws.fit.chains[draws.chain].history["loss"]
+    """The decrease of the loss from the fourth to the last fifth of the run, beyond two standard errors, in nats.
+
+    Where rows were held out it is that of their loss: the loss of the training rows goes on falling by overfitting.
+    """
+    chain = draws.fit.chains[draws.chain]
+    held_out = np.asarray(chain.validation.get("loss", ()))
+    losses = held_out if len(held_out) else chain.history["loss"]
     fifth = len(losses) // 5
     if fifth < MIN_STEPS or not np.isfinite(losses[-2 * fifth :]).all():
         return None
@@ -29,7 +34,7 @@ def unconverged_nats(draws: PosteriorDraws) -> Finding | None:
 
 UNCONVERGED_NATS = Check(
     "unconverged_nats",
-    "The number of nats by which the loss still fell in the last fifth of the run, beyond its noise.",
+    "The number of nats by which the loss, held-out where rows were, still fell in the last fifth, beyond its noise.",
     unconverged_nats,
     guide_advice=("more steps",),
 )

@@ -13,6 +13,7 @@ from ppgen.report.figures.style import MUTED, WIDTH, canvas, note
 
 ACROSS = {1: 16, 2: 8, 3: 6}  # images in a row, by the number of grids beside each other; two and three are square
 MAX_IMAGES, MAX_PAIRS = 64, 20  # images in a grid, and images with their reconstructions
+LEAST_ACROSS = 6  # images for which a row has room, so that few are not large
 NOT_FINITE_COLOR = (0.9, 0.1, 0.3)
 
 
@@ -62,7 +63,7 @@ def sequences(rows: dict[str, np.ndarray], limits: tuple[float, float]) -> Figur
         rows: images (n, channels, height, width) by title.
         limits: the values that are drawn black and white.
     """
-    return _stack([tile(color(x, limits), across=len(x)) for x in rows.values()], tuple(rows))
+    return _stack([tile(color(x, limits), across=max(len(x), LEAST_ACROSS)) for x in rows.values()], tuple(rows))
 
 
 def _stack(pictures: list[np.ndarray], names: Sequence[str]) -> Figure:

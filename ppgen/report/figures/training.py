@@ -23,7 +23,8 @@ MAX_DISTANCE = 5.0  # heights of the best chain's frame, below which another cha
 def loss_curves(chains: Sequence[Chain], *, unit: str = "nats per datum") -> Figure:
     """The loss of each chain by step: a thin line, a thick moving average, and points for held-out data.
 
-    The frame leaves out the largest 3% of the values, which can be very large early in a run.
+    The frame leaves out the largest 3% of the values, which can be very large early in a run, but has at least half of
+    the held-out ones, which may all be large.
 
     Args:
         chains: the chains.
@@ -48,7 +49,7 @@ def loss_curves(chains: Sequence[Chain], *, unit: str = "nats per datum") -> Fig
             points.set(color=color if several else PALETTE[1], markeredgecolor="white", markeredgewidth=0.5)
     if any(len(part) for part in values[1::2]):
         axes.plot([], [], "o", markersize=4, color=MUTED if several else PALETTE[1], label="held out")
-    above = _fit_frame(axes, np.concatenate(values))
+    above = _fit_frame(axes, np.concatenate(values), held_out=np.concatenate(values[1::2]))
     axes.xaxis.set_major_locator(_steps())
     legend(figure, axes)
     notes = [f"thick: means of {_window(max(counts))} steps"] if _window(max(counts)) > 1 else []
@@ -163,12 +164,14 @@ def _smooth(values: np.ndarray, window: int) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
 
 
-def _fit_frame(axes: Axes, values: np.ndarray) -> int:
-    """Sets the vertical limits; returns the number of values above them."""
+def _fit_frame(axes: Axes, values: np.ndarray, held_out: Sequence[float] | np.ndarray = ()) -> int:
+    """Sets the vertical limits, so that half of the held-out values are within; returns how many values are above."""
     values = values[np.isfinite(values)]
     if not len(values):
         return 0
     low, high = float(values.min()), float(np.quantile(values, SHOWN))
+    if len(found := np.asarray(held_out)[np.isfinite(held_out)]):
+        high = max(high, float(np.median(found)))
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     axes.set_ylim(low - room, high + room)
     return int((values > high + room).sum())

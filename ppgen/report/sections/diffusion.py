@@ -27,6 +27,7 @@ MAX_IMAGES = 12  # in a row
 STEPS = (1, 2, 5, 18, 50)
 IMPUTATIONS, OBSERVATION_NOISE = 3, 0.05  # draws of a hidden half; the noise in standard deviations of the data
 NOISE_LEVELS = 20  # at which the error is measured
+CONDITIONING = 10  # times as long as a draw takes one given observations, for its gradients
 TEXT = (
     "The model draws noise and removes it in steps. At each noise level z a network estimates the data, E[x | z], and "
     "the sampler moves part of the way to the estimate. The table shows how the error of the sampler decreases with "
@@ -50,25 +51,30 @@ def noise_to_data(context: RunContext) -> Section | None:
     budget = context.budget.part(0.7, "from noise to data")
     count = MAX_IMAGES if context.images else len(train[0])
     labels = [part[:count] for part in train[1:]]
-    items: list[Any] = _path(context, labels, count, source, picture, budget.part(0.2))
-    items += _by_steps(context, held_out, count, source, picture, budget.part(0.4))
+    items: list[Any] = []
+    figures_of_path, seconds, steps = _path(context, labels, count, source, picture, budget.part(0.2))
+    items += figures_of_path
+    expected = seconds / steps * sum(STEPS)
+    items += _by_steps(context, held_out, count, source, picture, budget.part(0.4), expected)
     if isinstance(context.model, HasDenoisingError):
-        items += _denoising_errors(context, train, held_out, budget.part(0.5))
+        items += _denoising_errors(context, train, held_out, budget.part(0.5), seconds / steps * NOISE_LEVELS)
     if context.images and isinstance(context.model, Conditions):
-        items += _imputations(context, held_out, picture, budget)
+        items += _imputations(context, held_out, picture, budget, CONDITIONING * IMPUTATIONS * seconds)
     return Section("From noise to data", TEXT, items) if items else None
 
 
 def _path(
     context: RunContext, labels: list[Tensor], count: int, source: np.ndarray, picture: Picture, budget: Budget
-) -> list[Figure]:
-    """Samples at some of the sampler's steps."""
+) -> tuple[list[Figure], float, int]:
+    """Samples at some of the sampler's steps, the seconds of few samples, and the number of their steps."""
+    start = budget.clock()
     paths = [
         context.model.sample(rows.stop - rows.start, *(y[rows] for y in labels), return_path=True)
         for rows in context.batches(count, budget)
     ]
     if not paths:
-        return []
+        return [], 0.0, 1
+    seconds = (budget.clock() - start) / len(paths)
     *path, last = (torch.cat(stage) for stage in zip(*paths, strict=True))
     count = len(last)
     chosen = np.linspace(0, len(path) - 1, min(STAGES - 1, len(path))).round().astype(int)
@@ -78,7 +84,7 @@ def _path(
         f"{count} samples on their way from noise to data, in {len(path)} steps. All but the last are shifted and "
         "scaled to the mean and the standard deviation of the data."
     )
-    return [Figure(picture(stages, None), caption, f"Generated data. {caption}")]
+    return [Figure(picture(stages, None), caption, f"Generated data. {caption}")], seconds, len(path)
 
 
 def _by_steps(
@@ -88,10 +94,11 @@ def _by_steps(
     source: np.ndarray,
     picture: Picture,
     budget: Budget,
+    expected: float,
 ) -> list[Figure | Table]:
     """Samples in more and more steps, and their distance to held-out data."""
     parts: dict[int, list[Tensor]] = {steps: [] for steps in STEPS}
-    for batch in context.batches(len(held_out[0]), budget):
+    for batch in context.batches(len(held_out[0]), budget, expected=expected):
         labels, seed = [part[batch] for part in held_out[1:]], int(torch.randint(2**31, ()))
         for steps in STEPS:
             with torch.random.fork_rng():
@@ -113,12 +120,14 @@ def _by_steps(
     return [Figure(picture(drawn, source), caption, f"Generated data. {caption}"), Table(("steps", distance), rows)]
 
 
-def _imputations(context: RunContext, held_out: tuple[Tensor, ...], picture: Picture, budget: Budget) -> list[Figure]:
+def _imputations(
+    context: RunContext, held_out: tuple[Tensor, ...], picture: Picture, budget: Budget, expected: float
+) -> list[Figure]:
     """Images whose lower half is hidden, and draws of the whole given the upper half."""
     x, *labels = (part[:MAX_IMAGES] for part in held_out)
     half, observed = x.shape[-2] // 2, x.to(next(context.model.parameters()).dtype)
     noise, parts = OBSERVATION_NOISE * observed.std(), []
-    for batch in context.batches(len(x), budget):
+    for batch in context.batches(len(x), budget, expected=expected):
         seen = observed[batch, ..., :half, :]
 
         def program(image: Tensor, seen: Tensor = seen) -> None:
@@ -147,7 +156,7 @@ def _standardized(z: np.ndarray, data: np.ndarray) -> np.ndarray:
 
 
 def _denoising_errors(
-    context: RunContext, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...], budget: Budget
+    context: RunContext, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...], budget: Budget, expected: float
 ) -> list[Figure]:
     """The denoiser's error by noise level."""
     model, split = context.model, context.split
@@ -158,7 +167,7 @@ def _denoising_errors(
     with torch.no_grad():
         for name, rows, part in (("train", train, budget.part(0.5)), (split, held_out, budget)):
             errors = []
-            for batch in context.batches(len(rows[0]), part):
+            for batch in context.batches(len(rows[0]), part, expected=expected):
                 args = tuple(arg[batch] for arg in rows)
                 levels = (model.schedule(time.expand(len(args[0]))) for time in times)
                 errors.append(torch.stack([model.error(level, *args) for level in levels]).cpu())

@@ -27,6 +27,11 @@ def test_tiled_images_are_at_their_positions():
     assert (sheet[4:, 6:] == 1).all()
 
 
+def test_few_images_in_a_row_are_not_larger_than_six():
+    heights = [figures.sequences({"a": IMAGES["gray"][:n]}).get_size_inches()[1] for n in (1, 2, 6)]
+    assert heights[0] == heights[1] == heights[2]
+
+
 def test_only_the_first_images_are_drawn():
     many = np.repeat(IMAGES["gray"], 10, axis=0)
     figure = figures.samples(many)

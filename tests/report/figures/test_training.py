@@ -17,6 +17,15 @@ def test_the_frame_leaves_out_an_early_spike():
     assert f"{beyond} of 220 values lie above the frame" in text_of(axes.figure)
 
 
+def test_the_frame_has_the_best_held_out_losses_however_far_above_the_others():
+    """Of a run that overfits from its start."""
+    overfitted = chain(200)
+    overfitted.validation["loss"] = np.geomspace(1e3, 1e6, len(overfitted.validation["loss"]))
+    low, high = figures.loss_curves([overfitted]).axes[0].get_ylim()
+    assert low < overfitted.history["loss"].min()
+    assert 1e3 < high < 1e5
+
+
 def test_the_thick_line_is_a_moving_average():
     history = {"loss": RNG.normal(size=200)}
     (thin, thick) = figures.term_breakdown(history).axes[0].lines
