@@ -1,25 +1,25 @@
 """Images of 28 or 32 pixels through every family, each for the same time, and the draws of other programs beside them.
 
-Each method trains under a setting of `ppgen.runs.presets` for `--seconds` of wall time: a few steps are timed, and the
-number of steps follows, so that schedules of learning rates and resolutions come to their end. Measures, on as many
-draws as held-out images:
+Each method trains under a setting of `ppgen.runs.presets` for `--seconds` of processor time, which other work on the
+machine does not change: a few steps are timed, and the number of steps follows, so that schedules of learning rates and
+resolutions come to their end. Measures, on as many draws as held-out images:
 
 Fréchet         the distance of Gaussians in the features of a classifier that is trained here on the training images
 means           the same for decoder means E[x | z], where the model adds noise to them
 precision       and recall, in these features (Kynkäänniemi et al. 2019)
 C2ST            the accuracy of a classifier that tells draws from data by these features; 0.5 is chance
-bits            per dimension of gray levels, a bound, on 128 held-out images; of integers or dequantized data only
+bits            per dimension of gray levels, a bound, on `--scored` held-out images; not of unit data
 
 The row "data" has the training images in the place of draws: what a perfect model reaches. Pictures of data, draws and
 means are written beside the table, `OUT/METHOD-SEED.png`, with one row for each label of conditional models. A row that
 OUT/rows.jsonl holds is not trained again, so that a long table can be interrupted.
 
     python tests/benchmarks/images.py --out OUT [--data fashion] [--side 32] [--size 20000] [--only vae r3_gan ...]
-        [--seconds 900] [--seeds 1] [--preset images] [--threads 2] [--draws pythae_vae=FILE.npy ...]
+        [--seconds 900] [--first 0] [--seeds 1] [--preset images] [--threads 1] [--draws pythae_vae=FILE.npy ...]
 
 `--draws NAME=FILE.npy` measures images (n, channels, height, width) with values from 0 to 1 that another program wrote,
-such as those of pythae, torchcfm, azula or normflows in an environment of its own: train it on the images that
-`--export` writes to OUT/train.npy, for as long.
+such as `image_peers.py` from the images that `--export` writes to OUT/train.npy and OUT/test.npy. What FILE.json holds,
+such as steps and bits, joins the row.
 """
 
 import argparse
@@ -55,7 +55,6 @@ FAMILIES = ["ae", "vae", "iwae", "wae", "aae", "r3_gan", "wgan_gp", "progan", "a
 CONDITIONAL = ["vae", "r3_gan", "edm", "fm"]  # these are also trained with labels, as "vae+labels"
 NO_DRAWS = ["ae"]  # without a prior; its reconstructions are measured
 TIMED, WARM = 8, 3  # steps that are timed, after others
-SCORED = 128  # held-out images whose bits are computed
 CHUNK = 250  # draws at a time
 LABELS = "+labels"
 COLUMNS = ("frechet", "means", "precision", "recall", "c2st", "bits", "steps", "minutes", "parameters")
@@ -78,18 +77,18 @@ def configure(method: str, options: argparse.Namespace, seed: int) -> dict[str, 
 
 
 class Budget:
-    """A callback that measures the time of steps and ends the training when it is over.
+    """A callback that measures the processor time of steps and ends the training when it is over.
 
     Args:
         seconds: how long.
     """
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.ends = seconds, [time.perf_counter()]
+        self.seconds, self.ends = seconds, [time.process_time()]
 
     def __call__(self, step: TrainingStep) -> None:
         """Notes the time, and stops at the end."""
-        self.ends.append(time.perf_counter())
+        self.ends.append(time.process_time())
         if self.ends[-1] - self.ends[0] > self.seconds:
             step.stop("the time limit was reached")
 
@@ -151,9 +150,9 @@ def measure(x: np.ndarray, held_out: np.ndarray, network: ImageFeatures) -> Row:
     }
 
 
-def bits(model: Any, fit: Fit, data: Data, y: torch.Tensor | None) -> float | None:
+def bits(model: Any, fit: Fit, data: Data, y: torch.Tensor | None, scored: int) -> float | None:
     """Bits per dimension of held-out images, where the model has a bound or a likelihood."""
-    rows = (torch.as_tensor(data.test.x[:SCORED]), *([] if y is None else [y[:SCORED]]))
+    rows = (torch.as_tensor(data.test.x[:scored]), *([] if y is None else [y[:scored]]))
     if isinstance(model, HasLogEvidence):
         mean, error = mean_and_error(model.log_evidence(*rows, particles=64))
     elif isinstance(model, HasLogProb):
@@ -183,7 +182,7 @@ def one(method: str, seed: int, options: argparse.Namespace, network: ImageFeatu
             x = draw(model, y, n)
         torch.manual_seed(seed)
         means = as_unit(draw(model, y, n, mean=True), data) if noisy and method not in NO_DRAWS else None
-        row = measure(as_unit(x, data), held_out, network) | {"bits": bits(model, fit, data, y)}
+        row = measure(as_unit(x, data), held_out, network) | {"bits": bits(model, fit, data, y, options.scored)}
     if means is not None:
         row["means"] = measure(means, held_out, network)["frechet"]
     picture = figures.samples(as_unit(x, data)[:64], data=held_out[:64], means=means, limits=(0.0, 1.0))
@@ -196,6 +195,15 @@ def one(method: str, seed: int, options: argparse.Namespace, network: ImageFeatu
             figures.sequences(rows, limits=(0.0, 1.0)).savefig(path, dpi=160)
     parameters = sum(part.numel() for part in model.parameters())
     return row | {"steps": len(fit.history["loss"]), "minutes": minutes, "parameters": parameters}
+
+
+def of_file(name: str, path: Path, options: argparse.Namespace, network: ImageFeatures, held_out: np.ndarray) -> Row:
+    """Measures draws that another program wrote, and writes their picture."""
+    x = np.load(path)[: len(held_out)].astype(np.float32)
+    picture = figures.samples(x[:64], data=held_out[:64], limits=(0.0, 1.0))
+    picture.savefig(options.out / f"{name.replace(' ', '_')}.png", dpi=160)
+    known = path.with_suffix(".json")
+    return measure(x, held_out, network) | (json.loads(known.read_text()) if known.exists() else {})
 
 
 def feature_network(options: argparse.Namespace, data: Data) -> ImageFeatures:
@@ -232,7 +240,7 @@ def describe(row: Row) -> str:
         value = row.get(name)
         places = 0 if name in ("steps", "parameters") else 1 if name in ("frechet", "means", "minutes") else 3
         cells.append(f"{'-' if value is None else f'{value:.{places}f}':>11}")
-    return f"{row['method']:16}{row['seed']:5}" + "".join(cells)
+    return f"{row['method']:26}{row['seed']:5}" + "".join(cells)
 
 
 def main() -> None:
@@ -245,14 +253,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=every)
     parser.add_argument("--seconds", type=float, default=900.0)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--preset", default="images")
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="further options of ppgen train")
     parser.add_argument("--name", default="", help="what is added to the names of rows, for --set")
     parser.add_argument("--epochs", type=int, default=3, help="of the classifier whose features are used")
     parser.add_argument("--held-out", type=int, default=2000)
+    parser.add_argument("--scored", type=int, default=128, help="held-out images whose bits are computed")
     parser.add_argument("--draws", nargs="*", default=[], metavar="NAME=FILE.npy")
     parser.add_argument("--export", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if unknown := [name for name in options.only if name.removesuffix(LABELS) not in METHODS]:
         parser.error(f"--only: no method {', '.join(unknown)}")
@@ -262,12 +272,13 @@ def main() -> None:
     held_out, path = data.test.x[: options.held_out], options.out / "rows.jsonl"
     if options.export:
         np.save(options.out / "train.npy", data.train.x)
+        np.save(options.out / "test.npy", data.test.x[: options.scored])
     network = feature_network(options, data)
     print(
         f"accuracy of the classifier on held-out images: {network.accuracy(held_out, data.test.y[: len(held_out)]):.3f}"
     )
     rows = stored(path)
-    print(f"{'method':16}{'seed':>5}" + "".join(f"{name:>11}" for name in COLUMNS))
+    print(f"{'method':26}{'seed':>5}" + "".join(f"{name:>11}" for name in COLUMNS))
     for row in rows:
         print(describe(row))
     common = {"data": options.data, "size": options.size, "side": options.side}
@@ -275,9 +286,13 @@ def main() -> None:
     resumed(rows, path, common | {"method": "data", "seed": 0}, lambda: measure(train_rows, held_out, network))
     for part in options.draws:
         name, _, file = part.partition("=")
-        x = np.load(file)[: len(held_out)].astype(np.float32)
-        resumed(rows, path, common | {"method": name, "seed": 0}, partial(measure, x, held_out, network))
-    for seed in range(options.seeds):
+        resumed(
+            rows,
+            path,
+            common | {"method": name, "seed": 0},
+            partial(of_file, name, Path(file), options, network, held_out),
+        )
+    for seed in range(options.first, options.first + options.seeds):
         for method in options.only:
             key = common | {"method": method + options.name, "seed": seed, "seconds": options.seconds}
             resumed(rows, path, key, partial(one, method, seed, options, network, held_out))
