@@ -28,6 +28,7 @@ from ppgen.training.missing import check_missing
 from ppgen.training.options import TrainingOptions
 from ppgen.training.progressive import ProgressiveGrowing
 from ppgen.training.result import Fitted
+from ppgen.utils.budget import seconds_after_training, shown_budget
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -207,19 +208,40 @@ class Fit(Fitted):
         coords: Mapping[str, Sequence[Any]] | None = None,
         calibration: "Calibration | None" = None,
         seed: int = 0,
+        seconds: float | None = None,
     ) -> Path:
         """Writes one HTML page about the posterior on data, the verdict, its statistics and the training.
 
-        See `ppgen.report.report_of_fit`, which documents the options.
+        See `ppgen.report.report_of_fit`, which documents the other options.
+
+        Args:
+            path: the path of the page.
+            *data: the arguments of the programs.
+            title: the title of the page.
+            draws: the number of draws.
+            starts: the number of starts of the search for other modes.
+            dims: names of dimensions.
+            coords: values along dimensions.
+            calibration: a calibration to show.
+            seed: the seed.
+            seconds: the time that it may take: a fifth of that of training by default, and at least 10; `math.inf` for
+                all rows and draws, however long they take.
 
         Returns:
             The path of the page.
+
+        Raises:
+            ValueError: for negative seconds; as `ppgen.report.report_of_fit`.
         """
         from ppgen.report import report_of_fit, write_report  # late: ArviZ and matplotlib are slow to import
 
         options: dict[str, Any] = {"title": title, "draws": draws, "starts": starts, "dims": dims, "coords": coords}
         options |= {"calibration": calibration, "seed": seed}
-        return write_report(path, report_of_fit(self, *self.tensors(data), **options))
+        if seconds is None:
+            shared = len(self.chains) if "auto" in self.metadata else 1  # whose chains all have the time of the whole
+            seconds = seconds_after_training(sum(chain.seconds for chain in self.chains) / shared)
+        with shown_budget(seconds, "report") as budget:
+            return write_report(path, report_of_fit(self, *self.tensors(data), **options, budget=budget))
 
 
 def fit(

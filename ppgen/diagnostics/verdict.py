@@ -11,7 +11,6 @@ has too many latents for a search of other modes cannot be called good.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -23,8 +22,9 @@ from ppgen.diagnostics.checks.check import BAD, GOOD, RICHER, UNKNOWN, WEIGHTED,
 from ppgen.diagnostics.checks.draws import PosteriorDraws
 from ppgen.diagnostics.checks.moments import MAX_SHIFT, monte_carlo_error
 from ppgen.diagnostics.reading import read_attribute
-from ppgen.posterior.importance import EQUAL_WEIGHTS_ESS_RATIO
+from ppgen.posterior.importance import EQUAL_WEIGHTS_ESS_RATIO, MIN_DRAWS
 from ppgen.training.result import Fitted
+from ppgen.utils.budget import Budget
 
 __all__ = ["BAD", "GOOD", "MANY_DRAWS", "RICHER", "UNKNOWN", "WEIGHTED", "Verdict", "diagnose", "draw_enough"]
 
@@ -125,28 +125,40 @@ def _verdict(findings: Mapping[Check, Finding], *, automatic: bool) -> Verdict:
     return Verdict(level, statistics, reasons, tuple(advice), notes)
 
 
-def draw_enough(fit: Fitted, *data: Tensor, draws: int | None = None, **options: Any) -> Any:
+def draw_enough(
+    fit: Fitted, *data: Tensor, draws: int | None = None, budget: Budget | None = None, **options: Any
+) -> Any:
     """The result of `to_arviz` with as many draws as `diagnose` needs.
 
     Args:
         fit: the fit.
         *data: the arguments of the programs.
         draws: the number of draws in each chain; chosen as in `diagnose` if left out.
+        budget: the time, which may allow fewer than are chosen; no limit if left out.
         **options: further options of `to_arviz`.
 
     Raises:
         ValueError: if the response is absent; as `to_arviz`.
     """
-    draw = partial(to_arviz, fit, *data, resampled=None, chunk=draws_at_a_time(data, CHUNK), **options)
-    idata = draw(draws=FEW_DRAWS if draws is None else draws)
+    budget = Budget() if budget is None else budget
+    options |= {"resampled": None, "chunk": draws_at_a_time(data, CHUNK)}
+    seconds = 0.0  # of the last draws
+
+    def draw(count: int) -> Any:
+        nonlocal seconds
+        start = budget.clock()
+        found = to_arviz(fit, *data, draws=count, **options)
+        seconds = budget.clock() - start
+        return found
+
+    idata = budget.at_size(draw, FEW_DRAWS, least=MIN_DRAWS) if draws is None else draw(draws)
     if absent := read_attribute(idata, "absent"):
         raise ValueError(
             f"a posterior is judged on the data of the fit, and {absent} is not given: give all of them, as to fit, or "
             "use predict for predictions"
         )
-    if draws is None and _is_undecided(PosteriorDraws.read(fit, None, idata)):
-        return draw(draws=MANY_DRAWS)
-    return idata
+    undecided = draws is None and not budget.cut and _is_undecided(PosteriorDraws.read(fit, None, idata))
+    return draw(MANY_DRAWS) if undecided and budget.allows(seconds * MANY_DRAWS / FEW_DRAWS) else idata
 
 
 def _is_undecided(draws: PosteriorDraws | None) -> bool:

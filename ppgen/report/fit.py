@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppgen.diagnostics import Calibration
@@ -19,12 +20,20 @@ from ppgen.report.sections.predictions import predictions
 from ppgen.report.sections.summary import summary
 from ppgen.report.sections.training import training
 from ppgen.tracing.sites import Program
+from ppgen.training.held_out import rows_are_independent
 from ppgen.training.result import Fitted
 from ppgen.utils.arviz_versions import group
+from ppgen.utils.budget import Budget
 
 __all__ = ["SECTIONS", "report_of_fit"]
 
 MAX_REPLICATED = 30_000_000  # numbers of data times draws, up to which data are replicated
+LEAST_ROWS = 8  # whose latents are drawn even if there is no time for them
+SHORT_OF_TIME = (
+    ". The time for this report was short: it has fewer rows or draws, or no search for other modes; all of them, "
+    "however long they take, with report(..., seconds=math.inf)"
+)
+DRAWING_SHARE = 0.6  # of the time, for draws; the rest is for the verdict and the page
 
 SECTIONS: tuple[Row[PosteriorContext], ...] = (
     Row(summary),
@@ -46,6 +55,7 @@ def report_of_fit(
     coords: Mapping[str, Sequence[Any]] | None = None,
     calibration: Calibration | None = None,
     seed: int = 0,
+    budget: Budget | None = None,
 ) -> Report:
     """Reports on a fit of any programs to data, and on whether its posterior can be trusted.
 
@@ -59,14 +69,23 @@ def report_of_fit(
         coords: the values along a dimension, likewise.
         calibration: the result of `ppgen.diagnostics.sbc` or `sbc_of`, to be shown too.
         seed: the seed of draws and starts; the caller's random state does not change.
+        budget: the time; where it is short there are fewer draws than would be chosen, or if rows have latents of their
+            own fewer rows, at random, and no search for other modes. No limit if left out.
 
     Raises:
         ValueError: as `ppgen.diagnostics.to_arviz`.
         LookupError: as `ppgen.diagnostics.to_arviz`.
     """
-    replicated = len(fit.chains) * (MANY_DRAWS if draws is None else draws) * sum(part.numel() for part in data)
-    options: dict[str, Any] = {"predictive": replicated <= MAX_REPLICATED, "dims": dims, "coords": coords}
-    idata = draw_enough(fit, *data, draws=draws, seed=seed, **options)
+    budget = Budget() if budget is None else budget
+    options: dict[str, Any] = {"draws": draws, "seed": seed, "dims": dims, "coords": coords}
+    start, drawing = budget.clock(), budget.part(DRAWING_SHARE, "draws")
+    if rows_are_independent(fit.model, fit.guide, data):
+        idata, data = _draw_rows(fit, data, drawing, options)
+    else:
+        replicated = len(fit.chains) * (MANY_DRAWS if draws is None else draws) * sum(part.numel() for part in data)
+        idata = draw_enough(fit, *data, budget=drawing, predictive=replicated <= MAX_REPLICATED, **options)
+    budget.part(1.0, "verdict")
+    starts = starts if budget.allows(budget.clock() - start) else 0  # a search takes about as long as the draws
     verdict = diagnose(fit, *data, starts=starts, idata=idata, seed=seed)
     numbers: dict[str, Any] = {"posterior": verdict.level}
     if (evidence := log_evidence(group(idata, "vi_stats"), fit.best)) is not None:
@@ -90,7 +109,27 @@ def report_of_fit(
     posterior = group(idata, "posterior")
     drawn = "no" if posterior is None else posterior.sizes["draw"]
     subtitle = f"{f'data of shape {shapes}' if data else 'no data'}; {drawn} draws in each chain"
+    if budget.cut:
+        subtitle += SHORT_OF_TIME
+    budget.part(1.0, "page")
     return Report(title or f"Posterior of {name}", subtitle, build_sections(SECTIONS, context))
+
+
+def _draw_rows(fit: Fitted, data: tuple[Tensor, ...], budget: Budget, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Draws of the latents of as many rows, at random, as there is time for, and these rows."""
+    total = len(data[0])
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(options["seed"]))
+
+    def draw(count: int) -> tuple[Any, Any]:
+        chosen = order[:count].sort().values
+        rows = tuple(part[chosen.to(part.device)] for part in data)
+        coords = {
+            name: [values[i] for i in chosen] if len(values) == total else values
+            for name, values in (options["coords"] or {}).items()
+        }
+        return draw_enough(fit, *rows, predictive=False, **{**options, "coords": coords}), rows
+
+    return budget.at_size(draw, total, least=min(total, LEAST_ROWS))
 
 
 def _name_of(model: Program) -> str:

@@ -30,7 +30,7 @@ from ppgen.runs.record import Record
 from ppgen.runs.units import Units
 from ppgen.training.options import check_device
 from ppgen.training.training_failures import TrainingWarning
-from ppgen.utils.budget import Budget, shown_budget
+from ppgen.utils.budget import Budget, seconds_after_training, shown_budget
 from ppgen.utils.files import write_atomically
 from ppgen.utils.schema import NUMBER, SCALAR, Kind, read_json
 from ppgen.utils.tensor_bound import TensorBound
@@ -52,7 +52,6 @@ NUMBER_OR_TEXT = Kind(
 REPORT_SHARE = 0.2  # of the time, even if evaluation and posterior took longer than they should
 SECTIONS_SHARE = 0.8  # of the time for the report: the rest is for drawing its figures
 POSTERIOR_ROWS_AT_FIRST = 2  # from which the time of more is estimated
-EVALUATION_SHARE, EVALUATION_SECONDS = 0.2, 10.0  # of the time of training, and at least so many seconds
 EVALUATION_HELP = (
     "time for evaluation, posterior and report together; default: a fifth of that of training, and at least 10; inf "
     "for all held-out rows, and results that do not depend on the time"
@@ -457,7 +456,7 @@ class Run(ABC):
         """The time for evaluation, posterior and report together, unless the configuration gives one."""
         if (seconds := self.config.get("evaluation_seconds")) is not None:
             return float(seconds)
-        return max(EVALUATION_SECONDS, EVALUATION_SHARE * sum(chain.seconds for chain in self.fit.chains))
+        return seconds_after_training(sum(chain.seconds for chain in self.fit.chains))
 
     def finish(self, *, again: bool = False, seconds: float | None = None, progress: bool = True) -> list[str]:
         """Computes the results that the folder lacks, for example after a kill, and rewrites the report.

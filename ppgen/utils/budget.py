@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["MAX_NUMBERS", "Budget", "rows_at_a_time", "shown_budget"]
+__all__ = ["MAX_NUMBERS", "Budget", "rows_at_a_time", "seconds_after_training", "shown_budget"]
 
 MAX_NUMBERS = 2**18  # of data or of the output of a network, that are computed at a time
 
 GROWTH = 4  # of a batch over the one before
+SHARE_OF_TRAINING, LEAST_SECONDS = 0.2, 10.0  # that evaluation and report may take
 
 T = TypeVar("T")
 
@@ -139,11 +140,30 @@ class Budget:
             self._mark()
         return task(count) if count > least else result
 
+    def allows(self, seconds: float) -> bool:
+        """Whether so many seconds are left for some work, which otherwise counts as cut.
+
+        Args:
+            seconds: How many it is expected to take.
+        """
+        if seconds > self.left:
+            self._mark()
+        return seconds <= self.left
+
     def _mark(self) -> None:
         """Notes, here and in the budgets of which this one is a part, that work was cut."""
         budget: Budget | None = self
         while budget is not None:
             budget.cut, budget = True, budget.parent
+
+
+def seconds_after_training(training: float) -> float:
+    """The seconds that evaluation and report take by default: a fifth of those of training, and at least 10.
+
+    Args:
+        training: The seconds of training.
+    """
+    return max(LEAST_SECONDS, SHARE_OF_TRAINING * training)
 
 
 def rows_at_a_time(numbers: int) -> int:

@@ -20,6 +20,7 @@ from ppgen.report import Table, report_of_fit
 from ppgen.report import fit as fit_module
 from ppgen.report.sections.restarts import MAX_PANELS
 from ppgen.report.sections.verdict import ANSWERS
+from ppgen.utils.budget import Budget
 
 VERDICT, WEIGHTS = "Can the posterior be trusted?", "Importance weights"
 ELBO, RESTARTS = "Evidence lower bound", "Do the restarts agree?"
@@ -167,6 +168,41 @@ def test_too_many_data_are_not_replicated(monkeypatch):
     assert not report[PREDICTIONS].items
     assert [type(item) for item in report[LOO].items] == [Table]
     assert tables(report[LOO])[0].rows[0][0] == "y"
+
+
+def amortized(x: torch.Tensor) -> ppgen.Fit:
+    encoder = nn.Linear(1, 2)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            loc, scale = encoder(x[:, None]).unbind(-1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()))
+
+    return ppgen.fit(model, guide, x, steps=2, compile=False, progress=False)
+
+
+def test_without_time_there_are_few_draws_or_rows_and_the_page_says_so(tmp_path):
+    fit, data, _ = regression()
+    short = report_of_fit(fit, *data, budget=Budget(0))
+    assert "25 draws in each chain. The time for this report was short" in short.subtitle
+    x, names = torch.arange(40.0), {"dims": {"z": ["patient"]}, "coords": {"patient": [f"p{i}" for i in range(40)]}}
+    fit = amortized(x)
+    page = fit.report(tmp_path / "page.html", x, draws=50, seconds=0, **names).read_text()
+    assert "data of shape (8,); 50 draws in each chain. The time for this report was short" in page
+    with pytest.raises(ValueError, match="seconds: expected a number of at least 0"):
+        fit.report(tmp_path / "page.html", x, seconds=-1)
+
+
+def test_time_that_suffices_changes_no_statistic():
+    fit, data, _ = regression()
+    tabled = [by_title(report_of_fit(fit, *data, starts=0, budget=b))[VERDICT].items[0] for b in (None, Budget(1000))]
+    assert tabled[0].rows == tabled[1].rows
 
 
 def test_a_calibration_is_a_section():
