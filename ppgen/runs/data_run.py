@@ -152,12 +152,18 @@ class DataRun(Run):
             return numbers
         part = budget.part(0.8, "samples compared with data")
         found = part.at_size(
-            lambda n: {"samples compared": n} | self.compare_with_data(samples[:n], rows=n, metrics=False),
+            lambda n: self._counts(n) | self.compare_with_data(samples[:n], rows=n, metrics=False),
             len(samples),
             least=MIN_COMPARED_ROWS,
             power=1.5,
         )
         return numbers | {f"generated: {name}": number for name, number in found.items()}
+
+    def _counts(self, n: int) -> dict[str, Any]:
+        """How many samples and rows are compared, and for images in what."""
+        rows = min(n, len(self.data.test.x) or len(self.data.train.x))
+        pixels = {"compared": "pixel by pixel"} if len(self.data.event_shape) == 3 else {}
+        return {"samples compared": n, "rows of data compared": rows} | pixels
 
     def compare_with_data(
         self, samples: np.ndarray, *, rows: int = COMPARED_ROWS, metrics: bool = True, seed: int = 0

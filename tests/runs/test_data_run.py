@@ -85,7 +85,7 @@ def test_results_have_the_capabilities_of_the_model(quick, tmp_path):
         assert main(["train", name, "moons", *quick, *options, "--out", name]) == 0
         names[name] = set(json.loads((tmp_path / name / "numbers.json").read_text()))
     evidence = "held-out log evidence, 4 importance samples (nats per datum)"
-    assert {evidence, "held-out bits per dimension, 4 importance samples"} <= names["vae"]
+    assert evidence in names["vae"]
     likelihood = "held-out log-likelihood (nats per datum)"
     elbo = "held-out ELBO of the discrete-time chain (nats per datum)"
     assert {likelihood, elbo} <= names["ddpm"]

@@ -23,10 +23,16 @@ TEXT = (
     "all data together: if samples and data had the same distribution, one report in twenty would find any."
 )
 
+PIXELS = (
+    "Images are compared pixel by pixel, so that noise, blur and shifts by a pixel count for more than what is shown: "
+    "ppgen.evaluation.train_image_features gives features in which `coverage` says more about that."
+)
+
 
 def data_coverage(context: RunContext) -> Section | None:
     """Which held-out data (training data if there are few) samples do not cover; None for too few data or draws."""
-    split = context.held_out if len(context.held_out.x) >= MAX_ROWS else context.data.train
+    name = context.split if len(context.held_out.x) >= MAX_ROWS else "train"
+    split = getattr(context.data, name)
     tensors = context.tensors(split, MAX_ROWS)
     if len(tensors[0]) < MIN_ROWS:
         return None
@@ -40,7 +46,7 @@ def data_coverage(context: RunContext) -> Section | None:
 
     def section(n: int) -> Section:
         y = None if split.y is None else split.y[:n]
-        options: dict[str, Any] = {"figure_options": figure_options, "seed": context.seed}
+        options: dict[str, Any] = {"figure_options": figure_options, "seed": context.seed, "split": name}
         return coverage_section(data[:n], generated[:n], y, label_names=names, **options)
 
     return budget.at_size(section, count, least=MIN_ROWS, power=2.0)
@@ -53,6 +59,7 @@ def coverage_section(
     *,
     label_names: Sequence[str] | None = None,
     figure_options: Mapping[str, Any] | None = None,
+    split: str = "",
     seed: int = 0,
 ) -> Section:
     """Measures of fidelity and coverage, the data that samples do not cover, and the labels that they miss.
@@ -63,6 +70,7 @@ def coverage_section(
         y: the labels (n,) of the data; None if there are none.
         label_names: the names of the labels, which index them.
         figure_options: options of `figures.samples`.
+        split: the name of the split that the data are from.
         seed: the seed of the permutations.
     """
     flat = data.reshape(len(data), -1)
@@ -78,7 +86,9 @@ def coverage_section(
         ("coverage: the share of data with a sample near them", measures.coverage),
         ("data not covered", f"{len(uncovered.flagged)} of {len(data)}"),
     ]
-    items: list[Any] = [Table(("measure", "value"), results)]
+    of = f"rows of the {split} data" if split else "data"
+    caption = f"{len(generated)} samples and {len(data)} {of}. With other numbers of rows these measures are others."
+    items: list[Any] = [Table(("measure", "value"), results, f"{caption} {PIXELS if data.ndim == 4 else ''}".strip())]
     if len(uncovered.flagged):
         items.append(_uncovered_figure(data, uncovered, figure_options or {}))
     if y is not None and len(np.unique(y)) > 1:

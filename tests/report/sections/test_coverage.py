@@ -18,6 +18,8 @@ def test_uncovered_data_and_labels_are_shown(shape):
     numbers, picture, labels = section.items
     assert isinstance(picture, Figure)
     assert dict(numbers.rows)["data not covered"] == "60 of 180"
+    assert numbers.caption.startswith("180 samples and 180 data. With other numbers of rows")
+    assert ("pixel by pixel" in numbers.caption) == (len(shape) == 3)
     assert {row[0]: row[-1] for row in labels.rows} == {"a": "", "b": "", "c": "never generated"}
     whole = coverage_section(data, data + 0.1 * rng.standard_normal(data.shape), y)
     assert dict(whole.items[0].rows)["data not covered"] == "0 of 180"
