@@ -35,6 +35,8 @@ Rows = tuple[Tensor, ...]
 DEFAULT_SCORER = "cluster_agreement"
 DEFAULT_STEPS = 500
 
+SCORED_ROWS = 2000  # of each domain, at most, while a model trains
+
 SOURCE_ONLY = "source only"
 
 # by name: arguments of `ppgen.recipes.dann`, and whether the model is conditional; a number alpha is the end of a ramp
@@ -181,7 +183,7 @@ def score_of(model: DANN, held_out: Rows, scorer: str = DEFAULT_SCORER) -> Calla
         raise ValueError(
             "circular_validation trains a second model, and is no score of one that trains; choose another"
         )
-    scored = _scored(held_out)
+    scored = tuple(part[:SCORED_ROWS] for part in _scored(held_out))
     return lambda: -transfer_scores(TransferPredictions.of(model, *scored), [scorer])[scorer]
 
 

@@ -103,8 +103,8 @@ class TransferPredictions:
         """
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            p, q = model.predict_proba(x).double(), model.predict_proba(target).double()
-        tensors = (p, y, q, model.features_of(x), model.features_of(target), reverse)
+            p, q = model.predict_proba(x, d=0).double(), model.predict_proba(target).double()
+        tensors = (p, y, q, model.features_of(x, d=0), model.features_of(target), reverse)
         return cls(*(None if part is None else part.numpy(force=True) for part in tensors))  # type: ignore[arg-type]
 
     def ratio(self) -> np.ndarray:

@@ -29,7 +29,7 @@ from ppgen.data.labels import UNKNOWN
 from ppgen.models.checks import check_event_shape
 from ppgen.models.latent_variable import NETWORKS
 from ppgen.models.options import NetworkOptions, constructed_from
-from ppgen.nets import ACTIVATIONS, Critic, eval_mode, lookup
+from ppgen.nets import ACTIVATIONS, Critic, DomainNorm, eval_mode, lookup, rows_of
 
 __all__ = ["DANN", "UNKNOWN", "DANNOptions"]
 
@@ -68,8 +68,10 @@ class DANNOptions(NetworkOptions):
         if self.features is not None:
             return self.features
         network: Callable[..., nn.Module] = lookup(NETWORKS, self.network, option="network")[0]
-        last = lookup(ACTIVATIONS, self.activation, option="activation")()
-        return nn.Sequential(network(self.event_shape, self.latent_dim, **self.network_options()), last)
+        layers = [network(self.event_shape, self.latent_dim, **self.network_options())]
+        if self.norm == "domain":  # with other norms, which mix domains, h has none
+            layers.append(DomainNorm(self.latent_dim))
+        return nn.Sequential(*layers, lookup(ACTIVATIONS, self.activation, option="activation")())
 
 
 class DANN(nn.Module):
@@ -128,7 +130,9 @@ class DANN(nn.Module):
         pyro.module("dann", self)
         weights = self._sample_weights(dist.Normal(torch.zeros_like(self.loc), 1.0)) if self.bayesian else None
         with pyro.plate("data", x.shape[0], dim=-1):
-            h = pyro.deterministic("h", self.features(x.to(self._dtype)), event_dim=1)
+            with rows_of(self.features, d):
+                features = self.features(x.to(self._dtype))
+            h = pyro.deterministic("h", features, event_dim=1)
             logits = self._logits(h, weights)
             if self.conditional:
                 h = pyro.deterministic("hy", _outer(h, logits.softmax(-1).detach()), event_dim=1)
@@ -145,7 +149,7 @@ class DANN(nn.Module):
         pyro.module("dann", self)
         weights = self._sample_weights(self._posterior()) if self.bayesian else None
         if y is None:
-            with pyro.plate("data", x.shape[0], dim=-1):
+            with pyro.plate("data", x.shape[0], dim=-1), rows_of(self.features, d):
                 pyro.sample("y", dist.Categorical(logits=self._logits(self.features(x.to(self._dtype)), weights)))
 
     def check(self, x: Tensor, y: Tensor | None = None, d: Tensor | None = None) -> None:
@@ -183,31 +187,38 @@ class DANN(nn.Module):
                 f"all rows are of domain {domains[0]}: give rows of a source and of the target, d=0 and d=1"
             )
 
-    def features_of(self, x: Tensor) -> Tensor:
-        """The features h = F(x): (n, width)."""
-        with eval_mode(self):
-            return self.features(x.to(self._dtype))
+    def features_of(self, x: Tensor, *, d: int = 1) -> Tensor:
+        """The features h = F(x): (n, width).
 
-    def predict_proba(self, x: Tensor, *, draws: int = 100) -> Tensor:
+        Args:
+            x: data (n, *event_shape).
+            d: their domain, 1 for the target, which matters if features are normalized by domain.
+        """
+        x = x.to(next(self.parameters()))
+        with eval_mode(self), rows_of(self.features, torch.tensor([d], device=x.device)):
+            return self.features(x)
+
+    def predict_proba(self, x: Tensor, *, d: int = 1, draws: int = 100) -> Tensor:
         """p(y | x).
 
         Args:
             x: data (n, *event_shape).
+            d: their domain, as in `features_of`.
             draws: the number of draws of Bayesian weights, over which p is averaged.
 
         Returns:
             Probabilities (n, K).
         """
-        h = self.features_of(x)
+        h = self.features_of(x, d=d)
         with eval_mode(self):
             if not self.bayesian:
                 return self._logits(h, None).softmax(-1)
             distribution = self._posterior()
             return torch.stack([self._logits(h, distribution.sample()).softmax(-1) for _ in range(draws)]).mean(0)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """The most probable labels: (n,)."""
-        return self.predict_proba(x).argmax(-1)
+    def predict(self, x: Tensor, *, d: int = 1) -> Tensor:
+        """The most probable labels (n,); arguments as in `features_of`."""
+        return self.predict_proba(x, d=d).argmax(-1)
 
     def _posterior(self) -> dist.Normal:
         return dist.Normal(self.loc, self.log_scale.exp())

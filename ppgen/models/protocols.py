@@ -216,11 +216,11 @@ class DiffusionChain(HasDenoisingError, Protocol):
 class AdaptsDomains(Protocol):
     """A classifier that transfers labels from a source domain to a target domain."""
 
-    def features_of(self, x: Tensor) -> Tensor:
+    def features_of(self, x: Tensor, *, d: int = 1) -> Tensor:
         """The features (n, width)."""
 
-    def predict_proba(self, x: Tensor) -> Tensor:
+    def predict_proba(self, x: Tensor, *, d: int = 1) -> Tensor:
         """p(y | x): (n, num_classes)."""
 
-    def predict(self, x: Tensor) -> Tensor:
+    def predict(self, x: Tensor, *, d: int = 1) -> Tensor:
         """The most probable labels (n,)."""

@@ -3,6 +3,7 @@
 from ppgen.nets.conditioned import ResidualDense, UNet
 from ppgen.nets.critics import Critic, GrowingCritic
 from ppgen.nets.defaults import KINDS, Defaults, defaults_for
+from ppgen.nets.domain_norm import DomainNorm, rows_of
 from ppgen.nets.growing import Growing, GrowingDecoder, GrowingEncoder, growing_parts
 from ppgen.nets.networks import (
     ACTIVATIONS,
@@ -26,6 +27,7 @@ __all__ = [
     "Critic",
     "Defaults",
     "Dense",
+    "DomainNorm",
     "Growing",
     "GrowingCritic",
     "GrowingDecoder",
@@ -37,4 +39,5 @@ __all__ = [
     "eval_mode",
     "growing_parts",
     "lookup",
+    "rows_of",
 ]

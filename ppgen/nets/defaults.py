@@ -52,8 +52,8 @@ KINDS: dict[str, Kind] = {
     # A gradient penalty is on each row alone, which batch normalization would make depend on others (Gulrajani et al.
     # 2017, https://arxiv.org/abs/1704.00028, section 4); a bound by spectral norms would be undone by any norm.
     "critic": Kind(lr=ADVERSARIAL_LR, betas=ADVERSARIAL_BETAS, widths=((256, 256),) * 3, min_batch=128),
-    # Both domains are in one batch, and statistics of the batch move them towards each other.
-    "classifier": Kind(image_norm="batch"),
+    # Channels with the same mean and variance in both domains are a first alignment.
+    "classifier": Kind(image_norm="domain"),
     "denoiser": Kind(image_norm="group", widths=((128, 128, 128),) * 3),
     "flow": Kind(widths=((64, 64),) * 3),
 }

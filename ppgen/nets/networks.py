@@ -17,6 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ppgen.nets.domain_norm import DomainNorm
+
 Row = TypeVar("Row")
 
 LAST_GAIN = 0.1  # on the initial weights of the last layer of a decoder of images, whose outputs then are near zero
@@ -35,6 +37,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 # a single number, normalized, is zero.
 NORMS: dict[str, tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]] = {
     "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
+    "domain": (DomainNorm, DomainNorm),
     "group": (nn.LayerNorm, lambda width: nn.GroupNorm(math.gcd(width, max(1, min(8, width // 4))), width)),
     "layer": (nn.LayerNorm, lambda width: nn.GroupNorm(1, width)),
     "pixel": (lambda width: PixelNorm(), lambda width: PixelNorm()),

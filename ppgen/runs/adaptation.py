@@ -140,6 +140,18 @@ class AdaptationRun(Run):
         return config | {"loss": config["loss"] | loss}, found
 
     @classmethod
+    def checks(cls, config: dict[str, Any], model: Any, validation: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+        """Where checks choose the length or the weights, a score without target labels: the losses do not tell."""
+        options, (of_source, of_target) = config["fit"], (int((validation[2] == d).sum()) for d in (0, 1))
+        chooses = options["patience"] is not None or (options["steps"] is None and options["epochs"] is None)
+        if not chooses or of_source < 1 or of_target < 2:
+            return super().checks(config, model, validation)
+        from ppgen.tuning import DEFAULT_SCORER, score_of  # late: SciPy is slow to import
+
+        scorer = DEFAULT_SCORER if config["tune"] in (None, "circular_validation") else config["tune"]
+        return {"score": score_of(model, validation, scorer)}
+
+    @classmethod
     def loss_arguments(cls, config: dict[str, Any]) -> Mapping[str, Any]:
         """The features that the critic compares: with the predicted labels if the model is conditional."""
         return method_of(config).conditional if config["model"]["conditional"] else {}
@@ -187,11 +199,13 @@ class AdaptationRun(Run):
         model, seed = self.model, self.config["fit"]["seed"]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            labels = self._in_batches(model.predict, x, budget.part(0.3, "labels of the source"))
+            labels = self._in_batches(partial(model.predict, d=0), x, budget.part(0.3, "labels of the source"))
             predicted = self._in_batches(model.predict, x_target, budget.part(0.3, "labels of the target"))
         x, y, x_target = x[: len(labels)], y[: len(labels)], x_target[: len(predicted)]
         y_target = None if y_target is None else y_target[: len(predicted)]
-        h, h_target = (self._in_batches(model.features_of, rows, Budget()) for rows in (x, x_target))
+        h, h_target = (
+            self._in_batches(partial(model.features_of, d=d), rows, Budget()) for d, rows in enumerate((x, x_target))
+        )
         wrong, most = labels != y, max(len(x), len(x_target))
 
         def at_size(share: float, what: str, task: Callable[[int], Any]) -> tuple[int, Any]:
@@ -226,8 +240,8 @@ class AdaptationRun(Run):
         numbers["risk without target labels: importance-weighted source risk"] = (risk.weighted, risk.weighted_error)
         numbers["effective sample size of the importance weights (source rows)"] = risk.effective_rows
         untrained = self.make_model(self.config, self.kept).to(x.device)
-        for domain, rows, features in (("source", x, h), ("target", x_target, h_target)):
-            start = self._in_batches(untrained.features_of, rows, Budget())
+        for d, (domain, rows, features) in enumerate((("source", x, h), ("target", x_target, h_target))):
+            start = self._in_batches(partial(untrained.features_of, d=d), rows, Budget())
             numbers[FEATURE_SPREAD.format(domain)] = feature_spread(features, start)
         return numbers
 

@@ -266,6 +266,17 @@ class Run(ABC):
         return cls.rows(config, data, "train") or None
 
     @classmethod
+    def checks(cls, config: dict[str, Any], model: Any, validation: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+        """How `ppgen.fit` checks the model while it trains, as its arguments: by the loss on the validation rows.
+
+        Args:
+            config: The configuration.
+            model: The model.
+            validation: The validation rows; empty without data.
+        """
+        return {"validation": validation if validation and len(validation[0]) else 0}
+
+    @classmethod
     def make_loss(cls, config: dict[str, Any]) -> Any:
         """Makes the objective that the configuration describes."""
         return make_loss(method_of(config).recipe_function(), config["loss"], **cls.loss_arguments(config))

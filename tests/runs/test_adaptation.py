@@ -7,11 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
+from ppgen.data.domains import load_domains
 from ppgen.diagnostics import from_netcdf
 from ppgen.evaluation import features_collapsed
+from ppgen.models import DANN
 from ppgen.runs.adaptation import FEATURE_SPREAD, AdaptationRun
 from ppgen.runs.cli import main
 from ppgen.runs.training import some_rows
+from ppgen.tuning import DEFAULT_SCORER, score_of
 
 labels_are_hidden = pytest.mark.filterwarnings("ignore:.*the target's labels are not trained on")
 
@@ -142,6 +145,39 @@ def test_tuning_chooses_by_a_score_and_the_folder_keeps_the_choice(tmp_path, cap
     chosen = tuning["chosen"] == "coral 1"
     assert run.config["loss"]["alpha"] == ("Ramp(1.0, shape='sigmoid')" if chosen else 0.0)
     assert run.model.conditional == chosen
+
+
+@labels_are_hidden
+def test_a_score_chooses_where_checks_choose():
+    data = load_domains("moons", "rotated_moons", size=60)
+    rows = tuple(map(torch.as_tensor, data.rows("validation")))
+    model = DANN((2,), 2, hidden=(4,))
+    for options, chooses in (
+        ({}, True),
+        ({"steps": 9}, False),
+        ({"epochs": 9}, False),
+        ({"steps": 9, "patience": 2}, True),
+    ):
+        fit = {"steps": None, "epochs": None, "patience": None} | options
+        for tune in (None, "entropy", "circular_validation"):
+            checks = AdaptationRun.checks({"fit": fit, "tune": tune}, model, rows)
+            assert list(checks) == ["score" if chooses else "validation"]
+            if chooses:
+                assert checks["score"]() == score_of(model, rows, "entropy" if tune == "entropy" else DEFAULT_SCORER)()
+    few = tuple(part[rows[2] == 0] for part in rows)
+    assert list(AdaptationRun.checks({"fit": fit, "tune": None}, model, few)) == ["validation"]
+
+
+@pytest.mark.slow
+@labels_are_hidden
+def test_a_run_without_a_length_is_checked_by_a_score(tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["train", "dann", "--source", "moons", "--target", "rotated_moons", "--data.size", "200", *SMALL]
+    words += ["--loss.alpha", "0.1", "--draws", "0", "--progress", "false", "--out", str(out), "--fit.max_steps", "60"]
+    assert main(words) == 0, capsys.readouterr().err
+    run = AdaptationRun.load(out)
+    score = score_of(run.model, AdaptationRun.rows(run.config, run.data, "validation"))
+    assert run.fit.chains[0].validation["loss"].min() == pytest.approx(score(), abs=1e-6)
 
 
 @labels_are_hidden

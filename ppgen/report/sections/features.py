@@ -21,7 +21,7 @@ TEXT = (
 def features(context: AdaptationContext) -> Section:
     """Features by domain, and by label and domain."""
     rows = [context.held_out[domain] for domain in ("source", "target")]
-    h = [context.model.features_of(x[:MAX_ROWS]).numpy(force=True) for x, _ in rows]
+    h = [context.model.features_of(x[:MAX_ROWS], d=d).numpy(force=True) for d, (x, _) in enumerate(rows)]
     domains = np.repeat([0, 1], [len(part) for part in h])
     caption = f"{len(domains)} held-out rows, colored by domain."
     plane = figures.latent_plane(_centered(h), domains, label_names=context.domains)
