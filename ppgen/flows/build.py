@@ -16,6 +16,7 @@ def build_flow(
     shape: int | Sequence[int],
     *,
     hidden: Sequence[int],
+    activation: str | None = None,
     layers: int | None = None,
     context_dim: int = 0,
     table: Mapping[str, Callable[..., Flow]] = FLOWS,
@@ -28,6 +29,7 @@ def build_flow(
         flow: A key of the table.
         shape: The width of events, or the shape of images.
         hidden: The hidden widths of the networks, which a flow without networks ignores.
+        activation: That of the networks; None for the flow's default.
         layers: The number of layers; None for the flow's default.
         context_dim: The width of the context, 0 for none.
         table: Constructors by name.
@@ -40,6 +42,7 @@ def build_flow(
     make = lookup(table, flow, option=option)
     arguments: dict[str, Any] = {"hidden": tuple(hidden)} if _accepts(make, "hidden") else {}
     arguments |= {} if layers is None else {"layers": layers}
+    arguments |= {} if activation is None else {"activation": activation}
     arguments |= options or {}
     try:
         return make(shape, context_dim=context_dim, **arguments)

@@ -15,6 +15,7 @@ from torch.distributions import Transform
 from ppgen.flows.composition import ADDITIVE, AFFINE, SPLINE, Univariate, Widths, check_layers, compose
 from ppgen.flows.flow import Base, Flow
 from ppgen.flows.zuko import lazy, networks, transforms
+from ppgen.nets import ACTIVATIONS, lookup
 
 __all__ = ["Coupling", "Scale", "nice", "nsf", "realnvp"]
 
@@ -51,18 +52,27 @@ def realnvp(dim: int, *, layers: int = 4, hidden: Widths = (64, 64), context_dim
     return _couplings(dim, AFFINE, layers, hidden, context_dim, base)
 
 
-def nsf(dim: int, *, layers: int = 4, hidden: Widths = (64, 64), context_dim: int = 0, base: Base = None) -> Flow:
+def nsf(
+    dim: int,
+    *,
+    layers: int = 4,
+    hidden: Widths = (64, 64),
+    activation: str = "silu",
+    context_dim: int = 0,
+    base: Base = None,
+) -> Flow:
     """Neural spline flow: couplings of splines (Durkan et al. 2019, https://arxiv.org/abs/1906.04032).
 
     Args:
         dim: The width of events, at least 2.
         layers: The number of couplings.
         hidden: The hidden widths of the networks.
+        activation: A key of ``ppgen.nets.ACTIVATIONS``.
         context_dim: The width of the context, 0 for none.
         base: The distribution of z; None for N(0, I).
 
     Raises:
-        ValueError: If `dim` is below 2 or `layers` below 1.
+        ValueError: If `dim` is below 2 or `layers` below 1, or there is no such activation.
 
     Example:
         >>> from ppgen import flows
@@ -71,7 +81,7 @@ def nsf(dim: int, *, layers: int = 4, hidden: Widths = (64, 64), context_dim: in
         >>> flow().log_prob(x).shape
         torch.Size([5])
     """
-    return _couplings(dim, SPLINE, layers, hidden, context_dim, base)
+    return _couplings(dim, SPLINE, layers, hidden, context_dim, base, activation=activation)
 
 
 def _couplings(
@@ -82,6 +92,7 @@ def _couplings(
     context_dim: int,
     base: Base,
     after: Sequence[nn.Module] = (),
+    activation: str = "silu",
 ) -> Flow:
     if dim < 2:
         raise ValueError(
@@ -90,7 +101,14 @@ def _couplings(
         )
     check_layers(layers)
     maps = [
-        Coupling(dim, constant=layer % 2, univariate=univariate, hidden=hidden, context_dim=context_dim)
+        Coupling(
+            dim,
+            constant=layer % 2,
+            univariate=univariate,
+            hidden=hidden,
+            activation=activation,
+            context_dim=context_dim,
+        )
         for layer in range(layers)
     ]
     return compose([*maps, *after], dim, context_dim=context_dim, base=base)
@@ -104,6 +122,7 @@ class Coupling(lazy.LazyTransform):
         constant: Which coordinates are x_a: those with an even (0) or with an odd (1) index.
         univariate: f.
         hidden: The hidden widths of the network.
+        activation: A key of ``ppgen.nets.ACTIVATIONS``.
         context_dim: The width of the context, 0 for none.
     """
 
@@ -117,6 +136,7 @@ class Coupling(lazy.LazyTransform):
         constant: int,
         univariate: Univariate,
         hidden: Sequence[int],
+        activation: str = "silu",
         context_dim: int = 0,
     ) -> None:
         super().__init__()
@@ -126,7 +146,8 @@ class Coupling(lazy.LazyTransform):
         self.univariate = univariate
         self.sizes = [prod(shape) for shape in univariate.shapes]
         widths = len(self.constant) + context_dim, len(self.transformed) * sum(self.sizes)
-        self.network = networks.MLP(*widths, hidden_features=list(hidden), activation=nn.SiLU)
+        layer = lookup(ACTIVATIONS, activation, option="activation")
+        self.network = networks.MLP(*widths, hidden_features=list(hidden), activation=layer)
 
     def forward(self, c: Tensor | None = None) -> Transform:
         """Returns the transform for a context c (*batch, context_dim), or None."""

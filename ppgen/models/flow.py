@@ -23,9 +23,10 @@ from ppgen.flows.composition import whitened
 from ppgen.models.checks import check_event_shape, check_labels, check_levels, check_support, one_hot
 from ppgen.nets import defaults_for, eval_mode
 
-__all__ = ["AFFINE", "FlowModel"]
+__all__ = ["ACTIVATIONS", "AFFINE", "FlowModel"]
 
 AFFINE = ("maf", "iaf", "realnvp")  # flows of affine maps whose scale depends on the row
+ACTIVATIONS = {"nsf": "relu"}  # the activation where kinks help: splines of sharp edges, see docs/defaults.md
 
 
 class FlowModel(nn.Module):
@@ -39,6 +40,7 @@ class FlowModel(nn.Module):
         layers: the number of layers; None for the default of the flow.
         hidden: hidden widths of its networks (channels, of a flow of images); None for those of
             `ppgen.nets.defaults_for`.
+        activation: that of its networks, of a flow that has this option; None for that of `ACTIVATIONS`.
         scales: the number of scales of a flow of images; None for its default.
         levels: K, of data that are integers 0 .. K - 1; None for real numbers.
         bounds: the interval (low, high) of continuous data; None for all real numbers.
@@ -72,6 +74,7 @@ class FlowModel(nn.Module):
         flow: str = "maf",
         layers: int | None = None,
         hidden: Sequence[int] | None = None,
+        activation: str | None = None,
         scales: int | None = None,
         levels: int | None = None,
         bounds: tuple[float, float] | None = None,
@@ -90,6 +93,7 @@ class FlowModel(nn.Module):
             flow,
             self.event_shape if flow in IMAGE_FLOWS else math.prod(self.event_shape),
             hidden=defaults_for("flow", self.event_shape).hidden or () if hidden is None else hidden,
+            activation=activation or ACTIVATIONS.get(flow),
             layers=layers,
             context_dim=num_classes or 0,
             table=ChainMap(FLOWS, IMAGE_FLOWS),

@@ -7,7 +7,7 @@ stored before there were such defaults has none of some options, and gets the va
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ppgen.models.flow import AFFINE
+from ppgen.models.flow import ACTIVATIONS, AFFINE
 from ppgen.nets import Defaults, defaults_for
 from ppgen.nets.defaults import earlier_widths
 from ppgen.runs.methods import Method
@@ -42,6 +42,7 @@ def with_defaults(
     found = {key: value(chosen) for key, value in OF_NETWORK.items() if event_shape or not key[0]}
     if "flow" in config.get("model", {}):
         found["model", "whiten"] = config["model"]["flow"] not in AFFINE
+        found["model", "activation"] = ACTIVATIONS.get(config["model"]["flow"])
     if method.critic is not None:
         critic = defaults_for("critic", shape if method.critic == "data" else (1,), rows)
         found["loss", "hidden"] = critic.hidden
@@ -60,6 +61,8 @@ def with_earlier_defaults(config: Mapping[str, Any], method: Method, event_shape
         return dict(config)
     widths = earlier_widths(method.network, event_shape, config["model"].get("network"))
     found: dict[tuple[str, str], Any] = {("model", "hidden"): widths, ("model", "whiten"): False}
+    if config["model"].get("flow") in ACTIVATIONS:
+        found["model", "activation"] = "silu"
     if method.critic is not None:
         found["loss", "hidden"] = earlier_widths("critic", event_shape if method.critic == "data" else (1,), None)
     return _filled(config, found)

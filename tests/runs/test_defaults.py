@@ -6,6 +6,7 @@ import yaml
 
 import ppgen
 from ppgen import nets
+from ppgen.models.flow import ACTIVATIONS
 from ppgen.nets import defaults_for
 from ppgen.runs.cli import main
 from ppgen.runs.defaults import with_defaults, with_earlier_defaults
@@ -77,6 +78,13 @@ def test_a_configuration_of_an_earlier_version_describes_the_networks_of_its_tim
     assert {key: value.shape for key, value in then.items()} == {key: value.shape for key, value in now.items()}
 
 
+def test_a_spline_flow_of_an_earlier_version_has_the_activation_of_its_time():
+    config = config_of("nsf", model={"activation": None})
+    assert with_defaults(config, METHODS["nsf"], (5,), 400)["model"]["activation"] == "relu"
+    assert with_earlier_defaults(config, METHODS["nsf"], (5,))["model"]["activation"] == "silu"
+    assert with_earlier_defaults(config_of("maf"), METHODS["maf"], (5,))["model"]["activation"] is None
+
+
 def test_a_run_folder_of_an_earlier_version_loads(tmp_path):
     """Its configuration has no widths of generator and critic: they were (256, 256), and (32, 64) for images."""
     out = tmp_path / "run"
@@ -101,4 +109,5 @@ def test_a_run_stores_its_values_and_does_not_depend_on_later_defaults(tmp_path,
     x = ppgen.load(out).sample(3, seed=1)
     for kind in nets.KINDS:
         monkeypatch.setitem(nets.KINDS, kind, nets.defaults.Kind(widths=((5,),) * 3))
+    monkeypatch.setitem(ACTIVATIONS, "nsf", "tanh")
     torch.testing.assert_close(ppgen.load(out).sample(3, seed=1), x)
