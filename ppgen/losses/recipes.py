@@ -97,18 +97,19 @@ def vae(*, beta: float | Schedule = 1.0) -> Objective:
     return Reconstruction() + beta * Rate()
 
 
-def wae(metric: Metric | None = None, *, weight: float | Schedule = 10.0, z: str = "z") -> Objective:
+def wae(metric: Metric | None = None, *, weight: float | Schedule | None = None, z: str = "z") -> Objective:
     """Wasserstein autoencoder: -E log p(x | z) + weight D(q(z), p(z)), with the aggregate posterior q(z).
 
     Reference: Tolstikhin et al. 2018, equation 4, https://arxiv.org/abs/1711.01558.
 
     Args:
         metric: D; if left out, MMD with inverse multiquadric kernels, as in their WAE-MMD.
-        weight: 10 is theirs, for squared errors; a decoder that learns its scale gains more nats and needs about 100.
+        weight: if left out 10, which is theirs, for squared errors. A decoder that learns its scale gains more nats: it
+            needs about the number of elements of an event, which is the default of `ppgen train`.
         z: the latent site.
     """
     metric = MMD(kernel="imq") if metric is None else metric
-    return Reconstruction() + weight * match(v.posterior(z), v.prior(z), metric)
+    return Reconstruction() + (10.0 if weight is None else weight) * match(v.posterior(z), v.prior(z), metric)
 
 
 def iwae(k: int = 10) -> Objective:

@@ -4,6 +4,7 @@
 stored before there were such defaults has none of some options, and gets the values of that time.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ OF_NETWORK: dict[tuple[str, str], Callable[[Defaults], Any]] = {
     ("fit", "batch_size"): lambda d: d.batch_size,
 }
 AUTO = (None, "auto")
+LEAST_WEIGHT = 10  # of a match of codes, that of Tolstikhin et al. 2018
 
 
 def with_defaults(
@@ -46,6 +48,8 @@ def with_defaults(
     if method.critic is not None:
         critic = defaults_for("critic", shape if method.critic == "data" else (1,), rows)
         found["loss", "hidden"] = critic.hidden
+    if method.weight_by_elements:
+        found["loss", "weight"] = float(max(LEAST_WEIGHT, math.prod(shape)))
     return _filled(config, found)
 
 

@@ -28,6 +28,8 @@ class Method:
         network: What its network is for, a row of `ppgen.nets.KINDS`, from which other defaults follow.
         critic: What its critic sees, whose widths are those of this kind of data: "data", or "vectors" such as codes
             and features; None without a critic, or for one that chooses its widths.
+        weight_by_elements: Whether the weight of its loss is by default the number of elements of an event: it is that
+            of a match of codes, against a log density that is a sum over these elements.
         kind: The class of its runs, as ``"module:name"``: a subclass of `ppgen.runs.run.Run`.
     """
 
@@ -38,6 +40,7 @@ class Method:
     conditional: Mapping[str, Any] = field(default_factory=dict)
     network: str = "autoencoder"
     critic: Literal["data", "vectors"] | None = None
+    weight_by_elements: bool = False
     kind: str = "ppgen.runs.data_run:DataRun"
 
     def model_class(self) -> Callable[..., Any]:
@@ -103,6 +106,7 @@ METHODS: dict[str, Method] = {
         "ppgen.models:Autoencoder",
         "ppgen.losses.recipes:wae",
         "a Wasserstein autoencoder: MMD matches the aggregate posterior to the prior N(0, I)",
+        weight_by_elements=True,
     ),
     "vae": Method("ppgen.models:VAE", "ppgen.losses.recipes:vae", "a variational autoencoder, with the ELBO"),
     "iwae": Method(

@@ -16,6 +16,8 @@ DENOISERS = ("ddpm", "edm", "vdm", "fm", "ot_fm")
 
 # Gray levels as they are: noise that dequantizes them would be one more thing to imitate.
 SHARP = {"data.form": "unit"}
+# One standard deviation for all pixels: with one for each, a decoder first explains strokes by noise, not by its means.
+ONE_SCALE = {"model.covariance": "scalar", "model.scale": 0.2}
 WIDE = [64, 128, 256]
 DECAY = {"fit.lr_scheduler": "cosine"}
 
@@ -25,7 +27,8 @@ Rows = tuple[tuple[tuple[str, ...], Options], ...]
 # by the name of the setting: methods, and their options; a method has the options of all rows that name it
 PRESETS: dict[str, Rows] = {
     "images": (
-        (AUTOENCODERS, {"model.latent_dim": 32, "fit.batch_size": 128, "fit.steps": 12_000} | DECAY),
+        (AUTOENCODERS, ONE_SCALE | {"model.latent_dim": 32, "fit.batch_size": 128, "fit.steps": 12_000} | DECAY),
+        (("wae",), SHARP),  # which is drawn from, and has no density
         ((*GANS, "ali"), SHARP | {"model.latent_dim": 64, "fit.batch_size": 64, "fit.steps": 8000}),
         (("wgan", "wgan_gp", "wgan_clip"), {"fit.steps": 4000}),  # with five steps of the critic in each
         (("progan",), SHARP | {"model.latent_dim": 64, "fit.batch_size": 32, "fit.steps": 6000}),
@@ -33,7 +36,7 @@ PRESETS: dict[str, Rows] = {
         (DENOISERS, {"model.hidden": [32, 64, 64], "fit.batch_size": 64, "fit.steps": 4000}),
     ),
     "gpu": (
-        (AUTOENCODERS, {"model.hidden": WIDE, "model.latent_dim": 64, "fit.batch_size": 256}),
+        (AUTOENCODERS, ONE_SCALE | {"model.hidden": WIDE, "model.latent_dim": 64, "fit.batch_size": 256}),
         ((*GANS, "ali"), SHARP | {"model.hidden": WIDE, "model.latent_dim": 128, "fit.batch_size": 256}),
         (GANS, {"loss.hidden": WIDE}),
         (("progan",), SHARP | {"model.latent_dim": 128, "fit.batch_size": 64}),

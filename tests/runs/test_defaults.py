@@ -56,6 +56,17 @@ def test_given_options_win_and_rows_matter():
     assert (filled["lr"], filled["fit"]["batch_size"]) == (0.5, 9)
 
 
+def test_the_weight_of_a_match_of_codes_grows_with_the_events():
+    """At a weight of 10 an image's log density outweighs it, and codes stay far from the prior."""
+    weights = [
+        with_defaults(config_of("wae"), METHODS["wae"], shape, 400)["loss"]["weight"] for shape in ((5,), IMAGES)
+    ]
+    assert weights == [10.0, 256.0]
+    given = config_of("wae", loss={"weight": 3.0})
+    assert with_defaults(given, METHODS["wae"], IMAGES, 400)["loss"]["weight"] == 3.0
+    assert with_defaults(config_of("progan"), METHODS["progan"], IMAGES, 400)["loss"]["weight"] is None
+
+
 # by method: options that an earlier version stored without a value, the shape of an event, and today's explicit options
 EARLIER = {
     "vae": ({"network": "dense"}, IMAGES, {"network": "dense", "hidden": (256, 256), "norm": None}),
