@@ -211,11 +211,12 @@ class TrainingMonitor:
         checks, best, last = self.validation["loss"], self._best_parts, self._last_parts
         if len(checks) < 2 or not best or not last:
             return ""
-        if self._best != self.steps and not self.selects and improves(last, best, self._rows):
+        ago = self.steps // RECENT
+        if self.steps - self._best > ago and not self.selects and improves(last, best, self._rows):
             return (
                 f"long after the best held-out loss, {self._best_loss:.4g} at step {self._best} (now {checks[-1]:.4g})"
             )
-        recent = self.steps - self.convergence.since <= self.steps // RECENT
+        recent = self.steps - self.convergence.since <= ago
         return f"while the held-out loss was still improving ({checks[-1]:.4g})" if recent else ""
 
     @property

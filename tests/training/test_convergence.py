@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ppgen.training import convergence
 from ppgen.training.callbacks import TrainingStep
 from ppgen.training.convergence import Convergence, drifts, falls, improves, standard_error
 from ppgen.training.held_out import default_share, part_rows, rows_are_independent
+from ppgen.training.monitor import TrainingMonitor
 
 WIDTH = 130  # columns of a regression, which overfits 135 rows
 ADAM = partial(torch.optim.Adam, lr=0.05)
@@ -260,6 +262,14 @@ def test_a_counted_run_that_was_still_improving_says_so(quick):
     with pytest.warns(UserWarning, match="was still improving.*give more steps, or neither steps nor epochs"):
         fit = regress(2, steps=60, validation=0.2, optim=partial(torch.optim.Adam, lr=1e-3))
     assert "completed 60 steps, while the held-out loss was still improving" in fit.chains[0].stop_reason
+
+
+@pytest.mark.parametrize(("best", "words"), [(850, "long after the best held-out loss"), (980, "still improving")])
+def test_a_best_check_in_the_last_tenth_of_a_counted_run_is_not_long_ago(best, words):
+    run = SimpleNamespace(steps=1000, selects=False, validation={"loss": [3.0, 1.0, 2.0]}, convergence=Convergence())
+    run.convergence.since = best
+    vars(run).update(_best=best, _best_loss=1.0, _best_parts=[0.9, 1.1], _last_parts=[1.9, 2.1], _rows=[1, 1])
+    assert words in TrainingMonitor.unfinished.fget(run)
 
 
 def test_patience_is_the_same_whatever_epochs_is(quick):
