@@ -1,6 +1,8 @@
 """Each method of the command line: its names exist, and it trains, samples and leaves a complete run folder."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,13 @@ def test_each_method_names_a_model_a_recipe_and_a_kind_of_run():
         assert callable(method.recipe_function()), name
         assert issubclass(method.run_class(), Run), name
         assert method.summary, name
+
+
+def test_the_docs_say_of_each_method_what_its_default_is_good_for():
+    page = (Path(__file__).parents[2] / "docs" / "defaults.md").read_text()
+    rows = page.split("| method | good for | where it fails |")[1].split("\n\n")[0]
+    named = [name for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1] if row else "")]
+    assert sorted(named) == sorted(METHODS)
 
 
 @pytest.mark.parametrize("name", ON_DATA)
