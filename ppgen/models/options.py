@@ -58,7 +58,7 @@ def _argument_docs(options: Any) -> str:
 class NetworkOptions:
     """Options of a model with a network between data and a vector.
 
-    What is "auto", and widths that are None, become those of `ppgen.nets.defaults_for`.
+    What is "auto", and widths and dropout that are None, become those of `ppgen.nets.defaults_for`.
 
     Attributes:
         event_shape: (features,) of a table or (channels, height, width) of images.
@@ -82,7 +82,7 @@ class NetworkOptions:
     network: str = "auto"
     num_classes: int | None = None
     norm: str | None = "auto"
-    dropout: float = 0.0
+    dropout: float | None = None
     activation: str = "silu"
 
     def __post_init__(self) -> None:
@@ -98,9 +98,11 @@ class NetworkOptions:
                 raise ValueError(f"expected {name} of at least 1, got {size}")
         chosen = defaults_for(self.kind, self.event_shape, network=self.network)
         hidden = chosen.hidden if self.hidden is None else self.hidden
-        resolved = {"network": chosen.network, "hidden": hidden}
+        resolved: dict[str, Any] = {"network": chosen.network, "hidden": hidden}
         if self.norm == "auto":
             resolved["norm"] = chosen.norm
+        if self.dropout is None:
+            resolved["dropout"] = chosen.dropout
         for name, value in resolved.items():
             object.__setattr__(self, name, value)
 

@@ -14,6 +14,7 @@ __all__ = ["KINDS", "Defaults", "defaults_for", "earlier_widths"]
 MIN_SIDE = 8  # images with a shorter side have too few pixels for convolutions to be of use
 MAX_CHANNELS = 128  # more channels cost more time on a processor than they gain
 FEW_ROWS, MANY_ROWS = 1000, 5000  # tables with fewer than the first get narrow networks, with the second wide ones
+MANY_COLUMNS = 500  # of a table, such as counts of words, most of which are seldom seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Kind:
         image_norm: the normalization of a convolutional network, a row of `ppgen.nets.NORMS`, or None.
         widths: the hidden widths for tables of few, of more and of many rows; the last also if their number is unknown.
         min_batch: the least rows of a batch, if there are as many.
+        wide_dropout: the probability of dropout for tables with many columns, whose networks are then as narrow as for
+            few rows; None for no difference.
     """
 
     lr: float = 1e-3
@@ -33,6 +36,7 @@ class Kind:
     image_norm: str | None = None
     widths: tuple[tuple[int, ...], ...] = ((64, 64), (128, 128), (256, 256))
     min_batch: int = 32
+    wide_dropout: float | None = None
 
 
 # Adversarial training rotates around its equilibrium, and a long memory of gradients amplifies that (Gidel et al. 2019,
@@ -53,7 +57,8 @@ KINDS: dict[str, Kind] = {
     # 2017, https://arxiv.org/abs/1704.00028, section 4); a bound by spectral norms would be undone by any norm.
     "critic": Kind(lr=ADVERSARIAL_LR, betas=ADVERSARIAL_BETAS, widths=((256, 256),) * 3, min_batch=128),
     # Channels with the same mean and variance in both domains are a first alignment.
-    "classifier": Kind(image_norm="domain"),
+    # Dropout keeps a classifier from relying on single words.
+    "classifier": Kind(image_norm="domain", wide_dropout=0.5),
     "denoiser": Kind(image_norm="group", widths=((128, 128, 128),) * 3),
     "flow": Kind(widths=((64, 64),) * 3),
 }
@@ -70,6 +75,7 @@ class Defaults:
         lr: the learning rate of Adam.
         betas: the decay rates of its moments.
         batch_size: the rows of a batch.
+        dropout: the probability of dropout.
     """
 
     network: str
@@ -78,6 +84,7 @@ class Defaults:
     lr: float
     betas: tuple[float, float]
     batch_size: int
+    dropout: float = 0.0
 
 
 def defaults_for(
@@ -118,6 +125,7 @@ def defaults_for(
         lr=row.lr,
         betas=row.betas,
         batch_size=_batch_size(row, rows),
+        dropout=(row.wide_dropout or 0.0) if network == "dense" and _is_wide(row, shape) else 0.0,
     )
 
 
@@ -157,9 +165,15 @@ def _hidden(row: Kind, shape: tuple[int, ...], rows: int | None, network: str) -
     if network != "dense":
         return None
     few, more, many = row.widths
+    if _is_wide(row, shape):
+        return few
     if rows is None or rows >= MANY_ROWS:
         return many
     return few if rows < FEW_ROWS else more
+
+
+def _is_wide(row: Kind, shape: tuple[int, ...]) -> bool:
+    return row.wide_dropout is not None and len(shape) == 1 and shape[0] >= MANY_COLUMNS
 
 
 def _halvings(shape: tuple[int, ...], *, down_to: int) -> int:

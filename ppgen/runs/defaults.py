@@ -20,6 +20,7 @@ OF_NETWORK: dict[tuple[str, str], Callable[[Defaults], Any]] = {
     ("model", "network"): lambda d: d.network,
     ("model", "hidden"): lambda d: d.hidden,
     ("model", "norm"): lambda d: d.norm,
+    ("model", "dropout"): lambda d: d.dropout,
     ("", "lr"): lambda d: d.lr,
     ("", "betas"): lambda d: d.betas,
     ("fit", "batch_size"): lambda d: d.batch_size,
@@ -64,7 +65,11 @@ def with_earlier_defaults(config: Mapping[str, Any], method: Method, event_shape
     if not event_shape:
         return dict(config)
     widths = earlier_widths(method.network, event_shape, config["model"].get("network"))
-    found: dict[tuple[str, str], Any] = {("model", "hidden"): widths, ("model", "whiten"): False}
+    found: dict[tuple[str, str], Any] = {
+        ("model", "hidden"): widths,
+        ("model", "whiten"): False,
+        ("model", "dropout"): 0.0,
+    }
     if config["model"].get("flow") in ACTIVATIONS:
         found["model", "activation"] = "silu"
     if method.critic is not None:

@@ -42,6 +42,15 @@ def test_images_have_convolutions_down_to_about_four_pixels_with_normalization(s
     assert defaults_for("critic", shape).norm is None
 
 
+def test_a_classifier_of_counts_of_words_is_narrow_with_dropout():
+    words, few = defaults_for("classifier", (2000,), 60_000), defaults_for("classifier", (20,), 60_000)
+    assert (words.hidden, words.dropout) == ((64, 64), 0.5)
+    assert (few.hidden, few.dropout) == ((256, 256), 0.0)
+    assert defaults_for("autoencoder", (2000,), 60_000).dropout == 0
+    assert models.DANN((2000,), 2).config["dropout"] == 0.5
+    assert models.DANN((2000,), 2, dropout=0.0).config["dropout"] == 0
+
+
 def test_a_given_network_has_the_widths_that_suit_it():
     assert defaults_for("autoencoder", (1, 28, 28), network="dense").hidden == (256, 256)
     assert defaults_for("autoencoder", (1, 28, 28), network="dense").norm is None

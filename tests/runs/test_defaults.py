@@ -48,9 +48,9 @@ def test_given_options_win_and_rows_matter():
     few, many = (with_defaults(config_of("vae"), METHODS["vae"], (5,), rows) for rows in (150, 50_000))
     assert few["model"]["hidden"] == list(defaults_for("autoencoder", (5,), 150).hidden) != many["model"]["hidden"]
     assert few["fit"]["batch_size"] < many["fit"]["batch_size"]
-    given = config_of("vae", model={"hidden": [7], "network": "dense", "norm": None}, fit={"batch_size": 9}) | {
-        "lr": 0.5
-    }
+    given = config_of(
+        "vae", model={"hidden": [7], "network": "dense", "norm": None, "dropout": 0.1}, fit={"batch_size": 9}
+    ) | {"lr": 0.5}
     filled = with_defaults(given, METHODS["vae"], IMAGES, 150)
     assert filled["model"] == given["model"]
     assert (filled["lr"], filled["fit"]["batch_size"]) == (0.5, 9)
