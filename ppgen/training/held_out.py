@@ -19,12 +19,13 @@ from ppgen.infer.parameters import CollectParameters, EvalMode, owning_module
 from ppgen.tracing.programs import get_trace, validation
 from ppgen.tracing.sites import Program, Site, is_deterministic, latent_sites, sample_sites
 
-__all__ = ["FROM_ROWS", "default_share", "global_draws", "hold_out", "part_rows", "rows_are_independent"]
+__all__ = ["FEW_ROWS", "FROM_ROWS", "default_share", "global_draws", "hold_out", "part_rows", "rows_are_independent"]
 
 FROM_ROWS = 100  # from so many rows on, some are held out by default
 SHARE, MOST_ROWS = 0.1, 5000  # that are held out by default
 PARTS, PART_ROWS = 8, (4, 1024)  # parts of held-out rows, whose losses show the noise of a check; rows of a part
-TRIED_ROWS = 8, 5  # with which programs are run
+FEW_ROWS = 8  # with which programs of independent rows are run to see what they consist of
+TRIED_ROWS = FEW_ROWS, 5  # with which programs are run to see whether rows are independent
 DRAWS, MOST_DRAWN = 4, 200  # draws of global latents, and the most numbers of one that are followed
 
 

@@ -17,7 +17,7 @@ from ppgen.tracing.sites import Program
 from ppgen.training.batches import Batches
 from ppgen.training.conversion import as_tensors, cast_like, check_same_rows, is_hugging_face
 from ppgen.training.first_run import after_first_run
-from ppgen.training.held_out import FROM_ROWS, default_share, hold_out, part_rows, rows_are_independent
+from ppgen.training.held_out import FEW_ROWS, FROM_ROWS, default_share, hold_out, part_rows, rows_are_independent
 from ppgen.training.iterables import IterableBatches, is_iterable
 from ppgen.training.missing import check_missing
 from ppgen.training.options import TrainingOptions
@@ -106,7 +106,7 @@ class Loading:
         if isinstance(validation, int | float):
             kept, held = hold_out(rows, validation, self.options.seed)
         self._check(tensors)
-        tensors = self._first_run(tensors)
+        tensors = self._first_run(tensors, self.options.batch_size)
         if validation is None:
             kept, held = self._hold_out_by_default(rows, tensors)
         tensors = self._move(tensors)
@@ -133,7 +133,8 @@ class Loading:
         held_out = as_in_training(as_tensors(data, dtype=self.dtype, name="validation", allow_nan=True), like)
         check_missing(self.model, held_out, data, name="validation", size=self.options.batch_size)
         self._check(held_out)
-        held_out = self._move(self._first_run(held_out))
+        few = all(part.is_floating_point() for part in held_out) and self._rows_are_independent(like)
+        held_out = self._move(self._first_run(held_out, FEW_ROWS if few else self.options.batch_size))
         part = self._part_rows(len(held_out[0]), held_out) if held_out else None
         return Batches(InMemory(held_out), size=part, ranks=self.ranks, shuffle=False)
 
@@ -194,7 +195,7 @@ class Loading:
         """Checks a first batch, and fixes the types and shapes of all batches by it; returns it as programs take it."""
         missing(first, rows)
         self._check(first)
-        first = self._first_run(first)
+        first = self._first_run(first, self.options.batch_size)
         convert.like = tuple(part[:0] for part in first)
         convert.device = self._device
         return first
@@ -248,8 +249,8 @@ class Loading:
         if self.modules and callable(check := getattr(self.modules[0], "check", None)):
             check(*tensors)
 
-    def _first_run(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        size, seed = self.options.batch_size, self.options.seed
+    def _first_run(self, tensors: tuple[Tensor, ...], size: int | None) -> tuple[Tensor, ...]:
+        seed = self.options.seed
         return after_first_run(self.model, self.guide, tensors, size=size, dtype=self.dtype, seed=seed)
 
     def _move(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

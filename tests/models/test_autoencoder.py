@@ -254,7 +254,7 @@ BUILDS = [
     ),
     ({"covariance": "dense"}, r"covariance to be one of 'fixed', .*'full', got 'dense'"),
     ({"network": "deep"}, r"network to be one of 'dense', 'convolutional', 'growing', 'pyramid', got 'deep'"),
-    ({"norm": "groups"}, r"norm to be one of 'batch', 'group', 'layer', 'pixel', got 'groups'"),
+    ({"norm": "groups"}, r"norm to be one of 'batch', 'domain', 'group', 'layer', 'pixel', got 'groups'"),
     ({"activation": "sin"}, r"activation to be one of .*'tanh', got 'sin'"),
     ({"dropout": 1.0}, r"dropout to be a probability in \[0, 1\), got 1.0"),
     ({"covariance": "low_rank", "rank": 7}, r"rank from 1 to the event's 6 elements, got 7"),

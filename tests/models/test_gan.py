@@ -131,7 +131,7 @@ BAD_OPTIONS = [
         "expected network to be one of 'dense', 'convolutional', 'growing', 'pyramid', got 'recurrent'",
     ),
     ({"network": "convolutional"}, r"event shape \(channels, height, width\), got \(6,\)"),
-    ({"norm": "instance"}, "expected norm to be one of 'batch', 'group', 'layer', 'pixel', got 'instance'"),
+    ({"norm": "instance"}, "expected norm to be one of 'batch', 'domain', 'group', 'layer', 'pixel', got 'instance'"),
 ]
 
 
