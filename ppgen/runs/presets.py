@@ -27,7 +27,7 @@ Rows = tuple[tuple[tuple[str, ...], Options], ...]
 # by the name of the setting: methods, and their options; a method has the options of all rows that name it
 PRESETS: dict[str, Rows] = {
     "images": (
-        (AUTOENCODERS, ONE_SCALE | {"model.latent_dim": 32, "fit.batch_size": 128, "fit.steps": 12_000} | DECAY),
+        (AUTOENCODERS, ONE_SCALE | {"model.latent_dim": 32, "fit.batch_size": 64, "fit.steps": 24_000} | DECAY),
         (("wae",), SHARP),  # which is drawn from, and has no density
         ((*GANS, "ali"), SHARP | {"model.latent_dim": 64, "fit.batch_size": 64, "fit.steps": 8000}),
         (("wgan", "wgan_gp", "wgan_clip"), {"fit.steps": 4000}),  # with five steps of the critic in each
