@@ -44,7 +44,7 @@ from ppgen.models import DANN, UNKNOWN
 from ppgen.nets import eval_mode
 from ppgen.tuning import SOURCE_ONLY, tune_adaptation
 
-STEPS, BATCH, RATE = 400, 128, 1e-3
+BATCH, RATE = 128, 1e-3
 TRAINED, TESTED = 2000, 600  # rows of a domain, at most
 WIDTH = 128  # of the features of images
 ANGLE, BLUR = 45.0, 1.5  # degrees, and pixels
@@ -149,6 +149,11 @@ def joined(source: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> tupl
     return torch.cat([source[0], target[0]]), y, (torch.arange(len(y)) >= len(source[1])).long()
 
 
+def steps_for(x: Tensor) -> int:
+    """The steps of all methods: fewer for large images, which take longer."""
+    return 200 if x.shape[-1] == 28 else 400
+
+
 def network(x: Tensor, classes: int, **options: Any) -> DANN:
     return DANN(x.shape[1:], classes, **({"latent_dim": WIDTH} if x.dim() == 4 else {}), **options)
 
@@ -194,7 +199,7 @@ def ppgen_tuned(source: Domain, target: Domain, seed: int) -> dict[str, float]:
         joined(source.held_out, target.held_out),
         loss={"hidden": (128,)},
         seed=seed,
-        steps=STEPS,
+        steps=steps_for(x),
         batch_size=BATCH,
         optim=partial(torch.optim.Adam, lr=RATE),
         lr_scheduler="cosine",
@@ -228,12 +233,13 @@ def plain(source: Domain, target: Domain, seed: int, *, adapt: bool = True, mixe
     optimizer = torch.optim.Adam([*features.parameters(), *classifier.parameters(), *critic.parameters()], lr=RATE)
     (x, y), (there, _), half = source.train, target.train, BATCH // 2
     domains = torch.arange(2.0).repeat_interleave(half)
-    for step in range(STEPS):
+    steps = steps_for(x)
+    for step in range(steps):
         i = torch.randint(len(x), (half if adapt else BATCH,))
         if adapt:
             j = torch.randint(len(there), (half,))
             h = features(torch.cat([x[i], there[j]])) if mixed else torch.cat([features(x[i]), features(there[j])])
-            alpha = 2 / (1 + math.exp(-10 * step / STEPS)) - 1
+            alpha = 2 / (1 + math.exp(-10 * step / steps)) - 1
             guesses = critic(Reversal.apply(h, alpha)).squeeze(1)
             loss = F.cross_entropy(classifier(h[:half]), y[i])
             loss = loss + F.binary_cross_entropy_with_logits(guesses, domains)
@@ -269,7 +275,7 @@ def skada_method(name: str, source: Domain, target: Domain, seed: int) -> dict[s
         layer_name="features",
         **own,
         batch_size=BATCH // 2,  # of each domain
-        max_epochs=max(1, round(STEPS / per_epoch)),
+        max_epochs=max(1, round(steps_for(source.train[0]) / per_epoch)),
         lr=RATE,
         optimizer=torch.optim.Adam,
         train_split=None,
