@@ -141,10 +141,13 @@ class AdaptationRun(Run):
 
     @classmethod
     def checks(cls, config: dict[str, Any], model: Any, validation: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-        """Where checks choose the length or the weights, a score without target labels: the losses do not tell."""
+        """Where checks choose the length or the weights, a score without target labels; losses of alignment do not tell.
+
+        The source alone is checked by its loss.
+        """
         options, (of_source, of_target) = config["fit"], (int((validation[2] == d).sum()) for d in (0, 1))
         chooses = options["patience"] is not None or (options["steps"] is None and options["epochs"] is None)
-        if not chooses or of_source < 1 or of_target < 2:
+        if not chooses or config["loss"]["alpha"] == 0 or of_source < 1 or of_target < 2:
             return super().checks(config, model, validation)
         from ppgen.tuning import DEFAULT_SCORER, score_of  # late: SciPy is slow to import
 

@@ -152,20 +152,20 @@ def test_a_score_chooses_where_checks_choose():
     data = load_domains("moons", "rotated_moons", size=60)
     rows = tuple(map(torch.as_tensor, data.rows("validation")))
     model = DANN((2,), 2, hidden=(4,))
-    for options, chooses in (
-        ({}, True),
-        ({"steps": 9}, False),
-        ({"epochs": 9}, False),
-        ({"steps": 9, "patience": 2}, True),
-    ):
+
+    def checks(rows=rows, alpha=None, tune=None, **options):
         fit = {"steps": None, "epochs": None, "patience": None} | options
-        for tune in (None, "entropy", "circular_validation"):
-            checks = AdaptationRun.checks({"fit": fit, "tune": tune}, model, rows)
-            assert list(checks) == ["score" if chooses else "validation"]
-            if chooses:
-                assert checks["score"]() == score_of(model, rows, "entropy" if tune == "entropy" else DEFAULT_SCORER)()
-    few = tuple(part[rows[2] == 0] for part in rows)
-    assert list(AdaptationRun.checks({"fit": fit, "tune": None}, model, few)) == ["validation"]
+        return AdaptationRun.checks({"fit": fit, "tune": tune, "loss": {"alpha": alpha}}, model, rows)
+
+    scorers = {None: DEFAULT_SCORER, "entropy": "entropy", "circular_validation": DEFAULT_SCORER}
+    for options in ({}, {"epochs": 9, "patience": 2}):
+        for tune, scorer in scorers.items():
+            found = checks(tune=tune, **options)
+            assert list(found) == ["score"]
+            assert found["score"]() == score_of(model, rows, scorer)()
+    of_source = tuple(part[rows[2] == 0] for part in rows)
+    for options in ({"steps": 9}, {"epochs": 9}, {"alpha": 0.0}, {"rows": of_source}):
+        assert list(checks(**options)) == ["validation"]
 
 
 @pytest.mark.slow
