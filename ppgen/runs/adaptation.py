@@ -141,9 +141,9 @@ class AdaptationRun(Run):
 
     @classmethod
     def checks(cls, config: dict[str, Any], model: Any, validation: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-        """Where checks choose the length or the weights, a score without target labels; losses of alignment do not tell.
+        """Where checks choose the length or the weights, a score without target labels, if there is alignment.
 
-        The source alone is checked by its loss.
+        A loss of alignment does not tell; that of the source alone does.
         """
         options, (of_source, of_target) = config["fit"], (int((validation[2] == d).sum()) for d in (0, 1))
         chooses = options["patience"] is not None or (options["steps"] is None and options["epochs"] is None)
