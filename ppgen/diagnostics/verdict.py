@@ -20,9 +20,9 @@ from ppgen.diagnostics.chain_groups import draws_at_a_time
 from ppgen.diagnostics.checks import CHECKS
 from ppgen.diagnostics.checks.check import BAD, GOOD, RICHER, UNKNOWN, WEIGHTED, Check, Finding, worst_level
 from ppgen.diagnostics.checks.draws import PosteriorDraws
-from ppgen.diagnostics.checks.moments import MAX_SHIFT, monte_carlo_error
+from ppgen.diagnostics.checks.moments import monte_carlo_error
 from ppgen.diagnostics.reading import read_attribute
-from ppgen.posterior.importance import EQUAL_WEIGHTS_ESS_RATIO, MIN_DRAWS
+from ppgen.posterior.importance import EQUAL_WEIGHTS_ESS_RATIO, MAX_SHIFT, MIN_DRAWS
 from ppgen.training.result import Fitted
 from ppgen.utils.budget import Budget
 

@@ -2,12 +2,14 @@
 
 1. Scattered starting points, one per chain.
 2. A mode from each, with a local Gaussian (`find_modes`).
-3. The Gaussian of full rank with the highest ELBO from each (`fit_gaussians`).
-4. A mixture of these Gaussians, if chains ended at several modes.
-5. A flow on top of the best Gaussian (`fit_flow`), if importance weights do not call the best fit so far good.
+3. One Gaussian for each mode, weighed by importance sampling: those of the curvature; where a single one is not good,
+   that with the moments of its weighted draws; or the mixture, if there are several modes.
+4. The Gaussian of full rank with the highest ELBO at each mode (`fit_gaussians`), and their mixture.
+5. A flow on top of the best Gaussian (`fit_flow`).
 
-All steps run in double precision and on the real line. The result is the fit of highest ELBO, with a guide of Pyro's
-own, an `AutoMixture` or an `AutoFlow`.
+The search ends with the first of 3 to 5 whose importance weights call its draws good. All steps run in double precision
+and on the real line. The result is the fit of highest ELBO, with a guide of Pyro's own, an `AutoMixture` or an
+`AutoFlow`.
 """
 
 import math
@@ -18,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.posterior.candidates import CandidateBuilder
+from ppgen.posterior.candidates import Candidate, CandidateBuilder
 from ppgen.posterior.directions import Directions
-from ppgen.posterior.gaussian_vi import fit_gaussians
+from ppgen.posterior.gaussian_vi import FittedGaussians, fit_gaussians
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.importance import NEGLIGIBLE_NATS
 from ppgen.posterior.log_density import UnconstrainedLogDensity
@@ -78,13 +80,19 @@ def find_posterior(
     starts = initial_points(target, restarts, generator)
     builder = CandidateBuilder(target, starts, seed, began)
     modes = _find_modes_with_retry(target, starts, generator, progress)
-    gaussians = fit_gaussians(target, modes, generator, progress=progress)
-    best, log_marginal = builder.gaussian(gaussians, generator)
-    center, root = gaussians.center[best.fit.best], gaussians.root[best.fit.best]
-    if len(chains := _distinct_modes(gaussians, log_marginal)) > 1:
-        progress("mixture of modes")
-        mixture = builder.mixture(gaussians, chains, log_marginal[chains], generator)
-        best = max(best, mixture, key=lambda candidate: candidate.elbo)
+    if distinct := _distinct_modes(modes, modes.elbo.numpy(), HOPELESS_NATS):
+        modes = modes.select(torch.tensor(distinct))
+    progress("weighing the Gaussians at modes")
+    gaussians = FittedGaussians.without_steps(modes, modes.elbo)
+    best, chain = _weigh(builder, gaussians, generator)
+    if len(modes.center) == 1 and not best.is_good:
+        moved = modes.moved_to(best.u, torch.as_tensor(best.weights.log_smoothed[:, 0]).exp())
+        gaussians = FittedGaussians.without_steps(moved, torch.tensor([best.elbo]))
+        best, chain = _weigh(builder, gaussians, generator)
+    if not best.is_good:
+        gaussians = fit_gaussians(target, modes, generator, progress=progress)
+        best, chain = _weigh(builder, gaussians, generator)
+    center, root = gaussians.center[chain], gaussians.root[chain]
     if not best.is_good:
         try:
             best = max(best, builder.flow(center, root, progress), key=lambda candidate: candidate.elbo)
@@ -114,18 +122,29 @@ def _find_modes_with_retry(
     return modes
 
 
-def _distinct_modes(q: GaussianBatch, log_marginal: np.ndarray) -> list[int]:
-    """Chains that ended at different modes, by decreasing evidence, without those of negligible evidence.
+def _weigh(builder: CandidateBuilder, q: FittedGaussians, generator: torch.Generator) -> tuple[Candidate, int]:
+    """The best of the Gaussians and of their mixture, and which of the Gaussians is the best."""
+    best, log_marginal = builder.gaussian(q, generator)
+    chain = best.fit.best
+    if len(chains := _distinct_modes(q, log_marginal, NEGLIGIBLE_NATS)) > 1:
+        mixture = builder.mixture(q, chains, log_marginal[chains], generator)
+        best = max(best, mixture, key=lambda candidate: candidate.elbo)
+    return best, chain
+
+
+def _distinct_modes(q: GaussianBatch, evidence: np.ndarray, within: float) -> list[int]:
+    """Gaussians at different modes, by decreasing evidence.
 
     Args:
-        q: the Gaussian of each chain.
-        log_marginal: the log evidence of each chain, in nats, (n,).
+        q: the Gaussians.
+        evidence: the log evidence of each, or a bound, in nats, (n,).
+        within: how far below the best, in nats, evidence counts.
     """
     chains: list[int] = []
-    log_marginal = np.where(np.isfinite(log_marginal), log_marginal, -np.inf)
+    evidence = np.where(np.isfinite(evidence), evidence, -np.inf)
     distance = q.whitened(q.center).norm(dim=-1)  # row: whose standard deviations; column: whose center
-    for chain in map(int, np.argsort(-log_marginal)):
-        if not (np.isfinite(log_marginal[chain]) and log_marginal[chain] >= log_marginal.max() - NEGLIGIBLE_NATS):
+    for chain in map(int, np.argsort(-evidence)):
+        if not (np.isfinite(evidence[chain]) and evidence[chain] >= evidence.max() - within):
             break
         if all(float(distance[other, chain]) > 1 + MODE_ERROR * math.sqrt(len(q.center[0])) for other in chains):
             chains.append(chain)

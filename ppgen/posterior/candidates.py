@@ -19,7 +19,7 @@ from ppgen.posterior.flow_vi import fit_flow, flow_name
 from ppgen.posterior.gaussian_vi import FittedGaussians
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.guides import build_guide, describe_guide, initialized, loss_of, programs_of
-from ppgen.posterior.importance import Importance, importance_summary
+from ppgen.posterior.importance import MAX_SHIFT, Importance, importance_summary, largest_moment_shifts
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.training.result import Chain, Fitted
 
@@ -37,23 +37,30 @@ class Candidate:
         weights: a summary of the importance weights.
         elbo: the ELBO of the guide restricted to where the program has a density, in nats; -inf if no draw has one. A
             few draws beyond an edge of the support would make the plain ELBO -inf; importance weights ignore them.
+        moved: by how much the weights move a mean, in standard deviations, or the logarithm of a standard deviation,
+            on the real line; the largest of all latents.
+        u: the draws on the real line, (k, dim).
     """
 
     fit: Fitted
     weights: Importance
     elbo: float
+    moved: float
+    u: Tensor
 
     @classmethod
-    def from_log_weights(cls, fit: Fitted, log_weights: np.ndarray) -> "Candidate":
-        """A candidate from log importance weights (draws, 1), in nats."""
+    def from_draws(cls, fit: Fitted, u: Tensor, log_weights: np.ndarray) -> "Candidate":
+        """A candidate from draws (k, dim) on the real line, with log importance weights (k, 1), in nats."""
         finite = log_weights[np.isfinite(log_weights)]
         elbo = finite.mean() + math.log(finite.size / log_weights.size) if finite.size else -math.inf
-        return cls(fit, importance_summary(log_weights), float(elbo))
+        weights = importance_summary(log_weights)
+        moved = largest_moment_shifts([(u.numpy(), u.numpy())], weights.log_smoothed[:, 0])
+        return cls(fit, weights, float(elbo), max(moved.values()), u)
 
     @property
     def is_good(self) -> bool:
         """Whether its draws are good enough to be used without weights."""
-        return bool(self.weights.good_without_weights[0])
+        return bool(self.weights.good_without_weights[0]) and self.moved <= MAX_SHIFT
 
 
 class CandidateBuilder:
@@ -82,7 +89,8 @@ class CandidateBuilder:
             the candidate; estimates of log p(x) by the importance weights of each chain, (n,), in nats.
         """
         noise = torch.randn(len(q.center), DRAWS, self.target.dim, generator=generator, dtype=q.center.dtype)
-        log_p = self.target.log_prob(q.rsample(noise).flatten(0, 1)).reshape(noise.shape[:2])
+        u = q.rsample(noise)
+        log_p = self.target.log_prob(u.flatten(0, 1)).reshape(noise.shape[:2])
         log_weights = (log_p - q.log_prob(noise)).mT.numpy()
         guide = build_guide(self.continuous_model, self.init_loc_fn, "gaussian")
         tensors = []
@@ -90,13 +98,9 @@ class CandidateBuilder:
             for center, root in zip(q.center, q.root, strict=True):
                 _set_gaussian(guide, center, root)
                 tensors.append(self._tensors(guide))
-        steps = q.elbo.shape[1]
-        reasons = [
-            f"converged after {steps} steps" if done else f"not converged after {steps} steps"
-            for done in q.converged.tolist()
-        ]
+        reasons = [q.stop_reason(chain) for chain in range(len(q.center))]
         fit = self._fit(guide, tensors, q.elbo.numpy(), reasons, "Gaussian of full rank", "gaussian")
-        candidate = Candidate.from_log_weights(fit, log_weights[:, [fit.best]])
+        candidate = Candidate.from_draws(fit, u[fit.best], log_weights[:, [fit.best]])
         return candidate, importance_summary(log_weights).log_marginal
 
     def mixture(
@@ -123,9 +127,9 @@ class CandidateBuilder:
         u = components.rsample(noise)[component, torch.arange(DRAWS)]
         log_weights = (self.target.log_prob(u) - distribution.log_prob(u).detach())[:, None].numpy()
         elbo = q.elbo[chains].logsumexp(0, keepdim=True).numpy()  # if the modes are disjoint; an upper bound otherwise
-        reason = f"{len(chains)} modes, each a Gaussian after {q.elbo.shape[1]} steps"
+        reason = f"{len(chains)} modes, each a Gaussian: {q.stop_reason(chains[0])}"
         fit = self._fit(guide, [tensors], elbo, [reason], "mixture of Gaussians", "mixture", components=len(chains))
-        return Candidate.from_log_weights(fit, log_weights)
+        return Candidate.from_draws(fit, u, log_weights)
 
     def flow(self, center: Tensor, root: Tensor, progress: Callable[[str], None]) -> Candidate:
         """A flow on top of a Gaussian N(center, root root').
@@ -135,7 +139,9 @@ class CandidateBuilder:
             root: (dim, dim).
             progress: receives a message before each round of steps.
         """
-        flow, log_weights, weights = fit_flow(self.target, center, root, draws=DRAWS, seed=self.seed, progress=progress)
+        flow, u, log_weights, weights = fit_flow(
+            self.target, center, root, draws=DRAWS, seed=self.seed, progress=progress
+        )
         guide = build_guide(self.continuous_model, self.init_loc_fn, "flow", flow=flow.flow)
         with initialized(self.model, guide, self.target.args):
             _set_gaussian(guide, center, root)
@@ -145,7 +151,7 @@ class CandidateBuilder:
         tensors, elbo = [self._tensors(guide)], np.array([flow.elbo])
         name = flow_name(self.target.dim)
         fit = self._fit(guide, tensors, elbo, [reason], "flow after a Gaussian", "flow", flow=name)
-        return Candidate.from_log_weights(fit, log_weights)
+        return Candidate.from_draws(fit, u, log_weights)
 
     def _tensors(self, guide: Any) -> dict[str, Tensor]:
         """The present parameters and buffers of the guide."""

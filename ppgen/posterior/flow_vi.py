@@ -44,7 +44,7 @@ def fit_flow(
     draws: int,
     seed: int,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple["FlowVI", np.ndarray, Importance]:
+) -> tuple["FlowVI", Tensor, np.ndarray, Importance]:
     """Fits an autoregressive flow on top of a Gaussian, until its importance weights are good twice in a row.
 
     The flow's order is that in which the program samples its latents, so that parents come first.
@@ -58,7 +58,8 @@ def fit_flow(
         progress: receives a message before each round.
 
     Returns:
-        the fit, with averaged weights in its flow; log importance weights (draws, 1); their summary.
+        the fit, with averaged weights in its flow; draws (draws, dim); their log importance weights (draws, 1); the
+        summary of these.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -76,7 +77,7 @@ def fit_flow(
             if good_before and good:  # once may be chance
                 break
         fit.use_average()
-    return fit, log_weights, weights
+    return fit, u, log_weights, weights
 
 
 def flow_name(dim: int) -> str:

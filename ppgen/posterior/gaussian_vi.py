@@ -49,10 +49,23 @@ class FittedGaussians(GaussianBatch):
     Attributes:
         elbo: the estimated ELBO of each step, in nats, (n, steps).
         converged: whether each chain has converged, (n,).
+        steps: how many steps were made.
     """
 
     elbo: Tensor
     converged: Tensor
+    steps: int
+
+    @classmethod
+    def without_steps(cls, q: GaussianBatch, elbo: Tensor) -> "FittedGaussians":
+        """Gaussians that were not fitted by steps, with an estimate of the ELBO of each, (n,)."""
+        return cls(q.center, _lower_triangular(q.root), elbo[:, None], torch.ones(len(elbo), dtype=torch.bool), 0)
+
+    def stop_reason(self, chain: int) -> str:
+        """Why a chain has ended, in words."""
+        if not self.steps:
+            return "the curvature at a mode and weighted draws around it serve"
+        return f"{'converged' if self.converged[chain] else 'not converged'} after {self.steps} steps"
 
 
 def fit_gaussians(
@@ -90,7 +103,7 @@ def fit_gaussians(
             if (errors < MAX_ERROR).all():
                 break
     root = _lower_triangular(optimizer.root)
-    return FittedGaussians(optimizer.center, root, torch.stack(optimizer.elbo, 1), errors < MAX_ERROR)
+    return FittedGaussians(optimizer.center, root, torch.stack(optimizer.elbo, 1), errors < MAX_ERROR, optimizer.steps)
 
 
 class _Optimizer:

@@ -23,6 +23,7 @@ from scipy.stats import norm
 from ppgen.utils.arviz_versions import psislw
 
 __all__ = [
+    "MAX_SHIFT",
     "EvidenceEstimate",
     "Importance",
     "evidence",
@@ -37,6 +38,7 @@ __all__ = [
 
 KHAT_GOOD = 0.5  # up to this k-hat the weights have a finite variance, and unweighted draws are good enough
 KHAT_USABLE = 0.7  # up to this k-hat weighted averages converge at a practical rate
+MAX_SHIFT = 0.1  # up to which the weights may move a mean or a log standard deviation of draws without weights
 EQUAL_WEIGHTS_ESS_RATIO = 0.99  # from this ESS / K on, the weights count as equal
 NEGLIGIBLE_NATS = 7.0  # evidence this far below another's has less than a thousandth of its mass
 ROUNDING = 100  # relative differences of numbers that are equal, such as the diagonal of a correlation matrix, in eps

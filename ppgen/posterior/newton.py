@@ -106,9 +106,11 @@ def find_modes(
 
 
 def _elbo(target: UnconstrainedLogDensity, q: GaussianBatch, noise: Tensor) -> Tensor:
-    """E_q[log p] + entropy of q, from draws with this noise (k, dim): (n,)."""
+    """E_q[log p] + entropy of q restricted to where p has a density, from draws with this noise (k, dim): (n,)."""
     log_p = target.log_prob(q.rsample(noise).flatten(0, 1)).reshape(len(q.center), len(noise))
-    return log_p.mean(-1) + q.entropy
+    finite = log_p > -torch.inf
+    mean = torch.where(finite, log_p, 0.0).sum(-1) / finite.sum(-1).clamp(min=1)
+    return mean + finite.double().mean(-1).log() + q.entropy
 
 
 def _line_search(target: UnconstrainedLogDensity, u: Tensor, log_p: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from ppgen.diagnostics.checks.check import BAD, RICHER, WEIGHTED, Check, Finding
 from ppgen.diagnostics.checks.draws import PosteriorDraws
+from ppgen.posterior.importance import MAX_SHIFT
 
-__all__ = ["LOG_RATIO", "MAX_SHIFT", "SHIFT", "monte_carlo_error"]
+__all__ = ["LOG_RATIO", "SHIFT", "monte_carlo_error"]
 
-MAX_SHIFT = 0.1  # up to which the guide's draws serve without weights
 MAX_CORRECTABLE_SHIFT = 0.5  # up to which weights can correct them
 BOUND = f"It should be at most {MAX_SHIFT}, and at most {MAX_CORRECTABLE_SHIFT} for weights to correct it."
 

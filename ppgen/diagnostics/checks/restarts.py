@@ -14,10 +14,11 @@ MAX_RHAT = 1.05
 def restarts(draws: PosteriorDraws) -> Finding:
     """The number of restarts."""
     fit = draws.fit
-    alone = len(fit.chains) == fit.metadata.get("starts", 1) == 1
+    starts = fit.metadata.get("starts", len(fit.chains))
+    alone = starts == 1
     if alone and not draws.per_datum and draws.mode_search is None:
         return Finding(1.0, "there was one restart, and no search for other modes", WEIGHTED, advise=True)
-    return Finding(float(len(fit.chains)))
+    return Finding(float(starts))
 
 
 def r_hat(draws: PosteriorDraws) -> Finding | None:
@@ -36,7 +37,7 @@ def r_hat(draws: PosteriorDraws) -> Finding | None:
 
 RESTARTS = Check(
     "restarts",
-    "The number of fits from different starting points.",
+    'The number of starting points. Those that reach the same mode go on as one chain of a fit by guide="auto".',
     restarts,
     "One is enough if other modes were searched for, and two are needed for R-hat.",
     advice=("restarts=4",),

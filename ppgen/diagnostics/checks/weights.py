@@ -6,8 +6,8 @@ import numpy as np
 
 from ppgen.diagnostics.checks.check import BAD, GOOD, RICHER, WEIGHTED, Check, Finding
 from ppgen.diagnostics.checks.draws import PosteriorDraws, on_one_line
-from ppgen.diagnostics.checks.moments import MAX_SHIFT, monte_carlo_error
-from ppgen.posterior.importance import KHAT_GOOD, KHAT_USABLE, khat_threshold
+from ppgen.diagnostics.checks.moments import monte_carlo_error
+from ppgen.posterior.importance import KHAT_GOOD, KHAT_USABLE, MAX_SHIFT, khat_threshold
 
 __all__ = ["BAD_ROWS", "ESS_RATIO", "MISSED_TAIL_MASS", "PARETO_K"]
 
