@@ -55,7 +55,7 @@ class Fit(Fitted):
     def to_arviz(
         self,
         *data: Any,
-        draws: int = 500,
+        draws: int | None = None,
         predictive: bool = True,
         resampled: Literal["with", "without"] | None = "with",
         integrate: int = 0,

@@ -48,9 +48,9 @@ def model(x, y):
 # %% [markdown]
 # ## No guide
 #
-# `guide="auto"` finds modes from four starts that lie far apart, measures the curvature there, fits a Gaussian of
-# full rank in coordinates in which that curvature is one, and stops when it has converged. Scales of covariates
-# drop out.
+# `guide="auto"` finds modes from four starts that lie far apart, and the curvature there. Here all starts reach one
+# mode. The Gaussian of that curvature, with the moments of weighted draws around it, is good enough, so that nothing is
+# fitted by steps. Scales of covariates drop out.
 
 # %%
 fit = ppgen.fit(model, "auto", (x, y))
@@ -79,7 +79,7 @@ print(
 # ## May it be trusted?
 #
 # `diagnose` weights the guide's draws by p / q. The tail of these weights, k-hat, says whether the guide misses mass;
-# `ess_ratio` how much precision the weights cost; R-hat whether the four restarts ended at the same place;
+# `ess_ratio` how much precision the weights cost; R-hat, for several chains, whether they ended at the same place;
 # `missed_mode_mass` whether a search from other starting points finds a mode that the guide misses; `shift` and
 # `log_ratio` how far the weights move means and standard deviations.
 

@@ -60,11 +60,13 @@ from ppgen.utils.arviz_versions import build_container
 
 __all__ = ["to_arviz"]
 
+DRAWS, AUTO_DRAWS = 500, 2000  # in each chain; in all chains of a fit by guide="auto"
+
 
 def to_arviz(
     fit: Fitted,
     *data: Any,
-    draws: int = 500,
+    draws: int | None = None,
     predictive: bool = True,
     resampled: Literal["with", "without"] | None = "with",
     integrate: int = 0,
@@ -80,7 +82,8 @@ def to_arviz(
         fit: the fit.
         *data: the arguments of the programs: ``to_arviz(fit, x)`` or ``to_arviz(fit, x, y)``; None for a response that
             is absent.
-        draws: the number of draws of the guide in each chain, at least 25.
+        draws: the number of draws of the guide in each chain, at least 25; by default 500, and at least 2000 in all
+            chains of a fit by ``guide="auto"``, which has one for each mode.
         predictive: whether to draw observations too (posterior and prior predictive); they need the most memory.
         resampled: whether `posterior_resampled` has as many draws, taken with replacement, or a tenth of them, taken
             without; None for no such group.
@@ -105,6 +108,8 @@ def to_arviz(
     """
     if resampled not in ("with", "without", None):
         raise ValueError(f'to_arviz: resampled is "with" or "without" replacement, or None, got {resampled!r}')
+    if draws is None:
+        draws = max(DRAWS, AUTO_DRAWS // len(fit.chains)) if "auto" in fit.metadata else DRAWS
     chunk = draws_at_a_time(data, CHUNK) if chunk is None else chunk
     if draws < MIN_DRAWS or chunk < 1:
         raise ValueError(

@@ -52,24 +52,33 @@ def test_a_good_fit_has_all_sections(tmp_path):
     assert all(row[2] and not row[3] for row in verdict.rows)
 
 
-def test_an_automatic_guide_is_reported_with_its_restarts():
-    _, data, _ = regression()
+def normal_regression(x, y):
+    b = pyro.sample("b", dist.Normal(torch.zeros(P), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ b, NOISE), obs=y)
 
-    def model(x, y):
-        b = pyro.sample("b", dist.Normal(torch.zeros(P), 1.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Normal(x @ b, NOISE), obs=y)
 
-    fit = ppgen.fit(model, "auto", data, progress=False)
+def test_restarts_are_reported():
+    data = tuple(part.float() for part in regression()[1])
+    guide = AutoDiagonalNormal(normal_regression)
+    fit = ppgen.fit(normal_regression, guide, data, steps=2, restarts=4, compile=False, progress=False)
     names = {"dims": {"b": ["covariate"]}, "coords": {"covariate": ["one", "age", "mass"]}}
-    report = by_title(report_of_fit(fit, *data, draws=300, **names))
-    assert dict(tables(report["Summary"])[0].rows)["guide"] == "Gaussian of full rank"
-    assert "compilation" not in dict(tables(report["Summary"])[0].rows)
+    report = by_title(report_of_fit(fit, *data, draws=100, **names))
     forest = figure_with(report[RESTARTS], INTERVALS).picture
     assert sorted(axes.get_title(loc="left").split("\n")[0] for axes in forest.axes) == ["b[age]", "b[mass]", "b[one]"]
     (table,) = tables(report[RESTARTS])
     assert [row[0] for row in table.rows] == [0, 1, 2, 3]
-    assert {row[-1] for row in table.rows} == {"yes"}
+    assert "yes" in {row[-1] for row in table.rows}
+
+
+def test_an_automatic_guide_is_reported_without_restarts_where_all_starts_reach_one_mode():
+    _, data, _ = regression()
+    fit = ppgen.fit(normal_regression, "auto", data, progress=False)
+    report = by_title(report_of_fit(fit, *data, draws=300))
+    summary = dict(tables(report["Summary"])[0].rows)
+    assert summary["guide"] == "Gaussian of full rank"
+    assert "compilation" not in summary
+    assert RESTARTS not in report
 
 
 def test_latents_of_each_row_have_a_k_hat_each_and_no_predictions():
