@@ -251,7 +251,9 @@ class ChainTrainer:
         """What a chain that took all of its steps has missed, in words; empty for nothing."""
         if monitor.convergence.ended or monitor.steps < PATIENCE_STEPS:  # so few steps are not meant to converge
             return ""
-        return "before it had converged" if self.options.converges else monitor.unfinished
+        if self.options.converges:
+            return "before it had converged"
+        return "" if self._is_game and self.options.score is None else monitor.unfinished  # its loss does not tell
 
     def _advice(self, reason: str) -> str:
         """A warning of what was missed, with its remedy."""

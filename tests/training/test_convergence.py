@@ -354,6 +354,10 @@ def test_a_game_is_judged_by_held_out_samples(quick):
     (chain,) = fit.chains
     assert chain.final == chain.validation["loss"].min() < 0.1 * chain.validation["loss"][0]
     assert programs.shift.detach().tolist() == pytest.approx([2, 2], abs=0.4)
+    counted = ppgen.fit(
+        programs.model, programs.guide, x, loss=loss, batch_size=100, steps=40, validation=0.2, **OPTIONS
+    )
+    assert counted.chains[0].stop_reason == "completed 40 steps"  # its loss does not tell whether samples get better
     judge = without_critics(loss)
     assert not judge.critics
     assert list(judge.breakdown(programs.model, programs.guide, x)) == ["EnergyDistance(x)"]

@@ -1,9 +1,11 @@
 """The folder in which torch's compiler keeps code, and from which later processes run it."""
 
 import os
+import re
 import stat
+from pathlib import Path
 
-__all__ = ["check_code_cache"]
+__all__ = ["check_code_cache", "remove_empty_code"]
 
 
 def check_code_cache(folder: str) -> None:
@@ -28,3 +30,16 @@ def check_code_cache(folder: str) -> None:
             f"torch would run compiled code from {folder}, and {why}: set the environment variable "
             "TORCHINDUCTOR_CACHE_DIR to a folder of your own"
         )
+
+
+def remove_empty_code(folder: str, error: Exception) -> None:
+    """Removes an empty library that an error names, as a killed compiler leaves it; torch would try it forever.
+
+    Args:
+        folder: the folder.
+        error: the error of the compiler.
+    """
+    for name in re.findall(r"(/\S+\.so): file too short", str(error)):
+        path = Path(name).resolve()
+        if path.is_relative_to(Path(folder).resolve()) and path.is_file() and not path.stat().st_size:
+            path.unlink(missing_ok=True)

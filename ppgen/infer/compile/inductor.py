@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ppgen.infer.compile.arguments import leaves
-from ppgen.infer.compile.code_cache import check_code_cache
+from ppgen.infer.compile.code_cache import check_code_cache, remove_empty_code
 from ppgen.infer.compile.recording import Recording
 
 __all__ = ["compile_graph"]
@@ -81,7 +81,11 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> C
         _compute_once(functional)
         _compute_before_writes(functional)
         lowerings.setdefault(torch.ops.ppgen.once.default, _realize)
-        compiled = compile_fx_inner(functional, examples)
+        try:
+            compiled = compile_fx_inner(functional, examples)
+        except Exception as error:
+            remove_empty_code(cache_dir(), error)
+            raise
     run = getattr(compiled, "current_callable", None) or compiled  # without the hooks of torch's profiler
 
     def call(tensors: list[Tensor]) -> list[Tensor]:

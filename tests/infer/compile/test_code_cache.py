@@ -9,7 +9,7 @@ import pytest
 
 import ppgen
 from ppgen.infer.compile import code_cache
-from ppgen.infer.compile.code_cache import check_code_cache
+from ppgen.infer.compile.code_cache import check_code_cache, remove_empty_code
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs owners and permissions of files")
 
@@ -46,3 +46,14 @@ def test_steps_stay_eager_then(vae, tmp_path, monkeypatch, inductor):
     assert ["TORCHINDUCTOR_CACHE_DIR" in str(warning.message) for warning in caught] == [True]
     assert "eager" in svi.compile_status
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_an_empty_library_in_the_folder_that_an_error_names_is_removed(tmp_path):
+    (folder := tmp_path / "cache").mkdir()
+    empty, other, whole, outside = folder / "a.so", folder / "b.so", folder / "c.so", tmp_path / "d.so"
+    for path in (empty, other, outside):
+        path.touch()
+    whole.write_text("code")
+    for path in (empty, whole, outside):
+        remove_empty_code(str(folder), ImportError(f"ImportError: {path}: file too short, at x.py:787"))
+    assert [path.exists() for path in (empty, other, whole, outside)] == [False, True, True, True]
