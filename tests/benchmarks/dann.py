@@ -73,7 +73,7 @@ DIGITS = Pair(
     "mnist8",
     "digits",
     data={"validation": 0.0, "test": 0.3, "form": "unit"},
-    network={"latent_dim": 64, "hidden": (128,), "activation": "relu"},
+    network={"network": "dense", "latent_dim": 64, "hidden": (128,), "activation": "relu"},
     lr=1e-3,
     steps=600,
     batch=256,
