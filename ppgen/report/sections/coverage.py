@@ -46,7 +46,8 @@ def data_coverage(context: RunContext) -> Section | None:
 
     def section(n: int) -> Section:
         y = None if split.y is None else split.y[:n]
-        options: dict[str, Any] = {"figure_options": figure_options, "seed": context.seed, "split": name}
+        of = "training" if name == "train" else name
+        options: dict[str, Any] = {"figure_options": figure_options, "seed": context.seed, "split": of}
         return coverage_section(data[:n], generated[:n], y, label_names=names, **options)
 
     return budget.at_size(section, count, least=MIN_ROWS, power=2.0)
