@@ -1,5 +1,6 @@
 """`fit`: programs and data in, a `Fit` out."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
-from tqdm import tqdm
 
 from ppgen.infer.compile.step import Compile
 from ppgen.infer.distributed import Ranks, check_launch
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "TrainingStep", "fit"]
 
-AUTO_OPTIONS = ("seed", "restarts", "progress", "compile")  # those that guide="auto" accepts
+AUTO_OPTIONS = ("seed", "restarts", "progress", "compile", "budget")  # those that guide="auto" accepts
 AUTO_RESTARTS = 4
 
 
@@ -272,6 +272,7 @@ def fit(
     compile: Compile = "auto",
     growth: ProgressiveGrowing | None = None,
     distribute: Literal["rows", "chains"] | None = "rows",
+    budget: float | None = None,
 ) -> Fit:
     """Fits a model and a guide to data by stochastic variational inference.
 
@@ -313,6 +314,7 @@ def fit(
         growth: the schedule of growing networks (`ppgen.nets.Growing`) in programs and critics.
         distribute: what several processes share (see below): the "rows" of each batch, or whole "chains"; None to train
             in each process by itself.
+        budget: the seconds that ``guide="auto"`` may take (see below); no limit if left out.
 
     Returns:
         The fit. The programs hold the weights of its best chain.
@@ -351,8 +353,9 @@ def fit(
     **guide="auto"** finds modes from `restarts` (4 if left out) dispersed starts, fits a Gaussian at each in
     coordinates whitened by its curvature, mixes the Gaussians of several modes, and fits a flow if importance weights
     show that the best of these is not good enough. It works in double precision, on all data, until it has converged
-    (`ppgen.posterior.auto`). It accepts no loss, optimizer, batches or length. ``fit.diagnose(...)`` says whether the
-    result can be trusted.
+    (`ppgen.posterior.auto`). It accepts no loss, optimizer, batches or length, but a `budget` in seconds: when it is
+    over, the best that was found is the result, and a warning says what was left out. ``Fit.metadata["evaluations"]``
+    counts the values and gradients of log p. ``fit.diagnose(...)`` says whether the result can be trusted.
 
     **Data beyond memory.** With a `batch_size`, data sets, memory-mapped arrays (``np.load(path, mmap_mode="r")``) and
     rows of `ppgen.data.load(path, stream=True)` are read, converted and checked batch by batch; `ppgen.data.Stream`
@@ -422,8 +425,11 @@ def fit(
         compile=compile,
         growth=growth,
         distribute=distribute,
+        budget=budget,
     )
     check_launch(options.distribute)
+    if options.budget is not None and not isinstance(guide, str):
+        raise ValueError('fit: budget is for guide="auto"; give steps, epochs or max_steps for the length of a run')
     fitted = _fit_auto(model, guide, data, options) if isinstance(guide, str) else train(model, guide, data, options)
     return Fit(**vars(fitted))
 
@@ -445,9 +451,8 @@ def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions) -
     tensors = () if data is None else as_tensors(data, dtype=torch.float64, allow_nan=True)
     check_missing(DoublePrecision(model), tensors, data)
     tensors = after_first_run(DoublePrecision(model), None, tensors, dtype=torch.float64, seed=options.seed)
-    bar = tqdm(total=0, bar_format="{desc} [{elapsed}]", disable=None if options.progress else True)
-    with bar, ParameterScope().open():
-        report = bar.set_description_str
-        fitted = find_posterior(model, tensors, restarts=restarts, seed=options.seed, progress=report)
+    seconds = math.inf if options.budget is None else options.budget
+    with shown_budget(seconds, "posterior", progress=options.progress) as budget, ParameterScope().open():
+        fitted = find_posterior(model, tensors, restarts=restarts, seed=options.seed, budget=budget)
     fitted.scope.publish()
     return fitted

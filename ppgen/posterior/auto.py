@@ -14,7 +14,6 @@ and on the real line. The result is the fit of highest ELBO, with a guide of Pyr
 
 import math
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from ppgen.posterior.newton import LocalGaussians, find_modes
 from ppgen.posterior.starts import initial_points
 from ppgen.tracing.sites import Program
 from ppgen.training.result import Fitted
+from ppgen.utils.budget import Budget
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["find_posterior"]
@@ -37,6 +37,7 @@ __all__ = ["find_posterior"]
 MAX_DIM = 3000  # full covariances of more latents take too much time and memory
 HOPELESS_NATS = 100.0  # a point whose ELBO is this far below the best is no mode, or one without mass
 RESTART_SPREAD = 5.0  # of new starting points around the best mode, in its standard deviations
+MODES_SHARE, GAUSSIANS_SHARE, FLOW_SHARE = 0.5, 0.6, 0.9  # of the time that is left, for each; the rest is for weighing
 MODE_ERROR = 0.1  # standard deviations per coordinate by which two fits of one mode may differ
 
 
@@ -46,7 +47,7 @@ def find_posterior(
     *,
     restarts: int = 4,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
+    budget: Budget | None = None,
 ) -> Fitted:
     """Finds the posterior of a program's global latents on data.
 
@@ -58,18 +59,20 @@ def find_posterior(
         data: its arguments.
         restarts: the number of starting points, one per chain.
         seed: of all random numbers; the caller's random state is preserved.
-        progress: receives a message before each part of the work.
+        budget: the time that it may take. When that is over, the best so far is the result, with a warning.
 
     Returns:
         the fit of highest ELBO, with its best chain selected.
 
     Raises:
         ValueError: if the program has parameters, no continuous latent, too many latents, or discrete latents that
-            cannot be enumerated; if the density is unbounded along some direction, so that there is no posterior.
+            cannot be enumerated; if the density is unbounded along some direction, so that there is no posterior; if
+            the time is over before the search for modes begins.
         FloatingPointError: if log p is finite nowhere; the message names the sites.
     """
     began = time.perf_counter()
-    progress("starting points")
+    budget = budget or Budget()
+    budget.show("starting points")
     target, generator = UnconstrainedLogDensity(Directions(model), data), torch.Generator().manual_seed(seed)
     if target.dim > MAX_DIM:
         raise ValueError(
@@ -78,56 +81,71 @@ def find_posterior(
             "AutoNormal(model), or an amortized guide if most latents are local to a datum"
         )
     starts = initial_points(target, restarts, generator)
+    if not budget.left:
+        raise ValueError(
+            f"fit: the budget of {budget.seconds:g} s was over before the search began, since the starting points took "
+            f"{time.perf_counter() - began:.2g} s: give more"
+        )
     builder = CandidateBuilder(target, starts, seed, began)
-    modes = _find_modes_with_retry(target, starts, generator, progress)
+    modes = _find_modes_with_retry(target, starts, generator, budget.part(MODES_SHARE))
     if distinct := _distinct_modes(modes, modes.elbo.numpy(), HOPELESS_NATS):
         modes = modes.select(torch.tensor(distinct))
-    progress("weighing the Gaussians at modes")
     gaussians = FittedGaussians.without_steps(modes, modes.elbo)
-    best, chain = _weigh(builder, gaussians, generator)
+    best, chain = _weigh(builder, gaussians, generator, budget)
     if len(modes.center) == 1 and not best.is_good:
         moved = modes.moved_to(best.u, torch.as_tensor(best.weights.log_smoothed[:, 0]).exp())
         gaussians = FittedGaussians.without_steps(moved, torch.tensor([best.elbo]))
-        best, chain = _weigh(builder, gaussians, generator)
-    if not best.is_good:
-        gaussians = fit_gaussians(target, modes, generator, progress=progress)
-        best, chain = _weigh(builder, gaussians, generator)
+        best, chain = _weigh(builder, gaussians, generator, budget)
+    if not best.is_good and budget.left:
+        gaussians = fit_gaussians(target, modes, generator, budget=budget.part(GAUSSIANS_SHARE))
+        best, chain = _weigh(builder, gaussians, generator, budget)
     center, root = gaussians.center[chain], gaussians.root[chain]
-    if not best.is_good:
+    if not best.is_good and budget.left:
         try:
-            best = max(best, builder.flow(center, root, progress), key=lambda candidate: candidate.elbo)
+            flow = builder.flow(center, root, budget.part(FLOW_SHARE))
+            best = max(best, flow, key=lambda candidate: candidate.elbo)
         except KeyboardInterrupt:
             description = best.fit.metadata["auto"]
             warn_user(
                 f"interrupted during the fit of a flow: this is a {description}, to be used with importance weights"
             )
+    if not best.is_good and not budget.left:
+        description, reason = best.fit.metadata["auto"], best.fit.chains[best.fit.best].stop_reason
+        warn_user(
+            f"the budget of {budget.seconds:g} s was over: this is a {description} ({reason}), and its importance "
+            "weights do not call it good; more time may help"
+        )
     target.check(center)  # whether the program is still what it was at the beginning
+    best.fit.metadata["evaluations"] = dict(target.evaluations)
     best.fit.select_chain(best.fit.best)
     return best.fit
 
 
 def _find_modes_with_retry(
-    target: UnconstrainedLogDensity, starts: Tensor, generator: torch.Generator, progress: Callable[[str], None]
+    target: UnconstrainedLogDensity, starts: Tensor, generator: torch.Generator, budget: Budget
 ) -> LocalGaussians:
     """Modes from all starts; hopeless ones are searched again, from points widely around the best mode."""
-    modes = find_modes(target, starts, generator, progress=progress)
+    modes = find_modes(target, starts, generator, budget=budget)
     best = modes.elbo.argmax()
     hopeless = modes.elbo < modes.elbo[best] - HOPELESS_NATS
-    if hopeless.any():
+    if hopeless.any() and budget.left:
         noise = torch.randn(int(hopeless.sum()), target.dim, generator=generator, dtype=starts.dtype)
         points = modes.center[best] + RESTART_SPREAD * noise @ modes.root[best].mT
-        retried = find_modes(target, points, generator, progress=progress)
+        retried = find_modes(target, points, generator, budget=budget)
         better = retried.elbo > modes.elbo[hopeless]
         modes.update(hopeless.nonzero()[:, 0][better], retried.select(better))
     return modes
 
 
-def _weigh(builder: CandidateBuilder, q: FittedGaussians, generator: torch.Generator) -> tuple[Candidate, int]:
+def _weigh(
+    builder: CandidateBuilder, q: FittedGaussians, generator: torch.Generator, budget: Budget
+) -> tuple[Candidate, int]:
     """The best of the Gaussians and of their mixture, and which of the Gaussians is the best."""
-    best, log_marginal = builder.gaussian(q, generator)
+    budget.show("weighing Gaussians")
+    best, log_marginal = builder.gaussian(q, generator, budget)
     chain = best.fit.best
     if len(chains := _distinct_modes(q, log_marginal, NEGLIGIBLE_NATS)) > 1:
-        mixture = builder.mixture(q, chains, log_marginal[chains], generator)
+        mixture = builder.mixture(q, chains, log_marginal[chains], generator, budget)
         best = max(best, mixture, key=lambda candidate: candidate.elbo)
     return best, chain
 

@@ -5,7 +5,7 @@ Each is a `Fitted` with one of Pyro's or ppgen's autoguides, so that it can be u
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,12 @@ from ppgen.posterior.guides import build_guide, describe_guide, initialized, los
 from ppgen.posterior.importance import MAX_SHIFT, Importance, importance_summary, largest_moment_shifts
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.training.result import Chain, Fitted
+from ppgen.utils.budget import Budget
 
 __all__ = ["Candidate", "CandidateBuilder"]
 
-DRAWS = 4000  # for the importance weights of each candidate
+DRAWS, LEAST_DRAWS = 4000, 100  # for the importance weights of each candidate; if time is short
+WEIGHING_SHARE = 0.3  # of the time that is left
 
 
 @dataclass(frozen=True)
@@ -78,19 +80,21 @@ class CandidateBuilder:
         self.init_loc_fn = init_to_value(values=target.constrain(starts[0]))  # an improper prior has no draws
         self.model, self.continuous_model = programs_of(target.model, target.discrete)
 
-    def gaussian(self, q: FittedGaussians, generator: torch.Generator) -> tuple[Candidate, np.ndarray]:
+    def gaussian(self, q: FittedGaussians, generator: torch.Generator, budget: Budget) -> tuple[Candidate, np.ndarray]:
         """Gaussians, one per chain.
 
         Args:
             q: the Gaussians, n of them.
             generator: source of the draws.
+            budget: the time, which may allow fewer draws.
 
         Returns:
             the candidate; estimates of log p(x) by the importance weights of each chain, (n,), in nats.
         """
         noise = torch.randn(len(q.center), DRAWS, self.target.dim, generator=generator, dtype=q.center.dtype)
         u = q.rsample(noise)
-        log_p = self.target.log_prob(u.flatten(0, 1)).reshape(noise.shape[:2])
+        log_p = self._log_prob(u, budget)
+        u, noise = u[:, : log_p.shape[1]], noise[:, : log_p.shape[1]]
         log_weights = (log_p - q.log_prob(noise)).mT.numpy()
         guide = build_guide(self.continuous_model, self.init_loc_fn, "gaussian")
         tensors = []
@@ -104,7 +108,12 @@ class CandidateBuilder:
         return candidate, importance_summary(log_weights).log_marginal
 
     def mixture(
-        self, q: FittedGaussians, chains: Sequence[int], log_marginal: np.ndarray, generator: torch.Generator
+        self,
+        q: FittedGaussians,
+        chains: Sequence[int],
+        log_marginal: np.ndarray,
+        generator: torch.Generator,
+        budget: Budget,
     ) -> Candidate:
         """A mixture of the Gaussians of some chains, weighted by their evidence.
 
@@ -113,6 +122,7 @@ class CandidateBuilder:
             chains: which of them, k numbers.
             log_marginal: the log evidence of each mode, (k,), in nats.
             generator: source of the draws.
+            budget: the time, which may allow fewer draws.
         """
         components = GaussianBatch(q.center[chains], q.root[chains])
         logits = torch.as_tensor(log_marginal)
@@ -125,23 +135,23 @@ class CandidateBuilder:
         noise = torch.randn(len(chains), DRAWS, self.target.dim, generator=generator, dtype=q.center.dtype)
         component = torch.multinomial(logits.softmax(0), DRAWS, replacement=True, generator=generator)
         u = components.rsample(noise)[component, torch.arange(DRAWS)]
-        log_weights = (self.target.log_prob(u) - distribution.log_prob(u).detach())[:, None].numpy()
+        log_p = self._log_prob(u[None], budget)[0]
+        u = u[: len(log_p)]
+        log_weights = (log_p - distribution.log_prob(u).detach())[:, None].numpy()
         elbo = q.elbo[chains].logsumexp(0, keepdim=True).numpy()  # if the modes are disjoint; an upper bound otherwise
         reason = f"{len(chains)} modes, each a Gaussian: {q.stop_reason(chains[0])}"
         fit = self._fit(guide, [tensors], elbo, [reason], "mixture of Gaussians", "mixture", components=len(chains))
         return Candidate.from_draws(fit, u, log_weights)
 
-    def flow(self, center: Tensor, root: Tensor, progress: Callable[[str], None]) -> Candidate:
+    def flow(self, center: Tensor, root: Tensor, budget: Budget) -> Candidate:
         """A flow on top of a Gaussian N(center, root root').
 
         Args:
             center: (dim,).
             root: (dim, dim).
-            progress: receives a message before each round of steps.
+            budget: the time.
         """
-        flow, u, log_weights, weights = fit_flow(
-            self.target, center, root, draws=DRAWS, seed=self.seed, progress=progress
-        )
+        flow, u, log_weights, weights = fit_flow(self.target, center, root, draws=DRAWS, seed=self.seed, budget=budget)
         guide = build_guide(self.continuous_model, self.init_loc_fn, "flow", flow=flow.flow)
         with initialized(self.model, guide, self.target.args):
             _set_gaussian(guide, center, root)
@@ -152,6 +162,14 @@ class CandidateBuilder:
         name = flow_name(self.target.dim)
         fit = self._fit(guide, tensors, elbo, [reason], "flow after a Gaussian", "flow", flow=name)
         return Candidate.from_draws(fit, u, log_weights)
+
+    def _log_prob(self, u: Tensor, budget: Budget) -> Tensor:
+        """The values of log p at draws (n, k, dim), or at the first of them if the time is short: (n, draws)."""
+
+        def of_first(draws: int) -> Tensor:
+            return self.target.log_prob(u[:, :draws].flatten(0, 1)).reshape(len(u), draws)
+
+        return budget.part(WEIGHING_SHARE).at_size(of_first, u.shape[1], least=LEAST_DRAWS)
 
     def _tensors(self, guide: Any) -> dict[str, Tensor]:
         """The present parameters and buffers of the guide."""

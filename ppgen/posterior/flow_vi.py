@@ -9,7 +9,7 @@ once as a graph and then runs without Python. The result is an exponential movin
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ppgen.posterior.importance import Importance, importance_summary
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.tracing.double_precision import double_precision
 from ppgen.tracing.programs import validation
+from ppgen.utils.budget import Budget
 from ppgen.utils.torch_private import record_function
 
 __all__ = ["HIDDEN", "FlowVI", "fit_flow", "flow_name"]
@@ -43,7 +44,7 @@ def fit_flow(
     *,
     draws: int,
     seed: int,
-    progress: Callable[[str], None] = lambda _: None,
+    budget: Budget | None = None,
 ) -> tuple["FlowVI", Tensor, np.ndarray, Importance]:
     """Fits an autoregressive flow on top of a Gaussian, until its importance weights are good twice in a row.
 
@@ -55,26 +56,27 @@ def fit_flow(
         root: R, (dim, dim).
         draws: how many draws to compute importance weights from.
         seed: of all random numbers; the caller's random state is preserved.
-        progress: receives a message before each round.
+        budget: the time, after which the fit ends with what it has reached.
 
     Returns:
         the fit, with averaged weights in its flow; draws (draws, dim); their log importance weights (draws, 1); the
         summary of these.
     """
+    budget = budget or Budget()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         with double_precision():
             flow = FLOWS[flow_name(target.dim)](target.dim, hidden=HIDDEN)
         fit, khat, good = FlowVI(target, flow, center, root, STEPS_PER_ROUND * MAX_ROUNDS), "", False
         for number in range(MAX_ROUNDS):
-            progress(f"flow, round {number + 1} of at most {MAX_ROUNDS}{khat}")
-            fit.run(STEPS_PER_ROUND)
+            budget.show(f"flow, round {number + 1} of at most {MAX_ROUNDS}{khat}")
+            fit.run(STEPS_PER_ROUND, budget)
             u, log_q = fit.rsample(draws)
             log_weights = (target.log_prob(u) - log_q)[:, None].numpy()
             weights = importance_summary(log_weights)
             khat = f"; k-hat is {weights.pareto_k[0]:.2f}"
             good_before, good = good, bool(weights.good_without_weights[0])
-            if good_before and good:  # once may be chance
+            if (good_before and good) or not budget.left:  # once may be chance
                 break
         fit.use_average()
     return fit, u, log_weights, weights
@@ -115,9 +117,12 @@ class FlowVI:
         step = self._elbo_and_gradients
         self._step = record_function(step, *self.weights) if target.vectorized else step
 
-    def run(self, steps: int) -> None:
-        """Makes some steps; a step whose gradient is not finite leaves the weights alone."""
+    def run(self, steps: int, budget: Budget) -> None:
+        """Makes some steps, while there is time; a step whose gradient is not finite leaves the weights alone."""
         for _ in range(steps):
+            if not budget.left:
+                break
+            self.target.evaluations["gradients"] += self.draws
             elbo, *gradients = self._step(*self.weights)
             self.elbo.append(float(elbo.detach()))
             if not all(bool(gradient.isfinite().all()) for gradient in gradients):

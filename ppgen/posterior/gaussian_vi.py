@@ -17,7 +17,6 @@ then those of the guess, and only the width of each axis of R is fitted.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from ppgen.posterior.gaussians import LOG_2PI_E, GaussianBatch
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.utils.budget import Budget
 
 __all__ = ["OUTSIDE_PULL", "FittedGaussians", "fit_gaussians"]
 
@@ -73,7 +73,7 @@ def fit_gaussians(
     guess: GaussianBatch,
     generator: torch.Generator,
     *,
-    progress: Callable[[str], None] = lambda _: None,
+    budget: Budget | None = None,
 ) -> FittedGaussians:
     """The Gaussians of highest ELBO, one per guess.
 
@@ -81,21 +81,24 @@ def fit_gaussians(
         target: log p.
         guess: first guesses, with any square roots of the covariances.
         generator: source of the draws.
-        progress: receives a message before each window of steps.
+        budget: the time, after which the fit ends with what it has reached.
 
     Raises:
         KeyboardInterrupt: before the first step is done. Later, Ctrl-C ends the fit with what it has reached.
     """
-    optimizer = _Optimizer(target, guess, generator)
+    optimizer, budget = _Optimizer(target, guess, generator), budget or Budget()
+    errors = optimizer.center.new_full((len(optimizer.center),), torch.inf)
     while optimizer.steps < MAX_STEPS:
-        progress(f"Gaussian, {optimizer.steps} steps")
+        budget.show(f"Gaussian, {optimizer.steps} steps")
         try:
-            optimizer.run(MIN_WINDOW)
+            optimizer.run(MIN_WINDOW, budget)
+            interrupted = not budget.left
         except KeyboardInterrupt:
             if not optimizer.elbo:
                 raise
-            enough = len(optimizer.iterates) > MIN_WINDOW
-            errors = optimizer.whiten() if enough else optimizer.center.new_full((len(optimizer.center),), torch.inf)
+            interrupted = True
+        if interrupted:
+            errors = optimizer.whiten() if len(optimizer.iterates) > MIN_WINDOW else errors
             break
         count = len(optimizer.iterates)
         if (count > MIN_WINDOW and optimizer.is_stationary()) or count >= MAX_WINDOW or optimizer.steps >= MAX_STEPS:
@@ -137,9 +140,11 @@ class _Optimizer:
         """How many steps were made."""
         return len(self.elbo)
 
-    def run(self, steps: int) -> None:
-        """Makes some steps."""
+    def run(self, steps: int, budget: Budget) -> None:
+        """Makes some steps, as long as there is time."""
         for _ in range(steps):
+            if self.elbo and not budget.left:
+                break
             self.m.grad, self.log_l.grad = self._gradients()
             self.adam.step()
             self.iterates.append(torch.cat([self.m, self.log_l.flatten(1)], 1))

@@ -62,6 +62,7 @@ class UnconstrainedLogDensity:
         discrete: names of the discrete latents, which are summed out.
         num_data: the full size N of the plate "data".
         vectorized: whether many points are evaluated at once.
+        evaluations: how many "values" of log p were computed without, and how many with "gradients".
 
     Raises:
         ValueError: if the program has parameters, no continuous latent, or a discrete latent that cannot be enumerated;
@@ -96,6 +97,7 @@ class UnconstrainedLogDensity:
         self.value_shapes = {name: site["value"].shape for name, site in latent.items()}
         self.dim = sum(shape.numel() for shape in self.shapes.values())
         self.vectorized, self._unshare_tensors = True, False
+        self.evaluations = {"values": 0, "gradients": 0}
         _check_observations(trace)
         _check_plates(trace)
         self._choose_evaluation()
@@ -134,11 +136,13 @@ class UnconstrainedLogDensity:
 
     def log_prob(self, u: Tensor) -> Tensor:
         """The values of log p at points (n, dim): (n,). NaN becomes -inf: there is no density at such a point."""
+        self.evaluations["values"] += len(u)
         value = self._in_parts(self.batched_log_prob, u)
         return torch.where(value.isnan(), -torch.inf, value)
 
     def log_prob_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The values of log p (n,) and its gradients (n, dim) at points (n, dim)."""
+        self.evaluations["gradients"] += len(u)
         parts = [self._grad_and_value(part) for part in u.split(BATCH)]
         return torch.cat([value for _, value in parts]), torch.cat([gradient for gradient, _ in parts])
 

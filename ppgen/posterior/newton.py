@@ -11,7 +11,6 @@ scale tends to 0, so its mode may be useless: of all Gaussians N(u, R R') along 
 returned, as in Pathfinder (Zhang et al. 2022, https://arxiv.org/abs/2108.03782), which estimates H instead.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.utils.budget import Budget
 
 __all__ = ["LocalGaussians", "find_modes"]
 
@@ -68,7 +68,7 @@ def find_modes(
     generator: torch.Generator,
     *,
     steps: int = MAX_STEPS,
-    progress: Callable[[str], None] = lambda _: None,
+    budget: Budget | None = None,
 ) -> LocalGaussians:
     """Gaussians near modes of a density.
 
@@ -77,19 +77,19 @@ def find_modes(
         starts: starting points, (n, dim).
         generator: source of the random numbers that estimate ELBOs.
         steps: the largest number of Newton steps.
-        progress: receives a message before each step.
+        budget: the time, after which the best so far is returned.
 
     Raises:
         ValueError: if the density is unbounded along some direction at a mode, so that there is no posterior.
     """
-    u, count, dim = starts, *starts.shape
+    u, count, dim, budget = starts, *starts.shape, budget or Budget()
     identity = torch.eye(dim).to(u).repeat(count, 1, 1)
     best = LocalGaussians(u.clone(), identity, u.new_full((count,), -torch.inf), 0)
     spacing = FIRST_SPACING * (1 + u.abs())
     noise = torch.randn(ELBO_DRAWS // 2, dim, generator=generator, dtype=u.dtype)
     noise = torch.cat([noise, -noise])
     for step in range(1, steps + 1):
-        progress(f"finding modes, step {step}")
+        budget.show(f"finding modes, step {step}")
         log_p, gradient = target.log_prob_and_grad(u)
         h = -target.hessian(u, spacing)
         root = _covariance_root(h, gradient, u)
@@ -99,7 +99,7 @@ def find_modes(
         best.update(better, local.select(better))
         best.steps = step
         u, increased = _line_search(target, u, log_p, (root @ (root.mT @ gradient[..., None])).squeeze(-1))
-        if not increased.any():
+        if not increased.any() or not budget.left:
             break
     _check_bounded(target, u, h)
     return best

@@ -65,6 +65,7 @@ class TrainingOptions:
     compile: Compile = "auto"
     growth: ProgressiveGrowing | None = None
     distribute: Literal["rows", "chains"] | None = "rows"
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -90,6 +91,8 @@ class TrainingOptions:
                 "fit: checkpoint_seconds must be at least 0, or math.inf for checkpoints at validations only, got "
                 f"{self.checkpoint_seconds}"
             )
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"fit: budget must be a positive number of seconds, got {self.budget}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"fit: ema must be a decay in [0, 1), such as 0.99, got {self.ema}")
         if self.patience is not None and self.holds_nothing_out and not self.converges:

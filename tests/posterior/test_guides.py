@@ -18,6 +18,7 @@ from ppgen.posterior import flow_vi
 from ppgen.posterior.candidates import CandidateBuilder
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.starts import initial_points
+from ppgen.utils.budget import Budget
 
 X = torch.randn(20, generator=torch.Generator().manual_seed(1))
 
@@ -90,7 +91,7 @@ def test_a_flow_is_built_again(model, tmp_path, monkeypatch):
     target = UnconstrainedLogDensity(model, (X, X))
     starts = initial_points(target, 2, torch.Generator().manual_seed(0))
     builder = CandidateBuilder(target, starts, 0, 0.0)
-    candidate = builder.flow(starts[0], torch.eye(target.dim, dtype=torch.float64), lambda _: None)
+    candidate = builder.flow(starts[0], torch.eye(target.dim, dtype=torch.float64), Budget())
     fit = Fit(**vars(candidate.fit))
     assert fit.metadata["guide"]["kind"] == "flow"
     assert_equal_after_loading(fit, model, X, tmp_path)
