@@ -23,6 +23,7 @@ class Kind:
 
     Attributes:
         lr: the learning rate of Adam.
+        image_lr: that for images, if it is another one.
         betas: the decay rates of its moments.
         image_norm: the normalization of a convolutional network, a row of `ppgen.nets.NORMS`, or None.
         widths: the hidden widths for tables of few, of more and of many rows; the last also if their number is unknown.
@@ -32,6 +33,7 @@ class Kind:
     """
 
     lr: float = 1e-3
+    image_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     image_norm: str | None = None
     widths: tuple[tuple[int, ...], ...] = ((64, 64), (128, 128), (256, 256))
@@ -40,22 +42,24 @@ class Kind:
 
 
 # Adversarial training rotates around its equilibrium, and a long memory of gradients amplifies that (Gidel et al. 2019,
-# https://arxiv.org/abs/1807.04740); the rate is that of DCGAN (Radford et al. 2016, https://arxiv.org/abs/1511.06434).
-ADVERSARIAL_LR, ADVERSARIAL_BETAS = 2e-4, (0.5, 0.99)
+# https://arxiv.org/abs/1807.04740); the rate for images is that of DCGAN (Radford et al. 2016,
+# https://arxiv.org/abs/1511.06434), at which a game on a table would take five times as long.
+ADVERSARIAL_IMAGE_LR, ADVERSARIAL_BETAS = 2e-4, (0.5, 0.99)
+ADVERSARIAL_WIDTHS = ((128, 128), (128, 128), (256, 256))  # games take long: a quarter of the time, where rows are few
 
 KINDS: dict[str, Kind] = {
     # Groups do not depend on the batch, so that training and evaluation, averaged weights and particles agree.
     "autoencoder": Kind(image_norm="group"),
     "generator": Kind(
-        lr=ADVERSARIAL_LR,
+        image_lr=ADVERSARIAL_IMAGE_LR,
         betas=ADVERSARIAL_BETAS,
         image_norm="group",
-        widths=((256, 256),) * 3,
+        widths=ADVERSARIAL_WIDTHS,
         min_batch=128,  # a critic compares whole batches
     ),
     # A gradient penalty is on each row alone, which batch normalization would make depend on others (Gulrajani et al.
     # 2017, https://arxiv.org/abs/1704.00028, section 4); a bound by spectral norms would be undone by any norm.
-    "critic": Kind(lr=ADVERSARIAL_LR, betas=ADVERSARIAL_BETAS, widths=((256, 256),) * 3, min_batch=128),
+    "critic": Kind(image_lr=ADVERSARIAL_IMAGE_LR, betas=ADVERSARIAL_BETAS, widths=ADVERSARIAL_WIDTHS, min_batch=128),
     # Channels with the same mean and variance in both domains are a first alignment.
     # Dropout keeps a classifier from relying on single words.
     "classifier": Kind(image_norm="domain", wide_dropout=0.5),
@@ -122,7 +126,7 @@ def defaults_for(
         network=network,
         hidden=hidden,
         norm=norm,
-        lr=row.lr,
+        lr=row.image_lr if row.image_lr is not None and len(shape) == 3 else row.lr,
         betas=row.betas,
         batch_size=_batch_size(row, rows),
         dropout=(row.wide_dropout or 0.0) if network == "dense" and _is_wide(row, shape) else 0.0,

@@ -27,6 +27,7 @@ OF_NETWORK: dict[tuple[str, str], Callable[[Defaults], Any]] = {
 }
 AUTO = (None, "auto")
 LEAST_WEIGHT = 10  # of a match of codes, that of Tolstikhin et al. 2018
+EARLIER_CRITIC_LR = 2e-4
 
 
 def with_defaults(
@@ -47,8 +48,8 @@ def with_defaults(
         found["model", "whiten"] = config["model"]["flow"] not in AFFINE
         found["model", "activation"] = ACTIVATIONS.get(config["model"]["flow"])
     if method.critic is not None:
-        critic = defaults_for("critic", shape if method.critic == "data" else (1,), rows)
-        found["loss", "hidden"] = critic.hidden
+        critic = defaults_for("critic", *((shape, rows) if method.critic == "data" else ((1,),)))
+        found["loss", "hidden"], found["loss", "lr"] = critic.hidden, critic.lr
     if method.weight_by_elements:
         found["loss", "weight"] = float(max(LEAST_WEIGHT, math.prod(shape)))
     return _filled(config, found)
@@ -74,6 +75,7 @@ def with_earlier_defaults(config: Mapping[str, Any], method: Method, event_shape
         found["model", "activation"] = "silu"
     if method.critic is not None:
         found["loss", "hidden"] = earlier_widths("critic", event_shape if method.critic == "data" else (1,), None)
+        found["loss", "lr"] = EARLIER_CRITIC_LR
     return _filled(config, found)
 
 

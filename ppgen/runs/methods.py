@@ -59,6 +59,9 @@ class Method:
 # Adversarial training: averaged weights and a decaying learning rate.
 ADVERSARIAL = {"fit.ema": 0.999, "fit.lr_scheduler": "cosine"}
 
+# The critic of a generator has the learning rate of the table of defaults, as the generator.
+GAN = ADVERSARIAL | {"loss.lr": None}
+
 # A generator that is trained without a critic learns as other networks do.
 WITHOUT_CRITIC = {"lr": 1e-3, "betas": (0.9, 0.999)}
 
@@ -96,7 +99,7 @@ DIFFUSION = {"fit.ema": 0.999, "fit.lr_scheduler": "cosine"}
 
 # A critic of a conditional generator compares pairs of data and labels.
 _generator = partial(Method, "ppgen.models:Generator", conditional={"x": ("x", "y")}, network="generator")
-_gan = partial(_generator, defaults=ADVERSARIAL, critic="data")
+_gan = partial(_generator, defaults=GAN, critic="data")
 _flow = partial(Method, "ppgen.models:FlowModel", "ppgen.losses.recipes:flow_kl", network="flow", critic="data")
 _denoiser = partial(Method, network="denoiser")
 
@@ -147,7 +150,7 @@ METHODS: dict[str, Method] = {
         "ppgen.models:ALI",
         "ppgen.losses.recipes:ali",
         "ALI, or BiGAN: a critic compares pairs of data and codes",
-        defaults=ADVERSARIAL,
+        defaults=GAN,
         conditional={"x": ("x", "y")},
         network="generator",
         critic="data",

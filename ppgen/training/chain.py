@@ -20,8 +20,10 @@ from ppgen.training.callbacks import TrainingStep
 from ppgen.training.checkpoint import Checkpoint
 from ppgen.training.convergence import (
     CHECK_STEPS,
+    DECAY_SHARE,
     FLAT_STEPS,
     GAME_CHECK_STEPS,
+    GAME_DECAY_SHARE,
     GAME_PATIENCE,
     LOWERED_RATE,
     PATIENCE,
@@ -226,6 +228,7 @@ class ChainTrainer:
             patience=patience,
             lowers=options.converges,
             decay=options.decay,
+            decay_share=GAME_DECAY_SHARE if self._is_game else DECAY_SHARE,
             begin=self.begin,
             held_out=self._checks,
         )

@@ -20,8 +20,10 @@ import numpy as np
 
 __all__ = [
     "CHECK_STEPS",
+    "DECAY_SHARE",
     "FLAT_STEPS",
     "GAME_CHECK_STEPS",
+    "GAME_DECAY_SHARE",
     "GAME_PATIENCE",
     "LOWERED_RATE",
     "MAX_STEPS",
@@ -46,6 +48,7 @@ LOWERED_PATIENCE = 0.5  # of the patience, at lower rates, whose steps have less
 WORSE_PATIENCE = 0.3  # of the patience, where all checks are worse than the best by more than their noise
 LOWERED_RATE = 0.2  # the factor on the learning rates
 DECAY_SHARE = 0.25  # of the steps so far, over which rates fall to zero
+GAME_DECAY_SHARE = 1.0  # where critics train, since at constant rates samples go around in circles
 WINDOW, WINDOW_GROWTH, BLOCKS = 300, 1.5, 5  # steps of the first window, growth, and blocks of each half
 RELATIVE = 1e-6  # differences of losses that are rounding
 LEVEL_SHARE = 0.02  # of the standard error of the loss itself, below which an improvement means nothing
@@ -60,6 +63,7 @@ class Convergence:
         patience: the number of steps without an improvement that are a plateau; None for no plateaus.
         lowers: whether plateaus lower the learning rates before one ends the run.
         decay: the factor on learning rates by the progress from 0 to 1 of their decay to zero at the end, or None.
+        decay_share: the steps of this decay, as a share of those before it; at least `patience`.
         begin: the number of steps before which losses do not count, since weights in the loss change.
         held_out: whether losses are those of checks; otherwise those of the steps.
 
@@ -76,10 +80,12 @@ class Convergence:
         patience: int | None = None,
         lowers: bool = False,
         decay: Callable[[float], float] | None = None,
+        decay_share: float = DECAY_SHARE,
         begin: int = 0,
         held_out: bool = True,
     ) -> None:
-        self.patience, self.lowers, self.decay, self.begin, self.held_out = patience, lowers, decay, begin, held_out
+        self.patience, self.lowers, self.begin, self.held_out = patience, lowers, begin, held_out
+        self.decay, self.decay_share = decay, decay_share
         self.since, self.lowered, self.plateau_at, self.ended = begin, 0, 0, False
         self._reference: list[float] = []
         self._worse_since: int | None = None
@@ -191,7 +197,7 @@ class Convergence:
 
     def _decay_steps(self, plateau: int) -> int:
         """The steps over which rates fall to zero after a plateau."""
-        return max(self.patience or 1, math.ceil(DECAY_SHARE * plateau))
+        return max(self.patience or 1, math.ceil(self.decay_share * plateau))
 
     def _waited(self, step: int, patience: float) -> bool:
         """Whether the last improvement is too long ago, or all checks of a while have been worse than the best."""

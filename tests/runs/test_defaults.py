@@ -37,7 +37,8 @@ def test_each_configuration_is_complete_once_the_data_are_known(name):
     assert len(config["betas"]) == 2
     assert config["fit"]["batch_size"] == (None if name == "flow" else config["fit"]["batch_size"])
     growing = config["model"].get("network") == "growing"  # which chooses widths by the sides of the images
-    for section, option in (("model", "network"), ("model", "hidden"), ("model", "norm"), ("loss", "hidden")):
+    network = [("model", option) for option in ("network", "hidden", "norm")]
+    for section, option in (*network, ("loss", "hidden"), ("loss", "lr")):
         value = config[section].get(option, "absent")
         assert value != "auto"
         assert value is not None or growing or option == "norm"
@@ -65,6 +66,14 @@ def test_the_weight_of_a_match_of_codes_grows_with_the_events():
     given = config_of("wae", loss={"weight": 3.0})
     assert with_defaults(given, METHODS["wae"], IMAGES, 400)["loss"]["weight"] == 3.0
     assert with_defaults(config_of("progan"), METHODS["progan"], IMAGES, 400)["loss"]["weight"] is None
+
+
+def test_a_critic_learns_at_the_rate_of_its_generator_which_images_need_lower():
+    table, images = (with_defaults(config_of("gan"), METHODS["gan"], shape, 400) for shape in ((2,), IMAGES))
+    assert table["loss"]["lr"] == table["lr"] > images["lr"] == images["loss"]["lr"]
+    given = with_defaults(config_of("ali", loss={"lr": 0.5}), METHODS["ali"], (2,), 400)
+    assert (given["loss"]["lr"], given["lr"]) == (0.5, table["lr"])
+    assert with_earlier_defaults(config_of("gan"), METHODS["gan"], (2,))["loss"]["lr"] == 2e-4
 
 
 # by method: options that an earlier version stored without a value, the shape of an event, and today's explicit options
