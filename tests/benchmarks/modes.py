@@ -8,12 +8,13 @@ Exact samples have 98.9 % of high quality and, by their finite number alone, a r
 All recipes have the same generator, data, steps and widths of the critic. A setting is a learning rate (that of both
 networks), whether the critic sees random Fourier features of the data beside them (Rahimi & Recht 2007; Tancik et al.
 2020), and the weight of a gradient penalty. `--search` runs each setting of the same list once for each recipe, on seed
-100, and ranks them by the share of high quality times exp(-reverse KL). The table is on other seeds. The data are
-scaled to a standard deviation of one, as `ppgen.data.load` does, and the generated rows are scaled back.
+100, and ranks them by the share of high quality times exp(-reverse KL). The table is on other seeds, at `CHOSEN` or
+`--setting`. The data are scaled to a standard deviation of one, as `ppgen.data.load` does, and the generated rows are
+scaled back.
 
     python tests/benchmarks/modes.py --search [--steps 6000] [--only r3_gan gan] [--out FILE]
     python tests/benchmarks/modes.py [--seeds 3] [--first 40] [--only r3_gan gan] [--distributions ring grid]
-        [--steps 20000] [--compile auto] [--jobs 1] [--out FILE]
+        [--setting 0.002 Fourier 1] [--steps 20000] [--compile auto] [--jobs 1] [--out FILE]
 
 Each run is a line of FILE. Runs that are in the file are not repeated, so an interrupted table can be resumed. Times
 are of the processor, on one thread.
@@ -200,6 +201,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--compile", choices=("auto", "yes", "no"), default="auto")
     parser.add_argument("--search", action="store_true", help="run all settings, on one seed")
+    parser.add_argument(
+        "--setting", nargs=3, metavar=("LR", "CRITIC", "WEIGHT"), help="one for all, in place of CHOSEN"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     compile = {"auto": "auto", "yes": True, "no": False}[options.compile]
@@ -207,7 +211,10 @@ def main() -> None:
     steps = options.steps or (6000 if options.search else 20_000)
     tried = [(name, setting) for setting in SEARCHED for name in options.only]
     if not options.search:
-        tried = [(name, CHOSEN[name]) for name in options.only]
+        given = options.setting and Setting(
+            float(options.setting[0]), options.setting[1] == "Fourier", float(options.setting[2])
+        )
+        tried = [(name, given or CHOSEN[name]) for name in options.only]
     runs = [
         (name, distribution, seed, steps, str(setting))
         for name, setting in tried
