@@ -203,7 +203,11 @@ def of_file(name: str, path: Path, options: argparse.Namespace, network: ImageFe
     picture = figures.samples(x[:64], data=held_out[:64], limits=(0.0, 1.0))
     picture.savefig(options.out / f"{name.replace(' ', '_')}.png", dpi=160)
     known = path.with_suffix(".json")
-    return measure(x, held_out, network) | (json.loads(known.read_text()) if known.exists() else {})
+    row: Row = json.loads(known.read_text()) if known.exists() else {}
+    if bad := int((~np.isfinite(x)).any((1, 2, 3)).sum()):
+        print(f"{name}: {bad} of {len(x)} draws are not finite, so that they are not measured")
+        return row
+    return measure(x, held_out, network) | row
 
 
 def feature_network(options: argparse.Namespace, data: Data) -> ImageFeatures:
