@@ -129,9 +129,11 @@ def _parse_config(parser: ArgumentParser, config: dict[str, Any], path: Path) ->
 
 
 def _nullable(action: Any) -> bool:
-    """Whether an option may be null: what jsonargparse knows of its type, or else whether it may be left out."""
+    """Whether an option may be null: by its type, or where it may be left out and null is its default."""
     annotation = getattr(action, "_typehint", None)
-    return not action.required if annotation is None else NoneType in get_args(annotation)
+    if annotation is None or (action.default is None and not action.required):
+        return not action.required
+    return NoneType in get_args(annotation)
 
 
 def without_run_options(options: dict[str, Any]) -> dict[str, Any]:

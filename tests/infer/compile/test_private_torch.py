@@ -24,6 +24,7 @@ from ppgen.infer.compile import recording
 from ppgen.posterior.flow_vi import FlowVI
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.utils import torch_private
+from ppgen.utils.budget import Budget
 from ppgen.utils.torch_private import MissingTorchInterface, distributions_validate, tensor_guard, written_arguments
 
 ROOT = Path(ppgen.__file__).parent
@@ -203,7 +204,7 @@ def flow_run() -> Tensor:
     flow = FLOWS["iaf"](2, hidden=(4,)).double()
     fit = FlowVI(target, flow, torch.zeros(2).double(), torch.eye(2).double(), 3)
     torch.manual_seed(1)  # recording has drawn numbers too
-    fit.run(3)
+    fit.run(3, Budget())
     value, gradient = target.log_prob_and_grad(torch.linspace(-1.0, 1.0, 6).double().reshape(3, 2))
     return torch.cat([torch.tensor(fit.elbo), value, gradient.flatten()])
 
