@@ -2,8 +2,8 @@
 
 1. Scattered starting points, one per chain.
 2. A mode from each, with a local Gaussian (`find_modes`).
-3. One Gaussian for each mode, weighed by importance sampling: those of the curvature; where a single one is not good,
-   that with the moments of its weighted draws; or the mixture, if there are several modes.
+3. One Gaussian for each mode, weighed by importance sampling: those of the curvature; where a single one is usable but
+   not good, that with the moments of its weighted draws; or the mixture, if there are several modes.
 4. The Gaussian of full rank with the highest ELBO at each mode (`fit_gaussians`), and their mixture.
 5. A flow on top of the best Gaussian (`fit_flow`).
 
@@ -92,7 +92,7 @@ def find_posterior(
         modes = modes.select(torch.tensor(distinct))
     gaussians = FittedGaussians.without_steps(modes, modes.elbo)
     best, chain = _weigh(builder, gaussians, generator, budget)
-    if len(modes.center) == 1 and not best.is_good:
+    if len(modes.center) == 1 and best.is_usable and not best.is_good:
         moved = modes.moved_to(best.u, torch.as_tensor(best.weights.log_smoothed[:, 0]).exp())
         gaussians = FittedGaussians.without_steps(moved, torch.tensor([best.elbo]))
         best, chain = _weigh(builder, gaussians, generator, budget)

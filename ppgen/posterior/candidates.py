@@ -19,7 +19,13 @@ from ppgen.posterior.flow_vi import fit_flow, flow_name
 from ppgen.posterior.gaussian_vi import FittedGaussians
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.guides import build_guide, describe_guide, initialized, loss_of, programs_of
-from ppgen.posterior.importance import MAX_SHIFT, Importance, importance_summary, largest_moment_shifts
+from ppgen.posterior.importance import (
+    MAX_SHIFT,
+    Importance,
+    importance_summary,
+    largest_moment_shifts,
+    psis_reliable,
+)
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.training.result import Chain, Fitted
 from ppgen.utils.budget import Budget
@@ -63,6 +69,11 @@ class Candidate:
     def is_good(self) -> bool:
         """Whether its draws are good enough to be used without weights."""
         return bool(self.weights.good_without_weights[0]) and self.moved <= MAX_SHIFT
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether weighted averages of its draws can be relied on."""
+        return bool(psis_reliable(self.weights.pareto_k, self.weights.ess, len(self.u))[0])
 
 
 class CandidateBuilder:

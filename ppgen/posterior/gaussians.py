@@ -34,10 +34,6 @@ class GaussianBatch:
         """The differential entropies, in nats: (n,)."""
         return self.log_det + 0.5 * self.center.shape[-1] * LOG_2PI_E
 
-    def select(self, rows: Tensor) -> "GaussianBatch":
-        """These rows, by indices or a mask (n,)."""
-        return GaussianBatch(self.center[rows], self.root[rows])
-
     def moved_to(self, u: Tensor, weights: Tensor) -> "GaussianBatch":
         """A single Gaussian, with the mean and the covariance of weighted draws.
 

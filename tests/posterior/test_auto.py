@@ -259,6 +259,17 @@ def test_a_mode_at_an_edge_is_found(hole):
         assert np.isfinite(bidirectional_ais(fit, draws=32, temperatures=20).lower)
 
 
+def test_weights_that_cannot_be_relied_on_move_no_gaussian():
+    """About one draw in 4000 of the curvature's Gaussian falls into the box, and a single draw has no covariance."""
+
+    def box():
+        x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.factor("box", torch.where((x.abs() < 0.02).all(-1), 0.0, -torch.inf))
+
+    fit = ppgen.fit(box, "auto", None, seed=1, restarts=1, progress=False)
+    assert all(value.isfinite().all() for value in fit.chains[fit.best].weights.values())
+
+
 @pytest.mark.slow
 def test_a_report_is_written_for_a_latent_that_bounds_the_data(tmp_path):
     """Data beyond t have no density: in many steps the ELBO uses only part of the draws."""
