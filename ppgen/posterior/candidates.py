@@ -67,8 +67,8 @@ class Candidate:
 
     @property
     def is_good(self) -> bool:
-        """Whether its draws are good enough to be used without weights."""
-        return bool(self.weights.good_without_weights[0]) and self.moved <= MAX_SHIFT
+        """Whether its draws are good enough to be used without weights, and other draws would say so too."""
+        return bool(self.weights.surely_good_without_weights[0]) and self.moved <= MAX_SHIFT
 
     @property
     def is_usable(self) -> bool:

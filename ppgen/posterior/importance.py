@@ -70,6 +70,18 @@ class Importance:
         """Whether the draws are good enough to be used without their weights, (n,)."""
         return psis_reliable(self.pareto_k, self.ess, len(self.log_smoothed), max_khat=KHAT_GOOD)
 
+    @property
+    def surely_good_without_weights(self) -> np.ndarray:
+        """The same with k-hat a standard error below its limit, so that other draws will most often agree, (n,).
+
+        A tail of M draws gives k-hat the standard error (1 + k) / sqrt(M), that of the maximum likelihood estimate of a
+        generalized Pareto shape (Smith 1987, https://doi.org/10.1214/aos/1176350499).
+        """
+        draws = len(self.log_smoothed)
+        tail = min(0.2 * draws, 3 * math.sqrt(draws))
+        max_khat = KHAT_GOOD - (1 + KHAT_GOOD) / math.sqrt(tail)
+        return psis_reliable(self.pareto_k, self.ess, draws, max_khat=max_khat)
+
 
 @dataclass(frozen=True)
 class EvidenceEstimate:
