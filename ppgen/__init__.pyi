@@ -18,6 +18,7 @@ from . import (
     tuning,
     utils,
 )
+from .diagnostics.stock_pyro import from_pyro, from_pyro_svi
 from .fitting import Fit, fit
 from .infer.autoguide import AutoFlow
 from .infer.svi import SVI
@@ -58,6 +59,8 @@ __all__ = [
     "evaluation",
     "fit",
     "flows",
+    "from_pyro",
+    "from_pyro_svi",
     "infer",
     "load",
     "losses",

@@ -8,6 +8,7 @@ from ppgen.diagnostics.loo import loo, loo_pit
 from ppgen.diagnostics.predictions import predict
 from ppgen.diagnostics.predictive import pit, predictive_check
 from ppgen.diagnostics.restarts import rhat
+from ppgen.diagnostics.stock_pyro import from_pyro, from_pyro_svi
 from ppgen.diagnostics.verdict import Verdict, diagnose
 from ppgen.posterior.importance import (
     EvidenceEstimate,
@@ -33,6 +34,8 @@ __all__ = [
     "diagnose",
     "evidence",
     "from_netcdf",
+    "from_pyro",
+    "from_pyro_svi",
     "importance_summary",
     "khat_threshold",
     "loo",

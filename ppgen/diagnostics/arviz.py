@@ -48,17 +48,16 @@ import torch
 
 from ppgen.diagnostics.absent import with_responses
 from ppgen.diagnostics.chain_groups import CHUNK, DrawOptions, Groups, chain_groups, draws_at_a_time
-from ppgen.diagnostics.masked import Observed, either_observed, leave_out_masked
-from ppgen.diagnostics.naming import Variable, dataset, new_names
+from ppgen.diagnostics.container import container
+from ppgen.diagnostics.masked import Observed, either_observed
+from ppgen.diagnostics.naming import Variable
 from ppgen.diagnostics.predictions import predictive_groups
-from ppgen.diagnostics.resampled import add_resampled
 from ppgen.infer.parameters import owning_module
 from ppgen.models.simulator import WithoutDensity
-from ppgen.posterior.importance import MIN_DRAWS, khat_threshold
+from ppgen.posterior.importance import MIN_DRAWS
 from ppgen.training.result import Fitted
-from ppgen.utils.arviz_versions import build_container
 
-__all__ = ["to_arviz"]
+__all__ = ["check_draws", "to_arviz"]
 
 DRAWS, AUTO_DRAWS = 500, 2000  # in each chain; in all chains of a fit by guide="auto"
 
@@ -106,15 +105,10 @@ def to_arviz(
             programs do not run on these data, for example because the guide has latents for the rows of other data.
         LookupError: if the guide does not match the model on these data.
     """
-    if resampled not in ("with", "without", None):
-        raise ValueError(f'to_arviz: resampled is "with" or "without" replacement, or None, got {resampled!r}')
     if draws is None:
         draws = max(DRAWS, AUTO_DRAWS // len(fit.chains)) if "auto" in fit.metadata else DRAWS
     chunk = draws_at_a_time(data, CHUNK) if chunk is None else chunk
-    if draws < MIN_DRAWS or chunk < 1:
-        raise ValueError(
-            f"to_arviz: expected at least {MIN_DRAWS} draws, in chunks of at least 1, got {draws} in {chunk}"
-        )
+    check_draws("to_arviz", draws, chunk, resampled)
     # the program of a model such as flow matching is a regression; its density is another program
     model = getattr(owning_module(fit.model), "density_model", fit.model)
     options = DrawOptions(draws, chunk, predictive, integrate, seed, likelihood)
@@ -141,40 +135,39 @@ def to_arviz(
         chains.append(groups)
         observed = either_observed(observed, seen)
         attributes |= notes
-    groups = _stack(chains)
-    kept: list[int] = []
-    if resampled and "sample_stats" in groups and "posterior" in groups:
-        kept = add_resampled(groups, draws, replace=resampled == "with", seed=seed)
-        if left_out := [number for number in range(len(chains)) if number not in kept]:
-            attributes["resampled"] = (
-                f"k-hat is above {khat_threshold(draws):.2f}, so that weights cannot correct the guide, in the chains "
-                f"{left_out}, which are left out"
-            )
     kind = "elbo_trace" if bounded else "loss_trace"
-    groups.setdefault("vi_stats", {})[kind] = _loss_trace(fit, sign=-1 if kind == "elbo_trace" else 1)
-    names = new_names(groups, dims, coords)
-    positions = leave_out_masked(groups, observed, names, coords)
-    datasets = {group: dataset(variables, names, coords, positions) for group, variables in groups.items() if variables}
-    if "posterior_resampled" in datasets:
-        datasets["posterior_resampled"] = datasets["posterior_resampled"].assign_coords(chain=kept)
-    for each in datasets.values():
-        each.attrs.update(attributes)
-    return build_container(datasets)
+    trace = _loss_trace(fit, sign=-1 if kind == "elbo_trace" else 1)
+    return container(
+        chains,
+        observed,
+        attributes,
+        resampled=resampled,
+        draws=draws,
+        seed=seed,
+        dims=dims,
+        coords=coords,
+        more={"vi_stats": {kind: trace}},
+    )
 
 
-def _stack(chains: list[Groups]) -> Groups:
-    """The groups of all chains with a leading dimension "chain"; variables that some chain lacks are left out."""
-    groups: Groups = {}
-    for group, variables in chains[0].items():
-        if group == "observed_data":  # the same for all chains
-            groups[group] = variables
-            continue
-        groups[group] = {
-            name: (("chain", *dims), np.stack([chain[group][name][1] for chain in chains]))
-            for name, (dims, _) in variables.items()
-            if all(name in chain.get(group, {}) for chain in chains)
-        }
-    return groups
+def check_draws(caller: str, draws: int, chunk: int, resampled: str | None) -> None:
+    """Checks how many weighted draws are asked for.
+
+    Args:
+        caller: the name of the function, for messages.
+        draws: the number of draws.
+        chunk: the number that is made at a time.
+        resampled: how they are resampled.
+
+    Raises:
+        ValueError: for too few draws to judge weights, an empty chunk, or an unknown way of resampling.
+    """
+    if resampled not in ("with", "without", None):
+        raise ValueError(f'{caller}: resampled is "with" or "without" replacement, or None, got {resampled!r}')
+    if draws < MIN_DRAWS or chunk < 1:
+        raise ValueError(
+            f"{caller}: expected at least {MIN_DRAWS} draws, in chunks of at least 1, got {draws} in {chunk}"
+        )
 
 
 def _loss_trace(fit: Fitted, *, sign: int) -> Variable:

@@ -1,6 +1,6 @@
 """The groups of `to_arviz` for one chain, from traces of the guide and the model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ from ppgen.tracing.sites import (
 from ppgen.tracing.traces import Traces
 from ppgen.utils.user_warnings import warn_user_once
 
-__all__ = ["CHUNK", "DrawOptions", "Groups", "chain_groups", "draws_at_a_time"]
+__all__ = ["CHUNK", "DrawOptions", "Groups", "chain_groups", "drawn_groups", "draws_at_a_time"]
 
 Groups = dict[str, dict[str, Variable]]
 Notes = dict[str, str]
@@ -69,6 +69,11 @@ class DrawOptions:
     seed: int
     likelihood: bool = True
 
+    @property
+    def chunks(self) -> list[int]:
+        """How many draws are made at a time, one number after another."""
+        return [min(self.chunk, self.draws - start) for start in range(0, self.draws, self.chunk)]
+
 
 def draws_at_a_time(data: Iterable[Any], most: int) -> int:
     """How many draws to make at a time, at most so many, for the memory that data take once for each of them.
@@ -82,7 +87,11 @@ def draws_at_a_time(data: Iterable[Any], most: int) -> int:
 
 
 def chain_groups(
-    model: Program, guide: Program, data: tuple[Tensor, ...], options: DrawOptions
+    model: Program,
+    guide: Program,
+    data: tuple[Any, ...],
+    options: DrawOptions,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[Groups, dict[str, Observed], Notes]:
     """Draws the groups of one chain, under the weights that the programs hold.
 
@@ -91,36 +100,21 @@ def chain_groups(
         guide: the guide.
         data: their arguments.
         options: the number of draws and what is drawn.
+        kwargs: their keyword arguments.
 
     Returns:
         The groups, without the dimension "chain"; which of their numbers are observed, by variable; notes about what is
         missing, which are attributes of the groups.
     """
-    parts: list[Groups] = []
-    observed: dict[str, Observed] = {}
-    notes: Notes = {}
     deltas: set[str] = set()
-    bar = tqdm(total=options.draws, desc="draws", unit="draw", delay=BAR_DELAY, disable=None, leave=False)
-    with torch.no_grad(), bar:
-        for start in range(0, options.draws, options.chunk):
-            for traces in particle_traces(model, guide, data, particles=min(options.chunk, options.draws - start)):
-                with validation(False):  # data may lie outside of a support at some draws
-                    groups, seen, more = _chunk_groups(traces, options)
-                parts.append(groups)
-                observed = either_observed(observed, seen)
-                notes |= more
-                deltas |= {name for name, site in latent_sites(traces.guide_trace).items() if is_delta(site)}
-                bar.update(len(groups["sample_stats"]["lp"][1]))
-    groups = {
-        group: {
-            name: (
-                dims,
-                value if group == "observed_data" else np.concatenate([part[group][name][1] for part in parts]),
-            )
-            for name, (dims, value) in variables.items()
-        }
-        for group, variables in parts[0].items()
-    }
+
+    def chunks() -> Iterator[Traces]:
+        for size in options.chunks:
+            for traces in particle_traces(model, guide, data, kwargs, particles=size):
+                yield traces
+                deltas.update(name for name, site in latent_sites(traces.guide_trace).items() if is_delta(site))
+
+    groups, observed, notes = drawn_groups(chunks(), options)
     posterior = groups["posterior"]
     if fixed := [name for name in sorted(deltas) if name in posterior and _is_constant(posterior[name])]:
         notes["density"] = (
@@ -138,6 +132,38 @@ def chain_groups(
     groups["sample_stats"]["log_weight_smoothed"] = dims, summary.log_smoothed.reshape(log_weights.shape)
     groups["vi_stats"] = {
         name: (dims[1:], getattr(summary, field).reshape(log_weights.shape[1:])) for name, field in VI_STATS.items()
+    }
+    return groups, observed, notes
+
+
+def drawn_groups(chunks: Iterable[Traces], options: DrawOptions) -> tuple[Groups, dict[str, Observed], Notes]:
+    """The groups of some draws, without what is computed from all of their weights; `chain_groups` has the rest.
+
+    Args:
+        chunks: the traces of all draws, some at a time.
+        options: the number of draws and what is drawn.
+    """
+    parts: list[Groups] = []
+    observed: dict[str, Observed] = {}
+    notes: Notes = {}
+    bar = tqdm(total=options.draws, desc="draws", unit="draw", delay=BAR_DELAY, disable=None, leave=False)
+    with torch.no_grad(), bar:
+        for traces in chunks:
+            with validation(False):  # data may lie outside of a support at some draws
+                groups, seen, more = _chunk_groups(traces, options)
+            parts.append(groups)
+            observed = either_observed(observed, seen)
+            notes |= more
+            bar.update(len(groups["sample_stats"]["lp"][1]))
+    groups = {
+        group: {
+            name: (
+                dims,
+                value if group == "observed_data" else np.concatenate([part[group][name][1] for part in parts]),
+            )
+            for name, (dims, value) in variables.items()
+        }
+        for group, variables in parts[0].items()
     }
     return groups, observed, notes
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppgen.tracing.sites import DATA, PARTICLES, Site, did_you_mean, is_deterministic, observation
 
-__all__ = ["Variable", "dataset", "new_names", "observed", "variable"]
+__all__ = ["EventNames", "Variable", "dataset", "new_names", "observed", "variable"]
 
 Variable = tuple[tuple[str, ...], np.ndarray]
 Groups = Mapping[str, Mapping[str, Variable]]
@@ -59,6 +60,22 @@ def observed(name: str, site: Site) -> Variable:
     return dims[1:], values[0]
 
 
+class EventNames(Messenger):
+    """A handler that reads names of event dimensions as ArviZ does: ``pyro.sample(..., infer={"event_dims": [...]})``.
+
+    Attributes:
+        found: the names by site.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Sequence[str]] = {}
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if names := msg["infer"].get("event_dims"):
+            self.found[msg["name"]] = names
+
+
 def new_names(
     groups: Groups, dims: Mapping[str, Sequence[str]] | None, coords: Mapping[str, Sequence[Any]] | None
 ) -> dict[str, str]:
@@ -86,10 +103,10 @@ def new_names(
                 f"dims: expected {_counted(own)} for the variable {name!r}"
                 f"{f', or {len(event)} for its event alone' if len(event) != len(own) else ''}; got {given}"
             )
-        if len(set(given)) < len(given) or set(given) & {*LEADING, "step"}:
+        if len(set(given)) < len(given) or set(given) & {*LEADING, "step", *known}:
             raise ValueError(
                 f"dims: expected {len(given)} different names for {name!r}, other than "
-                f"those of chains and draws, got {given}"
+                f"those of chains, draws and variables, got {given}"
             )
         for old, new in zip(own if len(given) == len(own) else event, given, strict=True):
             if names.setdefault(old, new) != new:

@@ -62,7 +62,8 @@ def find_variable(idata: Any, of: str, var_name: str | None, *, missing: str) ->
         raise ValueError(f"{of} has several variables: name one, var_name=; there are {', '.join(map(repr, names))}")
     if var_name is not None and var_name not in names:
         raise ValueError(f"{of} has no variable {var_name!r}; {did_you_mean(var_name, names)}")
-    return found[var_name or names[0]]
+    array = found[var_name or names[0]]
+    return array.rename(sample="draw").expand_dims(chain=[0]) if "sample" in array.dims else array  # a single chain
 
 
 def pool_chains(array: xr.DataArray, chain: int | None) -> np.ndarray:

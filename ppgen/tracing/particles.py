@@ -14,6 +14,8 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import Delta
+from pyro.infer import config_enumerate
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
@@ -40,7 +42,7 @@ from ppgen.tracing.traces import Traces
 from ppgen.tracing.vmap import DrawsByGamma, UnsharedTensors, slow_rules_allowed
 from ppgen.utils.user_warnings import warn_user
 
-__all__ = ["log_weights", "particle_traces"]
+__all__ = ["ConditionedTraces", "log_weights", "particle_traces"]
 
 OUTSIDE_SUPPORT = "to be within the support"  # in torch's error about a value
 MAX_DRAWS = 30  # that may be tried until data lie within all supports
@@ -204,6 +206,8 @@ class _VmappedTraces(Traces):
         depth: the position of the particles' plate: how many dimensions left of the event, one more than all plates.
     """
 
+    may_loop = False  # whether what vmap refuses runs in a loop; otherwise it raises
+
     def __init__(self, single: Traces, particles: int, *, depth: int) -> None:
         programs = WithoutValidation()(single.model), single.guide, single.args, single.kwargs
         super().__init__(*programs, clock=single.clock, use_all_rows=single.use_all_rows)
@@ -243,6 +247,10 @@ class _VmappedTraces(Traces):
     def reconstructed(self) -> Trace:
         return self._run_particles("reconstructed", at=self.guide_trace)[0]
 
+    def _guide_of(self, number: Tensor) -> Program:
+        """The guide of one particle."""
+        return self.guide
+
     def _run_particles(self, kind: str, *, at: Trace | None = None, discrete: Trace | None = None) -> tuple[Trace, ...]:
         """The traces of one kind, for all particles.
 
@@ -258,7 +266,7 @@ class _VmappedTraces(Traces):
 
         def run(number: Tensor, values: dict[str, Tensor]) -> list[dict[str, tuple[Tensor, ...]]]:
             """The value, log probability, unscaled log probability and mask of each site, for one particle."""
-            programs = self.model, self.guide, self.args, self.kwargs
+            programs = self.model, self._guide_of(number), self.args, self.kwargs
             traces = Traces(*programs, clock=self.clock, use_all_rows=self.use_all_rows)
             if at is not None:
                 drawn = {k: v for k, v in values.items() if k in at}
@@ -283,7 +291,9 @@ class _VmappedTraces(Traces):
                 batched = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), latents)
             except RuntimeError:
                 if kind in ("_model_and_guide", "enumerated"):
-                    raise
+                    if not self.may_loop:
+                        raise
+                    warn_one_by_one(program_name(self.model))
                 batched = self._loop(run, latents)  # vmap has no rule for some draws, a Beta's for example
         templates = _as_tuple(getattr(self.single, kind))
         return tuple(self._batched_trace(trace, values) for trace, values in zip(templates, batched, strict=True))
@@ -304,7 +314,7 @@ class _VmappedTraces(Traces):
             if is_deterministic(site):  # its Delta may count the axes of plates as event axes
                 plates = -min((f.dim for f in site["cond_indep_stack"] if f.vectorized), default=0)
                 rank = min(site["fn"].event_dim, max(0, site["value"].dim() - plates))
-                site["fn"] = pyro.distributions.Delta(site["value"], event_dim=rank).mask(False)
+                site["fn"] = Delta(site["value"], event_dim=rank).mask(False)
             log_prob, unscaled, mask = (self._move_to_plate(part, 0) for part in parts)
             if site["is_observed"] and is_observed(site):
                 value = site["value"]
@@ -330,6 +340,40 @@ class _VmappedTraces(Traces):
         """The inverse of `_move_to_plate`: (particles, *shape of one particle's value)."""
         shape = self.single.guide_trace.nodes[site["name"]]["value"].shape
         return site["value"].reshape(self.particles, *shape)
+
+
+class ConditionedTraces(_VmappedTraces):
+    """Traces of K particles, of which particle k has the given latents z_k.
+
+    The guide is a point at z_k, with log q = 0. Discrete latents without a value are summed out, as by Pyro's HMC.
+
+    Args:
+        model: a Pyro program.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        values: z, (K, *shape) for each latent.
+
+    Raises:
+        LookupError: if a continuous latent has no value, or a value belongs to no latent.
+    """
+
+    may_loop = True
+
+    def __init__(self, model: Program, args: tuple, kwargs: Mapping | None, values: Mapping[str, Tensor]) -> None:
+        self.values = values
+        model = config_enumerate(model)
+        single = Traces(model, self._guide_of(0), args, kwargs)
+        sites = sample_sites(single.model_trace).values()
+        dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+        super().__init__(single, len(next(iter(values.values()))), depth=1 - min(dims, default=0))
+
+    def _guide_of(self, number: Tensor | int) -> Program:
+        def guide(*args: Any, **kwargs: Any) -> None:
+            for name, value in self.values.items():
+                point = value[number]
+                pyro.sample(name, Delta(point, event_dim=point.dim()))
+
+        return guide
 
 
 def _as_tuple(traces: Trace | tuple[Trace, ...]) -> tuple[Trace, ...]:
