@@ -10,6 +10,7 @@ that it leaves open.
 import ast
 import contextlib
 import io
+import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -56,6 +57,7 @@ def render(path: Path) -> Path:
     """Writes one tutorial and its pictures, and returns the Markdown file."""
     page = [f"<!-- Written by docs/render.py from tutorials/{path.name}: change that, and render again. -->"]
     names: dict = {"__name__": "__main__"}
+    os.chdir(path.parent)  # where the tutorials find their weights
     pictures = 0
     for kind, start, source in cells(path.read_text(encoding="utf-8")):
         if kind == "markdown":

@@ -42,6 +42,7 @@ class FlowModel(nn.Module):
             `ppgen.nets.defaults_for`.
         activation: that of its networks, of a flow that has this option; None for that of `ACTIVATIONS`.
         scales: the number of scales of a flow of images; None for its default.
+        full_resolution: whether a flow of images has couplings at the scale of the image; None for its default.
         levels: K, of data that are integers 0 .. K - 1; None for real numbers.
         bounds: the interval (low, high) of continuous data; None for all real numbers.
         alpha: the margin that keeps data with `levels` or `bounds` from the ends of their range before the logit, see
@@ -76,6 +77,7 @@ class FlowModel(nn.Module):
         hidden: Sequence[int] | None = None,
         activation: str | None = None,
         scales: int | None = None,
+        full_resolution: bool | None = None,
         levels: int | None = None,
         bounds: tuple[float, float] | None = None,
         alpha: float = 0.05,
@@ -85,6 +87,7 @@ class FlowModel(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        of_images = {"scales": scales, "full_resolution": full_resolution}
         self.event_shape, self.num_classes, self.levels = tuple(event_shape), num_classes, levels
         if kinetic < 0 or (kinetic and flow != "continuous"):
             raise ValueError(f"expected kinetic of at least 0, and 0 of any flow but 'continuous', got {kinetic}")
@@ -97,7 +100,7 @@ class FlowModel(nn.Module):
             layers=layers,
             context_dim=num_classes or 0,
             table=ChainMap(FLOWS, IMAGE_FLOWS),
-            options=({} if scales is None else {"scales": scales}) | dict(options or {}),
+            options={name: value for name, value in of_images.items() if value is not None} | dict(options or {}),
         )
         if flow not in IMAGE_FLOWS and (flow not in AFFINE if whiten is None else whiten):
             self.flow = whitened(self.flow)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ppgen.flows.multiscale import couples_at_full_resolution
+from ppgen.flows.registry import IMAGE_FLOWS
 from ppgen.models.flow import ACTIVATIONS, AFFINE
 from ppgen.nets import Defaults, defaults_for
 from ppgen.nets.defaults import earlier_widths
@@ -47,6 +49,8 @@ def with_defaults(
     if "flow" in config.get("model", {}):
         found["model", "whiten"] = config["model"]["flow"] not in AFFINE
         found["model", "activation"] = ACTIVATIONS.get(config["model"]["flow"])
+    if _is_image_flow(config) and len(shape) == 3:
+        found["model", "full_resolution"] = couples_at_full_resolution(shape, config["model"].get("scales"))
     if method.critic is not None:
         critic = defaults_for("critic", *((shape, rows) if method.critic == "data" else ((1,),)))
         found["loss", "hidden"], found["loss", "lr"] = critic.hidden, critic.lr
@@ -73,10 +77,16 @@ def with_earlier_defaults(config: Mapping[str, Any], method: Method, event_shape
     }
     if config["model"].get("flow") in ACTIVATIONS:
         found["model", "activation"] = "silu"
+    if _is_image_flow(config):
+        found["model", "full_resolution"] = True
     if method.critic is not None:
         found["loss", "hidden"] = earlier_widths("critic", event_shape if method.critic == "data" else (1,), None)
         found["loss", "lr"] = EARLIER_CRITIC_LR
     return _filled(config, found)
+
+
+def _is_image_flow(config: Mapping[str, Any]) -> bool:
+    return config.get("model", {}).get("flow") in IMAGE_FLOWS
 
 
 def _filled(config: Mapping[str, Any], found: Mapping[tuple[str, str], Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from flow_cases import distribution, jacobian, perturb
 import ppgen
 from ppgen import flows
 from ppgen.flows import IMAGE_FLOWS, Flow
-from ppgen.flows.image_layers import ActNorm, Split, Squeezed
+from ppgen.flows.image_layers import ActNorm, MaskedCoupling, Split, Squeezed
 
 ROWS = 3
 SHAPES = [(1, 8, 8), (3, 4, 6), (1, 5, 7), (2, 1, 3), (1, 1, 1)]  # several scales, color, odd sides, a row, a pixel
@@ -110,11 +110,30 @@ def test_a_flow_of_images_works_in_a_model_and_in_a_guide(name):
 
 
 @pytest.mark.parametrize(
-    ("shape", "scales"), [((1, 8, 8), 3), ((1, 28, 28), 3), ((3, 64, 64), 3), ((1, 5, 8), 1), ((1, 6, 6), 2)]
+    ("shape", "scales"), [((1, 8, 8), 3), ((1, 28, 28), 3), ((3, 64, 64), 4), ((1, 5, 8), 1), ((1, 6, 6), 2)]
 )
 def test_the_default_number_of_scales_is_what_the_sides_allow(shape, scales):
     flow = flows.glow(shape, layers=1, hidden=(2,))
     assert sum(isinstance(part, Squeezed) for part in flow.modules()) == scales - 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "coupled"),
+    [
+        ((1, 8, 8), {}, True),
+        ((1, 16, 28), {}, False),
+        ((1, 15, 28), {}, True),
+        ((1, 28, 28), {"full_resolution": True}, True),
+        ((1, 8, 8), {"full_resolution": False}, False),
+        ((1, 28, 28), {"scales": 1}, True),
+    ],
+)
+def test_large_images_have_no_couplings_at_full_resolution(shape, options, coupled):
+    flow = flows.glow(shape, layers=1, hidden=(2,), **options)
+    masks = [part.mask for part in flow.modules() if isinstance(part, MaskedCoupling)]
+    assert any(mask.shape[0] == 1 for mask in masks) is coupled  # a checkerboard
+    x = torch.randn(2, *shape)
+    torch.testing.assert_close(flow().inverse(flow().transform(x)), x)
 
 
 def test_the_channels_that_are_split_off_do_not_change_any_more():
@@ -164,6 +183,7 @@ def test_initialized_norms_have_outputs_of_mean_zero_and_variance_one(monkeypatc
         (lambda: flows.glow((2,)), r"a flow of images \(channels, height, width\), got events of shape \(2,\)"),
         (lambda: flows.glow((1, 4, 4), layers=0), "layers: expected at least 1, got 0"),
         (lambda: flows.glow((1, 5, 8), scales=2), r"scales: expected 1 to 1 for images of 5 x 8 pixels, .* got 2"),
+        (lambda: flows.glow((1, 5, 8), full_resolution=False), "full_resolution=False: there is no other scale than"),
     ],
 )
 def test_bad_options_raise(call, message):

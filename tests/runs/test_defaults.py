@@ -105,6 +105,13 @@ def test_a_spline_flow_of_an_earlier_version_has_the_activation_of_its_time():
     assert with_earlier_defaults(config_of("maf"), METHODS["maf"], (5,))["model"]["activation"] is None
 
 
+def test_a_flow_of_images_of_an_earlier_version_has_couplings_at_full_resolution():
+    config, shape = config_of("glow", model={"full_resolution": None}), (1, 28, 28)
+    assert with_defaults(config, METHODS["glow"], shape, 400)["model"]["full_resolution"] is False
+    assert with_earlier_defaults(config, METHODS["glow"], shape)["model"]["full_resolution"] is True
+    assert with_defaults(config_of("nsf"), METHODS["nsf"], (5,), 400)["model"]["full_resolution"] is None
+
+
 def test_a_run_folder_of_an_earlier_version_loads(tmp_path):
     """Its configuration has no widths of generator and critic: they were (256, 256), and (32, 64) for images."""
     out = tmp_path / "run"
