@@ -18,6 +18,7 @@ from ppgen.infer.optimizers import OptimizerFactory
 from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.posterior.auto import find_posterior
 from ppgen.posterior.guides import rebuild
+from ppgen.posterior.many_rows import on_row_subset
 from ppgen.tracing.double_precision import DoublePrecision
 from ppgen.tracing.sites import Program
 from ppgen.training.callbacks import TrainingStep
@@ -83,7 +84,8 @@ class Fit(Fitted):
 
         options: dict[str, Any] = {"draws": draws, "predictive": predictive, "resampled": resampled}
         options |= {"integrate": integrate, "dims": dims, "coords": coords, "chunk": chunk, "seed": seed}
-        return to_arviz(self, *self.tensors(data), **options)
+        fit, tensors = on_row_subset(self, self.tensors(data))
+        return to_arviz(fit, *tensors, **options)
 
     @classmethod
     def load(
@@ -195,7 +197,8 @@ class Fit(Fitted):
         """
         from ppgen.diagnostics.verdict import diagnose  # late: ArviZ is slow to import
 
-        return diagnose(self, *self.tensors(data), draws=draws, starts=starts, idata=idata, seed=seed)
+        fit, tensors = on_row_subset(self, self.tensors(data))
+        return diagnose(fit, *tensors, draws=draws, starts=starts, idata=idata, seed=seed)
 
     def report(
         self,
@@ -241,7 +244,8 @@ class Fit(Fitted):
             shared = len(self.chains) if "auto" in self.metadata else 1  # whose chains all have the time of the whole
             seconds = seconds_after_training(sum(chain.seconds for chain in self.chains) / shared)
         with shown_budget(seconds, "report") as budget:
-            return write_report(path, report_of_fit(self, *self.tensors(data), **options, budget=budget))
+            fit, tensors = on_row_subset(self, self.tensors(data))
+            return write_report(path, report_of_fit(fit, *tensors, **options, budget=budget))
 
 
 def fit(

@@ -18,6 +18,10 @@ across restarts, but not within one fit (see `ppgen.diagnostics.rhat`).
 of which some rows are masked has the dimension "x_observed" in the place of "data" in "observed_data",
 "log_likelihood" and the predictive groups, with the coordinate "x_data", the numbers of its observed rows.
 
+**Many rows.** A fit of many rows by ``guide="auto"`` (more than 10,000, independent given the latents) has groups of a
+random subset of the rows, and log p is that of all rows, estimated with control variates; the attribute "rows" says how
+well.
+
 **All rows.** Plates that subsample use all of their rows here, so that weights and likelihoods are those of the whole
 data set.
 
@@ -124,6 +128,8 @@ def to_arviz(
         "loss": str(fit.loss),
         "stop_reason": [chain.stop_reason for chain in fit.chains],
     }
+    if about := fit.metadata.get("rows", {}).get("about"):
+        attributes["rows"] = about
     for number in range(len(fit.chains)):
         with fit.eval_mode(number), torch.random.fork_rng():
             torch.manual_seed(seed + number)

@@ -10,6 +10,10 @@
 The search ends with the first of 3 to 5 whose importance weights call its draws good. All steps run in double precision
 and on the real line. The result is the fit of highest ELBO, with a guide of Pyro's own, an `AutoMixture` or an
 `AutoFlow`.
+
+Of many rows a random subset serves, with control variates from a few passes over all rows (`ManyRows`): modes are found
+on the subset and moved to those of all rows; at the end the error of the subset is measured at draws of the posterior,
+and a larger one is taken if it is large.
 """
 
 import math
@@ -25,6 +29,7 @@ from ppgen.posterior.gaussian_vi import FittedGaussians, fit_gaussians
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.importance import NEGLIGIBLE_NATS
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.many_rows import ManyRows
 from ppgen.posterior.newton import LocalGaussians, find_modes
 from ppgen.posterior.starts import initial_points
 from ppgen.tracing.sites import Program
@@ -73,23 +78,52 @@ def find_posterior(
     began = time.perf_counter()
     budget = budget or Budget()
     budget.show("starting points")
-    target, generator = UnconstrainedLogDensity(Directions(model), data), torch.Generator().manual_seed(seed)
-    if target.dim > MAX_DIM:
+    whole, generator = UnconstrainedLogDensity(Directions(model), data), torch.Generator().manual_seed(seed)
+    if whole.dim > MAX_DIM:
         raise ValueError(
             f'guide="auto" needs the full covariance of all latents, of dimension {MAX_DIM} at most; the latents of '
-            f"this program have dimension {target.dim}. Give a guide, such as AutoLowRankMultivariateNormal(model) or "
+            f"this program have dimension {whole.dim}. Give a guide, such as AutoLowRankMultivariateNormal(model) or "
             "AutoNormal(model), or an amortized guide if most latents are local to a datum"
         )
+    many = ManyRows.of(whole, generator, budget)
+    target = whole if many is None else many.scaled
     starts = initial_points(target, restarts, generator)
     if not budget.left:
         raise ValueError(
             f"fit: the budget of {budget.seconds:g} s was over before the search began, since the starting points took "
             f"{time.perf_counter() - began:.2g} s: give more"
         )
-    builder = CandidateBuilder(target, starts, seed, began)
     modes = _find_modes_with_retry(target, starts, generator, budget.part(MODES_SHARE))
     if distinct := _distinct_modes(modes, modes.elbo.numpy(), HOPELESS_NATS):
         modes = modes.select(torch.tensor(distinct))
+    builder = CandidateBuilder(whole, starts, seed, began)
+    if many is None:
+        best = _best_fit(builder, modes, generator, budget)
+    else:
+        many.anchor(modes, budget)
+        while True:
+            builder.target = many.estimate
+            best = _best_fit(builder, many.modes(generator), generator, budget)
+            if many.serves(best.u, generator, budget):
+                break
+        best.fit.row_subset = many.subset
+        best.fit.metadata["rows"] = many.description
+    if not best.is_good and not budget.left:
+        description, reason = best.fit.metadata["auto"], best.fit.chains[best.fit.best].stop_reason
+        warn_user(
+            f"the budget of {budget.seconds:g} s was over: this is a {description} ({reason}), and its importance "
+            "weights do not call it good; more time may help"
+        )
+    best.fit.metadata["evaluations"] = dict(builder.target.evaluations)
+    best.fit.select_chain(best.fit.best)
+    return best.fit
+
+
+def _best_fit(
+    builder: CandidateBuilder, modes: LocalGaussians, generator: torch.Generator, budget: Budget
+) -> Candidate:
+    """The candidate of highest ELBO, of those that the search makes until one is good."""
+    target = builder.target
     gaussians = FittedGaussians.without_steps(modes, modes.elbo)
     best, chain = _weigh(builder, gaussians, generator, budget)
     if len(modes.center) == 1 and best.is_usable and not best.is_good:
@@ -109,16 +143,8 @@ def find_posterior(
             warn_user(
                 f"interrupted during the fit of a flow: this is a {description}, to be used with importance weights"
             )
-    if not best.is_good and not budget.left:
-        description, reason = best.fit.metadata["auto"], best.fit.chains[best.fit.best].stop_reason
-        warn_user(
-            f"the budget of {budget.seconds:g} s was over: this is a {description} ({reason}), and its importance "
-            "weights do not call it good; more time may help"
-        )
     target.check(center)  # whether the program is still what it was at the beginning
-    best.fit.metadata["evaluations"] = dict(target.evaluations)
-    best.fit.select_chain(best.fit.best)
-    return best.fit
+    return best
 
 
 def _find_modes_with_retry(

@@ -80,16 +80,20 @@ class CandidateBuilder:
     """Turns distributions on the real line into fits of a program.
 
     Args:
-        target: log p of the program.
+        whole: log p of the program, on all of its data.
         starts: the starting points of the chains, (n, dim).
         seed: of the random numbers of a flow's fit.
         began: when the search began, by `time.perf_counter`.
+
+    Attributes:
+        target: log p, or an estimate from some of the rows, by which candidates are weighed.
     """
 
-    def __init__(self, target: UnconstrainedLogDensity, starts: Tensor, seed: int, began: float) -> None:
-        self.target, self.seed, self.began, self.num_starts = target, seed, began, len(starts)
-        self.init_loc_fn = init_to_value(values=target.constrain(starts[0]))  # an improper prior has no draws
-        self.model, self.continuous_model = programs_of(target.model, target.discrete)
+    def __init__(self, whole: UnconstrainedLogDensity, starts: Tensor, seed: int, began: float) -> None:
+        self.whole = self.target = whole
+        self.seed, self.began, self.num_starts = seed, began, len(starts)
+        self.init_loc_fn = init_to_value(values=whole.constrain(starts[0]))  # an improper prior has no draws
+        self.model, self.continuous_model = programs_of(whole.model, whole.discrete)
 
     def gaussian(self, q: FittedGaussians, generator: torch.Generator, budget: Budget) -> tuple[Candidate, np.ndarray]:
         """Gaussians, one per chain.
@@ -109,7 +113,7 @@ class CandidateBuilder:
         log_weights = (log_p - q.log_prob(noise)).mT.numpy()
         guide = build_guide(self.continuous_model, self.init_loc_fn, "gaussian")
         tensors = []
-        with initialized(self.model, guide, self.target.args):
+        with initialized(self.model, guide, self.whole.args):
             for center, root in zip(q.center, q.root, strict=True):
                 _set_gaussian(guide, center, root)
                 tensors.append(self._tensors(guide))
@@ -138,7 +142,7 @@ class CandidateBuilder:
         components = GaussianBatch(q.center[chains], q.root[chains])
         logits = torch.as_tensor(log_marginal)
         guide = build_guide(self.continuous_model, self.init_loc_fn, "mixture", components=len(chains))
-        with initialized(self.model, guide, self.target.args):
+        with initialized(self.model, guide, self.whole.args):
             _set_gaussian(guide, components.center, components.root)
             with torch.no_grad():
                 guide.logits.copy_(logits)
@@ -164,7 +168,7 @@ class CandidateBuilder:
         """
         flow, u, log_weights, weights = fit_flow(self.target, center, root, draws=DRAWS, seed=self.seed, budget=budget)
         guide = build_guide(self.continuous_model, self.init_loc_fn, "flow", flow=flow.flow)
-        with initialized(self.model, guide, self.target.args):
+        with initialized(self.model, guide, self.whole.args):
             _set_gaussian(guide, center, root)
         reason = f"k-hat of {weights.pareto_k[0]:.2f} after {len(flow.elbo)} steps of a flow"
         if flow.skipped:
@@ -184,7 +188,7 @@ class CandidateBuilder:
 
     def _tensors(self, guide: Any) -> dict[str, Tensor]:
         """The present parameters and buffers of the guide."""
-        return snapshot(ProgramState.from_programs(self.model, guide, self.target.args).tensors)
+        return snapshot(ProgramState.from_programs(self.model, guide, self.whole.args).tensors)
 
     def _fit(
         self,
@@ -203,12 +207,12 @@ class CandidateBuilder:
         seconds = time.perf_counter() - self.began
         validation = {"step": np.zeros(0), "loss": np.zeros(0)}
         chains = [
-            Chain(part, {"loss": -values / self.target.num_data}, validation, reason, len(values), seconds)
+            Chain(part, {"loss": -values / self.whole.num_data}, validation, reason, len(values), seconds)
             for part, values, reason in zip(tensors, elbo, reasons, strict=True)
         ]
-        described = describe_guide(guide, self.target.args, self.target.discrete, kind, **options)
+        described = describe_guide(guide, self.whole.args, self.whole.discrete, kind, **options)
         metadata = {"auto": description, "starts": self.num_starts, "guide": described}
-        return Fitted(self.model, guide, loss_of(kind, self.target.discrete), chains, self.target.args, metadata)
+        return Fitted(self.model, guide, loss_of(kind, self.whole.discrete), chains, self.whole.args, metadata)
 
 
 def _set_gaussian(guide: Any, center: Tensor, root: Tensor) -> None:

@@ -11,8 +11,8 @@ need not broadcast; values and gradients are recorded once as a graph and then r
 values of its latents runs once for each point instead.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -44,7 +44,8 @@ from ppgen.utils.torch_private import record_function
 
 __all__ = ["UnconstrainedLogDensity"]
 
-BATCH = 64  # points that a recorded graph evaluates at once
+BATCH = 64  # points that a recorded graph evaluates at once, where a point has few terms
+TERMS = 2**22  # log densities of all those points together, which bounds the memory
 EQUAL = 1e-6  # relative difference of log p at one point, above which the program is not a function of its latents
 DIFFERENCE = 1e-6  # spacing of the differences that check a gradient
 GRADIENT_ERROR = 0.01  # relative, of such differences
@@ -56,6 +57,7 @@ class UnconstrainedLogDensity:
     Args:
         model: a Pyro program whose latents are continuous, or discrete and enumerable.
         args: its arguments.
+        jacobian_weight: the weight of log |det dT / du|, for a program whose sites are weighted.
 
     Attributes:
         dim: the dimension of u.
@@ -70,8 +72,8 @@ class UnconstrainedLogDensity:
             cannot be mapped to the real line.
     """
 
-    def __init__(self, model: Program, args: tuple = ()) -> None:
-        self.model = model
+    def __init__(self, model: Program, args: tuple = (), *, jacobian_weight: float = 1.0) -> None:
+        self.model, self._jacobian_weight = model, jacobian_weight
         self.args = tuple(_to_double(part) for part in args)
         with double_precision(), validation(False), torch.no_grad():
             self._joint = JointDensity(model, self.args, _value_in_support)
@@ -90,6 +92,8 @@ class UnconstrainedLogDensity:
             )
         self.discrete = [name for name, site in sites.items() if site["fn"].support.is_discrete]
         self.num_data = data_plate_size(trace.nodes.values())
+        terms = max(site["value"].numel() for site in sample_sites(trace).values())
+        self._points = min(BATCH, max(1, TERMS // terms))
         latent = {name: site for name, site in sites.items() if name not in self.discrete}
         if not latent:
             raise ValueError("the program has no continuous latents, so there is no posterior to find")
@@ -143,13 +147,30 @@ class UnconstrainedLogDensity:
     def log_prob_and_grad(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The values of log p (n,) and its gradients (n, dim) at points (n, dim)."""
         self.evaluations["gradients"] += len(u)
-        parts = [self._grad_and_value(part) for part in u.split(BATCH)]
+        parts = [self._grad_and_value(part) for part in u.split(self._points)]
         return torch.cat([value for _, value in parts]), torch.cat([gradient for gradient, _ in parts])
 
     def batched_log_prob(self, u: Tensor) -> Tensor:
         """The values of log p at points (n, dim), in differentiable operations: (n,)."""
         with slow_rules_allowed():
             return self._at_each(self._log_prob_of_one)(u)
+
+    def batched_grad_and_value(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients (n, dim) and the values (n,) of log p at points (n, dim), in recordable operations."""
+        return _isolated(vmap(grad_and_value(self._log_prob_of_one), randomness="different"))(u)
+
+    @contextmanager
+    def on(self, args: tuple) -> Iterator[None]:
+        """A context in which the program has other arguments, of the same shapes.
+
+        Args:
+            args: the arguments.
+        """
+        before, self._joint.args = self._joint.args, args
+        try:
+            yield
+        finally:
+            self._joint.args = before
 
     def hessian(self, u: Tensor, spacing: Tensor) -> Tensor:
         """The Hessians of log p at points (n, dim), by central differences of gradients: (n, dim, dim).
@@ -207,7 +228,7 @@ class UnconstrainedLogDensity:
     def _in_parts(self, function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
         """A function of many points, in parts, so that memory is bounded, without gradients."""
         with torch.no_grad():
-            return torch.cat([_isolated(function)(part) for part in points.split(8 * BATCH)])
+            return torch.cat([_isolated(function)(part) for part in points.split(8 * self._points)])
 
     def _at_each(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A function of one point as a function of many."""
@@ -225,7 +246,7 @@ class UnconstrainedLogDensity:
         point = self._point(u)
         with self._tensors(u):
             log_joint = self._joint.log_prob(point)
-        return log_joint + point.log_det
+        return log_joint + self._jacobian_weight * point.log_det
 
     def _values_of_one(self, u: Tensor) -> Tensor:
         """The latents at one point (dim,), flattened and in one vector."""
@@ -252,7 +273,7 @@ class UnconstrainedLogDensity:
     @cached_property
     def _grad_and_value(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
         if self.vectorized:
-            return _RecordedFunction(vmap(grad_and_value(self._log_prob_of_one), randomness="different"))
+            return _RecordedFunction(self.batched_grad_and_value, self._points)
         return _isolated(lambda u: tuple(map(torch.stack, zip(*map(self._autograd, u), strict=True))))
 
     def _autograd(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,14 +351,19 @@ class _Unconstrained:
 
 
 class _RecordedFunction:
-    """A function of `BATCH` points, recorded as a graph at its first call and then run without its Python code."""
+    """A function of many points, recorded as a graph at its first call and then run without its Python code.
 
-    def __init__(self, function: Callable) -> None:
-        self.function = _isolated(function)
+    Args:
+        function: the function.
+        points: how many.
+    """
+
+    def __init__(self, function: Callable, points: int) -> None:
+        self.function, self.points = function, points
         self.graph: Callable | None = None
 
     def __call__(self, u: Tensor) -> tuple[Tensor, ...]:
-        padded = torch.cat([u, u[:1].expand(BATCH - len(u), -1)])
+        padded = torch.cat([u, u[:1].expand(self.points - len(u), -1)])
         if self.graph is None:
             try:
                 self.graph = record_function(self.function, padded)

@@ -20,7 +20,7 @@ from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.utils.budget import Budget
 
-__all__ = ["LocalGaussians", "find_modes"]
+__all__ = ["ELBO_DRAWS", "LocalGaussians", "find_modes", "local_elbo"]
 
 MAX_STEPS = 60
 STEP_LENGTHS = 2.0 ** torch.cat([torch.arange(9.0, 0.0, -2), torch.arange(0.0, -5.0, -1), -torch.arange(6.0, 46.0, 4)])
@@ -94,7 +94,7 @@ def find_modes(
         h = -target.hessian(u, spacing)
         root = _covariance_root(h, gradient, u)
         spacing = torch.where(h.isfinite().all(-1), SPACING / _scales(h), spacing)
-        local = LocalGaussians(u, root, _elbo(target, GaussianBatch(u, root), noise), step)
+        local = LocalGaussians(u, root, local_elbo(target, GaussianBatch(u, root), noise), step)
         better = local.elbo > best.elbo
         best.update(better, local.select(better))
         best.steps = step
@@ -105,7 +105,7 @@ def find_modes(
     return best
 
 
-def _elbo(target: UnconstrainedLogDensity, q: GaussianBatch, noise: Tensor) -> Tensor:
+def local_elbo(target: UnconstrainedLogDensity, q: GaussianBatch, noise: Tensor) -> Tensor:
     """E_q[log p] + entropy of q restricted to where p has a density, from draws with this noise (k, dim): (n,)."""
     log_p = target.log_prob(q.rsample(noise).flatten(0, 1)).reshape(len(q.center), len(noise))
     finite = log_p > -torch.inf

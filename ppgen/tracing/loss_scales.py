@@ -17,7 +17,7 @@ from torch import Tensor
 from ppgen.tracing.sites import Site, is_subsample, sample_sites
 from ppgen.tracing.traces import Traces
 
-__all__ = ["without_loss_scales"]
+__all__ = ["plates_scale", "without_loss_scales"]
 
 
 def without_loss_scales(traces: Traces) -> Traces:
@@ -41,10 +41,11 @@ def without_loss_scales(traces: Traces) -> Traces:
 
 def _own_scale(site: Site) -> Tensor:
     """The scale of a site without those of its plates, which are part of the density."""
-    return torch.as_tensor(site["scale"], dtype=torch.double) / _plates_scale(site)
+    return torch.as_tensor(site["scale"], dtype=torch.double) / plates_scale(site)
 
 
-def _plates_scale(site: Site) -> float:
+def plates_scale(site: Site) -> float:
+    """The scale that the plates around a site give it: the product of full sizes over sizes."""
     return math.prod((frame.full_size or frame.size) / frame.size for frame in site["cond_indep_stack"])
 
 
@@ -65,4 +66,4 @@ class _Unscaled(Messenger):
 
     def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] in self.names and not is_subsample(msg):
-            msg["scale"] = _plates_scale(msg)
+            msg["scale"] = plates_scale(msg)

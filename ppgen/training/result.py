@@ -121,6 +121,8 @@ class Fitted:
             signal came before them.
         checkpoint: the checkpoints of the run, which `save` deletes once the fit is on disk; None if they are to stay,
             since the run is not complete or a callback stopped its last chain.
+        row_subset: for a fit of many rows by ``guide="auto"``, a program on some of them whose density estimates that
+            of all rows (`ppgen.posterior.row_subset.RowSubset`); None otherwise, and after `load`.
         scope: the parameters of the programs, which are also in Pyro's store under names that are free there.
     """
 
@@ -133,6 +135,7 @@ class Fitted:
     scope: ParameterScope = field(default_factory=ParameterScope, repr=False, compare=False)
     missing_chains: int = field(default=0, repr=False)
     checkpoint: CheckpointFiles | None = field(default=None, repr=False, compare=False)
+    row_subset: Any = field(default=None, repr=False, compare=False)
 
     @property
     def best(self) -> int:

@@ -45,6 +45,7 @@ def draws(
     size: int | None = None,
     batch: int = 0,
     rows: int = 0,
+    row_error: float | None = None,
 ) -> PosteriorDraws:
     """Draws of one standard normal latent with these statistics; those with a k-hat for each datum have 10 data."""
     local = np.ndim(khat) > 0
@@ -64,6 +65,8 @@ def draws(
     checks = np.zeros(0) if held_out is None else held_out
     chain = Chain({}, {"loss": trace}, {"step": np.arange(len(checks)), "loss": checks}, "as given", len(trace), 0.0)
     fit = Fitted(*program(size), None, [chain] * chains, (torch.zeros(batch),) if batch else ())
+    if row_error is not None:
+        fit.metadata["rows"] = {"subset": 10, "all": 100, "error": row_error}
     found = PosteriorDraws(
         fit,
         (torch.zeros(rows),) if rows else (),
@@ -94,6 +97,7 @@ CASES = {
         (draws(batch=4, rows=10), 0.4, GOOD),  # it explains what other checks find
         (draws(batch=4, rows=10, size=10), 1.0, GOOD),
     ],
+    "row_error": [(draws(row_error=0.01), 0.01, GOOD), (draws(row_error=0.5), 0.5, BAD)],
     "pareto_k": [
         (draws(), 0.1, GOOD),
         (draws(khat=0.6), 0.6, WEIGHTED),
@@ -169,7 +173,17 @@ def test_a_check_explains_itself(check):
 
 
 @pytest.mark.parametrize(
-    "name", ["likelihood_share", "missed_tail_mass", "bad_rows", "r_hat", "shift", "log_ratio", "missed_mode_mass"]
+    "name",
+    [
+        "likelihood_share",
+        "row_error",
+        "missed_tail_mass",
+        "bad_rows",
+        "r_hat",
+        "shift",
+        "log_ratio",
+        "missed_mode_mass",
+    ],
 )
 def test_a_check_that_does_not_apply_has_no_finding(name):
     local = draws(khat=np.full(10, 0.1), chains=1)

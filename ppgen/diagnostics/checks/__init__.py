@@ -10,6 +10,7 @@ from ppgen.diagnostics.checks.convergence import UNCONVERGED_NATS
 from ppgen.diagnostics.checks.modes import MISSED_MODE_MASS
 from ppgen.diagnostics.checks.moments import LOG_RATIO, SHIFT
 from ppgen.diagnostics.checks.restarts import R_HAT, RESTARTS
+from ppgen.diagnostics.checks.row_subset import ROW_ERROR
 from ppgen.diagnostics.checks.weights import BAD_ROWS, ESS_RATIO, MISSED_TAIL_MASS, PARETO_K
 
 __all__ = ["CHECKS", "describe_checks"]
@@ -18,6 +19,7 @@ CHECKS: dict[str, Check] = {
     check.name: check
     for check in (
         LIKELIHOOD_SHARE,
+        ROW_ERROR,
         PARETO_K,
         MISSED_TAIL_MASS,
         BAD_ROWS,
