@@ -6,8 +6,6 @@ find a branch (``if b.sum() > 0``), which is one branch for all particles and ma
 compared, so programs that read values do not count as correct.
 """
 
-import sys
-from types import FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -28,10 +26,10 @@ from ppgen.tracing.sites import (
     trace_with_values,
 )
 from ppgen.tracing.traces import SampleObservations, Traces
+from ppgen.utils.calling_frame import calling_frame
 
 __all__ = ["broadcasts_correctly"]
 
-TENSOR_METHODS = ("torch/_tensor.py", "torch/overrides.py")  # files of torch that pass a tensor's methods on
 LIBRARIES = ("torch", "pyro", "ppgen", "torchdiffeq", "zuko")
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}  # of equal values and log densities: absolute, and relative
 
@@ -71,9 +69,7 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func in self.READS:
-            frame: FrameType | None = sys._getframe(1)
-            while frame and frame.f_code.co_filename.endswith(TENSOR_METHODS):
-                frame = frame.f_back
+            frame = calling_frame()
             name = frame.f_globals.get("__name__", "") if frame else ""
             self.found |= name.split(".")[0] not in LIBRARIES
         return func(*args, **(kwargs or {}))
@@ -132,12 +128,24 @@ def _equal_sites(trace: Trace, expected: Trace, number: int) -> bool:
             each.compute_log_prob()
     for name, alone in sample_sites(expected).items():
         site = trace.nodes[name]
-        if not _close(summed_log_prob(site, per_datum=False)[number], summed_log_prob(alone, per_datum=False)[0]):
+        log_prob = summed_log_prob(alone, per_datum=False)[0]
+        if not _close(summed_log_prob(site, per_datum=False)[number], log_prob):
+            return False
+        if is_observed(alone) and log_prob.isneginf().any() and not _equal_means(site, alone, number):
             return False
         value = alone["value"]
         if not is_observed(alone) and not _close(_particle_value(site["value"], value.shape, number), value):
             return False
     return True
+
+
+def _equal_means(site: Site, alone: Site, number: int) -> bool:
+    """Whether a distribution under which data are impossible, so that its density says nothing, has the same mean."""
+    try:
+        mean, expected = site["fn"].mean, alone["fn"].mean
+    except NotImplementedError:
+        return False
+    return _close(_particle_value(mean, expected.shape, number), expected)
 
 
 def _close(value: Tensor, expected: Tensor) -> bool:

@@ -39,7 +39,8 @@ from ppgen.tracing.sites import (
     trace_with_values,
 )
 from ppgen.tracing.traces import Traces
-from ppgen.tracing.vmap import DrawsByGamma, UnsharedTensors, slow_rules_allowed
+from ppgen.tracing.unmapped import DrawsOutside, compute_log_probs
+from ppgen.tracing.vmap import UnsharedTensors, functions_by_forward, slow_rules_allowed
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["ConditionedTraces", "log_weights", "particle_traces"]
@@ -109,7 +110,7 @@ def particle_traces(
             _check_broadcast_shapes(model, guide, single, plate.dim)
             if broadcasts_correctly(batched, single):
                 return [batched]
-    except (RuntimeError, ValueError, IndexError):
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):  # Pyro asserts shapes
         pass
     try:
         mapped = _VmappedTraces(single, particles, depth=1 - min(dims, default=0))
@@ -274,10 +275,10 @@ class _VmappedTraces(Traces):
             if discrete is not None:
                 drawn = {k: v for k, v in values.items() if k in discrete}
                 traces.sampled_discrete = trace_with_values(self.single.sampled_discrete, drawn)
-            with UnsharedTensors(number), DrawsByGamma():
+            with UnsharedTensors(number), DrawsOutside(number):
                 found = _as_tuple(getattr(traces, kind))
                 for trace in found:
-                    trace.compute_log_prob()
+                    compute_log_probs(trace, number)
             return [
                 {
                     k: (s["value"], s["log_prob"], s["unscaled_log_prob"], site_mask(s))
@@ -286,7 +287,7 @@ class _VmappedTraces(Traces):
                 for trace in found
             ]
 
-        with validation(False), slow_rules_allowed(), torch.no_grad():
+        with validation(False), slow_rules_allowed(), functions_by_forward(), torch.no_grad():
             try:
                 batched = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), latents)
             except RuntimeError:

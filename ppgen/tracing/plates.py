@@ -1,12 +1,13 @@
 """Plates of other rows than a program asks for: all of them, or a share of a larger batch."""
 
-import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from pyro.poutine.subsample_messenger import SubsampleMessenger
+
+from ppgen.utils.replacement import Replacement
 
 __all__ = ["all_rows", "sharded_plates"]
 
@@ -63,38 +64,21 @@ def sharded_plates(plates: Collection[str], rows: int, whole: int) -> Iterator[N
         _REPLACEMENT.remove()
 
 
-class _Replacement:
-    """The replaced ``SubsampleMessenger._subsample``: installed by the first user, removed by the last."""
-
-    def __init__(self) -> None:
-        self.lock, self.users, self.original = threading.Lock(), 0, SubsampleMessenger._subsample
-
-    def install(self) -> None:
-        """Adds a user."""
-        with self.lock:
-            self.users += 1
-            if self.users == 1:
-                self.original = SubsampleMessenger._subsample
-                SubsampleMessenger._subsample = staticmethod(self.subsample)
-
-    def remove(self) -> None:
-        """Takes a user away."""
-        with self.lock:
-            self.users -= 1
-            if self.users == 0:
-                SubsampleMessenger._subsample = staticmethod(self.original)
+def _replaced(original: Any) -> Any:
+    """``SubsampleMessenger._subsample``, (full size, number of rows, indices) of a plate, under the open contexts."""
 
     def subsample(
-        self, name: str, size: int | None = None, subsample_size: int | None = None, subsample: Any = None, *rest: Any
+        name: str, size: int | None = None, subsample_size: int | None = None, subsample: Any = None, *rest: Any
     ) -> Any:
-        """The rows of a plate: (full size, number of rows, indices)."""
         if _OPEN.get() and size is not None and subsample is None:
             subsample_size = None
         share = _SHARE.get()
-        size, subsample_size, subsample = self.original(name, size, subsample_size, subsample, *rest)
+        size, subsample_size, subsample = original.__func__(name, size, subsample_size, subsample, *rest)
         if share is not None and name in share.plates and size == share.rows:
             size = share.whole
         return size, subsample_size, subsample
 
+    return staticmethod(subsample)
 
-_REPLACEMENT = _Replacement()
+
+_REPLACEMENT = Replacement(SubsampleMessenger, "_subsample", _replaced)

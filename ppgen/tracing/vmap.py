@@ -8,21 +8,65 @@ computed from shared tensors, such as data, has values that Python can read (``t
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pyro.distributions import Beta, Dirichlet, Gamma, Independent, MaskedDistribution
-from pyro.poutine.messenger import Messenger
+from pyro.distributions import SineBivariateVonMises, SineSkewed
 from torch import Tensor
+from torch.autograd import Function
+from torch.distributions import Wishart as TorchWishart
 from torch.overrides import TorchFunctionMode
 
 from ppgen.tracing.double_precision import GET_DATA
-from ppgen.tracing.sites import Site
+from ppgen.utils.calling_frame import calling_frame
+from ppgen.utils.replacement import Replacement
 
+# constructors of distributions that read values for nothing but checks of them
+CHECKS = {kind.__init__.__code__ for kind in (SineSkewed, SineBivariateVonMises, TorchWishart)}
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16}  # others are those of Python's numbers
 
-__all__ = ["DrawsByGamma", "UnsharedTensors", "slow_rules_allowed"]
+__all__ = ["UnsharedTensors", "functions_by_forward", "slow_rules_allowed"]
+
+
+@contextmanager
+def functions_by_forward() -> Iterator[None]:
+    """A context in which vmap runs any ``torch.autograd.Function``, where there are no gradients.
+
+    Functions that are written in one piece, ``forward(ctx, ...)``, as Pyro's and torch's own, vmap refuses for the sake
+    of their gradients. Here only their ``forward`` runs. Other threads, and code with gradients, are not affected.
+    """
+    _APPLY.install()
+    token = _FORWARD.set(True)
+    try:
+        yield
+    finally:
+        _FORWARD.reset(token)
+        _APPLY.remove()
+
+
+class _Discarded:
+    """What a Function keeps for its gradient, which nothing reads."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+def _by_forward(original: Any) -> Any:
+    """``torch.autograd.Function.apply`` under `functions_by_forward`."""
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        in_one_piece = cls.setup_context is Function.setup_context
+        if _FORWARD.get() and in_one_piece and not torch.is_grad_enabled():
+            return cls.forward(_Discarded(), *args, **kwargs)
+        return original.__func__(cls, *args, **kwargs)
+
+    return classmethod(apply)
+
+
+_FORWARD: ContextVar[bool] = ContextVar("functions_by_forward", default=False)
+_APPLY = Replacement(Function, "apply", _by_forward)
 
 
 @contextmanager
@@ -32,21 +76,6 @@ def slow_rules_allowed() -> Iterator[None]:
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
         warnings.filterwarnings("ignore", "An output with one or more elements was resized", UserWarning)
         yield
-
-
-class DrawsByGamma(Messenger):
-    """Draws Dirichlet and beta latents as shares of gamma variables, since vmap refuses torch's own draws of them."""
-
-    def _pyro_sample(self, msg: Site) -> None:
-        base = msg["fn"]
-        while isinstance(base, Independent | MaskedDistribution):
-            base = base.base_dist
-        if msg["done"] or msg["value"] is not None or not isinstance(base, Beta | Dirichlet):
-            return
-        dirichlet = base._dirichlet if isinstance(base, Beta) else base
-        parts = Gamma(dirichlet.concentration, 1.0).sample().clamp(min=torch.finfo(dirichlet.concentration.dtype).tiny)
-        shares = parts / parts.sum(-1, keepdim=True)
-        msg["value"], msg["done"] = shares[..., 0] if isinstance(base, Beta) else shares, True
 
 
 class UnsharedTensors(TorchFunctionMode):
@@ -67,6 +96,8 @@ class UnsharedTensors(TorchFunctionMode):
         self.like = like
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in (Tensor.__bool__, Tensor.__format__) and (frame := calling_frame()) and frame.f_code in CHECKS:
+            return "" if func is Tensor.__format__ else bool(_Any.apply(args[0]))
         if func is Tensor.__setitem__ and _is_masked_fill(*args):  # vmap has a rule for masked_fill_ only
             args[0].masked_fill_(args[1], args[2])
             return None
@@ -76,6 +107,22 @@ class UnsharedTensors(TorchFunctionMode):
             return np.array(args[0].tolist(), NUMPY_DTYPES.get(args[0].dtype))
         made = func(*args, **(kwargs or {}))
         return self.like.new_empty(made.shape, dtype=made.dtype).copy_(made) if func in self.FACTORIES else made
+
+
+class _Any(Function):
+    """Whether a value is true in any of the calls that vmap batches, a tensor that they share."""
+
+    @staticmethod
+    def forward(value: Tensor) -> Tensor:
+        return value.any()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, value: Tensor) -> tuple[Tensor, None]:
+        return value.any(), None
 
 
 def _is_masked_fill(tensor: Tensor, key: Any, value: Any) -> bool:

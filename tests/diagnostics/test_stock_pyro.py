@@ -93,15 +93,15 @@ def test_mcmc_draws_discrete_latents_that_the_sampler_summed_out():
 
 
 def test_a_model_that_reads_values_runs_draw_by_draw():
-    def model(y):
+    def reads_a_value(y):
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal(m, 2.0 if m > 0 else 1.0), obs=y)
 
-    mcmc = sampled(model, Y, draws=4, kernel=HMC)
+    mcmc = sampled(reads_a_value, Y, draws=4, kernel=HMC)
     with pytest.warns(UserWarning, match="runs once for each draw"):
         idata = ppgen.from_pyro(mcmc)
-    expected = joint(model, mcmc.get_samples(), Y)
+    expected = joint(reads_a_value, mcmc.get_samples(), Y)
     np.testing.assert_allclose(idata["sample_stats"]["lp"].values[0], expected, rtol=1e-5)
 
 
