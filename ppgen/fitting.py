@@ -29,7 +29,7 @@ from ppgen.training.missing import check_missing
 from ppgen.training.options import TrainingOptions
 from ppgen.training.progressive import ProgressiveGrowing
 from ppgen.training.result import Fitted
-from ppgen.utils.budget import seconds_after_training, shown_budget
+from ppgen.utils.budget import Budget, seconds_after_training, shown_budget
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -43,6 +43,7 @@ __all__ = ["Fit", "TrainingStep", "fit"]
 
 AUTO_OPTIONS = ("seed", "restarts", "progress", "compile", "budget")  # those that guide="auto" accepts
 AUTO_RESTARTS = 4
+SEARCH_SHARE = 0.4  # of the budget, for the search for a guide where a sampler may follow
 
 
 @dataclass
@@ -200,6 +201,53 @@ class Fit(Fitted):
         fit, tensors = on_row_subset(self, self.tensors(data))
         return diagnose(fit, *tensors, draws=draws, starts=starts, idata=idata, seed=seed)
 
+    def refine(
+        self,
+        *data: Any,
+        chains: int = 4,
+        draws: int = 1000,
+        seed: int = 0,
+        budget: float | None = None,
+        progress: bool = True,
+    ) -> "Fit":
+        """Draws from the posterior on data by a sampler that starts from the guide, where that is not to be trusted.
+
+        Populations of points go from the guide to the posterior by sequential Monte Carlo, with moves by Hamiltonian
+        Monte Carlo in the guide's coordinates (`ppgen.refinement`), until R-hat and effective sample sizes are good.
+        Their draws, one population a chain, are the chains of the result: `diagnose` judges them, `to_arviz` has them
+        in order, and `save` stores them. ``metadata["refined"]`` has the log evidence with its standard error.
+
+        Args:
+            *data: the arguments of the programs.
+            chains: the number of populations.
+            draws: the number of draws of each.
+            seed: the seed of all random numbers; the caller's random state does not change.
+            budget: the seconds that it may take. Ctrl-C and the end of the budget leave what was reached.
+            progress: whether to show what is being done, on a terminal.
+
+        Raises:
+            ValueError: see `ppgen.refinement.refine`.
+
+        Example:
+            >>> import pyro
+            >>> import pyro.distributions as dist
+            >>> import torch
+            >>> import ppgen
+            >>> def funnel():
+            ...     log_scale = pyro.sample("log_scale", dist.Normal(0.0, 1.0))
+            ...     pyro.sample("x", dist.Normal(0.0, log_scale.exp()))
+            >>> fit = ppgen.fit(funnel, ppgen.AutoFlow(funnel, hidden=(8,)), None, steps=20, progress=False)
+            >>> refined = fit.refine(draws=200, progress=False)
+            >>> refined.to_arviz().posterior["x"].shape  # chains, draws
+            (4, 200)
+        """
+        from ppgen.refinement import refine  # late: ArviZ is slow to import
+
+        with shown_budget(math.inf if budget is None else budget, "sampling", progress=progress) as shown:
+            refined = refine(self, *self.tensors(data), chains=chains, draws=draws, seed=seed, budget=shown)
+        refined.scope.publish()
+        return Fit(**vars(refined))
+
     def report(
         self,
         path: str | os.PathLike[str],
@@ -277,6 +325,7 @@ def fit(
     growth: ProgressiveGrowing | None = None,
     distribute: Literal["rows", "chains"] | None = "rows",
     budget: float | None = None,
+    otherwise: Literal["sample"] | None = None,
 ) -> Fit:
     """Fits a model and a guide to data by stochastic variational inference.
 
@@ -319,6 +368,7 @@ def fit(
         distribute: what several processes share (see below): the "rows" of each batch, or whole "chains"; None to train
             in each process by itself.
         budget: the seconds that ``guide="auto"`` may take (see below); no limit if left out.
+        otherwise: "sample" for draws of a sampler where the fit of ``guide="auto"`` is not to be trusted (see below).
 
     Returns:
         The fit. The programs hold the weights of its best chain.
@@ -359,7 +409,8 @@ def fit(
     show that the best of these is not good enough. It works in double precision, on all data, until it has converged
     (`ppgen.posterior.auto`). It accepts no loss, optimizer, batches or length, but a `budget` in seconds: when it is
     over, the best that was found is the result, and a warning says what was left out. ``Fit.metadata["evaluations"]``
-    counts the values and gradients of log p. ``fit.diagnose(...)`` says whether the result can be trusted.
+    counts the values and gradients of log p. ``fit.diagnose(...)`` says whether the result can be trusted. With
+    ``otherwise="sample"`` it is asked at once, and where it says no, the result has draws of a sampler (`Fit.refine`).
 
     **Data beyond memory.** With a `batch_size`, data sets, memory-mapped arrays (``np.load(path, mmap_mode="r")``) and
     rows of `ppgen.data.load(path, stream=True)` are read, converted and checked batch by batch; `ppgen.data.Stream`
@@ -432,14 +483,19 @@ def fit(
         budget=budget,
     )
     check_launch(options.distribute)
-    if options.budget is not None and not isinstance(guide, str):
+    if otherwise not in ("sample", None):
+        raise ValueError(f'fit: otherwise is "sample" or None, got {otherwise!r}')
+    if isinstance(guide, str):
+        return _fit_auto(model, guide, data, options, otherwise)
+    if options.budget is not None:
         raise ValueError('fit: budget is for guide="auto"; give steps, epochs or max_steps for the length of a run')
-    fitted = _fit_auto(model, guide, data, options) if isinstance(guide, str) else train(model, guide, data, options)
-    return Fit(**vars(fitted))
+    if otherwise:
+        raise ValueError(f'fit: otherwise={otherwise!r} is for guide="auto"; call fit(...).refine(...)')
+    return Fit(**vars(train(model, guide, data, options)))
 
 
-def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions) -> Fitted:
-    """The fit of ``guide="auto"``."""
+def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions, otherwise: str | None) -> Fit:
+    """The fit of ``guide="auto"``, or draws of a sampler where its verdict refuses the fit."""
     if guide != "auto":
         raise ValueError(f'fit: guide must be a Pyro program or "auto", got {guide!r}')
     if Ranks(alone=options.distribute is None).size > 1:
@@ -456,7 +512,22 @@ def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions) -
     check_missing(DoublePrecision(model), tensors, data)
     tensors = after_first_run(DoublePrecision(model), None, tensors, dtype=torch.float64, seed=options.seed)
     seconds = math.inf if options.budget is None else options.budget
-    with shown_budget(seconds, "posterior", progress=options.progress) as budget, ParameterScope().open():
-        fitted = find_posterior(model, tensors, restarts=restarts, seed=options.seed, budget=budget)
+    with shown_budget(seconds, "posterior", progress=options.progress) as budget:
+        share = budget.part(SEARCH_SHARE) if otherwise else budget
+        with ParameterScope().open():
+            fitted = find_posterior(model, tensors, restarts=restarts, seed=options.seed, budget=share)
+        if otherwise:
+            fitted = _sample_if_refused(fitted, tensors, options.seed, budget)
     fitted.scope.publish()
-    return fitted
+    return Fit(**vars(fitted))
+
+
+def _sample_if_refused(fitted: Fitted, data: tuple[Tensor, ...], seed: int, budget: Budget) -> Fitted:
+    """The fit, or draws of a sampler if it is not to be trusted."""
+    from ppgen.diagnostics.verdict import BAD, diagnose  # late: ArviZ is slow to import
+    from ppgen.refinement import refine
+
+    budget.show("the verdict")
+    if diagnose(fitted, *data, seed=seed).level != BAD:
+        return fitted
+    return refine(fitted, *data, seed=seed, budget=budget)

@@ -32,6 +32,7 @@ LAYERS = [
     "evaluation",
     "diagnostics",
     "report",
+    "refinement",
     "fitting",
     "tuning",
     "testing",

@@ -36,6 +36,10 @@ an amortized model. With ``integrate=K`` the latents of each row are integrated 
 a point estimate) there are no weights and no k-hat. The attribute "density" gives the reason, and "two_sample" compares
 data with the model's draws.
 
+**A sampler** (`ppgen.Fit.refine`) leaves draws in their order, so that R-hat and effective sample sizes of ArviZ apply.
+"sample_stats" has lp alone, and "vi_stats" log_marginal and log_marginal_error by all chains, log_marginal_of_chain by
+each; there are no weights.
+
 **Without the response**, ``to_arviz(fit, x_new)`` of a program ``model(x, y=None)``, there are the latents and the
 predictions given them, "posterior", "posterior_predictive", "prior" and "prior_predictive", and no weights.
 
@@ -86,7 +90,8 @@ def to_arviz(
         *data: the arguments of the programs: ``to_arviz(fit, x)`` or ``to_arviz(fit, x, y)``; None for a response that
             is absent.
         draws: the number of draws of the guide in each chain, at least 25; by default 500, and at least 2000 in all
-            chains of a fit by ``guide="auto"``, which has one for each mode.
+            chains of a fit by ``guide="auto"``, which has one for each mode. Of a sampler's draws these are the first,
+            by default all.
         predictive: whether to draw observations too (posterior and prior predictive); they need the most memory.
         resampled: whether `posterior_resampled` has as many draws, taken with replacement, or a tenth of them, taken
             without; None for no such group.
@@ -109,13 +114,17 @@ def to_arviz(
             programs do not run on these data, for example because the guide has latents for the rows of other data.
         LookupError: if the guide does not match the model on these data.
     """
-    if draws is None:
+    if stored := fit.stored_draws:
+        draws = stored if draws is None else draws
+        if draws > stored:
+            raise ValueError(f"to_arviz: the sampler made {stored} draws in each chain, got draws={draws}")
+    elif draws is None:
         draws = max(DRAWS, AUTO_DRAWS // len(fit.chains)) if "auto" in fit.metadata else DRAWS
     chunk = draws_at_a_time(data, CHUNK) if chunk is None else chunk
     check_draws("to_arviz", draws, chunk, resampled)
     # the program of a model such as flow matching is a regression; its density is another program
     model = getattr(owning_module(fit.model), "density_model", fit.model)
-    options = DrawOptions(draws, chunk, predictive, integrate, seed, likelihood)
+    options = DrawOptions(draws, chunk, predictive, integrate, seed, likelihood, weights=not stored)
     bounded = getattr(fit.loss, "is_negative_elbo", False) and model is fit.model
     with fit.eval_mode(), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -142,17 +151,17 @@ def to_arviz(
         observed = either_observed(observed, seen)
         attributes |= notes
     kind = "elbo_trace" if bounded else "loss_trace"
-    trace = _loss_trace(fit, sign=-1 if kind == "elbo_trace" else 1)
+    more = {kind: _loss_trace(fit, sign=-1 if kind == "elbo_trace" else 1)}
     return container(
         chains,
         observed,
         attributes,
-        resampled=resampled,
+        resampled=None if stored else resampled,
         draws=draws,
         seed=seed,
         dims=dims,
         coords=coords,
-        more={"vi_stats": {kind: trace}},
+        more={"vi_stats": _evidence_of_sample(fit) if stored else more},
     )
 
 
@@ -174,6 +183,18 @@ def check_draws(caller: str, draws: int, chunk: int, resampled: str | None) -> N
         raise ValueError(
             f"{caller}: expected at least {MIN_DRAWS} draws, in chunks of at least 1, got {draws} in {chunk}"
         )
+
+
+def _evidence_of_sample(fit: Fitted) -> dict[str, Variable]:
+    """The log evidence by all chains of a sampler, with its error, and that by each, in nats."""
+    refined, num_data = fit.metadata["refined"], fit.num_data
+    count = len(fit.chains)
+    of_chain = np.array([-chain.final * num_data for chain in fit.chains])
+    return {
+        "log_marginal": (("chain",), np.full(count, refined["log_marginal"])),
+        "log_marginal_error": (("chain",), np.full(count, refined["error"])),
+        "log_marginal_of_chain": (("chain",), of_chain),
+    }
 
 
 def _loss_trace(fit: Fitted, *, sign: int) -> Variable:

@@ -68,6 +68,7 @@ class DrawOptions:
     integrate: int
     seed: int
     likelihood: bool = True
+    weights: bool = True
 
     @property
     def chunks(self) -> list[int]:
@@ -109,10 +110,12 @@ def chain_groups(
     deltas: set[str] = set()
 
     def chunks() -> Iterator[Traces]:
+        first = 0
         for size in options.chunks:
-            for traces in particle_traces(model, guide, data, kwargs, particles=size):
+            for traces in particle_traces(model, guide, data, kwargs, particles=size, first=first):
                 yield traces
                 deltas.update(name for name, site in latent_sites(traces.guide_trace).items() if is_delta(site))
+            first += size
 
     groups, observed, notes = drawn_groups(chunks(), options)
     posterior = groups["posterior"]
@@ -126,6 +129,9 @@ def chain_groups(
         groups.pop("log_likelihood", None)
         if options.predictive and "prior_predictive" in groups:
             groups["two_sample"] = _two_sample_tests(groups, observed, options.seed)
+        return groups, observed, notes
+    if not options.weights:  # draws of a sampler, which have no density
+        groups["sample_stats"] = {"lp": groups["sample_stats"]["lp"]}
         return groups, observed, notes
     dims, log_weights = groups["sample_stats"]["log_weight"]
     summary = importance_summary(log_weights.reshape(options.draws, -1))

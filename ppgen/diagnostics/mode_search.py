@@ -14,28 +14,32 @@ import torch
 from torch import Tensor
 
 from ppgen.diagnostics.proposals import NO_DENSITY, Proposal
+from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.importance import importance_summary
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.newton import find_modes
 from ppgen.posterior.starts import initial_points
 
-__all__ = ["ModeSearch", "search_modes"]
+__all__ = ["NEGLIGIBLE_MASS", "ModeSearch", "search_modes"]
 
 POINTS_PER_START = 10  # draws of the prior that are tried for each starting point
+NEGLIGIBLE_MASS = 1e-3  # of a mode
 COVERED = 4.0  # the guide covers a mode if it has at least the fourth part of the mass there
 
 
 @dataclass(frozen=True)
 class ModeSearch:
-    """The mode that the guide misses most.
+    """The modes that the guide misses.
 
     Attributes:
-        missed_mass: its share of the posterior's mass; 0 if no mode is missed.
+        missed_mass: the share of the posterior's mass at the one that is missed most; 0 if none is.
         location: the latents there, by name.
+        modes: the Gaussians at all modes with mass that were found, on the real line, by decreasing mass.
     """
 
     missed_mass: float
     location: dict[str, Tensor]
+    modes: GaussianBatch
 
 
 def search_modes(
@@ -77,9 +81,22 @@ def search_modes(
     log_ratio = torch.where(noise.norm(dim=-1) < radius, log_p - modes.log_prob(noise), -torch.inf)
     log_mass = importance_summary(log_ratio.mT.numpy()).log_marginal
     guide_mass = (modes.whitened(u).norm(dim=-1) < radius).double().numpy() @ np.exp(log_weights)
-    share = 1 / (1 + np.exp(np.clip(log_evidence - log_mass, -50, 50)))
-    missed = np.where(np.isfinite(log_mass) & (guide_mass < share / COVERED), share, 0.0)
-    return ModeSearch(float(missed.max(initial=0.0)), target.constrain(modes.center[int(missed.argmax())]))
+    share = np.where(np.isfinite(log_mass), 1 / (1 + np.exp(np.clip(log_evidence - log_mass, -50, 50))), 0.0)
+    missed = np.where(guide_mass < share / COVERED, share, 0.0)
+    location = target.constrain(modes.center[int(missed.argmax())])
+    return ModeSearch(
+        float(missed.max(initial=0.0)), location, _distinct(modes, np.where(np.isfinite(log_mass), share, 0))
+    )
+
+
+def _distinct(modes: GaussianBatch, share: np.ndarray) -> GaussianBatch:
+    """The Gaussians whose share (n,) of the mass is not negligible, one for each mode."""
+    distance = modes.whitened(modes.center).norm(dim=-1)  # row: whose standard deviations; column: whose center
+    kept: list[int] = []
+    for number in map(int, np.argsort(-share)):
+        if share[number] > NEGLIGIBLE_MASS and all(float(distance[other, number]) > 1 for other in kept):
+            kept.append(number)
+    return GaussianBatch(modes.center[kept], modes.root[kept])
 
 
 def _draws_with_density(target: UnconstrainedLogDensity, prior: Proposal, count: int) -> Tensor:

@@ -111,7 +111,9 @@ def _traces(model: Program, guide: Program, data: tuple[Tensor | None, ...], opt
     """Traces of all draws, a chunk at a time."""
     for start in range(0, options.draws, options.chunk):
         with validation(False):  # an absent response is observed at a value of other latents
-            yield from particle_traces(model, guide, data, particles=min(options.chunk, options.draws - start))
+            yield from particle_traces(
+                model, guide, data, particles=min(options.chunk, options.draws - start), first=start
+            )
 
 
 def _is_latent(traces: Traces) -> Callable[[Site], bool]:

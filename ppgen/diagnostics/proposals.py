@@ -16,7 +16,7 @@ from ppgen.tracing.double_precision import DoublePrecision
 from ppgen.tracing.particles import particle_traces
 from ppgen.tracing.sites import Program, Site, latent_sites
 
-__all__ = ["NO_DENSITY", "Proposal", "guide_proposal", "prior_proposal", "student_t_proposal"]
+__all__ = ["NO_DENSITY", "Proposal", "guide_proposal", "has_points", "prior_proposal", "student_t_proposal"]
 
 DEGREES_OF_FREEDOM = 3
 CHUNK = 250  # draws of the prior that are made at a time
@@ -44,7 +44,7 @@ def guide_proposal(target: UnconstrainedLogDensity, guide: Program, u: Tensor) -
         guide: the guide, which has been run on the data.
         u: draws of the guide, (n, dim).
     """
-    if isinstance(guide, AutoContinuous | AutoNormal) and not _has_points(guide, target, u):
+    if isinstance(guide, AutoContinuous | AutoNormal) and not has_points(guide, target, u):
         return None
     if isinstance(guide, AutoContinuous):
         distribution = guide.get_posterior(*target.args)
@@ -59,10 +59,15 @@ def guide_proposal(target: UnconstrainedLogDensity, guide: Program, u: Tensor) -
     return Proposal(u, lambda points: distribution.log_prob(points.to(dtype)).to(points))
 
 
-def _has_points(guide: AutoContinuous | AutoNormal, target: UnconstrainedLogDensity, u: Tensor) -> bool:
+def has_points(guide: AutoContinuous | AutoNormal, target: UnconstrainedLogDensity, u: Tensor) -> bool:
     """Whether the guide's points u are those of the target, which maps a latent to the support that it has there.
 
     Pyro's autoguides map it to the support of their first run.
+
+    Args:
+        guide: the guide, which has been run on the data.
+        target: the program's unconstrained log density.
+        u: draws of the guide, (n, dim).
     """
     point, latents = u[0].to(next(iter(guide.parameters())).dtype), target.constrain(u[0])
     if isinstance(guide, AutoContinuous):

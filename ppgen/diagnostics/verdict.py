@@ -1,6 +1,6 @@
 """Can a fit's posterior be trusted? A verdict, the statistics behind it, and what to try next.
 
-    good                 the guide's draws can be used as they are
+    good                 the draws of the guide, or of a sampler, can be used as they are
     usable with weights  the draws can be used once they are resampled by their importance weights
     not to be trusted    neither
 
@@ -30,6 +30,7 @@ __all__ = ["BAD", "GOOD", "MANY_DRAWS", "RICHER", "UNKNOWN", "WEIGHTED", "Verdic
 
 FEW_DRAWS, MANY_DRAWS = 1000, 4000
 CHUNK = 250  # draws that are made at a time, where data are few
+SAMPLE = "fit.refine(*data), a sampler that starts from the guide"
 UNCERTAIN_KHAT = (0.3, 1.0)  # k-hat of few draws that could be on either side of a bound: its error is about 0.16
 
 
@@ -72,8 +73,8 @@ def diagnose(
     Args:
         fit: the fit.
         *data: the arguments of the programs, as for `to_arviz`.
-        draws: the number of draws in each chain. By default 1000; where latents are global, and k-hat or a moment is
-            too close to its bound to decide, 4000 new ones.
+        draws: the number of draws in each chain. By default all of a sampler, and 1000 of a guide, or 4000 new ones
+            where latents are global, and k-hat or a moment is too close to its bound to decide.
         starts: the number of points from which other modes are searched for; 0 for no search.
         idata: the result of `to_arviz` on these data, to be judged instead of new draws.
         seed: the seed of draws and starts; the caller's random state does not change.
@@ -101,16 +102,19 @@ def diagnose(
             "amortized guide by simulation-based calibration (ppgen.diagnostics.sbc)"
         )
         return Verdict(UNKNOWN, {}, {"density": text})
-    findings = {check: finding for check in CHECKS.values() if (finding := check.compute(posterior)) is not None}
-    return _verdict(findings, automatic="auto" in fit.metadata)
+    checks = [check for check in CHECKS.values() if not (check.of_weights and posterior.sampled)]
+    findings = {check: finding for check in checks if (finding := check.compute(posterior)) is not None}
+    more = () if posterior.sampled or posterior.per_datum else (SAMPLE,)
+    return _verdict(findings, automatic="auto" in fit.metadata, more=more)
 
 
-def _verdict(findings: Mapping[Check, Finding], *, automatic: bool) -> Verdict:
+def _verdict(findings: Mapping[Check, Finding], *, automatic: bool, more: tuple[str, ...] = ()) -> Verdict:
     """Joins the findings of all checks.
 
     Args:
         findings: the findings by check.
         automatic: whether the guide was chosen by ``guide="auto"``.
+        more: advice for any fit that is not to be trusted.
     """
     level = worst_level([finding.level for finding in findings.values()])
     statistics = {check.name: f.value for check, f in findings.items() if f.value is not None}
@@ -121,6 +125,8 @@ def _verdict(findings: Mapping[Check, Finding], *, automatic: bool) -> Verdict:
     for check, finding in findings.items():
         if finding.advise:
             advice |= dict.fromkeys((() if automatic else check.guide_advice) + check.advice)
+    if level == BAD:
+        advice |= dict.fromkeys(more)
     reasons = {check.name: finding.reason for check, finding in findings.items() if finding.reason}
     return Verdict(level, statistics, reasons, tuple(advice), notes)
 
@@ -151,6 +157,7 @@ def draw_enough(
         seconds = budget.clock() - start
         return found
 
+    draws = draws or fit.stored_draws or None
     idata = budget.at_size(draw, FEW_DRAWS, least=MIN_DRAWS) if draws is None else draw(draws)
     if absent := read_attribute(idata, "absent"):
         raise ValueError(

@@ -150,7 +150,7 @@ class FlowDistribution(TorchDistribution):
         """Samples x and returns its log density too, in nats, without evaluating T^-1."""
         base = self._expanded_base(sample_shape)
         z = base.rsample()
-        x, log_det = _call_and_log_det(self._transform.inv, z)
+        x, log_det = self.transform_and_log_det(z)
         return x, base.log_prob(z) - log_det
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -169,6 +169,10 @@ class FlowDistribution(TorchDistribution):
     def inverse_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns z = T^-1(x) and log |det dz / dx|, in nats."""
         return _call_and_log_det(self._transform, self._broadcast(x))
+
+    def transform_and_log_det(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns x = T(z) and log |det dx / dz|, in nats."""
+        return _call_and_log_det(self._transform.inv, self._broadcast(z))
 
     def kinetic_energy(self, x: Tensor) -> Tensor:
         """The integral of |dx / dt|^2 / dim along the path from x to z of a continuous-time flow.

@@ -18,14 +18,14 @@ whitened by the base, so that one step size fits all.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ppgen.posterior.hamiltonian import BridgePoints, move
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 
-__all__ = ["EvidenceBounds", "ais_bounds"]
+__all__ = ["EvidenceBounds", "ais_bounds", "log_mean_exp"]
 
 LEAPFROG_STEPS = 5  # of one move
 STEP_SIZE = 0.5  # of a leapfrog step, times dim^(-1/4) and a random factor between 0.5 and 1.5
@@ -41,7 +41,7 @@ class EvidenceBounds:
         lower_error: its standard error.
         upper: the upper bound; NaN without draws of the posterior.
         upper_error: its standard error.
-        accepted: the acceptance rate of the moves.
+        accepted: the mean acceptance probability of the moves.
     """
 
     lower: float
@@ -85,11 +85,11 @@ def ais_bounds(
     grid = torch.linspace(-MAX_LOGIT, MAX_LOGIT, temperatures + 1, dtype=torch.float64).sigmoid()
     betas = ((grid - grid[0]) / (grid[-1] - grid[0])).tolist()
     y = torch.randn(draws, target.dim, generator=generator, dtype=torch.float64)
-    lower, lower_error = _log_mean_exp(annealing.log_weights(y, betas))
+    lower, lower_error = log_mean_exp(annealing.log_weights(y, betas))
     upper = upper_error = math.nan
     if posterior is not None:
         y = torch.linalg.solve(root, (posterior - center).mT).mT
-        log_mean, upper_error = _log_mean_exp(annealing.log_weights(y, betas[::-1]))
+        log_mean, upper_error = log_mean_exp(annealing.log_weights(y, betas[::-1]))
         upper = -log_mean
     return EvidenceBounds(lower, lower_error, upper, upper_error, annealing.accepted / max(annealing.proposed, 1))
 
@@ -113,53 +113,24 @@ class _Annealing:
             log_weights += (after - before) * (points.log_p - points.log_b)
         return log_weights
 
-    def _evaluate(self, y: Tensor) -> "_Points":
+    def _evaluate(self, y: Tensor) -> BridgePoints:
         value, gradient = self.target.log_prob_and_grad(self.center + y @ self.root.mT)
         finite = value.isfinite() & gradient.isfinite().all(-1)
         value, gradient = torch.where(finite, value, -torch.inf), torch.where(finite[:, None], gradient, 0.0)
         log_b = -0.5 * (y.square() + math.log(2 * math.pi)).sum(-1)
-        return _Points(y, value + self.log_det, log_b, gradient @ self.root, -y)
+        return BridgePoints(y, value + self.log_det, log_b, gradient @ self.root, -y)
 
-    def _move(self, points: "_Points", beta: float) -> "_Points":
+    def _move(self, points: BridgePoints, beta: float) -> BridgePoints:
         """One transition of Hamiltonian Monte Carlo that leaves f at this beta invariant."""
-        shape = points.y.shape
-        uniform = torch.rand(len(points.y), 2, generator=self.generator, dtype=points.y.dtype)
-        step = STEP_SIZE * shape[-1] ** -0.25 * (0.5 + uniform[:, :1])
-        initial_momentum = torch.randn(shape, generator=self.generator, dtype=points.y.dtype)
-        proposal, momentum = points, initial_momentum + 0.5 * step * points.gradient(beta)
-        for number in range(LEAPFROG_STEPS):
-            proposal = self._evaluate(proposal.y + step * momentum)
-            momentum = momentum + (0.5 if number == LEAPFROG_STEPS - 1 else 1.0) * step * proposal.gradient(beta)
-        kinetic = 0.5 * (momentum.square() - initial_momentum.square()).sum(-1)
-        log_ratio = proposal.log_f(beta) - points.log_f(beta) - kinetic
-        accept = uniform[:, 1].log() < log_ratio.nan_to_num(nan=-math.inf)
-        self.accepted, self.proposed = self.accepted + float(accept.sum()), self.proposed + len(points.y)
-        parts = (
-            torch.where(accept if new.dim() == 1 else accept[:, None], new, old)
-            for new, old in zip(proposal, points, strict=True)
+        step = STEP_SIZE * points.y.shape[-1] ** -0.25
+        points, accepted = move(
+            points, beta, self._evaluate, step=step, leapfrog_steps=LEAPFROG_STEPS, generator=self.generator
         )
-        return _Points(*parts)
+        self.accepted, self.proposed = self.accepted + float(accepted.sum()), self.proposed + len(accepted)
+        return points
 
 
-class _Points(NamedTuple):
-    """Points y (n, dim), with log p and log b as densities of y (n,), and the gradients of both (n, dim)."""
-
-    y: Tensor
-    log_p: Tensor
-    log_b: Tensor
-    gradient_p: Tensor
-    gradient_b: Tensor
-
-    def log_f(self, beta: float) -> Tensor:
-        """The log density log f at this beta: (n,)."""
-        return beta * self.log_p + (1 - beta) * self.log_b
-
-    def gradient(self, beta: float) -> Tensor:
-        """The gradient of log f at this beta: (n, dim)."""
-        return beta * self.gradient_p + (1 - beta) * self.gradient_b
-
-
-def _log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
+def log_mean_exp(log_weights: Tensor) -> tuple[float, float]:
     """The logarithm of the mean weight, and its standard error by the delta method."""
     count = len(log_weights)
     weights = (log_weights - log_weights.max()).exp()

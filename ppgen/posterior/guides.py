@@ -16,6 +16,7 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from ppgen.infer import AutoFlow, AutoMixture
+from ppgen.infer.autoguide.stored_draws import AutoDraws
 from ppgen.infer.autoguide.supports import AutoGaussian
 from ppgen.infer.parameters import separate_names
 from ppgen.losses.elbo import ELBO
@@ -66,7 +67,7 @@ def loss_of(kind: str, discrete: Sequence[str]) -> ELBO:
     """
     if discrete:
         return ELBO(elbo=TraceEnum_ELBO())
-    return ELBO(path_derivative=kind != "mixture")  # draws of a mixture have no path derivative
+    return ELBO(path_derivative=kind in ("gaussian", "flow"))  # draws of the others have no path derivative
 
 
 def build_guide(program: Program, init_loc_fn: Callable, kind: str, **options: Any) -> Any:
@@ -75,13 +76,15 @@ def build_guide(program: Program, init_loc_fn: Callable, kind: str, **options: A
     Args:
         program: the program without discrete latents.
         init_loc_fn: the initial value of each latent.
-        kind: "gaussian", "mixture" or "flow".
-        **options: the number of components of a mixture; the name of a flow, or the flow itself.
+        kind: "gaussian", "mixture", "flow" or "draws".
+        **options: the number of components of a mixture; the name of a flow, or the flow itself; the count of draws.
     """
     if kind == "gaussian":
         return AutoGaussian(program, init_loc_fn=init_loc_fn)
     if kind == "mixture":
         return AutoMixture(program, init_loc_fn=init_loc_fn, components=options["components"])
+    if kind == "draws":
+        return AutoDraws(program, init_loc_fn=init_loc_fn, count=options["count"])
     return AutoFlow(program, init_loc_fn=init_loc_fn, flow=options["flow"], hidden=HIDDEN)
 
 

@@ -38,6 +38,7 @@ from ppgen.tracing.sites import (
     sample_sites,
     trace_with_values,
 )
+from ppgen.tracing.stored_draws import InOrder
 from ppgen.tracing.traces import Traces
 from ppgen.tracing.unmapped import DrawsOutside, compute_log_probs
 from ppgen.tracing.vmap import UnsharedTensors, functions_by_forward, slow_rules_allowed
@@ -78,7 +79,14 @@ def log_weights(
 
 
 def particle_traces(
-    model: Program, guide: Program, args: tuple, kwargs: Mapping | None = None, *, particles: int, report: bool = True
+    model: Program,
+    guide: Program,
+    args: tuple,
+    kwargs: Mapping | None = None,
+    *,
+    particles: int,
+    report: bool = True,
+    first: int = 0,
 ) -> list[Traces]:
     """Traces of K particles: one `Traces` of all of them, or K of one particle each (see the module's docstring).
 
@@ -92,6 +100,7 @@ def particle_traces(
         kwargs: keyword arguments of both.
         particles: K.
         report: whether a warning names programs that run once for each particle.
+        first: the number of the first particle, for a guide of stored draws, which come in their order.
 
     Raises:
         LookupError: if the guide does not draw the latents of the model.
@@ -104,7 +113,7 @@ def particle_traces(
     sites = [*single.guide_trace.nodes.values(), *single.model_trace.nodes.values()]
     dims = [f.dim for s in sites if s["type"] == "sample" for f in s["cond_indep_stack"] if f.vectorized]
     plate = pyro.plate(PARTICLES, particles, dim=min(dims, default=0) - 1)
-    batched = Traces(plate(model), plate(guide), args, kwargs, use_all_rows=use_all_rows)
+    batched = Traces(plate(model), InOrder(first)(plate(guide)), args, kwargs, use_all_rows=use_all_rows)
     try:
         with validation(True, values=False):  # turns most wrong broadcasts into errors
             _check_broadcast_shapes(model, guide, single, plate.dim)
@@ -113,14 +122,15 @@ def particle_traces(
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):  # Pyro asserts shapes
         pass
     try:
-        mapped = _VmappedTraces(single, particles, depth=1 - min(dims, default=0))
+        mapped = _VmappedTraces(single, particles, depth=1 - min(dims, default=0), first=first)
         mapped.with_summed_discrete  # noqa: B018
         return [mapped]
     except (RuntimeError, ValueError, NotImplementedError):  # vmap has no rule for an operation, or a value is read
         pass
     if particles > 1 and report:
         warn_one_by_one(name)
-    return [Traces(model, guide, args, kwargs, use_all_rows=use_all_rows) for _ in range(particles)]
+    guides = [InOrder(first + number)(guide) for number in range(particles)]
+    return [Traces(model, guide, args, kwargs, use_all_rows=use_all_rows) for guide in guides]
 
 
 class _PlatesOnly(Messenger):
@@ -205,14 +215,15 @@ class _VmappedTraces(Traces):
         single: traces of one particle, which give the shape of each site.
         particles: K.
         depth: the position of the particles' plate: how many dimensions left of the event, one more than all plates.
+        first: the number of the first particle.
     """
 
     may_loop = False  # whether what vmap refuses runs in a loop; otherwise it raises
 
-    def __init__(self, single: Traces, particles: int, *, depth: int) -> None:
+    def __init__(self, single: Traces, particles: int, *, depth: int, first: int = 0) -> None:
         programs = WithoutValidation()(single.model), single.guide, single.args, single.kwargs
         super().__init__(*programs, clock=single.clock, use_all_rows=single.use_all_rows)
-        self.single, self.particles, self.depth = single, particles, depth
+        self.single, self.particles, self.depth, self.first = single, particles, depth, first
 
     @cached_property
     def _model_and_guide(self) -> tuple[Trace, Trace]:
@@ -275,7 +286,7 @@ class _VmappedTraces(Traces):
             if discrete is not None:
                 drawn = {k: v for k, v in values.items() if k in discrete}
                 traces.sampled_discrete = trace_with_values(self.single.sampled_discrete, drawn)
-            with UnsharedTensors(number), DrawsOutside(number):
+            with UnsharedTensors(number), DrawsOutside(number), InOrder(self.first + number):
                 found = _as_tuple(getattr(traces, kind))
                 for trace in found:
                     compute_log_probs(trace, number)

@@ -148,6 +148,11 @@ class Fitted:
         return not self.missing_chains and not any(chain.interrupted or chain.failed for chain in self.chains)
 
     @property
+    def stored_draws(self) -> int:
+        """How many draws of the posterior by a sampler the guide holds in each chain; 0 for other guides."""
+        return int(self.metadata["guide"]["options"]["count"]) if "refined" in self.metadata else 0
+
+    @property
     def history(self) -> dict[str, np.ndarray]:
         """The loss of the best chain by step, and each term by name if there are several."""
         return self.chains[self.best].history

@@ -51,7 +51,13 @@ SCHEDULE = Kind(
     lambda v: isinstance(v, list) and len(v) == 2 and NATURAL.test(v[0]) and (v[1] is None or NATURAL.test(v[1])),
 )
 COMPONENTS = Kind("a number of components from 1 to 10000", lambda v: NATURAL.test(v) and 1 <= v <= 10_000)
-GUIDES: dict[str, dict[str, Any]] = {"gaussian": {}, "mixture": {"components": COMPONENTS}, "flow": {"flow": TEXT}}
+DRAWS = Kind("a number of draws from 1 to 10000000", lambda v: NATURAL.test(v) and 1 <= v <= 10_000_000)
+GUIDES: dict[str, dict[str, Any]] = {
+    "gaussian": {},
+    "mixture": {"components": COMPONENTS},
+    "flow": {"flow": TEXT},
+    "draws": {"count": DRAWS},
+}
 GUIDE = {
     "kind": Kind(f"one of {', '.join(GUIDES)}", lambda v: isinstance(v, str) and v in GUIDES),
     "options": {str: SCALARS},

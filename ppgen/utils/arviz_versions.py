@@ -19,7 +19,18 @@ from ppgen.utils.regular_files import check_regular, check_size
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["build_container", "elpd_data", "from_netcdf", "group", "pointwise_loo", "psislw", "rhat", "to_netcdf"]
+__all__ = [
+    "build_container",
+    "elpd_data",
+    "ess",
+    "from_netcdf",
+    "group",
+    "mixing",
+    "pointwise_loo",
+    "psislw",
+    "rhat",
+    "to_netcdf",
+]
 
 MOST_GROUPS = 100  # of a file; a hard link from a group to itself would have no end
 IS_NEW = int(version("arviz").split(".")[0]) >= 1  # the container is then an xarray.DataTree
@@ -92,6 +103,21 @@ def rhat(dataset: "xr.Dataset") -> "xr.Dataset":
     """The rank-normalized split R-hat of each variable; NaN where all draws are equal."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return arviz().rhat(dataset)
+
+
+def ess(dataset: "xr.Dataset", method: str) -> "xr.Dataset":
+    """The effective sample size of each variable, "bulk" or "tail"; NaN where all draws are equal."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return arviz().ess(dataset, method=method)
+
+
+def mixing(draws: np.ndarray) -> tuple[float, float]:
+    """The largest R-hat, and the least effective sample size of bulk and tails, of draws (chains, draws, n)."""
+    import xarray as xr
+
+    dataset = xr.Dataset({"x": (("chain", "draw", "entry"), draws)})
+    least = min(float(np.nanmin(ess(dataset, method)["x"].values, initial=np.inf)) for method in ("bulk", "tail"))
+    return float(np.nanmax(rhat(dataset)["x"].values, initial=1.0)), least
 
 
 def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

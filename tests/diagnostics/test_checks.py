@@ -15,6 +15,7 @@ from ppgen.diagnostics.checks.draws import PosteriorDraws
 from ppgen.diagnostics.mode_search import ModeSearch
 from ppgen.diagnostics.tails import TailCheck
 from ppgen.diagnostics.verdict import _verdict
+from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.training.result import Chain, Fitted
 
 S = 1000
@@ -46,13 +47,19 @@ def draws(
     batch: int = 0,
     rows: int = 0,
     row_error: float | None = None,
+    beta: float | None = None,
+    repeated: int = 1,
 ) -> PosteriorDraws:
-    """Draws of one standard normal latent with these statistics; those with a k-hat for each datum have 10 data."""
+    """Draws of one standard normal latent with these statistics; those with a k-hat for each datum have 10 data.
+
+    With a beta they are those of a sampler, each of which comes so many times in a row.
+    """
     local = np.ndim(khat) > 0
     rng = np.random.default_rng(0)
     shape = (chains, S, 10) if local else (chains, S)
     dims = ("chain", "draw", "data") if local else ("chain", "draw")
     z = rng.normal(size=shape) + apart * np.arange(chains).reshape(-1, *[1] * (len(shape) - 1))
+    z = z[:, : S // repeated].repeat(repeated, axis=1)
     log_weights = move * z
     log_weights -= np.logaddexp.reduce(log_weights, axis=1, keepdims=True)
     statistics = {
@@ -67,6 +74,8 @@ def draws(
     fit = Fitted(*program(size), None, [chain] * chains, (torch.zeros(batch),) if batch else ())
     if row_error is not None:
         fit.metadata["rows"] = {"subset": 10, "all": 100, "error": row_error}
+    if beta is not None:
+        fit.metadata |= {"refined": {"beta": beta}, "guide": {"options": {"count": S}}}
     found = PosteriorDraws(
         fit,
         (torch.zeros(rows),) if rows else (),
@@ -74,7 +83,11 @@ def draws(
         xr.Dataset({"log_weight_smoothed": (dims, log_weights)}),
         xr.Dataset({name: (vi_dims, value) for name, value in statistics.items()}),
     )
-    search = None if missed_modes is None else ModeSearch(missed_modes, {"z": torch.tensor(4.0)})
+    search = (
+        None
+        if missed_modes is None
+        else ModeSearch(missed_modes, {"z": torch.tensor(4.0)}, GaussianBatch(torch.zeros(0, 1), torch.zeros(0, 1, 1)))
+    )
     vars(found).update(tails=tails, mode_search=None if local else search)  # what the cached properties would compute
     return found
 
@@ -89,6 +102,7 @@ def wider(*, khat: float = 0.1, missed: float = 0.0, log_ratio: float = 0.0) -> 
     return TailCheck(1500.0, khat, missed, error=0.001, moment_shifts=shifts, certain_shifts=shifts, location=location)
 
 
+SAMPLED = draws(beta=1.0)
 WIDE_TAIL, MOVED_TAIL = wider(missed=0.02), wider(log_ratio=0.3)
 
 # by check: draws for which it is computed, its value, and the level that it allows
@@ -127,7 +141,12 @@ CASES = {
         (draws(chains=1, missed_modes=None), 1, WEIGHTED),
         (draws(chains=1, missed_modes=None, khat=np.full(10, 0.1)), 1, GOOD),
     ],
-    "r_hat": [(draws(), 1.0, GOOD), (draws(apart=4.0), 1.82, BAD)],
+    "r_hat": [
+        (draws(), 1.0, GOOD),
+        (draws(apart=4.0), 1.82, BAD),
+        (SAMPLED, 1.0, GOOD),
+        (draws(beta=1.0, apart=0.3), 1.02, BAD),  # as close as restarts may be
+    ],
     "shift": [(draws(), 0.0, GOOD), (draws(move=0.3), 0.3, WEIGHTED), (draws(move=0.8), 0.8, BAD)],
     "log_ratio": [(draws(), 0.0, GOOD), (draws(tails=wider(log_ratio=0.6)), 0.0, BAD)],
     "missed_mode_mass": [(draws(), 0.0, GOOD), (draws(missed_modes=0.5), 0.5, BAD)],
@@ -136,6 +155,9 @@ CASES = {
         (draws(losses=FALLING), 15.2, GOOD),
         (draws(losses=FALLING, held_out=np.ones(50)), 0.0, GOOD),  # it overfits
     ],
+    "ess_bulk": [(SAMPLED, 2 * S, GOOD), (draws(beta=1.0, repeated=10), 0.15 * S, BAD)],
+    "ess_tail": [(SAMPLED, 2 * S, GOOD), (draws(beta=1.0, repeated=10), 0.15 * S, BAD)],
+    "beta": [(SAMPLED, 1.0, GOOD), (draws(beta=0.9), 0.9, BAD)],
 }
 
 
@@ -170,6 +192,14 @@ def test_a_check_explains_itself(check):
     assert f"{check.name} " in describe_checks()
     if not check.bound:
         assert "not judged" in check.description
+
+
+def test_draws_of_a_sampler_are_judged_without_weights():
+    assert {name for name, check in CHECKS.items() if check.of_weights} == {
+        *("pareto_k", "bad_rows", "ess_ratio", "shift", "log_ratio")
+    }
+    for name in ("ess_bulk", "ess_tail", "beta"):
+        assert CHECKS[name].compute(draws()) is None
 
 
 @pytest.mark.parametrize(

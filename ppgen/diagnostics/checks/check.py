@@ -51,6 +51,7 @@ class Check:
         bound: the values that are acceptable, in words; empty if the statistic is reported and not judged.
         advice: what to try next if the check fails.
         guide_advice: the same about the guide and its training; left out after ``guide="auto"``, which chooses both.
+        of_weights: whether it reads importance weights, which draws of a sampler have not.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Check:
     bound: str = ""
     advice: tuple[str, ...] = ()
     guide_advice: tuple[str, ...] = ()
+    of_weights: bool = False
 
     @property
     def judged(self) -> bool:

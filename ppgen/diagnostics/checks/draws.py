@@ -71,7 +71,12 @@ class PosteriorDraws:
     @property
     def per_datum(self) -> bool:
         """Whether each datum has latents, and so importance weights, of its own."""
-        return self.vi_stats["pareto_k"].ndim > 1
+        return "pareto_k" in self.vi_stats and self.vi_stats["pareto_k"].ndim > 1
+
+    @property
+    def sampled(self) -> bool:
+        """Whether these are draws of the posterior by a sampler, which have no weights; all chains are judged."""
+        return self.fit.stored_draws > 0
 
     @property
     def pareto_k(self) -> np.ndarray:
@@ -85,7 +90,10 @@ class PosteriorDraws:
 
     @property
     def log_weights(self) -> np.ndarray:
-        """Smoothed and normalized log weights (draw, ...) of the judged chain."""
+        """Smoothed and normalized log weights (draw, ...) of the judged draws."""
+        if self.sampled:
+            count = self.size * self.posterior.sizes["chain"]
+            return np.full(count, -np.log(count))
         return self.sample_stats["log_weight_smoothed"].values[self.chain]
 
     def reliable(self, max_khat: float | None = None) -> np.ndarray:
@@ -131,7 +139,7 @@ class PosteriorDraws:
             wider = [part for part in (student_t_proposal(u, self._generator()), self.prior) if part is not None]
             if not wider:
                 return None
-            own = guide_proposal(self.target, self.fit.guide, u)
+            own = None if self.sampled else guide_proposal(self.target, self.fit.guide, u)
             evidence, error = (
                 float(self.vi_stats[name].values[self.chain]) for name in ("log_marginal", "log_marginal_error")
             )
@@ -161,7 +169,8 @@ class PosteriorDraws:
             return search_modes(self.target, u, self.log_weights, log_evidence, **options)
 
     def _unconstrained(self, target: UnconstrainedLogDensity) -> Tensor:
-        return unconstrained_draws(target, self.posterior, self.chain)
+        chains = range(self.posterior.sizes["chain"]) if self.sampled else [self.chain]
+        return torch.cat([unconstrained_draws(target, self.posterior, chain) for chain in chains])
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)

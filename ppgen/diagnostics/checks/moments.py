@@ -46,6 +46,7 @@ SHIFT = Check(
     moment_check("shift"),
     BOUND,
     guide_advice=(RICHER,),
+    of_weights=True,
 )
 LOG_RATIO = Check(
     "log_ratio",
@@ -53,4 +54,5 @@ LOG_RATIO = Check(
     moment_check("log_ratio"),
     BOUND,
     guide_advice=(RICHER,),
+    of_weights=True,
 )

@@ -126,6 +126,7 @@ PARETO_K = Check(
     "almost equal have no tail, unless draws from wider distributions find one.",
     advice=(REPARAMETERIZE,),
     guide_advice=(RICHER,),
+    of_weights=True,
 )
 BAD_ROWS = Check(
     "bad_rows",
@@ -133,6 +134,7 @@ BAD_ROWS = Check(
     bad_rows,
     f"It should be at most {MAX_BAD_ROWS}.",
     guide_advice=(RICHER_ROWS,),
+    of_weights=True,
 )
 MISSED_TAIL_MASS = Check(
     "missed_tail_mass",
@@ -141,7 +143,9 @@ MISSED_TAIL_MASS = Check(
     missed_tail_mass,
     f"It should be at most {MAX_MISSED_MASS}, and at most {MAX_MISSED_TAIL_MASS} where k-hat is large though the "
     "weights are almost equal.",
-    advice=("MCMC (pyro.infer.NUTS) from several starting points, or a prior that rules out where mass is missed",),
+    advice=("a prior that rules out where mass is missed",),
     guide_advice=(RICHER,),
 )
-ESS_RATIO = Check("ess_ratio", "The effective sample size of the weights, as a share of the draws.", ess_ratio)
+ESS_RATIO = Check(
+    "ess_ratio", "The effective sample size of the weights, as a share of the draws.", ess_ratio, of_weights=True
+)

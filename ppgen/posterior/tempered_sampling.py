@@ -1,0 +1,250 @@
+"""Sequential Monte Carlo from a base b to a posterior p, with moves by Hamiltonian Monte Carlo.
+
+    log f_t(y) = beta_t log p(y) + (1 - beta_t) log b(y),    0 = beta_0 < ... < beta_T = 1
+
+Several populations of points start at y ~ b. At each temperature a population is resampled by the weights
+(p / b)^(beta_t - beta_{t-1}), and its points are moved (Del Moral et al. 2006,
+https://doi.org/10.1111/j.1467-9868.2006.00553.x). The mean weights of all temperatures multiply to an estimate of the
+evidence p(x) in each population. The next beta is the largest at which the weights of each population keep half of
+their effective sample size. Length and number of leapfrog steps, and the covariance for which the dynamics are round,
+follow the points (Buchholz et al. 2021, https://doi.org/10.1214/20-BA1222).
+
+Populations share these settings and nothing else, so that they are chains to R-hat: it sees masses of modes that differ
+between them. Resampling keeps the order of points, so that relatives are neighbors, and the effective sample size of
+ArviZ sees them as such. At beta = 1 moves go on until both are good.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.posterior.annealed_sampling import log_mean_exp
+from ppgen.posterior.hamiltonian import BridgePoints, move
+from ppgen.posterior.importance import resample
+from ppgen.posterior.preconditioning import Preconditioned
+from ppgen.posterior.student_mixture import StudentMixture
+from ppgen.utils.arviz_versions import mixing
+from ppgen.utils.budget import Budget
+
+__all__ = ["ENOUGH_ESS", "MAX_RHAT", "TemperedSample", "sample_tempered"]
+
+MAX_RHAT, ENOUGH_ESS = 1.01, 400.0  # of draws that can be relied on (Vehtari et al. 2021)
+MARGIN = 0.7  # of both, to which moves go on: functions of the latents mix less well than these
+KEPT_ESS = 0.5  # share of the effective sample size that one change of temperature keeps
+MAX_CORRELATION, MOST_MOVES = 0.3, 12  # of log p / b before and after the moves at a temperature; of these
+LEAST_MOVES, MAX_MOVES = 16, 256  # at beta = 1
+FIRST_STEP = 0.5  # times dim^(-1/4)
+ACCEPTANCE, ADAPTATION = 0.8, 0.5  # the mean to which the step is adapted, and the rate at which its logarithm is
+SMALLEST_STEP = 0.1  # of a move; half of the points have more than 0.56, some go where the scale is small
+TRAJECTORY = 1.5  # length of a trajectory at the largest step, where standard deviations are 1
+LEAST_STEPS, MOST_STEPS = 3, 32  # of a trajectory
+MAX_FULL_DIM = 200  # up to which the dynamics have a full covariance
+PRIOR_POINTS = 5  # of diagonal covariance, beside those of the sample
+
+
+@dataclass(frozen=True)
+class TemperedSample:
+    """Draws of a posterior.
+
+    Attributes:
+        u: the draws, (chains, draws, dim), on the real line of the program.
+        log_evidence: the estimates of log p(x) by each chain, in nats, (chains,).
+        log_marginal: the logarithm of their mean.
+        error: its standard error: that between chains, or that of the weights within them if it is larger.
+        beta: the inverse temperature that was reached; draws are of the posterior if it is 1.
+        temperatures: how many there were.
+        moves: the number of moves at beta = 1.
+        accepted: the mean acceptance probability of the last move.
+        stop_reason: why the moves ended.
+        interrupted: whether Ctrl-C ended them.
+    """
+
+    u: Tensor
+    log_evidence: Tensor
+    log_marginal: float
+    error: float
+    beta: float
+    temperatures: int
+    moves: int
+    accepted: float
+    stop_reason: str
+    interrupted: bool = False
+
+
+def sample_tempered(
+    density: Preconditioned,
+    base: StudentMixture,
+    *,
+    chains: int,
+    draws: int,
+    generator: torch.Generator,
+    budget: Budget | None = None,
+) -> TemperedSample:
+    """Draws from a posterior.
+
+    Args:
+        density: log p(y).
+        base: b(y).
+        chains: the number of populations, at least two.
+        draws: the number of points of each.
+        generator: source of all random numbers.
+        budget: the time, after which the sample is what was reached; Ctrl-C ends it in the same way.
+
+    Raises:
+        FloatingPointError: if log p is not finite at any point of a population.
+    """
+    budget = budget or Budget()
+    populations = _Populations(density, base, chains, draws, generator)
+    reason, interrupted = "", False
+    try:
+        for progress, reason in populations.run():
+            budget.show(progress)
+            if reason:
+                break
+            if not budget.left:
+                reason = f"the budget of {budget.seconds:g} s was over at {progress}"
+                break
+    except KeyboardInterrupt:
+        reason, interrupted = f"interrupted at beta = {populations.beta:.3g}", True
+    return populations.result(reason, interrupted)
+
+
+class _Populations:
+    """Points at one temperature, of all populations one after another."""
+
+    def __init__(
+        self, density: Preconditioned, base: StudentMixture, chains: int, draws: int, generator: torch.Generator
+    ) -> None:
+        self.density, self.base, self.generator = density, base, generator
+        self.shape, self.beta, self.temperatures, self.moves, self.accepted = (chains, draws), 0.0, 0, 0, 1.0
+        self.log_evidence = torch.zeros(chains, dtype=torch.float64)
+        self.variance = torch.zeros(chains, dtype=torch.float64)  # of log evidence, by the weights
+        self.step = FIRST_STEP * density.dim**-0.25
+        self.rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
+        self.points = self._evaluate(base.sample(chains * draws, generator))
+        if not self.points.log_p.reshape(self.shape).isfinite().any(1).all():
+            raise FloatingPointError(
+                f"refine: the program has no density at any of {draws} points around the guide: its support may be "
+                "smaller than that of its latents"
+            )
+
+    def run(self) -> Iterator[tuple[str, str]]:
+        """Lowers the temperature, then moves the points; yields a text of progress, and the reason why it is done."""
+        while self.beta < 1:
+            self._lower_temperature()
+            root, before = self._root(), self._log_ratio()
+            for _ in range(MOST_MOVES):
+                self._move(root)
+                yield f"beta = {self.beta:.3g}", ""
+                if _correlation(before, self._log_ratio()) <= MAX_CORRELATION:
+                    break
+        following, last = LEAST_MOVES // 2, None
+        while True:
+            self._move(self._root())
+            self.moves += 1
+            text = f"beta = 1, move {self.moves}"
+            if self.moves >= following:
+                now, following = self._stacked(), 2 * following
+                worst_rhat, least_ess = mixing(now)
+                if last is not None:  # whether the points still drift
+                    worst_rhat = max(worst_rhat, mixing(np.concatenate([last, now]))[0])
+                text += f", R-hat {worst_rhat:.3f}, ESS {least_ess:.0f}"
+                enough = last is not None and least_ess >= ENOUGH_ESS / MARGIN
+                last = now
+                if enough and worst_rhat <= 1 + MARGIN * (MAX_RHAT - 1):
+                    yield text, f"{text} after {self.temperatures} temperatures"
+                elif self.moves >= MAX_MOVES:
+                    yield text, f"{text}: no more than {MAX_MOVES} moves"
+            yield text, ""
+
+    def result(self, reason: str, interrupted: bool) -> TemperedSample:
+        """The sample as it is."""
+        log_marginal, between = log_mean_exp(self.log_evidence)
+        within = math.sqrt(float(self.variance.mean()) / len(self.variance))
+        return TemperedSample(
+            u=self.density.points(self.points.y).reshape(*self.shape, -1),
+            log_evidence=self.log_evidence,
+            log_marginal=log_marginal,
+            error=max(between, within),
+            beta=self.beta,
+            temperatures=self.temperatures,
+            moves=self.moves,
+            accepted=self.accepted,
+            stop_reason=reason,
+            interrupted=interrupted,
+        )
+
+    def _stacked(self) -> np.ndarray:
+        """Coordinates and log p of the points, on the real line of the program: (chains, draws, dim + 1)."""
+        u = self.density.points(self.points.y)
+        return torch.cat([u, self.points.log_p[:, None]], 1).reshape(*self.shape, -1).numpy()
+
+    def _evaluate(self, y: Tensor) -> BridgePoints:
+        log_p, gradient_p = self.density.log_prob_and_grad(y)
+        log_b, gradient_b = self.base.log_prob_and_grad(y)
+        return BridgePoints(y, log_p, log_b, gradient_p, gradient_b)
+
+    def _lower_temperature(self) -> None:
+        """Weights and resamples each population."""
+        log_ratio = self._log_ratio()
+        low, high = 0.0, 1 - self.beta
+        if _ess(high * log_ratio).min() < KEPT_ESS * self.shape[1]:
+            for _ in range(50):
+                middle = 0.5 * (low + high)
+                enough = _ess(middle * log_ratio).min() >= KEPT_ESS * self.shape[1]
+                low, high = (middle, high) if enough else (low, middle)
+        beta, change = (1.0, high) if high == 1 - self.beta else (self.beta + low, low)
+        log_weights = change * log_ratio
+        self.log_evidence += log_weights.logsumexp(1) - math.log(self.shape[1])
+        self.variance += 1 / _ess(log_weights) - 1 / self.shape[1]
+        chosen = [resample(row.numpy(), seed=self.rng) + i * self.shape[1] for i, row in enumerate(log_weights)]
+        self.points, self.beta = self.points.select(torch.as_tensor(np.concatenate(chosen))), beta
+        self.temperatures += 1
+
+    def _log_ratio(self) -> Tensor:
+        """The values of log p / b, on which weights depend: (chains, draws)."""
+        return (self.points.log_p - self.points.log_b).reshape(self.shape)
+
+    def _root(self) -> Tensor:
+        """A square root of the covariance of the points around the means of the parts of the base where they are."""
+        y, part = self.points.y, self.base.part_of(self.points.y)
+        members = torch.nn.functional.one_hot(part, len(self.base.weights)).to(y)
+        means = (members.mT @ y) / members.sum(0)[:, None].clamp(min=1)
+        y = y - means[part]
+        variance = y.square().mean(0).clamp(min=1e-30)
+        if self.density.dim <= MAX_FULL_DIM:
+            covariance = (y.mT @ y + PRIOR_POINTS * variance.diag()) / (len(y) + PRIOR_POINTS)
+            root, failed = torch.linalg.cholesky_ex(covariance)
+            if not failed:
+                return root
+        return variance.sqrt().diag()
+
+    def _move(self, root: Tensor) -> None:
+        uniform = torch.rand(len(self.points.y), 1, generator=self.generator, dtype=torch.float64)
+        self.points, accepted = move(
+            self.points,
+            self.beta,
+            self._evaluate,
+            step=self.step * SMALLEST_STEP ** uniform.square(),
+            leapfrog_steps=min(MOST_STEPS, max(LEAST_STEPS, round(TRAJECTORY / self.step))),
+            generator=self.generator,
+            root=root,
+        )
+        self.accepted = float(accepted.mean())
+        self.step *= math.exp(ADAPTATION * (self.accepted - ACCEPTANCE))
+
+
+def _correlation(x: Tensor, y: Tensor) -> float:
+    """The correlation of the ranks of x and y."""
+    ranks = torch.stack([part.flatten().argsort().argsort().double() for part in (x, y)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def _ess(log_weights: Tensor) -> Tensor:
+    """Kish's effective sample size of the weights of each row: (rows,)."""
+    weights = (log_weights - log_weights.max(1, keepdim=True).values).exp()
+    return weights.sum(1).square() / weights.square().sum(1)
