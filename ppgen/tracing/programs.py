@@ -35,6 +35,7 @@ from ppgen.tracing.sites import (
     sample_sites,
     sized_plates,
 )
+from ppgen.tracing.time_series import SeriesLikelihoods
 from ppgen.utils.torch_private import distributions_validate, without_validation
 from ppgen.utils.user_warnings import warn_user_once
 
@@ -71,9 +72,9 @@ def warn_one_by_one(name: str) -> None:
 def get_trace(program: Program, *args: Any, **kwargs: Any) -> Trace:
     """A trace of one run of a program, which reads no values to leave out NaN.
 
-    Plates without a size have that of their sites.
+    Plates without a size have that of their sites, and hidden Markov models the duration of what they observe.
     """
-    trace = poutine.trace(SelectNoValues()(program)).get_trace(*args, **kwargs)
+    trace = poutine.trace(SelectNoValues()(SeriesLikelihoods()(program))).get_trace(*args, **kwargs)
     sites = sample_sites(trace).values()
     for site, plates in zip(sites, sized_plates(*sites), strict=True):
         site["cond_indep_stack"] = plates
