@@ -39,7 +39,7 @@ from ppgen.tracing.sites import (
     quote_names,
     sample_sites,
 )
-from ppgen.tracing.vmap import UnsharedTensors, slow_rules_allowed
+from ppgen.tracing.vmap import UnsharedTensors, permissive_vmap
 from ppgen.utils.torch_private import record_function
 
 __all__ = ["UnconstrainedLogDensity"]
@@ -152,7 +152,7 @@ class UnconstrainedLogDensity:
 
     def batched_log_prob(self, u: Tensor) -> Tensor:
         """The values of log p at points (n, dim), in differentiable operations: (n,)."""
-        with slow_rules_allowed():
+        with permissive_vmap():
             return self._at_each(self._log_prob_of_one)(u)
 
     def batched_grad_and_value(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -377,7 +377,7 @@ def _isolated(function: Callable) -> Callable:
     """Runs a function in double precision, hidden from outer handlers, without checks that read values."""
 
     def run(argument: Any) -> Any:
-        with double_precision(), validation(False), slow_rules_allowed(), pyro.poutine.block():
+        with double_precision(), validation(False), permissive_vmap(), pyro.poutine.block():
             return function(argument)
 
     return run

@@ -17,7 +17,7 @@ from ppgen.flows import Flow
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.tracing.double_precision import double_precision
 from ppgen.tracing.programs import validation
-from ppgen.tracing.vmap import slow_rules_allowed
+from ppgen.tracing.vmap import permissive_vmap
 from ppgen.utils.torch_private import record_function
 
 __all__ = ["Preconditioned"]
@@ -88,7 +88,7 @@ class Preconditioned:
 
         def evaluate(y: Tensor) -> tuple[Tensor, Tensor]:
             y = y.detach().requires_grad_()
-            with torch.enable_grad(), double_precision(), validation(False), slow_rules_allowed():
+            with torch.enable_grad(), double_precision(), validation(False), permissive_vmap():
                 u, log_det = self._map(y)
                 value = self.target.batched_log_prob(u) + log_det
                 return value.detach(), torch.autograd.grad(value.sum(), y)[0]

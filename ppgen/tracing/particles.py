@@ -41,7 +41,7 @@ from ppgen.tracing.sites import (
 from ppgen.tracing.stored_draws import InOrder
 from ppgen.tracing.traces import Traces
 from ppgen.tracing.unmapped import DrawsOutside, compute_log_probs
-from ppgen.tracing.vmap import UnsharedTensors, functions_by_forward, slow_rules_allowed
+from ppgen.tracing.vmap import UnsharedTensors, permissive_vmap
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["ConditionedTraces", "log_weights", "particle_traces"]
@@ -298,7 +298,7 @@ class _VmappedTraces(Traces):
                 for trace in found
             ]
 
-        with validation(False), slow_rules_allowed(), functions_by_forward(), torch.no_grad():
+        with validation(False), permissive_vmap(), torch.no_grad():
             try:
                 batched = torch.func.vmap(run, randomness="different")(torch.arange(self.particles), latents)
             except RuntimeError:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from pyro.distributions import SineBivariateVonMises, SineSkewed
+from pyro.ops.special import _SafeLog
 from torch import Tensor
 from torch.autograd import Function
 from torch.distributions import Wishart as TorchWishart
@@ -27,22 +28,27 @@ from ppgen.utils.replacement import Replacement
 CHECKS = {kind.__init__.__code__ for kind in (SineSkewed, SineBivariateVonMises, TorchWishart)}
 NUMPY_DTYPES = {torch.float32: np.float32, torch.float16: np.float16}  # others are those of Python's numbers
 
-__all__ = ["UnsharedTensors", "functions_by_forward", "slow_rules_allowed"]
+__all__ = ["UnsharedTensors", "permissive_vmap"]
 
 
 @contextmanager
-def functions_by_forward() -> Iterator[None]:
-    """A context in which vmap runs any ``torch.autograd.Function``, where there are no gradients.
+def permissive_vmap() -> Iterator[None]:
+    """A context for functions under vmap that refuses nothing that can be run.
 
-    Functions that are written in one piece, ``forward(ctx, ...)``, as Pyro's and torch's own, vmap refuses for the sake
-    of their gradients. Here only their ``forward`` runs. Other threads, and code with gradients, are not affected.
+    There are no warnings about operations that vmap runs once for each call, or resizes results of. And
+    ``torch.autograd.Function`` may be written in one piece, ``forward(ctx, ...)``, as Pyro's and torch's own are, which
+    vmap refuses for the sake of their gradients. Without gradients, only ``forward`` runs; with gradients, those run
+    that are known to draw nothing. Other threads are not affected.
     """
     _APPLY.install()
-    token = _FORWARD.set(True)
+    token = _PERMISSIVE.set(True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            warnings.filterwarnings("ignore", "An output with one or more elements was resized", UserWarning)
+            yield
     finally:
-        _FORWARD.reset(token)
+        _PERMISSIVE.reset(token)
         _APPLY.remove()
 
 
@@ -53,29 +59,38 @@ class _Discarded:
         return lambda *args, **kwargs: None
 
 
-def _by_forward(original: Any) -> Any:
-    """``torch.autograd.Function.apply`` under `functions_by_forward`."""
+class _SafeLogInPieces(_SafeLog):
+    """Pyro's logarithm with bounded gradients, in the form that vmap differentiates."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.log()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+
+IN_PIECES = {_SafeLog: _SafeLogInPieces}
+
+
+def _permissive(original: Any) -> Any:
+    """``torch.autograd.Function.apply`` under `permissive_vmap`."""
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        in_one_piece = cls.setup_context is Function.setup_context
-        if _FORWARD.get() and in_one_piece and not torch.is_grad_enabled():
-            return cls.forward(_Discarded(), *args, **kwargs)
+        if _PERMISSIVE.get() and cls.setup_context is Function.setup_context:  # in one piece
+            if not torch.is_grad_enabled():
+                return cls.forward(_Discarded(), *args, **kwargs)
+            cls = IN_PIECES.get(cls, cls)
         return original.__func__(cls, *args, **kwargs)
 
     return classmethod(apply)
 
 
-_FORWARD: ContextVar[bool] = ContextVar("functions_by_forward", default=False)
-_APPLY = Replacement(Function, "apply", _by_forward)
-
-
-@contextmanager
-def slow_rules_allowed() -> Iterator[None]:
-    """A context without torch's warnings about operations that vmap runs once for each call, or resizes results of."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-        warnings.filterwarnings("ignore", "An output with one or more elements was resized", UserWarning)
-        yield
+_PERMISSIVE: ContextVar[bool] = ContextVar("permissive_vmap", default=False)
+_APPLY = Replacement(Function, "apply", _permissive)
 
 
 class UnsharedTensors(TorchFunctionMode):

@@ -340,3 +340,20 @@ def test_a_parameter_of_a_reparametrization_is_refused_with_its_remedy():
 
     with pytest.raises(ValueError, match=r"'z_centered'.*`centered` is a number"):
         UnconstrainedLogDensity(pyro.poutine.reparam(model, {"z": LocScaleReparam()}))
+
+
+def test_hidden_markov_models_are_evaluated_at_many_points():
+    """Their logarithm has a gradient of its own, which vmap takes in another form; differences agree with it."""
+
+    def model(y):
+        p = pyro.sample("p", dist.Beta(8.0, 2.0))
+        transitions = torch.stack([p, 1 - p, 1 - p, p]).reshape(2, 2).log()
+        means = pyro.sample("m", dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1))
+        pyro.sample("y", dist.DiscreteHMM(torch.zeros(2), transitions, dist.Normal(means, 1.0)), obs=y)
+
+    target = UnconstrainedLogDensity(model, (torch.randn(6),))
+    assert target.vectorized
+    u, steps = torch.randn(3, 3, dtype=torch.float64), 1e-5 * torch.eye(3, dtype=torch.float64)
+    _, gradient = target.log_prob_and_grad(u)
+    differences = torch.stack([(target.log_prob(u + h) - target.log_prob(u - h)) / 2e-5 for h in steps], -1)
+    torch.testing.assert_close(gradient, differences, rtol=1e-5, atol=1e-5)
