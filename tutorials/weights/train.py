@@ -56,7 +56,7 @@ RUNS = {
         f"progan {FASHION} --data.side 32 --fit.steps 3200 --loss.distance jensen_shannon "
         "--model.hidden [8,16,32,64] --loss.hidden [8,16,32,64]"
     ),
-    "flow": Row(f"glow {FASHION} --fit.steps 2200"),
+    "flow": Row(f"glow {FASHION} --fit.steps 1800"),
     "diffusion": Row(f"edm {FASHION} --fit.steps 2800 --model.hidden [16,32,48]"),
     "source_alone": Row(f"{DANN} --loss.alpha 0"),
     "dann": Row(DANN),
