@@ -1,7 +1,7 @@
 """A fit that is refused is refined: a sampler that the guide preconditions draws from the posterior.
 
-1. The guide's coordinates: those of its flow, or whitened by its draws.
-2. A base around the guide, wider and with heavier tails; without a flow that suffices, around all modes that are found.
+1. The guide's coordinates: those of its flow, unless that misses a mode, or whitened by its draws.
+2. A base around the guide, wider and with heavier tails, and without a flow around all modes that are found too.
 3. Sequential Monte Carlo from the base to the posterior, in four chains (`ppgen.posterior.tempered_sampling`).
 
 The result is a fit as any other, whose chains hold draws in the place of parameters of a guide.
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ppgen.diagnostics.arviz import to_arviz
 from ppgen.diagnostics.checks.draws import PosteriorDraws
-from ppgen.diagnostics.mode_search import NEGLIGIBLE_MASS
 from ppgen.diagnostics.proposals import has_points
 from ppgen.diagnostics.reading import read_attribute, unconstrained_draws
 from ppgen.flows import Flow
@@ -27,6 +26,7 @@ from ppgen.infer.parameters import ProgramState, snapshot
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.guides import AutoPrograms, build_guide, describe_guide, initialized, loss_of, programs_of
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.many_rows import on_row_subset
 from ppgen.posterior.preconditioning import Preconditioned
 from ppgen.posterior.student_mixture import StudentMixture
 from ppgen.posterior.tempered_sampling import TemperedSample, sample_tempered
@@ -70,12 +70,17 @@ def refine(
     budget = Budget() if budget is None else budget
     start = budget.clock()
     generator = torch.Generator().manual_seed(seed)
+    whole = fit
+    fit, data = on_row_subset(fit, data)  # whose density stands for that of all rows
     with fit.eval_mode(fit.best), torch.random.fork_rng():
         budget.show("the guide")
         programs = _programs(fit, data)
         density, base = _surroundings(fit, programs, data, seed)
         sample = sample_tempered(density, base, chains=chains, draws=draws, generator=generator, budget=budget)
         refined = _as_fit(programs, density.target, sample, budget.clock() - start)
+    if "rows" in whole.metadata:
+        refined.metadata["rows"] = whole.metadata["rows"]
+        refined.model, refined.example, refined.row_subset = whole.model, whole.example, fit.row_subset
     refined.select_chain(refined.best)
     return refined
 
@@ -105,14 +110,13 @@ def _surroundings(fit: Fitted, programs: AutoPrograms, data: tuple[Tensor, ...],
         label = target.labels[int(u.std(0).nan_to_num().argmin())]
         raise ValueError(f"refine: the guide gives {label!r} a single value, and so no width to start a sampler from")
     search = found.mode_search
-    misses = search is not None and search.missed_mass > NEGLIGIBLE_MASS
+    misses = search is not None and bool(search.missed.any())
     center, root, flow = _coordinates(fit.guide, target, u, with_flow=not misses)
     weights, parts = _parts_of_guide(fit.guide, target, u) or (u.new_ones(1), GaussianBatch(center[None], root[None]))
     if search is not None and flow is None and (count := len(search.modes.center)):
+        modes = search.modes
         weights = torch.cat([weights / 2, u.new_full((count,), 0.5 / count)])
-        parts = GaussianBatch(
-            torch.cat([parts.center, search.modes.center]), torch.cat([parts.root, search.modes.root])
-        )
+        parts = GaussianBatch(torch.cat([parts.center, modes.center]), torch.cat([parts.root, modes.root]))
     y = torch.linalg.solve(root, (parts.center - center).mT).mT
     base = StudentMixture(weights, y, WIDER * torch.linalg.solve(root, parts.root))
     return _Surroundings(Preconditioned(target, center, root, flow), base)
@@ -125,7 +129,10 @@ def _target(model: Program, guide: Program, data: tuple[Tensor, ...]) -> Unconst
 def _coordinates(
     guide: Any, target: UnconstrainedLogDensity, u: Tensor, *, with_flow: bool
 ) -> tuple[Tensor, Tensor, Flow | None]:
-    """The center, root and flow of a guide: its own, if it has them for these latents, or those of its draws."""
+    """The center, root and flow of a guide: its own, if it has them for these latents, or those of its draws.
+
+    A mode that a flow misses lies where the flow was never trained, and its coordinates are no help.
+    """
     affine = isinstance(guide, AutoFlow | AutoMultivariateNormal) and has_points(guide, target, u)
     if affine and (with_flow or not isinstance(guide, AutoFlow)):
         flow = copy.deepcopy(guide.flow).double().requires_grad_(False) if isinstance(guide, AutoFlow) else None
@@ -139,8 +146,7 @@ def _parts_of_guide(guide: Any, target: UnconstrainedLogDensity, u: Tensor) -> t
     """The parts of an `AutoMixture`, with weights that leave no part out; None for other guides."""
     if not isinstance(guide, AutoMixture) or not has_points(guide, target, u):
         return None
-    scale = guide.scale.detach().double()
-    root = scale[..., None] * guide.scale_tril.detach().double()
+    root = (guide.scale[..., None] * guide.scale_tril).detach().double()
     weights = guide.logits.detach().double().softmax(0)
     return 0.5 * (weights + 1 / len(weights)), GaussianBatch(guide.loc.detach().double(), root)
 

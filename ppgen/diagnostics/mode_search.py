@@ -35,11 +35,13 @@ class ModeSearch:
         missed_mass: the share of the posterior's mass at the one that is missed most; 0 if none is.
         location: the latents there, by name.
         modes: the Gaussians at all modes with mass that were found, on the real line, by decreasing mass.
+        missed: which of these the guide misses.
     """
 
     missed_mass: float
     location: dict[str, Tensor]
     modes: GaussianBatch
+    missed: np.ndarray
 
 
 def search_modes(
@@ -84,19 +86,19 @@ def search_modes(
     share = np.where(np.isfinite(log_mass), 1 / (1 + np.exp(np.clip(log_evidence - log_mass, -50, 50))), 0.0)
     missed = np.where(guide_mass < share / COVERED, share, 0.0)
     location = target.constrain(modes.center[int(missed.argmax())])
-    return ModeSearch(
-        float(missed.max(initial=0.0)), location, _distinct(modes, np.where(np.isfinite(log_mass), share, 0))
-    )
+    kept = _distinct(modes, share)
+    found = GaussianBatch(modes.center[kept], modes.root[kept])
+    return ModeSearch(float(missed.max(initial=0.0)), location, found, missed[kept] > 0)
 
 
-def _distinct(modes: GaussianBatch, share: np.ndarray) -> GaussianBatch:
-    """The Gaussians whose share (n,) of the mass is not negligible, one for each mode."""
+def _distinct(modes: GaussianBatch, share: np.ndarray) -> list[int]:
+    """The numbers of Gaussians whose share (n,) of the mass is not negligible, one for each mode."""
     distance = modes.whitened(modes.center).norm(dim=-1)  # row: whose standard deviations; column: whose center
     kept: list[int] = []
     for number in map(int, np.argsort(-share)):
         if share[number] > NEGLIGIBLE_MASS and all(float(distance[other, number]) > 1 for other in kept):
             kept.append(number)
-    return GaussianBatch(modes.center[kept], modes.root[kept])
+    return kept
 
 
 def _draws_with_density(target: UnconstrainedLogDensity, prior: Proposal, count: int) -> Tensor:

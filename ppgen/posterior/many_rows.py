@@ -7,6 +7,7 @@ import torch
 from pyro.infer import config_enumerate
 from torch import Tensor
 
+from ppgen.infer.autoguide.stored_draws import AutoDraws
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.newton import ELBO_DRAWS, LocalGaussians, local_elbo
@@ -167,7 +168,14 @@ def _rebuilt(fit: Fitted, data: tuple[Any, ...]) -> RowSubset | None:
         if many is None or many.chunks.size != fit.metadata["rows"]["all"]:
             return None
         many.take(fit.metadata["rows"]["subset"])
-        guide: Any = fit.guide
-        root = guide.scale[..., None] * guide.scale_tril
-        many.anchor(GaussianBatch(torch.atleast_2d(guide.loc), root.reshape(-1, *root.shape[-2:])), Budget())
+        many.anchor(_gaussians_of(fit.guide), Budget())
         return many.subset
+
+
+def _gaussians_of(guide: Any) -> GaussianBatch:
+    """The Gaussians of a guide, or one of the moments of its stored draws."""
+    if isinstance(guide, AutoDraws):
+        root = torch.linalg.cholesky(torch.atleast_2d(guide.draws.mT.cov()))
+        return GaussianBatch(guide.draws.mean(0)[None], root[None])
+    root = guide.scale[..., None] * guide.scale_tril
+    return GaussianBatch(torch.atleast_2d(guide.loc), root.reshape(-1, *root.shape[-2:]))

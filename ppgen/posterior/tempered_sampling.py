@@ -148,7 +148,7 @@ class _Populations:
             self.moves += 1
             text = f"beta = 1, move {self.moves}"
             if self.moves >= following:
-                now, following = self._stacked(), 2 * following
+                now, following = self._stacked(), max(LEAST_MOVES, 3 * following // 2)
                 worst_rhat, least_ess = mixing(now)
                 if last is not None:  # whether the points still drift
                     worst_rhat = max(worst_rhat, mixing(np.concatenate([last, now]))[0])

@@ -86,7 +86,9 @@ def draws(
     search = (
         None
         if missed_modes is None
-        else ModeSearch(missed_modes, {"z": torch.tensor(4.0)}, GaussianBatch(torch.zeros(0, 1), torch.zeros(0, 1, 1)))
+        else ModeSearch(
+            missed_modes, {"z": torch.tensor(4.0)}, GaussianBatch(torch.zeros(0, 1), torch.zeros(0, 1, 1)), np.zeros(0)
+        )
     )
     vars(found).update(tails=tails, mode_search=None if local else search)  # what the cached properties would compute
     return found
