@@ -19,6 +19,7 @@ from torch import Tensor
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.utils.budget import Budget
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["ELBO_DRAWS", "LocalGaussians", "find_modes", "local_elbo"]
 
@@ -87,7 +88,7 @@ def find_modes(
     best = LocalGaussians(u.clone(), identity, u.new_full((count,), -torch.inf), 0)
     spacing = FIRST_SPACING * (1 + u.abs())
     noise = torch.randn(ELBO_DRAWS // 2, dim, generator=generator, dtype=u.dtype)
-    noise = torch.cat([noise, -noise])
+    noise, infinite = torch.cat([noise, -noise]), u[:0]
     for step in range(1, steps + 1):
         budget.show(f"finding modes, step {step}")
         log_p, gradient = target.log_prob_and_grad(u)
@@ -98,10 +99,13 @@ def find_modes(
         better = local.elbo > best.elbo
         best.update(better, local.select(better))
         best.steps = step
-        u, increased = _line_search(target, u, log_p, (root @ (root.mT @ gradient[..., None])).squeeze(-1))
+        u, increased, found = _line_search(target, u, log_p, (root @ (root.mT @ gradient[..., None])).squeeze(-1))
+        infinite = found if len(found) else infinite
         if not increased.any() or not budget.left:
             break
     _check_bounded(target, u, h)
+    if len(infinite):
+        warn_user(f"the search for modes does not go where {_infinite(target, infinite[:1])}")
     return best
 
 
@@ -113,15 +117,23 @@ def local_elbo(target: UnconstrainedLogDensity, q: GaussianBatch, noise: Tensor)
     return mean + finite.double().mean(-1).log() + q.entropy
 
 
-def _line_search(target: UnconstrainedLogDensity, u: Tensor, log_p: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The best points u + t direction over a grid of t, and which rows increased log p; other rows stay at u."""
+def _line_search(
+    target: UnconstrainedLogDensity, u: Tensor, log_p: Tensor, direction: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best points u + t direction over a grid of t, and which rows increased log p; other rows stay at u.
+
+    The third result are the points of the grid at which log p is +inf.
+    """
     count, dim = u.shape
     lengths = STEP_LENGTHS.to(u)
     candidates = u[:, None] + lengths[:, None] * direction[:, None]
-    values = target.log_prob(candidates.reshape(-1, dim)).reshape(count, len(lengths)).nan_to_num(nan=-torch.inf)
+    values = target.log_prob(candidates.reshape(-1, dim)).reshape(count, len(lengths))
+    infinite = values == torch.inf
+    values = torch.where(infinite | values.isnan(), -torch.inf, values)
     value, chosen = values.max(-1)
     increased = value > log_p + MIN_INCREASE * (1 + log_p.abs())
-    return torch.where(increased[:, None], candidates[torch.arange(count), chosen], u), increased
+    best = torch.where(increased[:, None], candidates[torch.arange(count), chosen], u)
+    return best, increased, candidates[infinite]
 
 
 def _covariance_root(h: Tensor, gradient: Tensor, u: Tensor) -> Tensor:
@@ -148,8 +160,10 @@ def _spectrum(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _check_bounded(target: UnconstrainedLogDensity, u: Tensor, h: Tensor) -> None:
     """Checks that the density is finite, and falls along its flattest direction, far from a mode."""
-    _check_finite(target, u)
-    finite = h.isfinite().all((-2, -1))
+    infinite = target.log_prob(u) == torch.inf
+    if infinite.all():
+        raise ValueError(f"there is no posterior: {_infinite(target, u[:1])}")
+    finite = ~infinite & h.isfinite().all((-2, -1))
     if not finite.any():
         return
     u = u[finite]
@@ -175,15 +189,11 @@ def _check_bounded(target: UnconstrainedLogDensity, u: Tensor, h: Tensor) -> Non
         )
 
 
-def _check_finite(target: UnconstrainedLogDensity, u: Tensor) -> None:
-    """Checks that the search has not ended where log p is +inf."""
-    infinite = target.log_prob(u) == torch.inf
-    if infinite.any():
-        values = target.constrain(u[infinite][:1])
-        single = {name: value[0] for name, value in values.items() if value[0].numel() == 1}
-        where = ", ".join(f"{name} = {float(value):.4g}" for name, value in single.items()) or "some point"
-        raise ValueError(
-            f"there is no posterior: log p is +inf at {where}. A normalizing constant may round to log 0 "
-            "there, as log(1 - cdf(0)) of a normal distribution does; torch.special.log_ndtr(loc / scale) does "
-            "not"
-        )
+def _infinite(target: UnconstrainedLogDensity, u: Tensor) -> str:
+    """Where log p is +inf, and why it may be, at a point (1, dim)."""
+    single = {name: value[0] for name, value in target.constrain(u).items() if value[0].numel() == 1}
+    where = ", ".join(f"{name} = {float(value):.4g}" for name, value in single.items()) or "some point"
+    return (
+        f"log p is +inf at {where}. A normalizing constant may round to log 0 there, as log(1 - cdf(0)) of a normal "
+        "distribution does; torch.special.log_ndtr(loc / scale) does not"
+    )

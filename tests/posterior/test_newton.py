@@ -1,5 +1,7 @@
 """`find_modes`: densities that are unbounded, flat or undefined somewhere."""
 
+import warnings
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -58,12 +60,45 @@ def test_the_local_gaussian_of_a_gaussian_is_exact():
     assert found.elbo.abs().max() < 1.0  # four standard errors of 16 draws; the exact ELBO is 0
 
 
-def test_a_density_that_rounds_to_infinity_is_refused():
-    def truncated(y):
+def truncated_above_zero(log_tail):
+    def model(y):
         mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-            pyro.factor("above_zero", -torch.log1p(-dist.Normal(mean, 1.0).cdf(torch.tensor(0.0))))
+            pyro.factor("above_zero", -log_tail(mean))
 
-    with pytest.raises(ValueError, match=r"log p is \+inf at mean = -.*log_ndtr"):
-        ppgen.fit(truncated, "auto", torch.linspace(0.1, 2.0, 12), progress=False)
+    return UnconstrainedLogDensity(model, (torch.linspace(0.1, 2.0, 12),))
+
+
+def test_the_search_does_not_follow_a_density_that_rounds_to_infinity():
+    """log(1 - cdf(0)) is -inf below a mean of -8, where it should be -36; modes are those of the exact formula."""
+    rounding = truncated_above_zero(lambda mean: torch.log1p(-dist.Normal(mean, 1.0).cdf(torch.tensor(0.0))))
+    with pytest.warns(UserWarning, match=r"does not go where log p is \+inf at mean = -.*log_ndtr"):
+        found = modes_of(rounding)
+    exact = modes_of(truncated_above_zero(torch.special.log_ndtr))
+    torch.testing.assert_close(found.center, exact.center, rtol=0, atol=1e-3)
+
+
+def test_a_density_that_is_infinite_at_all_starts_is_refused():
+    def model():
+        s = pyro.sample("s", dist.Normal(0.0, 1.0))
+        pyro.factor("f", torch.where(s.abs() < 1e30, torch.inf, 0.0))
+
+    with pytest.raises(ValueError, match=r"there is no posterior: log p is \+inf at s = "):
+        modes_of(UnconstrainedLogDensity(model, ()))
+
+
+def test_a_loss_of_digits_far_from_the_data_is_no_mode():
+    """Where s is tiny, a filter's covariance may round to zero, and log p to +inf."""
+
+    def model():
+        s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+        pyro.factor("digits", torch.where(s < 1e-3, torch.inf, -s))
+
+    target = UnconstrainedLogDensity(model, ())
+    starts = torch.tensor([[-3.0], [4.0]], dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # given once in a process
+        found = find_modes(target, starts, torch.Generator().manual_seed(0))
+    mode = found.center.squeeze(-1)
+    torch.testing.assert_close(mode + mode.exp(), torch.zeros(2).double(), rtol=0, atol=1e-3)  # u = -e^u
