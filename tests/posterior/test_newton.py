@@ -79,15 +79,6 @@ def test_the_search_does_not_follow_a_density_that_rounds_to_infinity():
     torch.testing.assert_close(found.center, exact.center, rtol=0, atol=1e-3)
 
 
-def test_a_density_that_is_infinite_at_all_starts_is_refused():
-    def model():
-        s = pyro.sample("s", dist.Normal(0.0, 1.0))
-        pyro.factor("f", torch.where(s.abs() < 1e30, torch.inf, 0.0))
-
-    with pytest.raises(ValueError, match=r"there is no posterior: log p is \+inf at s = "):
-        modes_of(UnconstrainedLogDensity(model, ()))
-
-
 def test_a_loss_of_digits_far_from_the_data_is_no_mode():
     """Where s is tiny, a filter's covariance may round to zero, and log p to +inf."""
 
