@@ -189,7 +189,7 @@ for name in levels:
 
 # %% [markdown]
 # What is laid out at 4 x 4 pixels is worked out at each scale that follows: a boot stays a boot. The draws are outlines
-# of garments, and little more: the last scale, the expensive one, had 1280 steps of 32 images, and sleeves, collars and
+# of garments, and little more: the last scale, the expensive one, had 800 steps of 32 images, and sleeves, collars and
 # textures are missing. In about the same time R3GAN, whose networks are convolutional ones of full size from the start,
 # took 6000 steps of 64 images, and its garments are better by far ([GANs](05_gan.md)). So on two cores growing does not
 # pay at 32 pixels either. Its reasons are images of hundreds of pixels, where a step at full size costs a hundred times
