@@ -190,3 +190,71 @@ def test_what_cannot_be_refined_is_refused():
         ppgen.fit(of_sum, "auto", Y, otherwise="nothing", progress=False)
     with pytest.raises(ValueError, match=r"call fit\(...\).refine"):
         ppgen.fit(of_sum, AutoNormal(of_sum), Y.float(), otherwise="sample", **TRAINING)
+
+
+def horseshoe(x, y):
+    tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+    local = pyro.sample("local", dist.HalfCauchy(1.0).expand([4]).to_event(1))
+    z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([4]).to_event(1))
+    sigma = pyro.sample("sigma", dist.HalfCauchy(1.0))
+    beta = pyro.deterministic("beta", tau * local * z)
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(x @ beta, sigma), obs=y)
+
+
+@pytest.mark.slow
+def test_a_horseshoe_has_the_moments_of_a_long_gibbs_run():
+    """By 100,000 draws of `tests/benchmarks/posterior_gibbs.py`, whose errors are below .015 standard deviations.
+
+    Means are within .25 of these, and their logarithms within .25: 5 standard errors of 400 draws (level 1e-5).
+    """
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((30, 4)).round(2)
+    y = (x @ np.array([1.5, 0.0, 0.0, -0.4]) + rng.standard_normal(30)).round(2)
+    refined = ppgen.fit(horseshoe, "auto", (x, y), progress=False).refine(x, y, draws=500, progress=False)
+    verdict = refined.diagnose(x, y)
+    assert verdict.level == GOOD
+    assert verdict.statistics["r_hat"] < 1.01
+    found = refined.to_arviz(x, y, predictive=False).posterior
+    draws = [np.log(found["tau"].values), np.log(found["sigma"].values), *np.moveaxis(found["beta"].values, -1, 0)]
+    means = [-1.0311, -0.0457, 1.6263, -0.0162, -0.0317, -0.0176]
+    sds = [0.9738, 0.1352, 0.2002, 0.1308, 0.1319, 0.1244]
+    for value, mean, sd in zip(draws, means, sds, strict=True):
+        assert abs(value.mean() - mean) < 0.25 * sd
+        assert abs(math.log(value.std() / sd)) < 0.25
+
+
+@pytest.mark.slow
+def test_curved_ridges_have_their_moments_and_evidence():
+    """Three pairs a ~ N(1, 10), b ~ N(a^2, 0.1) as one factor: within .25 standard deviations (level 1e-5)."""
+
+    def rosenbrock():
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (6,)))
+        a, b = x[..., ::2], x[..., 1::2]
+        pyro.factor("f", -(100 * (b - a**2) ** 2 + (1 - a) ** 2).sum(-1) / 20)
+
+    refined = ppgen.fit(rosenbrock, "auto", None, progress=False).refine(draws=500, progress=False)
+    assert refined.diagnose().level == GOOD
+    x = refined.to_arviz(predictive=False).posterior["x"].values.reshape(-1, 6)
+    a, b = x[:, ::2], x[:, 1::2]
+    assert np.abs(a.mean(0) - 1).max() < 0.25 * 10**0.5
+    assert np.abs(np.log(a.std(0) / 10**0.5)).max() < 0.25
+    assert np.abs((b - a**2).std(0) / 0.1**0.5 - 1).max() < 0.25
+    evidence, error = (refined.metadata["refined"][name] for name in ("log_marginal", "error"))
+    assert abs(evidence - 3 * math.log(2 * math.pi)) < 5 * error
+
+
+@pytest.mark.slow
+def test_a_funnel_is_drawn_to_its_neck():
+    def funnel():
+        v = pyro.sample("v", dist.Normal(0.0, 3.0))
+        with pyro.plate("xs", 4):
+            pyro.sample("x", dist.Normal(0.0, (v / 2).exp()))
+
+    refined = ppgen.fit(funnel, "auto", None, progress=False).refine(draws=500, progress=False)
+    assert refined.diagnose().level == GOOD
+    v = refined.to_arviz(predictive=False).posterior["v"].values / 3
+    assert abs(v.mean()) < 0.25
+    assert abs(math.log(v.std())) < 0.2
+    assert np.quantile(v, [0.02, 0.98]) == pytest.approx([-2.054, 2.054], abs=0.4)
+    assert abs(refined.metadata["refined"]["log_marginal"]) < 5 * refined.metadata["refined"]["error"]
