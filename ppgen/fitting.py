@@ -16,6 +16,8 @@ from ppgen.infer.compile.step import Compile
 from ppgen.infer.distributed import Ranks, check_launch
 from ppgen.infer.optimizers import OptimizerFactory
 from ppgen.infer.parameter_scope import ParameterScope
+from ppgen.losses.wake_sleep import Sleep
+from ppgen.models.simulator import Simulator
 from ppgen.posterior.auto import find_posterior
 from ppgen.posterior.guides import rebuild
 from ppgen.posterior.many_rows import on_row_subset
@@ -29,6 +31,7 @@ from ppgen.training.missing import check_missing
 from ppgen.training.options import TrainingOptions
 from ppgen.training.progressive import ProgressiveGrowing
 from ppgen.training.result import Fitted
+from ppgen.training.simulations import amortized_flow, fit_simulator
 from ppgen.utils.budget import Budget, seconds_after_training, shown_budget
 
 if TYPE_CHECKING:
@@ -138,6 +141,8 @@ class Fit(Fitted):
         """
         if isinstance(guide, str) and guide != "auto":
             raise ValueError(f'load: guide must be a Pyro program or "auto", got {guide!r}')
+        if isinstance(model, Simulator) and guide == "auto":
+            guide, loss = amortized_flow(model), loss or Sleep()
         return super().load(path, model, guide, loss=loss, data=data, device=device)  # type: ignore[arg-type]
 
     def _rebuild_programs(self, path: str | os.PathLike[str]) -> None:
@@ -299,7 +304,7 @@ class Fit(Fitted):
 def fit(
     model: Program,
     guide: Program | Literal["auto"],
-    data: Any,
+    data: Any = None,
     *,
     loss: PyroELBO | Callable[..., Tensor] | None = None,
     optim: PyroOptim | OptimizerFactory | None = None,
@@ -326,6 +331,8 @@ def fit(
     distribute: Literal["rows", "chains"] | None = "rows",
     budget: float | None = None,
     otherwise: Literal["sample"] | None = None,
+    simulations: int | None = None,
+    failed: Literal["refuse", "leave out"] = "refuse",
 ) -> Fit:
     """Fits a model and a guide to data by stochastic variational inference.
 
@@ -369,6 +376,8 @@ def fit(
             in each process by itself.
         budget: the seconds that ``guide="auto"`` may take (see below); no limit if left out.
         otherwise: "sample" for draws of a sampler where the fit of ``guide="auto"`` is not to be trusted (see below).
+        simulations: how many simulations ``fit(simulator, "auto")`` draws, in the place of a table (see below).
+        failed: what to do with simulations that are not finite: "refuse" them, by name, or "leave out".
 
     Returns:
         The fit. The programs hold the weights of its best chain.
@@ -411,6 +420,12 @@ def fit(
     over, the best that was found is the result, and a warning says what was left out. ``Fit.metadata["evaluations"]``
     counts the values and gradients of log p. ``fit.diagnose(...)`` says whether the result can be trusted. With
     ``otherwise="sample"`` it is asked at once, and where it says no, the result has draws of a sampler (`Fit.refine`).
+
+    **Simulators.** ``fit(simulator, "auto", table)`` of a `Simulator` and a table of its draws, or of `simulations` new
+    ones, is neural posterior estimation with defaults (`ppgen.training.simulations`): a flow over the latents of a row
+    given its data, trained by `Sleep` until simulations that are held out are no longer predicted better. Its five
+    chains are an ensemble: their draws together are those of the posterior. ``fit.diagnose()`` judges them by
+    calibration on new simulations.
 
     **Data beyond memory.** With a `batch_size`, data sets, memory-mapped arrays (``np.load(path, mmap_mode="r")``) and
     rows of `ppgen.data.load(path, stream=True)` are read, converted and checked batch by batch; `ppgen.data.Stream`
@@ -483,6 +498,10 @@ def fit(
         budget=budget,
     )
     check_launch(options.distribute)
+    if isinstance(model, Simulator) and guide == "auto":
+        return Fit(**vars(fit_simulator(model, data, options, simulations=simulations, failed=failed)))
+    if simulations is not None:
+        raise ValueError('fit: simulations is for a ppgen.Simulator with guide="auto"')
     if otherwise not in ("sample", None):
         raise ValueError(f'fit: otherwise is "sample" or None, got {otherwise!r}')
     if isinstance(guide, str):

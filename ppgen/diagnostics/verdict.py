@@ -22,13 +22,17 @@ from ppgen.diagnostics.checks.check import BAD, GOOD, RICHER, UNKNOWN, WEIGHTED,
 from ppgen.diagnostics.checks.draws import PosteriorDraws
 from ppgen.diagnostics.checks.moments import monte_carlo_error
 from ppgen.diagnostics.reading import read_attribute
+from ppgen.diagnostics.simulators import calibrate_ensemble
+from ppgen.models.simulator import Simulator
 from ppgen.posterior.importance import EQUAL_WEIGHTS_ESS_RATIO, MAX_SHIFT, MIN_DRAWS
 from ppgen.training.result import Fitted
+from ppgen.training.simulations import SIMULATOR
 from ppgen.utils.budget import Budget
 
 __all__ = ["BAD", "GOOD", "MANY_DRAWS", "RICHER", "UNKNOWN", "WEIGHTED", "Verdict", "diagnose", "draw_enough"]
 
 FEW_DRAWS, MANY_DRAWS = 1000, 4000
+CALIBRATION_LEVEL = 0.01  # of the test of calibration, whose p-value is exact
 CHUNK = 250  # draws that are made at a time, where data are few
 SAMPLE = "fit.refine(*data), a sampler that starts from the guide"
 UNCERTAIN_KHAT = (0.3, 1.0)  # k-hat of few draws that could be on either side of a bound: its error is about 0.16
@@ -79,6 +83,9 @@ def diagnose(
         idata: the result of `to_arviz` on these data, to be judged instead of new draws.
         seed: the seed of draws and starts; the caller's random state does not change.
 
+    A fit of a `Simulator` with ``guide="auto"`` has no density. It is judged by calibration on new simulations, over
+    the whole prior, whatever the data.
+
     Returns:
         The verdict.
 
@@ -88,6 +95,8 @@ def diagnose(
         LookupError: as `to_arviz`.
     """
     known: tuple[Tensor, ...] | None = data
+    if SIMULATOR in fit.metadata and isinstance(fit.model, Simulator):
+        return _calibration_verdict(fit.model, fit, seed)
     if idata is None:
         idata = draw_enough(fit, *data, draws=draws, predictive=False, likelihood=False, seed=seed)
     elif fit.example and not data:
@@ -106,6 +115,16 @@ def diagnose(
     findings = {check: finding for check in checks if (finding := check.compute(posterior)) is not None}
     more = () if posterior.sampled or posterior.per_datum else (SAMPLE,)
     return _verdict(findings, automatic="auto" in fit.metadata, more=more)
+
+
+def _calibration_verdict(simulator: Simulator, fit: Fitted, seed: int) -> Verdict:
+    """The verdict about a posterior of a simulator: whether its draws are calibrated on new simulations."""
+    p_value = calibrate_ensemble(simulator, fit, seed=seed).p_value
+    statistics = {"calibration_p": p_value}
+    if p_value > CALIBRATION_LEVEL:
+        return Verdict(GOOD, statistics)
+    reason = f"below {CALIBRATION_LEVEL}: ranks of true latents among draws are not uniform over the prior"
+    return Verdict(BAD, statistics, {"calibration_p": reason}, ("more simulations",))
 
 
 def _verdict(findings: Mapping[Check, Finding], *, automatic: bool, more: tuple[str, ...] = ()) -> Verdict:

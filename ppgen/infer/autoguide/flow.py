@@ -59,6 +59,8 @@ class AutoFlow(SequentialSupports):
             default, a linear map plus a dense network of the rows, standardized by those of the first batch.
         init_loc_fn: the initial value of each latent, as for Pyro's autoguides.
         init_scale: the initial standard deviation of each latent, on the real line.
+        init_values: for an amortized guide, draws (n, *shape) of each latent, such as a table of simulations. The guide
+            starts with their means and standard deviations on the real line, in the place of the two above.
 
     Raises:
         ValueError: for options that are out of range or unknown; when it first runs, for discrete latents, for latents
@@ -92,6 +94,7 @@ class AutoFlow(SequentialSupports):
         encoder: nn.Module | None = None,
         init_loc_fn: Callable = init_to_median,
         init_scale: float = 0.1,
+        init_values: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not init_scale > 0:
             raise ValueError(f"AutoFlow: init_scale must be above 0, got {init_scale}")
@@ -109,7 +112,8 @@ class AutoFlow(SequentialSupports):
         if encoder is not None and not self._amortized:
             raise ValueError("AutoFlow: an encoder needs the names of the arguments that it reads: amortized=")
         self._flow_options = flow, layers, tuple(hidden)
-        self._init_scale = float(init_scale)
+        self._init_scale: float | Tensor = float(init_scale)
+        self._init_values = init_values
         self.encoder = encoder
         self._frames: dict[int, CondIndepStackFrame] = {}  # of the rows' plate, by the number of rows
 
@@ -126,6 +130,8 @@ class AutoFlow(SequentialSupports):
             rows, start = self._rows(args, kwargs), self._mean_over_rows()
             if self.encoder is None:
                 self.encoder = RowEncoder(rows, hidden).to(start)
+            if self._init_values is not None:
+                start, self._init_scale = self._moments(self._init_values)
             with torch.no_grad():
                 context_dim = self.encoder(*rows).shape[-1]
             self.head = nn.Linear(context_dim, 2 * len(start)).to(start)
@@ -144,6 +150,17 @@ class AutoFlow(SequentialSupports):
         self.scale = PyroParam(initial["scale"], self.scale_constraint)
         self.loc = nn.Parameter(initial["loc"])
         self.scale_tril = PyroParam(initial["scale_tril"], self.scale_tril_constraint)
+
+    @torch.no_grad()
+    def _moments(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The means and standard deviations of draws on the real line, of those that are finite there."""
+        parts = []
+        for name in self._unconstrained_shapes:
+            u = biject_to(self.prototype_trace.nodes[name]["fn"].support).inv(values[name])
+            parts.append(u.reshape(len(u), -1))
+        u = torch.cat(parts, -1)
+        u = u[u.isfinite().all(-1)]
+        return u.mean(0), u.std(0).clamp(min=1e-6)
 
     @torch.no_grad()
     def _initial_affine_map(self) -> dict[str, Tensor]:
