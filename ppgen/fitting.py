@@ -33,6 +33,7 @@ from ppgen.training.progressive import ProgressiveGrowing
 from ppgen.training.result import Fitted
 from ppgen.training.simulations import amortized_flow, fit_simulator
 from ppgen.utils.budget import Budget, seconds_after_training, shown_budget
+from ppgen.utils.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -547,6 +548,10 @@ def _sample_if_refused(fitted: Fitted, data: tuple[Tensor, ...], seed: int, budg
     from ppgen.refinement import refine
 
     budget.show("the verdict")
-    if diagnose(fitted, *data, seed=seed).level != BAD:
+    try:
+        if diagnose(fitted, *data, seed=seed).level != BAD:
+            return fitted
+        return refine(fitted, *data, seed=seed, budget=budget)
+    except KeyboardInterrupt:
+        warn_user("interrupted before the sampler had begun: this is the fit as it was found")
         return fitted
-    return refine(fitted, *data, seed=seed, budget=budget)

@@ -10,9 +10,11 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import ppgen
+from ppgen.diagnostics import bidirectional_ais, loo
 from ppgen.diagnostics.checks.check import BAD, GOOD
 from ppgen.diagnostics.verdict import Verdict
 from ppgen.training.result import Chain
+from ppgen.utils.arviz_versions import arviz, pointwise_loo
 
 Y = torch.tensor([1.2, -0.4, 0.9, 2.0, 1.1], dtype=torch.float64)
 QUICK = {"chains": 4, "draws": 250, "progress": False}
@@ -94,6 +96,20 @@ def test_arviz_has_the_draws_in_order_with_their_likelihood_and_evidence(refined
     assert np.array_equal(first, idata.posterior["b"].values[:, :30])
     with pytest.raises(ValueError, match="made 250 draws in each chain, got draws=251"):
         refined.to_arviz(Y.float(), draws=251)
+
+
+@pytest.mark.slow
+def test_what_reads_weights_works_without_them(refined, tmp_path):
+    """Leave-one-out is that of ArviZ but for the length of the tail; a report and bounds of the evidence."""
+    idata = refined.to_arviz(Y.float())
+    found, expected = loo(idata), arviz().loo(idata, var_name="y", pointwise=True)
+    np.testing.assert_allclose(pointwise_loo(found)[0], pointwise_loo(expected)[0], rtol=2e-3)
+    page = refined.report(tmp_path / "page.html", Y.float()).read_text()
+    assert "Do the chains agree?" in page
+    assert "log evidence, by the sampler" in page
+    bounds = bidirectional_ais(refined, Y.float())
+    log_marginal = refined.metadata["refined"]["log_marginal"]
+    assert bounds.lower - 5 * bounds.lower_error < log_marginal < bounds.upper + 5 * bounds.upper_error
 
 
 def test_draws_are_saved_and_loaded_and_follow_from_the_seed(refined, tmp_path):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from ppgen.diagnostics.arviz import to_arviz
@@ -44,16 +45,17 @@ def bidirectional_ais(
         ValueError: for programs without continuous latents or a density, or with latents for each row.
     """
     data = fit.tensors(data)
-    size = max(10 * draws, MIN_GUIDE_DRAWS)
+    size = fit.stored_draws or max(10 * draws, MIN_GUIDE_DRAWS)
     chunk = draws_at_a_time(data, CHUNK)
     idata = to_arviz(fit, *data, draws=size, predictive=False, resampled=None, chunk=chunk, likelihood=False, seed=seed)
     posterior, stats = group(idata, "posterior"), group(idata, "sample_stats")
-    if posterior is None or stats is None or stats["log_weight_smoothed"].ndim > 2:
+    if posterior is None or stats is None or stats["lp"].ndim > 2:
         raise ValueError("bidirectional_ais: expected a program with a density and only global latents")
     with fit.eval_mode(fit.best):
         traces = without_loss_scales(Traces(fit.model, fit.guide, data, use_all_rows=True))
         target = UnconstrainedLogDensity(traces.model, data)
         u = unconstrained_draws(target, posterior, fit.best)
         root = WIDENING * torch.linalg.cholesky(u.T.cov().reshape(target.dim, target.dim))
-        rows = resample(stats["log_weight_smoothed"].values[fit.best], size=draws, seed=seed)
+        log_weights = np.zeros(size) if fit.stored_draws else stats["log_weight_smoothed"].values[fit.best]
+        rows = resample(log_weights, size=draws, seed=seed)
         return ais_bounds(target, u.mean(0), root, posterior=u[rows], draws=draws, temperatures=temperatures, seed=seed)

@@ -11,7 +11,7 @@ lead from q to the posterior without datum i. For each datum they are Pareto smo
     pit_i  = sum_s w_is [y_is < y_i]                   y_s ~ p(y | theta_s);  U(0, 1) if the model is right
 
 The weights thus correct the error of the guide and remove datum i at once, and k-hat of datum i judges both. Restarts
-are pooled: the draws of each have the weights of its own guide.
+are pooled: the draws of each have the weights of its own guide. Draws of a sampler have equal weights, p / q = 1.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from scipy.special import logsumexp
 
 from ppgen.diagnostics.reading import SAMPLE_DIMS, find_variable, pool_chains, randomized_pit, read_attribute
 from ppgen.posterior.importance import khat_threshold, smooth
-from ppgen.utils.arviz_versions import elpd_data
+from ppgen.utils.arviz_versions import elpd_data, group
 from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["loo", "loo_pit"]
@@ -120,7 +120,11 @@ def _read(idata: Any, var_name: str | None, chain: int | None) -> tuple[xr.DataA
     likelihood = find_variable(idata, "log_likelihood", var_name, missing=factors or NO_LIKELIHOOD)
     if factors:
         warn_user(factors)
-    log_weight = find_variable(idata, "sample_stats", "log_weight", missing="to_arviz returns it")
+    stats = group(idata, "sample_stats")
+    if stats is not None and "log_weight" not in stats and "lp" in stats:  # draws of the posterior by a sampler
+        log_weight = stats["lp"] * 0.0
+    else:
+        log_weight = find_variable(idata, "sample_stats", "log_weight", missing="to_arviz returns it")
     if set(log_weight.dims) > set(SAMPLE_DIMS):
         raise ValueError(
             "leave-one-out needs latents that all rows share, and there are none: the parameters keep what they have "

@@ -53,7 +53,7 @@ class TemperedSample:
     Attributes:
         u: the draws, (chains, draws, dim), on the real line of the program.
         log_evidence: the estimates of log p(x) by each chain, in nats, (chains,).
-        log_marginal: the logarithm of their mean.
+        log_marginal: the logarithm of their mean; NaN if the sampler did not arrive.
         error: its standard error: that between chains, or that of the weights within them if it is larger.
         beta: the inverse temperature that was reached; draws are of the posterior if it is 1.
         temperatures: how many there were.
@@ -163,11 +163,12 @@ class _Populations:
 
     def result(self, reason: str, interrupted: bool) -> TemperedSample:
         """The sample as it is."""
-        log_marginal, between = log_mean_exp(self.log_evidence)
+        arrived = 0.0 if self.beta == 1.0 else math.nan
+        log_marginal, between = log_mean_exp(self.log_evidence + arrived)
         within = math.sqrt(float(self.variance.mean()) / len(self.variance))
         return TemperedSample(
             u=self.density.points(self.points.y).reshape(*self.shape, -1),
-            log_evidence=self.log_evidence,
+            log_evidence=self.log_evidence + arrived,
             log_marginal=log_marginal,
             error=max(between, within),
             beta=self.beta,

@@ -90,9 +90,10 @@ def report_of_fit(
     numbers: dict[str, Any] = {"posterior": verdict.level}
     if (evidence := log_evidence(group(idata, "vi_stats"), fit.best)) is not None:
         reliable = verdict.level in (GOOD, WEIGHTED)
-        numbers["log evidence, by importance weights (nats)"] = (
-            evidence if reliable else f"{evidence[0]:.5g}, by unreliable weights"
-        )
+        how, doubt = "by importance weights", "by unreliable weights"
+        if fit.stored_draws:
+            how, doubt = "by the sampler", "unreliable"
+        numbers[f"log evidence, {how} (nats)"] = evidence if reliable else f"{evidence[0]:.5g}, {doubt}"
     if "auto" in fit.metadata:
         numbers["guide"] = fit.metadata["auto"]
     name = _name_of(fit.model)

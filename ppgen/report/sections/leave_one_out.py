@@ -24,7 +24,7 @@ TEXT = (
 def leave_one_out(context: FitContext) -> Section | None:
     """The predictive density and the PIT of data that are left out; None without a likelihood of each datum."""
     stats, likelihood = context.group("sample_stats"), context.group("log_likelihood")
-    if stats is None or stats["log_weight"].ndim > 2 or likelihood is None:
+    if stats is None or stats["lp"].ndim > 2 or likelihood is None:
         return None
     chain = context.fit.best
     rows: list[tuple] = []

@@ -13,8 +13,9 @@ def posterior_draws(context: FitContext) -> Section | None:
         return None
     vi = context.group("vi_stats")
     per_datum = vi is not None and "pareto_k" in vi and vi["pareto_k"].ndim > 1
+    of = "sampler" if context.fit.stored_draws else "guide"
     caption = (
-        f"Draws of the guide{' for the first row of the data' if per_datum else ''}. A single chain is shown with its "
+        f"Draws of the {of}{' for the first row of the data' if per_datum else ''}. A single chain is shown with its "
         "mean and its 94% interval, several chains with a density each."
     )
     picture = figures.posterior(context.idata)

@@ -22,7 +22,7 @@ def predictions(context: FitContext) -> Section | None:
     """Data beside replicated data; None where each datum has its own latents, or nothing is observed."""
     stats, predictive = context.group("sample_stats"), context.group("posterior_predictive")
     observed = context.group("observed_data")
-    if stats is None or stats["log_weight"].ndim > 2 or observed is None:
+    if stats is None or stats["lp"].ndim > 2 or observed is None:
         return None
     if predictive is None:
         return None if context.group("log_likelihood") is None else Section("Posterior predictions", TOO_MANY)
@@ -43,7 +43,8 @@ def predictions(context: FitContext) -> Section | None:
         checks += [(name, *row) for row in table.itertuples(name=None)]
     if not sites:
         return None
-    latents = "resampled by their importance weights" if weighted else "as the guide draws them"
+    latents = "as the sampler drew them" if context.fit.stored_draws else "as the guide draws them"
+    latents = "resampled by their importance weights" if weighted else latents
     text = (
         f"The model replicates the data, with latents {latents}. If the data look like none of the replicated data "
         "sets, the model does not describe them, however accurate its posterior is."

@@ -36,16 +36,20 @@ def restarts(context: FitContext) -> Section | None:
         stacked = {str(i): (SAMPLE_DIMS, draws[name].astype(float)[compared]) for i, name in enumerate(shown)}
         found = rhat(xr.Dataset(stacked))
         r_hat = {name: float(found[str(i)]) for i, name in enumerate(shown)}
-    caption = (
-        "The median of each restart's draws, with its central 50% and 94% intervals. R-hat compares the restarts whose "
-        f"log evidence is within {NEGLIGIBLE_NATS:.0f} nats of the largest one; the others are pale."
-    )
+    chain = "chain" if context.fit.stored_draws else "restart"
+    caption = f"The median of each {chain}'s draws, with its central 50% and 94% intervals. R-hat compares the {chain}s"
+    if not context.fit.stored_draws:
+        caption += f" whose log evidence is within {NEGLIGIBLE_NATS:.0f} nats of the largest one; the others are pale"
+    caption += "."
     entries = {name: draws[name] for name in shown}
     picture = figures.restart_intervals(entries, r_hat=r_hat, compared=compared, total=len(draws))
     items: list[Any] = [Figure(picture, caption, f"Intervals. {caption}")]
-    if weighted:
+    if context.fit.stored_draws:
+        rows = list(enumerate(vi["log_marginal_of_chain"].values.tolist()))
+        items.append(Table(("chain", "log evidence (nats)"), rows))
+    elif weighted:
         items.append(_table(vi, posterior.sizes["draw"], compared))
-    return Section("Do the restarts agree?", "", items)
+    return Section(f"Do the {chain}s agree?", "", items)
 
 
 def _most_different(draws: dict[str, np.ndarray], compared: list[int]) -> list[str]:

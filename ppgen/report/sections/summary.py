@@ -10,6 +10,10 @@ def summary(context: FitContext) -> Section:
     """The question that the report answers, and the results in numbers."""
     fit = context.fit
     chain = fit.chains[fit.best]
+    if fit.stored_draws:  # by a sampler, whose chains are one result
+        of_sampler = {"chains": len(fit.chains), "seconds": chain.seconds, "reason for stopping": chain.stop_reason}
+        rows = list({**context.numbers, **of_sampler}.items())
+        return Section("Summary", context.question, [Table(("result", "value"), rows)])
     validated = len(chain.validation.get("loss", ())) > 0
     over = "on validation data" if validated else "over the last tenth of the steps"
     rows = [(f"loss {over} ({context.unit})", chain.final), *context.numbers.items()]

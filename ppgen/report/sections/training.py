@@ -10,10 +10,10 @@ __all__ = ["training"]
 
 
 def training(context: FitContext) -> Section | None:
-    """The loss by step, its terms, and the restarts; None if no step was taken."""
+    """The loss by step, its terms, and the restarts; None if no step was taken, and for draws of a sampler."""
     fit, unit = context.fit, context.unit
     chains = [chain for chain in fit.chains if len(chain.history["loss"])]
-    if not chains:
+    if not chains or fit.stored_draws:
         return None
     curves = figures.loss_curves(chains, unit=unit)
     caption = (

@@ -8,8 +8,8 @@ from ppgen.report.page import Section, Table
 __all__ = ["verdict_section"]
 
 ANSWERS = {
-    GOOD: "Yes. The guide's draws can be used as they are.",
-    WEIGHTED: "Yes, with weights. The guide's draws can be used once they are resampled by their importance weights.",
+    GOOD: "Yes. The draws can be used as they are.",
+    WEIGHTED: "Yes, with weights. The draws can be used once they are resampled by their importance weights.",
     BAD: "No. Neither the guide's draws nor their importance weights represent the posterior.",
     UNKNOWN: "There is no verdict:",
 }
@@ -20,9 +20,10 @@ def verdict_section(context: FitContext) -> Section | None:
     """The verdict, what to try next, and a row for each statistic; None if the posterior was not judged."""
     if (verdict := context.verdict) is None:
         return None
-    paragraphs = [
-        " ".join([ANSWERS[verdict.level], *(why for name, why in verdict.reasons.items() if name == "density")])
-    ]
+    answer = ANSWERS[verdict.level]
+    if verdict.level == BAD and context.fit.stored_draws:
+        answer = "No. The sampler's draws do not represent the posterior."
+    paragraphs = [" ".join([answer, *(why for name, why in verdict.reasons.items() if name == "density")])]
     if verdict.advice:
         paragraphs.append(f"What to try next: {'; '.join(verdict.advice)}.")
     rows = _rows(verdict)
