@@ -7,7 +7,7 @@ flows, which begin from other weights, are an ensemble: the mixture of their dra
 2022, https://arxiv.org/abs/2110.06581).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -60,7 +60,8 @@ def fit_simulator(
     values = {name: parts[name] for name in simulator.latents}
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        guide = amortized_flow(simulator, values)
+        guide = amortized_flow(simulator)
+        guide.start_from(values)
     defaults: dict[str, Any] = {"restarts": RESTARTS, "batch_size": min(BATCH_SIZE, len(next(iter(values.values()))))}
     defaults |= {"clip_norm": CLIP_NORM, "optim": partial(torch.optim.Adam, lr=LR), "loss": Sleep()}
     chosen = {name: value for name, value in defaults.items() if getattr(options, name) is None}
@@ -69,14 +70,13 @@ def fit_simulator(
     return fitted
 
 
-def amortized_flow(simulator: Simulator, values: Mapping[str, Tensor] | None = None) -> AutoFlow:
-    """The guide of each chain.
+def amortized_flow(simulator: Simulator) -> AutoFlow:
+    """The guide of each chain, before it knows the table.
 
     Args:
         simulator: the simulator.
-        values: latents of the table, by which they are standardized; None for a guide whose weights are loaded.
     """
-    return AutoFlow(simulator, amortized=simulator.data, init_values=values)
+    return AutoFlow(simulator, amortized=simulator.data)
 
 
 def _complete(parts: dict[str, Tensor], failed: str) -> dict[str, Tensor]:

@@ -59,8 +59,6 @@ class AutoFlow(SequentialSupports):
             default, a linear map plus a dense network of the rows, standardized by those of the first batch.
         init_loc_fn: the initial value of each latent, as for Pyro's autoguides.
         init_scale: the initial standard deviation of each latent, on the real line.
-        init_values: for an amortized guide, draws (n, *shape) of each latent, such as a table of simulations. The guide
-            starts with their means and standard deviations on the real line, in the place of the two above.
 
     Raises:
         ValueError: for options that are out of range or unknown; when it first runs, for discrete latents, for latents
@@ -94,7 +92,6 @@ class AutoFlow(SequentialSupports):
         encoder: nn.Module | None = None,
         init_loc_fn: Callable = init_to_median,
         init_scale: float = 0.1,
-        init_values: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not init_scale > 0:
             raise ValueError(f"AutoFlow: init_scale must be above 0, got {init_scale}")
@@ -113,9 +110,17 @@ class AutoFlow(SequentialSupports):
             raise ValueError("AutoFlow: an encoder needs the names of the arguments that it reads: amortized=")
         self._flow_options = flow, layers, tuple(hidden)
         self._init_scale: float | Tensor = float(init_scale)
-        self._init_values = init_values
+        self._init_values: Mapping[str, Tensor] | None = None
         self.encoder = encoder
         self._frames: dict[int, CondIndepStackFrame] = {}  # of the rows' plate, by the number of rows
+
+    def start_from(self, values: Mapping[str, Tensor]) -> None:
+        """Makes an amortized guide start with the means and standard deviations of draws, in the place of `init_scale`.
+
+        Args:
+            values: draws (n, *shape) of each latent, such as a table of simulations.
+        """
+        self._init_values = values
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
