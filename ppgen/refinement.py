@@ -29,7 +29,7 @@ from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.many_rows import on_row_subset
 from ppgen.posterior.preconditioning import Preconditioned
 from ppgen.posterior.student_mixture import StudentMixture
-from ppgen.posterior.tempered_sampling import TemperedSample, sample_tempered
+from ppgen.posterior.tempered_sampling import ENOUGH_ESS, TemperedSample, sample_tempered
 from ppgen.tracing.loss_scales import without_loss_scales
 from ppgen.tracing.sites import Program, quote_names
 from ppgen.tracing.traces import Traces
@@ -39,6 +39,7 @@ from ppgen.utils.budget import Budget
 __all__ = ["refine"]
 
 GUIDE_DRAWS = 1000  # from which a guide's location and width are computed
+LEAST_DRAWS = 800  # of all chains
 WIDER = 1.5  # times the guide's width: that of the base
 STARTS = 8  # around 0, and as many drawn by the prior, of the search for modes that the guide misses
 REFINED = ("log_marginal", "error", "beta", "temperatures", "moves", "accepted")  # what a fit's metadata says of it
@@ -62,11 +63,15 @@ def refine(
         a fit whose chains hold the draws.
 
     Raises:
-        ValueError: for fewer than two chains or 100 draws; if the program has no density on the real line, or
-            parameters; if the guide gives a latent a single value; if no draw around the guide has a density.
+        ValueError: for fewer than two chains, or than 800 draws in all; if the program has no density on the real line,
+            or parameters; if the guide gives a latent a single value.
+        FloatingPointError: if no draw around the guide has a density.
     """
-    if chains < 2 or draws < 100:
-        raise ValueError(f"refine: expected at least 2 chains of at least 100 draws, got {chains} of {draws}")
+    if chains < 2 or chains * draws < LEAST_DRAWS:
+        raise ValueError(
+            f"refine: expected at least 2 chains and {LEAST_DRAWS} draws in all, of which {ENOUGH_ESS:.0f} have to be "
+            f"independent, got {chains} chains of {draws}"
+        )
     budget = Budget() if budget is None else budget
     start = budget.clock()
     generator = torch.Generator().manual_seed(seed)

@@ -189,8 +189,8 @@ def test_only_a_fit_that_is_refused_is_sampled():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"chains": 1}, "at least 2 chains of at least 100 draws, got 1 of 1000"),
-        ({"draws": 20}, "at least 2 chains of at least 100 draws, got 4 of 20"),
+        ({"chains": 1}, "at least 2 chains and 800 draws in all, of which 400 .* got 1 chains of 1000"),
+        ({"draws": 199}, "at least 2 chains and 800 draws in all, of which 400 .* got 4 chains of 199"),
     ],
 )
 def test_numbers_of_draws_that_cannot_be_judged_are_refused(refined, options, match):

@@ -34,6 +34,7 @@ __all__ = ["ENOUGH_ESS", "MAX_RHAT", "TemperedSample", "sample_tempered"]
 
 MAX_RHAT, ENOUGH_ESS = 1.01, 400.0  # of draws that can be relied on (Vehtari et al. 2021)
 MARGIN = 0.7  # of both, to which moves go on: functions of the latents mix less well than these
+MOST_ESS = 0.6  # share of all draws, which moves do not wait for more than
 KEPT_ESS = 0.5  # share of the effective sample size that one change of temperature keeps
 MAX_CORRELATION, MOST_MOVES = 0.3, 12  # of log p / b before and after the moves at a temperature; of these
 LEAST_MOVES, MAX_MOVES = 16, 256  # at beta = 1
@@ -153,7 +154,7 @@ class _Populations:
                 if last is not None:  # whether the points still drift
                     worst_rhat = max(worst_rhat, mixing(np.concatenate([last, now]))[0])
                 text += f", R-hat {worst_rhat:.3f}, ESS {least_ess:.0f}"
-                enough = last is not None and least_ess >= ENOUGH_ESS / MARGIN
+                enough = last is not None and least_ess >= min(ENOUGH_ESS / MARGIN, MOST_ESS * len(self.points.y))
                 last = now
                 if enough and worst_rhat <= 1 + MARGIN * (MAX_RHAT - 1):
                     yield text, f"{text} after {self.temperatures} temperatures"
