@@ -25,6 +25,7 @@ from ppgen.posterior.flow_vi import HIDDEN
 from ppgen.tracing.double_precision import DoublePrecision, double_precision
 from ppgen.tracing.programs import get_trace, validation
 from ppgen.tracing.sites import Program, latent_sites, quote_names
+from ppgen.tracing.time_series import SeriesProgram
 
 __all__ = ["AutoPrograms", "build_guide", "describe_guide", "initialized", "loss_of", "programs_of", "rebuild"]
 
@@ -51,7 +52,7 @@ def programs_of(model: Program, discrete: Sequence[str]) -> AutoPrograms:
         model: the user's program.
         discrete: the names of its discrete latents.
     """
-    wrapped = DoublePrecision(Directions(model))
+    wrapped = DoublePrecision(Directions(SeriesProgram(model)))
     if not discrete:
         return AutoPrograms(wrapped, wrapped)
     enumerated = config_enumerate(wrapped)

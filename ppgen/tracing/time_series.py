@@ -18,9 +18,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import MultivariateNormal, TransformedDistribution
 
+from ppgen.tracing.double_precision import ProgramInContext
 from ppgen.tracing.sites import Site
 
-__all__ = ["SeriesLikelihoods"]
+__all__ = ["SeriesLikelihoods", "SeriesProgram"]
 
 # reparametrizations under which noise is Gaussian
 GAUSSIAN = {Normal: None, MultivariateNormal: None, StudentT: StudentTReparam, Stable: StableReparam}
@@ -39,6 +40,12 @@ class SeriesLikelihoods(Messenger):
             msg.update(_reparam(msg["name"], linear).apply({**given, "fn": fn}))
         else:
             msg["fn"] = fn
+
+
+class SeriesProgram(ProgramInContext):
+    """A program under `SeriesLikelihoods`, also where it is not traced by `ppgen`, as in Pyro's autoguides."""
+
+    context = staticmethod(SeriesLikelihoods)
 
 
 def _with_duration(fn: Any, value: Tensor) -> Any:

@@ -16,6 +16,7 @@ import ppgen
 from ppgen import Fit
 from ppgen.posterior import flow_vi
 from ppgen.posterior.candidates import CandidateBuilder
+from ppgen.posterior.guides import programs_of
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.starts import initial_points
 from ppgen.utils.budget import Budget
@@ -170,3 +171,17 @@ def test_other_programs_and_files_are_refused(tmp_path):
     ppgen.fit(gaussian, guide, (X, X), steps=2, compile=False, progress=False).save(tmp_path / "other")
     with pytest.raises(LookupError, match='this fit has a guide of its own, not "auto": give that guide'):
         Fit.load(tmp_path / "other", gaussian, "auto")
+
+
+def test_scales_of_a_linear_markov_model_are_latents_of_the_guide_too():
+    """Pyro's autoguides trace the program themselves, and have to see what its density has."""
+
+    def model(y):
+        s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+        noise = dist.Normal(torch.zeros(1), 1.0).to_event(1)
+        heavy = dist.StudentT(4.0, torch.zeros(1), s).to_event(1)
+        pyro.sample("y", dist.LinearHMM(noise, torch.eye(1), heavy, torch.eye(1), noise), obs=y)
+
+    y = torch.randn(3, 1)
+    guide = AutoNormal(programs_of(model, []).model)
+    assert set(guide(y)) == set(UnconstrainedLogDensity(model, (y,)).shapes) == {"s", "y_trans_gamma"}
