@@ -407,7 +407,7 @@ def wgan_clip(
 def wgan_gp(
     critic: Critic = None,
     *,
-    weight: float = 10.0,
+    weight: float | None = None,
     one_sided: bool = False,
     steps: int = 5,
     x: Sites = "x",
@@ -419,7 +419,8 @@ def wgan_gp(
 
     Args:
         critic: the critic's network, or a function event shapes -> network; a `ppgen.nets.Critic` if left out.
-        weight: the weight of the penalty.
+        weight: the weight of the penalty; if left out, 10 as in the paper, and with ``ppgen train`` that of
+            `ppgen.nets.defaults_for`, which is smaller for tables.
         one_sided: whether only gradient norms above one are penalized.
         steps: the steps of the critic for one step of the programs.
         x: the observed site, or several that are compared jointly.
@@ -434,7 +435,7 @@ def wgan_gp(
         >>> gan.sample(5).shape
         torch.Size([5, 2])
     """
-    penalty = m.GradientPenalty(weight, one_sided=one_sided)
+    penalty = m.GradientPenalty(10.0 if weight is None else weight, one_sided=one_sided)
     return _generate(x, m.WassersteinDual(critic, penalty=penalty, steps=steps, **options))
 
 

@@ -23,10 +23,23 @@ from ppgen.flows.composition import whitened
 from ppgen.models.checks import check_event_shape, check_labels, check_levels, check_support, one_hot
 from ppgen.nets import defaults_for, eval_mode
 
-__all__ = ["ACTIVATIONS", "AFFINE", "FlowModel"]
+__all__ = ["AFFINE", "FlowModel", "default_activation"]
 
 AFFINE = ("maf", "iaf", "realnvp")  # flows of affine maps whose scale depends on the row
-ACTIVATIONS = {"nsf": "relu"}  # the activation where kinks help: splines of sharp edges, see docs/defaults.md
+
+
+def default_activation(flow: str, event_shape: Sequence[int]) -> str | None:
+    """The activation of a flow's networks if none is given; None for that of the flow itself.
+
+    Kinks help splines to draw sharp edges in the plane, and cost nats in more columns, see docs/defaults.md.
+
+    Args:
+        flow: a row of `ppgen.flows.FLOWS` or `ppgen.flows.IMAGE_FLOWS`.
+        event_shape: the shape of a row.
+    """
+    if flow != "nsf":
+        return None
+    return "relu" if math.prod(event_shape) <= 2 else "silu"
 
 
 class FlowModel(nn.Module):
@@ -40,7 +53,7 @@ class FlowModel(nn.Module):
         layers: the number of layers; None for the default of the flow.
         hidden: hidden widths of its networks (channels, of a flow of images); None for those of
             `ppgen.nets.defaults_for`.
-        activation: that of its networks, of a flow that has this option; None for that of `ACTIVATIONS`.
+        activation: that of its networks, of a flow that has this option; None for that of `default_activation`.
         scales: the number of scales of a flow of images; None for its default.
         full_resolution: whether a flow of images has couplings at the scale of the image; None for its default.
         levels: K, of data that are integers 0 .. K - 1; None for real numbers.
@@ -96,7 +109,7 @@ class FlowModel(nn.Module):
             flow,
             self.event_shape if flow in IMAGE_FLOWS else math.prod(self.event_shape),
             hidden=defaults_for("flow", self.event_shape).hidden or () if hidden is None else hidden,
-            activation=activation or ACTIVATIONS.get(flow),
+            activation=activation or default_activation(flow, self.event_shape),
             layers=layers,
             context_dim=num_classes or 0,
             table=ChainMap(FLOWS, IMAGE_FLOWS),

@@ -30,6 +30,7 @@ class Kind:
         min_batch: the least rows of a batch, if there are as many.
         wide_dropout: the probability of dropout for tables with many columns, whose networks are then as narrow as for
             few rows; None for no difference.
+        penalty: the weight of a critic's penalty (|gradient| - 1)^2, for tables and for images; None for other kinds.
     """
 
     lr: float = 1e-3
@@ -39,6 +40,7 @@ class Kind:
     widths: tuple[tuple[int, ...], ...] = ((64, 64), (128, 128), (256, 256))
     min_batch: int = 32
     wide_dropout: float | None = None
+    penalty: tuple[float, float] | None = None
 
 
 # Adversarial training rotates around its equilibrium, and a long memory of gradients amplifies that (Gidel et al. 2019,
@@ -59,7 +61,14 @@ KINDS: dict[str, Kind] = {
     ),
     # A gradient penalty is on each row alone, which batch normalization would make depend on others (Gulrajani et al.
     # 2017, https://arxiv.org/abs/1704.00028, section 4); a bound by spectral norms would be undone by any norm.
-    "critic": Kind(image_lr=ADVERSARIAL_IMAGE_LR, betas=ADVERSARIAL_BETAS, widths=ADVERSARIAL_WIDTHS, min_batch=128),
+    # In the units of a table, the weight of that paper smooths away what is finer than a standard deviation.
+    "critic": Kind(
+        image_lr=ADVERSARIAL_IMAGE_LR,
+        betas=ADVERSARIAL_BETAS,
+        widths=ADVERSARIAL_WIDTHS,
+        min_batch=128,
+        penalty=(0.1, 10.0),
+    ),
     # Channels with the same mean and variance in both domains are a first alignment.
     # Dropout keeps a classifier from relying on single words.
     "classifier": Kind(image_norm="domain", wide_dropout=0.5),
@@ -80,6 +89,7 @@ class Defaults:
         betas: the decay rates of its moments.
         batch_size: the rows of a batch.
         dropout: the probability of dropout.
+        penalty: the weight of a critic's penalty (|gradient| - 1)^2; None for what is no critic.
     """
 
     network: str
@@ -89,6 +99,7 @@ class Defaults:
     betas: tuple[float, float]
     batch_size: int
     dropout: float = 0.0
+    penalty: float | None = None
 
 
 def defaults_for(
@@ -130,6 +141,7 @@ def defaults_for(
         betas=row.betas,
         batch_size=_batch_size(row, rows),
         dropout=(row.wide_dropout or 0.0) if network == "dense" and _is_wide(row, shape) else 0.0,
+        penalty=None if row.penalty is None else row.penalty[len(shape) == 3],
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ppgen.flows.multiscale import couples_at_full_resolution
 from ppgen.flows.registry import IMAGE_FLOWS
-from ppgen.models.flow import ACTIVATIONS, AFFINE
+from ppgen.models.flow import AFFINE, default_activation
 from ppgen.nets import Defaults, defaults_for
 from ppgen.nets.defaults import earlier_widths
 from ppgen.runs.methods import Method
@@ -48,12 +48,14 @@ def with_defaults(
     found = {key: value(chosen) for key, value in OF_NETWORK.items() if event_shape or not key[0]}
     if "flow" in config.get("model", {}):
         found["model", "whiten"] = config["model"]["flow"] not in AFFINE
-        found["model", "activation"] = ACTIVATIONS.get(config["model"]["flow"])
+        found["model", "activation"] = default_activation(config["model"]["flow"], shape)
     if _is_image_flow(config) and len(shape) == 3:
         found["model", "full_resolution"] = couples_at_full_resolution(shape, config["model"].get("scales"))
     if method.critic is not None:
         critic = defaults_for("critic", *((shape, rows) if method.critic == "data" else ((1,),)))
         found["loss", "hidden"], found["loss", "lr"] = critic.hidden, critic.lr
+        if method.penalized:
+            found["loss", "weight"] = critic.penalty
     if method.weight_by_elements:
         found["loss", "weight"] = float(max(LEAST_WEIGHT, math.prod(shape)))
     return _filled(config, found)
@@ -75,7 +77,7 @@ def with_earlier_defaults(config: Mapping[str, Any], method: Method, event_shape
         ("model", "whiten"): False,
         ("model", "dropout"): 0.0,
     }
-    if config["model"].get("flow") in ACTIVATIONS:
+    if config["model"].get("flow") == "nsf":
         found["model", "activation"] = "silu"
     if _is_image_flow(config):
         found["model", "full_resolution"] = True

@@ -30,6 +30,7 @@ class Method:
             and features; None without a critic, or for one that chooses its widths.
         weight_by_elements: Whether the weight of its loss is by default the number of elements of an event: it is that
             of a match of codes, against a log density that is a sum over these elements.
+        penalized: Whether the weight of its loss is that of a penalty (|gradient| - 1)^2 of its critic.
         kind: The class of its runs, as ``"module:name"``: a subclass of `ppgen.runs.run.Run`.
     """
 
@@ -41,6 +42,7 @@ class Method:
     network: str = "autoencoder"
     critic: Literal["data", "vectors"] | None = None
     weight_by_elements: bool = False
+    penalized: bool = False
     kind: str = "ppgen.runs.data_run:DataRun"
 
     def model_class(self) -> Callable[..., Any]:
@@ -140,8 +142,12 @@ METHODS: dict[str, Method] = {
     "r3_gan": _gan(
         "ppgen.losses.recipes:r3_gan", "an R3GAN: a relativistic loss, and gradient penalties on data and on samples"
     ),
-    "wgan": _gan("ppgen.losses.recipes:wgan_gp", "a Wasserstein GAN with gradient penalty (the same as wgan_gp)"),
-    "wgan_gp": _gan("ppgen.losses.recipes:wgan_gp", "a Wasserstein GAN with gradient penalty"),
+    "wgan": _gan(
+        "ppgen.losses.recipes:wgan_gp",
+        "a Wasserstein GAN with gradient penalty (the same as wgan_gp)",
+        penalized=True,
+    ),
+    "wgan_gp": _gan("ppgen.losses.recipes:wgan_gp", "a Wasserstein GAN with gradient penalty", penalized=True),
     "wgan_clip": _gan("ppgen.losses.recipes:wgan_clip", "a Wasserstein GAN with weight clipping"),
     "progan": _generator(
         "ppgen.losses.recipes:progan", "a progressively grown GAN of images, with WGAN-GP", defaults=PROGRESSIVE

@@ -6,7 +6,6 @@ import yaml
 
 import ppgen
 from ppgen import nets
-from ppgen.models.flow import ACTIVATIONS
 from ppgen.nets import defaults_for
 from ppgen.runs.cli import main
 from ppgen.runs.defaults import with_defaults, with_earlier_defaults
@@ -100,7 +99,9 @@ def test_a_configuration_of_an_earlier_version_describes_the_networks_of_its_tim
 
 def test_a_spline_flow_of_an_earlier_version_has_the_activation_of_its_time():
     config = config_of("nsf", model={"activation": None})
-    assert with_defaults(config, METHODS["nsf"], (5,), 400)["model"]["activation"] == "relu"
+    assert with_defaults(config, METHODS["nsf"], (2,), 400)["model"]["activation"] == "relu"
+    assert with_defaults(config, METHODS["nsf"], (5,), 400)["model"]["activation"] == "silu"
+    assert with_earlier_defaults(config, METHODS["nsf"], (2,))["model"]["activation"] == "silu"
     assert with_earlier_defaults(config, METHODS["nsf"], (5,))["model"]["activation"] == "silu"
     assert with_earlier_defaults(config_of("maf"), METHODS["maf"], (5,))["model"]["activation"] is None
 
@@ -110,6 +111,16 @@ def test_a_flow_of_images_of_an_earlier_version_has_couplings_at_full_resolution
     assert with_defaults(config, METHODS["glow"], shape, 400)["model"]["full_resolution"] is False
     assert with_earlier_defaults(config, METHODS["glow"], shape)["model"]["full_resolution"] is True
     assert with_defaults(config_of("nsf"), METHODS["nsf"], (5,), 400)["model"]["full_resolution"] is None
+
+
+def test_the_penalty_of_a_wasserstein_critic_is_that_of_the_paper_for_images_and_small_for_tables():
+    for name in ("wgan", "wgan_gp"):
+        weights = [
+            with_defaults(config_of(name), METHODS[name], shape, 400)["loss"]["weight"] for shape in (IMAGES, (2,))
+        ]
+        assert weights == [10.0, 0.1]
+    given = config_of("wgan_gp", loss={"weight": 3.0})
+    assert with_defaults(given, METHODS["wgan_gp"], (2,), 400)["loss"]["weight"] == 3.0
 
 
 def test_a_run_folder_of_an_earlier_version_loads(tmp_path):
@@ -136,5 +147,5 @@ def test_a_run_stores_its_values_and_does_not_depend_on_later_defaults(tmp_path,
     x = ppgen.load(out).sample(3, seed=1)
     for kind in nets.KINDS:
         monkeypatch.setitem(nets.KINDS, kind, nets.defaults.Kind(widths=((5,),) * 3))
-    monkeypatch.setitem(ACTIVATIONS, "nsf", "tanh")
+    monkeypatch.setattr("ppgen.models.flow.default_activation", lambda *_: "tanh")
     torch.testing.assert_close(ppgen.load(out).sample(3, seed=1), x)
