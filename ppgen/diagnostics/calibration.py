@@ -37,6 +37,7 @@ __all__ = ["Calibration", "ECDFBand", "Ranks", "calibrate", "sbc", "sbc_of", "ta
 
 Array: TypeAlias = np.ndarray | Tensor
 NULL_PATHS = 2000  # simulated with uniform ranks
+SMALLEST_P = 1 / (1 + NULL_PATHS)  # of a single test
 MAX_POINTS = 100  # of a path
 
 

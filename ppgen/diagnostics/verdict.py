@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ppgen.diagnostics.arviz import to_arviz
+from ppgen.diagnostics.calibration import SMALLEST_P
 from ppgen.diagnostics.chain_groups import draws_at_a_time
 from ppgen.diagnostics.checks import CHECKS
 from ppgen.diagnostics.checks.check import BAD, GOOD, RICHER, UNKNOWN, WEIGHTED, Check, Finding, worst_level
@@ -119,11 +120,13 @@ def diagnose(
 
 def _calibration_verdict(simulator: Simulator, fit: Fitted, seed: int) -> Verdict:
     """The verdict about a posterior of a simulator: whether its draws are calibrated on new simulations."""
-    p_value = calibrate_ensemble(simulator, fit, seed=seed).p_value
-    statistics = {"calibration_p": p_value}
-    if p_value > CALIBRATION_LEVEL:
+    calibration = calibrate_ensemble(simulator, fit, seed=seed)
+    statistics = {"calibration_p": calibration.p_value}
+    tests = len(calibration.ranks.names) + len(calibration.distances.names)
+    level = max(CALIBRATION_LEVEL, tests * SMALLEST_P)  # below the latter no p-value of so many tests can fall
+    if calibration.p_value > level * (1 + 1e-9):
         return Verdict(GOOD, statistics)
-    reason = f"below {CALIBRATION_LEVEL}: ranks of true latents among draws are not uniform over the prior"
+    reason = f"at most {level:.2g}: ranks of true latents among draws are not uniform over the prior"
     return Verdict(BAD, statistics, {"calibration_p": reason}, ("more simulations",))
 
 

@@ -1,11 +1,13 @@
 """``fit(simulator, "auto", ...)``: one call for neural posterior estimation."""
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
 import ppgen
+from ppgen.diagnostics import calibrate, verdict
 
 
 def model(x=None):
@@ -22,9 +24,9 @@ def quick(data=None, **options):
 
 def test_the_guide_starts_where_the_table_is():
     """Latents are standardized by the table: a flow begins at its moments on the real line, whatever the units."""
-    fit = quick(simulations=2000, steps=1)
+    fit = quick(simulations=500, steps=1, restarts=1)
     torch.manual_seed(0)
-    draws = fit.guide(torch.zeros(4000))
+    draws = fit.guide(torch.zeros(500))
     assert abs(draws["z"].mean() - 100) < 10
     assert 15 < draws["z"].std() < 45
     assert ((draws["w"] > 0) & (draws["w"] < 1)).all()
@@ -49,6 +51,7 @@ def test_failed_simulations_are_named_and_left_out_on_request():
     assert (fit.history["loss"] == quick(kept).history["loss"]).all()
 
 
+@pytest.mark.slow
 def test_draws_and_verdict():
     fit = quick(simulations=200)
     idata = fit.to_arviz(torch.tensor([90.0]), draws=30)
@@ -56,6 +59,15 @@ def test_draws_and_verdict():
     verdict = fit.diagnose(torch.tensor([90.0]))
     assert verdict.level == "not to be trusted"  # after three steps draws are those of the prior
     assert verdict.statistics["calibration_p"] < 0.01
+
+
+@pytest.mark.parametrize(("shift", "level"), [(0.0, "good"), (1.0, "not to be trusted")])
+def test_the_verdict_can_fail_with_many_latents(monkeypatch, shift, level):
+    """Forty components, of which the p-value by Bonferroni is at least 41 / 2001; the level is that, .02, then."""
+    rng = np.random.default_rng(0)
+    found = calibrate(rng.normal(size=(200, 40)) + shift, rng.normal(size=(200, 19, 40)))
+    monkeypatch.setattr(verdict, "calibrate_ensemble", lambda *args, **kwargs: found)
+    assert quick(simulations=60, steps=1).diagnose().level == level
 
 
 def test_a_stored_fit_is_loaded_with_the_simulator_alone(tmp_path):
