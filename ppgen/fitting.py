@@ -19,8 +19,9 @@ from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.losses.wake_sleep import Sleep
 from ppgen.models.simulator import Simulator
 from ppgen.posterior.auto import find_posterior
+from ppgen.posterior.group_guide import GroupGuide
 from ppgen.posterior.guides import rebuild
-from ppgen.posterior.many_rows import on_row_subset
+from ppgen.posterior.many_rows import on_row_subset, rebuilt_groups
 from ppgen.tracing.double_precision import DoublePrecision
 from ppgen.tracing.sites import Program
 from ppgen.training.callbacks import TrainingStep
@@ -89,7 +90,7 @@ class Fit(Fitted):
 
         options: dict[str, Any] = {"draws": draws, "predictive": predictive, "resampled": resampled}
         options |= {"integrate": integrate, "dims": dims, "coords": coords, "chunk": chunk, "seed": seed}
-        fit, tensors = on_row_subset(self, self.tensors(data))
+        fit, tensors = on_row_subset(self, self.tensors(data), groups=False)
         return to_arviz(fit, *tensors, **options)
 
     @classmethod
@@ -153,7 +154,10 @@ class Fit(Fitted):
         if "guide" not in self.metadata:
             raise LookupError(f'{path}: this fit has a guide of its own, not "auto": give that guide to load')
         with self.scope.open():
-            self.model, self.guide, loss = rebuild(self.model, self.metadata["guide"], self.example)
+            if "plate" in self.metadata.get("rows", {}):
+                self.model, self.guide, loss = rebuilt_groups(self.model, self.metadata, self.example)
+            else:
+                self.model, self.guide, loss = rebuild(self.model, self.metadata["guide"], self.example)
         self.loss = loss if self.loss is None else self.loss
 
     def predict(
@@ -419,8 +423,12 @@ def fit(
     show that the best of these is not good enough. It works in double precision, on all data, until it has converged
     (`ppgen.posterior.auto`). It accepts no loss, optimizer, batches or length, but a `budget` in seconds: when it is
     over, the best that was found is the result, and a warning says what was left out. ``Fit.metadata["evaluations"]``
-    counts the values and gradients of log p. ``fit.diagnose(...)`` says whether the result can be trusted. With
-    ``otherwise="sample"`` it is asked at once, and where it says no, the result has draws of a sampler (`Fit.refine`).
+    counts the values and gradients of log p. More than 10,000 rows that are independent given the latents are stood for
+    by a subset with control variates, and of 500 latents or more those of groups are integrated out, a plate of which
+    has rows that are independent given the other latents; ``Fit.metadata["rows"]`` has the size of the subset and the
+    error of log p, in nats, which the verdict judges. ``fit.diagnose(...)`` says whether the result can be trusted.
+    With ``otherwise="sample"`` it is asked at once, and where it says no, the result has draws of a sampler
+    (`Fit.refine`), except where latents of groups were integrated out.
 
     **Simulators.** ``fit(simulator, "auto", table)`` of a `Simulator` and a table of its draws, or of `simulations` new
     ones, is neural posterior estimation with defaults (`ppgen.training.simulations`): a flow over the latents of a row
@@ -536,7 +544,7 @@ def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions, o
         share = budget.part(SEARCH_SHARE) if otherwise else budget
         with ParameterScope().open():
             fitted = find_posterior(model, tensors, restarts=restarts, seed=options.seed, budget=share)
-        if otherwise:
+        if otherwise and not isinstance(fitted.guide, GroupGuide):  # of which there is no sampler
             fitted = _sample_if_refused(fitted, tensors, options.seed, budget)
     fitted.scope.publish()
     return Fit(**vars(fitted))
@@ -549,7 +557,8 @@ def _sample_if_refused(fitted: Fitted, data: tuple[Tensor, ...], seed: int, budg
 
     budget.show("the verdict")
     try:
-        if diagnose(fitted, *data, seed=seed).level != BAD:
+        judged, rows = on_row_subset(fitted, data)
+        if diagnose(judged, *rows, seed=seed).level != BAD:
             return fitted
         return refine(fitted, *data, seed=seed, budget=budget)
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from ppgen.flows import Flow
 from ppgen.infer import AutoFlow, AutoMixture
 from ppgen.infer.parameters import ProgramState, snapshot
 from ppgen.posterior.gaussians import GaussianBatch
+from ppgen.posterior.group_guide import GroupGuide
 from ppgen.posterior.guides import AutoPrograms, build_guide, describe_guide, initialized, loss_of, programs_of
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.many_rows import on_row_subset
@@ -64,13 +65,19 @@ def refine(
 
     Raises:
         ValueError: for fewer than two chains, or than 800 draws in all; if the program has no density on the real line,
-            or parameters; if the guide gives a latent a single value.
+            or parameters; if the guide gives a latent a single value;
+            if latents of groups were integrated out.
         FloatingPointError: if no draw around the guide has a density.
     """
     if chains < 2 or chains * draws < LEAST_DRAWS:
         raise ValueError(
             f"refine: expected at least 2 chains and {LEAST_DRAWS} draws in all, of which {ENOUGH_ESS:.0f} have to be "
             f"independent, got {chains} chains of {draws}"
+        )
+    if isinstance(fit.guide, GroupGuide):
+        raise ValueError(
+            "refine: latents of groups were integrated out in this fit, and a sampler of them is not there: use its "
+            "draws with their weights, posterior_resampled"
         )
     budget = Budget() if budget is None else budget
     start = budget.clock()

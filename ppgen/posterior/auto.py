@@ -13,7 +13,8 @@ and on the real line. The result is the fit of highest ELBO, with a guide of Pyr
 
 Of many rows a random subset serves, with control variates from a few passes over all rows (`ManyRows`): modes are found
 on the subset and moved to those of all rows; at the end the error of the subset is measured at draws of the posterior,
-and a larger one is taken if it is large.
+and a larger one is taken if it is large. Of many latents, those of groups that are independent given the others are
+integrated out first (`ppgen.posterior.marginal`).
 """
 
 import math
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.posterior.candidates import Candidate, CandidateBuilder
+from ppgen.posterior.candidates import COSTLY_DRAWS, Candidate, CandidateBuilder
 from ppgen.posterior.directions import Directions
 from ppgen.posterior.gaussian_vi import FittedGaussians, fit_gaussians
 from ppgen.posterior.gaussians import GaussianBatch
@@ -79,14 +80,14 @@ def find_posterior(
     budget = budget or Budget()
     budget.show("starting points")
     whole, generator = UnconstrainedLogDensity(Directions(model), data), torch.Generator().manual_seed(seed)
-    if whole.dim > MAX_DIM:
+    many = ManyRows.of(whole, generator, budget)
+    target = whole if many is None else many.scaled
+    if target.dim > MAX_DIM:
         raise ValueError(
             f'guide="auto" needs the full covariance of all latents, of dimension {MAX_DIM} at most; the latents of '
             f"this program have dimension {whole.dim}. Give a guide, such as AutoLowRankMultivariateNormal(model) or "
             "AutoNormal(model), or an amortized guide if most latents are local to a datum"
         )
-    many = ManyRows.of(whole, generator, budget)
-    target = whole if many is None else many.scaled
     starts = initial_points(target, restarts, generator)
     if not budget.left:
         raise ValueError(
@@ -96,18 +97,20 @@ def find_posterior(
     modes = _find_modes_with_retry(target, starts, generator, budget.part(MODES_SHARE))
     if distinct := _distinct_modes(modes, modes.elbo.numpy(), HOPELESS_NATS):
         modes = modes.select(torch.tensor(distinct))
-    builder = CandidateBuilder(whole, starts, seed, began)
     if many is None:
+        builder = CandidateBuilder(whole, starts, seed, began)
         best = _best_fit(builder, modes, generator, budget)
     else:
         many.anchor(modes, budget)
+        builder = CandidateBuilder(many.program, starts, seed, began)
+        if many.integrates:
+            builder.draws = COSTLY_DRAWS
         while True:
             builder.target = many.estimate
-            best = _best_fit(builder, many.modes(generator), generator, budget)
+            best = _best_fit(builder, many.modes(generator), generator, budget, costly=many.integrates)
             if many.serves(best.u, generator, budget):
                 break
-        best.fit.row_subset = many.subset
-        best.fit.metadata["rows"] = many.description
+        many.finish(best.fit)
     if not best.is_good and not budget.left:
         description, reason = best.fit.metadata["auto"], best.fit.chains[best.fit.best].stop_reason
         warn_user(
@@ -120,9 +123,22 @@ def find_posterior(
 
 
 def _best_fit(
-    builder: CandidateBuilder, modes: LocalGaussians, generator: torch.Generator, budget: Budget
+    builder: CandidateBuilder,
+    modes: LocalGaussians,
+    generator: torch.Generator,
+    budget: Budget,
+    *,
+    costly: bool = False,
 ) -> Candidate:
-    """The candidate of highest ELBO, of those that the search makes until one is good."""
+    """The candidate of highest ELBO, of those that the search makes until one is good.
+
+    Args:
+        builder: makes the candidates.
+        modes: Gaussians at the modes.
+        generator: source of random numbers.
+        budget: the time.
+        costly: whether log p takes so long that only weights of draws are used, and no steps of a fit.
+    """
     target = builder.target
     gaussians = FittedGaussians.without_steps(modes, modes.elbo)
     best, chain = _weigh(builder, gaussians, generator, budget)
@@ -130,6 +146,8 @@ def _best_fit(
         moved = modes.moved_to(best.u, torch.as_tensor(best.weights.log_smoothed[:, 0]).exp())
         gaussians = FittedGaussians.without_steps(moved, torch.tensor([best.elbo]))
         best, chain = _weigh(builder, gaussians, generator, budget)
+    if costly:
+        return best
     if not best.is_good and budget.left:
         gaussians = fit_gaussians(target, modes, generator, budget=budget.part(GAUSSIANS_SHARE))
         best, chain = _weigh(builder, gaussians, generator, budget)

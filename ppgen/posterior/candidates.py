@@ -30,9 +30,10 @@ from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.training.result import Chain, Fitted
 from ppgen.utils.budget import Budget
 
-__all__ = ["Candidate", "CandidateBuilder"]
+__all__ = ["COSTLY_DRAWS", "Candidate", "CandidateBuilder"]
 
 DRAWS, LEAST_DRAWS = 4000, 100  # for the importance weights of each candidate; if time is short
+COSTLY_DRAWS = 1000  # the same where log p takes long
 WEIGHING_SHARE = 0.3  # of the time that is left
 
 
@@ -87,11 +88,12 @@ class CandidateBuilder:
 
     Attributes:
         target: log p, or an estimate from some of the rows, by which candidates are weighed.
+        draws: the number of draws for the weights of each candidate.
     """
 
     def __init__(self, whole: UnconstrainedLogDensity, starts: Tensor, seed: int, began: float) -> None:
         self.whole = self.target = whole
-        self.seed, self.began, self.num_starts = seed, began, len(starts)
+        self.seed, self.began, self.num_starts, self.draws = seed, began, len(starts), DRAWS
         self.init_loc_fn = init_to_value(values=whole.constrain(starts[0]))  # an improper prior has no draws
         self.model, self.continuous_model = programs_of(whole.model, whole.discrete)
 
@@ -106,7 +108,7 @@ class CandidateBuilder:
         Returns:
             the candidate; estimates of log p(x) by the importance weights of each chain, (n,), in nats.
         """
-        noise = torch.randn(len(q.center), DRAWS, self.target.dim, generator=generator, dtype=q.center.dtype)
+        noise = torch.randn(len(q.center), self.draws, self.target.dim, generator=generator, dtype=q.center.dtype)
         u = q.rsample(noise)
         log_p = self._log_prob(u, budget)
         u, noise = u[:, : log_p.shape[1]], noise[:, : log_p.shape[1]]
@@ -147,9 +149,9 @@ class CandidateBuilder:
             with torch.no_grad():
                 guide.logits.copy_(logits)
             distribution, tensors = guide.get_posterior(), self._tensors(guide)
-        noise = torch.randn(len(chains), DRAWS, self.target.dim, generator=generator, dtype=q.center.dtype)
-        component = torch.multinomial(logits.softmax(0), DRAWS, replacement=True, generator=generator)
-        u = components.rsample(noise)[component, torch.arange(DRAWS)]
+        noise = torch.randn(len(chains), self.draws, self.target.dim, generator=generator, dtype=q.center.dtype)
+        component = torch.multinomial(logits.softmax(0), self.draws, replacement=True, generator=generator)
+        u = components.rsample(noise)[component, torch.arange(self.draws)]
         log_p = self._log_prob(u[None], budget)[0]
         u = u[: len(log_p)]
         log_weights = (log_p - distribution.log_prob(u).detach())[:, None].numpy()
@@ -166,7 +168,9 @@ class CandidateBuilder:
             root: (dim, dim).
             budget: the time.
         """
-        flow, u, log_weights, weights = fit_flow(self.target, center, root, draws=DRAWS, seed=self.seed, budget=budget)
+        flow, u, log_weights, weights = fit_flow(
+            self.target, center, root, draws=self.draws, seed=self.seed, budget=budget
+        )
         guide = build_guide(self.continuous_model, self.init_loc_fn, "flow", flow=flow.flow)
         with initialized(self.model, guide, self.whole.args):
             _set_gaussian(guide, center, root)

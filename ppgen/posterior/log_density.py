@@ -58,6 +58,7 @@ class UnconstrainedLogDensity:
         model: a Pyro program whose latents are continuous, or discrete and enumerable.
         args: its arguments.
         jacobian_weight: the weight of log |det dT / du|, for a program whose sites are weighted.
+        like: a density of the same program on other data, which is evaluated in the same way.
 
     Attributes:
         dim: the dimension of u.
@@ -72,7 +73,14 @@ class UnconstrainedLogDensity:
             cannot be mapped to the real line.
     """
 
-    def __init__(self, model: Program, args: tuple = (), *, jacobian_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: Program,
+        args: tuple = (),
+        *,
+        jacobian_weight: float = 1.0,
+        like: "UnconstrainedLogDensity | None" = None,
+    ) -> None:
         self.model, self._jacobian_weight = model, jacobian_weight
         self.args = tuple(_to_double(part) for part in args)
         with double_precision(), validation(False), torch.no_grad():
@@ -101,10 +109,13 @@ class UnconstrainedLogDensity:
         self.value_shapes = {name: site["value"].shape for name, site in latent.items()}
         self.dim = sum(shape.numel() for shape in self.shapes.values())
         self.vectorized, self._unshare_tensors = True, False
+        if like is not None:
+            self.vectorized, self._unshare_tensors = like.vectorized, like._unshare_tensors
         self.evaluations = {"values": 0, "gradients": 0}
         _check_observations(trace)
         _check_plates(trace)
-        self._choose_evaluation()
+        if like is None:
+            self._choose_evaluation()
 
     @property
     def labels(self) -> list[str]:
@@ -121,6 +132,13 @@ class UnconstrainedLogDensity:
         parts = flat.split([shape.numel() for shape in self.value_shapes.values()], -1)
         shapes = self.value_shapes.items()
         return {k: part.reshape((*u.shape[:-1], *shape)) for (k, shape), part in zip(shapes, parts, strict=True)}
+
+    def supports(self, u: Tensor) -> dict[str, Any]:
+        """The supports of the latents at a point (dim,), by name."""
+        point = self._point(u)
+        with self._tensors(u), double_precision(), validation(False), pyro.poutine.block():
+            self._joint.run(point)
+        return point.supports
 
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """The points (n, dim) of latents z, by name: (n, *shape)."""
@@ -158,6 +176,23 @@ class UnconstrainedLogDensity:
     def batched_grad_and_value(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients (n, dim) and the values (n,) of log p at points (n, dim), in recordable operations."""
         return _isolated(vmap(grad_and_value(self._log_prob_of_one), randomness="different"))(u)
+
+    def terms(self, u: Tensor) -> Tensor:
+        """The terms whose sum is log p at a point (dim,), in one vector: densities of all sites and log Jacobians.
+
+        Args:
+            u: the point.
+        """
+
+        def parts(u: Tensor) -> Tensor:
+            point = self._point(u)
+            with self._tensors(u):
+                trace = self._joint.run(point)
+                trace.compute_log_prob()
+            densities = [site["log_prob"] for site in sample_sites(trace).values() if not is_deterministic(site)]
+            return torch.cat([torch.as_tensor(part).reshape(-1) for part in (*densities, *point.log_dets.values())])
+
+        return _isolated(parts)(u)
 
     @contextmanager
     def on(self, args: tuple) -> Iterator[None]:
@@ -308,16 +343,24 @@ class _Constrained:
 
     Attributes:
         values: the values so far.
-        log_det: the sum of log |det| of their transforms.
+        log_dets: log |det| of their transforms, by name.
+        supports: their supports.
     """
 
     def __init__(self, parts: dict[str, Tensor], shapes: dict[str, torch.Size]) -> None:
         self.parts, self.shapes = parts, shapes
         self.values: dict[str, Tensor] = {}
-        self.log_det: Tensor | float = 0.0
+        self.log_dets: dict[str, Tensor] = {}
+        self.supports: dict[str, Any] = {}
+
+    @property
+    def log_det(self) -> Tensor:
+        """The sum of log |det| of all transforms."""
+        return torch.stack([part.sum() for part in self.log_dets.values()]).sum()
 
     def __call__(self, site: Site) -> Tensor:
         name = site["name"]
+        self.supports[name] = site["fn"].support
         transform = biject_to(site["fn"].support)
         value = transform(self.parts[name])
         if value.shape != self.shapes[name]:
@@ -325,7 +368,7 @@ class _Constrained:
                 f"the support of the latent {name!r} depends on a discrete latent, which is summed out: give {name!r} "
                 "a support that does not, for example by scaling a latent on (0, 1)"
             )
-        self.log_det = self.log_det + transform.log_abs_det_jacobian(self.parts[name], value).sum()
+        self.log_dets[name] = transform.log_abs_det_jacobian(self.parts[name], value)
         self.values[name] = value
         return value
 

@@ -1,6 +1,7 @@
-"""``guide="auto"`` on many rows: a subset of them with control variates, as large as its measured error asks for."""
+"""``guide="auto"`` on many rows or groups: a subset with control variates, as large as its measured error asks for."""
 
 import dataclasses
+import math
 from typing import Any, TypeVar
 
 import torch
@@ -8,60 +9,61 @@ from pyro.infer import config_enumerate
 from torch import Tensor
 
 from ppgen.infer.autoguide.stored_draws import AutoDraws
+from ppgen.posterior.control_variate import anchored
+from ppgen.posterior.directions import Directions
 from ppgen.posterior.gaussians import GaussianBatch
+from ppgen.posterior.group_chunks import GroupChunks, split_by_groups
+from ppgen.posterior.group_guide import GroupGuide
+from ppgen.posterior.guides import programs_of, rebuild
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.newton import ELBO_DRAWS, LocalGaussians, local_elbo
 from ppgen.posterior.row_chunks import RowChunks, split_by_rows
-from ppgen.posterior.row_subset import RowSubset, anchored
 from ppgen.tracing.double_precision import DoublePrecision
+from ppgen.tracing.sites import Program
 from ppgen.training.result import Fitted
 from ppgen.utils.budget import Budget
 from ppgen.utils.user_warnings import warn_user
 
-__all__ = ["MAX_ROW_ERROR", "ManyRows", "on_row_subset"]
+__all__ = ["MAX_ROW_ERROR", "ManyRows", "on_row_subset", "rebuilt_groups"]
 
-ROWS = 5000  # of the first subset; of twice as many rows or less, all are used
+MANY_LATENTS = 500  # from which latents of groups are integrated out
 GROWTH = 4  # of a subset whose error is too large
 MAX_ROW_ERROR = 0.1  # nats, standard deviation of an estimate of log p over draws of the posterior
-CHECKED = 64  # draws at which that is measured
 
 F = TypeVar("F", bound=Fitted)
 
 
 class ManyRows:
-    """Estimates of log p from subsets of rows.
+    """Estimates of log p from subsets of rows, or of groups whose latents are integrated out.
 
     Args:
-        chunks: all rows.
+        chunks: all rows or groups.
         generator: the source of random numbers.
 
     Attributes:
-        scaled: the log density of the subset alone, scaled to all rows, in which modes are looked for.
+        scaled: the log density of a subset, scaled to all, in which modes are looked for.
         subset: the program on the subset, with control variates, after `anchor`.
         estimate: its log density.
         error: the standard deviation of the estimate, in nats, after `serves`.
     """
 
-    def __init__(self, chunks: RowChunks, generator: torch.Generator) -> None:
+    def __init__(self, chunks: GroupChunks | RowChunks, generator: torch.Generator) -> None:
         self.chunks, self.error = chunks, float("nan")
         self._order = torch.randperm(chunks.size, generator=generator)
-        self.take(ROWS)
+        self.take(chunks.searched)
 
     @classmethod
     def of(cls, whole: UnconstrainedLogDensity, generator: torch.Generator, budget: Budget) -> "ManyRows | None":
-        """Many rows of a program; None if there are few, or they are not independent given the latents.
+        """Many groups or rows of a program; None if there are few, or they are not independent given other latents.
 
         Args:
             whole: its log density.
             generator: the source of random numbers.
             budget: shows what is being done.
         """
-        lengths = [len(part) for part in whole.args if isinstance(part, Tensor) and part.dim()]
-        if max(lengths, default=0) <= 2 * ROWS:
-            return None
-        budget.show("splitting log p by rows")
-        chunks = split_by_rows(whole)
-        return None if chunks is None else cls(chunks, generator)
+        budget.show("splitting log p")
+        chunks = split_by_groups(whole) if whole.dim >= MANY_LATENTS else split_by_rows(whole)
+        return None if chunks is None or chunks.size <= chunks.searched else cls(chunks, generator)
 
     def anchor(self, modes: GaussianBatch, budget: Budget) -> None:
         """Moves modes of the subset to those of all rows, which are the control variates.
@@ -70,7 +72,9 @@ class ManyRows:
             modes: Gaussians at the modes of `scaled`.
             budget: the time.
         """
-        self._all_rows = anchored(self.chunks, modes, budget)
+        self.chunks.begin_at(modes.center[0])
+        self._at = anchored(self.chunks, modes, budget)
+        self.take(self.chunks.first)
         self._estimate()
 
     def modes(self, generator: torch.Generator) -> LocalGaussians:
@@ -79,7 +83,7 @@ class ManyRows:
         Args:
             generator: the source of random numbers.
         """
-        at = self._all_rows.modes
+        at = self._at.modes
         noise = torch.randn(ELBO_DRAWS // 2, at.center.shape[-1], generator=generator, dtype=at.center.dtype)
         elbo = local_elbo(self.estimate, at, torch.cat([noise, -noise]))
         return LocalGaussians(at.center, at.root, elbo, 0)
@@ -92,23 +96,51 @@ class ManyRows:
             generator: the source of random numbers.
             budget: the time.
         """
-        u = u[torch.randperm(len(u), generator=generator)[:CHECKED]]
-        difference = self.chunks.log_prob(
-            u, budget.part(1.0, "error of the subset of rows").show
-        ) - self.estimate.log_prob(u)
+        u = u[torch.randperm(len(u), generator=generator)[: self.chunks.checked]]
+        exact = self.chunks.log_prob(u, budget.part(1.0, f"error of the subset of {self.chunks.unit}").show)
+        difference = exact - self.estimate.log_prob(u)
         difference = difference[difference.isfinite()]
         self.error = float(difference.std()) if len(difference) > 1 else float("inf")
-        if self.error <= MAX_ROW_ERROR:
-            return True
-        if not budget.left or GROWTH * self.rows > self.chunks.size // 2:
+        if self.error > MAX_ROW_ERROR and budget.left and GROWTH * self.rows <= self.chunks.size // 2:
+            self.take(GROWTH * self.rows)
+            self._estimate()
+            return False
+        subset: Any = self.subset
+        self.error = math.hypot(self.error, self.chunks.other_error(subset, u))
+        if self.error > MAX_ROW_ERROR:
             warn_user(
-                f"the importance weights use {self.rows} of {self.chunks.size} rows, which estimate log p with a "
-                f"standard deviation of {self.error:.2g} nats at draws of the posterior, above {MAX_ROW_ERROR}"
+                f"the importance weights use {self.rows} of {self.chunks.size} {self.chunks.unit}, which estimate log "
+                f"p with a standard deviation of {self.error:.2g} nats at draws of the posterior, above {MAX_ROW_ERROR}"
             )
-            return True
-        self.take(GROWTH * self.rows)
-        self._estimate()
-        return False
+        return True
+
+    @property
+    def program(self) -> UnconstrainedLogDensity:
+        """The log density of the program for which a guide is built: that on all rows, or that of global latents."""
+        return self.estimate if self.integrates else self.chunks.whole
+
+    @property
+    def integrates(self) -> bool:
+        """Whether latents of groups are integrated out."""
+        return self.groups is not None
+
+    @property
+    def groups(self) -> GroupChunks | None:
+        """All groups whose latents are integrated out."""
+        return self.chunks if isinstance(self.chunks, GroupChunks) else None
+
+    def finish(self, fit: Fitted) -> None:
+        """Gives a fit of `program` the latents of groups, and the subset by which it is judged.
+
+        Args:
+            fit: the fit, which is changed.
+        """
+        fit.row_subset, fit.metadata["rows"] = self.subset, self.description
+        if self.groups is not None:
+            whole = self.groups.whole
+            fit.metadata["rows"]["plate"] = self.groups.groups.plate
+            fit.model, fit.example = programs_of(whole.model, []).model, whole.args
+            fit.guide = GroupGuide(fit.guide, self.groups)
 
     @property
     def rows(self) -> int:
@@ -118,7 +150,7 @@ class ManyRows:
     @property
     def description(self) -> dict[str, Any]:
         """What is stored with a fit, as JSON values."""
-        return {"subset": self.rows, "all": self.chunks.size, "error": self.error}
+        return {"unit": self.chunks.unit, "subset": self.rows, "all": self.chunks.size, "error": self.error}
 
     def take(self, count: int) -> None:
         """Takes a subset of so many rows.
@@ -127,21 +159,23 @@ class ManyRows:
             count: how many.
         """
         self._index = self._order[:count].sort().values
-        program = self.chunks.program(row_weight=self.chunks.size / count)
-        self.scaled = UnconstrainedLogDensity(program, self.chunks.args(self._index))
+        self.scaled = self.chunks.scaled(self._index)
 
     def _estimate(self) -> None:
-        self.subset = RowSubset(self.chunks, self._index, self._all_rows.minus(self.scaled))
+        self.subset = self.chunks.estimate(self._index, self._at.minus(self.scaled))
         self.estimate = UnconstrainedLogDensity(self.subset, self.subset.args)
 
 
-def on_row_subset(fit: F, data: tuple[Any, ...]) -> tuple[F, tuple[Any, ...]]:
+def on_row_subset(fit: F, data: tuple[Any, ...], *, groups: bool = True) -> tuple[F, tuple[Any, ...]]:
     """A fit of many rows and its data, with the subset of rows in the place of all; any other fit or data as they are.
 
     Args:
         fit: the fit.
         data: the arguments of its programs.
+        groups: whether a fit whose latents of groups were integrated out becomes that of its global latents.
     """
+    if not groups and isinstance(fit.guide, GroupGuide):
+        return fit, data
     if "rows" not in fit.metadata or any(part is None for part in data):
         return fit, data
     if fit.row_subset is None:  # a loaded fit
@@ -153,22 +187,47 @@ def on_row_subset(fit: F, data: tuple[Any, ...]) -> tuple[F, tuple[Any, ...]]:
         model = config_enumerate(model)
     rows = fit.metadata["rows"]
     about = (
-        f"a random subset, {rows['subset']} of {rows['all']}; log p is that of all rows, by control variates, with a "
-        f"standard deviation of {rows['error']:.2g} nats"
+        f"a random subset, {rows['subset']} of {rows['all']} {rows['unit']}; log p is that of all, by control "
+        f"variates, up to a standard deviation of {rows['error']:.2g} nats"
     )
     metadata = fit.metadata | {"rows": rows | {"about": about}}
-    return dataclasses.replace(fit, model=model, example=fit.row_subset.args, metadata=metadata), fit.row_subset.args
+    guide = fit.guide.inner if isinstance(fit.guide, GroupGuide) else fit.guide
+    args = fit.row_subset.args
+    return dataclasses.replace(fit, model=model, guide=guide, example=args, metadata=metadata), args
 
 
-def _rebuilt(fit: Fitted, data: tuple[Any, ...]) -> RowSubset | None:
+def rebuilt_groups(model: Program, described: dict[str, Any], args: tuple) -> tuple[Program, Any, Any]:
+    """The model, the guide and the loss of a stored fit whose latents of groups were integrated out.
+
+    Args:
+        model: the user's program.
+        described: the metadata of the fit.
+        args: the data of the fit.
+
+    Raises:
+        ValueError: if these are not data of as many groups.
+    """
+    whole = UnconstrainedLogDensity(Directions(model), args)
+    many = ManyRows.of(whole, torch.Generator().manual_seed(0), Budget())
+    if many is None or many.groups is None or many.chunks.size != described["rows"]["all"]:
+        raise ValueError(
+            f"load: the latents of {described['rows']['all']} groups, in the plate {described['rows']['plate']!r}, "
+            "were integrated out, which needs the data of the fit: give them, data=(...)"
+        )
+    program = many.groups.estimate(torch.arange(many.rows), None)
+    _, inner, loss = rebuild(program, described["guide"], program.args)
+    return programs_of(whole.model, []).model, GroupGuide(inner, many.groups), loss
+
+
+def _rebuilt(fit: Fitted, data: tuple[Any, ...]) -> Any:
     """The program on a subset of rows, as `find_posterior` made it, at the modes that the guide has."""
     with fit.eval_mode(fit.best), torch.no_grad():
         whole = UnconstrainedLogDensity(fit.model, data)
         many = ManyRows.of(whole, torch.Generator().manual_seed(0), Budget())
         if many is None or many.chunks.size != fit.metadata["rows"]["all"]:
             return None
-        many.take(fit.metadata["rows"]["subset"])
-        many.anchor(_gaussians_of(fit.guide), Budget())
+        many.chunks.first = fit.metadata["rows"]["subset"]
+        many.anchor(_gaussians_of(fit.guide.inner if isinstance(fit.guide, GroupGuide) else fit.guide), Budget())
         return many.subset
 
 

@@ -12,10 +12,13 @@ sites is read, so the plate of the rows may have any name. That the sum over chu
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import biject_to
 
+from ppgen.posterior.control_variate import FACTOR, ControlVariate, same_arguments
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.tracing.double_precision import ProgramInContext
 from ppgen.tracing.loss_scales import plates_scale
@@ -24,6 +27,8 @@ from ppgen.utils.torch_private import record_function
 
 __all__ = ["RowChunks", "RowWeights", "split_by_rows"]
 
+ROWS = 5000  # of the first subset; of twice as many rows or less, all are used
+CHECKED = 64  # draws at which the error of a subset is measured
 TERMS = 2**20  # rows times points that are evaluated at once, which bounds the memory
 POINTS = (1, 8, 64)  # numbers of points for which graphs are recorded
 SMALL, LARGE = 3, 5  # rows of the two runs that tell which sites are terms of rows
@@ -76,7 +81,10 @@ class RowChunks:
         size: the number of rows, N.
     """
 
+    unit = "rows"
+
     def __init__(self, whole: UnconstrainedLogDensity, positions: Sequence[int], rows: dict[str, float]) -> None:
+        self.first, self.searched, self.checked = ROWS, ROWS, CHECKED
         self.whole, self.positions, self.rows = whole, tuple(positions), rows
         self.size = len(whole.args[positions[0]])
         self._parts: dict[int, UnconstrainedLogDensity] = {}
@@ -86,14 +94,30 @@ class RowChunks:
         """The arguments of the program, with these rows."""
         return tuple(part[index] if i in self.positions else part for i, part in enumerate(self.whole.args))
 
-    def program(self, *, row_weight: float, prior_weight: float = 1.0) -> RowWeights:
-        """The program, to be run on some rows, whose terms have this weight.
+    def scaled(self, index: Tensor) -> UnconstrainedLogDensity:
+        """The log density by some rows, scaled to all.
 
         Args:
-            row_weight: the weight of the terms of rows.
-            prior_weight: the weight of all other sites.
+            index: the rows.
         """
-        return RowWeights(self.whole.model, self.rows, row_weight, prior_weight)
+        program = RowWeights(self.whole.model, self.rows, self.size / len(index), 1.0)
+        return UnconstrainedLogDensity(program, self.args(index))
+
+    def estimate(self, index: Tensor, difference: ControlVariate) -> "RowSubset":
+        """A program on some rows, scaled to all, with a control variate.
+
+        Args:
+            index: the rows.
+            difference: the control variate.
+        """
+        return RowSubset(self, index, difference)
+
+    def begin_at(self, u: Tensor) -> None:
+        """Nothing depends on a point."""
+
+    def other_error(self, estimate: "RowSubset", u: Tensor) -> float:
+        """The sum over rows is exact."""
+        return 0.0
 
     def log_prob(self, u: Tensor, show: Callable[[str], object] = lambda text: None) -> Tensor:
         """The values of log p at points (n, dim): (n,).
@@ -168,9 +192,55 @@ class RowChunks:
     def _density(self, args: tuple, rows: int) -> UnconstrainedLogDensity:
         """The density of a chunk of so many rows."""
         if rows not in self._parts:
-            program = self.program(row_weight=1.0, prior_weight=rows / self.size)
+            program = RowWeights(self.whole.model, self.rows, 1.0, rows / self.size)
             self._parts[rows] = UnconstrainedLogDensity(program, args, jacobian_weight=rows / self.size)
         return self._parts[rows]
+
+
+class RowSubset(ProgramInContext):
+    """A program on a subset of its rows, whose log density estimates that of all rows.
+
+    Args:
+        chunks: all rows.
+        index: the subset, (m,).
+        difference: D, as the difference of two control variates.
+    """
+
+    def __init__(self, chunks: RowChunks, index: Tensor, difference: ControlVariate) -> None:
+        super().__init__(RowWeights(chunks.whole.model, chunks.rows, chunks.size / len(index), 1.0))
+        self.index, self.difference, self.args = index, difference, chunks.args(index)
+        self.size, self.names, self._all = chunks.size, tuple(chunks.whole.shapes), chunks.whole.args
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the program."""
+        with _Unconstrained(self.names) as latents:
+            result = self.program(*args, **kwargs)
+        u = torch.cat([latents.parts[name].reshape(-1) for name in self.names])
+        if u.shape != self.difference.modes.center.shape[1:]:  # particles then run under vmap
+            raise ValueError("a program on a subset of rows does not broadcast over particles")
+        pyro.factor(FACTOR, self.difference(u))
+        return result
+
+    def is_of(self, data: tuple) -> bool:
+        """Whether these are the arguments from which the subset was taken.
+
+        Args:
+            data: the arguments.
+        """
+        return same_arguments(data, self._all)
+
+
+class _Unconstrained(Messenger):
+    """A handler that notes the values of latents, on the real line."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.parts: dict[str, Tensor] = {}
+
+    def _pyro_post_sample(self, msg: Site) -> None:
+        if msg["name"] in self.names:
+            self.parts[msg["name"]] = biject_to(msg["fn"].support).inv(msg["value"])
 
 
 def split_by_rows(whole: UnconstrainedLogDensity) -> RowChunks | None:
@@ -182,7 +252,7 @@ def split_by_rows(whole: UnconstrainedLogDensity) -> RowChunks | None:
     lengths = [len(part) if isinstance(part, Tensor) and part.dim() else 0 for part in whole.args]
     size = max(lengths, default=0)
     positions = [i for i, length in enumerate(lengths) if length == size]
-    if size <= LARGE or not whole.vectorized:
+    if size <= 2 * ROWS or not whole.vectorized:
         return None
     chunks = RowChunks(whole, positions, {})
     try:

@@ -9,9 +9,10 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 
 from ppgen.utils.replacement import Replacement
 
-__all__ = ["all_rows", "sharded_plates"]
+__all__ = ["all_rows", "resized_plate", "sharded_plates"]
 
 _OPEN: ContextVar[int] = ContextVar("open_all_rows", default=0)  # how many contexts this thread or task has open
+_RESIZED: ContextVar[tuple[str, int] | None] = ContextVar("resized", default=None)
 _SHARE: ContextVar["_Share | None"] = ContextVar("share", default=None)
 
 
@@ -64,12 +65,32 @@ def sharded_plates(plates: Collection[str], rows: int, whole: int) -> Iterator[N
         _REPLACEMENT.remove()
 
 
+@contextmanager
+def resized_plate(name: str, size: int) -> Iterator[None]:
+    """A context in which a plate has another number of rows than its program gives it.
+
+    Args:
+        name: the name of the plate.
+        size: the number of rows.
+    """
+    _REPLACEMENT.install()
+    token = _RESIZED.set((name, size))
+    try:
+        yield
+    finally:
+        _RESIZED.reset(token)
+        _REPLACEMENT.remove()
+
+
 def _replaced(original: Any) -> Any:
     """``SubsampleMessenger._subsample``, (full size, number of rows, indices) of a plate, under the open contexts."""
 
     def subsample(
         name: str, size: int | None = None, subsample_size: int | None = None, subsample: Any = None, *rest: Any
     ) -> Any:
+        resized = _RESIZED.get()
+        if resized is not None and name == resized[0] and subsample is None:
+            size, subsample_size = resized[1], None
         if _OPEN.get() and size is not None and subsample is None:
             subsample_size = None
         share = _SHARE.get()

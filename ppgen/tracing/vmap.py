@@ -121,7 +121,7 @@ class UnsharedTensors(TorchFunctionMode):
         if func in (Tensor.numpy, Tensor.__array__):  # fails, as it must, for values that differ between calls
             return np.array(args[0].tolist(), NUMPY_DTYPES.get(args[0].dtype))
         made = func(*args, **(kwargs or {}))
-        return self.like.new_empty(made.shape, dtype=made.dtype).copy_(made) if func in self.FACTORIES else made
+        return self.like.new_zeros(made.shape, dtype=made.dtype).add(made) if func in self.FACTORIES else made
 
 
 class _Any(Function):

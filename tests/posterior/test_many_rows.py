@@ -110,12 +110,12 @@ WHOLE = {
 @pytest.fixture
 def small(monkeypatch):
     """Few rows count as many."""
-    monkeypatch.setattr(many_rows, "ROWS", 40)
+    monkeypatch.setattr(row_chunks, "ROWS", 40)
     monkeypatch.setattr(row_chunks, "TERMS", 512)
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_rows_that_are_not_independent_are_not_split(name):
+def test_rows_that_are_not_independent_are_not_split(name, small):
     model, args = WHOLE[name]
     assert split_by_rows(UnconstrainedLogDensity(model, args)) is None
 
@@ -194,7 +194,7 @@ def test_many_rows_have_the_posterior_of_all_rows(tmp_path):
 @pytest.mark.slow
 def test_a_larger_subset_is_taken_where_the_error_is_large(small, monkeypatch):
     monkeypatch.setattr(many_rows, "MAX_ROW_ERROR", 1e-12)
-    monkeypatch.setattr(many_rows, "ROWS", 20)
+    monkeypatch.setattr(row_chunks, "ROWS", 20)
     generator = torch.Generator().manual_seed(0)
     many = ManyRows.of(UnconstrainedLogDensity(mixture, (X, Y)), generator, Budget())
     many.anchor(find_modes(many.scaled, initial_points(many.scaled, 1, generator), generator), Budget())

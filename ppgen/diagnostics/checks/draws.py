@@ -165,7 +165,12 @@ class PosteriorDraws:
             if self.target is None:
                 return None
             u, log_evidence = self._unconstrained(self.target), float(self.vi_stats["log_marginal"].values[self.chain])
-            options: dict[str, Any] = {"starts": self.starts, "generator": self._generator(), "prior": self.prior}
+            costly = "plate" in self.fit.metadata.get("rows", {})  # latents of groups are integrated out
+            options: dict[str, Any] = {
+                "starts": 1 if costly else self.starts,
+                "generator": self._generator(),
+                "prior": self.prior,
+            }
             return search_modes(self.target, u, self.log_weights, log_evidence, **options)
 
     def _unconstrained(self, target: UnconstrainedLogDensity) -> Tensor:
