@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.log_density import UnconstrainedLogDensity, latents_only
 from ppgen.tracing.double_precision import DoublePrecision
 from ppgen.tracing.particles import particle_traces
 from ppgen.tracing.sites import Program, Site, latent_sites
@@ -115,8 +115,9 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
     model = _MaskObservations()(DoublePrecision(target.model))
     prior = poutine.block(model, hide_fn=_is_observed)
     try:
-        log_prob = UnconstrainedLogDensity(model, target.args).log_prob
-        with torch.random.fork_rng(), torch.no_grad():
+        with latents_only():
+            density = UnconstrainedLogDensity(model, target.args)
+        with latents_only(), torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             parts = [
                 latent_sites(traces.guide_trace)
@@ -129,9 +130,15 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
             name: torch.cat([part[name]["value"].reshape(-1, *shape) for part in parts])
             for name, shape in target.value_shapes.items()
         }
-        return Proposal(target.unconstrain(values), log_prob)
+        u = target.unconstrain(values)
     except NO_DENSITY:
         return None
+
+    def log_prob(points: Tensor) -> Tensor:
+        with latents_only():
+            return density.log_prob(points)
+
+    return Proposal(u, log_prob)
 
 
 class _MaskObservations(Messenger):

@@ -24,7 +24,7 @@ from torch.func import grad_and_value, vmap
 
 from ppgen.posterior.control_variate import FACTOR, ControlVariate, same_arguments
 from ppgen.posterior.grouped import Groups, assign_terms, find_groups
-from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.log_density import UnconstrainedLogDensity, needs_density
 from ppgen.posterior.marginal import STEPS, STEPS_NEAR, Marginal
 from ppgen.tracing.double_precision import ProgramInContext
 from ppgen.tracing.plates import resized_plate
@@ -261,13 +261,14 @@ class MarginalProgram(ProgramInContext):
         """Runs the program."""
         with _GlobalLatents(self.names) as latents, poutine.block(expose=list(self.names)), _LocalLatents(self.local):
             self.program(*args, **kwargs)
+        if not needs_density():
+            return
         g = torch.cat([latents.parts[name].reshape(-1) for name in self.names])
         if len(g) != len(self.marginal.groups.global_index):  # particles then run under vmap
             raise ValueError("a program with latents that are integrated out does not broadcast over particles")
         given = self.marginal(g)
         value = self.weight * given.log_evidence.sum() + given.of_none - latents.log_prob
         pyro.factor(FACTOR, value if self.difference is None else value + self.difference(g))
-        return None
 
     def is_of(self, data: tuple) -> bool:
         """Whether these are the arguments from which the groups were taken.

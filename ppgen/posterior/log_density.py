@@ -13,6 +13,7 @@ values of its latents runs once for each point instead.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cached_property
 from typing import Any
 
@@ -42,13 +43,29 @@ from ppgen.tracing.sites import (
 from ppgen.tracing.vmap import UnsharedTensors, permissive_vmap
 from ppgen.utils.torch_private import record_function
 
-__all__ = ["UnconstrainedLogDensity"]
+__all__ = ["UnconstrainedLogDensity", "latents_only", "needs_density"]
 
+_LATENTS_ONLY: ContextVar[bool] = ContextVar("latents_only", default=False)
 BATCH = 64  # points that a recorded graph evaluates at once, where a point has few terms
 TERMS = 2**22  # log densities of all those points together, which bounds the memory
 EQUAL = 1e-6  # relative difference of log p at one point, above which the program is not a function of its latents
 DIFFERENCE = 1e-6  # spacing of the differences that check a gradient
 GRADIENT_ERROR = 0.01  # relative, of such differences
+
+
+@contextmanager
+def latents_only() -> Iterator[None]:
+    """A context in which the latents of programs are asked for, and no density of data (see `needs_density`)."""
+    token = _LATENTS_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _LATENTS_ONLY.reset(token)
+
+
+def needs_density() -> bool:
+    """Whether a program has to compute a factor that takes long, or may leave it out."""
+    return not _LATENTS_ONLY.get()
 
 
 class UnconstrainedLogDensity:
@@ -128,7 +145,8 @@ class UnconstrainedLogDensity:
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """The latents z = T(u) at points (..., dim), by name: (..., *shape)."""
-        flat = self._in_parts(self._at_each(self._values_of_one), u.reshape(-1, self.dim))
+        with latents_only():
+            flat = self._in_parts(self._at_each(self._values_of_one), u.reshape(-1, self.dim))
         parts = flat.split([shape.numel() for shape in self.value_shapes.values()], -1)
         shapes = self.value_shapes.items()
         return {k: part.reshape((*u.shape[:-1], *shape)) for (k, shape), part in zip(shapes, parts, strict=True)}
@@ -143,7 +161,8 @@ class UnconstrainedLogDensity:
     def unconstrain(self, values: dict[str, Tensor]) -> Tensor:
         """The points (n, dim) of latents z, by name: (n, *shape)."""
         flat = torch.cat([values[name].double().reshape(len(values[name]), -1) for name in self.value_shapes], -1)
-        return self._in_parts(self._at_each(self._point_of_one), flat)
+        with latents_only():
+            return self._in_parts(self._at_each(self._point_of_one), flat)
 
     def prior_point(self) -> Tensor:
         """The point (dim,) of a draw from the prior, by torch's global random numbers.

@@ -62,7 +62,8 @@ class ManyRows:
             budget: shows what is being done.
         """
         budget.show("splitting log p")
-        chunks = split_by_groups(whole) if whole.dim >= MANY_LATENTS else split_by_rows(whole)
+        groups = split_by_groups(whole) if whole.dim >= MANY_LATENTS else None
+        chunks = split_by_rows(whole) if groups is None else groups
         return None if chunks is None or chunks.size <= chunks.searched else cls(chunks, generator)
 
     def anchor(self, modes: GaussianBatch, budget: Budget) -> None:

@@ -122,7 +122,8 @@ class Fitted:
         checkpoint: the checkpoints of the run, which `save` deletes once the fit is on disk; None if they are to stay,
             since the run is not complete or a callback stopped its last chain.
         row_subset: for a fit of many rows by ``guide="auto"``, a program on some of them whose density estimates that
-            of all rows (`ppgen.posterior.row_subset.RowSubset`); None otherwise, and after `load`.
+            of all rows (`ppgen.posterior.row_chunks.RowSubset`, or of groups `MarginalProgram`); None otherwise, and
+            after `load`.
         scope: the parameters of the programs, which are also in Pyro's store under names that are free there.
     """
 

@@ -191,6 +191,14 @@ def test_many_rows_have_the_posterior_of_all_rows(tmp_path):
     assert on_row_subset(fit, (x.double(), y.double() + 1))[1][1].shape == (12_000,)
 
 
+def test_many_latents_that_are_not_those_of_groups_leave_the_rows_to_be_split(small, monkeypatch):
+    monkeypatch.setattr(many_rows, "MANY_LATENTS", 1)
+    whole = UnconstrainedLogDensity(regression, (X, Y))
+    many = ManyRows.of(whole, torch.Generator().manual_seed(0), Budget())
+    assert many.chunks.unit == "rows"
+    assert not many.integrates
+
+
 @pytest.mark.slow
 def test_a_larger_subset_is_taken_where_the_error_is_large(small, monkeypatch):
     monkeypatch.setattr(many_rows, "MAX_ROW_ERROR", 1e-12)

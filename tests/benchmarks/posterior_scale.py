@@ -1,0 +1,171 @@
+"""How the time of ``guide="auto"`` grows with rows and with groups, beside a mean-field guide under stock Pyro.
+
+    python tests/benchmarks/posterior_scale.py [--rows 2000 20000 ...] [--groups 300 2000 ...] [--svi] [--plot FILE]
+
+fits a logistic regression with 50 covariates of so many rows, and a Poisson regression with two latents in each of so
+many groups of five rows. It prints the seconds of the fit and of the verdict (of the clock), the memory, and the error:
+the largest distance of a posterior mean from the parameters that made the data, in posterior standard deviations, of
+which about 2 to 3 are expected of 51 or 4 numbers. With `--svi` stock Pyro fits an AutoNormal guide by mini-batches of
+1000 rows for the same seconds as fit and verdict together; of groups it takes all rows in a step.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+
+import ppgen
+
+COVARIATES, PER_GROUP, BATCH = 50, 5, 1000
+
+
+def logistic(x: Tensor, y: Tensor, size: int | None = None) -> None:
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 2.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
+    with pyro.plate("data", size or len(x), subsample=None if size is None else x):
+        pyro.sample("y", dist.Bernoulli(logits=intercept + x @ slope), obs=y)
+
+
+def regression_data(rows: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(rows, COVARIATES, generator=generator)
+    truth = {"intercept": torch.tensor(-0.5), "slope": 0.5 * torch.randn(COVARIATES, generator=generator)}
+    y = torch.bernoulli((truth["intercept"] + x @ truth["slope"]).sigmoid(), generator=generator)
+    return (x, y), truth
+
+
+def hierarchy(index: Tensor, x: Tensor, y: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    spread = pyro.sample("spread", dist.HalfNormal(1.0).expand([2]).to_event(1))
+    with pyro.plate("groups", int(index.max()) + 1):
+        effect = pyro.sample("effect", dist.Normal(mean, spread).to_event(1))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Poisson((effect[index, 0] + effect[index, 1] * x).exp()), obs=y)
+
+
+def hierarchy_data(groups: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    index = torch.arange(groups * PER_GROUP) % groups
+    x = torch.randn(len(index), generator=generator)
+    truth = {"mean": torch.tensor([0.5, -0.2]), "spread": torch.tensor([0.4, 0.2])}
+    effect = truth["mean"] + truth["spread"] * torch.randn(groups, 2, generator=generator)
+    y = torch.poisson((effect[index, 0] + effect[index, 1] * x).exp(), generator=generator)
+    return (index, x, y), truth
+
+
+KINDS: dict[str, tuple[Callable[..., None], Callable[[int], tuple[tuple[Tensor, ...], dict[str, Tensor]]]]] = {
+    "rows": (logistic, regression_data),
+    "groups": (hierarchy, hierarchy_data),
+}
+
+
+def error(draws: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
+    """The largest distance of a mean from the truth, in standard deviations."""
+    return max(float(((z.mean(0) - truth[k]) / z.std(0)).abs().max()) for k, z in draws.items() if k in truth)
+
+
+def automatic(kind: str, size: int) -> str:
+    """One row of the table."""
+    model, make = KINDS[kind]
+    data, truth = make(size)
+    start = time.perf_counter()
+    fit = ppgen.fit(model, "auto", data, progress=False)
+    fitted = time.perf_counter()
+    level = fit.diagnose(*data).level
+    judged = time.perf_counter()
+    draws = fit.to_arviz(*data, draws=50 if kind == "groups" else None, predictive=False).posterior
+    seconds = fitted - start, judged - fitted, time.perf_counter() - judged
+    found = {k: torch.as_tensor(draws[k].values[fit.best]) for k in truth}
+    rows = fit.metadata.get("rows", {})
+    return (
+        f"| {kind} {size} | auto | {seconds[0]:.1f} | {seconds[1]:.1f} | {seconds[2]:.1f} | {memory():.1f} | {level} "
+        f"| {rows.get('subset', 'all')} | {rows.get('error', 0):.2g} | {error(found, truth):.1f} |"
+    )
+
+
+def stock(kind: str, size: int, seconds: float) -> str:
+    """One row of stock Pyro's mean-field guide, trained for so many seconds."""
+    model, make = KINDS[kind]
+    data, truth = make(size)
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    guide(*data)
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        batch = data
+        if kind == "rows" and size > BATCH:
+            chosen = torch.randint(size, (BATCH,))
+            batch = (*(part[chosen] for part in data), size)
+        svi.step(*batch)
+        steps += 1
+    found = {k: torch.stack([guide(*data)[k].detach() for _ in range(500)]) for k in truth}
+    guide_text = f"AutoNormal, {steps} steps"
+    return f"| {kind} {size} | {guide_text} | {seconds:.1f} | | | {memory():.1f} | | | | {error(found, truth):.1f} |"
+
+
+def memory() -> float:
+    """The largest memory of this process, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def plot(rows: list[str], path: str) -> None:
+    """Seconds of the fit against size, on logarithmic axes."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), constrained_layout=True)
+    for axis, kind in zip(axes, KINDS, strict=True):
+        cells = [[cell.strip() for cell in row.split("|")] for row in rows if row.startswith(f"| {kind}")]
+        found = [(int(c[1].split()[1]), float(c[3]), float(c[4])) for c in cells if c[2] == "auto"]
+        for number, label in ((1, "fit"), (2, "verdict")):
+            axis.loglog([f[0] for f in found], [f[number] for f in found], "o-", label=label)
+        axis.set_xlabel(f"number of {kind}")
+        axis.set_ylabel("seconds")
+        axis.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="*", default=[2_000, 20_000, 200_000, 1_000_000])
+    parser.add_argument("--groups", type=int, nargs="*", default=[300, 2_000, 20_000, 100_000])
+    parser.add_argument("--svi", action="store_true", help="fit a mean-field guide by stock Pyro too")
+    parser.add_argument("--plot", help="a file for a figure")
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:  # in a process of its own, whose memory is that of one fit
+        kind, size, *seconds = options.one
+        print(stock(kind, int(size), float(seconds[0])) if seconds else automatic(kind, int(size)), flush=True)
+        return
+    print("| | guide | fit, s | verdict, s | draws, s | GB | verdict | subset | its error, nats | error, sd |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    rows = []
+    for kind in KINDS:
+        for size in getattr(options, kind):
+            rows.append(_alone(kind, size))
+            if options.svi:
+                cells = rows[-1].split("|")
+                _alone(kind, size, float(cells[3]) + float(cells[4]))
+    if options.plot:
+        plot(rows, options.plot)
+
+
+def _alone(kind: str, size: int, *seconds: float) -> str:
+    command = [sys.executable, __file__, "--one", kind, str(size), *map(str, seconds)]
+    row = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
+    print(row, flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    main()
