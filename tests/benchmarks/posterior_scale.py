@@ -120,7 +120,7 @@ def memory() -> float:
 
 
 def plot(rows: list[str], path: str) -> None:
-    """Seconds of the fit against size, on logarithmic axes."""
+    """Seconds of fit and verdict against size."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), constrained_layout=True)
@@ -128,9 +128,10 @@ def plot(rows: list[str], path: str) -> None:
         cells = [[cell.strip() for cell in row.split("|")] for row in rows if row.startswith(f"| {kind}")]
         found = [(int(c[1].split()[1]), float(c[3]), float(c[4])) for c in cells if c[2] == "auto"]
         for number, label in ((1, "fit"), (2, "verdict")):
-            axis.loglog([f[0] for f in found], [f[number] for f in found], "o-", label=label)
+            axis.semilogx([f[0] for f in found], [f[number] for f in found], "o-", label=label)
         axis.set_xlabel(f"number of {kind}")
         axis.set_ylabel("seconds")
+        axis.set_ylim(bottom=0)
         axis.legend(frameon=False)
     figure.savefig(path, dpi=150)
 
