@@ -323,10 +323,10 @@ def split_by_groups(whole: UnconstrainedLogDensity) -> GroupChunks | None:
     Args:
         whole: log p of all latents.
     """
-    groups = find_groups(whole)
-    if groups is None or not len(groups.global_index):
-        return None
     try:
+        groups = find_groups(whole)
+        if groups is None or not len(groups.global_index):
+            return None
         chunks = GroupChunks(groups)
         return chunks if _is_sum(chunks) else None
     except (ValueError, RuntimeError, IndexError, TypeError):  # the program does not run on some of its groups

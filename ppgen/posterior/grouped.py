@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from ppgen.posterior.log_density import UnconstrainedLogDensity
-from ppgen.tracing.sites import Site, latent_sites
+from ppgen.tracing.sites import Site, is_deterministic, latent_sites, sample_sites
 from ppgen.utils.torch_private import record_function
 
 __all__ = ["Groups", "assign_terms", "find_groups"]
@@ -121,9 +121,25 @@ def find_groups(density: UnconstrainedLogDensity) -> Groups | None:
 
 
 def _axis(site: Site, plate: str) -> int | None:
-    """The axis, from the right, of a plate in the unconstrained value of a site."""
+    """The axis of a plate in the unconstrained value of a site, whose event may have fewer dimensions than its own."""
     found = [frame for frame in site["cond_indep_stack"] if frame.name == plate and frame.vectorized]
-    return found[0].dim - site["fn"].event_dim if found else None
+    return len(site["fn"].batch_shape) + found[0].dim if found else None
+
+
+def _declared_groups(groups: Groups) -> Tensor:
+    """The group of each term of a site in the plate, even of a uniform prior; G for all other terms."""
+    density, found = groups.density, []
+    sites = sample_sites(density.trace(torch.zeros(density.dim, dtype=torch.float64)))
+    terms = [(site, site["log_prob"].shape) for site in sites.values() if not is_deterministic(site)]
+    terms += [(sites[name], sites[name]["fn"].batch_shape) for name in density.shapes]  # the Jacobians
+    for site, shape in terms:
+        frames = [f for f in site["cond_indep_stack"] if f.name == groups.plate and f.vectorized]
+        if frames:
+            number = torch.arange(groups.count).reshape(-1, *[1] * (-frames[0].dim - 1))
+            found.append(number.expand(shape).reshape(-1))
+        else:
+            found.append(torch.full((shape.numel(),), groups.count))
+    return torch.cat(found).double()
 
 
 def assign_terms(groups: Groups) -> bool:
@@ -151,8 +167,8 @@ def assign_terms(groups: Groups) -> bool:
     except (RuntimeError, NotImplementedError):  # an operation without a second derivative
         return False
     one, number, other = derivatives
-    dependent = one != 0
-    group = torch.where(dependent, (number / one).round() - 1, groups.count).nan_to_num(nan=-1.0)
+    declared = _declared_groups(groups)
+    group = torch.where(one != 0, (number / one).round() - 1, declared).nan_to_num(nan=-1.0)
     if (group < 0).any() or (group > groups.count).any() or not torch.stack(derivatives).isfinite().all():
         return False
     groups.group = group.long()

@@ -62,11 +62,21 @@ def random_walk(y):
         pyro.sample("y", dist.Normal(step.cumsum(0), 1.0), obs=y)
 
 
+def correlations(index, y):
+    shape = pyro.sample("shape", dist.Gamma(2.0, 1.0))
+    with pyro.plate("groups", G):
+        root = pyro.sample("root", dist.LKJCholesky(2, shape))
+        scale = pyro.sample("scale", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(root[index, 1, 0] + scale[index, 2], 1.0), obs=y)
+
+
 GROUPED = {
     "linear": (linear, (INDEX, X, Y)),
     "two latents": (two_latents, (INDEX, X, COUNTS)),
     "closure": (size_of_a_closure, (INDEX, Y)),
     "rows": (rows_with_latents, (Y,)),
+    "events of another shape": (correlations, (INDEX, Y)),
 }
 
 
