@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ppgen.posterior.gaussians import GaussianBatch
-from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.log_density import UnconstrainedLogDensity, central_differences
 from ppgen.posterior.newton import SPACING
 from ppgen.utils.budget import Budget
 
@@ -97,7 +97,7 @@ def anchored(chunks: Any, guess: GaussianBatch, budget: Budget) -> ControlVariat
     """Moves modes that were found on a subset to those of all parts, and expands log p there.
 
     Args:
-        chunks: all parts, which have `log_prob_and_grad` and `hessian`.
+        chunks: all parts, which have `log_prob_and_grad`.
         guess: Gaussians at the modes of a subset.
         budget: the time; where it does not allow a Hessian on all parts, that of the guess stands for it.
     """
@@ -116,14 +116,17 @@ def _polished(chunks: Any, center: Tensor, root: Tensor, budget: Budget) -> tupl
         step = length * (root @ (root.mT @ gradient))
         if float((root.mT @ gradient).norm()) < POLISHED or not budget.left:
             break
-        moved, slope = _one(chunks, center + step, budget.show)
+        moved, there = _one(chunks, center + step, budget.show)
         if moved >= value:
-            center, value, gradient, length = center + step, moved, slope, min(1.0, 2 * length)
+            center, value, gradient, length = center + step, moved, there, min(1.0, 2 * length)
         else:
             length /= 4
     hessian = -torch.linalg.inv(root @ root.mT)
     if budget.allows(2 * len(center) * pass_seconds):
-        hessian = chunks.hessian(center, SPACING * root.square().sum(-1).sqrt(), budget.show)
+        spacing = SPACING * root.square().sum(-1).sqrt()
+        (hessian,) = central_differences(
+            lambda points: chunks.log_prob_and_grad(points, budget.show)[1], center[None], spacing[None]
+        )
         covariance_root, failed = torch.linalg.cholesky_ex(torch.linalg.inv(-hessian))
         root = root if failed else covariance_root
     return center, root, value, gradient, hessian

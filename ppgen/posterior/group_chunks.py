@@ -145,24 +145,11 @@ class GroupChunks:
         """
 
         def both(marginal: Marginal, part: Tensor) -> Tensor:
-            slope, value = vmap(grad_and_value(_evidence(marginal)))(part)
-            return torch.cat([value[:, None], slope], 1)
+            gradient, value = vmap(grad_and_value(_evidence(marginal)))(part)
+            return torch.cat([value[:, None], gradient], 1)
 
         found = self._sum(u, show, both)
         return found[:, 0], found[:, 1:]
-
-    def hessian(self, u: Tensor, spacing: Tensor, show: Callable[[str], object] = lambda text: None) -> Tensor:
-        """The Hessian at a point (D,), by central differences: (D, D).
-
-        Args:
-            u: the point.
-            spacing: the distance of the differences in each coordinate, (D,).
-            show: a function that is told how far the sums are.
-        """
-        moves = torch.cat([spacing.diag(), -spacing.diag()])
-        above, below = self.log_prob_and_grad(u + moves, show)[1].chunk(2)
-        h = (above - below) / (2 * spacing[:, None])
-        return (h + h.mT) / 2
 
     def begin_at(self, g: Tensor) -> None:
         """Lets Newton's method begin at the modes of all groups given these global latents (D,)."""

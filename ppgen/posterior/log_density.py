@@ -43,7 +43,7 @@ from ppgen.tracing.sites import (
 from ppgen.tracing.vmap import UnsharedTensors, permissive_vmap
 from ppgen.utils.torch_private import record_function
 
-__all__ = ["UnconstrainedLogDensity", "latents_only", "needs_density"]
+__all__ = ["UnconstrainedLogDensity", "central_differences", "latents_only", "needs_density"]
 
 _LATENTS_ONLY: ContextVar[bool] = ContextVar("latents_only", default=False)
 BATCH = 64  # points that a recorded graph evaluates at once, where a point has few terms
@@ -66,6 +66,20 @@ def latents_only() -> Iterator[None]:
 def needs_density() -> bool:
     """Whether a program has to compute a factor that takes long, or may leave it out."""
     return not _LATENTS_ONLY.get()
+
+
+def central_differences(gradient: Callable[[Tensor], Tensor], u: Tensor, spacing: Tensor) -> Tensor:
+    """The Hessians of a function at points (n, dim), by central differences of its gradient: (n, dim, dim).
+
+    Args:
+        gradient: the gradients (m, dim) at points (m, dim).
+        u: points, (n, dim).
+        spacing: the distance of the differences in each coordinate, (n, dim).
+    """
+    moves = torch.cat([spacing.diag_embed(), -spacing.diag_embed()], 1)  # (n, 2 dim, dim)
+    above, below = gradient((u[:, None] + moves).reshape(-1, u.shape[-1])).reshape(moves.shape).chunk(2, 1)
+    h = (above - below) / (2 * spacing[..., None])
+    return (h + h.mT) / 2
 
 
 class UnconstrainedLogDensity:
@@ -233,11 +247,7 @@ class UnconstrainedLogDensity:
             u: points, (n, dim).
             spacing: the distance of the differences in each coordinate, (n, dim).
         """
-        moves = torch.cat([spacing.diag_embed(), -spacing.diag_embed()], 1)  # (n, 2 dim, dim)
-        _, gradients = self.log_prob_and_grad((u[:, None] + moves).reshape(-1, self.dim))
-        above, below = gradients.reshape(moves.shape).chunk(2, 1)
-        h = (above - below) / (2 * spacing[..., None])
-        return (h + h.mT) / 2
+        return central_differences(lambda points: self.log_prob_and_grad(points)[1], u, spacing)
 
     def trace(self, u: Tensor, *, validate: bool = False) -> Trace:
         """The trace of the program at one point (dim,), with the log density of each site.

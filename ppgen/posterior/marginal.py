@@ -105,8 +105,8 @@ class Marginal:
         z = self.start
         f = self.values(g, z)
         for _ in range(self.steps):
-            slope, h = self._derivatives(g, z)
-            step = (_inverse_of_absolute(h) @ slope[..., None]).squeeze(-1)
+            gradient, h = self._derivatives(g, z)
+            step = (_inverse_of_absolute(h) @ gradient[..., None]).squeeze(-1)
             for length in LENGTHS:
                 moved = z + length * step
                 value = self.values(g, moved)
@@ -117,9 +117,9 @@ class Marginal:
 
     def _derivatives(self, g: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient of f in z, (G, L), and its negative Hessian, (G, L, L)."""
-        slope = grad(lambda z: self.values(g, z).sum())
-        value = slope(z)
-        columns = [-grad(lambda z, axis=axis: slope(z)[:, axis].sum())(z) for axis in range(self.groups.width)]
+        gradient = grad(lambda z: self.values(g, z).sum())
+        value = gradient(z)
+        columns = [-grad(lambda z, axis=axis: gradient(z)[:, axis].sum())(z) for axis in range(self.groups.width)]
         h = torch.stack(columns, -1)
         return value, (h + h.mT) / 2
 

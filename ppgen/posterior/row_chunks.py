@@ -139,19 +139,6 @@ class RowChunks:
         values, gradients = zip(*(self._batch(part, show) for part in u.split(POINTS[-1])), strict=True)
         return torch.cat(values), torch.cat(gradients)
 
-    def hessian(self, u: Tensor, spacing: Tensor, show: Callable[[str], object] = lambda text: None) -> Tensor:
-        """The Hessian of log p at a point (dim,), by central differences: (dim, dim).
-
-        Args:
-            u: the point.
-            spacing: the distance of the differences in each coordinate, (dim,).
-            show: a function that is told how far the sums are.
-        """
-        moves = torch.cat([spacing.diag(), -spacing.diag()])
-        above, below = self.log_prob_and_grad(u + moves, show)[1].chunk(2)
-        h = (above - below) / (2 * spacing[:, None])
-        return (h + h.mT) / 2
-
     def _batch(self, u: Tensor, show: Callable[[str], object]) -> tuple[Tensor, Tensor]:
         """The sums over all chunks, at no more points than are evaluated at once."""
         points = next(size for size in POINTS if size >= len(u))
@@ -161,8 +148,8 @@ class RowChunks:
         value, gradient = u.new_zeros(points), torch.zeros_like(padded)
         for i, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
             show(f"{len(u)} points, {start / self.size:.0%} of the rows" if count > 1 and i else "")
-            part, slope = self.part(padded, slice(start, end))
-            value, gradient = value + part, gradient + slope
+            part, change = self.part(padded, slice(start, end))
+            value, gradient = value + part, gradient + change
         return value[: len(u)], gradient[: len(u)]
 
     def part(self, u: Tensor, index: slice | Tensor) -> tuple[Tensor, Tensor]:
@@ -270,10 +257,7 @@ def _terms_of_rows(chunks: RowChunks) -> dict[str, float]:
     whole = chunks.whole
     u = torch.zeros(whole.dim, dtype=torch.float64)
     sites = sample_sites(whole.trace(u))
-    few, more = (
-        UnconstrainedLogDensity(whole.model, chunks.args(slice(0, rows)))
-        for rows in (min(SMALL, chunks.size), min(LARGE, chunks.size))
-    )
+    few, more = (UnconstrainedLogDensity(whole.model, chunks.args(slice(0, rows))) for rows in (SMALL, LARGE))
     if not few.shapes == more.shapes == whole.shapes:
         return {}
     runs = [sample_sites(density.trace(u)) for density in (few, more)]
