@@ -9,14 +9,17 @@ from ppgen.flows.zuko import lazy
 
 __all__ = ["Whitening"]
 
+LEAST_SHRINKAGE = -6  # log10 of the least weight of the identity, which bounds the density of collinear columns
+
 
 class Whitening(lazy.LazyTransform):
     """z = C^(-1/2) (x - m) / s, with means m, standard deviations s and the correlations C of data, all constant.
 
     A flow that is the identity after it starts as the Gaussian of the data, so that maximum likelihood begins where a
     Gaussian ends. The symmetric root keeps each column as close to itself as whitened columns can be. C is shrunk to
-    the identity, (1 - a) C + a I, with the weight a of Ledoit & Wolf 2004,
-    https://doi.org/10.1016/S0047-259X(03)00096-4: with few rows it is close to singular, or singular.
+    the identity, (1 - a) C + a I, since with few rows it is close to singular, or singular: a is the weight at which
+    each row is most probable given the others. The least mean squared error of C (Ledoit & Wolf 2004) has larger
+    weights, which widen the directions of least variance, those that matter most to a density, many times over.
 
     It is the identity until `ppgen.flows.Flow.initialize` is called.
 
@@ -86,12 +89,21 @@ class _Affine(Transform):
 
 
 def _shrunk_correlations(z: Tensor) -> Tensor:
-    """(1 - a) C + a I of standardized rows z, with a = min(b^2, d^2) / d^2: the noise in C, and its distance from I."""
+    """(1 - a) C + a I of standardized rows z, with the a of least leave-one-out loss of N(0, .) on a grid.
+
+    Without row z_k the estimate is G - b z_k z_k', with b = (1 - a) / (n - 1) and G = n b C + a I, so that with
+    r_k = z_k' G^-1 z_k the loss of all rows takes one G (Theiler 2012, https://doi.org/10.1117/12.918718):
+
+        log |G| + mean_k [log(1 - b r_k) + r_k / (1 - b r_k)]
+    """
     rows, dim = z.shape
     correlations = z.mT @ z / rows
-    identity = torch.eye(dim, dtype=z.dtype, device=z.device)
-    distance = (correlations - identity).square().sum()
-    squares = z.square()
-    noise = ((squares.mT @ squares / rows - correlations.square()).sum() / rows).clamp(min=0.0)
-    weight = (noise / distance.clamp(min=1e-12)).clamp(1e-6, 1.0)
-    return (1 - weight) * correlations + weight * identity
+    values, vectors = torch.linalg.eigh(correlations)
+    weights = torch.logspace(LEAST_SHRINKAGE, 0, 61, dtype=z.dtype, device=z.device)
+    share = (1 - weights) / max(rows - 1, 1)
+    spectra = rows * share[:, None] * values.clamp(min=0.0) + weights[:, None]  # the eigenvalues of each G
+    r = spectra.reciprocal() @ (z @ vectors).square().mT
+    rest = 1 - share[:, None] * r
+    loss = spectra.log().sum(1) + (rest.log() + r / rest).mean(1)
+    weight = weights[loss.nan_to_num(nan=torch.inf).argmin()]  # `rest` of an outlier may be 0 up to rounding
+    return (1 - weight) * correlations + weight * torch.eye(dim, dtype=z.dtype, device=z.device)

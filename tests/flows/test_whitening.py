@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from sklearn.covariance import LedoitWolf
 
 import ppgen
 from ppgen import flows
@@ -20,19 +19,41 @@ def rows(n: int = 40) -> torch.Tensor:
     return (torch.randn(n, 3) @ mix.mT + 2.0).double()
 
 
-def test_it_starts_as_the_gaussian_with_the_shrunk_covariance_of_ledoit_and_wolf():
-    x = rows() * UNITS
+def leave_one_out(z: torch.Tensor, weight: torch.Tensor) -> float:
+    """The mean log density of each row under the shrunk covariance of the others, without the closed form."""
+    total, eye = 0.0, torch.eye(z.shape[1], dtype=z.dtype)
+    for k in range(len(z)):
+        others = torch.cat([z[:k], z[k + 1 :]])
+        covariance = (1 - weight) * others.mT @ others / len(others) + weight * eye
+        total += float(torch.distributions.MultivariateNormal(0 * z[k], covariance).log_prob(z[k]))
+    return total / len(z)
+
+
+def test_it_starts_as_the_gaussian_whose_shrunk_covariance_predicts_each_row_best_from_the_others():
+    x = rows(12) * UNITS
     flow = whitened(flows.nsf(3, hidden=(8,))).double()
     flow.initialize(x)
     scale = x.std(0, correction=0)
-    shrunk = LedoitWolf(assume_centered=True).fit(((x - x.mean(0)) / scale).numpy()).covariance_
-    covariance = scale[:, None] * torch.as_tensor(shrunk) * scale
-    exact = torch.distributions.MultivariateNormal(x.mean(0), covariance).log_prob(x)
+    z = (x - x.mean(0)) / scale
+    weight = max(torch.logspace(-6, 0, 61, dtype=z.dtype), key=lambda weight: leave_one_out(z, weight))
+    assert 1e-6 < weight < 1
+    shrunk = (1 - weight) * z.mT @ z / len(z) + weight * torch.eye(3)
+    exact = torch.distributions.MultivariateNormal(x.mean(0), scale[:, None] * shrunk * scale).log_prob(x)
     torch.testing.assert_close(flow().log_prob(x).detach(), exact)
     z, log_det = flow().inverse_and_log_det(x)
     torch.testing.assert_close(flow().transform(z), x)
     jacobian = torch.autograd.functional.jacobian(flow().inverse, x[0])
     torch.testing.assert_close(log_det[0], torch.linalg.slogdet(jacobian).logabsdet)
+
+
+def test_nearly_collinear_columns_start_near_the_gaussian_that_drew_them():
+    torch.manual_seed(0)
+    mix = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1e-2, 0.0], [1.0, 0.0, 5e-3]], dtype=torch.float64)
+    x = torch.randn(400, 3, dtype=torch.float64) @ mix.mT
+    flow = whitened(flows.nsf(3, hidden=(8,))).double()
+    flow.initialize(x[:200])
+    exact = torch.distributions.MultivariateNormal(x[0] * 0, mix @ mix.mT).log_prob(x[200:])
+    assert exact.mean() - flow().log_prob(x[200:]).mean() < 0.15  # the 9 parameters cost 9 / 400
 
 
 def test_few_rows_of_many_columns_and_constant_columns_give_a_finite_density():
