@@ -41,6 +41,7 @@ CASES: dict[str, Case] = {
     "nsf": Case(min_dim=2, one_layer={"layers": 2}),
     "maf": Case(triangular=True, one_layer={"layers": 2}),
     "iaf": Case(one_layer={"layers": 2}),
+    "iaf_tails": Case(one_layer={"layers": 2}),
     "nsf_autoregressive": Case(triangular=True, one_layer={"layers": 2}),
     "naf": MONOTONE._replace(grid=360, one_layer={"layers": 1}),
     "sum_of_squares": MONOTONE,

@@ -22,6 +22,7 @@ FLOWS: LazyTable[Callable[..., "Flow"]] = LazyTable(
         "nsf": "ppgen.flows.coupling:nsf",
         "maf": "ppgen.flows.autoregressive:maf",
         "iaf": "ppgen.flows.autoregressive:iaf",
+        "iaf_tails": "ppgen.flows.power_tails:iaf_tails",
         "nsf_autoregressive": "ppgen.flows.autoregressive:nsf_autoregressive",
         "naf": "ppgen.flows.monotone:naf",
         "sum_of_squares": "ppgen.flows.monotone:sum_of_squares",

@@ -25,7 +25,7 @@ from ppgen.nets import defaults_for, eval_mode
 
 __all__ = ["AFFINE", "FlowModel", "default_activation"]
 
-AFFINE = ("maf", "iaf", "realnvp")  # flows of affine maps whose scale depends on the row
+AFFINE = ("maf", "iaf", "iaf_tails", "realnvp")  # flows of affine maps whose scale depends on the row
 
 
 def default_activation(flow: str, event_shape: Sequence[int]) -> str | None:

@@ -84,7 +84,7 @@ def fit_flow(
 
 def flow_name(dim: int) -> str:
     """The name of the flow of so many latents, in `ppgen.flows.FLOWS`."""
-    return "iaf" if dim > 1 else "nsf_autoregressive"
+    return "iaf_tails" if dim > 1 else "nsf_autoregressive"
 
 
 class FlowVI:

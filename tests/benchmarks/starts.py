@@ -1,9 +1,9 @@
 """Is the main mode found? Gaussian processes, mixtures and changepoints whose scales are far from the prior's middle.
 
-The main mode is the best of `SEARCHED` searches, half from points around 0 on the real line and half from draws of the
-prior, each by Newton's method. ``guide="auto"`` has found it if its log evidence is no more than one nat below the lower
-bound of that mode. `CHOSEN` programs were in view when the starts were made, `REPORTED` ones were not; both were written
-before.
+The main mode is the best of `SEARCHED` searches, half from points around 0 on the real line and half from draws of
+the prior, each by Newton's method. ``guide="auto"`` has found it if its log evidence is no more than one nat below the
+lower bound of that mode. `CHOSEN` programs were in view when the starts were made, `REPORTED` ones were not; both were
+written before.
 
     python tests/benchmarks/starts.py [--programs chosen reported] [--only NAME ...] [--seeds 1] [--first 0]
 
@@ -117,9 +117,9 @@ def gp_two_scales(rng: np.random.Generator) -> Model:
     y = 3 * torch.sin(x / 5) + torch.sin(x / 0.4) + 0.1 * torch.as_tensor(rng.standard_normal(80))
 
     def covariance(difference: Tensor) -> Tensor:
-        slow = rbf(difference, pyro.sample("slow", dist.HalfNormal(3.0)), pyro.sample("long", dist.LogNormal(2.0, 1.0)))
-        fast = rbf(difference, pyro.sample("fast", dist.HalfNormal(3.0)), pyro.sample("short", dist.LogNormal(1.0, 1.0)))
-        return slow + fast
+        slow, long = pyro.sample("slow", dist.HalfNormal(3.0)), pyro.sample("long", dist.LogNormal(2.0, 1.0))
+        fast, short = pyro.sample("fast", dist.HalfNormal(3.0)), pyro.sample("short", dist.LogNormal(1.0, 1.0))
+        return rbf(difference, slow, long) + rbf(difference, fast, short)
 
     return gp_model(x, y, covariance)
 
