@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from scipy.special import i0, i1
 from torch import Tensor
 
@@ -99,3 +100,16 @@ def test_another_prior_of_a_sphere_is_refused_with_a_remedy_that_works():
     u = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weights = (target.log_prob(u) - dist.Normal(0.0, 1.0).log_prob(u).sum(-1)).exp()
     assert float(weights.mean()) == pytest.approx(1.0, abs=4 * float(weights.std()) / 20_000**0.5)
+
+
+@pytest.mark.parametrize("kind", [dist.LKJCholesky, dist.LKJ])
+def test_correlations_are_drawn_from_their_density(kind):
+    """Each of dimension d under LKJ(eta) has the variance 1 / (2 eta + d - 1); bounds are five standard errors."""
+    program = Directions(lambda: pyro.sample("root", kind(4, torch.full((4000,), 2.0))))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = poutine.trace(program).get_trace().nodes["root"]["value"]
+    matrix = draws @ draws.mT if kind is dist.LKJCholesky else draws
+    below = matrix[:, *torch.tril_indices(4, 4, -1)]
+    np.testing.assert_allclose(below.square().mean(0), 1 / 7, atol=5 * 0.17 / 4000**0.5)
+    np.testing.assert_allclose(below.mean(0), 0, atol=5 * 0.38 / 4000**0.5)
