@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ppgen.flows.flow import Base, Flow
+from ppgen.flows.marginals import Marginals
 from ppgen.flows.smooth_mlp import SmoothMLP
 from ppgen.flows.whitening import Whitening
 from ppgen.flows.zuko import gaussianization, lazy, networks, transforms
@@ -81,15 +82,16 @@ def compose(
     return Flow(lazy.LazyComposedTransform(*maps), (dim,), context_dim=context_dim, base=base, support=support)
 
 
-def whitened(flow: Flow) -> Flow:
+def whitened(flow: Flow, *, marginals: bool = False) -> Flow:
     """A flow of real vectors whose first map, from x, is a `Whitening`, which `Flow.initialize` sets.
 
     Args:
         flow: The flow.
+        marginals: Whether `Marginals` follow.
     """
     (dim,) = flow.event_shape
     maps = getattr(flow.maps, "transforms", [flow.maps])  # side by side, since a path is looked for in one list
-    first = lazy.LazyComposedTransform(Whitening(dim), *maps)
+    first = lazy.LazyComposedTransform(Whitening(dim), *([Marginals(dim)] if marginals else []), *maps)
     return Flow(first, flow.event_shape, context_dim=flow.context_dim, base=flow._base, support=flow.support)
 
 

@@ -63,6 +63,8 @@ class FlowModel(nn.Module):
         whiten: whether a flow of `ppgen.flows.FLOWS` begins with a `ppgen.flows.whitening.Whitening`, so that training
             starts at the Gaussian of the data, whatever their units and correlations are; None for true unless its
             maps are affine (`AFFINE`): these extrapolate without bound, which whitening makes worse.
+        marginals: whether whitening is followed by `ppgen.flows.marginals.Marginals`, for skewed columns and outliers;
+            None for the same as `whiten`.
         num_classes: the number of labels of a conditional model; None without labels.
         kinetic: the weight of the kinetic energy of the paths of a continuous flow, which is a factor of the model in
             training (Finlay et al., https://arxiv.org/abs/2002.02798). A solver needs fewer steps on straighter paths.
@@ -95,6 +97,7 @@ class FlowModel(nn.Module):
         bounds: tuple[float, float] | None = None,
         alpha: float = 0.05,
         whiten: bool | None = None,
+        marginals: bool | None = None,
         num_classes: int | None = None,
         kinetic: float = 0.0,
         options: Mapping[str, Any] | None = None,
@@ -116,7 +119,7 @@ class FlowModel(nn.Module):
             options={name: value for name, value in of_images.items() if value is not None} | dict(options or {}),
         )
         if flow not in IMAGE_FLOWS and (flow not in AFFINE if whiten is None else whiten):
-            self.flow = whitened(self.flow)
+            self.flow = whitened(self.flow, marginals=marginals is not False)
         if levels is not None:
             if bounds is not None:
                 raise ValueError(f"expected levels or bounds, got both, {levels} and {bounds}")

@@ -47,7 +47,7 @@ def with_defaults(
     chosen = defaults_for(method.network, shape, rows, network=config.get("model", {}).get("network"))
     found = {key: value(chosen) for key, value in OF_NETWORK.items() if event_shape or not key[0]}
     if "flow" in config.get("model", {}):
-        found["model", "whiten"] = config["model"]["flow"] not in AFFINE
+        found["model", "whiten"] = found["model", "marginals"] = config["model"]["flow"] not in AFFINE
         found["model", "activation"] = default_activation(config["model"]["flow"], shape)
     if _is_image_flow(config) and len(shape) == 3:
         found["model", "full_resolution"] = couples_at_full_resolution(shape, config["model"].get("scales"))
@@ -75,6 +75,7 @@ def with_earlier_defaults(config: Mapping[str, Any], method: Method, event_shape
     found: dict[tuple[str, str], Any] = {
         ("model", "hidden"): widths,
         ("model", "whiten"): False,
+        ("model", "marginals"): False,
         ("model", "dropout"): 0.0,
     }
     if config["model"].get("flow") == "nsf":
