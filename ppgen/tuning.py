@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ppgen.data.labels import UNKNOWN
 from ppgen.evaluation.adaptation_scores import SCORERS, TransferPredictions, transfer_scores
+from ppgen.evaluation.domains import contrast_inverted
 from ppgen.fitting import Fit, fit
 from ppgen.losses import recipes
 from ppgen.losses.elbo import ELBO
@@ -32,6 +34,10 @@ __all__ = ["CANDIDATES", "SOURCE_ONLY", "Tuning", "candidate_loss", "score_of", 
 Rows = tuple[Tensor, ...]
 """x (n, *event_shape), labels y with `UNKNOWN`, and domains d: 0 of the source, 1 of the target."""
 
+CONTRAST_INVERTED = (
+    "the target's images look like negatives of the source's, so that features are the same for both "
+    "(contrast_invariant=True; False if light and dark mean something)"
+)
 DEFAULT_SCORER = "cluster_agreement"
 DEFAULT_STEPS = 500
 
@@ -86,12 +92,14 @@ def tune_adaptation(
     loss: Mapping[str, Any] | None = None,
     seed: int = 0,
     steps: int | None = DEFAULT_STEPS,
+    contrast_invariant: bool | None = None,
     **options: Any,
 ) -> Tuning:
     """Trains candidates of domain adaptation with equal effort, and keeps the best by a score without target labels.
 
     Args:
-        make_model: Makes an untrained `ppgen.models.DANN`; called with ``conditional=``, from the same seed each time.
+        make_model: Makes an untrained `ppgen.models.DANN`; called with ``conditional=``, and if that is so with
+            ``contrast_invariant=True``, from the same seed each time.
         rows: The training rows, as `ppgen.data.domains.Domains.rows` has them.
         held_out: Held-out rows of both domains, on which candidates are scored. Labels of the target are not used.
         candidates: By name the arguments of `ppgen.recipes.dann`, with ``conditional=True`` for a conditional model;
@@ -100,6 +108,8 @@ def tune_adaptation(
         loss: Arguments of `ppgen.recipes.dann` that all candidates share, such as the critic's learning rate.
         seed: The seed of models and training.
         steps: The steps of each candidate.
+        contrast_invariant: Whether all candidates have features that are the same for images and their negatives; None
+            if `ppgen.evaluation.contrast_inverted` says of the training rows that the target needs it.
         **options: Further options of `ppgen.fit`, the same for all.
 
     Returns:
@@ -133,6 +143,10 @@ def tune_adaptation(
     best: tuple[str, DANN, Fit] | None = None
     scores: dict[str, dict[str, float]] = {}
     training = {"seed": seed, "steps": steps, **options}
+    if contrast_invariant is None and (contrast_invariant := needs_contrast_invariance(rows)):
+        warn_user(f"tune_adaptation: {CONTRAST_INVERTED}")
+    if contrast_invariant:
+        make_model = partial(make_model, contrast_invariant=True)
     for name, candidate in candidates.items():
         try:
             model, fitted = _train(make_model, candidate, loss, rows, training)
@@ -185,6 +199,16 @@ def score_of(model: DANN, held_out: Rows, scorer: str = DEFAULT_SCORER) -> Calla
         )
     scored = tuple(part[:SCORED_ROWS] for part in _scored(held_out))
     return lambda: -transfer_scores(TransferPredictions.of(model, *scored), [scorer])[scorer]
+
+
+def needs_contrast_invariance(rows: Rows) -> bool:
+    """Whether `ppgen.evaluation.contrast_inverted` finds the target's images to be negatives of the source's.
+
+    Args:
+        rows: Rows as in :func:`tune_adaptation`.
+    """
+    x, _, d = rows
+    return contrast_inverted(x[d != 1], x[d == 1])
 
 
 def _scored(held_out: Rows) -> Rows:

@@ -1,5 +1,6 @@
 """The choice among ways of adaptation without target labels."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -8,10 +9,10 @@ import torch
 
 import ppgen.tuning as tuning_module
 from ppgen import ELBO, fit
-from ppgen.data import moons, rotated_moons
+from ppgen.data import load, moons, rotated_moons
 from ppgen.losses import Ramp
 from ppgen.models import DANN, UNKNOWN
-from ppgen.tuning import CANDIDATES, SOURCE_ONLY, candidate_loss, score_of, tune_adaptation
+from ppgen.tuning import CANDIDATES, SOURCE_ONLY, candidate_loss, needs_contrast_invariance, score_of, tune_adaptation
 
 QUICK = {"batch_size": 64, "compile": False, "progress": False, "optim": partial(torch.optim.Adam, lr=0.02)}
 FEW = {"coral 1": {"distance": "coral", "alpha": 1.0}, "conditional": CANDIDATES["jensen_shannon 0.3, conditional"]}
@@ -55,6 +56,19 @@ def test_the_source_alone_is_kept_where_adaptation_does_not_help():
     ruin = {"ruin": {"distance": "coral", "alpha": 1e4}}
     tuning = tune_adaptation(make_model, ROWS, HELD_OUT, candidates=ruin, steps=40, **QUICK)
     assert tuning.chosen == SOURCE_ONLY
+
+
+@pytest.mark.parametrize("asked", [None, False])
+def test_features_of_negatives_are_those_of_the_images(asked):
+    digits = load("digits", form="unit").train
+    x, y = torch.as_tensor(digits.x[:40]), torch.as_tensor(digits.y[:40]) % 2
+    d = torch.arange(2).repeat_interleave(20)
+    rows = torch.where(d[:, None, None, None] == 0, x, 1 - x), torch.where(d == 0, y, UNKNOWN), d
+    options = QUICK | {"batch_size": 40, "steps": 2, "contrast_invariant": asked}
+    with nullcontext() if asked is False else pytest.warns(UserWarning, match="images look like negatives of the sou"):
+        tuning = tune_adaptation(partial(DANN, (1, 8, 8), 2, hidden=(4,)), rows, rows, candidates={}, **options)
+    assert tuning.model.config["contrast_invariant"] == (True if asked is None else None)
+    assert not needs_contrast_invariance(ROWS)  # a table
 
 
 def test_circular_validation_trains_in_reverse():

@@ -11,7 +11,13 @@ from ppgen.evaluation.coverage import (
     mode_coverage,
     uncovered_data,
 )
-from ppgen.evaluation.domains import AdaptationRisk, adaptation_risk, feature_spread, features_collapsed
+from ppgen.evaluation.domains import (
+    AdaptationRisk,
+    adaptation_risk,
+    contrast_inverted,
+    feature_spread,
+    features_collapsed,
+)
 from ppgen.evaluation.estimate import estimate
 from ppgen.evaluation.image_features import ImageFeatures, train_image_features
 from ppgen.evaluation.labels import Agreement, label_agreement
@@ -34,6 +40,7 @@ __all__ = [
     "adaptation_risk",
     "base_space_test",
     "classifier_test",
+    "contrast_inverted",
     "coverage",
     "energy_test",
     "estimate",

@@ -21,16 +21,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ppgen.evaluation.two_sample import Rows, TwoSample, classifier_test, flatten_samples
+from ppgen.evaluation.two_sample import Rows, TwoSample, classifier_test, energy_test, flatten_samples
 from ppgen.training.training_failures import ADVICE, TrainingWarning
 
-__all__ = ["AdaptationRisk", "adaptation_risk", "density_ratio", "feature_spread", "features_collapsed"]
+__all__ = [
+    "AdaptationRisk",
+    "adaptation_risk",
+    "contrast_inverted",
+    "density_ratio",
+    "feature_spread",
+    "features_collapsed",
+]
 
 COLLAPSED_SPREAD = 1e-2  # features with a smaller spread are the same for all rows
 FOLDS = 5
 MIN_PROBABILITY = 1e-3  # of a domain; the density ratio is truncated below it
+COMPARED_ROWS = 500  # of a domain, at most, whose contrast is compared
+LEVEL, PERMUTATIONS = 0.01, 199  # of the test that images differ
+INVERTED_SHARE = 0.5  # of the distance of the images is that of the negatives, at most, if contrast is inverted
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,43 @@ def density_ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     p = cross_val_predict(model, rows, domains, cv=folds, method="predict_proba")[: len(x), 1]
     p = p.clip(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     return p / (1 - p) * (len(x) / len(y))
+
+
+def contrast_inverted(source: Tensor, target: Tensor) -> bool:
+    """Whether images of the target look like negatives of the source's, by which alignment exchanges classes.
+
+    With z the images of each domain, normalized channel by channel by its own mean and standard deviation, contrast is
+    inverted if z differs between the domains, by an energy test at the level .01, and the energy distance of z in the
+    source and -z in the target is less than half of that of z and z. Without a difference that is true with a
+    probability of .01 at most.
+
+    Args:
+        source: Images (n, channels, height, width), of which at most 500 are compared.
+        target: Images (m, channels, height, width).
+
+    Returns:
+        False also for rows that are no images, and for fewer than two of a domain.
+
+    Example:
+        >>> import ppgen
+        >>> import torch
+        >>> from ppgen.evaluation import contrast_inverted
+        >>> x = torch.as_tensor(ppgen.data.load("digits", form="unit").train.x)
+        >>> contrast_inverted(x[::2], x[1::2]), contrast_inverted(x[::2], 1 - x[1::2])
+        (False, True)
+    """
+    if source.dim() != 4 or min(len(source), len(target)) < 2:
+        return False
+    z, other = (_standardized(x[:: max(1, len(x) // COMPARED_ROWS)][:COMPARED_ROWS]) for x in (source, target))
+    of_images, of_negatives = (energy_test(z, sign * other, permutations=PERMUTATIONS) for sign in (1, -1))
+    differs = of_images.p_value <= LEVEL
+    return differs and of_negatives.statistic < INVERTED_SHARE * of_images.statistic
+
+
+def _standardized(x: Tensor) -> Tensor:
+    """Images with mean zero and standard deviation one in each channel, or zero where a channel is constant."""
+    var, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0, keepdim=True)
+    return (x - mean) * torch.where(var > 0, var, 1.0).rsqrt()
 
 
 def feature_spread(features: Rows, start: Rows) -> float:

@@ -29,7 +29,7 @@ from ppgen.data.labels import UNKNOWN
 from ppgen.models.checks import check_event_shape
 from ppgen.models.latent_variable import NETWORKS
 from ppgen.models.options import NetworkOptions, constructed_from
-from ppgen.nets import ACTIVATIONS, Critic, DomainNorm, eval_mode, lookup, rows_of
+from ppgen.nets import ACTIVATIONS, ContrastInvariant, Critic, DomainNorm, eval_mode, lookup, rows_of
 
 __all__ = ["DANN", "UNKNOWN", "DANNOptions"]
 
@@ -48,6 +48,9 @@ class DANNOptions(NetworkOptions):
         conditional: whether to add a site ``hy`` (n, width K), the outer product of h and the class probabilities,
             which is matched in place of h and passes no gradient to the probabilities, so that classes are matched to
             each other (CDAN, Long et al., https://arxiv.org/abs/1705.10667).
+        contrast_invariant: whether h is the same for images and their negatives, which takes twice the time
+            (`ppgen.nets.ContrastInvariant`). None is no, and where data are at hand
+            (`ppgen.tuning.tune_adaptation`, `ppgen train dann`) whatever `ppgen.evaluation.contrast_inverted` says.
         bayesian: whether the weights of the linear classifier are a latent site ``w`` (width + 1, K), bias last, with
             prior N(0, 1) and a mean-field Gaussian guide. Predictions are then averages over draws of w.
     """
@@ -60,18 +63,28 @@ class DANNOptions(NetworkOptions):
     classifier: nn.Module | None = None
     critic: nn.Module | bool = False
     conditional: bool = False
+    contrast_invariant: bool | None = None
     bayesian: bool = False
     activation: str = "relu"
 
     def make_features(self) -> nn.Module:
         """F."""
         if self.features is not None:
-            return self.features
+            return self._invariant(self.features)
         network: Callable[..., nn.Module] = lookup(NETWORKS, self.network, option="network")[0]
-        layers = [network(self.event_shape, self.latent_dim, **self.network_options())]
+        layers = [self._invariant(network(self.event_shape, self.latent_dim, **self.network_options()))]
         if self.norm == "domain":  # with other norms, which mix domains, h has none
             layers.append(DomainNorm(self.latent_dim))
         return nn.Sequential(*layers, lookup(ACTIVATIONS, self.activation, option="activation")())
+
+    def _invariant(self, network: nn.Module) -> nn.Module:
+        if not self.contrast_invariant:
+            return network
+        if len(self.event_shape) != 3:
+            raise ValueError(
+                f"contrast_invariant is for images (channels, height, width), got event_shape {tuple(self.event_shape)}"
+            )
+        return ContrastInvariant(self.event_shape[0], network)
 
 
 class DANN(nn.Module):

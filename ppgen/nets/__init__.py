@@ -1,6 +1,7 @@
 """Networks: dense and convolutional networks, networks for denoisers, critics, and growing networks."""
 
 from ppgen.nets.conditioned import ResidualDense, UNet
+from ppgen.nets.contrast import ContrastInvariant
 from ppgen.nets.critics import Critic, GrowingCritic
 from ppgen.nets.defaults import KINDS, Defaults, defaults_for
 from ppgen.nets.domain_norm import DomainNorm, rows_of
@@ -21,6 +22,7 @@ __all__ = [
     "ACTIVATIONS",
     "KINDS",
     "NORMS",
+    "ContrastInvariant",
     "ConvDecoder",
     "ConvEncoder",
     "ConvMap",

@@ -26,15 +26,22 @@ class DomainNorm(nn.Module):
         width: The number of channels.
         momentum: The share of a batch in the running averages.
         eps: What is added to the variance.
+        affine: Whether a and b are learned; otherwise they are 1 and 0.
     """
 
+    weight: Tensor
+    bias: Tensor
     mean: Tensor
     var: Tensor
 
-    def __init__(self, width: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, width: int, *, momentum: float = 0.1, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
         self.width, self.momentum, self.eps = width, momentum, eps
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        for name, value in (("weight", torch.ones(width)), ("bias", torch.zeros(width))):
+            if affine:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
         self.register_buffer("mean", torch.zeros(2, width))
         self.register_buffer("var", torch.ones(2, width))
         self.domains: Tensor | None = None

@@ -23,6 +23,7 @@ from ppgen.runs.run import Run, method_of
 from ppgen.training.training_failures import TrainingWarning
 from ppgen.utils.budget import Budget, rows_at_a_time
 from ppgen.utils.schema import TEXT, read_json
+from ppgen.utils.user_warnings import warn_user
 
 __all__ = ["AdaptationRun"]
 
@@ -104,6 +105,17 @@ class AdaptationRun(Run):
             return method_of(config).model_class()(data.event_shape, **options)
 
     @classmethod
+    def with_data(cls, config: dict[str, Any], data: Domains) -> dict[str, Any]:
+        """Makes features the same for images and their negatives if the target's are negatives of the source's."""
+        if config["model"]["contrast_invariant"] is not None:
+            return config
+        from ppgen.tuning import CONTRAST_INVERTED, needs_contrast_invariance  # late: SciPy is slow to import
+
+        if needed := needs_contrast_invariance(cls.rows(config, data, "train")):
+            warn_user(CONTRAST_INVERTED)
+        return _with_model(config, contrast_invariant=needed)
+
+    @classmethod
     def tuned(
         cls, config: dict[str, Any], data: Domains, options: Mapping[str, Any]
     ) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -123,17 +135,18 @@ class AdaptationRun(Run):
         options = {name: value for name, value in options.items() if name not in of_length}
         steps = min(options.pop("steps", None) or DEFAULT_STEPS, DEFAULT_STEPS)
         tuning = tune_adaptation(
-            lambda conditional: cls.make_model(_with_model(config, conditional), data),
+            lambda **model: cls.make_model(_with_model(config, **model), data),
             cls.rows(config, data, "train"),
             cls.rows(config, data, "validation"),
             scorer=config["tune"],
             loss=shared,
             steps=steps,
+            contrast_invariant=config["model"]["contrast_invariant"],
             optim=partial(torch.optim.Adam, lr=config["lr"], betas=tuple(config["betas"])),
             **options,
         )
         chosen = dict(tuning.candidate)
-        config = _with_model(config, chosen.pop("conditional", False))
+        config = _with_model(config, conditional=chosen.pop("conditional", False))
         alpha = chosen.pop("alpha")
         loss = chosen | {"alpha": alpha if alpha == 0 else f"Ramp({alpha!r}, shape='sigmoid')"}
         found = {"chosen": tuning.chosen, "scorer": tuning.scorer, "steps": steps, "scores": tuning.scores}
@@ -311,9 +324,9 @@ class AdaptationRun(Run):
         return write_report(self.folder / REPORT, page)
 
 
-def _with_model(config: dict[str, Any], conditional: bool) -> dict[str, Any]:
-    """The configuration with a model that is conditional or not."""
-    return config | {"model": config["model"] | {"conditional": conditional}}
+def _with_model(config: dict[str, Any], **model: Any) -> dict[str, Any]:
+    """The configuration with other options of the model."""
+    return config | {"model": config["model"] | model}
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[float, float]:

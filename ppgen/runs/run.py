@@ -221,6 +221,11 @@ class Run(ABC):
         """Makes the model that the configuration describes for these data, with the seed of the configuration."""
 
     @classmethod
+    def with_data(cls, config: dict[str, Any], data: Any) -> dict[str, Any]:
+        """The configuration with options of the model that the data decide, where it has none: unchanged by default."""
+        return config
+
+    @classmethod
     def tuned(
         cls, config: dict[str, Any], data: Any, options: Mapping[str, Any]
     ) -> tuple[dict[str, Any], Mapping[str, Any]]:

@@ -73,7 +73,7 @@ def train(config: dict[str, Any], *, out: str | os.PathLike, progress: bool = Tr
     check_evaluation(config)
     kind = method_of(config).run_class()
     data = kind.load_data(config) if start is None else start.data
-    config = with_defaults(config, method_of(config), *kind.size(data))
+    config = kind.with_data(with_defaults(config, method_of(config), *kind.size(data)), data)
     try:
         model = kind.make_model(config, data)
     except RuntimeError as error:  # torch's, for example of sizes below zero or beyond memory

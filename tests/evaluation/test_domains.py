@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppgen.evaluation import adaptation_risk, feature_spread, features_collapsed
+from ppgen.data import load
+from ppgen.evaluation import adaptation_risk, contrast_inverted, feature_spread, features_collapsed
 
 
 def test_equal_domains_have_the_risk_of_the_source():
@@ -51,3 +52,17 @@ def test_errors_that_are_not_zeros_and_ones_are_refused():
     for wrong in (np.ones(9), np.full(10, 0.5)):
         with pytest.raises(ValueError, match=r"wrong: expected \(10,\) zeros and ones"):
             adaptation_risk(h, h, wrong)
+
+
+def test_contrast_is_inverted_where_negatives_are_nearer():
+    x = torch.as_tensor(load("digits", form="unit").train.x[:200])
+    here, there = x[:100], x[100:]
+    for a, b in ((1.0, 0.0), (0.3, 2.0)):
+        assert not contrast_inverted(here, a * there + b)
+        assert contrast_inverted(here, b - a * there)
+        assert contrast_inverted(b - a * here, there)
+    even = torch.rand(80, 1, 6, 6, generator=torch.Generator().manual_seed(1))  # whose negatives look the same
+    assert not contrast_inverted(even[:40], even[40:])
+    assert not contrast_inverted(here, torch.ones_like(there))
+    assert not contrast_inverted(here, 1 - there[:1])
+    assert not contrast_inverted(here.flatten(1), 1 - there.flatten(1))

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from ppgen.data import load
 from ppgen.data.domains import load_domains
 from ppgen.diagnostics import from_netcdf
 from ppgen.evaluation import features_collapsed
@@ -145,6 +146,23 @@ def test_tuning_chooses_by_a_score_and_the_folder_keeps_the_choice(tmp_path, cap
     chosen = tuning["chosen"] == "coral 1"
     assert run.config["loss"]["alpha"] == ("Ramp(1.0, shape='sigmoid')" if chosen else 0.0)
     assert run.model.conditional == chosen
+
+
+@labels_are_hidden
+def test_negatives_of_the_source_make_features_invariant(tmp_path):
+    x = load("digits", form="unit").train.x[:200]
+    np.savez(tmp_path / "negatives.npz", x=1 - x)
+    np.savez(tmp_path / "images.npz", x=x, y=np.arange(200) % 10)
+
+    def decided(source, target, given=None):
+        data = load_domains(str(tmp_path / source), str(tmp_path / target))
+        config = {"model": {"contrast_invariant": given}}
+        return AdaptationRun.with_data(config, data)["model"]["contrast_invariant"]
+
+    with pytest.warns(UserWarning, match="the target's images look like negatives of the source's"):
+        assert decided("images.npz", "negatives.npz")
+    assert not decided("images.npz", "images.npz")
+    assert decided("images.npz", "negatives.npz", given=False) is False
 
 
 @labels_are_hidden
