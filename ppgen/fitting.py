@@ -154,7 +154,7 @@ class Fit(Fitted):
         if "guide" not in self.metadata:
             raise LookupError(f'{path}: this fit has a guide of its own, not "auto": give that guide to load')
         with self.scope.open():
-            if "plate" in self.metadata.get("rows", {}):
+            if "integrated" in self.metadata.get("rows", {}):
                 self.model, self.guide, loss = rebuilt_groups(self.model, self.metadata, self.example)
             else:
                 self.model, self.guide, loss = rebuild(self.model, self.metadata["guide"], self.example)

@@ -29,8 +29,9 @@ from ppgen.posterior.directions import Directions
 from ppgen.posterior.gaussian_vi import FittedGaussians, fit_gaussians
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.importance import NEGLIGIBLE_NATS
+from ppgen.posterior.latent_field import unreadable_because
 from ppgen.posterior.log_density import UnconstrainedLogDensity
-from ppgen.posterior.many_rows import ManyRows
+from ppgen.posterior.many_rows import ManyLatents, ManyRows
 from ppgen.posterior.newton import LocalGaussians, find_modes
 from ppgen.posterior.starts import initial_points
 from ppgen.tracing.sites import Program
@@ -85,7 +86,8 @@ def find_posterior(
     if target.dim > MAX_DIM:
         raise ValueError(
             f'guide="auto" needs the full covariance of all latents, of dimension {MAX_DIM} at most; the latents of '
-            f"this program have dimension {whole.dim}. Give a guide, such as AutoLowRankMultivariateNormal(model) or "
+            f"this program have dimension {whole.dim}, and they are not integrated out, since "
+            f"{unreadable_because(whole)}. Give a guide, such as AutoLowRankMultivariateNormal(model) or "
             "AutoNormal(model), or an amortized guide if most latents are local to a datum"
         )
     starts = initial_points(target, restarts, generator)
@@ -94,7 +96,10 @@ def find_posterior(
             f"fit: the budget of {budget.seconds:g} s was over before the search began, since the starting points took "
             f"{time.perf_counter() - began:.2g} s: give more"
         )
-    modes = _find_modes_with_retry(target, starts, generator, budget.part(MODES_SHARE))
+    if isinstance(many, ManyLatents):
+        modes = many.find_modes(starts, budget.part(MODES_SHARE))
+    else:
+        modes = _find_modes_with_retry(target, starts, generator, budget.part(MODES_SHARE))
     if distinct := _distinct_modes(modes, modes.elbo.numpy(), HOPELESS_NATS):
         modes = modes.select(torch.tensor(distinct))
     if many is None:
@@ -103,11 +108,12 @@ def find_posterior(
     else:
         many.anchor(modes, budget)
         builder = CandidateBuilder(many.program, starts, seed, began)
-        if many.integrates:
+        costly = many.integrates and not isinstance(many, ManyLatents)
+        if costly:
             builder.draws = COSTLY_DRAWS
         while True:
             builder.target = many.estimate
-            best = _best_fit(builder, many.modes(generator), generator, budget, costly=many.integrates)
+            best = _best_fit(builder, many.modes(generator), generator, budget, costly=costly)
             if many.serves(best.u, generator, budget):
                 break
         many.finish(best.fit)

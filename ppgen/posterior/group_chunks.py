@@ -30,7 +30,7 @@ from ppgen.tracing.double_precision import ProgramInContext
 from ppgen.tracing.plates import resized_plate
 from ppgen.tracing.sites import Program, Site, is_deterministic, sample_sites
 
-__all__ = ["GroupChunks", "MarginalProgram", "split_by_groups"]
+__all__ = ["GlobalLatents", "GroupChunks", "LocalLatents", "MarginalProgram", "split_by_groups"]
 
 GROUPS = 100  # of the first subset
 CHECKED = 16  # draws at which the error of a subset is measured
@@ -246,7 +246,7 @@ class MarginalProgram(ProgramInContext):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program."""
-        with _GlobalLatents(self.names) as latents, poutine.block(expose=list(self.names)), _LocalLatents(self.local):
+        with GlobalLatents(self.names) as latents, poutine.block(expose=list(self.names)), LocalLatents(self.local):
             self.program(*args, **kwargs)
         if not needs_density():
             return
@@ -266,7 +266,7 @@ class MarginalProgram(ProgramInContext):
         return same_arguments(data, self._all)
 
 
-class _GlobalLatents(Messenger):
+class GlobalLatents(Messenger):
     """A handler that notes the values of global latents on the real line, and their log density there.
 
     Args:
@@ -287,7 +287,7 @@ class _GlobalLatents(Messenger):
             self.log_prob = self.log_prob + density + transform.log_abs_det_jacobian(part, value).sum()
 
 
-class _LocalLatents(Messenger):
+class LocalLatents(Messenger):
     """A handler that gives the latents of groups some value, which nothing reads.
 
     Args:

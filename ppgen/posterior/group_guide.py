@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppgen.posterior.group_chunks import GroupChunks
+from ppgen.posterior.laplace import Laplace
 from ppgen.tracing.sites import Site, latent_sites
 
 __all__ = ["GroupGuide"]
@@ -27,10 +28,10 @@ class GroupGuide:
 
     Args:
         inner: the guide of the global latents.
-        chunks: all groups.
+        chunks: all groups, or a field of latents.
     """
 
-    def __init__(self, inner: Callable, chunks: GroupChunks) -> None:
+    def __init__(self, inner: Callable, chunks: GroupChunks | Laplace) -> None:
         self.inner, self.chunks, self.__wrapped__ = inner, chunks, inner
         density = chunks.whole
         trace = density.trace(torch.zeros(density.dim, dtype=torch.float64))

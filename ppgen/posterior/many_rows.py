@@ -15,11 +15,14 @@ from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.group_chunks import GroupChunks, split_by_groups
 from ppgen.posterior.group_guide import GroupGuide
 from ppgen.posterior.guides import programs_of, rebuild
+from ppgen.posterior.laplace import Laplace
+from ppgen.posterior.latent_field import UnreadableStructure, find_field
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.many_latents import FieldProgram, quasi_newton_modes, surrogate_of
 from ppgen.posterior.newton import ELBO_DRAWS, LocalGaussians, local_elbo
 from ppgen.posterior.row_chunks import RowChunks, split_by_rows
 from ppgen.tracing.double_precision import DoublePrecision
-from ppgen.tracing.sites import Program
+from ppgen.tracing.sites import Program, quote_names
 from ppgen.training.result import Fitted
 from ppgen.utils.budget import Budget
 from ppgen.utils.user_warnings import warn_user
@@ -47,6 +50,8 @@ class ManyRows:
         error: the standard deviation of the estimate, in nats, after `serves`.
     """
 
+    chunks: Any  # of groups, of rows, or the density with a field integrated out
+
     def __init__(self, chunks: GroupChunks | RowChunks, generator: torch.Generator) -> None:
         self.chunks, self.error = chunks, float("nan")
         self._order = torch.randperm(chunks.size, generator=generator)
@@ -63,6 +68,11 @@ class ManyRows:
         """
         budget.show("splitting log p")
         groups = split_by_groups(whole) if whole.dim >= MANY_LATENTS else None
+        if groups is None and whole.dim >= MANY_LATENTS:
+            try:
+                return ManyLatents(Laplace(find_field(whole)))
+            except UnreadableStructure:
+                pass
         chunks = split_by_rows(whole) if groups is None else groups
         return None if chunks is None or chunks.size <= chunks.searched else cls(chunks, generator)
 
@@ -110,8 +120,8 @@ class ManyRows:
         self.error = math.hypot(self.error, self.chunks.other_error(subset, u))
         if self.error > MAX_ROW_ERROR:
             warn_user(
-                f"the importance weights use {self.rows} of {self.chunks.size} {self.chunks.unit}, which estimate log "
-                f"p with a standard deviation of {self.error:.2g} nats at draws of the posterior, above {MAX_ROW_ERROR}"
+                f"the importance weights use {self._used}, which estimate log p with a standard deviation of "
+                f"{self.error:.2g} nats at draws of the posterior, above {MAX_ROW_ERROR}"
             )
         return True
 
@@ -126,9 +136,13 @@ class ManyRows:
         return self.groups is not None
 
     @property
-    def groups(self) -> GroupChunks | None:
-        """All groups whose latents are integrated out."""
-        return self.chunks if isinstance(self.chunks, GroupChunks) else None
+    def groups(self) -> GroupChunks | Laplace | None:
+        """All groups whose latents are integrated out, or a field of such latents."""
+        return None if isinstance(self.chunks, RowChunks) else self.chunks
+
+    def without_values(self) -> Any:
+        """The program of the global latents, as far as a guide of them needs it."""
+        return self.chunks.estimate(torch.arange(self.rows), None)
 
     def finish(self, fit: Fitted) -> None:
         """Gives a fit of `program` the latents of groups, and the subset by which it is judged.
@@ -139,7 +153,7 @@ class ManyRows:
         fit.row_subset, fit.metadata["rows"] = self.subset, self.description
         if self.groups is not None:
             whole = self.groups.whole
-            fit.metadata["rows"]["plate"] = self.groups.groups.plate
+            fit.metadata["rows"]["integrated"] = list(self.groups.groups.local)
             fit.model, fit.example = programs_of(whole.model, []).model, whole.args
             fit.guide = GroupGuide(fit.guide, self.groups)
 
@@ -147,6 +161,10 @@ class ManyRows:
     def rows(self) -> int:
         """The number of rows of the subset."""
         return len(self._index)
+
+    @property
+    def _used(self) -> str:
+        return f"{self.rows} of {self.chunks.size} {self.chunks.unit}"
 
     @property
     def description(self) -> dict[str, Any]:
@@ -164,6 +182,53 @@ class ManyRows:
 
     def _estimate(self) -> None:
         self.subset = self.chunks.estimate(self._index, self._at.minus(self.scaled))
+        self.estimate = UnconstrainedLogDensity(self.subset, self.subset.args)
+
+
+class ManyLatents(ManyRows):
+    """A surrogate of the density of global latents, with a field of others integrated out.
+
+    Args:
+        laplace: that density.
+    """
+
+    def __init__(self, laplace: Laplace) -> None:
+        self.chunks, self.error = laplace, float("nan")
+        self.scaled = UnconstrainedLogDensity(self.without_values(), laplace.whole.args)
+
+    def find_modes(self, starts: Tensor, budget: Budget) -> LocalGaussians:
+        """Gaussians at modes.
+
+        Args:
+            starts: where the search begins, (n, D).
+            budget: the time.
+        """
+        return quasi_newton_modes(self.chunks, starts, budget)
+
+    def without_values(self) -> FieldProgram:
+        """The program of the global latents, as far as a guide of them needs it."""
+        return FieldProgram(self.chunks, None)
+
+    @property
+    def rows(self) -> int:
+        """The number of points of the surrogate."""
+        return self._count
+
+    @property
+    def _used(self) -> str:
+        return f"Laplace's approximation for {self.chunks.size} latents, at {self.rows} points of a surrogate"
+
+    def take(self, count: int) -> None:
+        """Takes so many points.
+
+        Args:
+            count: how many.
+        """
+        self._count = count
+
+    def _estimate(self) -> None:
+        at = self._at
+        self.subset = FieldProgram(self.chunks, surrogate_of(self.chunks, at.modes, at.value, self._count, Budget()))
         self.estimate = UnconstrainedLogDensity(self.subset, self.subset.args)
 
 
@@ -187,9 +252,13 @@ def on_row_subset(fit: F, data: tuple[Any, ...], *, groups: bool = True) -> tupl
     if fit.metadata["guide"]["discrete"]:
         model = config_enumerate(model)
     rows = fit.metadata["rows"]
+    of_subset = (
+        f"a random subset, {rows['subset']} of {rows['all']} {rows['unit']}; log p is that of all, by control variates"
+    )
+    of_field = f"log p is interpolated from {rows['subset']} points, with {rows['all']} latents integrated out"
     about = (
-        f"a random subset, {rows['subset']} of {rows['all']} {rows['unit']}; log p is that of all, by control "
-        f"variates, up to a standard deviation of {rows['error']:.2g} nats"
+        f"{of_field if rows['unit'] == Laplace.unit else of_subset}, up to a standard deviation of "
+        f"{rows['error']:.2g} nats"
     )
     metadata = fit.metadata | {"rows": rows | {"about": about}}
     guide = fit.guide.inner if isinstance(fit.guide, GroupGuide) else fit.guide
@@ -212,10 +281,10 @@ def rebuilt_groups(model: Program, described: dict[str, Any], args: tuple) -> tu
     many = ManyRows.of(whole, torch.Generator().manual_seed(0), Budget())
     if many is None or many.groups is None or many.chunks.size != described["rows"]["all"]:
         raise ValueError(
-            f"load: the latents of {described['rows']['all']} groups, in the plate {described['rows']['plate']!r}, "
-            "were integrated out, which needs the data of the fit: give them, data=(...)"
+            f"load: the latents {quote_names(described['rows']['integrated'])} of {described['rows']['all']} "
+            f"{described['rows']['unit']} were integrated out, which needs the data of the fit: give them, data=(...)"
         )
-    program = many.groups.estimate(torch.arange(many.rows), None)
+    program = many.without_values()
     _, inner, loss = rebuild(program, described["guide"], program.args)
     return programs_of(whole.model, []).model, GroupGuide(inner, many.groups), loss
 

@@ -142,7 +142,7 @@ def test_the_posterior_of_a_linear_hierarchy_is_exact(monkeypatch, tmp_path):
         "subset": 10,
         "all": G,
         "error": 0,
-        "plate": "groups",
+        "integrated": ["z"],
     }
     assert fit.metadata["rows"]["error"] < 1e-3  # its evidence is quadratic in the slope
     # the joint posterior of slope and z, which is Gaussian

@@ -2,6 +2,7 @@
 
 from ppgen.diagnostics.checks.check import BAD, Check, Finding
 from ppgen.diagnostics.checks.draws import PosteriorDraws
+from ppgen.posterior.laplace import Laplace
 from ppgen.posterior.many_rows import MAX_ROW_ERROR
 
 __all__ = ["ROW_ERROR"]
@@ -14,7 +15,10 @@ def row_error(draws: PosteriorDraws) -> Finding | None:
         return None
     if rows["error"] <= MAX_ROW_ERROR:
         return Finding(rows["error"])
-    reason = f"above {MAX_ROW_ERROR}: {rows['subset']} of {rows['all']} rows do not stand for all in the weights"
+    if rows["unit"] == Laplace.unit:
+        reason = f"above {MAX_ROW_ERROR}: given the others, {rows['all']} latents are not Gaussian enough"
+    else:
+        reason = f"above {MAX_ROW_ERROR}: {rows['subset']} of {rows['all']} rows do not stand for all in the weights"
     return Finding(rows["error"], reason, BAD, advise=True)
 
 
