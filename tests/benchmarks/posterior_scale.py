@@ -1,12 +1,15 @@
 """How the time of ``guide="auto"`` grows with rows and with groups, beside a mean-field guide under stock Pyro.
 
-    python tests/benchmarks/posterior_scale.py [--rows 2000 20000 ...] [--groups 300 2000 ...] [--svi] [--plot FILE]
+    python tests/benchmarks/posterior_scale.py [--rows 2000 20000 ...] [--groups 300 2000 ...] [--steps 5000 ...]
+        [--rated 20000 ...] [--counted 20000 ...] [--svi] [--plot FILE]
 
 fits a logistic regression with 50 covariates of so many rows, and a Poisson regression with two latents in each of so
-many groups of five rows. It prints the seconds of the fit and of the verdict (of the clock), the memory, and the error:
-the largest distance of a posterior mean from the parameters that made the data, in posterior standard deviations, of
-which about 2 to 3 are expected of 51 or 4 numbers. With `--svi` stock Pyro fits an AutoNormal guide by mini-batches of
-1000 rows for the same seconds as fit and verdict together; of groups it takes all rows in a step.
+many groups of five rows; a local level of so many steps with Gaussian noise; and crossed effects, whose rows have an
+effect of one of rows / 40 persons and of one of a tenth as many items, with Gaussian ratings or Poisson counts. It
+prints the seconds of the fit and of the verdict (of the clock), the memory, and the error: the largest distance of a
+posterior mean from the parameters that made the data, in posterior standard deviations, of which about 2 to 3 are
+expected of 51 or 4 numbers. With `--svi` stock Pyro fits an AutoNormal guide by
+mini-batches of 1000 rows for the same seconds as fit and verdict together; of all others it takes all rows in a step.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -62,9 +66,63 @@ def hierarchy_data(groups: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     return (index, x, y), truth
 
 
+def local_level(y: Tensor) -> None:
+    step_scale = pyro.sample("step_scale", dist.HalfNormal(1.0))
+    noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    with pyro.plate("steps", len(y)):
+        step = pyro.sample("step", dist.Normal(0.0, step_scale))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(step.cumsum(-1), noise), obs=y)
+
+
+def series(steps: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    truth = {"step_scale": torch.tensor(0.2), "noise": torch.tensor(1.0)}
+    level = truth["step_scale"] * torch.randn(steps, generator=generator).cumsum(0)
+    return (level + truth["noise"] * torch.randn(steps, generator=generator),), truth
+
+
+def predictor(person: Tensor, item: Tensor) -> Tensor:
+    mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+    spread = pyro.sample("spread", dist.HalfNormal(1.0).expand([2]).to_event(1))
+    with pyro.plate("persons", int(person.max()) + 1):
+        a = pyro.sample("a", dist.Normal(0.0, spread[0]))
+    with pyro.plate("items", int(item.max()) + 1):
+        b = pyro.sample("b", dist.Normal(0.0, spread[1]))
+    return mean + a[person] + b[item]
+
+
+def rated(person: Tensor, item: Tensor, y: Tensor) -> None:
+    noise = pyro.sample("noise", dist.HalfNormal(1.0))
+    eta = predictor(person, item)
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(eta, noise), obs=y)
+
+
+def counted(person: Tensor, item: Tensor, y: Tensor) -> None:
+    eta = predictor(person, item)
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Poisson(eta.exp()), obs=y)
+
+
+def effects(rows: int, *, counts: bool) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    sizes = rows // 40, rows // 400
+    person, item = (torch.randint(size, (rows,), generator=generator) for size in sizes)
+    truth = {"mean": torch.tensor(0.3), "spread": torch.tensor([0.5, 0.3])}
+    a, b = (s * torch.randn(size, generator=generator) for s, size in zip(truth["spread"], sizes, strict=True))
+    eta = truth["mean"] + a[person] + b[item]
+    if counts:
+        return (person, item, torch.poisson(eta.exp(), generator=generator)), truth
+    return (person, item, eta + 0.8 * torch.randn(rows, generator=generator)), truth | {"noise": torch.tensor(0.8)}
+
+
 KINDS: dict[str, tuple[Callable[..., None], Callable[[int], tuple[tuple[Tensor, ...], dict[str, Tensor]]]]] = {
     "rows": (logistic, regression_data),
     "groups": (hierarchy, hierarchy_data),
+    "steps": (local_level, series),
+    "rated": (rated, partial(effects, counts=False)),
+    "counted": (counted, partial(effects, counts=True)),
 }
 
 
@@ -82,7 +140,7 @@ def automatic(kind: str, size: int) -> str:
     fitted = time.perf_counter()
     level = fit.diagnose(*data).level
     judged = time.perf_counter()
-    draws = fit.to_arviz(*data, draws=50 if kind == "groups" else None, predictive=False).posterior
+    draws = fit.to_arviz(*data, draws=None if kind == "rows" else 50, predictive=False).posterior
     seconds = fitted - start, judged - fitted, time.perf_counter() - judged
     found = {k: torch.as_tensor(draws[k].values[fit.best]) for k in truth}
     rows = fit.metadata.get("rows", {})
@@ -124,7 +182,7 @@ def plot(rows: list[str], path: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), constrained_layout=True)
-    for axis, kind in zip(axes, KINDS, strict=True):
+    for axis, kind in zip(axes, ("rows", "groups"), strict=True):
         cells = [[cell.strip() for cell in row.split("|")] for row in rows if row.startswith(f"| {kind}")]
         found = [(int(c[1].split()[1]), float(c[3]), float(c[4])) for c in cells if c[2] == "auto"]
         for number, label in ((1, "fit"), (2, "verdict")):
@@ -140,6 +198,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=[2_000, 20_000, 200_000, 1_000_000])
     parser.add_argument("--groups", type=int, nargs="*", default=[300, 2_000, 20_000, 100_000])
+    parser.add_argument("--steps", type=int, nargs="*", default=[5_000])
+    parser.add_argument("--rated", type=int, nargs="*", default=[200_000])
+    parser.add_argument("--counted", type=int, nargs="*", default=[200_000])
     parser.add_argument("--svi", action="store_true", help="fit a mean-field guide by stock Pyro too")
     parser.add_argument("--plot", help="a file for a figure")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
