@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,8 @@ CONTRAST_INVERTED = (
 DEFAULT_SCORER = "cluster_agreement"
 DEFAULT_STEPS = 500
 
+DOUBTFUL_AGREEMENT = 0.5  # of the chosen candidate with the others; where it was lower, all were wrong
+
 SCORED_ROWS = 2000  # of each domain, at most, while a model trains
 
 SOURCE_ONLY = "source only"
@@ -66,6 +69,9 @@ class Tuning:
         candidate: Its options, a value of `CANDIDATES`.
         scorer: The scorer that chose it.
         scores: Each candidate's scores by the name of the scorer; larger is better. Empty where training failed.
+        agreement: The mean share of held-out rows of the target to which another candidate gives the same label, by
+            candidate; empty if there is one. Candidates that are right agree, so that few of them are right where this
+            is low (Jiang et al. 2022, https://arxiv.org/abs/2106.13799); they can agree on a wrong label.
         model: The chosen model, trained.
         fit: Its fit.
     """
@@ -74,6 +80,7 @@ class Tuning:
     candidate: Mapping[str, Any]
     scorer: str
     scores: Mapping[str, Mapping[str, float]]
+    agreement: Mapping[str, float]
     model: DANN
     fit: Fit
 
@@ -119,6 +126,9 @@ def tune_adaptation(
         ValueError: For an unknown scorer, or held-out rows without both domains or without labels of the source.
         FloatingPointError: If no candidate could be trained.
 
+    Warns:
+        UserWarning: If the chosen candidate and another one give half of the target's rows or fewer the same label.
+
     Example:
         >>> import functools
         >>> import torch
@@ -142,6 +152,7 @@ def tune_adaptation(
     scored = _scored(held_out)
     best: tuple[str, DANN, Fit] | None = None
     scores: dict[str, dict[str, float]] = {}
+    labels: dict[str, np.ndarray] = {}
     training = {"seed": seed, "steps": steps, **options}
     if contrast_invariant is None and (contrast_invariant := needs_contrast_invariance(rows)):
         warn_user(f"tune_adaptation: {CONTRAST_INVERTED}")
@@ -154,7 +165,9 @@ def tune_adaptation(
             if scorer == "circular_validation":
                 backward, _ = _train(make_model, candidate, loss, _reversed(rows, model), training)
                 reverse = backward.predict(scored[0])
-            scores[name] = transfer_scores(TransferPredictions.of(model, *scored, reverse=reverse))
+            predictions = TransferPredictions.of(model, *scored, reverse=reverse)
+            scores[name] = transfer_scores(predictions)
+            labels[name] = predictions.target.argmax(1)
         except FloatingPointError as error:
             scores[name] = {}
             warn_user(f"tune_adaptation: {name} is left out: {error}")
@@ -163,7 +176,13 @@ def tune_adaptation(
             best = name, model, fitted
     if best is None:
         raise FloatingPointError("tune_adaptation: no candidate could be trained; the warnings say why")
-    return Tuning(best[0], candidates[best[0]], scorer, scores, *best[1:])
+    agreement = _agreement(labels)
+    if (share := agreement.get(best[0], 1.0)) <= DOUBTFUL_AGREEMENT:
+        warn_user(
+            f"tune_adaptation: {best[0]} has the best score, but another candidate gives only {share:.0%} of the "
+            "rows of the target the same label on average, so that most candidates are wrong; check some of its labels"
+        )
+    return Tuning(best[0], candidates[best[0]], scorer, scores, agreement, *best[1:])
 
 
 def score_of(model: DANN, held_out: Rows, scorer: str = DEFAULT_SCORER) -> Callable[[], float]:
@@ -199,6 +218,15 @@ def score_of(model: DANN, held_out: Rows, scorer: str = DEFAULT_SCORER) -> Calla
         )
     scored = tuple(part[:SCORED_ROWS] for part in _scored(held_out))
     return lambda: -transfer_scores(TransferPredictions.of(model, *scored), [scorer])[scorer]
+
+
+def _agreement(labels: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of each candidate, the mean share of rows with the same label as by another one."""
+    return {
+        name: float(np.mean([(labels[name] == labels[other]).mean() for other in labels if other != name]))
+        for name in labels
+        if len(labels) > 1
+    }
 
 
 def needs_contrast_invariance(rows: Rows) -> bool:

@@ -1,5 +1,6 @@
 """The choice among ways of adaptation without target labels."""
 
+import warnings
 from contextlib import nullcontext
 from functools import partial
 
@@ -69,6 +70,38 @@ def test_features_of_negatives_are_those_of_the_images(asked):
         tuning = tune_adaptation(partial(DANN, (1, 8, 8), 2, hidden=(4,)), rows, rows, candidates={}, **options)
     assert tuning.model.config["contrast_invariant"] == (True if asked is None else None)
     assert not needs_contrast_invariance(ROWS)  # a table
+
+
+def test_candidates_that_contradict_each_other_are_reported(monkeypatch):
+    train = lambda _, candidate, *rest: (Constant(candidate["label"]), None)  # noqa: E731
+    monkeypatch.setattr(tuning_module, "_train", train)
+    monkeypatch.setattr(tuning_module, "SOURCE_ONLY", "zero")
+
+    def tune(*labels):
+        candidates = {f"label {k}": {"label": label} for k, label in enumerate(labels)}
+        return tune_adaptation(
+            make_model, ROWS, HELD_OUT, candidates=candidates | {"zero": {"label": 0}}, scorer="entropy", **QUICK
+        )
+
+    with warnings.catch_warnings(action="error"):
+        assert tune(0, 0, 1).agreement == pytest.approx(
+            {"zero": 2 / 3, "label 0": 2 / 3, "label 1": 2 / 3, "label 2": 0}
+        )
+    with pytest.warns(UserWarning, match="another candidate gives only 33% of the rows of the target the same label"):
+        tune(0, 1, 1)
+
+
+class Constant:
+    """A model that gives all rows one label."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def predict_proba(self, x, d=1):
+        return torch.eye(2)[[self.label] * len(x)]
+
+    def features_of(self, x, d=1):
+        return x
 
 
 def test_circular_validation_trains_in_reverse():

@@ -150,6 +150,7 @@ class AdaptationRun(Run):
         alpha = chosen.pop("alpha")
         loss = chosen | {"alpha": alpha if alpha == 0 else f"Ramp({alpha!r}, shape='sigmoid')"}
         found = {"chosen": tuning.chosen, "scorer": tuning.scorer, "steps": steps, "scores": tuning.scores}
+        found["agreement"] = tuning.agreement
         return config | {"loss": config["loss"] | loss}, found
 
     @classmethod
