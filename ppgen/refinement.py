@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppgen.diagnostics.arviz import to_arviz
 from ppgen.diagnostics.checks.draws import PosteriorDraws
-from ppgen.diagnostics.proposals import has_points
+from ppgen.diagnostics.proposals import Proposal, has_points
 from ppgen.diagnostics.reading import read_attribute, unconstrained_draws
 from ppgen.flows import Flow
 from ppgen.infer import AutoFlow, AutoMixture
@@ -29,7 +29,7 @@ from ppgen.posterior.guides import AutoPrograms, build_guide, describe_guide, in
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.many_rows import on_row_subset
 from ppgen.posterior.preconditioning import Preconditioned
-from ppgen.posterior.student_mixture import StudentMixture
+from ppgen.posterior.student_mixture import StudentMixture, WithPrior
 from ppgen.posterior.tempered_sampling import ENOUGH_ESS, TemperedSample, sample_tempered
 from ppgen.tracing.loss_scales import without_loss_scales
 from ppgen.tracing.sites import Program, quote_names
@@ -42,8 +42,10 @@ __all__ = ["refine"]
 GUIDE_DRAWS = 1000  # from which a guide's location and width are computed
 LEAST_DRAWS = 800  # of all chains
 WIDER = 1.5  # times the guide's width: that of the base
+PRIOR_SHARE = 0.25  # of the base
+INVERTED, MOST_INVERTED = 1e-4, 0.99  # tolerance of coordinates of draws of the prior; share that must have some
 STARTS = 8  # around 0, and as many drawn by the prior, of the search for modes that the guide misses
-REFINED = ("log_marginal", "error", "beta", "temperatures", "moves", "accepted")  # what a fit's metadata says of it
+REFINED = ("log_marginal", "error", "beta", "temperatures", "moves", "memory", "accepted")  # in a fit's metadata
 SAMPLER = "draws of the posterior"  # what a fit is called whose guide holds draws
 
 
@@ -101,7 +103,7 @@ class _Surroundings(NamedTuple):
     """The density in the coordinates of a guide, and a base around the guide in these."""
 
     density: Preconditioned
-    base: StudentMixture
+    base: StudentMixture | WithPrior
 
 
 def _surroundings(fit: Fitted, programs: AutoPrograms, data: tuple[Tensor, ...], seed: int) -> _Surroundings:
@@ -130,8 +132,21 @@ def _surroundings(fit: Fitted, programs: AutoPrograms, data: tuple[Tensor, ...],
         weights = torch.cat([weights / 2, u.new_full((count,), 0.5 / count)])
         parts = GaussianBatch(torch.cat([parts.center, modes.center]), torch.cat([parts.root, modes.root]))
     y = torch.linalg.solve(root, (parts.center - center).mT).mT
-    base = StudentMixture(weights, y, WIDER * torch.linalg.solve(root, parts.root))
-    return _Surroundings(Preconditioned(target, center, root, flow), base)
+    density = Preconditioned(target, center, root, flow)
+    student = StudentMixture(weights, y, WIDER * torch.linalg.solve(root, parts.root))
+    return _Surroundings(density, _with_prior(student, density, found.prior))
+
+
+def _with_prior(student: StudentMixture, density: Preconditioned, prior: Proposal | None) -> StudentMixture | WithPrior:
+    """A base that has draws of the prior too, where these are known in the coordinates of the guide."""
+    if prior is None or prior.density is None:
+        return student
+    y = density.inverse(prior.u)
+    right = torch.isclose(density.points(y), prior.u, rtol=INVERTED, atol=INVERTED).all(-1)
+    if right.double().mean() < MOST_INVERTED:
+        return student
+    of_prior = Preconditioned(prior.density, density.center, density.root, density.flow)
+    return WithPrior(student, of_prior, y[right], PRIOR_SHARE)
 
 
 def _target(model: Program, guide: Program, data: tuple[Tensor, ...]) -> UnconstrainedLogDensity:

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
+from scipy.stats import norm
 
 import ppgen
 from ppgen.diagnostics import bidirectional_ais, loo
@@ -274,3 +275,22 @@ def test_a_funnel_is_drawn_to_its_neck():
     assert abs(math.log(v.std())) < 0.2
     assert np.quantile(v, [0.02, 0.98]) == pytest.approx([-2.054, 2.054], abs=0.4)
     assert abs(refined.metadata["refined"]["log_marginal"]) < 5 * refined.metadata["refined"]["error"]
+
+
+def funnel():
+    v = pyro.sample("v", dist.Normal(0.0, 3.0))
+    with pyro.plate("xs", 9):
+        pyro.sample("x", dist.Normal(0.0, (v / 2).exp()))
+
+
+@pytest.mark.slow
+def test_a_funnel_is_as_wide_as_it_is_or_is_not_called_good():
+    """From a narrow mean-field guide: the scale's 1000 draws have the quantiles of N(0, 3^2) within .6."""
+    guide = AutoNormal(funnel, init_loc_fn=lambda site: torch.zeros(site["fn"].shape()), init_scale=0.7)
+    refined = ppgen.fit(funnel, guide, None, **TRAINING).refine(**QUICK)
+    v = refined.to_arviz(predictive=False).posterior["v"].values
+    wrong = np.abs(np.quantile(v, [0.05, 0.95]) - 3 * norm.ppf([0.05, 0.95])).max() > 0.6
+    assert not (wrong and refined.diagnose().level == GOOD)
+    assert abs(v.std() - 3.0) < 0.4
+    found = refined.metadata["refined"]
+    assert abs(found["log_marginal"]) < max(4.5 * found["error"], 0.1)

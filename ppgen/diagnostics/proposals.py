@@ -30,10 +30,12 @@ class Proposal:
     Attributes:
         u: draws, (n, dim).
         log_prob: the function from points (m, dim) to its log density (m,), in nats.
+        density: the same with gradients, if it is that of a program.
     """
 
     u: Tensor
     log_prob: Callable[[Tensor], Tensor]
+    density: UnconstrainedLogDensity | None = None
 
 
 def guide_proposal(target: UnconstrainedLogDensity, guide: Program, u: Tensor) -> Proposal | None:
@@ -138,7 +140,7 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
         with latents_only():
             return density.log_prob(points)
 
-    return Proposal(u, log_prob)
+    return Proposal(u, log_prob, density)
 
 
 class _MaskObservations(Messenger):

@@ -49,6 +49,14 @@ class Preconditioned:
         with torch.no_grad(), validation(False):
             return torch.cat([self._map(part)[0] for part in y.split(self.batch)])
 
+    def inverse(self, u: Tensor) -> Tensor:
+        """The y of points u = T(y): (n, dim). They are not exact where a flow loses digits."""
+        y = torch.linalg.solve(self.root, (u - self.center).mT).mT
+        if self.flow is None:
+            return y
+        with torch.no_grad(), validation(False):
+            return self.flow().inverse(y)
+
     def log_prob_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The values of log p(y) (n,) and its gradients (n, dim); -inf and 0 where they are not finite."""
         parts = [self._evaluate(part) for part in y.split(self.batch)]

@@ -1,4 +1,4 @@
-"""A mixture of multivariate Student's t distributions: draws, log density and its gradient at many points."""
+"""Mixtures of Student's t distributions, and of these and a prior: draws, log density and gradient at many points."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["StudentMixture"]
+from ppgen.posterior.preconditioning import Preconditioned
+
+__all__ = ["StudentMixture", "WithPrior"]
 
 DEGREES_OF_FREEDOM = 5
 
@@ -58,3 +60,44 @@ class StudentMixture:
         log_det = torch.linalg.slogdet(self.root).logabsdet
         log_prob = constant - log_det - 0.5 * (df + dim) * torch.log1p(quadratic / df)
         return log_prob + self.weights.log(), noise, quadratic
+
+
+@dataclass(frozen=True)
+class WithPrior:
+    """b(y) = (1 - s) student(y) + s prior(y): where data say little, the prior is as wide as the posterior.
+
+    Attributes:
+        student: the mixture around a guide.
+        prior: the density of the prior in its coordinates.
+        draws: draws of the prior, (k, dim).
+        share: s.
+    """
+
+    student: StudentMixture
+    prior: Preconditioned
+    draws: Tensor
+    share: float
+
+    @property
+    def weights(self) -> Tensor:
+        """Those of the parts around the guide, (k,)."""
+        return self.student.weights
+
+    def part_of(self, y: Tensor) -> Tensor:
+        """The part around the guide with the largest share of its density at each point: (n,)."""
+        return self.student.part_of(y)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draws (count, dim), whose numbers from the prior are as its share says, to rounding, in random order."""
+        of_prior = round(self.share * count)
+        rows = torch.randperm(len(self.draws), generator=generator)[torch.arange(of_prior) % len(self.draws)]
+        y = torch.cat([self.student.sample(count - of_prior, generator), self.draws[rows]])
+        return y[torch.randperm(count, generator=generator)]
+
+    def log_prob_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The log density (n,) in nats, and its gradient (n, dim)."""
+        parts = [self.student.log_prob_and_grad(y), self.prior.log_prob_and_grad(y)]
+        log_shares = math.log1p(-self.share), math.log(self.share)
+        values = torch.stack([value + log for (value, _), log in zip(parts, log_shares, strict=True)])
+        gradients = torch.stack([gradient for _, gradient in parts])
+        return values.logsumexp(0), (values.softmax(0)[..., None] * gradients).sum(0)

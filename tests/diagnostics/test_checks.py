@@ -48,6 +48,7 @@ def draws(
     rows: int = 0,
     row_error: float | None = None,
     beta: float | None = None,
+    memory: float = 0.1,
     repeated: int = 1,
 ) -> PosteriorDraws:
     """Draws of one standard normal latent with these statistics; those with a k-hat for each datum have 10 data.
@@ -75,7 +76,7 @@ def draws(
     if row_error is not None:
         fit.metadata["rows"] = {"subset": 10, "all": 100, "error": row_error}
     if beta is not None:
-        fit.metadata |= {"refined": {"beta": beta}, "guide": {"options": {"count": S}}}
+        fit.metadata |= {"refined": {"beta": beta, "memory": memory}, "guide": {"options": {"count": S}}}
     found = PosteriorDraws(
         fit,
         (torch.zeros(rows),) if rows else (),
@@ -159,6 +160,7 @@ CASES = {
     ],
     "ess_bulk": [(SAMPLED, 2 * S, GOOD), (draws(beta=1.0, repeated=10), 0.15 * S, BAD)],
     "ess_tail": [(SAMPLED, 2 * S, GOOD), (draws(beta=1.0, repeated=10), 0.15 * S, BAD)],
+    "memory": [(SAMPLED, 0.1, GOOD), (draws(beta=1.0, memory=0.5), 0.5, BAD)],
     "beta": [(SAMPLED, 1.0, GOOD), (draws(beta=0.9), 0.9, BAD)],
 }
 
@@ -200,7 +202,7 @@ def test_draws_of_a_sampler_are_judged_without_weights():
     assert {name for name, check in CHECKS.items() if check.of_weights} == {
         *("pareto_k", "bad_rows", "ess_ratio", "shift", "log_ratio")
     }
-    for name in ("ess_bulk", "ess_tail", "beta"):
+    for name in ("ess_bulk", "ess_tail", "beta", "memory"):
         assert CHECKS[name].compute(draws()) is None
 
 

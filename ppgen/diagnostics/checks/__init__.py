@@ -7,7 +7,7 @@ name, meaning and bound from the row.
 from ppgen.diagnostics.checks.batches import LIKELIHOOD_SHARE
 from ppgen.diagnostics.checks.check import Check
 from ppgen.diagnostics.checks.convergence import UNCONVERGED_NATS
-from ppgen.diagnostics.checks.mixing import BETA, ESS_BULK, ESS_TAIL
+from ppgen.diagnostics.checks.mixing import BETA, ESS_BULK, ESS_TAIL, MEMORY
 from ppgen.diagnostics.checks.modes import MISSED_MODE_MASS
 from ppgen.diagnostics.checks.moments import LOG_RATIO, SHIFT
 from ppgen.diagnostics.checks.restarts import R_HAT, RESTARTS
@@ -30,6 +30,7 @@ CHECKS: dict[str, Check] = {
         ESS_BULK,
         ESS_TAIL,
         BETA,
+        MEMORY,
         SHIFT,
         LOG_RATIO,
         MISSED_MODE_MASS,

@@ -6,10 +6,10 @@ import numpy as np
 
 from ppgen.diagnostics.checks.check import BAD, Check, Finding
 from ppgen.diagnostics.checks.draws import PosteriorDraws
-from ppgen.posterior.tempered_sampling import ENOUGH_ESS
+from ppgen.posterior.tempered_sampling import ENOUGH_ESS, MAX_MEMORY
 from ppgen.utils.arviz_versions import ess
 
-__all__ = ["BETA", "ESS_BULK", "ESS_TAIL"]
+__all__ = ["BETA", "ESS_BULK", "ESS_TAIL", "MEMORY"]
 
 MORE = "more time (budget) or draws for fit.refine"
 
@@ -22,6 +22,17 @@ def beta(draws: PosteriorDraws) -> Finding | None:
     if value == 1.0:
         return Finding(value)
     reason = "below 1: the sampler ended on its way from the guide to the posterior"
+    return Finding(value, reason, BAD, advise=True)
+
+
+def memory(draws: PosteriorDraws) -> Finding | None:
+    """The rank correlation of a sampler's draws with the points that its moves started from."""
+    value = float(draws.fit.metadata["refined"].get("memory", np.nan)) if draws.sampled else np.nan
+    if np.isnan(value):
+        return None
+    if value <= MAX_MEMORY:
+        return Finding(value)
+    reason = f"above {MAX_MEMORY}: draws still depend on where the sampler started, which all chains have in common"
     return Finding(value, reason, BAD, advise=True)
 
 
@@ -46,6 +57,14 @@ BETA = Check(
     "The inverse temperature that a sampler reached on its way from the guide to the posterior.",
     beta,
     "It should be 1.",
+    advice=(MORE,),
+)
+MEMORY = Check(
+    "memory",
+    "The largest rank correlation of a latent, or of its distance from the mean, in a sampler's draws and in the "
+    "points from which its moves at the posterior started, within modes.",
+    memory,
+    f"It should be at most {MAX_MEMORY}.",
     advice=(MORE,),
 )
 ESS_BULK = Check(
