@@ -229,13 +229,16 @@ class GrowingDecoder(Growing):
         norm: As in :class:`ppgen.nets.Dense`; "pixel" is that of Karras et al. (2018, section 4.2).
         dropout: The probability of dropping a channel in training mode.
         context_dim: The width of the context.
-        pyramid: Whether the image is a sum over scales, x_{k+1} = up(x_k) + rgb_{k+1}(h_{k+1}), each term a level of
-            its Laplacian pyramid (Denton et al. 2015, https://arxiv.org/abs/1506.05751; Karras et al. 2020,
-            https://arxiv.org/abs/1912.04958, section 4.1), instead of the output of the last scale.
+        pyramid: Whether the image is a sum over scales, x_{k+1} = up(x_k) + rgb_{k+1}(h_{k+1}) / (K + 1), each term a
+            level of its Laplacian pyramid (Denton et al. 2015, https://arxiv.org/abs/1506.05751; Karras et al. 2020,
+            https://arxiv.org/abs/1912.04958, section 4.1), instead of the output of the last scale. Adam moves all
+            K + 1 terms by one learning rate; divided by their number, the image moves as far in a step as that of one.
 
     Raises:
         ValueError: If there are more scales than the images have, or options are out of range.
     """
+
+    term_share: Tensor
 
     def __init__(
         self,
@@ -268,6 +271,8 @@ class GrowingDecoder(Growing):
             blocks.append(nn.Sequential(*convolution(width, following), *convolution(following, following)))
         self.blocks = nn.ModuleList(blocks)
         self.rgb = nn.ModuleList(EqualConv2d(width, self.out_shape[0], 1, gain=1.0) for width in widths)
+        if pyramid:  # a buffer, so that weights that were trained without it are refused
+            self.register_buffer("term_share", torch.tensor(1 / len(widths)))
 
     def run(self, value: Tensor, context: Tensor | None) -> Tensor:
         """Decodes up to the current scale, and fades it in."""
@@ -281,8 +286,8 @@ class GrowingDecoder(Growing):
             if not (self.pyramid or scale == stage or (fading and scale == stage - 1)):
                 continue
             new = self.rgb[scale](value)
-            if image is not None and self.pyramid:
-                new = image + new
+            if self.pyramid:
+                new = new * self.term_share if image is None else image + new * self.term_share
             if fading and scale == stage:
                 assert image is not None  # the output of the scale below
                 new = self.mix(image, new)

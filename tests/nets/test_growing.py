@@ -169,6 +169,15 @@ def test_the_scales_of_a_pyramid_sum_to_the_image():
     torch.testing.assert_close(decoder(z), images[1] + 0.25 * (images[2] - images[1]))
 
 
+@torch.no_grad()
+def test_a_step_of_all_terms_of_a_pyramid_moves_the_image_as_far_as_a_step_of_one():
+    decoder, z = GrowingDecoder(3, (1, 16, 16), pyramid=True), torch.randn(5, 3)
+    before = decoder(z)
+    for rgb in decoder.rgb:
+        rgb.bias += 0.3
+    torch.testing.assert_close(decoder(z), before + 0.3)
+
+
 def test_the_minibatch_standard_deviation_detects_a_batch_of_equal_images():
     encoder = GrowingEncoder((1, 8, 8), 1, minibatch_std=True)
     x = torch.randn(16, 1, 8, 8)
