@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from ppgen.flows.flow import Base, Flow
-from ppgen.flows.marginals import Marginals
+from ppgen.flows.marginals import Gaussianization
 from ppgen.flows.smooth_mlp import SmoothMLP
 from ppgen.flows.whitening import Whitening
 from ppgen.flows.zuko import gaussianization, lazy, networks, transforms
@@ -87,11 +87,11 @@ def whitened(flow: Flow, *, marginals: bool = False) -> Flow:
 
     Args:
         flow: The flow.
-        marginals: Whether `Marginals` follow.
+        marginals: Whether it is a `Gaussianization`.
     """
     (dim,) = flow.event_shape
     maps = getattr(flow.maps, "transforms", [flow.maps])  # side by side, since a path is looked for in one list
-    first = lazy.LazyComposedTransform(Whitening(dim), *([Marginals(dim)] if marginals else []), *maps)
+    first = lazy.LazyComposedTransform(Gaussianization(dim) if marginals else Whitening(dim), *maps)
     return Flow(first, flow.event_shape, context_dim=flow.context_dim, base=flow._base, support=flow.support)
 
 

@@ -16,7 +16,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 from ppgen.flows.image_layers import ActNorm
-from ppgen.flows.marginals import Marginals
+from ppgen.flows.marginals import Gaussianization
 from ppgen.flows.whitening import Whitening
 
 __all__ = ["Base", "Flow", "FlowDistribution"]
@@ -83,7 +83,7 @@ class Flow(nn.Module):
         return dist.Normal(self.zero, 1.0).expand(self.event_shape).to_event(len(self.event_shape))
 
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
-        """Initializes the layers `ActNorm`, `Whitening` and `Marginals` that are not initialized yet from a batch.
+        """Initializes the layers `ActNorm`, `Whitening`, `Gaussianization` that are not initialized yet from a batch.
 
         `ppgen.fit` does so by the method ``initialize`` of a model. Elsewhere, call it before training. Training steps
         never do it, so that all steps are the same.
@@ -92,7 +92,7 @@ class Flow(nn.Module):
             x: The batch (*batch, *event).
             context: The context (*batch, context_dim), or None.
         """
-        kinds = ActNorm | Whitening | Marginals
+        kinds = ActNorm | Whitening | Gaussianization
         norms = [part for part in self.modules() if isinstance(part, kinds) and not part.initialized]
         if not norms:
             return

@@ -1,16 +1,100 @@
-"""A map of flows of tables, after whitening: each coordinate made closer to a Gaussian by itself."""
+"""First maps of flows of tables, fitted to data and constant, that turn them into about N(0, I)."""
+
+from typing import Any
 
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Transform
 
-from ppgen.flows.zuko import lazy
+from ppgen.flows.whitening import Whitening, mean_and_scale
+from ppgen.flows.zuko import lazy, transforms
 
-__all__ = ["Marginals"]
+__all__ = ["Gaussianization", "Marginals"]
 
 MAX_LOG_SCALE, MAX_SKEWNESS, MAX_TAILS = 2.0, 2.0, 1.5  # bounds, for columns with one value in many rows
 ITERATIONS = 60
+
+
+class Gaussianization(lazy.LazyTransform):
+    """Whitening, then `Marginals`; before both, `Marginals` of the columns if that makes the data more probable.
+
+    Columns of a skewed unit are linear in each other on another scale, as areas and lengths are on the logarithmic one,
+    and columns that are sums of others are so on their own. So there are two candidates. The one of greater likelihood
+    under N(0, I) is taken, less the four numbers of each column (Akaike's criterion).
+
+    It is the identity until `ppgen.flows.Flow.initialize` is called.
+
+    Args:
+        dim: The width of x.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.columns, self.whitening, self.marginals = Marginals(dim), Whitening(dim), Marginals(dim)
+        self.initializing = False  # set by `Flow.initialize` while it passes data through
+
+    @property
+    def initialized(self) -> Tensor:
+        """Whether the map is set."""
+        return self.whitening.initialized
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        """Sets the map from data.
+
+        Args:
+            x: Rows (*batch, dim).
+        """
+        x = x.detach().reshape(-1, x.shape[-1])
+        plain = self._fit(x)
+        self.columns.initialize(x)
+        if self._fit(x) - 4 * x.shape[1] / len(x) <= plain:
+            self.columns.reset()
+            self._fit(x)
+
+    def forward(self, c: Tensor | None = None) -> Transform:
+        """Returns the transform, which does not depend on the context c."""
+        return _First(self)
+
+    def maps(self) -> Any:
+        """The composition of the three."""
+        return transforms.ComposedTransform(self.columns(), self.whitening(), self.marginals())
+
+    def _fit(self, x: Tensor) -> float:
+        """Sets the later two maps given the first; returns the mean log density of x."""
+        y = self.columns()(x)
+        self.whitening.initialize(y)
+        self.marginals.initialize(self.whitening()(y), units=False)
+        z, log_det = self.maps().call_and_ladj(x)
+        return float((log_det - z.square().sum(-1) / 2).double().mean())
+
+
+class _First(Transform):
+    """The transform of a `Gaussianization`."""
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, parts: Gaussianization) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.call_and_ladj(x)[0]
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        return self.parts.maps().inv(z)
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns z and log |dz/dx|."""
+        if self.parts.initializing:
+            self.parts.initialize(x)
+        return self.parts.maps().call_and_ladj(x)
+
+    def log_abs_det_jacobian(self, x: Tensor, z: Tensor) -> Tensor:
+        """Returns log |dz/dx|."""
+        return self.call_and_ladj(x)[1]
 
 
 class Marginals(lazy.LazyTransform):
@@ -20,31 +104,35 @@ class Marginals(lazy.LazyTransform):
     d < 1 that are heavier than those of a Gaussian. Lighter ones would give rows beyond the data no density at all. A
     spline is the identity beyond its bound, so that without this map each outlier costs half its square in nats.
 
-    It is the identity until `ppgen.flows.Flow.initialize` is called.
+    It is the identity until it is initialized.
 
     Args:
         dim: The width of x.
     """
 
     constants: Tensor
-    initialized: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        identity = torch.stack([torch.zeros(dim), torch.ones(dim), torch.zeros(dim), torch.ones(dim)])
-        self.register_buffer("constants", identity)
-        self.register_buffer("initialized", torch.tensor(False))
-        self.initializing = False  # set by `Flow.initialize` while it passes data through
+        self.register_buffer("constants", torch.empty(4, dim))
+        self.reset()
+
+    def reset(self) -> None:
+        """Makes it the identity."""
+        self.constants.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None])
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, *, units: bool = True) -> None:
         """Sets the map from data.
 
         Args:
-            x: Rows (*batch, dim), of about unit scale.
+            x: Rows (n, dim).
+            units: Whether columns may have any units; otherwise they are of unit scale, or else constant.
         """
-        self.constants.copy_(_fit(x.detach().reshape(-1, x.shape[-1]).double()))
-        self.initialized.fill_(True)
+        rows = x.detach().double()
+        mean, scale = mean_and_scale(rows) if units else (torch.zeros_like(rows[0]), torch.ones_like(rows[0]))
+        m, s, e, d = _fit((rows - mean) / scale)
+        self.constants.copy_(torch.stack([mean + scale * m, scale * s, e, d]))
 
     def forward(self, c: Tensor | None = None) -> Transform:
         """Returns the transform, which does not depend on the context c."""
@@ -62,8 +150,6 @@ class _SinhArcsinh(Transform):
         self.marginals = marginals
 
     def _call(self, x: Tensor) -> Tensor:
-        if self.marginals.initializing:
-            self.marginals.initialize(x)
         m, s, e, d = self.marginals.constants
         return (d * ((x - m) / s).arcsinh() - e).sinh()
 

@@ -7,9 +7,10 @@ from torch.distributions import Transform
 
 from ppgen.flows.zuko import lazy
 
-__all__ = ["Whitening"]
+__all__ = ["Whitening", "mean_and_scale"]
 
 LEAST_SHRINKAGE = -6  # log10 of the least weight of the identity, which bounds the density of collinear columns
+ROUNDING = 1e-7  # of numbers in single precision, relative to their size
 
 
 class Whitening(lazy.LazyTransform):
@@ -50,8 +51,7 @@ class Whitening(lazy.LazyTransform):
             x: Rows (*batch, dim).
         """
         rows = x.detach().reshape(-1, len(self.mean)).double()
-        mean, scale = rows.mean(0), rows.std(0, correction=0)
-        scale = scale.where(scale > 0, 1.0)
+        mean, scale = mean_and_scale(rows)
         values, vectors = torch.linalg.eigh(_shrunk_correlations((rows - mean) / scale))
         root = (vectors * values.sqrt()) @ vectors.mT
         self.mean.copy_(mean)
@@ -86,6 +86,16 @@ class _Affine(Transform):
     def log_abs_det_jacobian(self, x: Tensor, z: Tensor) -> Tensor:
         """Returns log |dz/dx|, a constant."""
         return self.whitening.log_det.expand(x.shape[:-1])
+
+
+def mean_and_scale(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of the columns, these 1 where all values are equal up to rounding.
+
+    Args:
+        rows: Rows (n, dim) in double precision.
+    """
+    mean, scale = rows.mean(0), rows.std(0, correction=0)
+    return mean, scale.where(scale > ROUNDING * mean.abs(), 1.0)
 
 
 def _shrunk_correlations(z: Tensor) -> Tensor:

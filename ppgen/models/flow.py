@@ -63,8 +63,8 @@ class FlowModel(nn.Module):
         whiten: whether a flow of `ppgen.flows.FLOWS` begins with a `ppgen.flows.whitening.Whitening`, so that training
             starts at the Gaussian of the data, whatever their units and correlations are; None for true unless its
             maps are affine (`AFFINE`): these extrapolate without bound, which whitening makes worse.
-        marginals: whether whitening is followed by `ppgen.flows.marginals.Marginals`, for skewed columns and outliers;
-            None for the same as `whiten`.
+        marginals: whether whitening is part of a `ppgen.flows.marginals.Gaussianization`, for skewed columns and
+            outliers; None for the same as `whiten`.
         num_classes: the number of labels of a conditional model; None without labels.
         kinetic: the weight of the kinetic energy of the paths of a continuous flow, which is a factor of the model in
             training (Finlay et al., https://arxiv.org/abs/2002.02798). A solver needs fewer steps on straighter paths.

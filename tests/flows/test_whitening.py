@@ -8,7 +8,7 @@ import torch
 import ppgen
 from ppgen import flows
 from ppgen.flows.composition import whitened
-from ppgen.flows.marginals import Marginals
+from ppgen.flows.marginals import Gaussianization, Marginals
 from ppgen.models import FlowModel
 
 UNITS = torch.tensor([1.0, 1e-3, 300.0])
@@ -59,9 +59,11 @@ def test_nearly_collinear_columns_start_near_the_gaussian_that_drew_them():
 
 def test_few_rows_of_many_columns_and_constant_columns_give_a_finite_density():
     x = torch.cat([rows(4).repeat(1, 3), torch.ones(4, 1)], 1).double()
-    flow = whitened(flows.maf(10, hidden=(8,))).double()
-    flow.initialize(x)
-    assert flow().log_prob(x).isfinite().all()
+    x = torch.cat([x, x.new_full((4, 1), 0.1 + 0.2)], 1)  # whose mean is another number than itself
+    for marginals in (False, True):
+        flow = whitened(flows.maf(11, hidden=(8,)), marginals=marginals).double()
+        flow.initialize(x)
+        assert (flow().log_prob(x + 1e-2) > -1e4).all()
 
 
 @pytest.mark.parametrize("flow", ["nsf", "maf"])
@@ -82,7 +84,7 @@ def test_it_is_set_from_more_rows_than_a_batch_and_kept_when_the_training_goes_o
     model = FlowModel((3,), flow="nsf", layers=1, hidden=(4,)).double()
     options = {"steps": 1, "batch_size": 8, "compile": False, "progress": False}
     ppgen.fit(model.model, model.guide, x, **options)
-    (first, *_) = model.flow.maps.transforms
+    first = model.flow.maps.transforms[0].whitening
     torch.testing.assert_close(first.mean, x.mean(0), rtol=0, atol=1e-5)
     ppgen.fit(model.model, model.guide, 2 * x, **options)
     torch.testing.assert_close(first.mean, x.mean(0), rtol=0, atol=1e-5)
@@ -104,8 +106,8 @@ def test_marginals_turn_a_sinh_arcsinh_distribution_into_a_gaussian_and_invert()
     m, s, e, d = torch.tensor([[0.3, -0.2], [0.5, 1.2], [0.6, -0.4], [0.5, 0.8]], dtype=torch.float64)
     x = m + s * ((noise.arcsinh() + e) / d).sinh()
     marginals = Marginals(2).double()
+    marginals.initialize(x[:1000])
     flow = flows.Flow(marginals, (2,))
-    flow.initialize(x[:1000])
     # the true map has the greatest likelihood up to the noise of 4 parameters a column, 8 / 2000 nats
     exact = torch.distributions.Normal(0.0, 1.0).log_prob(noise) - s.log() + d.log()
     exact = (exact + ((noise.square() + 1).log() - (((x - m) / s).square() + 1).log()) / 2).sum(1)
@@ -119,8 +121,25 @@ def test_marginals_turn_a_sinh_arcsinh_distribution_into_a_gaussian_and_invert()
 @pytest.mark.parametrize("column", [torch.zeros(50), torch.randn(50).mul(3).exp(), torch.rand(50).round()])
 def test_marginals_of_constant_heavy_and_binary_columns_have_finite_densities_also_far_from_the_data(column):
     marginals = Marginals(1)
+    marginals.initialize(column[:, None])
     flow = flows.Flow(marginals, (1,))
-    flow.initialize(column[:, None])
     far = torch.cat([column, torch.tensor([-1e4, 1e4])])[:, None]
     assert flow().log_prob(far).isfinite().all()
     assert marginals.constants[3] <= 1  # tails no lighter than those of a Gaussian
+
+
+@pytest.mark.parametrize(("lengths", "first"), [(False, False), (True, True)])
+def test_marginals_come_before_the_whitening_where_columns_are_linear_on_another_scale(lengths, first):
+    """Sums of columns are linear; areas, which are squares of lengths, are so on a logarithmic scale."""
+    torch.manual_seed(0)
+    r, noise = torch.randn(300, dtype=torch.float64), torch.randn(300, dtype=torch.float64)
+    x = torch.stack([r.exp(), (2 * r + 0.1 * noise).exp()] if lengths else [r, r + 0.1 * noise], 1) * UNITS[1:]
+    gaussianization = Gaussianization(2).double()
+    flow = flows.Flow(gaussianization, (2,))
+    flow.initialize(x)
+    identity = gaussianization.columns.constants == torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None]
+    assert identity.all() != first
+    torch.testing.assert_close(flow().transform(flow().inverse(x)), x)
+    log_det = flow().inverse_and_log_det(x[0])[1]
+    jacobian = torch.autograd.functional.jacobian(flow().inverse, x[0])
+    torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian).logabsdet)
