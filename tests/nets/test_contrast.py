@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ppgen import ELBO, fit
+from ppgen.data import load
 from ppgen.models import DANN, UNKNOWN
 from ppgen.nets import ContrastInvariant, rows_of
 
@@ -43,3 +44,19 @@ def test_what_the_source_teaches_holds_for_negatives(features):
 def test_only_images_have_contrast():
     with pytest.raises(ValueError, match=r"contrast_invariant is for images \(channels, height, width\), got event_sh"):
         DANN((5,), 2, contrast_invariant=True)
+
+
+@pytest.mark.slow
+def test_a_classifier_of_digits_reads_negatives():
+    digits = load("digits", form="unit").train
+    x, y = torch.as_tensor(digits.x[:1000]), torch.as_tensor(digits.y[:1000])
+    d = torch.arange(1000) % 2
+    rows = torch.where(d[:, None, None, None] == 0, x, 1 - x), torch.where(d == 0, y, UNKNOWN), d
+    right = {}
+    for invariant in (False, True):
+        torch.manual_seed(0)
+        dann = DANN((1, 8, 8), 10, hidden=(16, 32), contrast_invariant=invariant)
+        fit(dann.model, dann.guide, rows, loss=ELBO(), steps=150, batch_size=64, compile=False, progress=False)
+        right[invariant] = float((dann.predict(rows[0][d == 1]) == y[d == 1]).float().mean())
+    assert right[False] < 0.4
+    assert right[True] > 0.75
