@@ -19,7 +19,7 @@ standard deviation over the posterior, by the same noise for all g, is the error
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,23 @@ CONVERGED, NEARLY = 1e-16, 1e-10  # decrement of log p, in nats; the latter wher
 ROUNDING = 1e-13  # relative, of log p
 LENGTHS = 0.5 ** torch.arange(12.0)  # of a step that are tried
 DAMPINGS = (0.0, *(10.0**k for k in range(-3, 7)))  # added to the diagonal of H until it is positive definite
-NOISE = 64  # draws of the field that measure the error
+NOISE = 32  # draws of the field that measure the error
+
+
+class Mode(NamedTuple):
+    """The field at its mode given the global latents.
+
+    Attributes:
+        z: the field, (n,).
+        log_p: log p there.
+        entries: those of H there.
+        factor: the factor of H.
+    """
+
+    z: Tensor
+    log_p: Tensor
+    entries: Tensor
+    factor: Factor
 
 
 class Laplace:
@@ -74,7 +90,7 @@ class Laplace:
             show(f"point {i + 1} of {len(u)}")
             self.whole.evaluations["values"] += 1
             found = self.mode(g)
-            values.append(-math.inf if found is None else float(self._value(found[1], found[2])))
+            values.append(-math.inf if found is None else float(self._value(found)))
         return torch.tensor(values, dtype=torch.float64)
 
     def log_prob_and_grad(self, u: Tensor, show: Callable[[str], object] = lambda text: None) -> tuple[Tensor, Tensor]:
@@ -96,7 +112,7 @@ class Laplace:
         found = self.mode(g)
         if found is None:
             return
-        z, _, factor = found
+        z, factor = found.z, found.factor
         gradient = [jvp(lambda g: self.field.derivatives(g, z)[1], (g,), (e,))[1] for e in torch.eye(len(g)).double()]
         self._at, self._near, self._slope = g, z, torch.stack([factor.solve(part) for part in gradient], -1)
 
@@ -116,9 +132,8 @@ class Laplace:
         found = self.mode(g)
         if found is None:
             raise ValueError("the conditional density of the latents that are integrated out has no mode")
-        z, log_p, factor = found
-        draw = z + factor.draw(torch.randn_like(z))
-        return draw[:, None], self.field.log_prob(g, draw) - self._value(log_p, factor)
+        draw = found.z + found.factor.draw(torch.randn_like(found.z))
+        return draw[:, None], self.field.log_prob(g, draw) - self._value(found)
 
     def other_error(self, estimate: Any, u: Tensor) -> float:
         """The standard deviation over points, in nats, of what Laplace's approximation leaves out.
@@ -133,7 +148,7 @@ class Laplace:
         for g in u:
             if (mode := self.mode(g)) is None:
                 continue
-            z, log_p, factor = mode
+            z, log_p, _, factor = mode
             with torch.no_grad():
                 log_w = [
                     self.field.log_prob(g, z + sign * factor.draw(e)) - log_p + e.square().sum() / 2
@@ -144,8 +159,8 @@ class Laplace:
         return float(torch.stack(found).std()) if len(found) > 1 else math.inf
 
     @torch.no_grad()
-    def mode(self, g: Tensor) -> tuple[Tensor, Tensor, Factor] | None:
-        """The mode z*, log p there and the factor of H; None if Newton's method does not find it.
+    def mode(self, g: Tensor) -> Mode | None:
+        """The mode z*; None if Newton's method does not find it.
 
         Args:
             g: global latents, (D,).
@@ -155,18 +170,19 @@ class Laplace:
         if not log_p.isfinite():
             z = torch.zeros_like(z)
             log_p, gradient, entries = self.field.derivatives(g, z)
-        last = math.inf
+        last, before, factored = math.inf, None, None
         for _ in range(STEPS):
-            factored = self._factor(entries)
+            if before is None or not torch.equal(entries, before):  # as it is of linear Gaussian programs
+                factored = self._factor(entries)
             if factored is None or not log_p.isfinite():
                 return None
-            factor, exact = factored
+            before, (factor, exact) = entries, factored
             step = factor.solve(gradient)
             decrement = float(gradient @ step)
             if exact and (decrement < CONVERGED or NEARLY > decrement > last / 2):
                 if self._slope is None:
                     self._near = z
-                return z, log_p, factor
+                return Mode(z, log_p, entries, factor)
             last = decrement
             for length in LENGTHS:
                 moved = self.field.derivatives(g, z + length * step)
@@ -188,8 +204,8 @@ class Laplace:
                 continue
         return None
 
-    def _value(self, log_p: Tensor, factor: Factor) -> Tensor:
-        return log_p - factor.log_det / 2 + self.field.size / 2 * math.log(2 * math.pi)
+    def _value(self, mode: Mode) -> Tensor:
+        return mode.log_p - mode.factor.log_det / 2 + self.field.size / 2 * math.log(2 * math.pi)
 
     def _one(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """The value and the gradient (D,) at a point (D,)."""
@@ -197,14 +213,13 @@ class Laplace:
         found = self.mode(g)
         if found is None:
             return torch.tensor(-math.inf, dtype=torch.float64), torch.full_like(g, math.nan)
-        z, _, factor = found
+        weights = self.field.pattern.log_det_slope(found.entries, found.factor)
         with torch.enable_grad():
-            g, z = g.detach().requires_grad_(), z.requires_grad_()
+            g, z = g.detach().requires_grad_(), found.z.clone().requires_grad_()
             log_p, slope, entries = self.field.derivatives(g, z)
-            value = self._value(log_p, self.field.pattern.factor(entries))
-            of_g, of_z = torch.autograd.grad(value, (g, z), retain_graph=True)
-            (by_mode,) = torch.autograd.grad(slope, g, factor.solve(of_z))
-        return value.detach(), of_g + by_mode
+            of_g, of_z = torch.autograd.grad(log_p - entries @ weights / 2, (g, z), retain_graph=True)
+            (by_mode,) = torch.autograd.grad(slope, g, found.factor.solve(of_z))
+        return self._value(found), of_g + by_mode
 
 
 class _Draw(torch.autograd.Function):

@@ -27,7 +27,7 @@ from ppgen.posterior.sparsity import colored, find_dependencies
 from ppgen.tracing.sites import quote_names
 from ppgen.utils.graphs import record_simplified
 
-__all__ = ["LatentField", "UnreadableStructure", "find_field", "unreadable_because"]
+__all__ = ["MOST_GLOBAL", "LatentField", "UnreadableStructure", "find_field", "unreadable_because"]
 
 FAMILY = 50  # least number of latents of a family
 MOST_GLOBAL = 50  # latents

@@ -118,7 +118,8 @@ def quasi_newton_modes(laplace: Laplace, starts: Tensor, budget: Budget) -> Loca
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for number, start in enumerate(starts):
         if not found or budget.left:
-            mode = _mode_from(laplace, start, budget.part(1.0, f"finding modes from start {number + 1}"))
+            part = budget.part(1.0, f"finding modes from start {number + 1}")
+            mode = _mode_from(laplace, start, found[0][1] if found else None, part)
             if mode is not None:
                 found.append(mode)
     if not found:
@@ -131,8 +132,17 @@ def quasi_newton_modes(laplace: Laplace, starts: Tensor, budget: Budget) -> Loca
     return LocalGaussians(center, root, elbo, STEPS)
 
 
-def _mode_from(laplace: Laplace, u: Tensor, budget: Budget) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The mode, a triangular root of the inverse of the curvature there, and the value."""
+def _mode_from(
+    laplace: Laplace, u: Tensor, root: Tensor | None, budget: Budget
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The mode, a triangular root of the inverse of the curvature there, and the value.
+
+    Args:
+        laplace: the density.
+        u: the start, (D,).
+        root: the root at another mode, whose curvature is a guess of that at the start.
+        budget: the time.
+    """
 
     def at(u: Tensor) -> tuple[Tensor, Tensor]:
         values, gradients = laplace.log_prob_and_grad(u[None])
@@ -141,7 +151,8 @@ def _mode_from(laplace: Laplace, u: Tensor, budget: Budget) -> tuple[Tensor, Ten
     value, gradient = at(u)
     if not value.isfinite():
         return None
-    inverse = torch.eye(len(u), dtype=u.dtype) * min(1.0, FIRST_LENGTH / float(gradient.norm()))
+    unknown, eye = root is None, torch.eye(len(u), dtype=u.dtype)
+    inverse = eye * min(1.0, FIRST_LENGTH / float(gradient.norm())) if root is None else root @ root.mT
     for number in range(STEPS):
         budget.show(f"step {number + 1}")
         step = inverse @ gradient
@@ -158,8 +169,8 @@ def _mode_from(laplace: Laplace, u: Tensor, budget: Budget) -> tuple[Tensor, Ten
         change, slope = gradient - there, float((gradient - there) @ step)
         u, value, gradient = u + step, moved, there
         if slope > 0:  # the curvature along the step is that of a mode
-            if number == 0:
-                inverse = torch.eye(len(u), dtype=u.dtype) * float(slope / change.square().sum())
-            left = torch.eye(len(u), dtype=u.dtype) - torch.outer(step, change) / slope
+            if number == 0 and unknown:
+                inverse = eye * float(slope / change.square().sum())
+            left = eye - torch.outer(step, change) / slope
             inverse = left @ inverse @ left.mT + torch.outer(step, step) / slope
     return u, torch.linalg.cholesky((inverse + inverse.mT) / 2), value

@@ -16,7 +16,7 @@ from ppgen.posterior.group_chunks import GroupChunks, split_by_groups
 from ppgen.posterior.group_guide import GroupGuide
 from ppgen.posterior.guides import programs_of, rebuild
 from ppgen.posterior.laplace import Laplace
-from ppgen.posterior.latent_field import UnreadableStructure, find_field
+from ppgen.posterior.latent_field import MOST_GLOBAL, UnreadableStructure, find_field
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.many_latents import FieldProgram, quasi_newton_modes, surrogate_of
 from ppgen.posterior.newton import ELBO_DRAWS, LocalGaussians, local_elbo
@@ -68,7 +68,8 @@ class ManyRows:
         """
         budget.show("splitting log p")
         groups = split_by_groups(whole) if whole.dim >= MANY_LATENTS else None
-        if groups is None and whole.dim >= MANY_LATENTS:
+        of_groups = 0 if groups is None else groups.size * groups.groups.width
+        if whole.dim >= MANY_LATENTS and whole.dim - of_groups > MOST_GLOBAL:  # such as those of crossed effects
             try:
                 return ManyLatents(Laplace(find_field(whole)))
             except UnreadableStructure:

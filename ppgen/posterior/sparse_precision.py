@@ -10,7 +10,7 @@ With H = L L' in the order of elimination, a draw of N(0, H^-1) is L'^-1 e of no
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ class Pattern(Protocol):
         Raises:
             torch.linalg.LinAlgError: if it is not positive definite.
         """
+
+    def log_det_slope(self, entries: Tensor, factor: Any) -> Tensor:
+        """The derivatives of log |H| in the entries, which are those of H^-1, twice those off the diagonal."""
 
 
 def pattern_of(row: np.ndarray, column: np.ndarray, families: Sequence[np.ndarray]) -> Pattern | None:
@@ -115,6 +118,12 @@ class ChainPattern:
         diagonal = flat.reshape(count, width, width) + self._padding.diag_embed()
         below = entries.new_zeros((count - 1) * width * width).index_add(0, self._at_below, entries[self._below])
         return Chain(diagonal, below.reshape(count - 1, width, width), self.order)
+
+    def log_det_slope(self, entries: Tensor, factor: Any) -> Tensor:
+        """The derivatives of log |H| in the entries."""
+        with torch.enable_grad():
+            entries = entries.detach().requires_grad_()
+            return torch.autograd.grad(self.factor(entries).log_det, entries)[0]
 
 
 class _Level(NamedTuple):
@@ -224,6 +233,13 @@ class ArrowPattern:
         )
         return Arrow(inner + self.padding, joint, outer, self.slots)
 
+    def log_det_slope(self, entries: Tensor, factor: "Arrow") -> Tensor:
+        """The derivatives of log |H| in the entries."""
+        slope = torch.zeros_like(entries)
+        for times, inverse, (which, place) in zip((1, 2, 1), factor.inverse(), self.places, strict=True):
+            slope = slope.index_add(0, which, times * inverse.flatten()[place])
+        return slope
+
 
 def _arrow(
     row: np.ndarray, column: np.ndarray, apart: np.ndarray, label: np.ndarray, count: np.ndarray
@@ -294,6 +310,14 @@ class Arrow:
     def draw(self, e: Tensor) -> Tensor:
         """L'^-1 e for noise e (n,)."""
         return self._backwards(*self._parts(e))
+
+    def inverse(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three parts of H^-1: blocks, joints and rest."""
+        outer = torch.cholesky_inverse(self._outer)
+        joint = torch.linalg.solve_triangular(self._inner.mT, self._joint, upper=True)
+        both = (joint.flatten(0, 1) @ outer).reshape(joint.shape)
+        inner = torch.cholesky_inverse(self._inner) + both @ joint.mT
+        return inner, -both, outer
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         inner = self._inner.shape[0] * self._inner.shape[1]

@@ -16,6 +16,7 @@ from ppgen.posterior.latent_field import UnreadableStructure, find_field
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.sparse_precision import Arrow, Chain, pattern_of
 from ppgen.posterior.sparsity import colored, find_dependencies
+from ppgen.utils.budget import Budget
 
 T, A, B, ROWS = 150, 70, 50, 400
 GENERATOR = torch.Generator().manual_seed(0)
@@ -129,7 +130,8 @@ def test_sparse_factors_equal_dense_ones(kind, make, monkeypatch):
         (torch.as_tensor(row), torch.as_tensor(column)), entries
     )
     matrix = lower + lower.tril(-1).mT
-    factor = pattern_of(row, column, families).factor(entries)
+    pattern = pattern_of(row, column, families)
+    factor = pattern.factor(entries)
     assert isinstance(factor, kind)
     inverse = torch.linalg.inv(matrix)
     root = torch.stack([factor.draw(e) for e in torch.eye(size).double()], 1)
@@ -138,8 +140,8 @@ def test_sparse_factors_equal_dense_ones(kind, make, monkeypatch):
     torch.testing.assert_close(factor.solve(b), inverse @ b, rtol=1e-10, atol=1e-12)
     expected = torch.logdet(matrix)
     torch.testing.assert_close(factor.log_det, expected, rtol=1e-10, atol=1e-10)
-    slopes = [torch.autograd.grad(value, entries, retain_graph=True)[0] for value in (factor.log_det, expected)]
-    torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-11)
+    (slope,) = torch.autograd.grad(expected, entries)
+    torch.testing.assert_close(pattern.log_det_slope(entries, factor), slope, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.slow
@@ -158,7 +160,7 @@ def test_a_gaussian_sequence_is_integrated_exactly():
         precision = torch.eye(T).double() + scale.detach() ** 2 / noise.detach() ** 2 * loading.mT @ loading
         covariance = torch.linalg.inv(precision)
         mean = covariance @ loading.mT @ SERIES * scale.detach() / noise.detach() ** 2
-        z, _, factor = laplace.mode(u.detach())
+        z, _, _, factor = laplace.mode(u.detach())
         torch.testing.assert_close(laplace.field.parts_of(z)["step"], mean, rtol=0, atol=1e-8)
         draws = [laplace.field.parts_of(factor.draw(e))["step"] for e in torch.eye(T).double()]
         root = torch.stack(draws, 1)
@@ -166,8 +168,11 @@ def test_a_gaussian_sequence_is_integrated_exactly():
 
 
 @pytest.mark.slow
-def test_gaussian_crossed_effects_are_integrated_exactly():
-    laplace = Laplace(find_field(UnconstrainedLogDensity(crossed, (OF_A, OF_B, Y))))
+def test_gaussian_crossed_effects_are_integrated_exactly(monkeypatch):
+    monkeypatch.setattr(many_rows, "MANY_LATENTS", 10)
+    whole = UnconstrainedLogDensity(crossed, (OF_A, OF_B, Y))
+    laplace = many_rows.ManyRows.of(whole, GENERATOR, Budget()).chunks  # and not as groups of many global latents
+    assert laplace.field.local == ("alpha", "beta")
     u = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64, requires_grad=True)
     spread = u[1:].exp()
     design = [torch.nn.functional.one_hot(of, size).double() for of, size in ((OF_A, A), (OF_B, B))]
@@ -187,7 +192,7 @@ def test_other_likelihoods_have_the_laplace_approximation_of_dense_algebra():
     laplace = Laplace(find_field(density))
     g = torch.tensor([-0.7], dtype=torch.float64)
     value, gradient = laplace.log_prob_and_grad(g[None])
-    z, log_p, _ = laplace.mode(g)
+    z, log_p, _, _ = laplace.mode(g)
     u = laplace.field.point(g, z)
     _, slope = density.log_prob_and_grad(u[None])
     assert float(slope[0, 1:].abs().max()) < 1e-6
@@ -214,10 +219,10 @@ def test_latents_that_depend_on_each_other_are_named():
 def test_the_posterior_of_a_sequence_is_exact(monkeypatch, tmp_path):
     """Weighted means of all latents within five standard errors of 400 draws, and the evidence; after loading too."""
     monkeypatch.setattr(many_rows, "MANY_LATENTS", 10)
-    fit = ppgen.fit(sums_of_steps, "auto", (SERIES,), progress=False)
+    fit = ppgen.fit(sums_of_steps, "auto", (SERIES,), restarts=1, progress=False)
     assert fit.metadata["rows"]["integrated"] == ["step"]
     assert fit.metadata["rows"]["error"] < 0.1
-    grid = torch.linspace(-3.0, 1.0, 61, dtype=torch.float64)
+    grid = torch.linspace(-2.6, 1.0, 37, dtype=torch.float64)
     points = torch.cartesian_prod(grid, grid)
     loading = torch.ones(T, T).double().tril()
     log_p, means = [], []
