@@ -157,12 +157,13 @@ def colors(count: int) -> ListedColormap:
 
 
 def frame(values: np.ndarray) -> Interval:
-    """An interval that contains all but a few outliers, with a margin."""
+    """An interval that contains all but a few outliers, with a margin; equal values may differ by rounding."""
     values = values[np.isfinite(values)]
     if not len(values):
         return -1.0, 1.0
     low, high = (float(q) for q in np.quantile(values, [0.002, 0.998]))
-    room = 0.12 * (high - low) or 0.05 * abs(high) or 0.5
+    spread = high - low if high - low > 1e-6 * max(abs(low), abs(high)) else 0.0
+    room = 0.12 * spread or 0.05 * abs(high) or 0.5
     return low - room, high + room
 
 

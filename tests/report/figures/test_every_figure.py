@@ -90,6 +90,7 @@ CASES = {
         "two sets": (lambda f: f({"train": WIDE[:, 0], "test": WIDE[:90, 1]}, WIDE[:, 2]), 2),
         "far below": (lambda f: f({"train": np.r_[WIDE[:, 0], -1e9, -np.inf]}, np.r_[WIDE[:, 2], np.nan]), 2),
         "one value": (lambda f: f({"test": np.ones(4)}, np.zeros(4)), 2),
+        "rounded": (lambda f: f({"test": np.ones(4)}, np.float32(0.3) + np.float32(3e-8) * np.arange(4, dtype="f")), 2),
     },
     "base_space": {
         "one coordinate": (lambda f: f(WIDE[:, :1]), 2),
