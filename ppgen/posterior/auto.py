@@ -1,7 +1,8 @@
 """``guide="auto"``: the posterior of a program's global latents, found from the model alone.
 
 1. Scattered starting points, one per chain.
-2. A mode from each, with a local Gaussian (`find_modes`).
+2. A mode from each, with a local Gaussian (`find_modes`). If they are not one mode, more starting points, some of them
+   the best of many draws of the prior, and the best modes of all.
 3. One Gaussian for each mode, weighed by importance sampling: those of the curvature; where a single one is usable but
    not good, that with the moments of its weighted draws; or the mixture, if there are several modes.
 4. The Gaussian of full rank with the highest ELBO at each mode (`fit_gaussians`), and their mixture.
@@ -33,13 +34,13 @@ from ppgen.posterior.latent_field import unreadable_because
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.many_rows import ManyLatents, ManyRows
 from ppgen.posterior.newton import LocalGaussians, find_modes
-from ppgen.posterior.starts import initial_points
+from ppgen.posterior.starts import initial_points, likely_points
 from ppgen.tracing.sites import Program
 from ppgen.training.result import Fitted
 from ppgen.utils.budget import Budget
 from ppgen.utils.user_warnings import warn_user
 
-__all__ = ["find_posterior"]
+__all__ = ["find_posterior", "search_from"]
 
 MAX_DIM = 3000  # full covariances of more latents take too much time and memory
 HOPELESS_NATS = 100.0  # a point whose ELBO is this far below the best is no mode, or one without mass
@@ -99,9 +100,7 @@ def find_posterior(
     if isinstance(many, ManyLatents):
         modes = many.find_modes(starts, budget.part(MODES_SHARE))
     else:
-        modes = _find_modes_with_retry(target, starts, generator, budget.part(MODES_SHARE))
-    if distinct := _distinct_modes(modes, modes.elbo.numpy(), HOPELESS_NATS):
-        modes = modes.select(torch.tensor(distinct))
+        modes = search_from(target, starts, generator, budget.part(MODES_SHARE))
     if many is None:
         builder = CandidateBuilder(whole, starts, seed, began)
         best = _best_fit(builder, modes, generator, budget)
@@ -169,6 +168,30 @@ def _best_fit(
             )
     target.check(center)  # whether the program is still what it was at the beginning
     return best
+
+
+def search_from(
+    target: UnconstrainedLogDensity, starts: Tensor, generator: torch.Generator, budget: Budget
+) -> LocalGaussians:
+    """Distinct modes, at most as many as there are starts, by decreasing ELBO.
+
+    Where the starts lead to several, others may have been missed: twice as many new ones follow, half of them likely
+    draws of the prior.
+
+    Args:
+        target: log p.
+        starts: starting points, (n, dim).
+        generator: source of random numbers.
+        budget: the time.
+    """
+    modes = _find_modes_with_retry(target, starts, generator, budget)
+    distinct = _distinct_modes(modes, modes.elbo.numpy(), HOPELESS_NATS)
+    if len(distinct) > 1 and budget.left:
+        count = len(starts)
+        others = initial_points(target, count, generator), likely_points(target, count, generator)
+        modes = modes.joined(find_modes(target, torch.cat(others), generator, budget=budget))
+        distinct = _distinct_modes(modes, modes.elbo.numpy(), HOPELESS_NATS)
+    return modes.select(torch.tensor(distinct[: len(starts)])) if distinct else modes
 
 
 def _find_modes_with_retry(

@@ -54,6 +54,15 @@ class LocalGaussians(GaussianBatch):
         """
         self.center[rows], self.root[rows], self.elbo[rows] = other.center, other.root, other.elbo
 
+    def joined(self, other: "LocalGaussians") -> "LocalGaussians":
+        """These Gaussians and others.
+
+        Args:
+            other: the others.
+        """
+        center, root = torch.cat([self.center, other.center]), torch.cat([self.root, other.root])
+        return LocalGaussians(center, root, torch.cat([self.elbo, other.elbo]), max(self.steps, other.steps))
+
     def select(self, rows: Tensor) -> "LocalGaussians":
         """These rows.
 
