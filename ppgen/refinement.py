@@ -68,7 +68,7 @@ def refine(
     Raises:
         ValueError: for fewer than two chains, or than 800 draws in all; if the program has no density on the real line,
             or parameters; if the guide gives a latent a single value;
-            if latents of groups were integrated out.
+            if latents of groups or sequences were integrated out.
         FloatingPointError: if no draw around the guide has a density.
     """
     if chains < 2 or chains * draws < LEAST_DRAWS:
@@ -78,8 +78,8 @@ def refine(
         )
     if isinstance(fit.guide, GroupGuide):
         raise ValueError(
-            "refine: latents of groups were integrated out in this fit, and a sampler of them is not there: use its "
-            "draws with their weights, posterior_resampled"
+            "refine: latents of groups or sequences were integrated out in this fit, and a sampler of them is not "
+            "there: use its draws with their weights, posterior_resampled"
         )
     budget = Budget() if budget is None else budget
     start = budget.clock()

@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import Delta
+from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
@@ -39,6 +40,7 @@ class GroupGuide:
             name: [(frame.name, frame.size, frame.dim) for frame in site["cond_indep_stack"] if frame.vectorized]
             for name, site in latent_sites(trace).items()
         }
+        self._event_dims = {name: site["fn"].event_dim for name, site in latent_sites(trace).items()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws all latents."""
@@ -53,13 +55,14 @@ class GroupGuide:
         for name, part in groups.parts_of(z).items():
             transform = biject_to(supports[name])
             value = transform(part)
-            log_density = -transform.log_abs_det_jacobian(part, value)
+            event_dim = self._event_dims[name]
+            log_density = -sum_rightmost(
+                transform.log_abs_det_jacobian(part, value), event_dim - supports[name].event_dim
+            )
             with ExitStack() as stack:
                 for plate, size, dim in self._plates[name]:
                     stack.enter_context(pyro.plate(plate, size, dim=dim))
-                values[name] = pyro.sample(
-                    name, Delta(value, log_density=log_density, event_dim=supports[name].event_dim)
-                )
+                values[name] = pyro.sample(name, Delta(value, log_density=log_density, event_dim=event_dim))
         return values
 
 

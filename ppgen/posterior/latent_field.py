@@ -33,7 +33,7 @@ FAMILY = 50  # least number of latents of a family
 MOST_GLOBAL = 50  # latents
 ORDERS = (1, 2)  # of the sums that are tried
 NODES = 3000  # operations of a program, above which derivatives take minutes to record
-EQUAL = 1e-8  # relative difference of two ways to compute the same
+EQUAL, ROUNDING = 1e-8, 1e-12  # relative difference of two ways to compute the same; of the same way
 
 
 def _load_forward_mode() -> None:
@@ -82,7 +82,7 @@ class LatentField:
         derivatives: the function from (g, z) to log p, its gradient in z, (n,), and the entries of H.
         pattern: the pattern of H.
         diagonal: one for entries on the diagonal, zero for all others.
-        term_count: the number of terms of log p.
+        quadratic: whether log p is quadratic in z.
 
     Raises:
         UnreadableStructure: if H is not sparse.
@@ -138,7 +138,6 @@ class LatentField:
         terms = record_simplified(lambda g, z: self._terms(g, z), torch.zeros_like(g), torch.zeros_like(z))
         if not torch.equal(value := terms(g, z), self._terms(g, z)) or not value.isfinite().all():
             raise UnreadableStructure("their density cannot be recorded as a function of them")
-        self.term_count = len(value)
         if len(getattr(getattr(terms, "__self__", None), "graph", fx.Graph()).nodes) > NODES:
             raise UnreadableStructure("the program samples them in a long loop, in the place of plates or vectors")
 
@@ -178,6 +177,8 @@ class LatentField:
         self.derivatives = record_simplified(derivatives, g, z)
         self._recorded_terms = terms
         _, _, entries = self.derivatives(g, z)
+        _, _, others = self.derivatives(g, z + direction)
+        self.quadratic = torch.allclose(entries, others, rtol=ROUNDING, atol=ROUNDING * float(entries.abs().max()))
         a, b = torch.as_tensor(key // self.size), torch.as_tensor(key % self.size)
         product = torch.zeros_like(z).index_add(0, a, entries * direction[b])
         product = product.index_add(0, b, torch.where(a == b, 0.0, entries * direction[a]))

@@ -197,6 +197,15 @@ class ManyLatents(ManyRows):
         self.chunks, self.error = laplace, float("nan")
         self.scaled = UnconstrainedLogDensity(self.without_values(), laplace.whole.args)
 
+    def finish(self, fit: Fitted) -> None:
+        """Gives a fit of `program` all latents, and what it is judged by.
+
+        Args:
+            fit: the fit, which is changed.
+        """
+        super().finish(fit)
+        fit.metadata["rows"]["skew"] = self.chunks.skew
+
     def find_modes(self, starts: Tensor, budget: Budget) -> LocalGaussians:
         """Gaussians at modes.
 

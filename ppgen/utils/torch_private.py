@@ -74,6 +74,7 @@ __all__ = [
     "num_dispatch_modes",
     "num_function_modes",
     "record_function",
+    "shares_memory",
     "tensor_guard",
     "warn_missing",
     "without_validation",
@@ -153,6 +154,16 @@ def written_arguments(op: Any) -> tuple[tuple[int, str], ...]:
         )
     except AttributeError as error:
         raise MissingTorchInterface("the attribute _schema of operations") from error
+
+
+def shares_memory(op: Any) -> bool:
+    """Whether the result of an operation may be a view of its first tensor; True for what is not an operation of torch.
+
+    Args:
+        op: an operation such as ``torch.ops.aten.view.default``.
+    """
+    schema = getattr(op, "_schema", None)
+    return schema is None or any(result.alias_info is not None for result in schema.returns)
 
 
 def tensor_guard(tensors: Sequence[Tensor]) -> Callable[[], bool]:

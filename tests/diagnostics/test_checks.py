@@ -47,6 +47,7 @@ def draws(
     batch: int = 0,
     rows: int = 0,
     row_error: float | None = None,
+    skew: float | None = None,
     beta: float | None = None,
     memory: float = 0.1,
     repeated: int = 1,
@@ -75,6 +76,8 @@ def draws(
     fit = Fitted(*program(size), None, [chain] * chains, (torch.zeros(batch),) if batch else ())
     if row_error is not None:
         fit.metadata["rows"] = {"subset": 10, "all": 100, "error": row_error}
+    if skew is not None:
+        fit.metadata["rows"] = {"unit": "latents", "subset": 10, "all": 100, "error": 0.0, "skew": skew}
     if beta is not None:
         fit.metadata |= {"refined": {"beta": beta, "memory": memory}, "guide": {"options": {"count": S}}}
     found = PosteriorDraws(
@@ -114,6 +117,7 @@ CASES = {
         (draws(batch=4, rows=10), 0.4, GOOD),  # it explains what other checks find
         (draws(batch=4, rows=10, size=10), 1.0, GOOD),
     ],
+    "field_skew": [(draws(skew=0.1), 0.1, GOOD), (draws(skew=0.5), 0.5, BAD)],
     "row_error": [(draws(row_error=0.01), 0.01, GOOD), (draws(row_error=0.5), 0.5, BAD)],
     "pareto_k": [
         (draws(), 0.1, GOOD),
@@ -211,6 +215,7 @@ def test_draws_of_a_sampler_are_judged_without_weights():
     [
         "likelihood_share",
         "row_error",
+        "field_skew",
         "missed_tail_mass",
         "bad_rows",
         "r_hat",

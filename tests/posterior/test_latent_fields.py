@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 import ppgen
 from ppgen.posterior import many_rows
 from ppgen.posterior.laplace import Laplace
-from ppgen.posterior.latent_field import UnreadableStructure, find_field
+from ppgen.posterior.latent_field import FAMILY, UnreadableStructure, find_field
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.sparse_precision import Arrow, Chain, pattern_of
 from ppgen.posterior.sparsity import colored, find_dependencies
@@ -67,6 +67,12 @@ def crossed(a, b, y):
         beta = pyro.sample("beta", dist.Normal(0.0, spread[1]))
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(mean + alpha[a] + beta[b], 1.0), obs=y)
+
+
+def log_gammas(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    level = pyro.sample("level", dist.ImproperUniform(REAL, (), (len(y),)))
+    pyro.factor("gamma", (y * level - level.exp()).sum() + mean * 0.0)
 
 
 def dense(x, y):
@@ -201,6 +207,19 @@ def test_other_likelihoods_have_the_laplace_approximation_of_dense_algebra():
     torch.testing.assert_close(value[0], expected.detach(), rtol=0, atol=1e-7)
     near = laplace.log_prob(torch.stack([g + 1e-4, g - 1e-4]))
     assert float(gradient) == pytest.approx(float(near[0] - near[1]) / 2e-4, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_means_are_corrected_to_first_order():
+    """The logarithm of a Gamma variable has the mode log k and the mean digamma(k) = log k - 1 / 2k - 1 / 12 k^2 ..."""
+    shape = torch.linspace(5.0, 50.0, FAMILY, dtype=torch.float64)
+    laplace = Laplace(find_field(UnconstrainedLogDensity(log_gammas, (shape,))))
+    laplace.begin_at(torch.zeros(1, dtype=torch.float64))
+    z, _, _, _ = laplace.mode(torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close(z, shape.log(), rtol=0, atol=1e-8)
+    error = (z + laplace.correction - shape.digamma()) * 12 * shape**2
+    assert ((error > 0.9) & (error < 1.1)).all()
+    assert laplace.skew == pytest.approx(0.5 / math.sqrt(5.0))
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ name, meaning and bound from the row.
 from ppgen.diagnostics.checks.batches import LIKELIHOOD_SHARE
 from ppgen.diagnostics.checks.check import Check
 from ppgen.diagnostics.checks.convergence import UNCONVERGED_NATS
+from ppgen.diagnostics.checks.field_skew import FIELD_SKEW
 from ppgen.diagnostics.checks.mixing import BETA, ESS_BULK, ESS_TAIL, MEMORY
 from ppgen.diagnostics.checks.modes import MISSED_MODE_MASS
 from ppgen.diagnostics.checks.moments import LOG_RATIO, SHIFT
@@ -21,6 +22,7 @@ CHECKS: dict[str, Check] = {
     for check in (
         LIKELIHOOD_SHARE,
         ROW_ERROR,
+        FIELD_SKEW,
         PARETO_K,
         MISSED_TAIL_MASS,
         BAD_ROWS,

@@ -15,7 +15,7 @@ def row_error(draws: PosteriorDraws) -> Finding | None:
         return None
     if rows["error"] <= MAX_ROW_ERROR:
         return Finding(rows["error"])
-    if rows["unit"] == Laplace.unit:
+    if rows.get("unit") == Laplace.unit:
         reason = f"above {MAX_ROW_ERROR}: given the others, {rows['all']} latents are not Gaussian enough"
     else:
         reason = f"above {MAX_ROW_ERROR}: {rows['subset']} of {rows['all']} rows do not stand for all in the weights"
