@@ -53,6 +53,7 @@ def search_modes(
     starts: int,
     generator: torch.Generator,
     prior: Proposal | None = None,
+    draws: int | None = None,
 ) -> ModeSearch | None:
     """Searches for modes that the guide misses.
 
@@ -64,6 +65,7 @@ def search_modes(
         starts: the number of starting points around 0, and of those drawn by the prior.
         generator: the source of random numbers.
         prior: the prior, if it is available.
+        draws: how many draws measure the mass of each mode; as many as the guide's if left out.
 
     Returns:
         The mode that is missed most; None if no mode can be found, or no weight is finite.
@@ -75,8 +77,8 @@ def search_modes(
         modes = find_modes(target, points, generator)
     except NO_DENSITY:
         return None
-    noise = torch.randn(len(points), *u.shape, generator=generator, dtype=torch.float64)
-    log_p = target.log_prob(modes.rsample(noise).flatten(0, 1)).reshape(len(points), len(u))
+    noise = torch.randn(len(points), draws or len(u), target.dim, generator=generator, dtype=torch.float64)
+    log_p = target.log_prob(modes.rsample(noise).flatten(0, 1)).reshape(noise.shape[:2])
     if not (np.isfinite(log_weights).any() and np.isfinite(log_evidence)):
         return None
     radius = math.sqrt(target.dim) + 2

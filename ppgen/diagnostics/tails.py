@@ -61,7 +61,12 @@ class TailCheck:
 
 
 def check_tails(
-    target: UnconstrainedLogDensity, u: Tensor, log_evidence: float, error: float, proposals: Sequence[Proposal]
+    target: UnconstrainedLogDensity,
+    u: Tensor,
+    log_evidence: float,
+    error: float,
+    proposals: Sequence[Proposal],
+    known: Tensor | None = None,
 ) -> TailCheck | None:
     """Compares a guide's draws with draws from several distributions.
 
@@ -71,6 +76,7 @@ def check_tails(
         log_evidence: the log evidence by the guide's importance weights, in nats.
         error: its standard error.
         proposals: the distributions, with the guide among them if its density is available.
+        known: log p at the draws of the first of them, if it is known.
 
     Returns:
         The comparison; None if no draw has a density.
@@ -78,8 +84,10 @@ def check_tails(
     points = torch.cat([proposal.u for proposal in proposals])
     points = points[inside := points.isfinite().all(1)]  # a draw of the prior may be at a bound, to rounding
     sizes = [len(proposal.u) for proposal in proposals]
+    log_p = points.new_zeros(0) if known is None else known[inside[: len(known)]]
+    log_p = torch.cat([log_p, target.log_prob(points[len(log_p) :])])
     log_weights = torch.full((len(inside),), -torch.inf, dtype=torch.float64)
-    log_weights[inside] = target.log_prob(points) - _log_mixture(proposals, points)
+    log_weights[inside] = log_p - _log_mixture(proposals, points)
     if not log_weights.max().isfinite():
         return None
     summary = importance_summary(log_weights[:, None].numpy())

@@ -110,6 +110,7 @@ def find_posterior(
         costly = many.integrates and not isinstance(many, ManyLatents)
         if costly:
             builder.draws = COSTLY_DRAWS
+            many.grow(generator, budget)
         while True:
             builder.target = many.estimate
             best = _best_fit(builder, many.modes(generator), generator, budget, costly=costly)

@@ -233,12 +233,16 @@ class MarginalProgram(ProgramInContext):
         chunks: all groups.
         index: the numbers of the groups, in order.
         difference: the control variate; None for no correction.
+
+    Attributes:
+        terms: how many log densities it computes, at all nodes of the quadrature.
     """
 
     def __init__(self, chunks: GroupChunks, index: Tensor, difference: ControlVariate | None) -> None:
         self.marginal = chunks.marginal(index)
         density = self.marginal.groups.density
         super().__init__(density.model)
+        self.terms = len(self.marginal.groups.group) * len(self.marginal.nodes)
         self.args, self.weight, self.difference = density.args, chunks.size / len(index), difference
         self.size, self._all = chunks.size, chunks.whole.args
         self.local = tuple(chunks.groups.local)

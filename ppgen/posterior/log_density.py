@@ -11,7 +11,7 @@ need not broadcast; values and gradients are recorded once as a graph and then r
 values of its latents runs once for each point instead.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cached_property
@@ -48,6 +48,9 @@ __all__ = ["UnconstrainedLogDensity", "central_differences", "latents_only", "ne
 _LATENTS_ONLY: ContextVar[bool] = ContextVar("latents_only", default=False)
 BATCH = 64  # points that a recorded graph evaluates at once, where a point has few terms
 TERMS = 2**22  # log densities of all those points together, which bounds the memory
+VALUE_TERMS = 2**20  # the same without gradients: more are slower, as they fit into no cache
+FEW_TERMS = 2**15  # up to so many, one graph serves for any number of points
+FEWER = (4, 16)  # points of further graphs, where there are more terms
 EQUAL = 1e-6  # relative difference of log p at one point, above which the program is not a function of its latents
 DIFFERENCE = 1e-6  # spacing of the differences that check a gradient
 GRADIENT_ERROR = 0.01  # relative, of such differences
@@ -131,8 +134,10 @@ class UnconstrainedLogDensity:
             )
         self.discrete = [name for name, site in sites.items() if site["fn"].support.is_discrete]
         self.num_data = data_plate_size(trace.nodes.values())
-        terms = max(site["value"].numel() for site in sample_sites(trace).values())
+        terms = getattr(model, "terms", max(site["value"].numel() for site in sample_sites(trace).values()))
         self._points = min(BATCH, max(1, TERMS // terms))
+        self._values = min(8 * BATCH, max(8, VALUE_TERMS // terms))
+        self._sizes = [n for n in FEWER if n < self._points and terms * self._points > FEW_TERMS] + [self._points]
         latent = {name: site for name, site in sites.items() if name not in self.discrete}
         if not latent:
             raise ValueError("the program has no continuous latents, so there is no posterior to find")
@@ -292,7 +297,7 @@ class UnconstrainedLogDensity:
     def _in_parts(self, function: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
         """A function of many points, in parts, so that memory is bounded, without gradients."""
         with torch.no_grad():
-            return torch.cat([_isolated(function)(part) for part in points.split(8 * self._points)])
+            return torch.cat([_isolated(function)(part) for part in points.split(self._values)])
 
     def _at_each(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         """A function of one point as a function of many."""
@@ -337,7 +342,7 @@ class UnconstrainedLogDensity:
     @cached_property
     def _grad_and_value(self) -> Callable[[Tensor], tuple[Tensor, ...]]:
         if self.vectorized:
-            return _RecordedFunction(self.batched_grad_and_value, self._points)
+            return _RecordedFunction(self.batched_grad_and_value, self._sizes)
         return _isolated(lambda u: tuple(map(torch.stack, zip(*map(self._autograd, u), strict=True))))
 
     def _autograd(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -427,22 +432,23 @@ class _RecordedFunction:
 
     Args:
         function: the function.
-        points: how many.
+        sizes: for how many points there may be graphs, the largest last; other numbers are filled up.
     """
 
-    def __init__(self, function: Callable, points: int) -> None:
-        self.function, self.points = function, points
-        self.graph: Callable | None = None
+    def __init__(self, function: Callable, sizes: Sequence[int]) -> None:
+        self.function, self.sizes = function, sizes
+        self.graphs: dict[int, Callable] = {}
 
     def __call__(self, u: Tensor) -> tuple[Tensor, ...]:
-        padded = torch.cat([u, u[:1].expand(self.points - len(u), -1)])
-        if self.graph is None:
+        size = min(size for size in self.sizes if size >= len(u))
+        padded = torch.cat([u, u[:1].expand(size - len(u), -1)])
+        if size not in self.graphs:
             try:
-                self.graph = record_function(self.function, padded)
+                self.graphs[size] = record_function(self.function, padded)
             except Exception:  # the function can be called, so this is due to the recording
-                self.graph = self.function
+                self.graphs[size] = self.function
         with torch.no_grad():
-            return tuple(part[: len(u)] for part in self.graph(padded))
+            return tuple(part[: len(u)] for part in self.graphs[size](padded))
 
 
 def _isolated(function: Callable) -> Callable:

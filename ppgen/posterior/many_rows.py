@@ -100,6 +100,20 @@ class ManyRows:
         elbo = local_elbo(self.estimate, at, torch.cat([noise, -noise]))
         return LocalGaussians(at.center, at.root, elbo, 0)
 
+    def grow(self, generator: torch.Generator, budget: Budget) -> None:
+        """Takes as many rows as draws of the Gaussian at the first mode ask for.
+
+        Args:
+            generator: the source of random numbers.
+            budget: the time.
+        """
+        at = self._at.modes
+        noise = torch.randn(self.chunks.checked, at.center.shape[-1], generator=generator, dtype=at.center.dtype)
+        u = at.center[0] + noise @ at.root[0].mT
+        exact = self._exact(u, budget)
+        while self._error(exact, u) > MAX_ROW_ERROR and budget.left and self.rows < self.chunks.size:
+            self._take_more()
+
     def serves(self, u: Tensor, generator: torch.Generator, budget: Budget) -> bool:
         """Whether the subset is large enough, or as large as it can be; a larger one is taken if not.
 
@@ -109,14 +123,12 @@ class ManyRows:
             budget: the time.
         """
         u = u[torch.randperm(len(u), generator=generator)[: self.chunks.checked]]
-        exact = self.chunks.log_prob(u, budget.part(1.0, f"error of the subset of {self.chunks.unit}").show)
-        difference = exact - self.estimate.log_prob(u)
-        difference = difference[difference.isfinite()]
-        self.error = float(difference.std()) if len(difference) > 1 else float("inf")
-        if self.error > MAX_ROW_ERROR and budget.left and GROWTH * self.rows <= self.chunks.size // 2:
-            self.take(GROWTH * self.rows)
-            self._estimate()
-            return False
+        self.error = 0.0
+        if self.rows < self.chunks.size:
+            self.error = self._error(self._exact(u, budget), u)
+            if self.error > MAX_ROW_ERROR and budget.left:
+                self._take_more()
+                return False
         subset: Any = self.subset
         self.error = math.hypot(self.error, self.chunks.other_error(subset, u))
         if self.error > MAX_ROW_ERROR:
@@ -125,6 +137,21 @@ class ManyRows:
                 f"{self.error:.2g} nats at draws of the posterior, above {MAX_ROW_ERROR}"
             )
         return True
+
+    def _exact(self, u: Tensor, budget: Budget) -> Tensor:
+        """The values of log p on all rows at points (n, dim): (n,)."""
+        return self.chunks.log_prob(u, budget.part(1.0, f"error of the subset of {self.chunks.unit}").show)
+
+    def _error(self, exact: Tensor, u: Tensor) -> float:
+        """The standard deviation of the estimate's error at points (n, dim), in nats."""
+        difference = exact - self.estimate.log_prob(u)
+        difference = difference[difference.isfinite()]
+        return float(difference.std()) if len(difference) > 1 else float("inf")
+
+    def _take_more(self) -> None:
+        more = GROWTH * self.rows
+        self.take(more if more <= self.chunks.size // 2 else self.chunks.size)
+        self._estimate()
 
     @property
     def program(self) -> UnconstrainedLogDensity:

@@ -24,6 +24,7 @@ __all__ = ["PosteriorDraws", "comparable_chains", "on_one_line"]
 
 MAX_DIM = 300  # latents up to which the unconstrained density is used
 MAX_PRIOR_DRAWS, MAX_SINGLE_DRAWS = 1000, 250  # of the prior; by programs that run once for each draw
+MAX_COSTLY_DRAWS = 250  # of a distribution that is wider than the posterior, where log p takes long
 
 
 @dataclass(frozen=True)
@@ -136,14 +137,18 @@ class PosteriorDraws:
             if self.target is None:
                 return None
             u = self._unconstrained(self.target)
-            wider = [part for part in (student_t_proposal(u, self._generator()), self.prior) if part is not None]
+            student_t = student_t_proposal(u, self._generator(), self._few)
+            wider = [part for part in (student_t, self.prior) if part is not None]
             if not wider:
                 return None
             own = None if self.sampled else guide_proposal(self.target, self.fit.guide, u)
+            log_p = None  # at the guide's draws
+            if own is not None:
+                log_p = torch.as_tensor(self.sample_stats["log_weight"].values[self.chain]) + own.log_prob(u).detach()
             evidence, error = (
                 float(self.vi_stats[name].values[self.chain]) for name in ("log_marginal", "log_marginal_error")
             )
-            return check_tails(self.target, u, evidence, error, wider if own is None else [own, *wider])
+            return check_tails(self.target, u, evidence, error, wider if own is None else [own, *wider], log_p)
 
     @cached_property
     def prior(self) -> Proposal | None:
@@ -154,7 +159,7 @@ class PosteriorDraws:
         if self.target is None:
             return None
         most = MAX_PRIOR_DRAWS if self.target.vectorized else MAX_SINGLE_DRAWS
-        return prior_proposal(self.target, min(self.size, most), self._generator())
+        return prior_proposal(self.target, min(self._few, most), self._generator())
 
     @cached_property
     def mode_search(self) -> ModeSearch | None:
@@ -165,13 +170,23 @@ class PosteriorDraws:
             if self.target is None:
                 return None
             u, log_evidence = self._unconstrained(self.target), float(self.vi_stats["log_marginal"].values[self.chain])
-            costly = "plate" in self.fit.metadata.get("rows", {})  # latents of groups are integrated out
             options: dict[str, Any] = {
-                "starts": 1 if costly else self.starts,
+                "starts": 1 if self.costly else self.starts,
                 "generator": self._generator(),
                 "prior": self.prior,
+                "draws": self._few,
             }
             return search_modes(self.target, u, self.log_weights, log_evidence, **options)
+
+    @property
+    def costly(self) -> bool:
+        """Whether log p takes long, since latents of groups are integrated out."""
+        return "plate" in self.fit.metadata.get("rows", {})
+
+    @property
+    def _few(self) -> int:
+        """The number of draws of a distribution that is wider than the posterior."""
+        return min(self.size, MAX_COSTLY_DRAWS) if self.costly else self.size
 
     def _unconstrained(self, target: UnconstrainedLogDensity) -> Tensor:
         chains = range(self.posterior.sizes["chain"]) if self.sampled else [self.chain]
