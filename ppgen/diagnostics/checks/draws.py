@@ -24,6 +24,7 @@ __all__ = ["PosteriorDraws", "comparable_chains", "on_one_line"]
 
 MAX_DIM = 300  # latents up to which the unconstrained density is used
 MAX_PRIOR_DRAWS, MAX_SINGLE_DRAWS = 1000, 250  # of the prior; by programs that run once for each draw
+COSTLY_STEPS = 12  # of the search for modes, where log p takes long
 MAX_COSTLY_DRAWS = 250  # of a distribution that is wider than the posterior, where log p takes long
 
 
@@ -170,8 +171,8 @@ class PosteriorDraws:
             if self.target is None:
                 return None
             u, log_evidence = self._unconstrained(self.target), float(self.vi_stats["log_marginal"].values[self.chain])
-            options: dict[str, Any] = {
-                "starts": 1 if self.costly else self.starts,
+            options: dict[str, Any] = {"starts": 1, "steps": COSTLY_STEPS} if self.costly else {"starts": self.starts}
+            options |= {
                 "generator": self._generator(),
                 "prior": self.prior,
                 "draws": self._few,
