@@ -120,7 +120,7 @@ def to_arviz(
             raise ValueError(f"to_arviz: the sampler made {stored} draws in each chain, got draws={draws}")
     elif draws is None:
         draws = max(DRAWS, AUTO_DRAWS // len(fit.chains)) if "auto" in fit.metadata else DRAWS
-    chunk = draws_at_a_time(data, CHUNK, fit) if chunk is None else chunk
+    chunk = draws_at_a_time(data, CHUNK) if chunk is None else chunk
     check_draws("to_arviz", draws, chunk, resampled)
     # the program of a model such as flow matching is a regression; its density is another program
     model = getattr(owning_module(fit.model), "density_model", fit.model)

@@ -38,7 +38,6 @@ from ppgen.tracing.sites import (
     sample_sites,
 )
 from ppgen.tracing.traces import Traces
-from ppgen.training.result import Fitted
 from ppgen.utils.user_warnings import warn_user_once
 
 __all__ = ["CHUNK", "DrawOptions", "Groups", "chain_groups", "drawn_groups", "draws_at_a_time"]
@@ -56,7 +55,6 @@ VI_STATS = {
 BAR_DELAY = 2.0  # seconds after which a progress bar is shown, on a terminal
 CHUNK = 50  # draws that are made at a time, where data are few
 MAX_NUMBERS = 2**21  # of data times draws, that are computed at a time
-TERMS = 4  # log densities that count as one of these numbers
 MAX_TESTED = 1000  # rows of data that the two-sample test uses
 
 
@@ -78,17 +76,15 @@ class DrawOptions:
         return [min(self.chunk, self.draws - start) for start in range(0, self.draws, self.chunk)]
 
 
-def draws_at_a_time(data: Iterable[Any], most: int, fit: Fitted | None = None) -> int:
+def draws_at_a_time(data: Iterable[Any], most: int) -> int:
     """How many draws to make at a time, at most so many, for the memory that data take once for each of them.
 
     Args:
         data: the arguments of the programs.
         most: the largest number.
-        fit: the fit, whose program may compute more log densities than there are data.
     """
     numbers = sum(part.numel() for part in data if isinstance(part, Tensor))
-    terms = getattr(fit.row_subset, "terms", 0) if fit else 0
-    return max(1, min(most, MAX_NUMBERS // max(1, numbers, terms // TERMS)))
+    return max(1, min(most, MAX_NUMBERS // max(1, numbers)))
 
 
 def chain_groups(

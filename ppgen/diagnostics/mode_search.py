@@ -17,7 +17,7 @@ from ppgen.diagnostics.proposals import NO_DENSITY, Proposal
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.importance import importance_summary
 from ppgen.posterior.log_density import UnconstrainedLogDensity
-from ppgen.posterior.newton import MAX_STEPS, find_modes
+from ppgen.posterior.newton import find_modes
 from ppgen.posterior.starts import initial_points
 
 __all__ = ["NEGLIGIBLE_MASS", "ModeSearch", "search_modes"]
@@ -53,8 +53,6 @@ def search_modes(
     starts: int,
     generator: torch.Generator,
     prior: Proposal | None = None,
-    draws: int | None = None,
-    steps: int = MAX_STEPS,
 ) -> ModeSearch | None:
     """Searches for modes that the guide misses.
 
@@ -66,8 +64,6 @@ def search_modes(
         starts: the number of starting points around 0, and of those drawn by the prior.
         generator: the source of random numbers.
         prior: the prior, if it is available.
-        draws: how many draws measure the mass of each mode; as many as the guide's if left out.
-        steps: the largest number of Newton steps.
 
     Returns:
         The mode that is missed most; None if no mode can be found, or no weight is finite.
@@ -76,11 +72,11 @@ def search_modes(
         points = initial_points(target, starts, generator)
         if prior is not None:
             points = torch.cat([points, _draws_with_density(target, prior, starts)])
-        modes = find_modes(target, points, generator, steps=steps)
+        modes = find_modes(target, points, generator)
     except NO_DENSITY:
         return None
-    noise = torch.randn(len(points), draws or len(u), target.dim, generator=generator, dtype=torch.float64)
-    log_p = target.log_prob(modes.rsample(noise).flatten(0, 1)).reshape(noise.shape[:2])
+    noise = torch.randn(len(points), *u.shape, generator=generator, dtype=torch.float64)
+    log_p = target.log_prob(modes.rsample(noise).flatten(0, 1)).reshape(len(points), len(u))
     if not (np.isfinite(log_weights).any() and np.isfinite(log_evidence)):
         return None
     radius = math.sqrt(target.dim) + 2

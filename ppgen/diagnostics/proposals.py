@@ -84,18 +84,17 @@ def has_points(guide: AutoContinuous | AutoNormal, target: UnconstrainedLogDensi
     return all(torch.allclose(value.to(u), latents[name], rtol=1e-3, atol=1e-6) for name, value in values.items())
 
 
-def student_t_proposal(u: Tensor, generator: torch.Generator, draws: int) -> Proposal | None:
+def student_t_proposal(u: Tensor, generator: torch.Generator) -> Proposal | None:
     """Student's t with 3 degrees of freedom and the mean and covariance of draws; None if the covariance is singular.
 
     Args:
-        u: the draws, (n, dim).
+        u: the draws, (n, dim), of which as many are made.
         generator: the source of random numbers.
-        draws: how many draws to make.
     """
     root, failed = torch.linalg.cholesky_ex(torch.atleast_2d(u.mT.cov()))
     if failed or not u.isfinite().all():
         return None
-    noise = torch.randn(draws, u.shape[1] + DEGREES_OF_FREEDOM, generator=generator, dtype=u.dtype)
+    noise = torch.randn(len(u), u.shape[1] + DEGREES_OF_FREEDOM, generator=generator, dtype=u.dtype)
     scale = (noise[:, -DEGREES_OF_FREEDOM:].square().mean(1)).rsqrt()
     degrees = torch.tensor(float(DEGREES_OF_FREEDOM)).to(u)
     return Proposal(

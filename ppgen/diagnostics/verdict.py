@@ -79,7 +79,7 @@ def diagnose(
         fit: the fit.
         *data: the arguments of the programs, as for `to_arviz`.
         draws: the number of draws in each chain. By default all of a sampler, and 1000 of a guide, or 4000 new ones
-            where latents are global, none is integrated out, and k-hat or a moment is too close to its bound to decide.
+            where latents are global, and k-hat or a moment is too close to its bound to decide.
         starts: the number of points from which other modes are searched for; 0 for no search.
         idata: the result of `to_arviz` on these data, to be judged instead of new draws.
         seed: the seed of draws and starts; the caller's random state does not change.
@@ -169,7 +169,7 @@ def draw_enough(
         ValueError: if the response is absent; as `to_arviz`.
     """
     budget = Budget() if budget is None else budget
-    options |= {"resampled": None, "chunk": draws_at_a_time(data, CHUNK, fit)}
+    options |= {"resampled": None, "chunk": draws_at_a_time(data, CHUNK)}
     seconds = 0.0  # of the last draws
 
     def draw(count: int) -> Any:
@@ -192,7 +192,7 @@ def draw_enough(
 
 def _is_undecided(draws: PosteriorDraws | None) -> bool:
     """Whether few draws leave open on which side of its bound k-hat or a moment is."""
-    if draws is None or draws.per_datum or draws.costly:
+    if draws is None or draws.per_datum:
         return False
     if UNCERTAIN_KHAT[0] < draws.pareto_k < UNCERTAIN_KHAT[1] and draws.ess < EQUAL_WEIGHTS_ESS_RATIO * FEW_DRAWS:
         return True

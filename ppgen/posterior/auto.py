@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppgen.posterior.candidates import COSTLY_DRAWS, Candidate, CandidateBuilder
+from ppgen.posterior.candidates import Candidate, CandidateBuilder
 from ppgen.posterior.directions import Directions
 from ppgen.posterior.gaussian_vi import FittedGaussians, fit_gaussians
 from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.importance import NEGLIGIBLE_NATS
 from ppgen.posterior.latent_field import unreadable_because
 from ppgen.posterior.log_density import UnconstrainedLogDensity
-from ppgen.posterior.many_rows import ManyLatents, ManyRows
+from ppgen.posterior.many_rows import ManyRows
 from ppgen.posterior.newton import LocalGaussians, find_modes
 from ppgen.posterior.starts import initial_points, likely_points
 from ppgen.tracing.sites import Program
@@ -97,23 +97,20 @@ def find_posterior(
             f"fit: the budget of {budget.seconds:g} s was over before the search began, since the starting points took "
             f"{time.perf_counter() - began:.2g} s: give more"
         )
-    if isinstance(many, ManyLatents):
-        modes = many.find_modes(starts, budget.part(MODES_SHARE))
-    else:
+    modes = None if many is None else many.find_modes(starts, budget.part(MODES_SHARE))
+    if modes is None:
         modes = search_from(target, starts, generator, budget.part(MODES_SHARE))
+    elif distinct := _distinct_modes(modes, modes.elbo.numpy(), HOPELESS_NATS):
+        modes = modes.select(torch.tensor(distinct))
     if many is None:
         builder = CandidateBuilder(whole, starts, seed, began)
         best = _best_fit(builder, modes, generator, budget)
     else:
         many.anchor(modes, budget)
         builder = CandidateBuilder(many.program, starts, seed, began)
-        costly = many.integrates and not isinstance(many, ManyLatents)
-        if costly:
-            builder.draws = COSTLY_DRAWS
-            many.grow(generator, budget)
         while True:
             builder.target = many.estimate
-            best = _best_fit(builder, many.modes(generator), generator, budget, costly=costly)
+            best = _best_fit(builder, many.modes(generator), generator, budget)
             if many.serves(best.u, generator, budget):
                 break
         many.finish(best.fit)
@@ -133,8 +130,6 @@ def _best_fit(
     modes: LocalGaussians,
     generator: torch.Generator,
     budget: Budget,
-    *,
-    costly: bool = False,
 ) -> Candidate:
     """The candidate of highest ELBO, of those that the search makes until one is good.
 
@@ -143,7 +138,6 @@ def _best_fit(
         modes: Gaussians at the modes.
         generator: source of random numbers.
         budget: the time.
-        costly: whether log p takes so long that only weights of draws are used, and no steps of a fit.
     """
     target = builder.target
     gaussians = FittedGaussians.without_steps(modes, modes.elbo)
@@ -152,8 +146,6 @@ def _best_fit(
         moved = modes.moved_to(best.u, torch.as_tensor(best.weights.log_smoothed[:, 0]).exp())
         gaussians = FittedGaussians.without_steps(moved, torch.tensor([best.elbo]))
         best, chain = _weigh(builder, gaussians, generator, budget)
-    if costly:
-        return best
     if not best.is_good and budget.left:
         gaussians = fit_gaussians(target, modes, generator, budget=budget.part(GAUSSIANS_SHARE))
         best, chain = _weigh(builder, gaussians, generator, budget)

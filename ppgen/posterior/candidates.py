@@ -30,10 +30,9 @@ from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.training.result import Chain, Fitted
 from ppgen.utils.budget import Budget
 
-__all__ = ["COSTLY_DRAWS", "Candidate", "CandidateBuilder"]
+__all__ = ["Candidate", "CandidateBuilder"]
 
 DRAWS, LEAST_DRAWS = 4000, 100  # for the importance weights of each candidate; if time is short
-COSTLY_DRAWS = 1000  # the same where log p takes long
 WEIGHING_SHARE = 0.3  # of the time that is left
 
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.func import grad_and_value, vmap
 
-from ppgen.posterior.control_variate import FACTOR, ControlVariate, same_arguments
 from ppgen.posterior.grouped import Groups, assign_terms, find_groups
 from ppgen.posterior.log_density import UnconstrainedLogDensity, needs_density
 from ppgen.posterior.marginal import STEPS, STEPS_NEAR, Marginal
@@ -32,8 +31,9 @@ from ppgen.tracing.sites import Program, Site, is_deterministic, sample_sites
 
 __all__ = ["GlobalLatents", "GroupChunks", "LocalLatents", "MarginalProgram", "split_by_groups"]
 
-GROUPS = 100  # of the first subset
-CHECKED = 16  # draws at which the error of a subset is measured
+GROUPS = 100  # of the subset in which modes are looked for, and errors of quadrature
+SURROGATE_POINTS = 32  # of the first surrogate
+CHECKED = 24  # draws at which errors are measured
 TERMS = 2**21  # terms times nodes times points that are evaluated at once, which bounds the memory
 POINTS = 16  # evaluated at once
 EQUAL = 1e-8  # relative difference of the densities of groups
@@ -68,7 +68,7 @@ class GroupChunks:
     def __init__(self, groups: Groups) -> None:
         self.groups, self.whole, self.size = groups, groups.density, groups.count
         self.start = torch.zeros(groups.count, groups.width, dtype=torch.float64)
-        self.first, self.searched, self.checked = GROUPS, GROUPS, CHECKED
+        self.first, self.checked = SURROGATE_POINTS, CHECKED
         self._of_rows, self.steps = _groups_of_rows(groups), STEPS
         self._marginals: dict[tuple[int, int], Marginal] = {}
 
@@ -109,23 +109,10 @@ class GroupChunks:
                 raise ValueError("the program does not run on some of its groups")
         return Marginal(groups, self.start[index], steps=self.steps)
 
-    def scaled(self, index: Tensor) -> UnconstrainedLogDensity:
-        """The log density of the global latents by some groups, scaled to all.
-
-        Args:
-            index: the numbers of the groups, in order.
-        """
-        program = self.estimate(index, None)
+    def scaled(self) -> UnconstrainedLogDensity:
+        """The log density of the global latents by some groups, scaled to all."""
+        program = MarginalProgram(self, self._some())
         return UnconstrainedLogDensity(program, program.args)
-
-    def estimate(self, index: Tensor, difference: ControlVariate | None) -> "MarginalProgram":
-        """A program of the global latents by some groups, scaled to all, with a control variate.
-
-        Args:
-            index: the numbers of the groups, in order.
-            difference: the control variate.
-        """
-        return MarginalProgram(self, index, difference)
 
     def log_prob(self, u: Tensor, show: Callable[[str], object] = lambda text: None) -> Tensor:
         """The values of log p, with the latents of groups integrated out, at points (n, D): (n,).
@@ -158,18 +145,19 @@ class GroupChunks:
         self._marginals.clear()
         self.steps = STEPS_NEAR
 
-    def other_error(self, estimate: "MarginalProgram", u: Tensor) -> float:
+    def other_error(self, u: Tensor) -> float:
         """The standard deviation over points, in nats, of the error of quadrature, by a rule with two more nodes.
 
+        It is that of some groups, scaled to all as if their errors were the same.
+
         Args:
-            estimate: the program on some groups.
             u: global latents, (n, D).
         """
-        marginal = estimate.marginal
+        marginal = self.marginal(self._some())
         finer = Marginal(marginal.groups, marginal.start, steps=marginal.steps, more_nodes=2)
         with torch.no_grad():
             errors = [(finer(g).log_evidence - marginal(g).log_evidence).sum() for g in u]
-        return estimate.weight * float(torch.stack(errors).std())
+        return self.size / marginal.groups.count * float(torch.stack(errors).std())
 
     def draw(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Draws of the latents of all groups given the global ones (D,), and the log density of that draw.
@@ -186,6 +174,10 @@ class GroupChunks:
             draws.append(z)
             log_q = log_q + (marginal.values(g, z) - given.log_evidence).sum()
         return torch.cat(draws), log_q
+
+    def _some(self) -> Tensor:
+        """The numbers of a random subset of the groups, in order."""
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(0))[:GROUPS].sort().values
 
     def _sum(self, u: Tensor, show: Callable[[str], object], function: Callable[[Marginal, Tensor], Tensor]) -> Tensor:
         """The sum over all chunks of a function of the marginal density of each, and of the terms of no group."""
@@ -232,19 +224,17 @@ class MarginalProgram(ProgramInContext):
     Args:
         chunks: all groups.
         index: the numbers of the groups, in order.
-        difference: the control variate; None for no correction.
 
     Attributes:
         terms: how many log densities it computes, at all nodes of the quadrature.
     """
 
-    def __init__(self, chunks: GroupChunks, index: Tensor, difference: ControlVariate | None) -> None:
+    def __init__(self, chunks: GroupChunks, index: Tensor) -> None:
         self.marginal = chunks.marginal(index)
         density = self.marginal.groups.density
         super().__init__(density.model)
         self.terms = len(self.marginal.groups.group) * len(self.marginal.nodes)
-        self.args, self.weight, self.difference = density.args, chunks.size / len(index), difference
-        self.size, self._all = chunks.size, chunks.whole.args
+        self.args, self.weight = density.args, chunks.size / len(index)
         self.local = tuple(chunks.groups.local)
         self.names = tuple(name for name in density.shapes if name not in self.local)
 
@@ -258,16 +248,7 @@ class MarginalProgram(ProgramInContext):
         if len(g) != len(self.marginal.groups.global_index):  # particles then run under vmap
             raise ValueError("a program with latents that are integrated out does not broadcast over particles")
         given = self.marginal(g)
-        value = self.weight * given.log_evidence.sum() + given.of_none - latents.log_prob
-        pyro.factor(FACTOR, value if self.difference is None else value + self.difference(g))
-
-    def is_of(self, data: tuple) -> bool:
-        """Whether these are the arguments from which the groups were taken.
-
-        Args:
-            data: the arguments.
-        """
-        return same_arguments(data, self._all)
+        pyro.factor("groups", self.weight * given.log_evidence.sum() + given.of_none - latents.log_prob)
 
 
 class GlobalLatents(Messenger):

@@ -152,11 +152,10 @@ class Laplace:
         draw = found.z + self.correction + found.factor.draw(torch.randn_like(found.z))
         return draw[:, None], self.field.log_prob(g, draw) - self._value(found)
 
-    def other_error(self, estimate: Any, u: Tensor) -> float:
+    def other_error(self, u: Tensor) -> float:
         """The standard deviation over points, in nats, of what Laplace's approximation leaves out.
 
         Args:
-            estimate: a surrogate, whose own error is another.
             u: global latents, (k, D).
         """
         if self.field.quadratic:

@@ -1,30 +1,37 @@
-"""``guide="auto"`` on a field of latents, sequences or crossed effects: they are integrated out by Laplace's method.
+"""``guide="auto"`` on global latents, with others integrated out, whose density takes long.
 
-The density of the global latents (`ppgen.posterior.laplace`) takes a hundredth of a second to a second at a point. So
-its modes are found by a quasi-Newton method from all starts, and a surrogate from some tens of points around them
-(`ppgen.posterior.surrogate`) stands for it in the search and in the verdict. The error of the surrogate is measured at
-draws of the result, where more points are taken if it is large.
+The others are those of groups (`ppgen.posterior.marginal`), or a field of sequences or crossed effects
+(`ppgen.posterior.laplace`). At a point the density takes a hundredth of a second to a second. So modes are found in a
+subset of the groups, or by a quasi-Newton method from all starts, and a surrogate from some tens of points around them
+(`ppgen.posterior.surrogate`) stands for the density in the search and in the verdict. The error of the surrogate is
+measured at draws of the result, and more points are taken if it is large.
 """
 
+import math
 from typing import Any
 
 import torch
 from pyro import factor, poutine
 from torch import Tensor
+from torch.func import vmap
 
 from ppgen.posterior.control_variate import FACTOR, same_arguments
 from ppgen.posterior.gaussians import LOG_2PI_E, GaussianBatch
-from ppgen.posterior.group_chunks import GlobalLatents, LocalLatents
+from ppgen.posterior.group_chunks import GlobalLatents, GroupChunks, LocalLatents
 from ppgen.posterior.laplace import Laplace
 from ppgen.posterior.log_density import needs_density
 from ppgen.posterior.newton import LocalGaussians
-from ppgen.posterior.surrogate import Surrogate, spread_points
+from ppgen.posterior.student_mixture import StudentMixture
+from ppgen.posterior.surrogate import Surrogate, most_points, spread_points
 from ppgen.tracing.double_precision import ProgramInContext
 from ppgen.tracing.sites import Site
 from ppgen.utils.budget import Budget
 
-__all__ = ["FieldProgram", "quasi_newton_modes"]
+__all__ = ["GlobalProgram", "KnownDensity", "quasi_newton_modes"]
 
+ROUNDS, ENOUGH = 10, 0.05  # in which draws of a surrogate are added, and the error in nats at which they end
+CANDIDATES, WIDER = 4000, 1.5  # from which these are chosen, and the width of their distribution
+AT_ONCE = 500  # at which a surrogate is evaluated
 STEPS = 60  # of the quasi-Newton method
 FIRST_LENGTH, LONGEST = 0.5, 2.0  # of its first step and of any, on the real line
 HALVINGS = 12  # of a step that does not increase the density
@@ -51,19 +58,19 @@ class _Drawn(GlobalLatents):
             raise _AllDrawn
 
 
-class FieldProgram(ProgramInContext):
+class GlobalProgram(ProgramInContext):
     """The program of the global latents, with a surrogate of their density.
 
     Args:
-        laplace: the density.
+        density: the density.
         surrogate: the surrogate; None for the prior alone.
     """
 
-    def __init__(self, laplace: Laplace, surrogate: Surrogate | None) -> None:
-        super().__init__(laplace.whole.model)
-        self.args, self.surrogate, self.size = laplace.whole.args, surrogate, laplace.size
-        self.local = laplace.field.local
-        self.names = tuple(name for name in laplace.whole.shapes if name not in self.local)
+    def __init__(self, density: GroupChunks | Laplace, surrogate: Surrogate | None) -> None:
+        super().__init__(density.whole.model)
+        self.args, self.surrogate, self.size = density.whole.args, surrogate, density.size
+        self.local = tuple(density.groups.local)
+        self.names = tuple(name for name in density.whole.shapes if name not in self.local)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program as far as its last global latent."""
@@ -89,19 +96,83 @@ class FieldProgram(ProgramInContext):
         return same_arguments(data, self.args)
 
 
-def surrogate_of(laplace: Laplace, modes: GaussianBatch, peaks: Tensor, count: int, budget: Budget) -> Surrogate:
-    """A surrogate by so many points.
+class KnownDensity:
+    """The density of global latents where it is known, and a surrogate of it.
+
+    It is known at points around its modes first. Then draws of the surrogate and of a wider density are added, until it
+    is right there: a surrogate may have mass where there are no points and the density has none, or none in tails.
 
     Args:
-        laplace: the density.
+        density: the density.
         modes: Gaussians at its modes.
         peaks: its values there, (k,).
-        count: the number of points, fewer in many dimensions.
+        count: the number of points around the modes, fewer in many dimensions.
         budget: the time, which is shown.
+
+    Attributes:
+        surrogate: the surrogate.
     """
-    u = spread_points(modes, count)
-    values, gradients = laplace.log_prob_and_grad(u, budget.part(1.0, "points of a surrogate").show)
-    return Surrogate(modes, peaks, u, values, gradients)
+
+    def __init__(
+        self, density: GroupChunks | Laplace, modes: GaussianBatch, peaks: Tensor, count: int, budget: Budget
+    ) -> None:
+        self.density, self.modes, self.peaks = density, modes, peaks
+        self._known: list[tuple[Tensor, Tensor, Tensor]] = []
+        budget = budget.part(1.0, "points of a surrogate")
+        self._add(spread_points(modes, count), budget)
+        generator, right = torch.Generator().manual_seed(0), 0
+        for _ in range(ROUNDS):
+            if not budget.left or right == 2:  # once may be chance
+                break
+            right = right + 1 if self.error(*self._draws(generator), budget) < ENOUGH else 0
+
+    def __len__(self) -> int:
+        """The number of points."""
+        return sum(len(u) for u, _, _ in self._known)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many points as there may be."""
+        return len(self) >= most_points(self.modes.center.shape[-1])
+
+    def error(self, u: Tensor, log_q: Tensor | None, budget: Budget) -> float:
+        """The standard deviation, in nats, of the error of the surrogate, over the density; the points are added to it.
+
+        Args:
+            u: the points, (n, D).
+            log_q: the log density from which they were drawn, up to a constant, (n,); None for draws of a fit.
+            budget: the time, which is shown.
+        """
+        before = self.surrogate
+        values = self._add(u, budget)
+        log_weights = values * 0 if log_q is None else values - log_q
+        usable = log_weights.isfinite()
+        if usable.sum() < 2:
+            return math.inf
+        difference, weights = (values - vmap(before)(u))[usable], log_weights[usable].softmax(0)
+        return float(torch.cov(difference, aweights=weights, correction=0).sqrt())
+
+    def _add(self, u: Tensor, budget: Budget) -> Tensor:
+        values, gradients = self.density.log_prob_and_grad(u, budget.show)
+        if not self._known or not self.is_full:
+            self._known.append((u, values, gradients))
+            points = map(torch.cat, zip(*self._known, strict=True))
+            self.surrogate = Surrogate(self.modes, self.peaks, *points)
+        return values
+
+    def _draws(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws of the surrogate and of its root, which has wider tails, and their log density up to a constant.
+
+        They are chosen by importance weights from draws that are wider still.
+        """
+        center, root = self.modes.center, WIDER * self.modes.root
+        wider = StudentMixture(torch.full((len(center),), 1 / len(center)).double(), center, root)
+        u = wider.sample(CANDIDATES, generator)
+        log_p = torch.cat([vmap(self.surrogate)(part) for part in u.split(AT_ONCE)])
+        log_q = wider.log_prob_and_grad(u)[0]
+        share = ((log_p - log_q).softmax(0) + (log_p / 2 - log_q).softmax(0)) / 2
+        chosen = torch.multinomial(share, self.density.checked, generator=generator)
+        return u[chosen], (log_q + share.log())[chosen]
 
 
 def quasi_newton_modes(laplace: Laplace, starts: Tensor, budget: Budget) -> LocalGaussians:

@@ -1,4 +1,4 @@
-"""``guide="auto"`` on many rows or groups: a subset with control variates, as large as its measured error asks for."""
+"""``guide="auto"`` on many rows or latents: estimates of log p, of as many terms as their measured error asks for."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from ppgen.posterior.guides import programs_of, rebuild
 from ppgen.posterior.laplace import Laplace
 from ppgen.posterior.latent_field import MOST_GLOBAL, UnreadableStructure, find_field
 from ppgen.posterior.log_density import UnconstrainedLogDensity
-from ppgen.posterior.many_latents import FieldProgram, quasi_newton_modes, surrogate_of
+from ppgen.posterior.many_latents import GlobalProgram, KnownDensity, quasi_newton_modes
 from ppgen.posterior.newton import ELBO_DRAWS, LocalGaussians, local_elbo
 from ppgen.posterior.row_chunks import RowChunks, split_by_rows
 from ppgen.tracing.double_precision import DoublePrecision
@@ -37,10 +37,10 @@ F = TypeVar("F", bound=Fitted)
 
 
 class ManyRows:
-    """Estimates of log p from subsets of rows, or of groups whose latents are integrated out.
+    """Estimates of log p from subsets of rows.
 
     Args:
-        chunks: all rows or groups.
+        chunks: all rows.
         generator: the source of random numbers.
 
     Attributes:
@@ -50,9 +50,9 @@ class ManyRows:
         error: the standard deviation of the estimate, in nats, after `serves`.
     """
 
-    chunks: Any  # of groups, of rows, or the density with a field integrated out
+    chunks: Any  # of rows, or of groups, or the density with a field integrated out
 
-    def __init__(self, chunks: GroupChunks | RowChunks, generator: torch.Generator) -> None:
+    def __init__(self, chunks: RowChunks, generator: torch.Generator) -> None:
         self.chunks, self.error = chunks, float("nan")
         self._order = torch.randperm(chunks.size, generator=generator)
         self.take(chunks.searched)
@@ -74,7 +74,9 @@ class ManyRows:
                 return ManyLatents(Laplace(find_field(whole)))
             except UnreadableStructure:
                 pass
-        chunks = split_by_rows(whole) if groups is None else groups
+        if groups is not None:
+            return ManyLatents(groups)
+        chunks = split_by_rows(whole)
         return None if chunks is None or chunks.size <= chunks.searched else cls(chunks, generator)
 
     def anchor(self, modes: GaussianBatch, budget: Budget) -> None:
@@ -85,7 +87,7 @@ class ManyRows:
             budget: the time.
         """
         self.chunks.begin_at(modes.center[0])
-        self._at = anchored(self.chunks, modes, budget)
+        self._at, self._budget = anchored(self.chunks, modes, budget), budget
         self.take(self.chunks.first)
         self._estimate()
 
@@ -100,20 +102,6 @@ class ManyRows:
         elbo = local_elbo(self.estimate, at, torch.cat([noise, -noise]))
         return LocalGaussians(at.center, at.root, elbo, 0)
 
-    def grow(self, generator: torch.Generator, budget: Budget) -> None:
-        """Takes as many rows as draws of the Gaussian at the first mode ask for.
-
-        Args:
-            generator: the source of random numbers.
-            budget: the time.
-        """
-        at = self._at.modes
-        noise = torch.randn(self.chunks.checked, at.center.shape[-1], generator=generator, dtype=at.center.dtype)
-        u = at.center[0] + noise @ at.root[0].mT
-        exact = self._exact(u, budget)
-        while self._error(exact, u) > MAX_ROW_ERROR and budget.left and self.rows < self.chunks.size:
-            self._take_more()
-
     def serves(self, u: Tensor, generator: torch.Generator, budget: Budget) -> bool:
         """Whether the subset is large enough, or as large as it can be; a larger one is taken if not.
 
@@ -123,14 +111,11 @@ class ManyRows:
             budget: the time.
         """
         u = u[torch.randperm(len(u), generator=generator)[: self.chunks.checked]]
-        self.error = 0.0
-        if self.rows < self.chunks.size:
-            self.error = self._error(self._exact(u, budget), u)
-            if self.error > MAX_ROW_ERROR and budget.left:
-                self._take_more()
-                return False
-        subset: Any = self.subset
-        self.error = math.hypot(self.error, self.chunks.other_error(subset, u))
+        self.error = self._error_at(u, budget.part(1.0, f"error by {self._used}"))
+        if self.error > MAX_ROW_ERROR and budget.left and self._take_more():
+            self._estimate()
+            return False
+        self.error = math.hypot(self.error, self.chunks.other_error(u))
         if self.error > MAX_ROW_ERROR:
             warn_user(
                 f"the importance weights use {self._used}, which estimate log p with a standard deviation of "
@@ -138,52 +123,39 @@ class ManyRows:
             )
         return True
 
-    def _exact(self, u: Tensor, budget: Budget) -> Tensor:
-        """The values of log p on all rows at points (n, dim): (n,)."""
-        return self.chunks.log_prob(u, budget.part(1.0, f"error of the subset of {self.chunks.unit}").show)
-
-    def _error(self, exact: Tensor, u: Tensor) -> float:
+    def _error_at(self, u: Tensor, budget: Budget) -> float:
         """The standard deviation of the estimate's error at points (n, dim), in nats."""
-        difference = exact - self.estimate.log_prob(u)
+        difference = self.chunks.log_prob(u, budget.show) - self.estimate.log_prob(u)
         difference = difference[difference.isfinite()]
         return float(difference.std()) if len(difference) > 1 else float("inf")
 
-    def _take_more(self) -> None:
-        more = GROWTH * self.rows
+    def _take_more(self) -> bool:
+        """Takes more rows; returns whether there are more."""
+        more, taken = GROWTH * self.rows, self.rows
         self.take(more if more <= self.chunks.size // 2 else self.chunks.size)
-        self._estimate()
+        return self.rows > taken
 
     @property
     def program(self) -> UnconstrainedLogDensity:
-        """The log density of the program for which a guide is built: that on all rows, or that of global latents."""
-        return self.estimate if self.integrates else self.chunks.whole
+        """The log density of the program for which a guide is built."""
+        return self.chunks.whole
 
-    @property
-    def integrates(self) -> bool:
-        """Whether latents of groups are integrated out."""
-        return self.groups is not None
+    def find_modes(self, starts: Tensor, budget: Budget) -> LocalGaussians | None:
+        """Gaussians at modes; None if they are to be found by `scaled`.
 
-    @property
-    def groups(self) -> GroupChunks | Laplace | None:
-        """All groups whose latents are integrated out, or a field of such latents."""
-        return None if isinstance(self.chunks, RowChunks) else self.chunks
-
-    def without_values(self) -> Any:
-        """The program of the global latents, as far as a guide of them needs it."""
-        return self.chunks.estimate(torch.arange(self.rows), None)
+        Args:
+            starts: where the search begins, (n, D).
+            budget: the time.
+        """
+        return None
 
     def finish(self, fit: Fitted) -> None:
-        """Gives a fit of `program` the latents of groups, and the subset by which it is judged.
+        """Gives a fit of `program` the subset by which it is judged.
 
         Args:
             fit: the fit, which is changed.
         """
         fit.row_subset, fit.metadata["rows"] = self.subset, self.description
-        if self.groups is not None:
-            whole = self.groups.whole
-            fit.metadata["rows"]["integrated"] = list(self.groups.groups.local)
-            fit.model, fit.example = programs_of(whole.model, []).model, whole.args
-            fit.guide = GroupGuide(fit.guide, self.groups)
 
     @property
     def rows(self) -> int:
@@ -214,58 +186,73 @@ class ManyRows:
 
 
 class ManyLatents(ManyRows):
-    """A surrogate of the density of global latents, with a field of others integrated out.
+    """A surrogate of the density of global latents, with others integrated out.
 
     Args:
-        laplace: that density.
+        chunks: that density. The others are those of groups, or form a field.
     """
 
-    def __init__(self, laplace: Laplace) -> None:
-        self.chunks, self.error = laplace, float("nan")
-        self.scaled = UnconstrainedLogDensity(self.without_values(), laplace.whole.args)
+    chunks: GroupChunks | Laplace
+
+    def __init__(self, chunks: GroupChunks | Laplace) -> None:
+        self.chunks, self.error = chunks, float("nan")
+        if isinstance(chunks, GroupChunks):
+            self.scaled = chunks.scaled()
+        else:
+            self.scaled = UnconstrainedLogDensity(self.without_values(), chunks.whole.args)
+
+    def find_modes(self, starts: Tensor, budget: Budget) -> LocalGaussians | None:
+        """Gaussians at modes; None for groups, whose modes some of them have."""
+        return None if isinstance(self.chunks, GroupChunks) else quasi_newton_modes(self.chunks, starts, budget)
+
+    def without_values(self) -> GlobalProgram:
+        """The program of the global latents, as far as a guide of them needs it."""
+        return GlobalProgram(self.chunks, None)
+
+    @property
+    def program(self) -> UnconstrainedLogDensity:
+        """The log density of the global latents."""
+        return self.estimate
 
     def finish(self, fit: Fitted) -> None:
-        """Gives a fit of `program` all latents, and what it is judged by.
+        """Gives a fit of `program` the latents that were integrated out, and the surrogate by which it is judged.
 
         Args:
             fit: the fit, which is changed.
         """
         super().finish(fit)
-        fit.metadata["rows"]["skew"] = self.chunks.skew
-
-    def find_modes(self, starts: Tensor, budget: Budget) -> LocalGaussians:
-        """Gaussians at modes.
-
-        Args:
-            starts: where the search begins, (n, D).
-            budget: the time.
-        """
-        return quasi_newton_modes(self.chunks, starts, budget)
-
-    def without_values(self) -> FieldProgram:
-        """The program of the global latents, as far as a guide of them needs it."""
-        return FieldProgram(self.chunks, None)
+        whole = self.chunks.whole
+        fit.metadata["rows"]["integrated"] = list(self.chunks.groups.local)
+        if isinstance(self.chunks, Laplace):
+            fit.metadata["rows"]["skew"] = self.chunks.skew
+        fit.model, fit.example = programs_of(whole.model, []).model, whole.args
+        fit.guide = GroupGuide(fit.guide, self.chunks)
 
     @property
     def rows(self) -> int:
         """The number of points of the surrogate."""
-        return self._count
+        return len(self._known)
 
     @property
     def _used(self) -> str:
-        return f"Laplace's approximation for {self.chunks.size} latents, at {self.rows} points of a surrogate"
+        return f"{self.rows} points of a surrogate, with {self.chunks.size} {self.chunks.unit} integrated out"
 
     def take(self, count: int) -> None:
-        """Takes so many points.
+        """Takes so many points around the modes, and draws of the surrogate.
 
         Args:
             count: how many.
         """
-        self._count = count
+        self._known = KnownDensity(self.chunks, self._at.modes, self._at.value, count, self._budget)
+
+    def _error_at(self, u: Tensor, budget: Budget) -> float:
+        return self._known.error(u, None, budget)
+
+    def _take_more(self) -> bool:
+        return not self._known.is_full
 
     def _estimate(self) -> None:
-        at = self._at
-        self.subset = FieldProgram(self.chunks, surrogate_of(self.chunks, at.modes, at.value, self._count, Budget()))
+        self.subset = GlobalProgram(self.chunks, self._known.surrogate)
         self.estimate = UnconstrainedLogDensity(self.subset, self.subset.args)
 
 
@@ -292,10 +279,12 @@ def on_row_subset(fit: F, data: tuple[Any, ...], *, groups: bool = True) -> tupl
     of_subset = (
         f"a random subset, {rows['subset']} of {rows['all']} {rows['unit']}; log p is that of all, by control variates"
     )
-    of_field = f"log p is interpolated from {rows['subset']} points, with {rows['all']} latents integrated out"
+    of_surrogate = (
+        f"log p is interpolated from {rows['subset']} points, with the latents of {rows['all']} {rows['unit']} "
+        "integrated out"
+    )
     about = (
-        f"{of_field if rows['unit'] == Laplace.unit else of_subset}, up to a standard deviation of "
-        f"{rows['error']:.2g} nats"
+        f"{of_surrogate if 'integrated' in rows else of_subset}, up to a standard deviation of {rows['error']:.2g} nats"
     )
     metadata = fit.metadata | {"rows": rows | {"about": about}}
     guide = fit.guide.inner if isinstance(fit.guide, GroupGuide) else fit.guide
@@ -316,14 +305,14 @@ def rebuilt_groups(model: Program, described: dict[str, Any], args: tuple) -> tu
     """
     whole = UnconstrainedLogDensity(Directions(model), args)
     many = ManyRows.of(whole, torch.Generator().manual_seed(0), Budget())
-    if many is None or many.groups is None or many.chunks.size != described["rows"]["all"]:
+    if not isinstance(many, ManyLatents) or many.chunks.size != described["rows"]["all"]:
         raise ValueError(
             f"load: the latents {quote_names(described['rows']['integrated'])} of {described['rows']['all']} "
             f"{described['rows']['unit']} were integrated out, which needs the data of the fit: give them, data=(...)"
         )
     program = many.without_values()
     _, inner, loss = rebuild(program, described["guide"], program.args)
-    return programs_of(whole.model, []).model, GroupGuide(inner, many.groups), loss
+    return programs_of(whole.model, []).model, GroupGuide(inner, many.chunks), loss
 
 
 def _rebuilt(fit: Fitted, data: tuple[Any, ...]) -> Any:

@@ -21,7 +21,7 @@ from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.utils.budget import Budget
 from ppgen.utils.user_warnings import warn_user
 
-__all__ = ["ELBO_DRAWS", "MAX_STEPS", "LocalGaussians", "find_modes", "local_elbo"]
+__all__ = ["ELBO_DRAWS", "LocalGaussians", "find_modes", "local_elbo"]
 
 MAX_STEPS = 60
 STEP_LENGTHS = 2.0 ** torch.cat([torch.arange(9.0, 0.0, -2), torch.arange(0.0, -5.0, -1), -torch.arange(6.0, 46.0, 4)])

@@ -14,12 +14,17 @@ from torch import Tensor
 
 from ppgen.posterior.gaussians import GaussianBatch
 
-__all__ = ["Surrogate", "spread_points"]
+__all__ = ["Surrogate", "most_points", "spread_points"]
 
 LENGTHS = (1.0, 1.5, 2.5, 4.0, 6.0)  # l over the root of the dimension
 NUGGET = 1e-8  # variance of an error of values and scaled gradients, relative to s^2
 SPREADS = (1.0, 2.0)  # standard deviations of the points, half of them each
 NUMBERS = 4000  # values and gradients together, of which a matrix is factored
+
+
+def most_points(dim: int) -> int:
+    """The largest number of points of a surrogate of so many variables."""
+    return NUMBERS // (dim + 1)
 
 
 def spread_points(modes: GaussianBatch, count: int, start: int = 0) -> Tensor:
@@ -31,7 +36,7 @@ def spread_points(modes: GaussianBatch, count: int, start: int = 0) -> Tensor:
         start: how many are left out, of a longer sequence of points.
     """
     dim = modes.center.shape[-1]
-    count = min(count, NUMBERS // (dim + 1))
+    count = min(count, most_points(dim))
     sobol = torch.quasirandom.SobolEngine(dim, scramble=True, seed=0).draw(start + count, dtype=torch.float64)
     noise = torch.special.ndtri(sobol.clamp(1e-6, 1 - 1e-6))
     number = torch.arange(start + count)

@@ -88,13 +88,13 @@ def test_a_guide_of_the_user_has_no_density_elsewhere(target):
 def test_student_t_has_the_mean_and_the_covariance_of_the_draws():
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(4000, 2, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 3.0]) + 5
-    proposal = student_t_proposal(u, generator, len(u))
+    proposal = student_t_proposal(u, generator)
     assert proposal is not None
     median = proposal.u.median(0).values
     spread = (proposal.u - median).abs().median(0).values / 0.765  # the upper quartile of t with 3 degrees of freedom
     assert torch.allclose(median, torch.tensor([5.0, 5.0]).double(), atol=0.2)
     assert torch.allclose(spread, torch.tensor([1.0, 3.0]).double(), rtol=0.08)
-    assert student_t_proposal(u[:, :1].repeat(1, 2), generator, 10) is None
+    assert student_t_proposal(u[:, :1].repeat(1, 2), generator) is None
 
 
 def test_the_prior_of_a_hidden_chain_sums_out_its_states():

@@ -11,9 +11,11 @@ from torch.distributions import MultivariateNormal
 
 import ppgen
 from ppgen.posterior import many_rows
+from ppgen.posterior.gaussians import GaussianBatch
 from ppgen.posterior.laplace import Laplace
 from ppgen.posterior.latent_field import FAMILY, UnreadableStructure, find_field
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.many_latents import KnownDensity
 from ppgen.posterior.sparse_precision import Arrow, Chain, pattern_of
 from ppgen.posterior.sparsity import colored, find_dependencies
 from ppgen.utils.budget import Budget
@@ -267,3 +269,26 @@ def test_the_posterior_of_a_sequence_is_exact(monkeypatch, tmp_path):
     verdict = fit.diagnose(SERIES, starts=1)
     assert verdict.level != "not to be trusted"
     assert verdict.statistics["row_error"] < 0.1
+
+
+class _Skewed:
+    """Independent logarithms of Gamma variables, whose lower tails are exponential."""
+
+    checked, shape = 24, torch.tensor([0.7, 3.0]).double()
+
+    def log_prob_and_grad(self, u, show=None):
+        return (self.shape * u - u.exp()).sum(-1), self.shape - u.exp()
+
+
+def test_a_surrogate_is_right_where_its_own_draws_are_and_those_of_the_density():
+    mode, curvature = _Skewed.shape.log(), _Skewed.shape
+    at = GaussianBatch(mode[None], curvature.rsqrt().diag()[None])
+    known = KnownDensity(_Skewed(), at, _Skewed().log_prob_and_grad(mode[None])[0], 8, Budget())
+    generator = torch.Generator().manual_seed(0)
+    for u in (
+        known._draws(generator)[0],
+        torch._standard_gamma(_Skewed.shape.expand(200, 2), generator=generator).log(),
+    ):
+        exact = _Skewed().log_prob_and_grad(u)[0]
+        assert (exact - torch.func.vmap(known.surrogate)(u)).std() < 0.2
+    assert 8 < len(known) < 8 + 24 * 10

@@ -24,8 +24,6 @@ __all__ = ["PosteriorDraws", "comparable_chains", "on_one_line"]
 
 MAX_DIM = 300  # latents up to which the unconstrained density is used
 MAX_PRIOR_DRAWS, MAX_SINGLE_DRAWS = 1000, 250  # of the prior; by programs that run once for each draw
-COSTLY_STEPS = 12  # of the search for modes, where log p takes long
-MAX_COSTLY_DRAWS = 250  # of a distribution that is wider than the posterior, where log p takes long
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,7 @@ class PosteriorDraws:
             if self.target is None:
                 return None
             u = self._unconstrained(self.target)
-            student_t = student_t_proposal(u, self._generator(), self._few)
-            wider = [part for part in (student_t, self.prior) if part is not None]
+            wider = [part for part in (student_t_proposal(u, self._generator()), self.prior) if part is not None]
             if not wider:
                 return None
             own = None if self.sampled else guide_proposal(self.target, self.fit.guide, u)
@@ -160,7 +157,7 @@ class PosteriorDraws:
         if self.target is None:
             return None
         most = MAX_PRIOR_DRAWS if self.target.vectorized else MAX_SINGLE_DRAWS
-        return prior_proposal(self.target, min(self._few, most), self._generator())
+        return prior_proposal(self.target, min(self.size, most), self._generator())
 
     @cached_property
     def mode_search(self) -> ModeSearch | None:
@@ -171,23 +168,13 @@ class PosteriorDraws:
             if self.target is None:
                 return None
             u, log_evidence = self._unconstrained(self.target), float(self.vi_stats["log_marginal"].values[self.chain])
-            options: dict[str, Any] = {"starts": 1, "steps": COSTLY_STEPS} if self.costly else {"starts": self.starts}
-            options |= {
+            costly = "plate" in self.fit.metadata.get("rows", {})  # latents of groups are integrated out
+            options: dict[str, Any] = {
+                "starts": 1 if costly else self.starts,
                 "generator": self._generator(),
                 "prior": self.prior,
-                "draws": self._few,
             }
             return search_modes(self.target, u, self.log_weights, log_evidence, **options)
-
-    @property
-    def costly(self) -> bool:
-        """Whether log p takes long, since latents of groups are integrated out."""
-        return "plate" in self.fit.metadata.get("rows", {})
-
-    @property
-    def _few(self) -> int:
-        """The number of draws of a distribution that is wider than the posterior."""
-        return min(self.size, MAX_COSTLY_DRAWS) if self.costly else self.size
 
     def _unconstrained(self, target: UnconstrainedLogDensity) -> Tensor:
         chains = range(self.posterior.sizes["chain"]) if self.sampled else [self.chain]
