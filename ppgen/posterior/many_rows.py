@@ -130,10 +130,11 @@ class ManyRows:
         return float(difference.std()) if len(difference) > 1 else float("inf")
 
     def _take_more(self) -> bool:
-        """Takes more rows; returns whether there are more."""
-        more, taken = GROWTH * self.rows, self.rows
-        self.take(more if more <= self.chunks.size // 2 else self.chunks.size)
-        return self.rows > taken
+        """Takes more rows; returns whether that is worth while."""
+        if GROWTH * self.rows > self.chunks.size // 2:
+            return False
+        self.take(GROWTH * self.rows)
+        return True
 
     @property
     def program(self) -> UnconstrainedLogDensity:
