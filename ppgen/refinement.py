@@ -67,6 +67,7 @@ def refine(
 
     Raises:
         ValueError: for fewer than two chains, or than 800 draws in all; if the program has no density on the real line,
+            or parameters; if the guide gives a latent a single value.
         FloatingPointError: if no draw around the guide has a density.
     """
     if chains < 2 or chains * draws < LEAST_DRAWS:
@@ -74,14 +75,6 @@ def refine(
             f"refine: expected at least 2 chains and {LEAST_DRAWS} draws in all, of which {ENOUGH_ESS:.0f} have to be "
             f"independent, got {chains} chains of {draws}"
         )
-<<<<<<< HEAD
-    if isinstance(fit.guide, GroupGuide):
-        raise ValueError(
-            "refine: latents of groups or sequences were integrated out in this fit, and a sampler of them is not "
-            "there: use its draws with their weights, posterior_resampled"
-        )
-=======
->>>>>>> 511dfff (refine takes fits whose groups were integrated out)
     budget = Budget() if budget is None else budget
     start = budget.clock()
     generator = torch.Generator().manual_seed(seed)
