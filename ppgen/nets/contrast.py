@@ -11,10 +11,10 @@ __all__ = ["ContrastInvariant"]
 class ContrastInvariant(nn.Module):
     """F(x) = (G(z) + G(-z)) / 2 of images z = (x - mu_d) / (v_d + eps)^1/2, normalized by domain as in `DomainNorm`.
 
-    If the images of one domain are a x + b, for any a other than zero, z changes its sign at most and F is the same. A
-    norm by domain alone makes z and -z equal in mean and variance, so that no distance of these tells them apart, and
-    alignment may exchange classes. The mean over a group of transformations is invariant to it (Cohen & Welling 2016,
-    https://arxiv.org/abs/1602.07576); the other way is to invert training images at random (French et al.
+    If the images of one domain are a x + b, for any a other than zero, z changes its sign at most and F is the same.
+    Otherwise what is nearest to a negative, in the features of a network that was trained on images, is often of
+    another class, and alignment exchanges classes. The mean over a group of transformations is invariant to it (Cohen &
+    Welling 2016, https://arxiv.org/abs/1602.07576); the other way is to invert training images at random (French et al.
     2018, https://arxiv.org/abs/1706.05208).
 
     Args:
