@@ -48,6 +48,7 @@ __all__ = ["Fit", "TrainingStep", "fit"]
 
 AUTO_OPTIONS = ("seed", "restarts", "progress", "compile", "budget")  # those that guide="auto" accepts
 AUTO_RESTARTS = 4
+VERDICT_SHARE = 0.3  # of what is left after the search
 SEARCH_SHARE = 0.4  # of the budget, for the search for a guide where a sampler may follow
 
 
@@ -558,7 +559,7 @@ def _sample_if_refused(fitted: Fitted, data: tuple[Tensor, ...], seed: int, budg
     budget.show("the verdict")
     try:
         judged, rows = on_row_subset(fitted, data)
-        if diagnose(judged, *rows, seed=seed).level != BAD:
+        if diagnose(judged, *rows, seed=seed, budget=budget.part(VERDICT_SHARE)).level != BAD:
             return fitted
         return refine(fitted, *data, seed=seed, budget=budget)
     except KeyboardInterrupt:

@@ -39,6 +39,7 @@ from ppgen.utils.budget import Budget
 
 __all__ = ["refine"]
 
+SURROUNDINGS_SHARE = 0.3  # of the time, for a search for modes
 GUIDE_DRAWS = 1000  # from which a guide's location and width are computed
 LEAST_DRAWS = 800  # of all chains
 WIDER = 1.5  # times the guide's width: that of the base
@@ -83,7 +84,7 @@ def refine(
     with fit.eval_mode(fit.best), torch.random.fork_rng():
         budget.show("the guide")
         programs = _programs(fit, data)
-        density, base = _surroundings(fit, programs, data, seed)
+        density, base = _surroundings(fit, programs, data, seed, budget.part(SURROUNDINGS_SHARE))
         sample = sample_tempered(density, base, chains=chains, draws=draws, generator=generator, budget=budget)
         refined = _as_fit(programs, density.target, sample, budget.clock() - start)
     if "rows" in whole.metadata:
@@ -102,10 +103,12 @@ class _Surroundings(NamedTuple):
     base: StudentMixture | WithPrior
 
 
-def _surroundings(fit: Fitted, programs: AutoPrograms, data: tuple[Tensor, ...], seed: int) -> _Surroundings:
+def _surroundings(
+    fit: Fitted, programs: AutoPrograms, data: tuple[Tensor, ...], seed: int, budget: Budget
+) -> _Surroundings:
     """Those of the guide, in whose weights the programs are."""
     idata = to_arviz(fit, *data, draws=GUIDE_DRAWS, predictive=False, likelihood=False, resampled=None, seed=seed)
-    found = PosteriorDraws.read(fit, data, idata, starts=STARTS, seed=seed)
+    found = PosteriorDraws.read(fit, data, idata, starts=STARTS, seed=seed, budget=budget)
     if found is None:
         why = read_attribute(idata, "density") or "the programs have no latents"
         raise ValueError(f"refine: there is no density to sample from ({why})")

@@ -19,6 +19,7 @@ from ppgen.posterior.importance import importance_summary
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.posterior.newton import find_modes
 from ppgen.posterior.starts import initial_points
+from ppgen.utils.budget import Budget
 
 __all__ = ["NEGLIGIBLE_MASS", "ModeSearch", "search_modes"]
 
@@ -53,6 +54,7 @@ def search_modes(
     starts: int,
     generator: torch.Generator,
     prior: Proposal | None = None,
+    budget: Budget | None = None,
 ) -> ModeSearch | None:
     """Searches for modes that the guide misses.
 
@@ -64,6 +66,7 @@ def search_modes(
         starts: the number of starting points around 0, and of those drawn by the prior.
         generator: the source of random numbers.
         prior: the prior, if it is available.
+        budget: the time, after which modes are what the search has reached.
 
     Returns:
         The mode that is missed most; None if no mode can be found, or no weight is finite.
@@ -72,7 +75,7 @@ def search_modes(
         points = initial_points(target, starts, generator)
         if prior is not None:
             points = torch.cat([points, _draws_with_density(target, prior, starts)])
-        modes = find_modes(target, points, generator)
+        modes = find_modes(target, points, generator, budget=budget)
     except NO_DENSITY:
         return None
     noise = torch.randn(len(points), *u.shape, generator=generator, dtype=torch.float64)

@@ -71,7 +71,13 @@ class Verdict:
 
 
 def diagnose(
-    fit: Fitted, *data: Tensor, draws: int | None = None, starts: int = 4, idata: Any = None, seed: int = 0
+    fit: Fitted,
+    *data: Tensor,
+    draws: int | None = None,
+    starts: int = 4,
+    idata: Any = None,
+    seed: int = 0,
+    budget: Budget | None = None,
 ) -> Verdict:
     """Judges a fit's posterior on data by the checks in `ppgen.diagnostics.CHECKS`.
 
@@ -83,6 +89,7 @@ def diagnose(
         starts: the number of points from which other modes are searched for; 0 for no search.
         idata: the result of `to_arviz` on these data, to be judged instead of new draws.
         seed: the seed of draws and starts; the caller's random state does not change.
+        budget: the time, which may allow fewer draws and a shorter search; no limit if left out.
 
     A fit of a `Simulator` with ``guide="auto"`` has no density. It is judged by calibration on new simulations, over
     the whole prior, whatever the data.
@@ -99,12 +106,13 @@ def diagnose(
     if SIMULATOR in fit.metadata and isinstance(fit.model, Simulator):
         return _calibration_verdict(fit.model, fit, seed)
     if idata is None:
-        idata = draw_enough(fit, *data, draws=draws, predictive=False, likelihood=False, seed=seed)
+        options: dict[str, Any] = {"predictive": False, "likelihood": False, "seed": seed}
+        idata = draw_enough(fit, *data, draws=draws, budget=budget, **options)
     elif fit.example and not data:
         if starts:
             raise ValueError("diagnose: the search for other modes needs the data of the draws: give them, or starts=0")
         known = None
-    posterior = PosteriorDraws.read(fit, known, idata, starts=starts, seed=seed)
+    posterior = PosteriorDraws.read(fit, known, idata, starts=starts, seed=seed, budget=budget)
     if posterior is None:
         why = read_attribute(idata, "density") or "the programs have no latents"
         text = (

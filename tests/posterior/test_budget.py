@@ -4,9 +4,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 
 import ppgen
+from ppgen.fitting import _sample_if_refused
 from ppgen.posterior.auto import find_posterior
+from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.utils.budget import Budget
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0], dtype=torch.float64)
@@ -50,6 +53,30 @@ def test_a_budget_is_kept(monkeypatch, seconds):
         fit, taken = within(monkeypatch, seconds)
     assert seconds <= taken < 1.1 * seconds + 3.0
     assert fit.metadata["evaluations"]["gradients"] > 0
+
+
+@pytest.mark.slow
+def test_a_sampler_after_a_refusal_keeps_the_budget_too(monkeypatch):
+    """The verdict, the search for modes and the sampler together; within a tenth, or a single step of each."""
+    seconds = 4.0
+    density, targets = UnconstrainedLogDensity, []
+    create = density.__init__
+
+    def watched(self, *args, **kwargs):
+        create(self, *args, **kwargs)
+        targets.append(self)
+
+    def clock() -> float:
+        count = {kind: sum(target.evaluations[kind] for target in targets) for kind in ("gradients", "values")}
+        return A_GRADIENT * count["gradients"] / 100 + A_VALUE * count["values"] / 100
+
+    centered = AutoNormal(schools)
+    fit = ppgen.fit(schools, centered, EFFECTS.float(), steps=1, compile=False, progress=False)
+    monkeypatch.setattr(density, "__init__", watched)
+    refined = _sample_if_refused(fit, (EFFECTS,), 0, Budget(seconds, clock=clock))
+    assert refined.stored_draws
+    assert clock() < 1.1 * seconds + 1.5
+    assert "the budget of" in refined.chains[0].stop_reason
 
 
 def test_a_budget_that_suffices_changes_nothing():

@@ -191,6 +191,21 @@ def test_many_rows_have_the_posterior_of_all_rows(tmp_path):
     assert on_row_subset(fit, (x.double(), y.double() + 1))[1][1].shape == (12_000,)
 
 
+@pytest.mark.slow
+def test_a_refined_fit_of_many_rows_is_saved_and_loaded(small, tmp_path):
+    fit = ppgen.fit(regression, "auto", (X, Y), progress=False)
+    assert fit.metadata["rows"]["subset"] < N
+    refined = fit.refine(X, Y, chains=2, draws=400, progress=False)
+    refined.save(tmp_path / "fit.safetensors")
+    loaded = ppgen.Fit.load(tmp_path / "fit.safetensors", regression, "auto")
+    for before, after in zip(refined.chains, loaded.chains, strict=True):
+        assert all(torch.equal(value, after.weights[name]) for name, value in before.weights.items())
+    verdicts = [each.diagnose(X, Y, starts=0) for each in (refined, loaded)]
+    assert verdicts[0].level == verdicts[1].level
+    assert verdicts[0].statistics["r_hat"] == pytest.approx(verdicts[1].statistics["r_hat"])
+    assert verdicts[0].statistics["row_error"] == verdicts[1].statistics["row_error"]
+
+
 def test_many_latents_that_are_not_those_of_groups_leave_the_rows_to_be_split(small, monkeypatch):
     monkeypatch.setattr(many_rows, "MANY_LATENTS", 1)
     whole = UnconstrainedLogDensity(regression, (X, Y))

@@ -19,6 +19,7 @@ from ppgen.tracing.loss_scales import without_loss_scales
 from ppgen.tracing.traces import Traces
 from ppgen.training.result import Fitted
 from ppgen.utils.arviz_versions import group
+from ppgen.utils.budget import Budget
 
 __all__ = ["PosteriorDraws", "comparable_chains", "on_one_line"]
 
@@ -38,6 +39,7 @@ class PosteriorDraws:
         vi_stats: the group "vi_stats".
         starts: the number of points from which other modes are searched for.
         seed: the seed of all random numbers.
+        budget: the time of the search for modes; no limit if left out.
     """
 
     fit: Fitted
@@ -47,16 +49,24 @@ class PosteriorDraws:
     vi_stats: xr.Dataset
     starts: int = 0
     seed: int = 0
+    budget: Budget | None = None
 
     @classmethod
     def read(
-        cls, fit: Fitted, data: tuple[Tensor, ...] | None, idata: Any, *, starts: int = 0, seed: int = 0
+        cls,
+        fit: Fitted,
+        data: tuple[Tensor, ...] | None,
+        idata: Any,
+        *,
+        starts: int = 0,
+        seed: int = 0,
+        budget: Budget | None = None,
     ) -> "PosteriorDraws | None":
         """Reads the draws from the result of `to_arviz`; None if there are no latents or no importance weights."""
         posterior, stats, vi = (group(idata, name) for name in ("posterior", "sample_stats", "vi_stats"))
         if posterior is None or not posterior.data_vars or stats is None or vi is None:
             return None
-        return cls(fit, data, posterior, stats, vi, starts, seed)
+        return cls(fit, data, posterior, stats, vi, starts, seed, budget)
 
     @property
     def chain(self) -> int:
@@ -173,6 +183,7 @@ class PosteriorDraws:
                 "starts": 1 if costly else self.starts,
                 "generator": self._generator(),
                 "prior": self.prior,
+                "budget": self.budget,
             }
             return search_modes(self.target, u, self.log_weights, log_evidence, **options)
 
