@@ -67,8 +67,12 @@ class Candidate:
 
     @property
     def is_good(self) -> bool:
-        """Whether its draws are good enough to be used without weights, and other draws would say so too."""
-        return bool(self.weights.surely_good_without_weights[0]) and self.moved <= MAX_SHIFT
+        """Whether its draws are good enough to be used without weights, and other draws would say so too.
+
+        So no moment may be off by more than `MAX_SHIFT` less twice the standard error of a mean of draws.
+        """
+        most = MAX_SHIFT - 2 / math.sqrt(len(self.u))
+        return bool(self.weights.surely_good_without_weights[0]) and self.moved <= most
 
     @property
     def is_usable(self) -> bool:
