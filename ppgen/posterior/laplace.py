@@ -11,12 +11,13 @@ follows from the implicit function theorem, d log |H| from the factor by reverse
 
 The mean of the field differs from its mode, to first order by -H^-1 d log |H| / dz / 2, which draws are corrected for.
 
-The error of the approximation is measured by draws z = z* + L'^-1 e: with w(e) = p(g, z) / N(z; z*, H^-1),
+What the approximation leaves out is measured by draws z = z* + L'^-1 e: with w(e) = p(g, z) / N(z; z*, H^-1), scaled to
+one at the mode,
 
-    log E w = m(g) + E log w + Var log w / 2 + ...
+    log E w ~ E log w + Var log w / 2
 
-where w is scaled to one at the mode. Most of that is the same for all g, which does not change the posterior of g. Its
-standard deviation over the posterior, by the same noise for all g, is the error.
+since log w is a sum of many small parts. Taken by the same noise at draws of the posterior of g, a linear function of g
+is fitted to it and added to m. What is left over by other noise at other draws, but for a constant, is the error.
 """
 
 import math
@@ -38,6 +39,7 @@ CONVERGED, NEARLY = 1e-16, 1e-10  # decrement of log p, in nats; the latter wher
 ROUNDING = 1e-13  # relative, of log p
 LENGTHS = 0.5 ** torch.arange(12.0)  # of a step that are tried
 DAMPINGS = (0.0, *(10.0**k for k in range(-3, 7)))  # added to the diagonal of H until it is positive definite
+POINTS_PER_NUMBER = 3  # that a linear function needs
 NOISE = 32  # draws of the field that measure the error
 
 
@@ -68,6 +70,7 @@ class Laplace:
         groups: the field, as the guide of all latents asks for it.
         size: the number of its latents.
         correction: the distance of the field's mean from its mode, to first order, after `begin_at`.
+        remainder: the linear function of g that is added to m, after `correct`: its values at zero and its slope.
         skew: the largest distance of a mean from a mode, to first order, in standard deviations, after `begin_at`.
     """
 
@@ -80,6 +83,7 @@ class Laplace:
         self._at = torch.zeros(len(field.global_index), dtype=torch.float64)
         self._slope: Tensor | None = None
         self._near = self.correction = torch.zeros(field.size, dtype=torch.float64)
+        self.remainder = torch.zeros(1 + len(field.global_index), dtype=torch.float64)
         self.skew = 0.0
 
     def log_prob(self, u: Tensor, show: Callable[[str], object] = lambda text: None) -> Tensor:
@@ -94,7 +98,7 @@ class Laplace:
             show(f"point {i + 1} of {len(u)}")
             self.whole.evaluations["values"] += 1
             found = self.mode(g)
-            values.append(-math.inf if found is None else float(self._value(found)))
+            values.append(-math.inf if found is None else float(self._value(g, found)))
         return torch.tensor(values, dtype=torch.float64)
 
     def log_prob_and_grad(self, u: Tensor, show: Callable[[str], object] = lambda text: None) -> tuple[Tensor, Tensor]:
@@ -150,31 +154,54 @@ class Laplace:
         if found is None:
             raise ValueError("the conditional density of the latents that are integrated out has no mode")
         draw = found.z + self.correction + found.factor.draw(torch.randn_like(found.z))
-        return draw[:, None], self.field.log_prob(g, draw) - self._value(found)
+        return draw[:, None], self.field.log_prob(g, draw) - self._value(g, found)
+
+    def remaining(self, u: Tensor) -> Tensor:
+        """The values of the linear function that is added to m, at points (..., D): (...)."""
+        return self.remainder[0] + u @ self.remainder[1:]
+
+    def correct(self, u: Tensor) -> None:
+        """Adds to m what Laplace's approximation leaves out, as a linear function that is fitted at points.
+
+        Args:
+            u: draws of the posterior of the global latents, (k, D).
+        """
+        left = self._left_out(u, 0)
+        known = left.isfinite()
+        if known.sum() > POINTS_PER_NUMBER * len(self.remainder):
+            design = torch.cat([torch.ones(len(u), 1).to(u), u], 1)[known]
+            self.remainder = torch.linalg.lstsq(design, left[known, None]).solution[:, 0]
 
     def other_error(self, u: Tensor) -> float:
-        """The standard deviation over points, in nats, of what Laplace's approximation leaves out.
+        """The standard deviation over points, in nats, of what m leaves out.
 
         Args:
             u: global latents, (k, D).
         """
         if self.field.quadratic:
             return 0.0
-        generator = torch.Generator().manual_seed(0)
+        left = self._left_out(u, 1) - self.remaining(u)
+        left = left[left.isfinite()]
+        return float(left.std()) if len(left) > 1 else math.inf
+
+    @torch.no_grad()
+    def _left_out(self, u: Tensor, seed: int) -> Tensor:
+        """The logarithm of E w at points (k, D): (k,); NaN where the field has no mode."""
+        generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(NOISE // 2, self.field.size, generator=generator, dtype=torch.float64)
-        found = []
-        for g in u:
+        left = torch.full((len(u),), math.nan, dtype=torch.float64)
+        for i, g in enumerate(u):
             if (mode := self.mode(g)) is None:
                 continue
-            z, log_p, _, factor = mode
-            with torch.no_grad():
-                log_w = [
-                    self.field.log_prob(g, z + sign * factor.draw(e)) - log_p + e.square().sum() / 2
+            log_w = torch.stack(
+                [
+                    self.field.log_prob(g, mode.z + sign * mode.factor.draw(e)) - mode.log_p + e.square().sum() / 2
                     for e in noise
                     for sign in (1, -1)
                 ]
-            found.append(torch.stack(log_w).mean() + torch.stack(log_w).var() / 2)
-        return float(torch.stack(found).std()) if len(found) > 1 else math.inf
+            )
+            left[i] = log_w.mean() + log_w.var() / 2
+        return left
 
     @torch.no_grad()
     def mode(self, g: Tensor) -> Mode | None:
@@ -222,8 +249,9 @@ class Laplace:
                 continue
         return None
 
-    def _value(self, mode: Mode) -> Tensor:
-        return mode.log_p - mode.factor.log_det / 2 + self.field.size / 2 * math.log(2 * math.pi)
+    def _value(self, g: Tensor, mode: Mode) -> Tensor:
+        value = mode.log_p - mode.factor.log_det / 2 + self.field.size / 2 * math.log(2 * math.pi)
+        return value + self.remaining(g)
 
     def _one(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """The value and the gradient (D,) at a point (D,)."""
@@ -237,7 +265,7 @@ class Laplace:
             log_p, slope, entries = self.field.derivatives(g, z)
             of_g, of_z = torch.autograd.grad(log_p - entries @ weights / 2, (g, z), retain_graph=True)
             (by_mode,) = torch.autograd.grad(slope, g, found.factor.solve(of_z))
-        return self._value(found), of_g + by_mode
+        return self._value(g.detach(), found), of_g + by_mode + self.remainder[1:]
 
 
 class _Draw(torch.autograd.Function):

@@ -119,6 +119,7 @@ class KnownDensity:
         self.density, self.modes, self.peaks = density, modes, peaks
         self._known: list[tuple[Tensor, Tensor, Tensor]] = []
         budget = budget.part(1.0, "points of a surrogate")
+        self._correct()
         self._add(spread_points(modes, count), budget)
         generator, right = torch.Generator().manual_seed(0), 0
         for _ in range(ROUNDS):
@@ -134,6 +135,16 @@ class KnownDensity:
     def is_full(self) -> bool:
         """Whether there are as many points as there may be."""
         return len(self) >= most_points(self.modes.center.shape[-1])
+
+    def _correct(self) -> None:
+        """Adds what Laplace's approximation leaves out to the density, by draws of the Gaussian at the first mode."""
+        if not isinstance(self.density, Laplace) or self.density.field.quadratic:
+            return
+        generator, center = torch.Generator().manual_seed(0), self.modes.center
+        noise = torch.randn(self.density.checked, center.shape[-1], generator=generator, dtype=center.dtype)
+        self.peaks = self.peaks - self.density.remaining(center)
+        self.density.correct(center[0] + noise @ self.modes.root[0].mT)
+        self.peaks = self.peaks + self.density.remaining(center)
 
     def error(self, u: Tensor, log_q: Tensor | None, budget: Budget) -> float:
         """The standard deviation, in nats, of the error of the surrogate, over the density; the points are added to it.
