@@ -156,6 +156,20 @@ class Laplace:
         draw = found.z + self.correction + found.factor.draw(torch.randn_like(found.z))
         return draw[:, None], self.field.log_prob(g, draw) - self._value(g, found)
 
+    @property
+    def corrections(self) -> dict[str, Any]:
+        """What a file has to hold for draws to be the same, as JSON values."""
+        return {"skew": self.skew, "near": self._at.tolist(), "remainder": self.remainder.tolist()}
+
+    def restore(self, corrections: dict[str, Any]) -> None:
+        """Takes corrections from a file.
+
+        Args:
+            corrections: the property of that name, and more.
+        """
+        self.begin_at(torch.tensor(corrections["near"], dtype=torch.float64))
+        self.remainder = torch.tensor(corrections["remainder"], dtype=torch.float64)
+
     def remaining(self, u: Tensor) -> Tensor:
         """The values of the linear function that is added to m, at points (..., D): (...)."""
         return self.remainder[0] + u @ self.remainder[1:]

@@ -225,7 +225,7 @@ class ManyLatents(ManyRows):
         whole = self.chunks.whole
         fit.metadata["rows"]["integrated"] = list(self.chunks.groups.local)
         if isinstance(self.chunks, Laplace):
-            fit.metadata["rows"]["skew"] = self.chunks.skew
+            fit.metadata["rows"] |= self.chunks.corrections
         fit.model, fit.example = programs_of(whole.model, []).model, whole.args
         fit.guide = GroupGuide(fit.guide, self.chunks)
 
@@ -311,6 +311,8 @@ def rebuilt_groups(model: Program, described: dict[str, Any], args: tuple) -> tu
             f"load: the latents {quote_names(described['rows']['integrated'])} of {described['rows']['all']} "
             f"{described['rows']['unit']} were integrated out, which needs the data of the fit: give them, data=(...)"
         )
+    if isinstance(many.chunks, Laplace):
+        many.chunks.restore(described["rows"])
     program = many.without_values()
     _, inner, loss = rebuild(program, described["guide"], program.args)
     return programs_of(whole.model, []).model, GroupGuide(inner, many.chunks), loss

@@ -222,6 +222,12 @@ def test_means_are_corrected_to_first_order():
     error = (z + laplace.correction - shape.digamma()) * 12 * shape**2
     assert ((error > 0.9) & (error < 1.1)).all()
     assert laplace.skew == pytest.approx(0.5 / math.sqrt(5.0))
+    points = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64)[:, None]
+    evidence = shape.lgamma().sum() + dist.Normal(0.0, 1.0).log_prob(points[:, 0])
+    assert 0.2 < float((evidence - laplace.log_prob(points)).mean()) < 0.25  # the sum of 1 / 12 k is .22
+    laplace.correct(points)
+    assert float((evidence - laplace.log_prob(points)).abs().max()) < 0.1
+    assert laplace.other_error(points) < 1e-8  # it is the same for all means
 
 
 @pytest.mark.slow
