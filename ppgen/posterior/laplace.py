@@ -32,8 +32,8 @@ from ppgen.posterior.sparse_precision import Factor
 
 __all__ = ["Laplace"]
 
-POINTS = 32  # of the first surrogate
-CHECKED = 24  # draws at which errors are measured
+POINTS = 24  # of the first surrogate
+CHECKED = 16  # draws at which errors are measured
 STEPS = 100  # of Newton's method
 CONVERGED, NEARLY = 1e-16, 1e-10  # decrement of log p, in nats; the latter where rounding lets it not fall any more
 ROUNDING = 1e-13  # relative, of log p

@@ -29,6 +29,7 @@ from ppgen.utils.budget import Budget
 
 __all__ = ["GlobalProgram", "KnownDensity", "quasi_newton_modes"]
 
+DRAWS_PER_NUMBER = 4  # of the linear function that corrects Laplace's approximation
 ROUNDS, ENOUGH = 10, 0.05  # in which draws of a surrogate are added, and the error in nats at which they end
 CANDIDATES, WIDER = 4000, 1.5  # from which these are chosen, and the width of their distribution
 AT_ONCE = 500  # at which a surrogate is evaluated
@@ -141,7 +142,8 @@ class KnownDensity:
         if not isinstance(self.density, Laplace) or self.density.field.quadratic:
             return
         generator, center = torch.Generator().manual_seed(0), self.modes.center
-        noise = torch.randn(self.density.checked, center.shape[-1], generator=generator, dtype=center.dtype)
+        count = max(self.density.checked, DRAWS_PER_NUMBER * (1 + center.shape[-1]))
+        noise = torch.randn(count, center.shape[-1], generator=generator, dtype=center.dtype)
         self.peaks = self.peaks - self.density.remaining(center)
         self.density.correct(center[0] + noise @ self.modes.root[0].mT)
         self.peaks = self.peaks + self.density.remaining(center)
