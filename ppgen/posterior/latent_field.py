@@ -31,7 +31,7 @@ __all__ = ["MOST_GLOBAL", "LatentField", "UnreadableStructure", "find_field", "u
 
 FAMILY = 50  # least number of latents of a family
 MOST_GLOBAL = 50  # latents
-ORDERS = (1, 2)  # of the sums that are tried
+ORDERS, MOST_SUMS = (1, 2), 2  # of the sums that are tried, and of how many families
 NODES = 3000  # operations of a program, above which derivatives take minutes to record
 EQUAL, ROUNDING = 1e-8, 1e-12  # relative difference of two ways to compute the same; of the same way
 
@@ -45,7 +45,16 @@ def _load_forward_mode() -> None:
 
 
 class UnreadableStructure(ValueError):
-    """The latents have no structure that can be used; the message says why, as the end of a sentence."""
+    """The latents have no structure that can be used; the message says why, as the end of a sentence.
+
+    Args:
+        message: the reason.
+        names: the first site of each family whose latents depend on too many others.
+    """
+
+    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
 
 
 class Family(NamedTuple):
@@ -151,8 +160,10 @@ class LatentField:
             gradient = grad(lambda z: terms(g, z)[dense].sum())
             of_rows = find_dependencies(products(gradient), self.size, self.size)
             if len(of_rows.dense):
-                names = quote_names(self.family_of(of_rows.dense))
-                raise UnreadableStructure(f"given the others, {names} depend on too many of each other")
+                names = self.family_of(of_rows.dense)
+                raise UnreadableStructure(
+                    f"given the others, {quote_names(names)} depend on too many of each other", names
+                )
             rows.append(_OfRows(of_rows.value, of_rows.argument, self.size))
         key = np.concatenate([part.row * self.size + part.column for part in rows] + [np.arange(self.size)])
         diagonal = np.arange(self.size) * (self.size + 1)
@@ -273,10 +284,12 @@ def find_field(density: UnconstrainedLogDensity) -> LatentField:
         return LatentField(density, families)
     except UnreadableStructure as error:
         first = error
-    for orders in itertools.product((0, *ORDERS), repeat=len(families)):
+    dense = first.names if len(first.names) <= MOST_SUMS else ()
+    for orders in itertools.product((0, *ORDERS), repeat=len(dense)):
         if any(orders):
+            order = dict(zip(dense, orders, strict=True))
             try:
-                return LatentField(density, [f._replace(order=k) for f, k in zip(families, orders, strict=True)])
+                return LatentField(density, [f._replace(order=order.get(f.names[0], 0)) for f in families])
             except UnreadableStructure:
                 continue
     raise first
