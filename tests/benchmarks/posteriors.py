@@ -6,10 +6,11 @@ constrained scale, of 4000 draws:
     mean      the largest |mean - reference| / reference's standard deviation
     log sd    the largest |log(standard deviation / reference's)|
 
-k-hat and verdict are those of `Fit.diagnose`. Seconds are those of the fit and its diagnosis, or of all of NUTS. Pyro's
-guides are trained as in its tutorials: Pyro's own SVI, Adam at .01, 2000 steps of one draw, single precision. The row
-"resampled" has the draws of the row above, resampled by their importance weights. With several seeds, a row has the
-worst of each column. Where a formula is known, the row of NUTS has errors too; elsewhere NUTS is the reference.
+k-hat and verdict are those of `Fit.diagnose`. Seconds are those of the fit and its diagnosis on the processor, or of
+all of NUTS by the clock; gradients are those of log p that the fit took. Pyro's guides are trained as in its tutorials:
+Pyro's own SVI, Adam at .01, 2000 steps of one draw, single precision. The row "resampled" has the draws of the row
+above, resampled by their importance weights. With several seeds, a row has the worst of each column. Where a formula is
+known, the row of NUTS has errors too; elsewhere NUTS is the reference.
 
     pip install numpyro          for references that are not in the folder yet; half a minute or more for each program
     python tests/benchmarks/posteriors.py [--only diabetes gp ...] [--rows NUTS AutoNormal "ppgen auto" ...]
@@ -53,6 +54,7 @@ class Line:
     khat: float = math.nan
     verdict: str = ""
     seconds: float = math.nan
+    gradients: float = math.nan
 
     @property
     def level(self) -> str:
@@ -63,9 +65,10 @@ class Line:
         return self.mean <= AIM and self.log_sd <= AIM
 
     def __str__(self) -> str:
-        numbers = [(self.mean, ".3g"), (self.log_sd, ".3g"), (self.khat, ".2f"), (self.seconds, ".1f")]
-        *errors, seconds = ("" if math.isnan(number) else format(number, form) for number, form in numbers)
-        return " | ".join((*errors, self.verdict, seconds))
+        numbers = [(self.mean, ".3g"), (self.log_sd, ".3g"), (self.khat, ".2f")]
+        numbers += [(self.seconds, ".1f"), (self.gradients, ".0f")]
+        *errors, seconds, gradients = ("" if math.isnan(number) else format(number, form) for number, form in numbers)
+        return " | ".join((*errors, self.verdict, seconds, gradients))
 
 
 def auto(program: Program, seed: int) -> Fit:
@@ -105,15 +108,16 @@ def errors(mean: np.ndarray, sd: np.ndarray, truth: tuple[np.ndarray, np.ndarray
 def evaluate(program: Program, name: str, seed: int, truth: tuple[np.ndarray, np.ndarray]) -> dict[str, Line]:
     """The row of a fit, and for ppgen that of the resampled draws."""
     pyro.clear_param_store()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         fit = FITS[name](program, seed)
         verdict = fit.diagnose(*fit.example)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
+        gradients = fit.metadata.get("evaluations", {}).get("gradients", math.nan)
         groups = fit.to_arviz(*fit.example, draws=DRAWS, predictive=False, chunk=DRAWS)
     except Exception as error:  # a failure is a result, which the table reports
         message = f"failed: {type(error).__name__}, {(str(error).splitlines() or [''])[0]:.60}"
-        return {name: Line(verdict=message, seconds=time.perf_counter() - start)}
+        return {name: Line(verdict=message, seconds=time.process_time() - start)}
     kinds = {name: "posterior"} | ({RESAMPLED: "posterior_resampled"} if name == PPGEN else {})
     lines = {}
     for label, group in kinds.items():
@@ -121,7 +125,7 @@ def evaluate(program: Program, name: str, seed: int, truth: tuple[np.ndarray, np
             parts = (groups[group][site].values.astype(np.float64) for site in program.sites)  # chain, draw, ...
             draws = np.concatenate([part.reshape(part.shape[0] * part.shape[1], -1) for part in parts], 1)
             found = errors(draws.mean(0), draws.std(0), truth)
-            lines[label] = Line(*found, verdict.statistics["pareto_k"], verdict.level, seconds)
+            lines[label] = Line(*found, verdict.statistics["pareto_k"], verdict.level, seconds, gradients)
     return lines
 
 
@@ -130,10 +134,11 @@ def worst(lines: list[Line]) -> Line:
     verdict = max((line.verdict for line in lines), key=lambda verdict: LEVELS.index(verdict.split(":")[0]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # if all values are NaN
-        mean, log_sd, khat, seconds = (
-            float(np.nanmax([getattr(line, part) for line in lines])) for part in ("mean", "log_sd", "khat", "seconds")
+        mean, log_sd, khat, seconds, gradients = (
+            float(np.nanmax([getattr(line, part) for line in lines]))
+            for part in ("mean", "log_sd", "khat", "seconds", "gradients")
         )
-    return Line(mean, log_sd, khat, verdict, seconds)
+    return Line(mean, log_sd, khat, verdict, seconds, gradients)
 
 
 def summary(found: dict[str, dict[str, Line]]) -> None:
@@ -166,14 +171,15 @@ def main() -> None:
     options = parser.parse_args()
     seeds = range(options.first, options.first + options.seeds)
     print(f"{DRAWS} draws, seeds {list(seeds)}, {torch.get_num_threads()} threads\n")
-    print("| program | entries | row | mean | log sd | k-hat | verdict | seconds |\n|---|---|---|---|---|---|---|---|")
+    print("| program | entries | row | mean | log sd | k-hat | verdict | seconds | gradients |")
+    print("|---|---|---|---|---|---|---|---|---|")
     found: dict[str, dict[str, Line]] = {}
     for key in options.only:
         program, lines = PROGRAMS[key], {}
         try:
             nuts = reference(program, options.references)
         except (ImportError, RuntimeError, ValueError) as error:
-            print(f"| {key} | | failed: {error} | | | | | |", flush=True)
+            print(f"| {key} | | failed: {error} | | | | | | |", flush=True)
             continue
         truth = moments(program, nuts)
         for name in options.rows:
