@@ -47,6 +47,7 @@ class Gaussianization(lazy.LazyTransform):
             x: Rows (*batch, dim).
         """
         x = x.detach().reshape(-1, x.shape[-1])
+        self.columns.reset()
         plain = self._fit(x)
         self.columns.initialize(x)
         if self._fit(x) - 4 * x.shape[1] / len(x) <= plain:
