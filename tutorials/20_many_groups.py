@@ -24,8 +24,8 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## The table
 #
-# Daily sales of one article in 20,000 shops on five days each, some of which had a discount. The numbers are simulated, so
-# that we know what is true: each shop has its own level and its own response to a discount.
+# Daily sales of one article in 20,000 shops on five days each, some of which had a discount. The numbers are simulated,
+# so that we know what is true: each shop has its own level and its own response to a discount.
 
 # %%
 rng = np.random.default_rng(0)
@@ -67,8 +67,8 @@ fit = ppgen.fit(model, "auto", (index, x, y), restarts=1)
 print(fit.metadata["auto"], fit.metadata["rows"])
 
 # %% [markdown]
-# `subset` is the number of points. `error` is the standard deviation, in nats, of the interpolated log p around its exact
-# value, over draws of the posterior. The verdict judges it with the rest.
+# `subset` is the number of points. `error` is the standard deviation, in nats, of the interpolated log p around its
+# exact value, over draws of the posterior. The verdict judges it with the rest.
 
 # %%
 print(fit.diagnose(index, x, y, starts=1))
