@@ -98,8 +98,9 @@ assert 0.86 < covered < 0.94
 
 alone = np.log(table.groupby("shop")["sales"].mean().clip(lower=0.1)) - 0.4 * table.groupby("shop")["discount"].mean()
 figure, axis = plt.subplots(figsize=(5, 4), constrained_layout=True)
-axis.scatter(level, alone, s=4, alpha=0.5, label="each shop alone")
-axis.scatter(level, effect[..., 0].mean("draw"), s=4, alpha=0.5, label="posterior mean")
+some = slice(None, None, 20)
+axis.scatter(level[some], alone[some], s=4, alpha=0.5, label="each shop alone")
+axis.scatter(level[some], effect[..., 0].mean("draw")[some], s=4, alpha=0.5, label="posterior mean")
 axis.plot([-1, 3], [-1, 3], color="gray", linewidth=1)
 axis.set_xlabel("true level")
 axis.set_ylabel("estimate")
