@@ -191,8 +191,11 @@ class Fit(Fitted):
         starts: int = 4,
         idata: "ArvizData | None" = None,
         seed: int = 0,
+        budget: float | None = None,
     ) -> "Verdict":
         """Whether to trust the posterior on data; see `ppgen.diagnostics.diagnose`, which documents the options.
+
+        Here `budget` is a number of seconds, which may allow fewer draws and a shorter search for other modes.
 
         Example:
             >>> import pyro
@@ -210,7 +213,8 @@ class Fit(Fitted):
         from ppgen.diagnostics.verdict import diagnose  # late: ArviZ is slow to import
 
         fit, tensors = on_row_subset(self, self.tensors(data))
-        return diagnose(fit, *tensors, draws=draws, starts=starts, idata=idata, seed=seed)
+        seconds = Budget(math.inf if budget is None else budget)
+        return diagnose(fit, *tensors, draws=draws, starts=starts, idata=idata, seed=seed, budget=seconds)
 
     def refine(
         self,

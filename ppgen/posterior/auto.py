@@ -82,7 +82,7 @@ def find_posterior(
     budget = budget or Budget()
     budget.show("starting points")
     whole, generator = UnconstrainedLogDensity(Directions(model), data), torch.Generator().manual_seed(seed)
-    many = ManyRows.of(whole, generator, budget)
+    many = ManyRows.of(whole, generator, budget, report=whole.dim <= MAX_DIM)
     target = whole if many is None else many.scaled
     if target.dim > MAX_DIM:
         raise ValueError(

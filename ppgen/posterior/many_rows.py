@@ -58,13 +58,16 @@ class ManyRows:
         self.take(chunks.searched)
 
     @classmethod
-    def of(cls, whole: UnconstrainedLogDensity, generator: torch.Generator, budget: Budget) -> "ManyRows | None":
+    def of(
+        cls, whole: UnconstrainedLogDensity, generator: torch.Generator, budget: Budget, *, report: bool = False
+    ) -> "ManyRows | None":
         """Many groups or rows of a program; None if there are few, or they are not independent given other latents.
 
         Args:
             whole: its log density.
             generator: the source of random numbers.
             budget: shows what is being done.
+            report: whether to warn where many latents cannot be integrated out.
         """
         budget.show("splitting log p")
         groups = split_by_groups(whole) if whole.dim >= MANY_LATENTS else None
@@ -72,8 +75,9 @@ class ManyRows:
         if whole.dim >= MANY_LATENTS and whole.dim - of_groups > MOST_GLOBAL:  # such as those of crossed effects
             try:
                 return ManyLatents(Laplace(find_field(whole)))
-            except UnreadableStructure:
-                pass
+            except UnreadableStructure as error:
+                if report and groups is None:
+                    warn_user(f"the {whole.dim} latents are fitted all together, which takes long, since {error}")
         if groups is not None:
             return ManyLatents(groups)
         chunks = split_by_rows(whole)

@@ -10,6 +10,8 @@ from ppgen.utils.torch_private import record_function, shares_memory, written_ar
 
 __all__ = ["record_simplified"]
 
+OPERATION = type(torch.ops.aten.add.Tensor)
+
 
 def record_simplified(function: Callable, *examples: Tensor) -> Callable:
     """Records a function as `record_function` does, and simplifies the graph.
@@ -59,7 +61,7 @@ def _overwritten(graph: fx.Graph) -> set[fx.Node]:
     for node in graph.nodes:
         inputs = node.all_input_nodes
         owner[node] = owner[inputs[0]] if inputs and shares_memory(node.target) else node
-        if isinstance(node.target, torch._ops.OpOverload):
+        if isinstance(node.target, OPERATION):
             for position, name in written_arguments(node.target):
                 part = node.args[position] if position < len(node.args) else node.kwargs[name]
                 written |= {owner[part], owner[node]}

@@ -236,10 +236,14 @@ def test_sums_of_sums_are_read():
     assert [family.order for family in field.families] == [1, 2]
 
 
-def test_latents_that_depend_on_each_other_are_named():
+def test_latents_that_depend_on_each_other_are_named(monkeypatch):
     x = torch.randn(30, T, generator=GENERATOR, dtype=torch.float64)
+    whole = UnconstrainedLogDensity(dense, (x, SERIES[:30]))
     with pytest.raises(UnreadableStructure, match="'slope' depend on too many of each other"):
-        find_field(UnconstrainedLogDensity(dense, (x, SERIES[:30])))
+        find_field(whole)
+    monkeypatch.setattr(many_rows, "MANY_LATENTS", 10)
+    with pytest.warns(UserWarning, match="all together, which takes long, since .*'slope' depend on too many"):
+        assert many_rows.ManyRows.of(whole, torch.Generator(), Budget(), report=True) is None
 
 
 @pytest.mark.slow
