@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppgen.posterior.log_density import UnconstrainedLogDensity, latents_only
-from ppgen.tracing.double_precision import DoublePrecision
+from ppgen.tracing.double_precision import DoublePrecision, ProgramInContext
 from ppgen.tracing.particles import particle_traces
 from ppgen.tracing.sites import Program, Site, latent_sites
 
@@ -114,12 +114,11 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
     Returns:
         The proposal; None if the prior is improper or has no density.
     """
-    model = _MaskObservations()(DoublePrecision(target.model))
+    model = _MaskObservations()(_LatentsOnly(DoublePrecision(target.model)))
     prior = poutine.block(model, hide_fn=_is_observed)
     try:
-        with latents_only():
-            density = UnconstrainedLogDensity(model, target.args)
-        with latents_only(), torch.random.fork_rng(), torch.no_grad():
+        density = UnconstrainedLogDensity(model, target.args)
+        with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             parts = [
                 latent_sites(traces.guide_trace)
@@ -135,12 +134,13 @@ def prior_proposal(target: UnconstrainedLogDensity, draws: int, generator: torch
         u = target.unconstrain(values)
     except NO_DENSITY:
         return None
+    return Proposal(u, density.log_prob, density)
 
-    def log_prob(points: Tensor) -> Tensor:
-        with latents_only():
-            return density.log_prob(points)
 
-    return Proposal(u, log_prob, density)
+class _LatentsOnly(ProgramInContext):
+    """A program of which only the latents are asked for."""
+
+    context = staticmethod(latents_only)
 
 
 class _MaskObservations(Messenger):
