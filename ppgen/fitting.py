@@ -19,7 +19,6 @@ from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.losses.wake_sleep import Sleep
 from ppgen.models.simulator import Simulator
 from ppgen.posterior.auto import find_posterior
-from ppgen.posterior.group_guide import GroupGuide
 from ppgen.posterior.guides import rebuild
 from ppgen.posterior.many_rows import on_row_subset, rebuilt_groups
 from ppgen.tracing.double_precision import DoublePrecision
@@ -429,11 +428,10 @@ def fit(
     (`ppgen.posterior.auto`). It accepts no loss, optimizer, batches or length, but a `budget` in seconds: when it is
     over, the best that was found is the result, and a warning says what was left out. ``Fit.metadata["evaluations"]``
     counts the values and gradients of log p. More than 10,000 rows that are independent given the latents are stood for
-    by a subset with control variates, and of 500 latents or more those of groups are integrated out, a plate of which
-    has rows that are independent given the other latents; ``Fit.metadata["rows"]`` has the size of the subset and the
-    error of log p, in nats, which the verdict judges. ``fit.diagnose(...)`` says whether the result can be trusted.
-    With ``otherwise="sample"`` it is asked at once, and where it says no, the result has draws of a sampler
-    (`Fit.refine`), except where latents of groups were integrated out.
+    by a subset with control variates. Of 500 latents or more those of groups, sequences and crossed effects are
+    integrated out (``docs/scale.md``); ``Fit.metadata["rows"]`` has the error of log p, in nats, which the verdict
+    judges. ``fit.diagnose(...)`` says whether the result can be trusted. With ``otherwise="sample"`` it is asked at
+    once, and where it says no, the result has draws of a sampler (`Fit.refine`).
 
     **Simulators.** ``fit(simulator, "auto", table)`` of a `Simulator` and a table of its draws, or of `simulations` new
     ones, is neural posterior estimation with defaults (`ppgen.training.simulations`): a flow over the latents of a row
@@ -549,7 +547,7 @@ def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions, o
         share = budget.part(SEARCH_SHARE) if otherwise else budget
         with ParameterScope().open():
             fitted = find_posterior(model, tensors, restarts=restarts, seed=options.seed, budget=share)
-        if otherwise and not isinstance(fitted.guide, GroupGuide):  # of which there is no sampler
+        if otherwise:
             fitted = _sample_if_refused(fitted, tensors, options.seed, budget)
     fitted.scope.publish()
     return Fit(**vars(fitted))

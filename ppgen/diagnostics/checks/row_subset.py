@@ -17,6 +17,8 @@ def row_error(draws: PosteriorDraws) -> Finding | None:
         return Finding(rows["error"])
     if rows.get("unit") == Laplace.unit:
         reason = f"above {MAX_ROW_ERROR}: given the others, {rows['all']} latents are not Gaussian enough"
+    elif "integrated" in rows:
+        reason = f"above {MAX_ROW_ERROR}: {rows['subset']} points do not give the density by all {rows['all']} groups"
     else:
         reason = f"above {MAX_ROW_ERROR}: {rows['subset']} of {rows['all']} rows do not stand for all in the weights"
     return Finding(rows["error"], reason, BAD, advise=True)
@@ -24,7 +26,7 @@ def row_error(draws: PosteriorDraws) -> Finding | None:
 
 ROW_ERROR = Check(
     "row_error",
-    "The standard deviation, in nats, of log p as estimated from a subset of many rows, at draws of the posterior.",
+    "The standard deviation, in nats, of log p as estimated from a part of rows or groups, at draws of the posterior.",
     row_error,
     f"It should be at most {MAX_ROW_ERROR}.",
     advice=("a larger budget; then a posterior that is narrower, from a model with fewer latents for the same rows",),
