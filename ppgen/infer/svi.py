@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO as PyroELBO
 from pyro.optim import PyroOptim
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ppgen.infer.adversarial import CriticTrainer, gradient_norm
 from ppgen.infer.compile.step import Compile, CompiledStep
@@ -21,7 +22,7 @@ from ppgen.infer.replicated_step import ReplicatedStep
 from ppgen.tracing.sites import Program
 from ppgen.utils.user_warnings import warn_user
 
-__all__ = ["SVI"]
+__all__ = ["SVI", "SVIRun"]
 
 GRADIENT = "gradient of the programs"
 TAKEN = torch.tensor(True)
@@ -30,6 +31,18 @@ UNTRAINABLE = (
     "the loss depends on no trainable parameter, so a step changes nothing: register networks with pyro.module or "
     "parameters with pyro.param, and set requires_grad on those that are to be trained"
 )
+
+
+class SVIRun(NamedTuple):
+    """What `SVI.run` returns.
+
+    Attributes:
+        params: the parameters after the last step, by name, as the optimizer holds them: unconstrained.
+        losses: the loss before each step, (num_steps,).
+    """
+
+    params: dict[str, Tensor]
+    losses: Tensor
 
 
 class SVI:
@@ -201,6 +214,64 @@ class SVI:
         if loss != loss:
             warn_user("the loss is NaN")
         return loss
+
+    def run(self, num_steps: int, *args: Any, progress: bool = True, **kwargs: Any) -> "SVIRun":
+        """Takes many steps on one batch, as NumPyro's ``SVI.run`` does; further calls go on from there.
+
+        Where the step is compiled and small, many steps are one call of a loop in machine code: with `compile=True`, or
+        where "auto" expects to save more time than compiling it takes. The numbers are those of `step`.
+
+        Args:
+            num_steps: how many.
+            *args: the arguments of model and guide.
+            progress: whether to show a progress bar on a terminal.
+            **kwargs: their keyword arguments.
+
+        Returns:
+            The losses, and the parameters after the last step.
+
+        Raises:
+            ValueError: for fewer than one step.
+
+        Example:
+            >>> import pyro
+            >>> import pyro.distributions as dist
+            >>> import torch
+            >>> import ppgen
+            >>> def model(x):
+            ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+            >>> guide, x = pyro.infer.autoguide.AutoNormal(model), torch.randn(20)
+            >>> svi = ppgen.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), ppgen.ELBO(), compile=False)
+            >>> svi.run(200, x, progress=False).losses.shape
+            torch.Size([200])
+        """
+        if num_steps < 1:
+            raise ValueError(f"run: expected at least 1 step, got {num_steps}")
+        losses: list[Tensor] = []
+        left = num_steps
+        with tqdm(total=num_steps, desc="SVI", unit="step", disable=None if progress else True, leave=False) as bar:
+            while left:
+                values = self._several(left, args, kwargs)
+                if values is None:
+                    losses.append(torch.tensor([self.step(*args, **kwargs)]))
+                else:
+                    losses.append(sum(values.values(), torch.zeros(())))
+                bar.update(len(losses[-1]))
+                left -= len(losses[-1])
+        found = torch.cat(losses)
+        if bool(found.isnan().any()):
+            warn_user("the loss is NaN")
+        return SVIRun({k: v.detach().clone() for k, v in self.optimizer.parameters.items()}, found)
+
+    def _several(self, most: int, args: tuple, kwargs: dict) -> dict[str, Tensor] | None:
+        """The terms of the losses of many steps, taken in one call; None if the next step is to be taken alone."""
+        alone = self.critic_steps or self.skip_nonfinite or self.optimizer.lr_scheduler or self.optimizer.scheduler
+        if alone or not isinstance(self.compiled_step, CompiledStep):
+            return None
+        with one_at_a_time:
+            return self.compiled_step.several(args, kwargs, most)
 
     def update(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Takes one step as `step` does, but tells by `trainable` alone whether it could change anything.

@@ -33,6 +33,11 @@ class Audits:
         self.steps += 1
         return self.steps == self.next
 
+    @property
+    def before_next(self) -> int:
+        """The number of steps before the next that is audited."""
+        return self.next - self.steps - 1
+
     def passed(self, seconds: float) -> None:
         """Plans the next audit.
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
+from torch._higher_order_ops.while_loop import while_loop_op
 from torch._inductor import config
 from torch._inductor.codecache import cache_dir
 from torch._inductor.compile_fx import compile_fx_inner
@@ -28,7 +29,7 @@ from ppgen.infer.compile.arguments import leaves
 from ppgen.infer.compile.code_cache import check_code_cache, remove_empty_code
 from ppgen.infer.compile.recording import Recording
 
-__all__ = ["compile_graph"]
+__all__ = ["compile_graph", "compile_loop"]
 
 CompiledGraph = Callable[[list[Tensor]], list[Tensor]]
 
@@ -44,7 +45,7 @@ aten = torch.ops.aten
 ALIASES = (aten.detach.default, aten.alias.default)
 
 
-def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> CompiledGraph:
+def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> tuple[CompiledGraph, fx.GraphModule]:
     """Compiles a recorded step.
 
     Args:
@@ -53,7 +54,8 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> C
         draws: how many of the last inputs are random numbers.
 
     Returns:
-        A function of the inputs, which updates the same tensors as the step.
+        A function of the inputs, which updates the same tensors as the step; the graph that was compiled, in which all
+        writes are copies into inputs.
 
     Raises:
         PermissionError: If somebody else may put code into the folder from which torch runs what it has compiled.
@@ -76,6 +78,7 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> C
                 _allow_non_fake_inputs=True,
             )(*examples)
         _simplify(functional, draws)
+        simple = fx.GraphModule(functional, _copy(functional.graph))
         remove_noop_ops(functional.graph)
         constant_fold_uniform_value(functional)
         _compute_once(functional)
@@ -86,6 +89,54 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> C
         except Exception as error:
             remove_empty_code(cache_dir(), error)
             raise
+    return _without_gradients(compiled), simple
+
+
+def compile_loop(
+    going: Callable[..., Tensor], body: Callable[..., tuple[Tensor, ...]], carried: int, examples: list[Tensor]
+) -> CompiledGraph:
+    """Compiles a loop, with a wrapper in C++.
+
+    Args:
+        going: whether another turn follows, from what is carried and the other inputs.
+        body: a turn: new values of what is carried, from the same.
+        carried: how many of the inputs are carried from turn to turn.
+        examples: inputs.
+
+    Returns:
+        A function of the inputs, which returns the last values of what is carried.
+
+    Raises:
+        PermissionError: If somebody else may put code into the folder from which torch runs what it has compiled.
+    """
+    check_code_cache(cache_dir())
+    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+
+    def run(*inputs: Any) -> Any:
+        return while_loop_op(going, body, inputs[:carried], inputs[carried:])
+
+    with ExitStack() as stack:
+        options = OPTIONS | {"cpp.threads": 1, "cpp_wrapper": True}
+        for context in (torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), config.patch(options)):
+            stack.enter_context(context)
+        with fake:
+            inputs = [torch.empty_strided(part.shape, part.stride(), dtype=part.dtype) for part in examples]
+            graph = make_fx(run, decomposition_table=_decompositions(), _allow_non_fake_inputs=True)(*inputs)
+        try:
+            compiled = compile_fx_inner(graph, inputs, cpp_wrapper=True)
+        except Exception as error:
+            remove_empty_code(cache_dir(), error)
+            raise
+    return _without_gradients(compiled)
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    return copy
+
+
+def _without_gradients(compiled: Any) -> CompiledGraph:
     run = getattr(compiled, "current_callable", None) or compiled  # without the hooks of torch's profiler
 
     def call(tensors: list[Tensor]) -> list[Tensor]:

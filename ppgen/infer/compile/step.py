@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from traceback import walk_tb
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from ppgen.infer.compile.comparison import disagreement
 from ppgen.infer.compile.compiled_function import CompiledFunction, compile_recording
 from ppgen.infer.compile.guard import Guard, check_environment
 from ppgen.infer.compile.guarded_writes import FINITE
+from ppgen.infer.compile.native_loop import NativeLoop
 from ppgen.infer.compile.policy import MAX_CHANGES, MAX_COMPILED, MAX_RECORDINGS, Compile, CompilePolicy, ShapeState
 from ppgen.infer.compile.protocols import RecordableOptimizer
 from ppgen.infer.compile.python_values import PythonValues
@@ -142,6 +143,53 @@ class CompiledStep:
         if started:
             shape.timed_steps, shape.seconds = shape.timed_steps + 1, shape.seconds + self.policy.clock() - began
         return values
+
+    def several(self, args: tuple, kwargs: dict, most: int) -> dict[str, Tensor] | None:
+        """Takes many steps on a batch in one call, if they are compiled and nothing is to be done between them.
+
+        Args:
+            args: the arguments of the step.
+            kwargs: its keyword arguments.
+            most: the largest number of steps.
+
+        Returns:
+            The scalars of all steps by name, each (number of steps,); None where the next step is to be taken alone.
+        """
+        if self.policy.compile not in (True, "auto"):
+            return None
+        tensors, key = argument_key(args, kwargs)
+        shape = self.policy.shape(key)
+        if shape.compiled is None or shape.guard is None or shape.audits is None or shape.loop is False:
+            return None
+        turns = min(most, shape.audits.before_next)
+        if turns < 2 or shape.guard.change(tensors) is not None:
+            return None
+        if shape.loop is None:
+            if not self.policy.loop_pays(most):
+                return None
+            shape.loop = self._loop(shape.compiled, tensors)
+            if shape.loop is False:
+                return None
+        turns = min(turns, shape.loop.most)
+        for optimizer in self.optimizers:
+            optimizer.learning_rates.refresh()
+        shape.audits.steps += turns
+        shape.steps += turns
+        self.policy.taken += turns
+        return shape.loop(tensors, turns)
+
+    def _loop(self, compiled: CompiledFunction, tensors: list[Tensor]) -> "NativeLoop | Literal[False]":
+        """The loop of a compiled step; False if there is none."""
+        began = self.policy.clock()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns while it compiles
+                loop = NativeLoop(compiled, tensors)
+        except Exception as error:
+            self._report(f"steps are called one by one: {_reason(error)}")
+            return False
+        self._report(f"many steps a call, compiled in {self.policy.clock() - began:.1f} s")
+        return loop
 
     def _discard(self, shape: ShapeState, change: str) -> None:
         """Gives up a compiled function because of a change; a value that keeps changing leaves the shape eager."""

@@ -1,0 +1,166 @@
+"""Many steps in one call: the graph of a compiled step as the body of a loop in machine code.
+
+A compiled step of a small program takes a few microseconds, and calling it from Python more than that. Here the tensors
+that the step overwrites are carried from turn to turn by `while_loop`, its random numbers are drawn in the loop, in the
+order of the eager step, and its results are written into tensors with one place for each turn. Inductor compiles the
+loop, with a wrapper in C++.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ppgen.infer.compile.compiled_function import CompiledFunction
+from ppgen.infer.compile.recording import Untraceable
+
+__all__ = ["NativeLoop"]
+
+MOST_TURNS, FIRST_TURNS = 1000, 10  # of one call, and of the first
+SECONDS = 0.25  # of one call: Python waits for its end, with Ctrl-C and a progress bar
+aten = torch.ops.aten
+
+
+class NativeLoop:
+    """A compiled step, many times.
+
+    Args:
+        compiled: the step.
+        arguments: the tensors that it is called with.
+
+    Attributes:
+        most: the largest number of turns of the next call.
+
+    Raises:
+        Untraceable: if the step runs partly outside of its graph, or draws random numbers that a loop does not.
+    """
+
+    def __init__(self, compiled: CompiledFunction, arguments: list[Tensor]) -> None:
+        from ppgen.infer.compile.inductor import compile_loop  # late: it takes a second to import
+
+        if compiled.functional is None or compiled.fused_updates:
+            raise Untraceable("a fused optimizer runs after the graph of a step")
+        self.names, self._arguments = compiled.names, len(arguments)
+        pure, written, constants = _without_writes(compiled.functional)
+        draws = [_functional(draw) for draw in compiled.draws]
+        tensors = [*arguments, *compiled.inputs]
+        if any(not tensors[i].is_contiguous() or tensors[i].is_cuda for i in written):
+            raise Untraceable("the step writes into tensors that are not contiguous, or on a GPU")
+        self._written = [tensors[i] for i in written]
+        if any(i < len(arguments) for i in written):
+            raise Untraceable("the step writes into its arguments")
+        read = [i for i in range(len(tensors)) if i not in written]
+        self._read, self._constants = [tensors[i] for i in read], constants
+        self._dtypes = list(dict.fromkeys(tensor.dtype for tensor in self._written))
+        self._result_dtypes = [node.meta["val"].dtype for node in _outputs(pure)[: len(self.names)]]
+        count, states, results = len(tensors) + len(draws), len(self._dtypes), len(self.names)
+
+        def going(turn: Tensor, *others: Tensor) -> Tensor:
+            return turn < others[states + results]
+
+        def body(turn: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            kept, places = self._unpacked(others[:states]), others[states : states + results]
+            fixed = others[states + results + 1 :]
+            inputs: list[Any] = [None] * count
+            for i, tensor in [*zip(written, kept, strict=True), *zip(read, fixed[: len(read)], strict=True)]:
+                inputs[i] = tensor
+            inputs[len(tensors) :] = [draw() for draw in draws]
+            found = pure(*inputs, *fixed[len(read) :])
+            filled = [
+                place.index_copy(0, turn.reshape(1), value.reshape(1).to(place.dtype))
+                for place, value in zip(places, found[:results], strict=True)
+            ]
+            return (turn + 1, *self._packed(found[results:]), *filled)
+
+        self.most = FIRST_TURNS
+        self._graph = compile_loop(going, body, 1 + states + results, self._inputs(1))
+
+    def __call__(self, arguments: list[Tensor], turns: int) -> dict[str, Tensor]:
+        """Takes so many steps on the same arguments, at most `most`.
+
+        Returns:
+            the results of all steps, by name, each (turns,).
+        """
+        self._read[: self._arguments] = arguments
+        began = time.perf_counter()
+        _, *found = self._graph(self._inputs(turns))
+        seconds = time.perf_counter() - began
+        self.most = min(MOST_TURNS, max(2, int(SECONDS * turns / seconds)))
+        states = len(self._dtypes)
+        with torch.no_grad():
+            for tensor, value in zip(self._written, self._unpacked(found[:states]), strict=True):
+                tensor.copy_(value)
+        return {name: value[:turns] for name, value in zip(self.names, found[states:], strict=True)}
+
+    def _inputs(self, turns: int) -> list[Tensor]:
+        zero = torch.zeros((), dtype=torch.int64)
+        places = [torch.zeros(MOST_TURNS, dtype=dtype) for dtype in self._result_dtypes]
+        written = self._packed([tensor.detach() for tensor in self._written])
+        return [zero, *written, *places, zero + turns, *self._read, *self._constants]
+
+    def _packed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """All tensors of a type in one vector: to make a tensor takes longer than to fill it."""
+        return [torch.cat([t.reshape(-1) for t in tensors if t.dtype == dtype]) for dtype in self._dtypes]
+
+    def _unpacked(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        parts = {}
+        for dtype, vector in zip(self._dtypes, vectors, strict=True):
+            sizes = [tensor.numel() for tensor in self._written if tensor.dtype == dtype]
+            parts[dtype] = iter(vector.split(sizes))
+        return [next(parts[tensor.dtype]).reshape(tensor.shape) for tensor in self._written]
+
+
+def _without_writes(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Tensor]]:
+    """A graph that returns what the original returns, and then the new values of the inputs that it overwrites.
+
+    Returns:
+        the graph, whose last inputs are its constants; the numbers of the overwritten inputs; the constants.
+    """
+    graph = fx.Graph()
+    found: Any = graph.graph_copy(module.graph, {})
+    results = list(found)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    sources: dict[int, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.target is aten.copy_.default:
+            sources[placeholders.index(node.args[0])] = node.args[1]
+            node.replace_all_uses_with(node.args[1])
+            graph.erase_node(node)
+    constants: list[Tensor] = []
+    last = placeholders[-1]
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"constant_{len(constants)}")
+        last.meta = dict(node.meta)
+        constants.append(module.get_buffer(str(node.target)))
+        node.replace_all_uses_with(last)
+        graph.erase_node(node)
+    outputs = []
+    for node in [*results, *sources.values()]:
+        if node.op == "placeholder" or node in outputs:  # a loop must not return one tensor twice
+            meta = node.meta
+            node = graph.call_function(aten.clone.default, (node,))
+            node.meta = dict(meta)
+        outputs.append(node)
+    graph.output(tuple(outputs))
+    return fx.GraphModule(module, graph), list(sources), constants
+
+
+def _outputs(module: fx.GraphModule) -> list[fx.Node]:
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    return list(output.args[0])
+
+
+def _functional(draw: Any) -> Callable[[], Tensor]:
+    """A draw that makes a new tensor, of the same random numbers."""
+    buffer, rest = getattr(draw.func, "__self__", None), [*draw.args, *draw.keywords.values()]
+    if isinstance(buffer, Tensor):
+        make = {"normal_": torch.randn, "uniform_": torch.rand}.get(draw.func.__name__)
+        if make is not None and not [value for value in rest if value is not None and value not in (0, 1)]:
+            shape, dtype = buffer.shape, buffer.dtype
+            return lambda: make(shape, dtype=dtype)
+    elif draw.func in (aten.randn.default, aten.rand.default):
+        return draw
+    raise Untraceable("the step draws random numbers that a loop does not draw")
