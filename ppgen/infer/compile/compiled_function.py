@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ppgen.infer.compile.cuda_graph import CudaGraphRunner
 from ppgen.infer.compile.fused_optimizer import FusedUpdate, extract_fused_updates
@@ -20,7 +20,7 @@ __all__ = ["CompiledFunction", "compile_recording"]
 
 CACHE_SIZE = 64  # compiled graphs that one process keeps
 
-_cache: OrderedDict[str, tuple[Callable, fx.GraphModule]] = OrderedDict()
+_cache: OrderedDict[str, Callable] = OrderedDict()
 
 
 @dataclass
@@ -43,7 +43,6 @@ class CompiledFunction:
     fused_updates: list[FusedUpdate]
     names: list[str]
     finite: int | None = None
-    functional: fx.GraphModule | None = None
 
     def __call__(self, arguments: list[Tensor]) -> dict[str, Tensor]:
         """Takes one step and returns its outputs by name."""
@@ -84,10 +83,10 @@ def compile_recording(
     options = str(finite), str(torch.get_num_threads())
     signature = "\n".join([*recording.signature, *(node.name for node in outputs), *options])
     key = sha256(signature.encode()).hexdigest()
-    _cache[key] = graph, functional = _cache.pop(key, None) or compile_graph(recording, outputs, len(draws))
+    graph = _cache.pop(key, None) or compile_graph(recording, outputs, len(draws))
+    _cache[key] = graph
     while len(_cache) > CACHE_SIZE:
         _cache.popitem(last=False)
     if cuda_graph:
         graph = CudaGraphRunner(graph, range(num_arguments, len(recording.inputs)))
-    inputs = recording.inputs[num_arguments:]
-    return CompiledFunction(graph, inputs, draws, fused_updates, list(values), finite, functional)
+    return CompiledFunction(graph, recording.inputs[num_arguments:], draws, fused_updates, list(values), finite)

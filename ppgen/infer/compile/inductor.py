@@ -39,13 +39,20 @@ OPTIONS = {
     "alignment_asserts": False,
     "cpp.vec_isa_ok": True,  # a compiler without vector instructions fails, and the step stays eager
 }
+LOOP_OPTIONS = {
+    "cpp.threads": 1,
+    "cpp_wrapper": True,
+    "realize_opcount_threshold": 1000,  # to compute a small value again takes less time than to make a tensor for it
+    "realize_reads_threshold": 1000,
+    "realize_acc_reads_threshold": 1000,
+}
 LARGE = 32  # from this many elements on, the scalars that a tensor is computed with are worth computing once
 SERIAL = 32768  # up to this many elements in the largest tensor, a second thread costs more time than it saves
 aten = torch.ops.aten
 ALIASES = (aten.detach.default, aten.alias.default)
 
 
-def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> tuple[CompiledGraph, fx.GraphModule]:
+def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> CompiledGraph:
     """Compiles a recorded step.
 
     Args:
@@ -54,8 +61,8 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> t
         draws: how many of the last inputs are random numbers.
 
     Returns:
-        A function of the inputs, which updates the same tensors as the step; the graph that was compiled, in which all
-        writes are copies into inputs.
+        A function of the inputs, which updates the same tensors as the step. Its attribute "functional" is the graph
+        that was compiled, in which all writes are copies into inputs.
 
     Raises:
         PermissionError: If somebody else may put code into the folder from which torch runs what it has compiled.
@@ -89,7 +96,9 @@ def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> t
         except Exception as error:
             remove_empty_code(cache_dir(), error)
             raise
-    return _without_gradients(compiled), simple
+    call = _without_gradients(compiled)
+    call.functional = simple  # type: ignore[attr-defined]
+    return call
 
 
 def compile_loop(
@@ -116,7 +125,7 @@ def compile_loop(
         return while_loop_op(going, body, inputs[:carried], inputs[carried:])
 
     with ExitStack() as stack:
-        options = OPTIONS | {"cpp.threads": 1, "cpp_wrapper": True}
+        options = OPTIONS | LOOP_OPTIONS
         for context in (torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), config.patch(options)):
             stack.enter_context(context)
         with fake:

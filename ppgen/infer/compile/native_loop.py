@@ -40,10 +40,11 @@ class NativeLoop:
     def __init__(self, compiled: CompiledFunction, arguments: list[Tensor]) -> None:
         from ppgen.infer.compile.inductor import compile_loop  # late: it takes a second to import
 
-        if compiled.functional is None or compiled.fused_updates:
-            raise Untraceable("a fused optimizer runs after the graph of a step")
+        functional = getattr(compiled.graph, "functional", None)
+        if functional is None or compiled.fused_updates:
+            raise Untraceable("a part of the step is not in its graph, such as a fused optimizer")
         self.names, self._arguments = compiled.names, len(arguments)
-        pure, written, constants = _without_writes(compiled.functional)
+        pure, written, constants = _without_writes(functional)
         draws = [_functional(draw) for draw in compiled.draws]
         tensors = [*arguments, *compiled.inputs]
         if any(not tensors[i].is_contiguous() or tensors[i].is_cuda for i in written):
