@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tag, Tensor, fx
 
 from ppgen.infer.compile.compiled_function import CompiledFunction
 from ppgen.infer.compile.recording import Untraceable
@@ -44,12 +44,13 @@ class NativeLoop:
         if functional is None or compiled.fused_updates:
             raise Untraceable("a part of the step is not in its graph, such as a fused optimizer")
         self.names, self._arguments = compiled.names, len(arguments)
-        pure, written, constants = _without_writes(functional)
-        draws = [_functional(draw) for draw in compiled.draws]
         tensors = [*arguments, *compiled.inputs]
+        pure, written, constants, self._equal = _without_writes(functional, tensors)
+        draws = [_functional(draw) for draw in compiled.draws]
         if any(not tensors[i].is_contiguous() or tensors[i].is_cuda for i in written):
             raise Untraceable("the step writes into tensors that are not contiguous, or on a GPU")
         self._written = [tensors[i] for i in written]
+        self._equal = {tensors[i]: tensors[first] for i, first in self._equal.items()}
         if any(i < len(arguments) for i in written):
             raise Untraceable("the step writes into its arguments")
         read = [i for i in range(len(tensors)) if i not in written]
@@ -93,6 +94,8 @@ class NativeLoop:
         with torch.no_grad():
             for tensor, value in zip(self._written, self._unpacked(found[:states]), strict=True):
                 tensor.copy_(value)
+            for tensor, first in self._equal.items():
+                tensor.copy_(first)
         return {name: value[:turns] for name, value in zip(self.names, found[states:], strict=True)}
 
     def _inputs(self, turns: int) -> list[Tensor]:
@@ -113,11 +116,18 @@ class NativeLoop:
         return [next(parts[tensor.dtype]).reshape(tensor.shape) for tensor in self._written]
 
 
-def _without_writes(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], list[Tensor]]:
+def _without_writes(
+    module: fx.GraphModule, tensors: Sequence[Tensor]
+) -> tuple[fx.GraphModule, list[int], list[Tensor], dict[int, int]]:
     """A graph that returns what the original returns, and then the new values of the inputs that it overwrites.
 
+    Args:
+        module: the original.
+        tensors: its inputs.
+
     Returns:
-        the graph, whose last inputs are its constants; the numbers of the overwritten inputs; the constants.
+        the graph, whose last inputs are its constants; the numbers of the overwritten inputs; the constants; which
+        inputs have the value of another one, before and after: the counters of an optimizer.
     """
     graph = fx.Graph()
     found: Any = graph.graph_copy(module.graph, {})
@@ -138,15 +148,44 @@ def _without_writes(module: fx.GraphModule) -> tuple[fx.GraphModule, list[int], 
         constants.append(module.get_buffer(str(node.target)))
         node.replace_all_uses_with(last)
         graph.erase_node(node)
-    outputs = []
-    for node in [*results, *sources.values()]:
+    equal: dict[int, int] = {}
+    counters: dict[tuple, int] = {}
+    for i, source in list(sources.items()):
+        if source.target is aten.add.Tensor and source.args[0] is placeholders[i] and tensors[i].numel() == 1:
+            first = counters.setdefault((repr(source.args[1:]), tensors[i].dtype, tensors[i].item()), i)
+            if first != i:
+                equal[i] = first
+                placeholders[i].replace_all_uses_with(placeholders[first])
+                del sources[i]
+    merged = _merge_equal(graph)
+    outputs: list[fx.Node] = []
+    for node in (merged.get(node, node) for node in [*results, *sources.values()]):
         if node.op == "placeholder" or node in outputs:  # a loop must not return one tensor twice
             meta = node.meta
             node = graph.call_function(aten.clone.default, (node,))
             node.meta = dict(meta)
         outputs.append(node)
     graph.output(tuple(outputs))
-    return fx.GraphModule(module, graph), list(sources), constants
+    return fx.GraphModule(module, graph), list(sources), constants, equal
+
+
+def _merge_equal(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Does equal operations on equal inputs once.
+
+    Returns:
+        for each operation that is gone, the one that stands for it.
+    """
+    known: dict[tuple, fx.Node] = {}
+    merged: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        same = known.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+            merged[node] = same
+    return merged
 
 
 def _outputs(module: fx.GraphModule) -> list[fx.Node]:
