@@ -45,12 +45,12 @@ class NativeLoop:
             raise Untraceable("a part of the step is not in its graph, such as a fused optimizer")
         self.names, self._arguments = compiled.names, len(arguments)
         tensors = [*arguments, *compiled.inputs]
-        pure, written, constants, self._equal = _without_writes(functional, tensors)
+        pure, written, constants, equal = _without_writes(functional, tensors)
         draws = [_functional(draw) for draw in compiled.draws]
         if any(not tensors[i].is_contiguous() or tensors[i].is_cuda for i in written):
             raise Untraceable("the step writes into tensors that are not contiguous, or on a GPU")
         self._written = [tensors[i] for i in written]
-        self._equal = {tensors[i]: tensors[first] for i, first in self._equal.items()}
+        self._equal = [(tensors[i], tensors[first]) for i, first in equal.items()]
         if any(i < len(arguments) for i in written):
             raise Untraceable("the step writes into its arguments")
         read = [i for i in range(len(tensors)) if i not in written]
@@ -79,6 +79,11 @@ class NativeLoop:
         self.most = FIRST_TURNS
         self._graph = compile_loop(going, body, 1 + states + results, self._inputs(1))
 
+    @property
+    def holds(self) -> bool:
+        """Whether counters that were equal when the loop was made still are."""
+        return all(torch.equal(tensor, first) for tensor, first in self._equal)
+
     def __call__(self, arguments: list[Tensor], turns: int) -> dict[str, Tensor]:
         """Takes so many steps on the same arguments, at most `most`.
 
@@ -94,7 +99,7 @@ class NativeLoop:
         with torch.no_grad():
             for tensor, value in zip(self._written, self._unpacked(found[:states]), strict=True):
                 tensor.copy_(value)
-            for tensor, first in self._equal.items():
+            for tensor, first in self._equal:
                 tensor.copy_(first)
         return {name: value[:turns] for name, value in zip(self.names, found[states:], strict=True)}
 

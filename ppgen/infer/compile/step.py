@@ -164,6 +164,8 @@ class CompiledStep:
         turns = min(most, shape.audits.before_next)
         if turns < 2 or shape.guard.change(tensors) is not None:
             return None
+        if shape.loop is not None and not shape.loop.holds:
+            shape.loop = None
         if shape.loop is None:
             if not self.policy.loop_pays(most):
                 return None
