@@ -298,8 +298,8 @@ def bridge_evidence(ratio_of_base: Tensor, ratio: Tensor) -> tuple[float, float]
 
     def of_chain(base: np.ndarray, posterior: np.ndarray) -> float:
         base = base[np.isfinite(base)]  # others count as zero
-        low, high = min(base.min(), posterior.min()) - 50, max(base.max(), posterior.max()) + 50
-        return brentq(lambda c: expit(base - c).sum() - expit(c - posterior).sum(), low, high)
+        ends = base.max(), posterior.min()  # below both the first sum is larger, above both the second
+        return brentq(lambda c: expit(base - c).sum() - expit(c - posterior).sum(), min(ends) - 50, max(ends) + 50)
 
     found = [of_chain(*pair) for pair in zip(ratio_of_base.numpy(), ratio.numpy(), strict=True)]
     return float(np.mean(found)), float(np.std(found, ddof=1) / math.sqrt(len(found)))
