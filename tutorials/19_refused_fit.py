@@ -46,8 +46,8 @@ def horseshoe(x, y):
 # %% [markdown]
 # ## The fit, and why it is refused
 #
-# `guide="auto"` ends with a flow, the richest guide that it has. Its draws are not those of the posterior, and weights
-# cannot make them so.
+# `guide="auto"` ends with a flow, the richest guide that it has. The verdict refuses its draws as they are. Weights
+# would leave one in thirty of them (`ess_ratio`).
 
 # %%
 fit = ppgen.fit(horseshoe, "auto", (x, y))
