@@ -1,4 +1,4 @@
-"""Control variates for a log density that is estimated from some of its parts, of rows or of groups.
+"""Control variates for a log density that is estimated from some of its parts, the terms of rows.
 
 Around a mode c, with a subset S of m of the N parts,
 

@@ -69,7 +69,7 @@ class GlobalProgram(ProgramInContext):
 
     def __init__(self, density: GroupChunks | Laplace, surrogate: Surrogate | None) -> None:
         super().__init__(density.whole.model)
-        self.args, self.surrogate, self.size = density.whole.args, surrogate, density.size
+        self.args, self.surrogate = density.whole.args, surrogate
         self.local = tuple(density.groups.local)
         self.names = tuple(name for name in density.whole.shapes if name not in self.local)
 

@@ -195,8 +195,8 @@ class RowSubset(ProgramInContext):
 
     def __init__(self, chunks: RowChunks, index: Tensor, difference: ControlVariate) -> None:
         super().__init__(RowWeights(chunks.whole.model, chunks.rows, chunks.size / len(index), 1.0))
-        self.index, self.difference, self.args = index, difference, chunks.args(index)
-        self.size, self.names, self._all = chunks.size, tuple(chunks.whole.shapes), chunks.whole.args
+        self.difference, self.args = difference, chunks.args(index)
+        self.names, self._all = tuple(chunks.whole.shapes), chunks.whole.args
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program."""
