@@ -8,13 +8,14 @@ from ppgen.data.arrays import read_idx, read_numpy
 from ppgen.data.image_format import AS_STORED, ImageFormat
 from ppgen.data.images import read_images
 from ppgen.data.raw import RawData, from_array
+from ppgen.data.splits import SplitBy
 from ppgen.data.svmlight import read_svmlight
 from ppgen.data.tables import read_csv, read_parquet
 
 __all__ = ["KINDS", "SPARSE_TABLES", "looks_like_file", "read"]
 
 # readers by suffix: tables have a label column, sparse tables have their number of features
-TABLES: dict[str, Callable[[Path, str | None], RawData]] = {".csv": read_csv, ".parquet": read_parquet}
+TABLES: dict[str, Callable[[Path, str | None, SplitBy | None], RawData]] = {".csv": read_csv, ".parquet": read_parquet}
 ARRAYS: dict[str, Callable[[Path], RawData]] = {".npy": read_numpy, ".npz": read_numpy}
 SPARSE_TABLES: dict[str, Callable[[Path, int | None], RawData]] = {
     ".svmlight": read_svmlight,
@@ -30,7 +31,13 @@ def looks_like_file(source: str) -> bool:
     return "/" in source or "\\" in source or "." in source or bool(IDX.search(source))
 
 
-def read(path: Path, label: str | None, features: int | None = None, image_format: ImageFormat = AS_STORED) -> RawData:
+def read(
+    path: Path,
+    label: str | None,
+    features: int | None = None,
+    image_format: ImageFormat = AS_STORED,
+    split: SplitBy | None = None,
+) -> RawData:
     """Reads a file, or a folder of images.
 
     Args:
@@ -38,6 +45,7 @@ def read(path: Path, label: str | None, features: int | None = None, image_forma
         label: the column of labels, for tables only.
         features: the number of columns, for sparse tables only.
         image_format: the format of images, for folders only: arrays are converted after they are read.
+        split: the column by which rows are split, for tables only.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -51,9 +59,11 @@ def read(path: Path, label: str | None, features: int | None = None, image_forma
             f"features={features} is an option of sparse tables ({', '.join(SPARSE_TABLES)}), and {path} is none"
         )
     if path.is_file() and suffix in TABLES:
-        return TABLES[suffix](path, label)
+        return TABLES[suffix](path, label, split)
     if label is not None:
         raise ValueError(f"label={label!r} names a column of a table, and {path} is none; leave it out")
+    if split is not None:
+        raise ValueError(f"split={str(split)!r} names a column of a table, and {path} is none; leave it out")
     if path.is_dir():
         return read_images(path, image_format)
     if suffix in SPARSE_TABLES:

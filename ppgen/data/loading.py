@@ -19,7 +19,7 @@ from ppgen.data.named import NAMED, openml
 from ppgen.data.origin import Origin
 from ppgen.data.raw import RawData
 from ppgen.data.scaler import Scaler
-from ppgen.data.splits import split_rows
+from ppgen.data.splits import SplitBy, split_rows
 from ppgen.data.streamed_files import open_stream
 from ppgen.data.streaming import RowNoise, StreamedArray
 from ppgen.data.toy import TOY
@@ -30,7 +30,7 @@ SCALES = ("none", "standard")
 SPARSE_SHARE = 0.05  # of values that are not zero, below which a table is sparse
 TOY_SIZE = 5000  # the default number of rows of a toy data set
 # the options of `load` that `read_source` takes
-READING = ("label", "size", "features", "resize", "channels", "side", "stream")
+READING = ("label", "split", "size", "features", "resize", "channels", "side", "stream")
 
 
 def load(
@@ -39,6 +39,7 @@ def load(
     form: str = "auto",
     scale: str = "auto",
     label: str | None = None,
+    split: str = "random",
     validation: float = 0.1,
     test: float = 0.2,
     size: int | None = None,
@@ -63,6 +64,9 @@ def load(
             is not zero, such as counts of words: divided by their standard deviations, the rarest would be the
             largest), toy data sets, images and other forms.
         label: the column of labels of a table.
+        split: how rows are split: "random"; "group:COLUMN" of a table, such as "group:customer", so that all rows with
+            one value of that column are in one split; or "time:COLUMN", so that the latest rows are the test rows, and
+            those before them the validation rows. The column is not part of x. See `ppgen.data.splits`.
         validation: the fraction of validation rows, see `ppgen.data.splits`.
         test: the fraction of test rows.
         size: the number of rows of a toy data set (5000 by default), or of rows to keep, at random, of other data.
@@ -95,7 +99,9 @@ def load(
     """
     prepare = Preparation(form=form, scale=scale, validation=validation, test=test)
     images: dict[str, Any] = {"resize": resize, "channels": channels, "side": side}
-    raw = read_source(source, label=label, size=size, features=features, stream=stream, seed=seed, **images)
+    raw = read_source(
+        source, label=label, split=split, size=size, features=features, stream=stream, seed=seed, **images
+    )
     return prepare(raw, source, seed=seed)
 
 
@@ -151,7 +157,8 @@ class Preparation:
         x = _apply(_Form(form, raw.levels, noise, str(source)), raw.x)
         n = len(x) - held_out
         test = 0.0 if held_out else self.test
-        rows = split_rows(n, None if raw.y is None else raw.y[:n], validation=self.validation, test=test, rng=split)
+        y = None if raw.y is None else raw.y[:n]
+        rows = split_rows(n, y, validation=self.validation, test=test, rng=split, keys=raw.keys)
         if held_out:
             rows["test"] = np.arange(n, len(x))
         scale = self.scale
@@ -239,6 +246,7 @@ def read_source(
     source: str | Path,
     *,
     label: str | None = None,
+    split: str = "random",
     size: int | None = None,
     features: int | None = None,
     resize: int | None = None,
@@ -252,6 +260,7 @@ def read_source(
     Args:
         source: as in `load`.
         label: as in `load`.
+        split: as in `load`.
         size: as in `load`.
         features: as in `load`.
         resize: as in `load`.
@@ -267,11 +276,11 @@ def read_source(
     """
     if size is not None and size < 1:
         raise ValueError(f"expected size to be at least one row, got {size}")
-    image_format = ImageFormat(resize, channels)
+    image_format, by = ImageFormat(resize, channels), SplitBy.parse(split)
     if stream:
-        raw = _open_stream(source, label, features, image_format)
+        raw = _open_stream(source, label, features, image_format, by)
     else:
-        raw = _read(source, label, size, seed, features, image_format)
+        raw = _read(source, label, size, seed, features, image_format, by)
         check(raw.x, name=str(source), columns=raw.columns)
     origin = Origin.of(source, raw, named=_is_named(source), late=stream)
     raw = raw._replace(origins=(origin,))
@@ -288,12 +297,14 @@ def _is_named(source: str | Path) -> bool:
     return isinstance(source, str) and (source in TOY or source in NAMED or source.startswith("openml:"))
 
 
-def _open_stream(source: str | Path, label: str | None, features: int | None, image_format: ImageFormat) -> RawData:
+def _open_stream(
+    source: str | Path, label: str | None, features: int | None, image_format: ImageFormat, by: SplitBy | None
+) -> RawData:
     if _is_named(source):
         raise ValueError(f"stream=True reads files and folders of images, and {source!r} is none of them; leave it out")
     if features is not None:
         raise ValueError(f"features={features} is an option of sparse tables, which cannot be streamed; leave it out")
-    return open_stream(Path(source), label, image_format)
+    return open_stream(Path(source), label, image_format, by)
 
 
 def _read(
@@ -303,22 +314,23 @@ def _read(
     seed: int,
     features: int | None,
     image_format: ImageFormat,
+    by: SplitBy | None,
 ) -> RawData:
     if isinstance(source, Path):
-        return read(source, label, features, image_format)
+        return read(source, label, features, image_format, by)
     if not isinstance(source, str):
         raise TypeError(f"expected the name of a data set or a path, got {type(source).__name__}")
     if source.startswith("openml:"):
-        return openml(source.removeprefix("openml:"), label)
-    if label is not None and (source in TOY or source in NAMED):
-        raise ValueError(f"label={label!r} names a column of a table, and {source!r} is none; leave it out")
+        return openml(source.removeprefix("openml:"), label, by)
+    if (source in TOY or source in NAMED) and (given := f"label={label!r}" if label else by and f"split={str(by)!r}"):
+        raise ValueError(f"{given} names a column of a table, and {source!r} is none; leave it out")
     if source in TOY:
         x, y = TOY[source](TOY_SIZE if size is None else size, seed=seed)
         return RawData(x, y)
     if source in NAMED:
         return NAMED[source]()
     if looks_like_file(source) or Path(source).exists():
-        return read(Path(source), label, features, image_format)
+        return read(Path(source), label, features, image_format, by)
     near = difflib.get_close_matches(source, [*TOY, *NAMED])
     raise ValueError(
         f"there is no data set {source!r}{', perhaps ' + ' or '.join(map(repr, near)) if near else ''}. "
@@ -332,4 +344,5 @@ def _subset(raw: RawData, size: int, name: str, rng: np.random.Generator) -> Raw
         raise ValueError(f"size={size} asks for more rows than {name} has, {len(raw.x)}")
     kept = rng.permutation(len(raw.x))[:size]
     x: Any = raw.x.select(kept) if isinstance(raw.x, StreamedArray) else raw.x[kept]
-    return raw._replace(x=x, y=None if raw.y is None else raw.y[kept])
+    keys = None if raw.keys is None else raw.keys._replace(codes=raw.keys.codes[kept])
+    return raw._replace(x=x, y=None if raw.y is None else raw.y[kept], keys=keys)

