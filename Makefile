@@ -1,5 +1,5 @@
 # The commands that CONTRIBUTING.md names. They use the virtual environment in .venv, which `make setup` creates.
-.PHONY: setup lint format types test slow docs tutorials bench ci
+.PHONY: setup lint format types test slow docs site tutorials bench ci
 python := .venv/bin/python
 
 setup:
@@ -25,6 +25,11 @@ slow:
 
 docs: # runs every tutorial and renders its page below docs/tutorials
 	$(python) docs/render.py
+
+site: # builds the site in build/site, from the rendered pages
+	.venv/bin/pip install -q -c constraints.txt -e ".[docs]"
+	.venv/bin/sphinx-build -W --keep-going -b html docs build/site
+	$(python) docs/check_site.py build/site
 
 tutorials: # runs every tutorial without rendering it
 	for tutorial in tutorials/*.py; do (cd tutorials && MPLBACKEND=agg ../$(python) "$$(basename $$tutorial)") || exit 1; done
