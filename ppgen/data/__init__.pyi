@@ -1,10 +1,12 @@
 from .augmentation import Augmented as Augmented
 from .checks import check as check
+from .column import Column as Column
 from .dataset import Data as Data
 from .dataset import Split as Split
 from .forms import FORMS as FORMS
 from .loading import load as load
 from .scaler import Scaler as Scaler
+from .schema import Schema as Schema
 from .streaming import Stream as Stream
 from .streaming import StreamedArray as StreamedArray
 from .toy import TOY as TOY
