@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -26,6 +26,7 @@ from ppgen.tracing.sites import Program
 from ppgen.training.callbacks import TrainingStep
 from ppgen.training.conversion import as_tensors
 from ppgen.training.first_run import after_first_run
+from ppgen.training.frames import ByName, FrameArguments, is_frame, program_of_frame
 from ppgen.training.loop import train
 from ppgen.training.missing import check_missing
 from ppgen.training.options import TrainingOptions
@@ -36,6 +37,7 @@ from ppgen.utils.budget import Budget, seconds_after_training, shown_budget
 from ppgen.utils.user_warnings import warn_user
 
 if TYPE_CHECKING:
+    import pandas as pd
     from arviz import InferenceData
     from xarray import Dataset, DataTree
 
@@ -57,7 +59,19 @@ class Fit(Fitted):
 
     The programs hold the weights of one chain at a time, which `select_chain` changes. `history` has the losses, `save`
     and `load` write and read a file, and the methods below need ArviZ.
+
+    A fit to a frame whose columns the program takes by name takes frames in the place of tensors. Its own frame is
+    meant where a method is given no data; a fit that was loaded does not have it.
+
+    Attributes:
+        data: the frame of the fit, or None.
     """
+
+    data: Any = field(default=None, repr=False, compare=False)
+
+    def tensors(self, data: tuple) -> tuple[Any, ...]:
+        """Converts data to tensors; see `ppgen.training.result.Fitted.tensors`. No data is the frame of the fit."""
+        return super().tensors(data or (() if self.data is None else (self.data,)))
 
     def to_arviz(
         self,
@@ -90,8 +104,15 @@ class Fit(Fitted):
 
         options: dict[str, Any] = {"draws": draws, "predictive": predictive, "resampled": resampled}
         options |= {"integrate": integrate, "dims": dims, "coords": coords, "chunk": chunk, "seed": seed}
+        options["rows"] = self._row_names(data)
         fit, tensors = on_row_subset(self, self.tensors(data), groups=False)
         return to_arviz(fit, *tensors, **options)
+
+    def _row_names(self, data: tuple) -> Any:
+        """The index of a frame; None for other data, and an index of several levels."""
+        frame = data[0] if len(data) == 1 else None if data else self.data
+        named = self.frame is not None and is_frame(frame) and frame.index.nlevels == 1
+        return frame.index.to_numpy() if named else None
 
     @classmethod
     def load(
@@ -149,6 +170,8 @@ class Fit(Fitted):
 
     def _rebuild_programs(self, path: str | os.PathLike[str]) -> None:
         """Replaces "auto" by the guide that the file describes, and the model by the one that it was found for."""
+        if self.frame is not None:
+            self.model = ByName(self.model, self.frame)
         if not isinstance(self.guide, str):
             return
         if "guide" not in self.metadata:
@@ -161,9 +184,28 @@ class Fit(Fitted):
         self.loss = loss if self.loss is None else self.loss
 
     def predict(
-        self, *data: Any, draws: int = 500, chain: int | None = None, chunk: int | None = None, seed: int = 0
-    ) -> "Dataset":
+        self,
+        *data: Any,
+        draws: int = 500,
+        chain: int | None = None,
+        chunk: int | None = None,
+        new_groups: Literal["refuse", "draw"] = "refuse",
+        seed: int = 0,
+    ) -> "Dataset | pd.DataFrame":
         """Draws what the program observes, on new data; see `ppgen.diagnostics.predict`, which documents the options.
+
+        Where the fit and the new data are frames, so are the draws: a column for each site that the program observes,
+        and a row for each draw and each row of the frame, by an index of two levels, "draw" and "row" (or the name of
+        the frame's index). ``draws["y"].unstack("draw")`` has a column for each draw, and
+        ``draws["y"].groupby("row").quantile([0.05, 0.95])`` intervals of 90 %. A site that is called as a column of
+        categories is drawn as categories.
+
+        With ``new_groups="draw"``, categories that the fit did not have are new groups of the population: their latents
+        are drawn from the model, given those of the fit. The program takes their number, ``num_county`` of a column
+        "county", and has latents of groups in a plate of that size.
+
+        Raises:
+            ValueError: see `ppgen.diagnostics.predict` and `ppgen.training.frames.FrameArguments.tensors`.
 
         Example:
             >>> import pyro
@@ -179,9 +221,17 @@ class Fit(Fitted):
             >>> fit.predict(torch.tensor([30.0, 40.0]), draws=200)["y"].shape  # chains, draws, rows
             (1, 200, 2)
         """
-        from ppgen.diagnostics.predictions import predict  # late: xarray is slow to import
+        from ppgen.diagnostics.predictions import predict, predict_frame  # late: xarray is slow to import
 
-        return predict(self, *self.tensors(data), draws=draws, chain=chain, chunk=chunk, seed=seed)
+        options: dict[str, Any] = {"draws": draws, "chain": chain, "chunk": chunk, "seed": seed}
+        if new_groups not in ("refuse", "draw"):
+            raise ValueError(f'predict: new_groups is "refuse" or "draw", got {new_groups!r}')
+        frame = data[0] if len(data) == 1 else None if data else self.data
+        if self.frame is not None and is_frame(frame):
+            return predict_frame(self, frame, new_groups=new_groups == "draw", **options)
+        if new_groups == "draw":
+            raise ValueError("predict: new_groups is for fits to a frame, whose columns of categories are groups")
+        return predict(self, *self.tensors(data), **options)
 
     def diagnose(
         self,
@@ -260,7 +310,7 @@ class Fit(Fitted):
         with shown_budget(math.inf if budget is None else budget, "sampling", progress=progress) as shown:
             refined = refine(self, *self.tensors(data), chains=chains, draws=draws, seed=seed, budget=shown)
         refined.scope.publish()
-        return Fit(**vars(refined))
+        return Fit(**(vars(refined) | {"data": self.data}))
 
     def report(
         self,
@@ -433,6 +483,13 @@ def fit(
     judges. ``fit.diagnose(...)`` says whether the result can be trusted. With ``otherwise="sample"`` it is asked at
     once, and where it says no, the result has draws of a sampler (`Fit.refine`).
 
+    **Frames.** With ``guide="auto"`` a pandas frame gives its columns by name to the program's arguments:
+    ``fit(model, "auto", frame)`` of ``model(income, county, num_county, y=None)`` takes the columns "income", "county"
+    and "y". Numbers are float64, categories and text are codes, and ``num_county`` is the number of categories, the
+    size of a plate (`ppgen.training.frames`). Categories and the frame's index are coordinates in ArviZ, and `Fit`
+    takes frames: ``fit.predict(new_frame)`` returns one. A program of one argument that is no column takes the whole
+    frame as one array.
+
     **Simulators.** ``fit(simulator, "auto", table)`` of a `Simulator` and a table of its draws, or of `simulations` new
     ones, is neural posterior estimation with defaults (`ppgen.training.simulations`): a flow over the latents of a row
     given its data, trained by `Sleep` until simulations that are held out are no longer predicted better. Its five
@@ -539,18 +596,24 @@ def _fit_auto(model: Program, guide: str, data: Any, options: TrainingOptions, o
             "example AutoMultivariateNormal(model), to set them"
         )
     restarts = AUTO_RESTARTS if options.restarts is None else options.restarts
-    tensors = () if data is None else as_tensors(data, dtype=torch.float64, allow_nan=True)
-    check_missing(DoublePrecision(model), tensors, data)
-    tensors = after_first_run(DoublePrecision(model), None, tensors, dtype=torch.float64, seed=options.seed)
+    arguments = FrameArguments.of(model, data) if is_frame(data) else None
+    if arguments is None:
+        tensors = () if data is None else as_tensors(data, dtype=torch.float64, allow_nan=True)
+        check_missing(DoublePrecision(model), tensors, data)
+        tensors = after_first_run(DoublePrecision(model), None, tensors, dtype=torch.float64, seed=options.seed)
+    else:
+        model, tensors = program_of_frame(model, arguments, data, seed=options.seed)
     seconds = math.inf if options.budget is None else options.budget
     with shown_budget(seconds, "posterior", progress=options.progress) as budget:
         share = budget.part(SEARCH_SHARE) if otherwise else budget
         with ParameterScope().open():
             fitted = find_posterior(model, tensors, restarts=restarts, seed=options.seed, budget=share)
+        if arguments is not None:
+            fitted.metadata["frame"] = arguments.as_dict()
         if otherwise:
             fitted = _sample_if_refused(fitted, tensors, options.seed, budget)
     fitted.scope.publish()
-    return Fit(**vars(fitted))
+    return Fit(**vars(fitted), data=None if arguments is None else data)
 
 
 def _sample_if_refused(fitted: Fitted, data: tuple[Tensor, ...], seed: int, budget: Budget) -> Fitted:

@@ -87,6 +87,7 @@ def refine(
         density, base = _surroundings(fit, programs, data, seed, budget.part(SURROUNDINGS_SHARE))
         sample = sample_tempered(density, base, chains=chains, draws=draws, generator=generator, budget=budget)
         refined = _as_fit(programs, density.target, sample, budget.clock() - start)
+    refined.metadata |= {key: whole.metadata[key] for key in ("frame",) if key in whole.metadata}
     if "rows" in whole.metadata:
         refined.metadata["rows"] = whole.metadata["rows"]
         refined.model, refined.example, refined.row_subset = whole.model, whole.example, fit.row_subset

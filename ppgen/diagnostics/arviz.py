@@ -43,6 +43,9 @@ each; there are no weights.
 **Without the response**, ``to_arviz(fit, x_new)`` of a program ``model(x, y=None)``, there are the latents and the
 predictions given them, "posterior", "posterior_predictive", "prior" and "prior_predictive", and no weights.
 
+**Frames.** A fit of a program that takes the columns of a frame by name has their categories as coordinates: a plate
+"county" has those of the column "county", and the plate "data" the index of the frame.
+
 **Resampled draws** exist for chains whose weights are reliable (`ppgen.posterior.importance.psis_reliable`): where
 k-hat is large, weights cannot correct the guide. With weights per datum, rows with unreliable weights are NaN. If no
 chain is left, neither is the group, and the attribute "resampled" gives the reason.
@@ -63,6 +66,7 @@ from ppgen.diagnostics.predictions import predictive_groups
 from ppgen.infer.parameters import owning_module
 from ppgen.models.simulator import WithoutDensity
 from ppgen.posterior.importance import MIN_DRAWS
+from ppgen.tracing.sites import DATA
 from ppgen.training.result import Fitted
 
 __all__ = ["check_draws", "to_arviz"]
@@ -81,6 +85,7 @@ def to_arviz(
     coords: Mapping[str, Sequence[Any]] | None = None,
     chunk: int | None = None,
     likelihood: bool = True,
+    rows: Sequence[Any] | None = None,
     seed: int = 0,
 ) -> Any:
     """Draws a fit's posterior on data.
@@ -103,6 +108,7 @@ def to_arviz(
         chunk: the number of draws that are made at a time; if left out, at most 50, and fewer for data of more than
             40,000 numbers, so that the memory does not grow with the data.
         likelihood: whether to keep the likelihood of each row at each draw, where latents are global.
+        rows: the values along the plate "data", such as the index of a frame.
         seed: the seed of the draws; the caller's random state does not change.
 
     Returns:
@@ -161,6 +167,7 @@ def to_arviz(
         seed=seed,
         dims=dims,
         coords=coords,
+        known=_known_coords(fit, rows),
         more={"vi_stats": _evidence_of_sample(fit) if stored else more},
     )
 
@@ -183,6 +190,12 @@ def check_draws(caller: str, draws: int, chunk: int, resampled: str | None) -> N
         raise ValueError(
             f"{caller}: expected at least {MIN_DRAWS} draws, in chunks of at least 1, got {draws} in {chunk}"
         )
+
+
+def _known_coords(fit: Fitted, rows: Sequence[Any] | None) -> dict[str, Sequence[Any]]:
+    """The categories of each column of the frame of a fit, and the names of rows."""
+    known: dict[str, Sequence[Any]] = {} if rows is None else {DATA: rows}
+    return known | (fit.frame.coords if fit.frame is not None else {})
 
 
 def _evidence_of_sample(fit: Fitted) -> dict[str, Variable]:

@@ -23,6 +23,7 @@ def container(
     *,
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    known: Mapping[str, Sequence[Any]] | None = None,
     resampled: str | None = None,
     draws: int = 0,
     seed: int = 0,
@@ -37,6 +38,7 @@ def container(
         attributes: what all groups have as attributes.
         dims: the user's names of dimensions, see `ppgen.diagnostics.naming`.
         coords: the user's values along dimensions.
+        known: values along dimensions that follow from the data, where there are dimensions of this name and length.
         resampled: whether to add the group "posterior_resampled", and how, see `ppgen.diagnostics.resampled`.
         draws: the number of draws in each chain.
         seed: the seed of the resampling.
@@ -55,6 +57,7 @@ def container(
     for group, variables in (more or {}).items():
         groups.setdefault(group, {}).update(variables)
     names = new_names(groups, dims, coords)
+    coords = {**_applicable(known or {}, groups, names), **(coords or {})}
     positions = leave_out_masked(groups, observed, names, coords)
     datasets = {group: dataset(variables, names, coords, positions) for group, variables in groups.items() if variables}
     if "posterior_resampled" in datasets:
@@ -62,6 +65,15 @@ def container(
     for group, each in datasets.items():
         datasets[group] = (_without_chains(each) if pooled else each).assign_attrs(attributes)
     return build_container(datasets)
+
+
+def _applicable(
+    known: Mapping[str, Sequence[Any]], groups: Groups, names: Mapping[str, str]
+) -> dict[str, Sequence[Any]]:
+    """The values along dimensions that some variable has, and that the user did not rename."""
+    variables = [variable for found in groups.values() for variable in found.values()]
+    sizes = {dim: size for dims, value in variables for dim, size in zip(dims, value.shape, strict=True)}
+    return {d: values for d, values in known.items() if sizes.get(d) == len(values) and names.get(d, d) == d}
 
 
 def _stack(chains: list[Groups]) -> Groups:

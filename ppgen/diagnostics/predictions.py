@@ -1,6 +1,8 @@
 """Draws of what a program observes, from the posterior predictive distribution, on any data."""
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,13 +12,19 @@ from torch import Tensor
 from ppgen.diagnostics.absent import responses, with_responses
 from ppgen.diagnostics.chain_groups import CHUNK, DrawOptions, Groups, draws_at_a_time
 from ppgen.diagnostics.naming import Variable, dataset, variable
+from ppgen.diagnostics.new_groups import WithNewGroups
+from ppgen.posterior.guides import programs_of
 from ppgen.tracing.particles import particle_traces
 from ppgen.tracing.programs import validation
 from ppgen.tracing.sites import Program, Site, is_deterministic, is_observed, latent_sites, quote_names, sample_sites
 from ppgen.tracing.traces import Traces
+from ppgen.training.frames import FrameArguments, rebound
 from ppgen.training.result import Fitted
 
-__all__ = ["predict", "predictive_groups"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["predict", "predict_frame", "predictive_groups"]
 
 
 def predict(
@@ -68,6 +76,45 @@ def predict(
     return dataset(found, {}, {"chain": [chain]}, {})
 
 
+def predict_frame(
+    fit: Fitted,
+    frame: "pd.DataFrame",
+    *,
+    new_groups: bool = False,
+    draws: int = 500,
+    chain: int | None = None,
+    chunk: int | None = None,
+    seed: int = 0,
+) -> "pd.DataFrame":
+    """Draws of all that the model observes, for the rows of a frame, as a frame; see `ppgen.Fit.predict`.
+
+    Args:
+        fit: a fit to a frame.
+        frame: the rows.
+        new_groups: whether categories that the fit did not have are new groups.
+        draws: as in `predict`.
+        chain: as in `predict`.
+        chunk: as in `predict`.
+        seed: as in `predict`.
+
+    Returns:
+        A row for each draw and row of the frame.
+
+    Raises:
+        ValueError: as `predict`; for a site that is not drawn for each row.
+    """
+    arguments = fit.frame
+    assert arguments is not None
+    if new_groups and (grown := arguments.with_new_categories(frame)) != arguments:
+        arguments, model = grown, programs_of(rebound(fit.model, grown), fit.metadata["guide"]["discrete"]).model
+        with fit.eval_mode(chain):
+            guide = WithNewGroups(fit.guide, model, fit.example)
+        fit = dataclasses.replace(fit, model=model, guide=guide, metadata=fit.metadata | {"frame": grown.as_dict()})
+    data = fit.tensors((frame,))
+    found = predict(fit, *data, draws=draws, chain=chain, chunk=chunk, seed=seed)
+    return _as_frame(found, frame, arguments)
+
+
 def predictive_groups(
     model: Program, guide: Program, data: tuple[Tensor | None, ...], absent: list[str], options: DrawOptions
 ) -> tuple[Groups, dict[str, str]]:
@@ -105,6 +152,36 @@ def predictive_groups(
     groups = {"posterior": posterior, "posterior_predictive": predictive}
     groups |= {"prior": prior, "prior_predictive": prior_predictive}
     return {group: _joined(parts) for group, parts in groups.items() if parts}, notes
+
+
+def _as_frame(found: xr.Dataset, frame: "pd.DataFrame", arguments: FrameArguments) -> "pd.DataFrame":
+    """Draws as a frame, whose index has the draws and the rows."""
+    import pandas as pd
+
+    index = pd.MultiIndex.from_product([found["draw"].values, frame.index], names=["draw", frame.index.name or "row"])
+    columns: dict[str, Any] = {}
+    for name, drawn in found.data_vars.items():
+        values = drawn.values[0]
+        if values.ndim < 2 or values.shape[1] != len(frame):
+            raise ValueError(
+                f"predict: expected {name!r} to be drawn for each of {len(frame)} rows, got the dimensions "
+                f"{', '.join(map(str, drawn.dims[2:])) or 'of one number'}; observe it in a plate of the rows"
+            )
+        categories = arguments.coords.get(str(name))
+        values = values.reshape(len(index), -1)
+        for j in range(values.shape[1]):
+            label = name if drawn.ndim == 3 else f"{name}[{', '.join(map(str, np.unravel_index(j, drawn.shape[3:])))}]"
+            column = values[:, j]
+            columns[str(label)] = column if categories is None else _category(categories, column)
+    return pd.DataFrame(columns, index=index)
+
+
+def _category(categories: Sequence[Any], codes: np.ndarray) -> Any:
+    import pandas as pd
+
+    if set(categories) == {False, True}:
+        return codes.astype(bool)
+    return pd.Categorical.from_codes(codes.astype(np.int64), categories=list(categories))
 
 
 def _traces(model: Program, guide: Program, data: tuple[Tensor | None, ...], options: DrawOptions) -> Iterator[Traces]:

@@ -22,6 +22,7 @@ from ppgen.tracing.sites import Program, quote_names
 from ppgen.tracing.traces import Traces
 from ppgen.training.checkpoint_files import CheckpointFiles
 from ppgen.training.conversion import as_tensors, cast_like
+from ppgen.training.frames import FrameArguments, is_frame
 from ppgen.training.missing import check_missing
 from ppgen.training.options import check_device
 from ppgen.training.stored import ARRAYS, CHAIN, DTYPES, check_stored
@@ -221,6 +222,11 @@ class Fitted:
             return self.loss.breakdown(self.model, self.guide, *self.tensors(data))
 
     @property
+    def frame(self) -> FrameArguments | None:
+        """The columns that the programs take by name, for a fit to a frame; None for other fits."""
+        return FrameArguments.from_dict(self.metadata["frame"]) if "frame" in self.metadata else None
+
+    @property
     def num_data(self) -> int:
         """The full size of the plate "data", by which losses are divided; 1 for programs without that plate."""
         with self.eval_mode(), torch.no_grad(), torch.random.fork_rng():
@@ -231,14 +237,17 @@ class Fitted:
 
         Args:
             data: the arguments of the programs, None for those that are absent. A single argument may be a tuple or a
-                Dataset of all of them, as for `fit`.
+                Dataset of all of them, as for `fit`; or a frame, if the fit was one to a frame.
 
         Raises:
             TypeError: see `ppgen.training.conversion.as_tensors`.
-            ValueError: see `ppgen.training.conversion.as_tensors`; for fractions where the fit had integers.
+            ValueError: see `ppgen.training.conversion.as_tensors`; for fractions where the fit had integers; for a
+                frame see `ppgen.training.frames.FrameArguments.tensors`.
         """
         if not data:
             return ()
+        if len(data) == 1 and is_frame(data[0]) and self.frame is not None:
+            return self._columns(self.frame, data[0])
         whole = data[0] if len(data) == 1 else data
         parts = whole if isinstance(whole, tuple | list) else (whole,)
         given = [part for part in parts if part is not None]
@@ -252,6 +261,13 @@ class Fitted:
             found = tuple(None if part is None else next(rest) for part in parts)
         tensors = self._like_example(found)
         check_missing(self.model, tensors, source)
+        return tensors
+
+    def _columns(self, arguments: FrameArguments, frame: Any) -> tuple[Any, ...]:
+        """The columns of a frame; those that the program only observes may be absent."""
+        columns = arguments.tensors(frame)
+        tensors = self._like_example(columns)
+        check_missing(self.model, tensors, arguments.numbers(tensors), name="frame")
         return tensors
 
     def _like_example(self, parts: tuple[Tensor | None, ...]) -> tuple[Any, ...]:

@@ -64,6 +64,7 @@ GUIDE = {
     "discrete": [TEXT],
     "latents": {str: NUMBERS},
 }
+FRAME = {"columns": [{"name": TEXT, "kind": TEXT}], "counted": [TEXT], "optional": [TEXT]}
 FIT = {
     "loss": TEXT,
     "example": [BATCH],
@@ -135,6 +136,8 @@ def _check_fit(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     if (guide := metadata["metadata"].get("guide")) is not None:
         check_entries(guide, GUIDE, "metadata.guide")
         check_entries(guide["options"], GUIDES[guide["kind"]], "metadata.guide.options")
+    if (frame := metadata["metadata"].get("frame")) is not None:
+        check_entries(frame, FRAME, "metadata.frame")
     _check_chains(tensors, len(metadata["chains"]))
 
 
