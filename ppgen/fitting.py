@@ -110,7 +110,7 @@ class Fit(Fitted):
 
     def _row_names(self, data: tuple) -> Any:
         """The index of a frame; None for other data, and an index of several levels."""
-        frame = data[0] if len(data) == 1 else None if data else self.data
+        frame: Any = data[0] if len(data) == 1 else None if data else self.data
         named = self.frame is not None and is_frame(frame) and frame.index.nlevels == 1
         return frame.index.to_numpy() if named else None
 
