@@ -7,9 +7,7 @@ from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
-FUNCTION = re.compile(
-    r"<mi>(log|ln|exp|det|dim|tanh|sinh|cosh|sin|cos|tan|arg|Pr)</mi>(?=(<mo[^>]*>(?:&#x00028;|\(|\|))?)"
-)
+FUNCTION = re.compile(r"<mi>(log|exp|det|tanh|sinh|cosh|sin|cos)</mi>(?=(<mo[^>]*>&#x00028;)?)")
 
 
 def mathml(formula: str, display: str) -> str:
@@ -18,7 +16,8 @@ def mathml(formula: str, display: str) -> str:
     def spaced(match: re.Match) -> str:
         return f'<mo form="prefix" lspace="0.17em" rspace="{0 if match[2] else 0.17}em">{match[1]}</mo>'
 
-    return FUNCTION.sub(spaced, convert(formula.strip(), display=display))
+    formula = formula.strip().replace("{aligned}", "{split}")  # which it does not know, and is the same
+    return FUNCTION.sub(spaced, convert(formula, display=display))
 
 
 def inline(translator, node: nodes.math) -> None:
