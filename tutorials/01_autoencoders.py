@@ -46,6 +46,37 @@ for name, loss in losses.items():
     print(f"{name:>3} = {loss}\n      on the test images: {terms}")
 
 # %% [markdown]
+# ## Why the second term helps
+#
+# Let $P_X$ be the distribution of the data, and $P_G$ that of decoded draws: $z \sim N(0, I)$, $y = G(z)$. What one
+# would like to be small is the least cost of turning one into the other, $W_c(P_X, P_G) = \min_\pi E_\pi\, c(x, y)$,
+# over all joint distributions $\pi$ of $x$ and $y$ that have these two as margins. Tolstikhin et al. rewrite it as
+#
+# $$W_c(P_X, P_G) = \min_{Q(z \mid x):\ Q_z = N(0, I)} E_{P_X} E_{Q(z \mid x)}\, c(x, G(z)), \qquad
+#   Q_z(z) = E_{P_X} Q(z \mid x).$$
+#
+# The proof has two directions.
+#
+# - *Not larger.* Take an encoder $Q$ whose codes have the distribution $N(0, I)$ over all data. Draw $x$, then
+#   $z \sim Q(z \mid x)$. Then $x$ has distribution $P_X$ and $G(z)$ has $P_G$, so the pair is one of the joint
+#   distributions on the left, and its cost is at least the least cost.
+# - *Not smaller.* Take the best joint distribution. Draw $(x, y)$ from it, and then $z$ from $p(z \mid y)$ of the
+#   decoder's own program. Then $z$ has distribution $N(0, I)$, since $y$ has $P_G$, and $G(z) = y$. So $z$ given $x$
+#   is an encoder that satisfies the constraint and has the same cost.
+#
+# The constraint on $Q_z$ is replaced by a penalty, and that is the loss of the WAE: reconstruction error, plus a weight
+# times a distance of $Q_z$ from $N(0, I)$. The plain autoencoder has the first term alone. It minimizes the cost over
+# encoders that need not satisfy the constraint, so its cost is a lower bound that says nothing about draws.
+#
+# The distance of codes is the squared maximum mean discrepancy. Among functions $f$ of norm at most one in the space of
+# a kernel $k$, it takes the one whose means differ most. In that space $f(x) = \langle f, k(x, \cdot) \rangle$, so that
+# $E f(x) - E f(y) = \langle f, \mu_P - \mu_Q \rangle$ with $\mu_P = E\, k(x, \cdot)$, and by the inequality of Cauchy
+# and Schwarz the largest value is the norm of $\mu_P - \mu_Q$. Its square needs only the kernel between draws:
+#
+# $$\mathrm{MMD}^2 = E\, k(x, x') - 2 E\, k(x, y) + E\, k(y, y').$$
+#
+# An average over pairs of *different* rows has exactly this mean, which is why estimates below can be negative.
+#
 # ## Reconstructions
 #
 # The squared error of a test image, summed over its 64 pixels, with its standard error over images. For scale: the
@@ -150,3 +181,24 @@ for i, (name, z) in enumerate(codes.items()):
         axes.add_patch(plt.Circle((0, 0), radius, fill=False, linewidth=0.8))
     axes.set_title(f"{name}: codes by digit, principal plane\ncircles: 1, 2, 3 σ of N(0, I)", fontsize=8, loc="left")
 figure
+
+# %% [markdown]
+# ## Where it fails
+#
+# - The match sees the codes of a batch. Structure that 128 codes do not show, such as thin gaps between classes, stays,
+#   and a draw that falls into a gap is decoded to something between two digits.
+# - The reconstruction is a squared error, so where data are ambiguous the decoder answers with a mean: blurred images.
+# - There is no density: draws can be compared with data, but $\log p(x)$ does not exist. The [VAE](02_vae.md) has one.
+#
+# ## Exercises
+#
+# 1. A linear autoencoder with $k$ latents cannot have a smaller squared error than the principal components: the sum of
+#    the remaining eigenvalues of the covariance. Compute it for the digits, $k = 8$, and show that random directions do
+#    worse.
+# 2. For $P = N(0, I)$ and $Q = N(\mu, I)$ in $d$ dimensions and the kernel $e^{-|x - y|^2 / 2h^2}$, derive
+#    $\mathrm{MMD}^2 = 2 \left(\frac{h^2}{h^2 + 2}\right)^{d/2} \left(1 - e^{-|\mu|^2 / (2 h^2 + 4)}\right)$ and compare
+#    `m.MMD` with it.
+# 3. Average over all pairs of rows, those of a row with itself too. Show that the estimate for two samples of one
+#    distribution is then too large by $2\,(1 - E\, k(x, x')) / n$.
+#
+# [Solutions](../../tutorials/solutions/01_autoencoders.py), which are tested.

@@ -28,6 +28,32 @@ print(digits)
 # The digits are dequantized: level $j$ of 17 became $(j + u) / 17$ with $u$ uniform on $[0, 1)$, so that a density
 # can describe them. Densities may exceed one, and log evidence may be positive: higher is better, the unit is nats.
 #
+# ## The evidence bound
+#
+# Let $q(z \mid x)$ be any distribution of codes. Since $p(x) = p(x, z) / p(z \mid x)$ for every $z$,
+#
+# $$\begin{aligned}
+# \log p(x) &= E_q \log \frac{p(x, z)}{p(z \mid x)}
+#            = E_q \log \frac{p(x, z)}{q(z \mid x)} + E_q \log \frac{q(z \mid x)}{p(z \mid x)} \\
+#           &= \mathrm{ELBO}(x) + \mathrm{KL}(q(z \mid x), p(z \mid x)).
+# \end{aligned}$$
+#
+# The KL divergence is never negative: by Jensen's inequality, $-E_q \log (p / q) \ge -\log E_q (p / q) = -\log 1 = 0$,
+# with equality only if $p = q$. So the ELBO is a lower bound of the log evidence, and the gap is the divergence of the
+# guide from the posterior. To raise the ELBO in the guide is to bring the guide closer to the posterior; to raise it in
+# the model is to raise the evidence, or to make a posterior that this guide can follow. Written the other way,
+#
+# $$\mathrm{ELBO}(x) = \underbrace{E_q \log p(x \mid z)}_{\text{minus the reconstruction error}}
+#   - \underbrace{\mathrm{KL}(q(z \mid x), p(z))}_{\text{the rate}}.$$
+#
+# With a guide $N(m, \mathrm{diag}(s^2))$ and the prior $N(0, I)$ the rate is a sum over dimensions of
+# $E_q [-\log s - \frac{(z - m)^2}{2 s^2} + \frac{z^2}{2}]$, and since $E_q (z - m)^2 = s^2$ and $E_q z^2 = m^2 + s^2$,
+#
+# $$\mathrm{KL} = \frac12 \sum_j \left(m_j^2 + s_j^2 - 1 - \log s_j^2\right).$$
+#
+# The gradient passes through the draw, because $z = m + s\, e$ with $e \sim N(0, I)$ has the right distribution and is
+# a differentiable function of $m$ and $s$: $\nabla E_q f(z) = E_e \nabla f(m + s\, e)$.
+#
 # ## By hand
 #
 # The model draws $z \sim N(0, I)$ and $x \sim N(\mu(z), \mathrm{diag}(\sigma^2(z)))$; the guide draws $z$ from a
@@ -100,9 +126,12 @@ print(f"  log evidence {by_hand.mean():7.2f} ± {error:.2f} nats (k = 500, stand
 # `scalar` learns one number, `diagonal` one a pixel as a function of $z$, `low_rank` adds four directions, also
 # functions of $z$, in which pixels vary together. (`full` exists too, and takes the most time.)
 #
-# The evidence is estimated by importance sampling with $k$ draws of the guide (Burda et al. 2016), $\log \frac1k
-# \sum_j p(x, z_j) / q(z_j \mid x)$. In expectation this is below $\log p(x)$ for every $k$, at $k = 1$ it is the
-# ELBO, and it rises with $k$. Each estimate is repeated eight times.
+# The evidence is estimated by importance sampling with $k$ draws of the guide (Burda et al. 2016),
+# $L_k = \log \frac1k \sum_j w_j$ with $w_j = p(x, z_j) / q(z_j \mid x)$. Each weight has mean $p(x)$, since
+# $\int q \cdot p / q = p(x)$, so by Jensen's inequality $E L_k \le \log E \frac1k \sum_j w_j = \log p(x)$. At $k = 1$
+# it is the ELBO. It rises with $k$: a mean of $k$ weights is the mean of its own means over all subsets of $k - 1$ of
+# them, and Jensen's inequality, now for that outer mean, gives $E L_k \ge E L_{k - 1}$. Each estimate is repeated eight
+# times.
 
 # %%
 ks, repeats = (1, 10, 100, 500), 8
@@ -178,3 +207,23 @@ draws.set_title(
 draws.tick_params(length=0)
 draws.spines[:].set_visible(False)
 figure
+
+# %% [markdown]
+# ## Where it fails
+#
+# - The guide is normal in each dimension. Where the posterior is not, the gap $\mathrm{KL}(q, p)$ stays, and the model
+#   avoids posteriors that the guide cannot follow: the evidence can be higher than training by the bound finds.
+# - A density that is learned without a lower limit of its standard deviation has no upper bound: it can give one pixel
+#   that is always zero any density. Dequantization, and the 0.01 above, prevent that.
+# - Draws contain the noise of each pixel, which no image has. `mean=True` leaves it out.
+# - With few draws the estimate of the evidence is too low, and most for images whose posterior the guide misses.
+#
+# ## Exercises
+#
+# 1. Take $z \sim N(0, 1)$ and $x \sim N(z, \sigma^2)$, and a guide $N(m, s^2)$. Write down $\log p(x)$, the ELBO, and
+#    the posterior, and check that the gap is $\mathrm{KL}(q, p(z \mid x))$, zero at the posterior.
+# 2. In the same program, with a guide that is too narrow, check that $E L_k$ rises with $k$ toward $\log p(x)$, and
+#    that the missing part at large $k$ is about $\mathrm{Var}(w) / (2 k\, p(x)^2)$.
+# 3. For a decoder whose means are fixed, show that the best single variance for all pixels is the mean squared error.
+#
+# [Solutions](../../tutorials/solutions/02_vae.py), which are tested.

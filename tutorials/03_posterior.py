@@ -96,11 +96,23 @@ for program in (centered, non_centered):
 print(az.summary(idata["non_centered", "AutoNormal"], var_names=["mu", "tau"]).to_string())
 
 # %% [markdown]
-# A draw $z$ of a guide $q$ has the importance weight $w = p(y, z) / q(z)$. The mean of the weights estimates the
-# evidence, and weighted means of draws estimate means of the exact posterior, unless a few weights outweigh the rest.
-# The Pareto k-hat is the shape of the weights' tail (Vehtari et al. 2024): up to 0.5 their variance is finite, up to
-# 0.7 weighted means still converge at a practical rate, above that they are not to be believed. Here the weights are
-# of whole draws, one k-hat a start.
+# A draw $z$ of a guide $q$ has the importance weight $w = p(y, z) / q(z)$. For any function $h$,
+#
+# $$E_q[w\, h(z)] = \int q(z) \frac{p(y, z)}{q(z)} h(z)\, dz = p(y)\, E[h(z) \mid y].$$
+#
+# With $h = 1$ the mean of the weights estimates the evidence; divided by it, weighted means of draws estimate means of
+# the exact posterior. How precisely depends on the spread of the weights. With normalized weights
+# $\bar w_j = w_j / \sum_i w_i$ the effective sample size is $1 / \sum_j \bar w_j^2$: it is $k$ if all weights are
+# equal, and one if a single draw has all of the weight.
+#
+# The largest weights decide. Above a high threshold, weights have nearly a generalized Pareto distribution with a shape
+# $k$, that is, $P(w > t)$ falls like $t^{-1/k}$, and the moment $E w^r$ is finite only for $r < 1 / k$. The estimate of
+# $k$ is the Pareto k-hat (Vehtari et al. 2024): up to 0.5 the variance of weights is finite, up to 0.7 weighted means
+# still converge at a practical rate, and above that they should not be believed. Here the weights are of whole draws,
+# one k-hat for each start.
+#
+# R-hat compares chains, here starts. With $W$ the mean variance within a chain and $B$ the variance of the chains'
+# means, $\hat R = \sqrt{(W + B) / W}$ but for terms in one over the number of draws: one if all chains agree.
 
 
 # %%
@@ -167,6 +179,14 @@ print(f"{np.sum((khat > 0.7) != (other > 0.7))} of {len(khat)} images cross 0.7 
 # with more draws. The mean over images, as in the tutorial on the [VAE](02_vae.md), hides both. k-hat is itself an
 # estimate, as the last line shows: read it as a warning about a set of images rather than a verdict on one.
 #
+# ## Where it fails
+#
+# - k-hat judges the draws that there are. A mode that no draw reaches leaves no sign in the weights. Other starts may
+#   find it, and `diagnose` searches for it (`missed_mode_mass`).
+# - R-hat compares starts with each other: all of them can be wrong in the same way.
+# - With many dimensions the weights of a guide that is slightly wrong in each dimension degenerate, even though every
+#   margin is nearly right.
+#
 # ## To keep
 #
 # `save` writes all starts into one safetensors file, `load` reads it into programs built as they were; what
@@ -201,3 +221,15 @@ for bound in (0.5, 0.7):
 right.set(xlabel="k-hat", ylabel="images")
 right.set_title("VAE: k-hat of each image, 0.5 and 0.7", fontsize=10)
 figure
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. Let the posterior be $N(0, 1)$ and the guide $N(0, \sigma^2)$ with $\sigma < 1$. Show that the tail of the weights
+#    has the shape $k = 1 - \sigma^2$, and compare `diagnostics.importance_summary` with it.
+# 2. For the same pair, derive $E_q w^2 = \sigma^2 / \sqrt{2 \sigma^2 - 1}$ for $\sigma^2 > 1/2$, so that the effective
+#    sample size is $k \sqrt{2 \sigma^2 - 1} / \sigma^2$ of $k$ draws.
+# 3. Let one chain draw from $N(0, 1)$ and another from $N(\delta, 1)$. Derive $\hat R \approx \sqrt{1 + \delta^2 / 2}$
+#    and check it.
+#
+# [Solutions](../../tutorials/solutions/03_posterior.py), which are tested.

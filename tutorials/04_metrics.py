@@ -104,6 +104,31 @@ assert np.allclose(curves["Wasserstein-1"][1][1:], 1.0)  # derivative one, from 
 assert np.allclose(curves["Fréchet"][0], distances**2, atol=1e-6)  # between Gaussians it is Wasserstein-2²
 
 # %% [markdown]
+# ## Why the bounded ones have no gradient
+#
+# None of these divergences is negative. For convex $f$ Jensen's inequality gives
+# $E_q f(p / q) \ge f(E_q\, p / q) = f(1) = 0$. Now let $q$ depend on parameters $\theta$, and remember that
+# $E_q \nabla \log q = \int \nabla q = \nabla 1 = 0$.
+#
+# $$\begin{aligned}
+# \nabla \mathrm{KL}(P, Q_\theta) &= -E_P \nabla \log q, \\
+# \nabla \mathrm{KL}(Q_\theta, P) &= \nabla \int q \log \frac{q}{p}
+#    = \int \nabla q\, \Big(\log \frac{q}{p} + 1\Big) = E_Q \Big[\log \frac{q}{p}\, \nabla \log q\Big], \\
+# \nabla \mathrm{JS}(P, Q_\theta) &= \frac12\, E_Q \Big[\log \frac{q}{m}\, \nabla \log q\Big], \; m = \tfrac{p + q}{2}.
+# \end{aligned}$$
+#
+# In the third line the derivatives of $m$ cancel, for $-\frac12 \int (p + q) \nabla m / m = -\int \nabla m = 0$. The
+# first gradient needs rows of $P$ and the density of the model: this is maximum likelihood. The second needs draws of
+# the model and the density $p$. The third is the one that dies. Since $m \ge q / 2$, the logarithm is at most $\log 2$,
+# and where $P$ and $Q$ do not overlap it *is* $\log 2$ at nearly every draw of $Q$. A constant times
+# $E_Q \nabla \log q = 0$ is no gradient. What is left comes from the overlap alone, and for Gaussians at a distance $s$
+# that is of the order of $e^{-s^2 / 8}$, the value of either density half way between them, relative to its peak.
+#
+# For two Gaussians of unit variance $\log (p / q) = s^2 / 2 - s x$, whose mean under $P$ is $s^2 / 2$: that is the
+# parabola of both KL divergences. In one dimension the best transport keeps the order of rows, so that
+# $W_1 = \int_0^1 |F_P^{-1}(u) - F_Q^{-1}(u)|\, du = \int |F_P - F_Q|\, dx$, which is $s$: the areas to the left of and
+# between the two distribution functions are the same region, read by rows or by columns.
+#
 # ## Where each gradient dies
 #
 # Value and, in brackets, gradient at three distances; then the distance from which the gradient stays below a
@@ -172,9 +197,16 @@ figure
 #
 # $$D_f(P, Q) \ge E_P\, a(v(x)) + E_Q\, b(v(x)),$$
 #
-# with equality at the best $v$, so a network that raises the right side estimates the left (Nguyen et al. 2010;
-# Nowozin et al. 2016). `estimate` trains one on half of the samples and judges it on the other half. Here it is
-# beside the truth, with 4000 draws of each distribution.
+# with equality at the best $v$, so a network that raises the right side estimates the left (Nguyen et al. 2010; Nowozin
+# et al. 2016). The reason is that a convex function is the largest of its tangents: $f(u) = \max_t\, (u t - f^*(t))$
+# with $f^*(t) = \max_u\, (u t - f(u))$. With any function $t(x)$ in the place of the best one at each $x$,
+#
+# $$D_f(P, Q) = \int q \max_t \Big(\frac{p}{q}\, t - f^*(t)\Big) \ge \int \big(p\, t - q f^*(t)\big)
+#   = E_P\, t(x) - E_Q\, f^*(t(x)).$$
+#
+# The best $t$ is the slope $f'(p / q)$. The network's output $v$ is mapped to values that $t$ may take, $a(v)$, and
+# $b(v) = -f^*(a(v))$. `estimate` trains one on half of the samples and judges it on the other half. Here it is beside
+# the truth, with 4000 draws of each distribution.
 
 # %%
 critic = partial(nets.Critic, hidden=(32, 32))
@@ -300,3 +332,20 @@ assert min(told["energy"], told["sliced Wasserstein-2²"]) > told["Wasserstein-2
 # | samples only, and the sharpest eye | a critic under Jensen-Shannon with a penalty (`recipes.r1_gan`, `r3_gan`) |
 # | to judge, not to train | energy distance or MMD with a permutation test (`ppgen.diagnostics`), Kolmogorov |
 # | images, to compare with others | Fréchet distance of features, at equal numbers of rows |
+#
+# ## Where it fails
+#
+# No metric is good at everything, which is the point of this page. In short: divergences with an upper bound have no
+# gradient far away; KL is infinite on thin sets; kernels are blind beyond their bandwidths; transport needs many rows
+# in many dimensions; a critic's number depends on its network and on how long it was trained.
+#
+# ## Exercises
+#
+# 1. On a grid, check that the Jensen-Shannon divergence of $N(0, 1)$ and $N(s, 1)$ is at most $\log 2$, and that its
+#    derivative in $s$ is $\frac12 E_Q[\log(q / m)\, (x - s)]$.
+# 2. Check $W_1 = \int |F_P - F_Q|$ for two samples of equal size: the mean absolute difference of sorted rows, the area
+#    between the two distribution functions, and `m.Wasserstein(p=1)` are one number.
+# 3. The conjugate of $f(u) = u \log u$ is $f^*(t) = e^{t - 1}$. Check on a grid that $E_P t - E_Q e^{t - 1}$ is largest
+#    at $t = 1 + \log (p / q)$, and that it is $\mathrm{KL}(P, Q)$ there.
+#
+# [Solutions](../../tutorials/solutions/04_metrics.py), which are tested.

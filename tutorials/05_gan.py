@@ -31,10 +31,22 @@ torch.set_num_threads(1)  # networks as small as these gain nothing from more
 #
 # $$V(v) = \log 2 + \frac12 E_P \log \sigma(v(x)) + \frac12 E_Q \log(1 - \sigma(v(y))).$$
 #
-# The best critic there is has $v = \log p - \log q$, and its value is the Jensen-Shannon divergence of $P$ and $Q$,
-# in nats: zero for equal distributions, $\log 2 \approx 0.693$ for distributions that never overlap. Every other
-# critic has less. So what a critic scores is a lower bound, and a value of zero says either that the distributions
-# are equal or that the critic is no good.
+# Which critic is the best? With $\sigma = \sigma(v(x))$ the value is
+# $\log 2 + \frac12 \int [p \log \sigma + q \log (1 - \sigma)]\, dx$, and $\sigma$ can be chosen at each $x$ by itself.
+# The derivative of the bracket is $p / \sigma - q / (1 - \sigma)$. It is zero at $\sigma = p / (p + q)$ and falls with
+# $\sigma$, so that this is the maximum. It means $v = \log p - \log q$, and the value there is
+#
+# $$V(v^*) = \log 2 + \frac12 E_P \log \frac{p}{p + q} + \frac12 E_Q \log \frac{q}{p + q}
+#   = \frac12 \mathrm{KL}\Big(P, \frac{P + Q}{2}\Big) + \frac12 \mathrm{KL}\Big(Q, \frac{P + Q}{2}\Big),$$
+#
+# the Jensen-Shannon divergence of $P$ and $Q$, in nats: zero for equal distributions, $\log 2 \approx 0.693$ for
+# distributions that never overlap. Every other critic has less. So what a critic scores is a lower bound, and a value
+# of zero says either that the distributions are equal or that the critic is no good.
+#
+# The generator wants the least of these largest values, $\min_G \max_v V$. Where the critic is the best for each $G$,
+# the gradient in $G$ is that of the Jensen-Shannon divergence: a change of $G$ also changes the best critic, but at a
+# maximum over $v$ a small change of $v$ changes nothing, so only the direct part counts. At $P = Q$ the best critic is
+# constant, neither side can gain, and that is the saddle point of the game.
 #
 # For $P = N(0, 1)$ and $Q = N(s, 1)$ the best critic is linear, $v(x) = s^2 / 2 - s x$, and can be written down. A
 # metric takes any module as its critic:
@@ -223,6 +235,16 @@ figure
 # - **R1.** The penalty flattens the critic where the data are, and that ends the turning (Mescheder et al. 2018).
 #   What is left to learn is the shape, which takes more steps than these.
 #
+# The last two points can be calculated in the smallest game there is (Mescheder et al. 2018). The data are one point at
+# 0, the generator draws one point $\theta$, and the critic is $v(x) = \psi x$. Near the saddle point both players
+# follow gradients of $\psi \theta$ (times a constant): $\dot\theta = -\psi$ and $\dot\psi = \theta$. Then
+# $\theta \dot\theta + \psi \dot\psi = 0$: the distance from the saddle point never changes, and the two go round in a
+# circle. Steps of length $h$ even lead outwards, since
+# $(\theta - h \psi)^2 + (\psi + h \theta)^2 = (1 + h^2)(\theta^2 + \psi^2)$. The penalty $\frac{\gamma}{2} \psi^2$ adds
+# $-\gamma \psi$ to the critic's gradient. The motion is then linear with the matrix
+# $\begin{pmatrix} 0 & -1 \\ 1 & -\gamma \end{pmatrix}$, whose eigenvalues solve $\lambda^2 + \gamma \lambda + 1 = 0$.
+# Their sum is $-\gamma$ and their product is one, so both real parts are negative: the game comes to the saddle point.
+#
 # In both calm games the value is about zero at the end. Do the critics say that the distributions are equal? The
 # value is a lower bound by a critic that has been following a moving target. A fresh one is trained at leisure on
 # draws that hold still, and judged on rows it has not seen:
@@ -242,6 +264,13 @@ assert all(value < math.log(2) + 1e-6 for value in leisure.values())
 # and of the data that they miss ([mode drop](07_mode_drop.md)).
 
 # %% [markdown]
+# ## Where it fails
+#
+# - The losses do not say how good draws are, and there is no density to compare on held-out rows.
+# - Kinds of data can be missing, without a trace in the losses ([mode drop](07_mode_drop.md)).
+# - Where data and draws hardly overlap, the best critic has nothing to teach ([metrics](04_metrics.md)).
+# - Results differ from seed to seed and with each rate, more than those of a model with a density.
+#
 # ## At 28 x 28 pixels
 #
 # With images nothing changes but the networks and the time. The garments below were drawn by a run of
@@ -294,3 +323,15 @@ figure, ax = plt.subplots(figsize=(7, 2.8), layout="constrained")
 ax.imshow(tiled(garments.decode(ways)), cmap="gray", vmin=0, vmax=1)
 ax.set(xticks=[], yticks=[])
 figure
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. On a grid, maximize $V$ over the values of the critic at each point for two mixtures of Gaussians, by gradient
+#    ascent, and check that the result is $\log p - \log q$, and its value the Jensen-Shannon divergence.
+# 2. Take steps of length $h$ in the game of two numbers above, and check that the distance from the saddle point grows
+#    by $\sqrt{1 + h^2}$ a step.
+# 3. Add the penalty, $\gamma = 1$, with $h = 0.1$, and check that the distance goes to zero. From which $h$ on is it
+#    too long? (The eigenvalues of a step are $1 + h \lambda$.)
+#
+# [Solutions](../../tutorials/solutions/05_gan.py), which are tested.

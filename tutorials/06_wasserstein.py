@@ -30,14 +30,43 @@ torch.set_num_threads(1)  # networks as small as these gain nothing from more
 #
 # The left side is a plan of what goes where, which `m.Wasserstein(p=1)` finds exactly for two samples, in a time that
 # grows with the cube of their rows. The right side (Kantorovich and Rubinstein 1958) is a price: $v(x)$ is what a
-# unit of sand is worth at $x$, and if no price rises faster than the cost of the way, then no trade gains more than
-# the way costs. That one a network can learn, in batches, if the norm of its gradient is held at one.
+# unit of sand is worth at $x$.
+#
+# **One side is never larger.** Let $v$ be 1-Lipschitz and $\pi$ any plan. Then
+#
+# $$E_P v(x) - E_Q v(y) = E_\pi [v(x) - v(y)] \le E_\pi |x - y|.$$
+#
+# No trade gains more than the way costs.
+#
+# **The two are equal.** For two samples the plan is a matrix $\pi_{ij} \ge 0$ with given sums of rows and columns, and
+# its cost is linear: a linear program. Its dual has one price for each sum,
+#
+# $$\max_{\varphi, \psi} \sum_i p_i \varphi_i + \sum_j q_j \psi_j \qquad \text{with} \qquad
+#   \varphi_i + \psi_j \le |x_i - y_j|,$$
+#
+# and linear programs that have a solution have the same value as their duals. It remains to show that one function does
+# for both prices. Given $\psi$, the best $\varphi$ is the largest that is allowed,
+# $\varphi(x) = \min_y\, (|x - y| - \psi(y))$. As a smallest value of functions of $x$ that are all 1-Lipschitz, it is
+# 1-Lipschitz itself. Given this $\varphi$, the best $\psi$ is $\psi(y) = \min_x\, (|x - y| - \varphi(x))$. Put in
+# $x = y$ to see that it is at most $-\varphi(y)$; and $\varphi(x) \le \varphi(y) + |x - y|$ shows that it is at least
+# $-\varphi(y)$. So $\psi = -\varphi$, and $v = \varphi$ is the price. (Kantorovich's duality extends this from samples
+# to distributions.)
+#
+# **Where the gradient is one.** At the best plan and the best price both sides are equal, so $v(x) - v(y) = |x - y|$
+# for every pair that the plan joins. Between two such points a 1-Lipschitz function has no choice: it rises at the rate
+# one along the whole straight line from $y$ to $x$. So the norm of the gradient is one wherever sand moves, and that is
+# what a network can be asked for.
 #
 # The best known way of holding it is a penalty (WGAN-GP, Gulrajani et al. 2017) at points $u$ between data and draws:
 #
 # $$w \, E (|\nabla v(u)| - 1)^2, \qquad \text{or one-sided} \quad w \, E \max(0, |\nabla v(u)| - 1)^2$$
 #
 # (Petzka et al. 2018).
+#
+# Why a penalty, and not a bound? A network whose layers are bounded, by clipped weights or spectral norms, is
+# 1-Lipschitz at most, and mostly much less: the product of bounds of layers is rarely reached, so its value is too low.
+# The penalty asks for the norm that the best price has, where it has it. It is only asked at points between rows of the
+# two samples that are paired at random, not by the plan, and it is soft: both have a price, which comes next.
 #
 # Between $N(0, 1)$ and $N(4, 1)$ the distance is 4. Six critics of each kind, from six seeds:
 
@@ -210,3 +239,22 @@ figure
 # turn, never quite catches up: when it says zero there is something left, here the draws on the way from moon to
 # moon. A generator that maps a connected cloud to two moons continuously has to leave some there; how few they are is
 # a matter of its width and its patience.
+#
+# ## Where it fails
+#
+# - The value is right only up to the softness of the penalty and to how far the critic has come, so two runs are not
+#   compared by it; compare draws by `m.Wasserstein` or a metric without a network.
+# - Five steps of the critic for one of the generator take five times as long.
+# - In many dimensions $W_1$ between samples is far above that between distributions, whatever computes it: with $n$
+#   rows in $d$ dimensions the error falls like $n^{-1/d}$.
+#
+# ## Exercises
+#
+# 1. Solve the linear program and its dual for two small samples with `scipy.optimize.linprog`, and check that both have
+#    the value of `m.Wasserstein(p=1)`, and that prices are 1-Lipschitz.
+# 2. In the same solution, check that the price falls by exactly the distance between every two points that the plan
+#    joins.
+# 3. For the linear critic $v(x) = -a x$ at a distance $s$, find the peaks of the two-sided and of the one-sided penalty
+#    on a grid of $a$, and compare them with $1 + s / 2w$ and $-1 + s / 2w$.
+#
+# [Solutions](../../tutorials/solutions/06_wasserstein.py), which are tested.

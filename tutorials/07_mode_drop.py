@@ -21,6 +21,26 @@ from ppgen.models import Generator
 torch.set_num_threads(1)  # networks as small as these gain nothing from more
 
 # %% [markdown]
+# ## Why a critic hardly notices
+#
+# Let the generator be perfect but for one thing: it never draws a share $\varepsilon$ of the data. Then
+# $q = p / (1 - \varepsilon)$ on all that it draws, and $q = 0$ elsewhere. With $m = (p + q) / 2$, which is
+# $\frac{2 - \varepsilon}{2}\, q$ where it draws and $p / 2$ elsewhere, each divergence follows:
+#
+# $$\begin{aligned}
+# \mathrm{KL}(Q, P) &= -\log (1 - \varepsilon) \approx \varepsilon, \\
+# \mathrm{JS}(P, Q) &= \tfrac12 \Big[(1 - \varepsilon) \log \frac{2 (1 - \varepsilon)}{2 - \varepsilon}
+#   + \varepsilon \log 2\Big] + \tfrac12 \log \frac{2}{2 - \varepsilon}, \\
+# \mathrm{KL}(P, Q) &= \infty .
+# \end{aligned}$$
+#
+# For one mode of eight, $\varepsilon = 1/8$, the second is 0.045 nats, of 0.693 that are possible. Only the forward KL,
+# which a critic does not estimate, forbids it.
+#
+# A critic that judges $k$ rows together (PacGAN) sees more. Packs of data and packs of draws differ in the packs that
+# contain a missing row. So their total variation distance is the probability of such a pack, $1 - (1 - \varepsilon)^k$,
+# against $\varepsilon$ for single rows.
+#
 # ## Where the modes are known
 #
 # Eight Gaussians on a ring. Two games, with the same generator, batches and rate:
@@ -165,3 +185,21 @@ figure
 # critic; less momentum. Their effect on eight and on twenty-five modes, over seeds, is in [results](../results.md).
 # On the command line, `ppgen train` writes the section "Coverage of the data" into the report of every method that can
 # draw.
+#
+# ## Where it fails
+#
+# - Coverage and recall by nearest neighbors depend on the space. In pixels, two photographs of one thing are far apart.
+# - `uncovered_data` flags what is missing at a level of 5 %, and misses what is rarer than its number of draws can
+#   show.
+# - R3GAN covers more and is less precise in the same time; neither is the answer to both.
+#
+# ## Exercises
+#
+# 1. Compute the two divergences above for the ring with one of its eight modes missing, on a discrete distribution, and
+#    compare them with the formulas.
+# 2. Draw packs of $k = 4$ labels from all eight modes and from seven, and compare the share of packs of data that
+#    contain the missing mode with $1 - (1 - \varepsilon)^k$.
+# 3. How many draws are needed to be 95 % sure to see each of 25 equal modes? Derive a bound from
+#    $(1 - 1/25)^n$ and check it by simulation.
+#
+# [Solutions](../../tutorials/solutions/07_mode_drop.py), which are tested.

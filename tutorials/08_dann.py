@@ -92,6 +92,40 @@ for name, (options, loss) in ways.items():
     )
 
 # %% [markdown]
+# ## The loss and the bound
+#
+# With $\sigma = \sigma(v(h))$ the critic's guess that a row is from the source, its loss is
+#
+# $$T_2 = -\tfrac12 E_S \log \sigma - \tfrac12 E_T \log (1 - \sigma),$$
+#
+# and features, classifier and critic play $\min_{F, C} \max_v\, T_1 - \alpha T_2$. The critic wants $T_2$ small, the
+# features want it large. At the best critic $\log 2 - T_2$ is the Jensen-Shannon divergence of the features of both
+# domains ([GAN](05_gan.md)), which is why the match above has this value. Gradient reversal plays the game in one step:
+# it passes the features to the critic unchanged, and multiplies the gradient on its way back by $-\alpha$, so that one
+# descent on $T_1 + T_2$ moves the critic along $-\nabla T_2$ and the features along $-\nabla T_1 + \alpha \nabla T_2$.
+#
+# Does a small distance mean a small error in the target? Ben-David et al. (2010) give a bound. Let
+# $\varepsilon_S(h, h')$ be the share of source rows on which two classifiers differ, $\varepsilon_S(h)$ the share on
+# which $h$ is wrong, and the same for the target. For three labelings, $h$ and $h''$ can only differ where $h$ and $h'$
+# or $h'$ and $h''$ do: errors obey the triangle inequality. With any $h^*$,
+#
+# $$\begin{aligned}
+# \varepsilon_T(h) &\le \varepsilon_T(h^*) + \varepsilon_T(h, h^*) \\
+#   &\le \varepsilon_T(h^*) + \varepsilon_S(h, h^*) + |\varepsilon_T(h, h^*) - \varepsilon_S(h, h^*)| \\
+#   &\le \varepsilon_T(h^*) + \varepsilon_S(h^*) + \varepsilon_S(h) + \tfrac12 d.
+# \end{aligned}$$
+#
+# Here $\frac12 d$ is the largest difference of $\varepsilon_T(h, h')$ and $\varepsilon_S(h, h')$ over all pairs of
+# classifiers. With the $h^*$ that has the smallest sum $\lambda = \varepsilon_S(h^*) + \varepsilon_T(h^*)$,
+#
+# $$\varepsilon_T(h) \le \varepsilon_S(h) + \tfrac12 d + \lambda.$$
+#
+# $T_1$ makes the first term small, and the match the second: $\frac12 d$ is at most the total variation distance of the
+# features, and that is at most $\sqrt{2\, \mathrm{JS}}$ by Pinsker's inequality
+# ($\mathrm{KL}(P, M) \ge 2\, \mathrm{TV}(P, M)^2$, with $\mathrm{TV}(P, M) = \mathrm{TV}(P, Q) / 2$). The third term is
+# out of reach without labels of the target, and it can grow while the others shrink: features of two domains can agree
+# as a whole although each class has met another. No choice of the distance protects from that.
+#
 # ## What came of it
 #
 # The first two columns nobody has who needs this method. The others are what can be said without the target's labels:
@@ -250,3 +284,22 @@ figure
 # Which distance and how much of it can be chosen by short runs and a score without labels of the target:
 # `ppgen.tuning.tune_adaptation`, or `ppgen train dann --tune`. [Adaptation](../adaptation.md) says what each score
 # is, and where it fails; exchanged classes escape all of them.
+#
+# ## Where it fails
+#
+# - Classes that are exchanged, or that have other shares in the target: a match of the whole distribution then has to
+#   bring unlike rows together. On the inverted digits above it does.
+# - Without labels of the target nothing measures $\lambda$. Scores without labels rank candidates; they do not prove
+#   one.
+# - On tables that differ little, the source alone is often as good ([results](../results.md)).
+#
+# ## Exercises
+#
+# 1. For thresholds on the line (in both directions), a source of two Gaussians and a target that is shifted, compute
+#    all four terms of the bound from samples and check it for each threshold.
+# 2. Write gradient reversal as a `torch.autograd.Function` and check that one backward pass of $T_1 + T_2$ gives the
+#    features the gradient of $T_1 - \alpha T_2$, and the critic that of $T_2$.
+# 3. Let the target be the source with the classes exchanged. Show that the distance of domains is zero, the source's
+#    error zero, and the target's error one: all of it is $\lambda$.
+#
+# [Solutions](../../tutorials/solutions/08_dann.py), which are tested.

@@ -56,9 +56,17 @@ for level in levels:
 show(seen, [f"level {level:g}" for level in levels])
 
 # %% [markdown]
-# The generator's images move in the same way from one scale to the next. At level $k + a$ they are $(1 -
-# a)\,\mathrm{up}(\mathrm{rgb}_k(h_k)) + a\,\mathrm{rgb}_{k+1}(h_{k+1})$, so that a scale joins without a jump: where
-# it begins, its images are those of the scale before, each pixel repeated.
+# The generator's images move in the same way from one scale to the next. At level $k + a$ they are
+# $(1 - a)\,\mathrm{up}(\mathrm{rgb}_k(h_k)) + a\,\mathrm{rgb}_{k+1}(h_{k+1})$, so that a scale joins without a jump:
+# where it begins, its images are those of the scale before, each pixel repeated. Means over blocks of $2 \times 2$
+# pixels undo the repetition, so the critic, too, is the same function as a step earlier.
+#
+# A new layer must not be louder or learn faster than those that are there. A layer with $n$ inputs of mean square $m$
+# and independent weights of mean zero and variance $v$ has outputs of variance $n v m$, and a ReLU, which cuts off one
+# half, halves their mean square. So $v = 2 / n$ keeps the mean square from layer to layer (He et al. 2015). But Adam's
+# steps have about the same length for every parameter, so the small weights of a wide layer change faster, relative to
+# their size, than those of a narrow one. An equalized learning rate stores weights of unit variance and multiplies them
+# by $\sqrt{2 / n}$ whenever they are used: then the relative change is the same in all layers.
 
 # %%
 z = torch.randn(10, 32)
@@ -197,3 +205,20 @@ for name in levels:
 #
 # On the command line: `ppgen train progan digits`, whose report shows the same latents at every stage;
 # `--fit.growth null` trains at full size from the start, `--conditional true` by label.
+#
+# ## Where it fails
+#
+# - Small images: the steps that go into the first scales are missing at the last one.
+# - What is laid out at a small scale is hardly ever changed later, even where it is wrong.
+# - A run has one more schedule to choose, that of its stages.
+#
+# ## Exercises
+#
+# 1. Show that means over blocks of $2 \times 2$ pixels undo the repetition of pixels, and that the blend of two scales
+#    is continuous at both ends, for random images.
+# 2. Pass normal vectors through eight ReLU layers with weights of variance $2 / n$, of different widths, and compare
+#    the mean squares of all layers. What happens with $1 / n$?
+# 3. Add up the levels of `evaluation.laplacian_pyramid` from the coarsest to the finest and show that nothing was lost:
+#    level by level, what a scale adds to the one before is all that it has to learn.
+#
+# [Solutions](../../tutorials/solutions/09_growing.py), which are tested.

@@ -6,9 +6,31 @@
 #
 # $$\log p(x) = \log p_0(z) + \log \left| \det \frac{\partial z}{\partial x} \right|, \qquad z = T^{-1}(x).$$
 #
-# A determinant of $d \times d$ costs $d^3$, and a Jacobian by autograd $d$ passes. Flows avoid both in one way: their
-# Jacobians are triangular, so that the determinant is the product of the diagonal. This tutorial builds that by
-# hand: with a matrix, with a function, with a network under masks; and then takes the library's.
+# Why? For any set $A$, the probability that $x$ is in $A$ is that of $z$ in $T^{-1}(A)$. Substituting $z = T^{-1}(x)$
+# in the integral,
+#
+# $$P(x \in A) = \int_{T^{-1}(A)} p_0(z)\, dz
+#   = \int_A p_0(T^{-1}(x)) \left| \det \frac{\partial z}{\partial x} \right| dx.$$
+#
+# A density whose integral over every set is right is the density. The determinant is the factor by which $T^{-1}$
+# scales a small volume around $x$: probability is kept, so where volume shrinks, density grows.
+#
+# A determinant of $d \times d$ costs $d^3$, and a Jacobian by autograd $d$ passes. Four facts about determinants are
+# all that flows use to avoid that.
+#
+# - **Triangular.** Expand along the first row of a lower triangular matrix: only its first entry is not zero, so
+#   $\det J = J_{11} \det J'$, where $J'$ lacks the first row and column and is triangular again. So
+#   $\det J = \prod_i J_{ii}$. In blocks, $\det \begin{pmatrix} A & 0 \\ C & D \end{pmatrix} = \det A \det D$; a
+#   coupling has $A = I$ and $D$ diagonal.
+# - **Products.** By the chain rule the Jacobian of a composition is the product of Jacobians, and determinants of
+#   products multiply. So log determinants of layers add up.
+# - **LU.** Elimination writes a matrix, up to an order of its rows, as $L U$ with ones on the diagonal of $L$. Its
+#   determinant is then $\pm \prod_i U_{ii}$, in $d$ operations instead of $d^3$, if $L$ and $U$ are what is learned.
+# - **Low rank.** $\det (I + u w^T) = 1 + w^T u$ for vectors: those orthogonal to $w$ stay as they are, and $u$ becomes
+#   $(1 + w^T u)\, u$. Planar flows use this, and Sylvester flows the same for matrices.
+#
+# This tutorial builds triangular maps by hand: with a matrix, with a function, with a network under masks; and then it
+# takes the library's.
 
 # %%
 import math
@@ -330,3 +352,23 @@ figure
 # On the command line, `ppgen train nsf moons` and `ppgen train maf wine.csv` do the same and leave a report behind:
 # the density beside the data, the grid through all maps, the log determinants, and whether data pulled back follow
 # the base, which is the next tutorial's subject.
+#
+# ## Where it fails
+#
+# - A flow has as many latents as there are columns, so it cannot find a few factors, and a table with columns that
+#   follow from others has no density.
+# - A continuous bijection keeps the topology: from one Gaussian it cannot make two separate clusters, and a thin bridge
+#   of density joins them.
+# - Autoregressive maps are quick in one direction only.
+# - On few rows a flow fits the sample. Keep a held-out part and a Gaussian beside it.
+#
+# ## Exercises
+#
+# 1. Compose an LU-linear map and an autoregressive affine one, and check that the sum of their log determinants is the
+#    log determinant of the Jacobian by autograd.
+# 2. Check the three other facts on random matrices: the triangular and the block rule, LU with `torch.linalg.lu`, and
+#    $\det (I + u w^T) = 1 + w^T u$.
+# 3. Let $x = \sinh z$ with $z \sim N(0, 1)$. Write down $\log p(x)$ and check on a grid that it integrates to one, and
+#    that the share of draws below 2 is what it says.
+#
+# [Solutions](../../tutorials/solutions/10_change_of_variables.py), which are tested.

@@ -50,6 +50,13 @@ def start(model: torch.nn.Module, loc: float) -> None:
 
 
 # %% [markdown]
+# What each direction asks of the Gaussian can be read from the derivatives. Forward,
+# $-E_p \log q = \log \sigma + E_p (x - \mu)^2 / 2 \sigma^2$ plus a constant. The derivative in $\mu$ is zero at
+# $\mu = E_p x$, that in $\sigma$ at $\sigma^2 = E_p (x - \mu)^2$: the best Gaussian has the moments of the data,
+# however many modes these have. Reverse, there is no such formula. But let $p$ be an equal mixture of two parts that
+# hardly overlap, and $q$ one of them. Then $p = q / 2$ wherever $q$ draws, so
+# $\mathrm{KL}(q, p) = E_q \log 2 = \log 2$, and no small step improves it.
+#
 # ## Forward: data under the model
 #
 # The flow observes the data, and `ELBO()` is then $-E_p \log q$: the forward KL but for the entropy of $p$. This is
@@ -126,14 +133,22 @@ table(distributions)
 #
 # ## In z
 #
-# A flow is a bijection, and KL does not change under one. So the forward KL in $x$ is that of *pulled-back data*,
-# $z = T^{-1}(x)$, against the base:
+# A flow is a bijection, and KL does not change under one. Pull both distributions back by $z = T^{-1}(x)$. By the
+# change of variables, and with the Jacobian $T'$ at $z = T^{-1}(x)$,
 #
-# $$\mathrm{KL}(p, q) = \mathrm{KL}(p_z, N(0, 1)), \qquad p_z(z) = p(T(z)) \, |T'(z)|,$$
+# $$p_z(z) = p(T(z))\, |\det T'(z)|, \qquad q_z(z) = q(T(z))\, |\det T'(z)| = p_0(z).$$
 #
-# and the reverse KL is that of the base against pulled-back data. Sums over a grid in $z$, which know of $x$ only
-# through $p_z$, say the same as those over $x$. Where $p$ is not known, `base_space_test` estimates the first of
-# them from rows of data alone, by nearest neighbors: it can, since the second distribution is known.
+# The same factor stands in both, so it cancels in the ratio: $p_z(z) / p_0(z) = p(x) / q(x)$ at every pair of a point
+# and its image. And a mean over $x \sim p$ is a mean over $z \sim p_z$, since these are the same draws with other
+# coordinates. So both directions are the same number in either space:
+#
+# $$\mathrm{KL}(p, q) = E_p \log \frac{p(x)}{q(x)} = E_{p_z} \log \frac{p_z(z)}{p_0(z)} = \mathrm{KL}(p_z, p_0),
+#   \qquad \mathrm{KL}(q, p) = \mathrm{KL}(p_0, p_z).$$
+#
+# The forward KL in $x$ is that of *pulled-back data* against the base, and maximum likelihood makes pulled-back data
+# look like the base. The reverse KL is that of the base against pulled-back data. Sums over a grid in $z$, which know
+# of $x$ only through $p_z$, say the same as those over $x$. Where $p$ is not known, `base_space_test` estimates the
+# first of them from rows of data alone, by nearest neighbors: it can, since the second distribution is known.
 
 # %%
 z = torch.linspace(-16, 16, 32001)[:, None]
@@ -195,3 +210,20 @@ table(list(distributions)[3:])
 # %% [markdown]
 # With a tenth of the forward divergence the Gaussian keeps both modes; the critic alone leads it into one, as the
 # known density did. And a flow that can be $p$ need not choose: what is small in one direction is small in the other.
+#
+# ## Where it fails
+#
+# - Forward KL puts draws where there are no data, if the model is too small; it never says so on its own, since
+#   held-out rows do not lie there.
+# - Reverse KL drops modes, and its value does not show it: $\log 2$ more than the best is a number nobody knows.
+# - The critic's reverse KL is an estimate from samples, with the limits of [every critic](04_metrics.md).
+#
+# ## Exercises
+#
+# 1. For the mixture $\frac12 N(-4, 1) + \frac12 N(4, 1)$ and a grid of $(\mu, \sigma)$, check that the forward KL is
+#    least at mean 0 and variance 17.
+# 2. Check that the reverse KL has a local minimum at one of the modes, near $\log 2$.
+# 3. With $T(z) = \sinh z$ and a Gaussian $p$, compute all four divergences, both directions in $x$ and in $z$, by sums
+#    over grids, and check that they agree in pairs.
+#
+# [Solutions](../../tutorials/solutions/11_kl_both_ways.py), which are tested.

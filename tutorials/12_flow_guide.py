@@ -57,8 +57,8 @@ print(f"slope by least squares {float((x * y).mean()):.2f}; exact log evidence {
 #
 # `AutoFlow` is a guide like Pyro's own: all latents, mapped to the real line, get one distribution, here an affine
 # map after a flow of splines. It starts as a Gaussian, so it is never worse than one at the start. All three minimize
-# the reverse KL, $\mathrm{KL}(q, p) = \log p(y) - \mathrm{ELBO}$, by `recipes.reverse_kl`: 64 draws a step, path
-# derivatives (below).
+# the reverse KL by `recipes.reverse_kl`: 64 draws a step, path derivatives (below). The posterior's constant is not
+# needed: $\mathrm{KL}(q, p(z \mid y)) = E_q[\log q(z) - \log p(z, y)] + \log p(y) = \log p(y) - \mathrm{ELBO}$.
 
 # %%
 adam = partial(torch.optim.Adam, lr=0.01)
@@ -124,11 +124,19 @@ figure
 #
 # ## Path derivatives
 #
-# With $z = T(e; \phi)$ the gradient of $\log q(z; \phi)$ has a part that goes by the draw and the score, which is
-# zero on average but not at each draw. `path_derivative=True` leaves the score out (Roeder et al. 2017). What that is
-# worth depends on how near the guide is: where $q$ is the posterior nothing is left, and the last steps have no
-# noise. A regression whose posterior is normal, and the annealed flow; standard deviations of gradients of 64 draws,
-# all parameters together.
+# With $z = T(e; \phi)$ the integrand $\log q(z; \phi) - \log p(z, y)$ depends on $\phi$ in two ways, through the draw
+# and directly:
+#
+# $$\frac{d}{d\phi} \big[\log q(T(e; \phi); \phi) - \log p(T(e; \phi), y)\big]
+#   = \underbrace{\Big(\frac{\partial T}{\partial \phi}\Big)^{\top}
+#     \nabla_z \big[\log q(z; \phi) - \log p(z, y)\big]}_{\text{path}}
+#   + \underbrace{\frac{\partial}{\partial \phi} \log q(z; \phi)}_{\text{score}}.$$
+#
+# The score is zero on average, $\int q\, \partial_\phi \log q = \int \partial_\phi q = \partial_\phi 1 = 0$, but not at
+# each draw. `path_derivative=True` leaves it out (Roeder et al. 2017). What that is worth depends on how near the guide
+# is: where $q$ is the posterior, $\log q - \log p$ is constant in $z$, the path part is zero at every draw, and the
+# last steps have no noise. A regression whose posterior is normal, and the annealed flow; standard deviations of
+# gradients of 64 draws, all parameters together.
 
 
 # %%
@@ -187,3 +195,24 @@ for i, (axis, r) in enumerate(zip(axes, new, strict=True)):
     axis.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), aspect="equal")
     axis.set_title(f"x = {float(r)}, k-hat {k:.2f}", fontsize=10)
 figure
+
+# %% [markdown]
+# ## Where it fails
+#
+# - A branch that is lost is lost without a sign in the loss or in k-hat. Several starts are the only sign.
+# - Annealing shares the mass among branches on the way, and not precisely; weights correct that only if all branches
+#   have draws.
+# - Funnels and tails much heavier than those of the base are beyond splines that end ([a refused
+#   fit](19_refused_fit.md)).
+# - With thousands of latents a flow over all of them is slow; plates of independent rows are better amortized.
+#
+# ## Exercises
+#
+# 1. For $q = N(\mu, \sigma^2)$ check that the score in $\mu$ and $\sigma$ has mean zero and the variances
+#    $1 / \sigma^2$ and $2 / \sigma^2$.
+# 2. Let the posterior be $N(1, 2^2)$ and $q$ the same. Compute gradients of 64 draws both ways, by autograd, and check
+#    that the path part is zero at each draw, while the whole has the variance of the score.
+# 3. Let $p$ be an equal mixture of two parts that do not overlap, and $q$ one of them. Show that weights of all draws
+#    of $q$ are equal, the effective sample size is full, and the evidence too low by $\log 2$.
+#
+# [Solutions](../../tutorials/solutions/12_flow_guide.py), which are tested.

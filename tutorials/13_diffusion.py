@@ -29,8 +29,18 @@ held_out = torch.as_tensor(moons.test.x, dtype=torch.float32)
 #
 # $$q(z_T \mid x) = N(a_T x, s_T^2 I), \qquad q(z_{i-1} \mid z_i, x) = N(b_i z_i + c_i x,\ g_i^2 I),$$
 #
-# where $b_i, c_i, g_i$ are such that every $z_i$ by itself is $N(a_i x, s_i^2 I)$. The model goes the same way
-# without knowing $x$: it begins at noise, and puts a network's guess $E[x \mid z_i]$ where the guide has $x$,
+# where $b_i, c_i, g_i$ are such that every $z_i$ by itself is $N(a_i x, s_i^2 I)$. They follow from adding noise. Going
+# from $z_{i-1}$ to $z_i = \alpha z_{i-1} + \text{noise}$, the signal asks for $\alpha = a_i / a_{i-1}$ and the variance
+# for noise of $\tau^2 = s_i^2 - \alpha^2 s_{i-1}^2$. Given $x$ and $z_i$, the density of $z_{i-1}$ is proportional to
+# the product $N(z_{i-1};\, a_{i-1} x, s_{i-1}^2)\, N(z_i;\, \alpha z_{i-1}, \tau^2)$. Precisions add up, and the mean
+# is weighted by them:
+#
+# $$\frac{1}{g_i^2} = \frac{1}{s_{i-1}^2} + \frac{\alpha^2}{\tau^2} = \frac{s_i^2}{\tau^2 s_{i-1}^2}, \qquad
+#   b_i = \frac{g_i^2 \alpha}{\tau^2} = \frac{\alpha s_{i-1}^2}{s_i^2}, \qquad
+#   c_i = \frac{g_i^2 a_{i-1}}{s_{i-1}^2} = \frac{a_{i-1} \tau^2}{s_i^2}.$$
+#
+# The model goes the same way without knowing $x$: it begins at noise, and puts a network's guess $E[x \mid z_i]$ where
+# the guide has $x$,
 #
 # $$p(z_T) = N(0, I), \qquad p(z_{i-1} \mid z_i) = N(b_i z_i + c_i E[x \mid z_i],\ \ldots), \qquad p(x \mid z_0).$$
 #
@@ -62,6 +72,18 @@ plt.show()
 #
 # $$-\log p(x) \le \mathrm{KL}(q(z_T \mid x), p(z_T))
 # + \sum_{i=1}^{T} E\, \mathrm{KL}\big(q(z_{i-1} \mid z_i, x), p(z_{i-1} \mid z_i)\big) - E \log p(x \mid z_0)$$
+#
+# This is the evidence bound of any pair. Both programs are chains that run from $z_T$ to $z_0$, so in
+# $E_q \log [q(z_0, \ldots, z_T \mid x) / p(x, z_0, \ldots, z_T)]$ the factors pair up, and the mean of each logarithm
+# over $z_{i-1}$, given $z_i$, is a KL divergence. Between Gaussians of one variance $g_i^2$ that is the squared
+# distance of means over $2 g_i^2$. The means differ by $c_i (x - \hat x)$ with $\hat x = E[x \mid z_i]$, and with the
+# formulas above
+#
+# $$\mathrm{KL}_i = \frac{c_i^2}{2 g_i^2} |x - \hat x|^2
+#   = \frac12 \left(\frac{a_{i-1}^2}{s_{i-1}^2} - \frac{a_i^2}{s_i^2}\right) |x - \hat x|^2 :$$
+#
+# the loss of signal-to-noise ratio in a step, times the squared error of a guess of $x$ (Kingma et al. 2021). So a
+# diffusion is trained by regression. With steps that become small the sum becomes an integral over the ratio.
 #
 # `ppgen.ELBO()` runs the two programs and adds it all up, $T$ runs of the network a step of training. But $z_i$ can
 # be drawn without the steps before it. So one step, chosen at random and weighed by $T$, has the same mean:
@@ -140,6 +162,25 @@ print(f"both ends: {last:.3f}; sum {last + sum(costs.values()):.3f}")
 # more. The same denoiser then has a second distribution, that of an ordinary differential equation, the probability
 # flow, whose density is exact (`Diffusion.distribution`). Were the denoiser perfect the two would agree; what it errs
 # costs the bound more.
+#
+# Where does an equation without noise come from? First, the guess of $x$ is also the gradient of the log density of
+# noisy data, its *score*. For $p(z) = \int N(z; a x, s^2 I)\, p(x)\, dx$,
+#
+# $$\nabla \log p(z) = \frac{\int \frac{a x - z}{s^2} N(z; a x, s^2 I)\, p(x)\, dx}{p(z)}
+#   = \frac{a\, E[x \mid z] - z}{s^2}.$$
+#
+# So regression to $x$ is score matching: $E |S(z) - (a x - z) / s^2|^2$ differs from $E |S(z) - \nabla \log p(z)|^2$ by
+# a constant only, because the mean of $(a x - z) / s^2$ given $z$ *is* the score. Second, let noise be added by
+# $dz = f z\, dt + g\, dW$, with $f = \dot a / a$ and $g^2 = \frac{d}{dt} s^2 - 2 f s^2$. The densities then follow the
+# Fokker-Planck equation
+#
+# $$\frac{\partial p}{\partial t} = -\nabla \cdot (f z\, p) + \frac{g^2}{2} \nabla \cdot \nabla p
+#   = -\nabla \cdot \Big[\Big(f z - \frac{g^2}{2} \nabla \log p\Big)\, p\Big],$$
+#
+# where only $\nabla p = p \nabla \log p$ was used. The right side is also what a flow without noise does to a density,
+# if its velocity is the bracket. So $\dot z = f z - \frac{g^2}{2} \nabla \log p(z)$ carries the same densities (Song et
+# al. 2021), can be run in both directions, and has a change of variables: $\frac{d}{dt} \log p(z_t)$ is minus the
+# divergence of the velocity.
 
 # %%
 torch.manual_seed(0)
@@ -240,3 +281,21 @@ plt.show()
 # Ask of a diffusion its bound, and it is a VAE with many layers; ask for draws, and it is a differential equation
 # with a choice of solvers. From the command line: `ppgen train vdm moons`, then `ppgen sample runs/vdm-moons
 # --sampler heun`.
+#
+# ## Where it fails
+#
+# - A draw takes many runs of a network, where a GAN or a coupling flow takes one.
+# - The bound counts every level of noise by its share of the density, most of which is fine texture. Draws look better
+#   if training weights the levels otherwise (`recipes.ddpm`, `recipes.edm`), and the bound is then worse.
+# - There are no latents of few dimensions: $z$ is as large as $x$.
+#
+# ## Exercises
+#
+# 1. Check the formulas of $b_i, c_i, g_i$: draw $z_i$, then $z_{i-1}$ given $z_i$ and $x$, and compare mean and
+#    variance of $z_{i-1}$ with $a_{i-1} x$ and $s_{i-1}^2$; and check the formula of $\mathrm{KL}_i$.
+# 2. Let $x$ be $-1$ or $1$ with equal probability. Then $E[x \mid z] = \tanh(a z / s^2)$. Check the formula of the
+#    score against the derivative of $\log p(z)$ by autograd.
+# 3. For $x \sim N(0, 1)$, $a = 1$, $s^2 = t$, solve the probability flow backwards from draws at $t = 4$ to $t = 0$, by
+#    Euler's method, and check that the variance is one.
+#
+# [Solutions](../../tutorials/solutions/13_diffusion.py), which are tested.

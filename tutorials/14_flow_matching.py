@@ -32,8 +32,22 @@ held_out = 3 * torch.as_tensor(moons.test.x, dtype=torch.float32) - 1
 # $$z_u = (1 - u)\, x + u\, e, \qquad \frac{dz_u}{du} = e - x.$$
 #
 # Through one point go many paths; the flow that carries the distribution of $z_1$ to that of $z_0$ follows their mean
-# velocity, $F(z, u) = E[e - x \mid z_u = z]$. A mean is what least squares find. So the model is a regression, a Pyro
-# program that observes velocities, and its evidence is the loss of flow matching.
+# velocity, $F(z, u) = E[e - x \mid z_u = z]$. Two steps show it.
+#
+# **The mean velocity carries the distribution.** For any smooth function $h$ that vanishes far away,
+#
+# $$\frac{d}{du} E\, h(z_u) = E\, \nabla h(z_u) \cdot \frac{dz_u}{du} = E\, \nabla h(z_u) \cdot F(z_u, u),$$
+#
+# where the second step takes the mean of the velocity given $z_u$. In terms of the density $p_u$ of $z_u$, and by
+# parts, this is $\partial_u p_u + \nabla \cdot (p_u F) = 0$, the equation of a density that is carried by the velocity
+# $F$. So rows that begin as $z_1$ and follow $\dot z = F(z, u)$ have at each $u$ the distribution of $z_u$, and at
+# $u = 0$ that of data.
+#
+# **Least squares find the mean.** For any function $v$, $E |v(z_u, u) - (e - x)|^2 = E |v - F|^2 + E |F - (e - x)|^2$,
+# because the mixed term has mean zero given $z_u$. The last term does not depend on $v$. It is the variance of
+# velocities at a point, and zero only if paths do not cross.
+#
+# So the model is a regression, a Pyro program that observes velocities, and its evidence is the loss of flow matching.
 
 # %%
 torch.manual_seed(0)
@@ -45,8 +59,10 @@ print(f"{site['name']}: observed, {tuple(site['value'].shape)}, under {type(site
 # ## Pairs
 #
 # Pairs at random give paths that cross, and where they cross, a mean velocity that follows none of them: the flow
-# bends. Transport within the batch gives pairs that do not cross (Tong et al. 2024; Pooladian et al. 2023). The
-# distribution of $z_0$ is the same.
+# bends. Transport within the batch gives pairs that do not cross (Tong et al. 2024; Pooladian et al. 2023): if two
+# straight paths meet at the same $u$, exchanging their ends makes the sum of squared lengths smaller, so the best pairs
+# have no such meeting. The distribution of $z_0$ is the same. Were all paths apart, $F$ would be constant along each,
+# and one step of Euler's method would be exact.
 
 
 # %%
@@ -157,3 +173,21 @@ for label in (0, 1):
 # `FlowMatching(..., bridge=0.5)` puts Brownian bridges in place of straight lines, with pairs by entropic transport:
 # the Schrodinger bridge. From the command line: `ppgen train ot_fm moons`, then
 # `ppgen sample runs/ot_fm-moons --sampler euler --steps 2`.
+#
+# ## Where it fails
+#
+# - Transport within a batch is not transport between distributions: pairs of a batch of 128 rows still cross those of
+#   other batches, the more the higher the dimension.
+# - The loss is a sum of two terms, so its value says little about draws; compare draws.
+# - As with diffusions, a latent is as large as a row, and an exact density takes a solver and a divergence.
+#
+# ## Exercises
+#
+# 1. Let $x \sim N(2, 0.5^2)$ and $e \sim N(0, 1)$, independent. Derive $F(z, u)$, which is linear in $z$, and compare
+#    it with least squares on draws at $u = 0.3$.
+# 2. Check the decomposition of the loss in the same example: the loss of $v = 0$ is $E\, F^2$ plus the variance of
+#    velocities given $z_u$.
+# 3. Pair the same $x$ and $e$ by transport, which on the line is by rank. Show that paths do not meet, and that one
+#    step of Euler's method from $u = 1$ with the velocity $e - x$ gives draws of $x$.
+#
+# [Solutions](../../tutorials/solutions/14_flow_matching.py), which are tested.

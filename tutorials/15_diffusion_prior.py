@@ -69,8 +69,21 @@ show([x[:12].numpy(), model.sample(12).numpy()], ["data", "draws"])
 # ## Half an image
 #
 # The program says what is seen: the four upper lines, with an error of 0.1. `condition` makes a posterior of it. In
-# each step of a draw, $p(x | z)$ is taken for $N(D, V)$ with $V = (s^2 / a)\,dD/dz$, which the denoiser's derivative
-# gives, and the program is linearized at $D$; the guided mean is then that of a linear regression,
+# each step of a draw it needs $E[x \mid z, y]$ in the place of $E[x \mid z] = D(z)$. Two formulas give that.
+#
+# **What noisy data say.** With $z = a x + s e$, $p(x \mid z)$ is proportional to
+# $p(x) \exp(-a^2 |x|^2 / 2 s^2)\, \exp(x \cdot \eta)$ with $\eta = a z / s^2$: an exponential family in $\eta$. Its log
+# normalizer $A(\eta)$ has the mean for its gradient and the covariance for its second derivative, so the covariance is
+# the derivative of the mean,
+#
+# $$V = \mathrm{Cov}[x \mid z] = \frac{dD}{d\eta} = \frac{s^2}{a} \frac{dD}{dz},$$
+#
+# which the denoiser's derivative gives.
+#
+# **What the program adds.** Take $p(x \mid z)$ for $N(D, V)$, and linearize the program at $D$:
+# $y = A x + \text{noise}$ of covariance $S$. Then $x$ and $y$ are jointly normal, with covariance $V A^\top$ between
+# them and $S + A V A^\top$ of $y$. The residual $x - D - K (y - A D)$ is uncorrelated with $y$, hence independent of
+# it, if $V A^\top = K (S + A V A^\top)$. So the mean given $y$ is
 #
 # $$D + V A^\top (S + A V A^\top)^{-1} (y - A(D))$$
 #
@@ -102,9 +115,10 @@ show(rows, [f"{i}" for i in range(6)])
 #
 # ## Is the spread right?
 #
-# If the posterior is right, the truth is one more draw: its distance from the mean of $k$ draws is on average
-# $\sqrt{1 + 1/k}$ times their deviation, and it is the least or the greatest among all $k + 1$ in $2 / (k + 1)$ of
-# all cases. Digits held out, and the pixels of their lower halves that ever vary:
+# If the posterior is right, the truth is one more draw. Its difference from the mean of $k$ draws then has the variance
+# $\sigma^2 + \sigma^2 / k$, so its distance is on average $\sqrt{1 + 1/k}$ times their standard deviation. And all
+# orders of the $k + 1$ are equally probable, so the truth is the least or the greatest in $2 / (k + 1)$ of all cases.
+# Digits held out, and the pixels of their lower halves that ever vary:
 
 # %%
 n, k = 60, 8
@@ -157,3 +171,21 @@ show(
 # %% [markdown]
 # A column is one draw of both, the truth first. Nothing tells which of the two comes first, so some draws have them
 # the other way round.
+#
+# ## Where it fails
+#
+# - The Gaussian approximation of $p(x \mid z)$ is wrong where an image may be of two kinds, and at high noise it always
+#   may.
+# - Programs that are far from linear, or that see a digit in two ways at once, get draws of one way more often than
+#   right.
+# - The posterior is as good as the prior: check its spread on held-out data, as above.
+#
+# ## Exercises
+#
+# 1. Let $x$ be $-1$ or $1$. Check $\mathrm{Cov}[x \mid z] = (s^2 / a)\, dD/dz$ for $D(z) = \tanh(a z / s^2)$.
+# 2. Check the formula of the conditional mean for random $V$, $A$, $S$ against the form with precisions,
+#    $(V^{-1} + A^\top S^{-1} A)^{-1} (V^{-1} D + A^\top S^{-1} y)$.
+# 3. Simulate: with $k = 8$ draws and a truth from the same distribution, how often is the truth the least or the
+#    greatest? And if the draws are too narrow by a factor of two?
+#
+# [Solutions](../../tutorials/solutions/15_diffusion_prior.py), which are tested.

@@ -50,7 +50,15 @@ def model(x, y):
 #
 # `guide="auto"` finds modes from four starts that lie far apart, and the curvature there. Here all starts reach one
 # mode. The Gaussian of that curvature, with the moments of weighted draws around it, is good enough, so that nothing is
-# fitted by steps. Scales of covariates drop out.
+# fitted by steps.
+#
+# With $H$ the matrix of second derivatives of $-\log p(y, \theta)$ at the mode $\hat\theta$, a Taylor expansion gives
+# $\log p(y, \theta) \approx \log p(y, \hat\theta) - \frac12 (\theta - \hat\theta)^\top H (\theta - \hat\theta)$: a
+# Gaussian of covariance $H^{-1}$ (Laplace's approximation), whose integral is
+# $\log p(y) \approx \log p(y, \hat\theta) + \frac{d}{2} \log 2 \pi - \frac12 \log \det H$. Modes are found by Newton's
+# steps, $H^{-1} \nabla \log p$. In other units, $\theta = M \vartheta$, the gradient becomes $M^\top \nabla$ and the
+# curvature $M^\top H M$, so the step is the same step: that is why scales of covariates drop out. A step of gradient
+# descent has no such property, which is the failure below.
 
 # %%
 fit = ppgen.fit(model, "auto", (x, y))
@@ -97,6 +105,14 @@ less = ppgen.fit(model, "auto", (two, y)).to_arviz(two, y, chunk=250)
 az.compare({"all ten": loo(idata), "mass index and pressure": loo(less)})
 
 # %% [markdown]
+# Leave-one-out needs no fit without the datum. For independent data given $\theta$, $p(\theta \mid y_{-i})$ is
+# proportional to $p(\theta \mid y) / p(y_i \mid \theta)$, so
+#
+# $$\frac{1}{p(y_i \mid y_{-i})} = E\left[\frac{1}{p(y_i \mid \theta)}\, \Big|\, y\right]:$$
+#
+# a mean over the posterior, with weights $1 / p(y_i \mid \theta)$ on its draws, whose tail has a k-hat for each datum.
+# Draws of a guide get the product of these weights and $p / q$.
+#
 # ## A fit that fails
 #
 # Now as it is often done: a factorized guide, Adam at one rate, some thousand steps.
@@ -169,3 +185,23 @@ with TemporaryDirectory() as folder:
 assert verdict.level == "good"
 assert judged.level == "not to be trusted"
 assert float(np.abs((drawn.mean(0) - estimate) / errors).max()) < 0.15
+
+# %% [markdown]
+# ## Where it fails
+#
+# - k-hat sees the mass that draws reach. A mode that neither the guide nor the search for others finds is missing
+#   without a sign.
+# - The verdict is about the posterior of *this* program. Whether the program fits the data is another question:
+#   predictive checks and leave-one-out.
+# - Posteriors with a funnel need another form of the program ([three programs](18_three_posteriors.md)) or a sampler
+#   ([a refused fit](19_refused_fit.md)).
+#
+# ## Exercises
+#
+# 1. For a linear regression with normal priors and known noise, check that Laplace's formula gives the evidence
+#    exactly: that of a normal distribution of covariance $I + X X^\top$.
+# 2. Check the identity of leave-one-out for the mean of normal data with a normal prior, by quadrature over the mean.
+# 3. Let the posterior be normal with unit variances and a correlation of $\rho$. Show that the factorized guide that
+#    minimizes the reverse KL has the variances $1 - \rho^2$.
+#
+# [Solutions](../../tutorials/solutions/16_trusted_posterior.py), which are tested.

@@ -66,10 +66,17 @@ print({name: tuple(part.shape) for name, part in table._asdict().items()})
 # other. `AutoFlow(..., amortized="reports")` is a flow over both parameters, mapped to the real line, whose context
 # is a function of a row of reports: the `encoder`, an embedding network, here of the logarithms of the counts.
 #
-# `Sleep()` is the mean of $-\log q(\beta, \gamma \mid x)$ over simulations, which is least where $q$ is the posterior
-# at every $x$ that the simulator makes. With a table of simulations for data, `fit` draws batches of it, holds some
-# out, and stops when those are no longer predicted better. Given reports alone, ``simulator.draw(256).reports``, it
-# would simulate again in each step.
+# `Sleep()` is the mean of $-\log q(\beta, \gamma \mid x)$ over simulations. With $\theta = (\beta, \gamma)$ and the
+# joint distribution $p(\theta, x) = p(x)\, p(\theta \mid x)$ of prior and simulator,
+#
+# $$E_{p(\theta, x)} [-\log q(\theta \mid x)] = E_{p(x)}\, \mathrm{KL}\big(p(\theta \mid x), q(\theta \mid x)\big)
+#   + E_{p(x)}\, \mathrm{H}[p(\theta \mid x)].$$
+#
+# The entropy does not depend on $q$. So the loss is least where $q$ is the posterior at every $x$ that the simulator
+# makes, though no density of the simulator was ever computed. The KL divergence is the forward one, which
+# [covers](11_kl_both_ways.md). With a table of simulations for data, `fit` draws batches of it, holds some out, and
+# stops when those are no longer predicted better. Given reports alone, ``simulator.draw(256).reports``, it would
+# simulate again in each step.
 
 
 # %%
@@ -126,10 +133,11 @@ figure
 # %% [markdown]
 # ## Is it right?
 #
-# Parameters of the prior are draws of the posterior at the data that they make. So over new simulations the true
-# value has a uniform rank among the guide's draws, if those are right. `sbc` ranks both parameters, and the distance
-# to a random point for both together (TARP), with p-values that hold their level. Beside it a flow that has seen 200
-# simulations, for far too long.
+# Draw $\theta$ from the prior and $x$ from the simulator: given $x$, that $\theta$ is a draw of the posterior. If the
+# guide's 99 draws are draws of the posterior too, all 100 are alike, each order of them is equally probable, and the
+# rank of the true value is uniform over 100 places. `sbc` ranks both parameters, and the distance to a random point for
+# both together (TARP), with p-values that hold their level. Beside it a flow that has seen 200 simulations, for far too
+# long.
 
 # %%
 calibration = sbc(simulator, fit.guide, simulations=1000, draws=99, seed=1)
@@ -154,3 +162,21 @@ for pair, (name, found) in zip(axes.reshape(2, 2), {"10,000": calibration, "200"
         axis.set_title(f"{what}, {name} simulations", fontsize=10)
         axis.legend(fontsize=8)
 figure
+
+# %% [markdown]
+# ## Where it fails
+#
+# - The guide is trained on data that the simulator makes. Real data unlike any of these get an answer too, and
+#   calibration, which uses simulations, does not see it. Compare the data with prior predictive draws first.
+# - Calibration holds on average over the prior. A guide that ignores the data and answers with the prior is calibrated.
+# - Simulations are needed by the thousands, and more with each parameter.
+#
+# ## Exercises
+#
+# 1. For $\theta \sim N(0, 1)$ and $x \sim N(\theta, 1)$ the posterior is $N(x / 2, 1/2)$. Check that the ranks of true
+#    values among 9 exact draws are uniform, and that draws from the prior have uniform ranks too.
+# 2. Halve the standard deviation of the draws and show that the first and the last rank become the most frequent.
+# 3. With $q(\theta \mid x) = N(a x + b, c^2)$ minimize the loss of `Sleep` over simulations (it is a regression), and
+#    compare $a$, $b$, $c$ with the posterior.
+#
+# [Solutions](../../tutorials/solutions/17_simulator.py), which are tested.

@@ -85,6 +85,12 @@ print(doubted)
 # Where `tau` is small, all effects have to be near `mu`, so that a narrow neck joins a wide body: no guide of finite
 # size follows it to its end. The advice is another form of the program, of the same distribution: each effect by its
 # distance from `mu` in units of `tau`.
+#
+# That it is the same follows from a change of variables. With $\theta_i = \mu + \tau \eta_i$ the Jacobian in $\eta_i$
+# is $\tau$, and $N(\theta_i;\, \mu, \tau)\, \tau = N(\eta_i;\, 0, 1)$: prior and posterior of all quantities are
+# unchanged. What changes is the shape in the coordinates of the latents. Given $\tau$, the posterior of $\theta_i$
+# narrows like $\tau$, while that of $\eta_i$ tends to its prior. With much data in each group it is the other way
+# round: data determine $\theta_i$, and then $\eta_i = (\theta_i - \mu) / \tau$ moves with $\mu$ and $\tau$.
 
 
 # %%
@@ -119,8 +125,10 @@ for name in ("mu", "tau"):
 # ## A mixture
 #
 # Petals of 150 irises by their length alone. Which part a flower belongs to is a discrete latent: it is summed out
-# while the rest is found, and drawn from its own posterior after. Nothing in the program says which part is the
-# first.
+# while the rest is found, and drawn from its own posterior after. The sum is $\log p(x) = \log \sum_k w_k\, p_k(x)$,
+# and its derivative in $\log w_k$, with the weights taken as free, is $r_k = w_k p_k(x) / \sum_j w_j p_j(x)$: the
+# probability that the flower belongs to part $k$. Nothing in the program says which part is the first. A permutation of
+# the parts changes neither prior nor likelihood, so $K$ parts have $K!$ modes of the same mass.
 
 # %%
 length = torch.as_tensor(load_iris().data[:, 2])
@@ -187,3 +195,22 @@ assert believed.level in ("good", "usable with weights")
 assert petals.level in ("good", "usable with weights")
 assert swapping.metadata["auto"] == "mixture of Gaussians"
 assert 0.2 < (both[:, 0] < both[:, 1]).mean() < 0.8
+
+# %% [markdown]
+# ## Where it fails
+#
+# - A mixture with several parts has $K!$ modes, and restarts that are too few find some of them. An order removes the
+#   copies, but not modes in which two parts share one cluster.
+# - The non-centered form is the worse one where groups have much data.
+# - Summing out is exact for a few values. Many discrete latents that depend on each other need another method.
+#
+# ## Exercises
+#
+# 1. For a mixture of three parts, check by autograd that the derivative of $\log p(x)$ in the log weights is the
+#    probability of each part.
+# 2. For eight schools, check that both forms have the same joint density at random points, up to the Jacobian $\tau^8$,
+#    in logarithms $8 \log \tau$.
+# 3. Show that the density of a mixture is unchanged by a permutation of its parts, and that two chains that settled on
+#    different orders have an R-hat far above one for `center[0]`, and near one for the smallest center.
+#
+# [Solutions](../../tutorials/solutions/18_three_posteriors.py), which are tested.

@@ -61,6 +61,16 @@ print(refused)
 # importance weights, and then moves the points by Hamiltonian Monte Carlo (Del Moral et al. 2006). The moves are made
 # in the coordinates of the flow, where the posterior is far rounder than in its own. They end when R-hat and effective
 # sample sizes are good. Populations know nothing of each other's points, so each is a chain.
+#
+# On the way are the distributions $\pi_t \propto q^{1 - t} p^t$, from the guide $q$ at $t = 0$ to $p = p(y, \theta)$ at
+# $t = 1$. From $t$ to $t'$ a point has the weight $(p / q)^{t' - t}$. Over points of $\pi_t$ with the constants $Z_t$,
+#
+# $$E_{\pi_t} \left(\frac{p}{q}\right)^{t' - t} = \int \frac{q^{1 - t} p^t}{Z_t} \left(\frac{p}{q}\right)^{t' - t}
+#   = \frac{1}{Z_t} \int q^{1 - t'} p^{t'} = \frac{Z_{t'}}{Z_t},$$
+#
+# so the product of mean weights over all steps estimates $Z_1 / Z_0 = p(y)$, the evidence. Steps are as long as the
+# effective sample size of these weights permits. That is what makes the difference to weights in one step: k-hat of
+# $(p / q)^{t' - t}$ is $t' - t$ times that of $p / q$.
 
 # %%
 refined = fit.refine(x, y)
@@ -132,3 +142,24 @@ for name, groups in (("horseshoe", drawn), ("normal", other)):
 assert refused.level != "good"
 assert trusted.level == "good"
 assert trusted.statistics["r_hat"] < 1.01
+
+# %% [markdown]
+# ## Where it fails
+#
+# - A mode that no point of the guide is near has no points afterward either; the four populations then agree, and are
+#   wrong together.
+# - It takes many runs of the program, so with large data a guide that can be mended is the better way: write the
+#   program in another form first.
+# - Discrete latents have to be summed out, and branches in a program are not for Hamiltonian steps.
+#
+# ## Exercises
+#
+# 1. With a half-Cauchy local scale $\lambda$, a coefficient with unit noise is shrunk by
+#    $\kappa = 1 / (1 + \lambda^2)$. Show that $\kappa$ has the distribution Beta(1/2, 1/2), and check its quantiles: it
+#    is near 0 or near 1.
+# 2. Take $q = N(0, 1)$ and $p = 3 \cdot N(1, 0.5^2)$ (not normalized). Its $\pi_t$ are normal. Draw from each of ten of
+#    them and check that the product of mean weights is 3.
+# 3. For $q = N(0, \sigma^2)$ and $p = N(0, 1)$, as in tutorial 3, check with `importance_summary` that k-hat of
+#    $(p / q)^{0.5}$ is about half that of $p / q$.
+#
+# [Solutions](../../tutorials/solutions/19_refused_fit.py), which are tested.

@@ -158,6 +158,20 @@ def project_pages() -> dict[str, str]:
     return pages
 
 
+def solution_pages() -> dict[str, str]:
+    """A page for the solutions of each tutorial's exercises."""
+    pages = {}
+    for path in sorted((ROOT / "tutorials" / "solutions").glob("[0-9]*.py")):
+        code = path.read_text(encoding="utf-8")
+        title = code[3 : code.index('"""', 3)].rstrip(".")
+        pages[path.stem] = (
+            f"---\norphan: true\n---\n\n# {title}\n\n"
+            f"[Back to the tutorial](../tutorials/{path.stem}.md). The code is run by the tests.\n\n"
+            f"```python\n{code.partition(chr(10))[2].strip()}\n```\n"
+        )
+    return pages
+
+
 def toctree(names: Mapping | list) -> str:
     lines = "\n".join(names)
     return f"```{{toctree}}\n:hidden:\n\n{lines}\n```\n"
@@ -179,6 +193,7 @@ def generate(app: Sphinx) -> None:
     write(DOCS / "api", api_pages())
     write(DOCS / "methods", method_pages())
     write(DOCS / "project", project_pages())
+    write(DOCS / "solutions", solution_pages())
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -18,6 +18,8 @@ def rewritten(app: Sphinx, name: str, source: list[str]) -> None:
         path = (folder / target.partition("#")[0]).resolve()
         if path.suffix == ".md" and path.parent == ROOT and path.stem in PAGES:
             return f"[{label}](/{PAGES[path.stem]}.md)"
+        if path.parent == ROOT / "tutorials" / "solutions":
+            return f"[{label}](/solutions/{path.stem}.md)"
         if path.is_relative_to(ROOT) and not path.is_relative_to(app.srcdir) and path.exists():
             return f"`{path.relative_to(ROOT)}`"
         return match[0]
