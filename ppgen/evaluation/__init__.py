@@ -22,6 +22,7 @@ from ppgen.evaluation.estimate import estimate
 from ppgen.evaluation.image_features import ImageFeatures, train_image_features
 from ppgen.evaluation.labels import Agreement, label_agreement
 from ppgen.evaluation.pyramid import PyramidDistance, laplacian_pyramid, pyramid_distance, pyramid_noise
+from ppgen.evaluation.table_quality import TableQuality, table_quality
 from ppgen.evaluation.two_sample import TwoSample, classifier_test, energy_test, ks_test, mmd_test
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Label",
     "ModeCoverage",
     "PyramidDistance",
+    "TableQuality",
     "TransferPredictions",
     "TwoSample",
     "UncoveredData",
@@ -53,6 +55,7 @@ __all__ = [
     "mode_coverage",
     "pyramid_distance",
     "pyramid_noise",
+    "table_quality",
     "train_image_features",
     "transfer_scores",
     "uncovered_data",
