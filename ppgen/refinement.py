@@ -44,7 +44,7 @@ GUIDE_DRAWS = 1000  # from which a guide's location and width are computed
 LEAST_DRAWS = 800  # of all chains
 WIDER = 1.5  # times the guide's width: that of the base
 PRIOR_SHARE = 0.25  # of the base
-INVERTED, MOST_INVERTED = 1e-4, 0.99  # tolerance of coordinates of draws of the prior; share that must have some
+MOST_INVERTED = 0.99  # share of draws of the prior that must have coordinates
 STARTS = 8  # around 0, and as many drawn by the prior, of the search for modes that the guide misses
 REFINED = ("log_marginal", "error", "beta", "temperatures", "moves", "memory", "accepted")  # in a fit's metadata
 SAMPLER = "draws of the posterior"  # what a fit is called whose guide holds draws
@@ -142,7 +142,7 @@ def _with_prior(student: StudentMixture, density: Preconditioned, prior: Proposa
     if prior is None or prior.density is None:
         return student
     y = density.inverse(prior.u)
-    right = torch.isclose(density.points(y), prior.u, rtol=INVERTED, atol=INVERTED).all(-1)
+    right = density.is_at(y, prior.u)
     if right.double().mean() < MOST_INVERTED:
         return student
     of_prior = Preconditioned(prior.density, density.center, density.root, density.flow)

@@ -10,6 +10,7 @@ of groups renumbered. Of its arguments those are
 Everything else stays. That the densities of the groups are those of the whole program is checked at a point.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.func import grad_and_value, vmap
 
 from ppgen.posterior.grouped import Groups, assign_terms, find_groups
 from ppgen.posterior.log_density import UnconstrainedLogDensity, needs_density
-from ppgen.posterior.marginal import STEPS, STEPS_NEAR, Marginal
+from ppgen.posterior.marginal import CONVERGED, STEPS, STEPS_NEAR, Line, Marginal
 from ppgen.tracing.double_precision import ProgramInContext
 from ppgen.tracing.plates import resized_plate
 from ppgen.tracing.sites import Program, Site, is_deterministic, sample_sites
@@ -60,17 +61,21 @@ class GroupChunks:
     Attributes:
         whole: log p of all latents.
         size: the number of groups, G.
-        start: where Newton's method begins in each group, (G, L).
+        line: where Newton's method begins in each group.
     """
 
     unit = "groups"
 
     def __init__(self, groups: Groups) -> None:
         self.groups, self.whole, self.size = groups, groups.density, groups.count
-        self.start = torch.zeros(groups.count, groups.width, dtype=torch.float64)
-        self.first, self.checked = SURROGATE_POINTS, CHECKED
-        self._of_rows, self.steps = _groups_of_rows(groups), STEPS
-        self._marginals: dict[tuple[int, int], Marginal] = {}
+        self.line = Line.constant(len(groups.global_index), groups.count, groups.width)
+        self.first, self.checked, self.steps = SURROGATE_POINTS, CHECKED, STEPS
+        self._of_rows = _groups_of_rows(groups)
+        evaluated = len(groups.group) * Marginal.node_count(groups.width)
+        count = -(-evaluated // TERMS)
+        self._points = min(POINTS, max(1, TERMS * count // evaluated))  # at once
+        self._ends = [self.size * i // count for i in range(count + 1)]
+        self._marginals: dict[int, Marginal] = {}
 
     def args(self, index: Tensor) -> tuple:
         """The arguments of the program, for these groups.
@@ -79,9 +84,9 @@ class GroupChunks:
             index: the numbers of the groups, in order.
         """
         chosen: dict[int, Tensor] = {n: torch.isin(group, index) for n, group in self._of_rows.items()}
-        return tuple(self._part(arg, index, chosen) for arg in self.whole.args)
+        return tuple(self._argument(arg, index, chosen) for arg in self.whole.args)
 
-    def _part(self, arg: Any, index: Tensor, chosen: dict[int, Tensor]) -> Any:
+    def _argument(self, arg: Any, index: Tensor, chosen: dict[int, Tensor]) -> Any:
         if isinstance(arg, int) and not isinstance(arg, bool) and arg == self.size:
             return len(index)
         if not isinstance(arg, Tensor) or not arg.dim():
@@ -92,8 +97,8 @@ class GroupChunks:
             return torch.searchsorted(index, rows.contiguous()).to(arg) if is_index else rows
         return arg[index] if len(arg) == self.size else arg
 
-    def marginal(self, index: Tensor) -> Marginal:
-        """The density of the global latents that these groups contribute.
+    def part(self, index: Tensor) -> Groups:
+        """Some of the groups.
 
         Args:
             index: the numbers of the groups, in order.
@@ -107,7 +112,7 @@ class GroupChunks:
             groups = Groups(density, self.groups.plate, self.groups.local)
             if groups.count != len(index) or not assign_terms(groups):
                 raise ValueError("the program does not run on some of its groups")
-        return Marginal(groups, self.start[index], steps=self.steps)
+        return groups
 
     def scaled(self) -> UnconstrainedLogDensity:
         """The log density of the global latents by some groups, scaled to all."""
@@ -121,7 +126,7 @@ class GroupChunks:
             u: global latents.
             show: a function that is told how far the sum is.
         """
-        return self._sum(u, show, lambda marginal, part: vmap(_evidence(marginal))(part)[..., None])[..., 0]
+        return self._sum(u, show, vmap)[0]
 
     def log_prob_and_grad(self, u: Tensor, show: Callable[[str], object] = lambda text: None) -> tuple[Tensor, Tensor]:
         """The values (n,) and the gradients (n, D) at points (n, D).
@@ -131,18 +136,20 @@ class GroupChunks:
             show: a function that is told how far the sum is.
         """
 
-        def both(marginal: Marginal, part: Tensor) -> Tensor:
-            gradient, value = vmap(grad_and_value(_evidence(marginal)))(part)
-            return torch.cat([value[:, None], gradient], 1)
+        def with_gradient(function: Callable) -> Callable:
+            def both(points: Tensor) -> tuple[Tensor, ...]:
+                gradient, (value, distance) = vmap(grad_and_value(function, has_aux=True))(points)
+                return value, distance, gradient
 
-        found = self._sum(u, show, both)
-        return found[:, 0], found[:, 1:]
+            return both
+
+        values, gradients = self._sum(u, show, with_gradient)
+        return values, gradients
 
     def begin_at(self, g: Tensor) -> None:
-        """Lets Newton's method begin at the modes of all groups given these global latents (D,)."""
-        for start, end in self._chunks(1):
-            self.start[start:end] = self._marginal(start, end)(g).mode
-        self._marginals.clear()
+        """Lets Newton's method begin at the modes of all groups given these global latents (D,), and on a line in g."""
+        lines = [self._marginal(i).line(g, self.line.part(part)(g)) for i, part in enumerate(self._parts())]
+        self.line = Line(g, torch.cat([line.mode for line in lines]), torch.cat([line.slope for line in lines]))
         self.steps = STEPS_NEAR
 
     def other_error(self, u: Tensor) -> float:
@@ -153,11 +160,12 @@ class GroupChunks:
         Args:
             u: global latents, (n, D).
         """
-        marginal = self.marginal(self._some())
-        finer = Marginal(marginal.groups, marginal.start, steps=marginal.steps, more_nodes=2)
+        index = self._some()
+        groups, line = self.part(index), self.line.part(index)
+        rule, finer = Marginal(groups), Marginal(groups, more_nodes=2)
         with torch.no_grad():
-            errors = [(finer(g).log_evidence - marginal(g).log_evidence).sum() for g in u]
-        return self.size / marginal.groups.count * float(torch.stack(errors).std())
+            errors = [(finer(g, line(g)).log_evidence - rule(g, line(g)).log_evidence).sum() for g in u]
+        return self.size / groups.count * float(torch.stack(errors).std())
 
     def draw(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Draws of the latents of all groups given the global ones (D,), and the log density of that draw.
@@ -167,9 +175,11 @@ class GroupChunks:
             of each group is exact.
         """
         draws, log_q = [], g.new_zeros(())
-        for start, end in self._chunks(1):
-            marginal = self._marginal(start, end)
-            given = marginal(g)
+        for i, part in enumerate(self._parts()):
+            marginal, start = self._marginal(i), self.line.part(part)(g)
+            given = marginal(g, start, self.steps)
+            while self._take_more_steps(given.distance):
+                given = marginal(g, start, self.steps)
             z = marginal.draw(g, given)
             draws.append(z)
             log_q = log_q + (marginal.values(g, z) - given.log_evidence).sum()
@@ -179,43 +189,62 @@ class GroupChunks:
         """The numbers of a random subset of the groups, in order."""
         return torch.randperm(self.size, generator=torch.Generator().manual_seed(0))[:GROUPS].sort().values
 
-    def _sum(self, u: Tensor, show: Callable[[str], object], function: Callable[[Marginal, Tensor], Tensor]) -> Tensor:
-        """The sum over all chunks of a function of the marginal density of each, and of the terms of no group."""
+    def _sum(self, u: Tensor, show: Callable[[str], object], of: Callable[[Callable], Callable]) -> tuple[Tensor, ...]:
+        """Sums over all chunks.
+
+        Args:
+            u: global latents, (n, D).
+            show: a function that is told how far the sum is.
+            of: the function from a function of one point, whose results are a value and the distance from modes, to one
+                of several points, (n,) and (n,), and what else is to be summed.
+
+        Returns:
+            the sums of the values, and what else there is.
+        """
         self.whole.evaluations["gradients"] += len(u)
-        parts = []
+        found = []
         with torch.no_grad():
-            for points in u.split(POINTS):
-                chunks = self._chunks(len(points))
-                total: Any = 0.0
-                for i, (start, end) in enumerate(chunks):
-                    show(f"{len(points)} points, {start / self.size:.0%} of the groups" if i else "")
-                    marginal = self._marginal(start, end)
-                    marginal.weight_of_none = (end - start) / self.size
-                    total = total + function(marginal, points)
-                parts.append(total)
-        return torch.cat(parts)
+            for points in u.split(self._points):
+                total: list[Tensor] = []
+                for i, part in enumerate(self._parts()):
+                    show(f"{len(u)} points, {i / len(self._parts()):.0%} of the groups" if i else "")
+                    value, distance, *more = of(self._evidence(i, part))(points)
+                    while self._take_more_steps(distance):
+                        value, distance, *more = of(self._evidence(i, part))(points)
+                    total = [a + b for a, b in zip(total, (value, *more), strict=True)] if i else [value, *more]
+                found.append(total)
+        return tuple(map(torch.cat, zip(*found, strict=True)))
 
-    def _chunks(self, points: int) -> list[tuple[int, int]]:
-        """The first and last group of chunks that fit into memory at so many points."""
-        terms = len(self.groups.group) / self.size * Marginal.node_count(self.groups.width) * points
-        count = max(1, round(self.size * terms / TERMS))
-        ends = [self.size * (i + 1) // count for i in range(count)]
-        return list(zip([0, *ends[:-1]], ends, strict=True))
+    def _take_more_steps(self, distance: Tensor) -> bool:
+        """Whether Newton's method has not converged everywhere, and now takes more steps."""
+        if self.steps >= STEPS or not (distance > CONVERGED).any():
+            return False
+        self.steps = min(STEPS, 2 * self.steps)
+        return True
 
-    def _marginal(self, start: int, end: int) -> Marginal:
-        if (start, end) not in self._marginals:
-            self._marginals[start, end] = self.marginal(torch.arange(start, end))
-        return self._marginals[start, end]
+    def _evidence(self, number: int, part: slice) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """The log evidence of a chunk of groups, with their share of the terms of none, and the distance from modes.
 
+        Args:
+            number: that of the chunk.
+            part: its groups.
+        """
+        marginal, line, share = self._marginal(number), self.line.part(part), (part.stop - part.start) / self.size
 
-def _evidence(marginal: Marginal) -> Callable[[Tensor], Tensor]:
-    """The function from global latents to the log evidence of groups, with their share of the terms of no group."""
+        def value(g: Tensor) -> tuple[Tensor, Tensor]:
+            given = marginal(g, line(g.detach()), self.steps)
+            return given.log_evidence.sum() + share * given.of_none, given.distance
 
-    def value(g: Tensor) -> Tensor:
-        given = marginal(g)
-        return given.log_evidence.sum() + marginal.weight_of_none * given.of_none
+        return value
 
-    return value
+    def _parts(self) -> list[slice]:
+        """The groups of each chunk."""
+        return [slice(*ends) for ends in itertools.pairwise(self._ends)]
+
+    def _marginal(self, number: int) -> Marginal:
+        if number not in self._marginals:
+            self._marginals[number] = Marginal(self.part(torch.arange(*self._ends[number : number + 2])))
+        return self._marginals[number]
 
 
 class MarginalProgram(ProgramInContext):
@@ -230,10 +259,11 @@ class MarginalProgram(ProgramInContext):
     """
 
     def __init__(self, chunks: GroupChunks, index: Tensor) -> None:
-        self.marginal = chunks.marginal(index)
-        density = self.marginal.groups.density
+        groups = chunks.part(index)
+        self.marginal, density = Marginal(groups), groups.density
         super().__init__(density.model)
-        self.terms = len(self.marginal.groups.group) * len(self.marginal.nodes)
+        self.terms = len(groups.group) * len(self.marginal.nodes)
+        self._start = torch.zeros(groups.count, groups.width, dtype=torch.float64)
         self.args, self.weight = density.args, chunks.size / len(index)
         self.local = tuple(chunks.groups.local)
         self.names = tuple(name for name in density.shapes if name not in self.local)
@@ -247,7 +277,7 @@ class MarginalProgram(ProgramInContext):
         g = torch.cat([latents.parts[name].reshape(-1) for name in self.names])
         if len(g) != len(self.marginal.groups.global_index):  # particles then run under vmap
             raise ValueError("a program with latents that are integrated out does not broadcast over particles")
-        given = self.marginal(g)
+        given = self.marginal(g, self._start)
         pyro.factor("groups", self.weight * given.log_evidence.sum() + given.of_none - latents.log_prob)
 
 
@@ -314,7 +344,7 @@ def _is_sum(chunks: GroupChunks) -> bool:
     terms = groups.terms(g, z)
     for start in (0, 1):
         index = torch.arange(start, groups.count, 2)
-        part = chunks.marginal(index).groups
+        part = chunks.part(index)
         found = part.terms(g, z[index])
         for a, b in (
             (part.of_groups(found), groups.of_groups(terms)[index]),

@@ -19,7 +19,7 @@ from torch.func import grad, vjp, vmap
 
 from ppgen.posterior.log_density import UnconstrainedLogDensity
 from ppgen.tracing.sites import Site, is_deterministic, latent_sites, sample_sites
-from ppgen.utils.torch_private import record_function
+from ppgen.utils.graphs import record_simplified
 
 __all__ = ["Groups", "assign_terms", "find_groups"]
 
@@ -89,8 +89,7 @@ def _recorded(density: UnconstrainedLogDensity) -> Callable[[Tensor], Tensor]:
     """The terms at a point, recorded as a graph if that can be vmapped and differentiated as they can."""
     u = torch.zeros(density.dim, dtype=torch.float64)
     try:
-        recorded = record_function(lambda u: density.terms(u), u)  # make_fx counts the self of a method
-        recorded = getattr(recorded, "forward", recorded)  # calls of a module would count among those of a guide
+        recorded = record_simplified(lambda u: density.terms(u), u)  # make_fx counts the self of a method
         batch = torch.stack([u, u + 0.1])
         for function in (density.terms, recorded):
             vmap(grad(lambda u, f=function: f(u).sum()))(batch)

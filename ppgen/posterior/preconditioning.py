@@ -22,6 +22,7 @@ from ppgen.utils.torch_private import record_function
 
 __all__ = ["Preconditioned"]
 
+INVERTED = 1e-4  # relative and absolute difference of points that are the same
 MAX_NUMBERS, LEAST, MOST = 2**19, 16, 1024  # data times points, that are computed at once; bounds on the points
 
 
@@ -56,6 +57,14 @@ class Preconditioned:
             return y
         with torch.no_grad(), validation(False):
             return self.flow().inverse(y)
+
+    def is_at(self, y: Tensor, u: Tensor) -> Tensor:
+        """Whether the points T(y) are u, to rounding: (n,)."""
+        return torch.isclose(self.points(y), u, rtol=INVERTED, atol=INVERTED).all(-1)
+
+    def without_flow(self) -> "Preconditioned":
+        """The same density in the coordinates of the program, y = u."""
+        return Preconditioned(self.target, torch.zeros_like(self.center), torch.eye(self.dim).to(self.root))
 
     def log_prob_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The values of log p(y) (n,) and its gradients (n, dim); -inf and 0 where they are not finite."""

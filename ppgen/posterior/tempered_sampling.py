@@ -12,12 +12,14 @@ follow the points (Buchholz et al. 2021, https://doi.org/10.1214/20-BA1222).
 Populations share these settings and nothing else, so that they are chains to R-hat: it sees masses of modes that differ
 between them. Resampling keeps the order of points, so that relatives are neighbors, and the effective sample size of
 ArviZ sees them as such. At beta = 1 moves go on until both are good, and until the points have forgotten where they
-came from: chains that share a base may agree long before they are at the posterior. The final points give a second
-estimate of the evidence, by bridge sampling with those of the base, which tells of mass that was lost on the way.
+came from: chains that share a base may agree long before they are at the posterior. Where the guide has a flow, every
+other move there is one in the coordinates of the program: where the flow was not trained, it can map a part of the
+posterior so far out that no move in its own coordinates comes there. The final points give a second estimate of the
+evidence, by bridge sampling with those of the base, which tells of mass that was lost on the way.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +43,7 @@ MARGIN = 0.7  # of both, to which moves go on: functions of the latents mix less
 MOST_ESS = 0.6  # share of all draws, which moves do not wait for more than
 KEPT_ESS = 0.5  # share of the effective sample size that one change of temperature keeps
 MAX_CORRELATION, MOST_MOVES = 0.3, 12  # of log p / b before and after the moves at a temperature; of these
-LEAST_MOVES, MAX_MOVES = 16, 256  # at beta = 1
+LEAST_MOVES, LEAST_PAIRS, MAX_MOVES = 16, 24, 256  # at beta = 1; the second are moves with and without a flow
 MAX_MEMORY = 0.3  # largest correlation of a coordinate of the points before and after these moves
 FIRST_STEP = 0.5  # times dim^(-1/4)
 ACCEPTANCE, ADAPTATION = 0.8, 0.5  # the mean to which the step is adapted, and the rate at which its logarithm is
@@ -60,7 +62,8 @@ class TemperedSample:
     Attributes:
         u: the draws, (chains, draws, dim), on the real line of the program.
         log_evidence: the estimates of log p(x) by each chain, in nats, (chains,).
-        log_marginal: the logarithm of their mean; NaN if the sampler did not arrive.
+        log_marginal: the logarithm of their mean; the estimate by bridge sampling where moves without the flow found
+            mass that the weights have not seen; NaN if the sampler did not arrive.
         error: its standard error: the largest of that between chains, that of the weights within them, and the distance
             from the estimate by bridge sampling, less twice the error of that.
         beta: the inverse temperature that was reached; draws are of the posterior if it is 1.
@@ -141,6 +144,8 @@ class _Populations:
         self.log_evidence = torch.zeros(chains, dtype=torch.float64)
         self.variance = torch.zeros(chains, dtype=torch.float64)  # of log evidence, by the weights
         self.arrived, self.memory, self.step = False, math.nan, FIRST_STEP * density.dim**-0.25
+        self.plain, self.by_flow = density.without_flow(), density.flow is not None
+        self.plain_step = self.step
         self.rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
         self.points = self._evaluate(base.sample(chains * draws, generator))
         if not self.points.log_p.reshape(self.shape).isfinite().any(1).all():
@@ -154,19 +159,25 @@ class _Populations:
         """Lowers the temperature, then moves the points; yields a text of progress, and the reason why it is done."""
         while self.beta < 1:
             self._lower_temperature()
-            root, before = self._root(), self._log_ratio()
+            root, before = self._root(self.points.y), self._log_ratio()
             for _ in range(MOST_MOVES):
                 self._move(root)
                 yield f"beta = {self.beta:.3g}", ""
                 if _correlation(before, self._log_ratio()) <= MAX_CORRELATION:
                     break
-        following, last, first, self.arrived = LEAST_MOVES // 2, None, self._around_parts(), True
+        least = LEAST_PAIRS if self.by_flow else LEAST_MOVES
+        following, last, first, self.arrived = least // 2, None, self._around_parts(), True
+        root = self._root(self.points.y)
         while True:
-            self._move(self._root())
+            if self.by_flow:  # points that only the other moves reach are far out in its coordinates: they set no scale
+                self._move(root, adapt=False)
+                self._move_without_flow()
+            else:
+                self._move(self._root(self.points.y))
             self.moves += 1
             text = f"beta = 1, move {self.moves}"
             if self.moves >= following:
-                now, following = self._stacked(), max(LEAST_MOVES, 3 * following // 2)
+                now, following = self._stacked(), max(least, 3 * following // 2)
                 worst_rhat, least_ess = mixing(now)
                 if last is not None:  # whether the points still drift
                     worst_rhat = max(worst_rhat, mixing(np.concatenate([last, now]))[0])
@@ -190,6 +201,8 @@ class _Populations:
             ratio = self.points.log_p - self.base.log_prob_and_grad(self.points.y)[0]
             bridge, of_bridge = bridge_evidence(self.ratio_of_base, ratio.reshape(self.shape))
         lost = abs(bridge - log_marginal) - 2 * of_bridge
+        if lost > 0 and self.by_flow:  # weights have not seen what points have reached without the flow
+            log_marginal, between = bridge, max(between, of_bridge)
         return TemperedSample(
             u=self.density.points(self.points.y).reshape(*self.shape, -1),
             log_evidence=self.log_evidence + arrived,
@@ -237,13 +250,13 @@ class _Populations:
         """The values of log p / b, on which weights depend: (chains, draws)."""
         return (self.points.log_p - self.points.log_b).reshape(self.shape)
 
-    def _root(self) -> Tensor:
-        """A square root of the covariance of the points around the means of the parts of the base where they are.
+    def _root(self, y: Tensor) -> Tensor:
+        """A square root of the covariance of the points y around the means of the parts of the base where they are.
 
         Without their tails: a scale that one far point has set is another one once it has moved, and its moves would
         not leave f invariant.
         """
-        y = self._centered(self.points.y)
+        y = self._centered(y)
         low, high = torch.quantile(y, torch.tensor([TRIMMED, 1 - TRIMMED], dtype=y.dtype), 0)
         y = y.clamp(low, high)
         variance = y.square().mean(0).clamp(min=1e-30)
@@ -264,19 +277,43 @@ class _Populations:
         """Coordinates and log p of the points around their means in each part: (n, dim + 1)."""
         return self._centered(torch.as_tensor(self._stacked()).flatten(0, 1))
 
-    def _move(self, root: Tensor) -> None:
-        uniform = torch.rand(len(self.points.y), 1, generator=self.generator, dtype=torch.float64)
-        self.points, accepted = move(
-            self.points,
+    def _move(self, root: Tensor, *, adapt: bool = True) -> None:
+        self.points, self.accepted, step = self._moved(self.points, self._evaluate, self.step, root)
+        self.step = step if adapt else self.step
+
+    def _move_without_flow(self) -> None:
+        """Moves the points in the coordinates of the program, at beta = 1.
+
+        Points that have no coordinates in the flow, to rounding, stay where they were.
+        """
+        u = self.density.points(self.points.y)
+        moved, _, self.plain_step = self._moved(
+            self._evaluate_plain(u), self._evaluate_plain, self.plain_step, self._root(u)
+        )
+        found = self._evaluate(self.density.inverse(moved.y))
+        same = self.density.is_at(found.y, moved.y) & found.log_p.isfinite()
+        self.points = self.points.replaced(same, found)
+
+    def _evaluate_plain(self, u: Tensor) -> BridgePoints:
+        log_p, gradient = self.plain.log_prob_and_grad(u)
+        return BridgePoints(u, log_p, torch.zeros_like(log_p), gradient, torch.zeros_like(gradient))
+
+    def _moved(
+        self, points: BridgePoints, evaluate: Callable[[Tensor], BridgePoints], step: float, root: Tensor
+    ) -> tuple[BridgePoints, float, float]:
+        """The points after a move, the share of moves that were accepted, and the step that follows from it."""
+        uniform = torch.rand(len(points.y), 1, generator=self.generator, dtype=torch.float64)
+        points, accepted = move(
+            points,
             self.beta,
-            self._evaluate,
-            step=self.step * SMALLEST_STEP ** uniform.square(),
-            leapfrog_steps=min(MOST_STEPS, max(LEAST_STEPS, round(TRAJECTORY / self.step))),
+            evaluate,
+            step=step * SMALLEST_STEP ** uniform.square(),
+            leapfrog_steps=min(MOST_STEPS, max(LEAST_STEPS, round(TRAJECTORY / step))),
             generator=self.generator,
             root=root,
         )
-        self.accepted = float(accepted.mean())
-        self.step *= math.exp(ADAPTATION * (self.accepted - ACCEPTANCE))
+        share = float(accepted.mean())
+        return points, share, step * math.exp(ADAPTATION * (share - ACCEPTANCE))
 
 
 def bridge_evidence(ratio_of_base: Tensor, ratio: Tensor) -> tuple[float, float]:

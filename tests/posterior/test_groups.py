@@ -98,7 +98,7 @@ def test_groups_are_found_and_run_alone(name):
     chunks = split_by_groups(UnconstrainedLogDensity(model, args))
     assert chunks is not None
     assert chunks.size == (G if name != "rows" else G * ROWS)
-    part = chunks.marginal(torch.arange(5)).groups
+    part = chunks.part(torch.arange(5))
     assert part.count == 5
     assert len(part.density.args[-1]) == (15 if name != "rows" else 5)
 
@@ -120,12 +120,25 @@ def test_the_evidence_of_a_linear_hierarchy_is_exact():
         assert float(gradient) == pytest.approx(float(slope.grad), abs=1e-8)
 
 
+@pytest.mark.parametrize("near", [False, True])
+def test_gradients_are_those_of_the_quadrature(near):
+    """Of a skewed density, against central differences: gradients at fixed nodes are off by a tenth."""
+    model, args = GROUPED["two latents"]
+    chunks = split_by_groups(UnconstrainedLogDensity(model, args))
+    if near:
+        chunks.begin_at(torch.tensor([-0.25], dtype=torch.float64))
+    at, step = torch.tensor([[-0.3]], dtype=torch.float64), 1e-4
+    gradient = chunks.log_prob_and_grad(at)[1]
+    difference = (chunks.log_prob(at + step) - chunks.log_prob(at - step)) / (2 * step)
+    assert float(gradient) == pytest.approx(float(difference), rel=1e-5, abs=1e-5)
+
+
 def test_a_finer_rule_of_quadrature_is_more_accurate():
     """Per group, of a skewed density in two dimensions: .03 nats by default."""
     model, args = GROUPED["two latents"]
-    marginal = split_by_groups(UnconstrainedLogDensity(model, args)).marginal(torch.arange(10))
+    groups = split_by_groups(UnconstrainedLogDensity(model, args)).part(torch.arange(10))
     g = torch.tensor([-0.3], dtype=torch.float64)
-    rules = [Marginal(marginal.groups, marginal.start, more_nodes=more)(g).log_evidence for more in (0, 2, 8)]
+    rules = [Marginal(groups, more_nodes=more)(g, torch.zeros(10, 2).double()).log_evidence for more in (0, 2, 8)]
     coarse, fine = ((rule - rules[-1]).abs().max() for rule in rules[:2])
     assert fine < coarse < 0.06
 

@@ -124,6 +124,33 @@ def test_a_conjugate_posterior_and_its_evidence_from_a_distant_base():
     assert abs(float(z.std()) - 1) < 4.5 / 800**0.5
 
 
+class Hiding:
+    """A map x -> y that grows as exp(100 |x|) below -.3, so that a third of a posterior is where no move comes."""
+
+    def __call__(self):
+        return self
+
+    def transform_and_log_det(self, y):
+        below = (-0.3 - y).clamp(min=0.0)
+        return torch.where(y < -0.3, -0.3 - torch.log1p(100 * below) / 100, y), -torch.log1p(100 * below).sum(-1)
+
+    def inverse(self, x):
+        return torch.where(x < -0.3, -0.3 - torch.expm1(100 * (-0.3 - x).clamp(min=0.0)) / 100, x)
+
+
+def test_moves_without_the_flow_find_what_its_coordinates_hide():
+    """The mean and the deviation of a Gaussian, within four standard errors of 4000 draws, and its evidence."""
+    target = UnconstrainedLogDensity(conjugate, (Y,))
+    one = torch.ones(1, 1, dtype=torch.float64)
+    density = Preconditioned(target, 0.5 * one[0], one, Hiding())
+    generator = torch.Generator().manual_seed(0)
+    sample = sample_tempered(density, around(0.0, 0.5), chains=4, draws=1000, generator=generator)
+    assert float(sample.u.mean()) == pytest.approx(float(Y.sum()) / COUNT, abs=4 * 0.5 / 4000**0.5 + 0.01)
+    assert float(sample.u.std()) == pytest.approx(0.5, abs=0.025)
+    assert sample.log_marginal == pytest.approx(EVIDENCE, abs=0.05)
+    assert sample.error > 0.1  # the weights saw two thirds of the mass
+
+
 def test_a_sampler_ends_with_its_budget_and_on_interruption(monkeypatch):
     one = torch.eye(1, dtype=torch.float64)
     density = Preconditioned(UnconstrainedLogDensity(conjugate, (Y,)), torch.zeros(1).double(), one)
