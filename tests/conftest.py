@@ -2,7 +2,6 @@
 
 import signal
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,23 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from support import Pair, gaussian_pair, interpret
+from support import Pair, gaussian_pair, interpret, known_as
 from torch import Tensor
 
-from ppgen.infer.compile import compiled_function
+from ppgen.infer.compile.building import Build
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Leaves out files that are not tests, which --doctest-modules would import."""
     return True if collection_path.suffix == ".py" and not collection_path.name.startswith("test_") else None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_compiled_libraries(tmp_path_factory) -> Iterator[None]:
+    """Libraries that tests compile do not go into the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PPGEN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture
@@ -128,16 +135,15 @@ def inductor() -> Any:
 
 
 @pytest.fixture
-def builds(monkeypatch, inductor) -> list:
+def builds(monkeypatch) -> list:
     """Replaces compilation with an interpreter, which is faster; the list has one entry for each compilation."""
     made: list = []
 
-    def build(*args: Any) -> Callable:
-        made.append(interpret(*args))
+    def make(build: Build) -> Callable:
+        made.append(interpret(build))
         return made[-1]
 
-    monkeypatch.setattr(inductor, "compile_graph", build)
-    monkeypatch.setattr(compiled_function, "_cache", OrderedDict())
+    monkeypatch.setattr(Build, "known", known_as(make))
     return made
 
 

@@ -12,7 +12,6 @@ import os
 import tempfile
 import traceback
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from multiprocessing.connection import wait
@@ -25,7 +24,7 @@ import pyro.distributions as pd
 import torch
 import torch.distributed as dist
 from pyro.infer.autoguide import AutoNormal
-from support import interpret
+from support import known_as
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -33,6 +32,7 @@ import ppgen
 from ppgen import models, recipes
 from ppgen import views as v
 from ppgen.diffusion.times import TIMES
+from ppgen.infer.compile.building import Build
 from ppgen.infer.distributed import Ranks, shares
 from ppgen.metrics import MMD
 from ppgen.training import chain as chain_trainer
@@ -251,13 +251,7 @@ def steps_that_fail(rank: int, how: str, **options: Any) -> dict:
 
 def interpreted() -> contextlib.AbstractContextManager:
     """Compiles by an interpreter, which is faster."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from ppgen.infer.compile import compiled_function, inductor
-    stack = contextlib.ExitStack()
-    stack.enter_context(patch.object(inductor, "compile_graph", interpret))
-    stack.enter_context(patch.object(compiled_function, "_cache", OrderedDict()))
-    return stack
+    return patch.object(Build, "known", known_as())
 
 
 def _process(rank: int, size: int, folder: str, function: Callable, args: tuple) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 import ppgen
 from ppgen.infer.checkpoint_file import read
+from ppgen.infer.compile.building import Build
 from ppgen.infer.compile.policy import CompilePolicy
 from ppgen.infer.compile.step import CompiledStep
 from ppgen.infer.distributed import Ranks, joined
@@ -119,9 +120,6 @@ def killed_at(event: Event | None) -> Iterator[list[Callable]]:
         os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
         kill()
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from ppgen.infer.compile import inductor
     seen: dict[str, int] = {"fsync": 0}
     synced = os.fsync
 
@@ -150,7 +148,7 @@ def killed_at(event: Event | None) -> Iterator[list[Callable]]:
             "link": lambda: before(os, "link", "link"),
             "replace": lambda: before(os, "replace", "replace"),
             "replaced": lambda: after(os, "replace", "replaced"),
-            "compile": lambda: before(inductor, "compile_graph", "compile"),
+            "compile": lambda: before(Build, "known", "compile"),
             "trained": lambda: before(ppgen.Fit, "save", "trained"),
             "saved": lambda: before(CheckpointFiles, "remove", "saved"),
             "removing": lambda: after(CheckpointFiles, "_remove_others", "removing"),

@@ -73,11 +73,11 @@ def replace_svi(compile: str) -> None:
 
     stock = infer.SVI
     if compile == "interpreter":
-        from support import interpret
+        from support import known_as
 
-        from ppgen.infer.compile import inductor
+        from ppgen.infer.compile.building import Build
 
-        inductor.compile_graph = interpret
+        Build.known = known_as()
     ours = functools.wraps(ppgen.SVI, updated=())(functools.partial(ppgen.SVI, compile=compile != "no"))
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == "pyro":

@@ -98,12 +98,25 @@ def compare(arguments: Namespace) -> None:
     print(f"report: {page.resolve()}")
 
 
+def cache(arguments: Namespace) -> None:
+    """Prints the size of the folder of compiled code, after it was reduced if that was asked for."""
+    from ppgen.infer.compile.libraries import Libraries
+
+    if arguments.trim is not None and arguments.trim < 0:
+        raise ValueError(f"--trim: expected a size of at least 0 megabytes, got {arguments.trim:g}")
+    libraries = Libraries()
+    if arguments.clear or arguments.trim is not None:
+        print(f"deleted: {libraries.trim(0 if arguments.clear else arguments.trim)} libraries")
+    print(f"folder: {libraries.folder}\nlibraries: {len(libraries.entries())}, {libraries.size() / 2**20:.1f} MB")
+
+
 COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "train": train,
     "resume": resume,
     "sample": sample,
     "diagnose": diagnose,
     "report": report,
+    "cache": cache,
     "compare": compare,
 }
 

@@ -222,6 +222,12 @@ def _compare(parser: ArgumentParser, _: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the report")
 
 
+def _cache(parser: ArgumentParser, _: Sequence[str]) -> None:
+    trim = "the size in megabytes to reduce the folder to; what was used least recently is deleted"
+    parser.add_argument("--trim", type=float, default=None, help=trim)
+    parser.add_argument("--clear", type=bool, default=False, help="delete all libraries")
+
+
 def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="a run folder")
 
@@ -256,6 +262,11 @@ _COMMANDS: dict[str, tuple[Callable[[ArgumentParser, Sequence[str]], None], str,
         _report,
         "rewrite the report of a run",
         "Rewrite the report of a run. Results that the folder lacks, for example after a kill, are computed first.",
+    ),
+    "cache": (
+        _cache,
+        "show or empty the folder of compiled code",
+        "Show the folder of compiled training steps, which later runs load instead of compiling them, or empty it.",
     ),
     "compare": (_compare, "compare runs under all metrics", "Compare runs on the same data under all metrics."),
 }

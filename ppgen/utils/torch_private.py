@@ -14,14 +14,17 @@ says so; nothing fails. ``docs/private_torch.md`` lists all of them, and a test 
     torch.overrides._get_current_function_mode_stack    which function modes are on; without it, their number counts
     torch.nn.modules.module._global_*, torch.optim.optimizer._global_*   hooks of all modules; without them, none
     nn.Module._parameters, ._buffers, ._modules         a module's parts, which the guard of a compiled step compares
+    torch._C._aoti, torch._C._dynamo.guards             pass tensors to compiled libraries; without them, eager steps
     torch.Tensor._backward_hooks                        the hooks of a parameter; without it, they are taken for none
 """
 
 import copy
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from importlib.util import module_from_spec, spec_from_file_location
 from operator import attrgetter
 from typing import Any
 
@@ -69,6 +72,7 @@ __all__ = [
     "MissingTorchInterface",
     "TorchDispatchMode",
     "distributions_validate",
+    "extension_function",
     "function_modes",
     "hooks",
     "num_dispatch_modes",
@@ -136,6 +140,36 @@ def record_function(function: Callable, *examples: Tensor) -> Callable:
 
 
 @cache
+def extension_function(path: str | os.PathLike) -> Callable[[list[Tensor]], list[Tensor]]:
+    """The function of a library that torch's inductor has compiled with a wrapper in C++.
+
+    Args:
+        path: the library.
+
+    Returns:
+        a function of tensors, to be called without gradients.
+
+    Raises:
+        MissingTorchInterface: if torch lacks what passes tensors to the library.
+    """
+    try:
+        from torch._C import _aoti
+        from torch._C._dynamo.guards import _torchinductor_pyobject_tensor_data_ptr as address  # type: ignore[attr-defined]
+
+        handles = _aoti.unsafe_alloc_void_ptrs_from_tensors
+        tensors = _aoti.alloc_tensors_by_stealing_from_void_ptrs
+    except (ImportError, AttributeError) as error:
+        raise MissingTorchInterface(str(error)) from error
+    os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(address)  # the library reads it while it is loaded
+    spec = spec_from_file_location("inductor_entry_cpp", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    entry = module.inductor_entry_cpp
+    return lambda inputs: tensors(entry(handles(inputs)))
+
+
 def written_arguments(op: Any) -> tuple[tuple[int, str], ...]:
     """The arguments that an operation overwrites by its schema, as (position, name).
 

@@ -9,6 +9,7 @@ import yaml
 
 import ppgen
 from ppgen.fitting import fit
+from ppgen.infer.compile.libraries import Libraries
 from ppgen.runs.cli import main
 from ppgen.runs.run import Run
 
@@ -190,3 +191,16 @@ def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"ppgen {ppgen.__version__}\n"
+
+
+def test_the_folder_of_compiled_code_is_shown_and_emptied(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PPGEN_CACHE_DIR", str(tmp_path))
+    (library := tmp_path / "made.so").write_bytes(b"code")
+    Libraries().add("key", library)
+    assert main(["cache"]) == 0
+    assert f"folder: {tmp_path / 'compiled'}\nlibraries: 1, 0.0 MB" in capsys.readouterr().out
+    assert main(["cache", "--trim", "-1"]) == 2
+    assert "--trim: expected a size of at least 0 megabytes, got -1" in capsys.readouterr().err
+    assert main(["cache", "--clear", "true"]) == 0
+    assert "deleted: 1 libraries" in capsys.readouterr().out
+    assert Libraries().entries() == []

@@ -4,8 +4,11 @@ All private interfaces of torch's compiler are imported here, and this module is
 compiled. If one is missing, that import fails and steps stay eager (see `ppgen.utils.torch_private`).
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from inspect import getclosurevars
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +30,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from ppgen.infer.compile.arguments import leaves
 from ppgen.infer.compile.code_cache import check_code_cache, remove_empty_code
-from ppgen.infer.compile.recording import Recording
+from ppgen.infer.compile.libraries import call_without_gradients
 
-__all__ = ["compile_graph", "compile_loop"]
+__all__ = ["compile_graph", "compile_loop", "functional_graph", "library_of"]
 
 CompiledGraph = Callable[[list[Tensor]], list[Tensor]]
 
@@ -41,7 +44,6 @@ OPTIONS = {
 }
 LOOP_OPTIONS = {
     "cpp.threads": 1,
-    "cpp_wrapper": True,
     "realize_opcount_threshold": 1000,  # to compute a small value again takes less time than to make a tensor for it
     "realize_reads_threshold": 1000,
     "realize_acc_reads_threshold": 1000,
@@ -52,53 +54,47 @@ aten = torch.ops.aten
 ALIASES = (aten.detach.default, aten.alias.default)
 
 
-def compile_graph(recording: Recording, outputs: list[fx.Node], draws: int) -> CompiledGraph:
-    """Compiles a recorded step.
+def compile_graph(module: fx.GraphModule, draws: int) -> CompiledGraph:
+    """Compiles the graph of a recorded step.
 
     Args:
-        recording: the step, whose graph is finished with these outputs.
-        outputs: the nodes whose values the compiled function returns.
+        module: the graph, whose placeholders have a "like" in their meta data.
         draws: how many of the last inputs are random numbers.
 
     Returns:
-        A function of the inputs, which updates the same tensors as the step. Its attribute "functional" is the graph
-        that was compiled, in which all writes are copies into inputs.
+        A function of the inputs, which updates the same tensors as the step.
 
     Raises:
         PermissionError: If somebody else may put code into the folder from which torch runs what it has compiled.
     """
-    check_code_cache(cache_dir())
-    recording.graph.output(outputs)
-    module = fx.GraphModule(recording.root, recording.graph)
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
-    with ExitStack() as stack:
-        small = max(node.meta["like"][0].numel() for node in placeholders) <= SERIAL
-        options = OPTIONS | ({"cpp.threads": 1} if small else {})
-        for context in (torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), config.patch(options)):
-            stack.enter_context(context)
-        with fake:
-            examples = [_empty(*node.meta["like"]) for node in placeholders]
-            functional = make_fx(
-                functionalize(module, remove="mutations"),
-                decomposition_table=_decompositions(),
-                _allow_non_fake_inputs=True,
-            )(*examples)
-        _simplify(functional, draws)
-        simple = fx.GraphModule(functional, _copy(functional.graph))
+    likes = [node.meta["like"] for node in module.graph.nodes if node.op == "placeholder"]
+    on_cpu = all(device.type == "cpu" for *_, device in likes)
+    small = max(math.prod(shape) for shape, *_ in likes) <= SERIAL
+    if on_cpu and not _calls_python(graph := _compile_step(module, draws, small, cpp_wrapper=True)):
+        return graph
+    return _compile_step(module, draws, small, cpp_wrapper=False)
+
+
+def _compile_step(module: fx.GraphModule, draws: int, small: bool, *, cpp_wrapper: bool) -> CompiledGraph:
+    with _compiling({"cpp.threads": 1} if small else {}):
+        functional, examples = _functional(module, draws)
         remove_noop_ops(functional.graph)
         constant_fold_uniform_value(functional)
         _compute_once(functional)
         _compute_before_writes(functional)
         lowerings.setdefault(torch.ops.ppgen.once.default, _realize)
-        try:
-            compiled = compile_fx_inner(functional, examples)
-        except Exception as error:
-            remove_empty_code(cache_dir(), error)
-            raise
-    call = _without_gradients(compiled)
-    call.functional = simple  # type: ignore[attr-defined]
-    return call
+        return _compiled(functional, examples, cpp_wrapper=cpp_wrapper)
+
+
+def functional_graph(module: fx.GraphModule, draws: int) -> fx.GraphModule:
+    """The graph of a recorded step, in which all writes are copies into inputs.
+
+    Args:
+        module: the graph, whose placeholders have a "like" in their meta data.
+        draws: how many of the last inputs are random numbers.
+    """
+    with _compiling({}):
+        return _functional(module, draws)[0]
 
 
 def compile_loop(
@@ -118,44 +114,70 @@ def compile_loop(
     Raises:
         PermissionError: If somebody else may put code into the folder from which torch runs what it has compiled.
     """
-    check_code_cache(cache_dir())
-    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
 
     def run(*inputs: Any) -> Any:
         return while_loop_op(going, body, inputs[:carried], inputs[carried:])
 
-    with ExitStack() as stack:
-        options = OPTIONS | LOOP_OPTIONS
-        for context in (torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), config.patch(options)):
-            stack.enter_context(context)
+    with _compiling(LOOP_OPTIONS) as fake:
         with fake:
             inputs = [torch.empty_strided(part.shape, part.stride(), dtype=part.dtype) for part in examples]
             graph = make_fx(run, decomposition_table=_decompositions(), _allow_non_fake_inputs=True)(*inputs)
-        try:
-            compiled = compile_fx_inner(graph, inputs, cpp_wrapper=True)
-        except Exception as error:
-            remove_empty_code(cache_dir(), error)
-            raise
-    return _without_gradients(compiled)
+        return _compiled(graph, inputs, cpp_wrapper=True)
 
 
-def _copy(graph: fx.Graph) -> fx.Graph:
-    copy = fx.Graph()
-    copy.output(copy.graph_copy(graph, {}))
-    return copy
+def library_of(compiled: CompiledGraph) -> Path | None:
+    """The shared library of a graph that was compiled with a wrapper in C++; None if it cannot be found.
+
+    Args:
+        compiled: what `compile_graph` or `compile_loop` returned.
+    """
+    with suppress(AttributeError, KeyError, TypeError):  # with a wrapper in Python, there is more than one library
+        entry = getclosurevars(compiled.run).nonlocals["f"]  # type: ignore[attr-defined]
+        return Path(entry.__self__.__file__)
+    return None
 
 
-def _without_gradients(compiled: Any) -> CompiledGraph:
+def _calls_python(compiled: CompiledGraph) -> bool:
+    """Whether a wrapper in C++ calls operations through Python, which inductor does wrongly for lists of results."""
+    library = library_of(compiled)
+    source = None if library is None else library.with_suffix(".cpp")
+    return source is None or not source.is_file() or "custom_op_wrapper" in source.read_text()
+
+
+@contextmanager
+def _compiling(options: dict[str, Any]) -> Iterator[FakeTensorMode]:
+    """The context in which torch's compiler runs; the folder of its code is checked first."""
+    check_code_cache(cache_dir())
+    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    patched = config.patch(OPTIONS | options)
+    with ExitStack() as stack:
+        for context in (torch.no_grad(), V.set_fake_mode(fake), tracing(TracingContext(fake)), patched):
+            stack.enter_context(context)
+        yield fake
+
+
+def _functional(module: fx.GraphModule, draws: int) -> tuple[fx.GraphModule, list[Tensor]]:
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    with V.get_fake_mode():
+        examples = [_empty(*node.meta["like"]) for node in placeholders]
+        functional = make_fx(
+            functionalize(module, remove="mutations"),
+            decomposition_table=_decompositions(),
+            _allow_non_fake_inputs=True,
+        )(*examples)
+    _simplify(functional, draws)
+    return functional, examples
+
+
+def _compiled(graph: fx.GraphModule, examples: list[Tensor], *, cpp_wrapper: bool) -> CompiledGraph:
+    try:
+        compiled = compile_fx_inner(graph, examples, cpp_wrapper=cpp_wrapper)
+    except Exception as error:
+        remove_empty_code(cache_dir(), error)
+        raise
     run = getattr(compiled, "current_callable", None) or compiled  # without the hooks of torch's profiler
-
-    def call(tensors: list[Tensor]) -> list[Tensor]:
-        enabled = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)  # as torch.no_grad(), at half its time
-        try:
-            return run(tensors)
-        finally:
-            torch.set_grad_enabled(enabled)
-
+    call = call_without_gradients(run)
+    call.run = run  # type: ignore[attr-defined]
     return call
 
 
@@ -163,7 +185,13 @@ def _decompositions() -> dict[Any, Callable]:
     """Inductor's decompositions, without those that draw other random numbers than the operation."""
     table = dict(select_decomp_table())
     table[aten.bernoulli.default] = lambda p: aten.bernoulli.Tensor(p, p)
+    table[aten._foreach_norm.Scalar] = _norms
     return table
+
+
+def _norms(tensors: list[Tensor], order: float = 2, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """The norms of gradients, each as an operation that can be fused."""
+    return [torch.linalg.vector_norm(tensor, order, dtype=dtype) for tensor in tensors]
 
 
 @torch.library.custom_op("ppgen::once", mutates_args=())

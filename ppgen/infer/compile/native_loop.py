@@ -38,11 +38,11 @@ class NativeLoop:
     """
 
     def __init__(self, compiled: CompiledFunction, arguments: list[Tensor]) -> None:
-        from ppgen.infer.compile.inductor import compile_loop  # late: it takes a second to import
+        from ppgen.infer.compile.inductor import compile_loop, functional_graph  # late: it takes a second to import
 
-        functional = getattr(compiled.graph, "functional", None)
-        if functional is None or compiled.fused_updates:
+        if compiled.step.fused_updates:
             raise Untraceable("a part of the step is not in its graph, such as a fused optimizer")
+        functional = functional_graph(compiled.step.build.module, len(compiled.draws))
         self.names, self._arguments = compiled.names, len(arguments)
         tensors = [*arguments, *compiled.inputs]
         pure, written, constants, equal = _without_writes(functional, tensors)

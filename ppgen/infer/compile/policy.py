@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ppgen.infer.compile.audits import Audits
+from ppgen.infer.compile.building import Build
 from ppgen.infer.compile.compiled_function import CompiledFunction
 from ppgen.infer.compile.guard import Guard
 from ppgen.infer.compile.recording import Recording
@@ -15,7 +16,7 @@ __all__ = ["Compile", "CompilePolicy", "ShapeState"]
 
 Compile = bool | Literal["auto", "cuda_graph"]
 
-COMPILE_SECONDS, SECONDS_PER_OPERATION = 2.0, 0.01  # an estimate of the time that one compilation takes
+RECORDING_SECONDS = 0.5  # that compiled steps have to save before a step is recorded, which takes as long as some steps
 SAVED_SHARE = 0.6  # of an eager step's time, saved by a compiled one: a cautious guess
 MAX_RECORDINGS = 4  # of one shape before two in a row must agree
 MAX_COMPILED = 8  # shapes that are compiled
@@ -42,6 +43,7 @@ class ShapeState:
         audits: when it is compared with an eager step.
         changes: how often each value that a compiled step depends on has changed.
         eager_only: whether steps of this shape are never compiled.
+        build: compiles its graph in another process, from the recording on until that has ended.
         loop: many compiled steps in one call; False if they cannot be.
     """
 
@@ -58,11 +60,12 @@ class ShapeState:
     audits: Audits | None = None
     changes: Counter[str] = field(default_factory=Counter)
     eager_only: bool = False
+    build: Build | None = None
     loop: Any = None
 
     def discard(self) -> None:
         """Forgets the compiled function and its recording."""
-        self.compiled = self.guard = self.recording = self.audits = self.loop = None
+        self.compiled = self.guard = self.recording = self.audits = self.build = self.loop = None
         self.recordings = 0
 
 
@@ -138,14 +141,24 @@ class CompilePolicy:
         return self.compiled >= MAX_COMPILED
 
     def pays(self, shape: ShapeState) -> bool:
-        """Whether to compile a shape now; before its first recording, whether to record it."""
-        if shape.eager_only or self.exhausted:
+        """Whether to record a shape now, and then to compile it; not while another process compiles it."""
+        if shape.eager_only or self.exhausted or shape.build is not None:
             return False
         if shape.chosen and self.compile is not False:
             return True
-        if self.compile != "auto" or not shape.timed_steps:
-            return self.compile != "auto"
+        if self.compile != "auto":
+            return self.compile is not False
+        return self.saves(shape, RECORDING_SECONDS)
+
+    def saves(self, shape: ShapeState, seconds: float) -> bool:
+        """Whether compiled steps would save more time than this in the rest of the run.
+
+        Args:
+            shape: of these steps, of which some have been timed.
+            seconds: the time.
+        """
+        if not shape.timed_steps:
+            return False
         remaining = self.taken if self.steps is None or self.taken > self.steps else self.steps - self.taken
         of_this_shape = remaining * shape.steps / self.taken
-        saved = SAVED_SHARE * of_this_shape * shape.seconds / shape.timed_steps
-        return saved > COMPILE_SECONDS + SECONDS_PER_OPERATION * shape.operations
+        return SAVED_SHARE * of_this_shape * shape.seconds / shape.timed_steps > seconds

@@ -24,7 +24,7 @@ from torch import Tensor
 from ppgen.infer.compile.arguments import argument_key, map_tensors, new_view
 from ppgen.infer.compile.audits import Audits
 from ppgen.infer.compile.comparison import disagreement
-from ppgen.infer.compile.compiled_function import CompiledFunction, compile_recording
+from ppgen.infer.compile.compiled_function import CompiledFunction, finish_recording
 from ppgen.infer.compile.guard import Guard, check_environment
 from ppgen.infer.compile.guarded_writes import FINITE
 from ppgen.infer.compile.native_loop import NativeLoop
@@ -140,6 +140,8 @@ class CompiledStep:
             return self._record(shape, args, kwargs)
         began = self.policy.clock()
         values = self.step(args, kwargs)
+        if shape.build is not None:
+            self._compile_meanwhile(shape)
         if started:
             shape.timed_steps, shape.seconds = shape.timed_steps + 1, shape.seconds + self.policy.clock() - began
         return values
@@ -192,6 +194,18 @@ class CompiledStep:
             return False
         self._report(f"many steps a call, compiled in {self.policy.clock() - began:.1f} s")
         return loop
+
+    def _compile_meanwhile(self, shape: ShapeState) -> None:
+        """Starts to compile a recorded step in another process when that pays, and sees whether it is done."""
+        build = shape.build
+        assert build is not None
+        if not build.started:
+            if self.policy.saves(shape, build.predicted_seconds()) and build.start():
+                self._report(f"the step is being compiled since step {self.policy.taken}, while eager steps go on")
+        elif build.done:
+            shape.build = None  # the next step is recorded again, and finds what was compiled
+            if build.failure is not None:
+                self._stay_eager(shape, Untraceable(build.failure))
 
     def _discard(self, shape: ShapeState, change: str) -> None:
         """Gives up a compiled function because of a change; a value that keeps changing leaves the shape eager."""
@@ -278,9 +292,17 @@ class CompiledStep:
         began = self.policy.clock()
         recording = recorded.recording
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch warns while it compiles
-                compiled = compile_recording(recording, recorded.values, len(recorded.arguments), self._cuda_graph)
+            finished = finish_recording(recording, recorded.values)
+            graph = finished.build.known()
+            if graph is None and self.policy.compile == "auto" and not shape.chosen:
+                shape.build, shape.recording = finished.build, recording
+                recording.forget()
+                return recorded.values
+            if graph is None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # torch warns while it compiles
+                    graph = finished.build.now()
+            compiled = CompiledFunction(finished, graph, len(recorded.arguments), cuda_graph=self._cuda_graph)
             guard = Guard(recording, self.optimizers, self.static_values)
         except Exception as error:
             self._stay_eager(shape, error)

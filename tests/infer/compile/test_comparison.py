@@ -1,17 +1,15 @@
 """The comparison with the eager step: a wrong compiled step is never used."""
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from compiled_runs import SMALL, assert_same, compiled_shapes, run, run_with_warnings
-from support import interpret
+from support import interpret, known_as
 from torch import Tensor
 
-from ppgen.infer.compile import compiled_function
+from ppgen.infer.compile.building import Build
 
 
 def scaled_updates(of: Callable[[Tensor], bool], by: float, *, first: bool = False) -> Callable:
@@ -51,12 +49,8 @@ WRONG: dict[str, Callable[[Callable], Callable]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_compiled_step_is_never_used(monkeypatch, inductor, kind):
-    def build(*args: Any) -> Callable:
-        return WRONG[kind](interpret(*args))
-
-    monkeypatch.setattr(inductor, "compile_graph", build)
-    monkeypatch.setattr(compiled_function, "_cache", OrderedDict())
+def test_wrong_compiled_step_is_never_used(monkeypatch, kind):
+    monkeypatch.setattr(Build, "known", known_as(lambda build: WRONG[kind](interpret(build))))
     compiled, messages = run_with_warnings(SMALL, steps=12)
     assert compiled_shapes(compiled.svi) == 0
     assert len(messages) == 1

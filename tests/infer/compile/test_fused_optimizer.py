@@ -27,5 +27,5 @@ def test_one_kernel_after_the_graph_updates_many_parameters(builds, monkeypatch,
     )
     compiled, eager = run(row, True), run(row, False)
     (shape,) = compiled.svi.compiled_step.policy.shapes.values()
-    assert len(shape.compiled.fused_updates) == 1
+    assert len(shape.compiled.step.fused_updates) == 1
     assert_same(compiled, eager, row.rtol)

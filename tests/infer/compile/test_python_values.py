@@ -427,10 +427,10 @@ def test_installed_packages_are_the_user_s_and_names_that_begin_like_a_library_t
 
 NOTEBOOK = """
 import functools, torch, pyro, ppgen
-from ppgen.infer.compile import inductor
-from support import interpret
+from ppgen.infer.compile.building import Build
+from support import known_as
 
-inductor.compile_graph = interpret
+Build.known = known_as()
 
 class Config:
     factor = 1.0

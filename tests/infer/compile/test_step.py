@@ -3,7 +3,6 @@
 import functools
 import linecache
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +14,13 @@ import torch
 from compiled_runs import PLAIN, SMALL, STEPS, assert_same, compiled_shapes, row_of, run, run_with_warnings
 from programs import PROGRAMS, Row, networks, no_program, torch_optim
 from pyro.infer import Trace_ELBO
+from support import interpret, known_as
 from torch import Tensor
 from torch._inductor.exc import InvalidCxxCompiler
 
 import ppgen
 from ppgen import recipes
-from ppgen.infer.compile import compiled_function
+from ppgen.infer.compile.building import Build
 
 NOT_COMPILED = {"mixture", "doubles_renyi", "auto_list", "iwae", "graph", "wake_sleep", "vae"}
 """Rows with the same operations as another one: only their recorded graphs are compared with eager mode."""
@@ -235,7 +235,7 @@ def test_without_a_compiler_steps_stay_eager(monkeypatch, inductor):
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(inductor, "compile_fx_inner", fail)
-    monkeypatch.setattr(compiled_function, "_cache", OrderedDict())
+    monkeypatch.setattr(Build, "known", lambda _: None)
     compiled, messages = run_with_warnings(SMALL, steps=12)
     assert_same(compiled, run(SMALL, False, steps=12), 1e-5)
     assert len(messages) == 1
@@ -352,14 +352,12 @@ def test_draws_whose_distributions_are_learned_are_those_of_torch():
     assert_same(compiled, eager, 1e-6)
 
 
-def test_a_compiled_step_that_leaves_another_random_state_is_not_used(builds, monkeypatch, inductor):
-    compile_graph = inductor.compile_graph
-
-    def compile_wastefully(*args: Any) -> Callable:
-        compiled = compile_graph(*args)
+def test_a_compiled_step_that_leaves_another_random_state_is_not_used(monkeypatch):
+    def compile_wastefully(build: Build) -> Callable:
+        compiled = interpret(build)
         return lambda tensors: (compiled(tensors), torch.rand(1))[0]
 
-    monkeypatch.setattr(inductor, "compile_graph", compile_wastefully)
+    monkeypatch.setattr(Build, "known", known_as(compile_wastefully))
     compiled, messages = run_with_warnings(SMALL, steps=8)
     assert_same(compiled, run(SMALL, False, steps=8), 1e-5)
     assert "it draws other random numbers" in messages[0]

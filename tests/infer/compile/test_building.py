@@ -1,0 +1,124 @@
+"""Machine code is made by another process while eager steps go on, and found by the next one."""
+
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from compiled_runs import SMALL, compiled_shapes, run
+from programs import adam, networks
+
+import ppgen
+from ppgen.infer.compile import building
+
+ENDLESS = 10**9
+
+
+@pytest.fixture
+def nothing_known(monkeypatch, tmp_path):
+    monkeypatch.setenv("PPGEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(building, "_kept", building.OrderedDict())
+    return tmp_path
+
+
+def svi(**options) -> tuple[ppgen.SVI, tuple]:
+    torch.manual_seed(0)
+    model, guide, args = networks()
+    return ppgen.SVI(model, guide, adam(), ppgen.recipes.vae(), **options), args
+
+
+def test_a_process_that_fails_leaves_the_steps_eager_and_one_sentence(nothing_known, monkeypatch):
+    monkeypatch.setattr(building, "MAIN", "raise SystemExit('no compiler was found')")
+    row = SMALL._replace(options={"steps": ENDLESS})
+    waited = []
+
+    def between(run_svi: ppgen.SVI, step: int) -> None:
+        for shape in run_svi.compiled_step.policy.shapes.values():
+            if shape.build is not None and shape.build.started:
+                waited.append(shape.build._process.wait())
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = run(row, "auto", steps=12, between=between)
+    (message,) = [str(warning.message) for warning in caught]
+    assert message == "the step is not compiled, and runs eagerly: no compiler was found"
+    assert waited == [1]
+    assert compiled_shapes(found.svi) == 0
+    expected = run(SMALL, False, steps=12).losses.tolist()
+    assert found.losses.tolist() == pytest.approx(expected, rel=1e-6)  # recorded steps round in their own way
+
+
+def test_a_run_that_ends_stops_the_process(nothing_known, monkeypatch):
+    monkeypatch.setattr(building, "MAIN", "import time; time.sleep(600)")
+    made, args = svi(compile="auto", steps=ENDLESS)
+    for _ in range(6):
+        made.step(*args)
+    assert "is being compiled" in made.compile_status
+    (shape,) = made.compiled_step.policy.shapes.values()
+    process = shape.build._process
+    assert process.poll() is None
+    del made, shape
+    import gc
+
+    gc.collect()
+    assert process.poll() is not None
+
+
+def test_one_process_compiles_at_a_time(nothing_known, monkeypatch):
+    monkeypatch.setattr(building, "MAIN", "import time; time.sleep(600)")
+    runs = [svi(compile="auto", steps=ENDLESS) for _ in range(2)]
+    for made, args in runs:
+        for _ in range(6):
+            made.step(*args)
+    (first,), (second,) = (made.compiled_step.policy.shapes.values() for made, _ in runs)
+    assert first.build.started
+    assert not second.build.started
+
+
+def test_a_run_too_short_to_gain_starts_no_process(nothing_known):
+    found = run(SMALL._replace(options={"steps": 12}), "auto", steps=12)
+    (shape,) = found.svi.compiled_step.policy.shapes.values()
+    assert shape.build is None or not shape.build.started
+
+
+@pytest.mark.skipif(not hasattr(Path, "chmod") or sys.platform == "win32", reason="needs permissions of files")
+def test_a_folder_that_cannot_be_written_does_no_harm(nothing_known, monkeypatch, inductor):
+    monkeypatch.setenv("PPGEN_CACHE_DIR", "/proc/ppgen")  # where nobody can make a folder
+    found = run(SMALL, True, steps=8)
+    assert compiled_shapes(found.svi) == 1
+
+
+AGAIN = """
+import sys, torch
+from ppgen.infer.compile.building import Build
+from compiled_runs import SMALL, compiled_shapes, run
+Build.now = Build.start = None  # nothing may be compiled
+found = run(SMALL, True, steps=8)
+assert compiled_shapes(found.svi) == 1
+print(found.losses.tolist())
+"""
+
+
+@pytest.mark.slow
+def test_what_the_other_process_has_compiled_takes_over_and_serves_later_processes(nothing_known):
+    made, args = svi(compile="auto", steps=ENDLESS)
+    eager, _ = svi(compile=False)
+    losses, expected = [], []
+    end = time.monotonic() + 300
+    while not made.compile_status.startswith("compiled at step") and time.monotonic() < end:
+        losses.append(made.step(*args))
+    losses += [made.step(*args) for _ in range(20)]
+    assert made.compile_status.startswith("compiled at step")
+    torch.manual_seed(0)
+    eager, args = svi(compile=False)
+    expected = [eager.step(*args) for _ in losses]
+    assert losses[:50] == pytest.approx(expected[:50], rel=1e-4)
+    here = run(SMALL, True, steps=8)
+    tests = [str(folder) for folder in (Path(__file__).parents[2], Path(ppgen.__file__).parents[1])]
+    code = f"sys_path = {tests!r}; import sys; sys.path[:0] = sys_path\n{AGAIN}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert eval(done.stdout) == pytest.approx(here.losses.tolist(), rel=1e-5)
