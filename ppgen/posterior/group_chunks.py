@@ -26,6 +26,7 @@ from torch.func import grad_and_value, vmap
 from ppgen.posterior.grouped import Groups, assign_terms, find_groups
 from ppgen.posterior.log_density import UnconstrainedLogDensity, needs_density
 from ppgen.posterior.marginal import CONVERGED, STEPS, STEPS_NEAR, Line, Marginal
+from ppgen.posterior.noted_latents import NotedLatents
 from ppgen.tracing.double_precision import ProgramInContext
 from ppgen.tracing.plates import resized_plate
 from ppgen.tracing.sites import Program, Site, is_deterministic, sample_sites
@@ -126,7 +127,7 @@ class GroupChunks:
             u: global latents.
             show: a function that is told how far the sum is.
         """
-        return self._sum(u, show, vmap)[0]
+        return self._sum(u, show, vmap, differentiable=False)[0]
 
     def log_prob_and_grad(self, u: Tensor, show: Callable[[str], object] = lambda text: None) -> tuple[Tensor, Tensor]:
         """The values (n,) and the gradients (n, D) at points (n, D).
@@ -177,9 +178,7 @@ class GroupChunks:
         draws, log_q = [], g.new_zeros(())
         for i, part in enumerate(self._parts()):
             marginal, start = self._marginal(i), self.line.part(part)(g)
-            given = marginal(g, start, self.steps)
-            while self._take_more_steps(given.distance):
-                given = marginal(g, start, self.steps)
+            given = marginal(g, start, self.steps, differentiable=False)  # as many steps as points around needed
             z = marginal.draw(g, given)
             draws.append(z)
             log_q = log_q + (marginal.values(g, z) - given.log_evidence).sum()
@@ -189,7 +188,14 @@ class GroupChunks:
         """The numbers of a random subset of the groups, in order."""
         return torch.randperm(self.size, generator=torch.Generator().manual_seed(0))[:GROUPS].sort().values
 
-    def _sum(self, u: Tensor, show: Callable[[str], object], of: Callable[[Callable], Callable]) -> tuple[Tensor, ...]:
+    def _sum(
+        self,
+        u: Tensor,
+        show: Callable[[str], object],
+        of: Callable[[Callable], Callable],
+        *,
+        differentiable: bool = True,
+    ) -> tuple[Tensor, ...]:
         """Sums over all chunks.
 
         Args:
@@ -197,6 +203,7 @@ class GroupChunks:
             show: a function that is told how far the sum is.
             of: the function from a function of one point, whose results are a value and the distance from modes, to one
                 of several points, (n,) and (n,), and what else is to be summed.
+            differentiable: whether gradients are asked for.
 
         Returns:
             the sums of the values, and what else there is.
@@ -208,9 +215,9 @@ class GroupChunks:
                 total: list[Tensor] = []
                 for i, part in enumerate(self._parts()):
                     show(f"{len(u)} points, {i / len(self._parts()):.0%} of the groups" if i else "")
-                    value, distance, *more = of(self._evidence(i, part))(points)
+                    value, distance, *more = of(self._evidence(i, part, differentiable))(points)
                     while self._take_more_steps(distance):
-                        value, distance, *more = of(self._evidence(i, part))(points)
+                        value, distance, *more = of(self._evidence(i, part, differentiable))(points)
                     total = [a + b for a, b in zip(total, (value, *more), strict=True)] if i else [value, *more]
                 found.append(total)
         return tuple(map(torch.cat, zip(*found, strict=True)))
@@ -222,17 +229,18 @@ class GroupChunks:
         self.steps = min(STEPS, 2 * self.steps)
         return True
 
-    def _evidence(self, number: int, part: slice) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def _evidence(self, number: int, part: slice, differentiable: bool) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """The log evidence of a chunk of groups, with their share of the terms of none, and the distance from modes.
 
         Args:
             number: that of the chunk.
             part: its groups.
+            differentiable: whether gradients are asked for.
         """
         marginal, line, share = self._marginal(number), self.line.part(part), (part.stop - part.start) / self.size
 
         def value(g: Tensor) -> tuple[Tensor, Tensor]:
-            given = marginal(g, line(g.detach()), self.steps)
+            given = marginal(g, line(g.detach()), self.steps, differentiable=differentiable)
             return given.log_evidence.sum() + share * given.of_none, given.distance
 
         return value
@@ -274,14 +282,14 @@ class MarginalProgram(ProgramInContext):
             self.program(*args, **kwargs)
         if not needs_density():
             return
-        g = torch.cat([latents.parts[name].reshape(-1) for name in self.names])
+        g = latents.point
         if len(g) != len(self.marginal.groups.global_index):  # particles then run under vmap
             raise ValueError("a program with latents that are integrated out does not broadcast over particles")
         given = self.marginal(g, self._start)
         pyro.factor("groups", self.weight * given.log_evidence.sum() + given.of_none - latents.log_prob)
 
 
-class GlobalLatents(Messenger):
+class GlobalLatents(NotedLatents):
     """A handler that notes the values of global latents on the real line, and their log density there.
 
     Args:
@@ -289,17 +297,14 @@ class GlobalLatents(Messenger):
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
-        self.names = names
-        self.parts: dict[str, Tensor] = {}
+        super().__init__(names)
         self.log_prob: Tensor | float = 0.0
 
-    def _pyro_post_sample(self, msg: Site) -> None:
-        if msg["name"] in self.names:
-            transform, value = biject_to(msg["fn"].support), msg["value"]
-            part = self.parts[msg["name"]] = transform.inv(value)
-            density = scale_and_mask(msg["fn"].log_prob(value), msg["scale"], msg["mask"]).sum()
-            self.log_prob = self.log_prob + density + transform.log_abs_det_jacobian(part, value).sum()
+    def _note(self, msg: Site) -> None:
+        super()._note(msg)
+        density = scale_and_mask(msg["fn"].log_prob(msg["value"]), msg["scale"], msg["mask"]).sum()
+        jacobian = biject_to(msg["fn"].support).log_abs_det_jacobian(self.parts[msg["name"]], msg["value"]).sum()
+        self.log_prob = self.log_prob + density + jacobian
 
 
 class LocalLatents(Messenger):

@@ -93,13 +93,7 @@ class Laplace:
             u: global latents.
             show: a function that is told how far the work is.
         """
-        values = []
-        for i, g in enumerate(u):
-            show(f"point {i + 1} of {len(u)}")
-            self.whole.evaluations["values"] += 1
-            found = self.mode(g)
-            values.append(-math.inf if found is None else float(self._value(g, found)))
-        return torch.tensor(values, dtype=torch.float64)
+        return self._at_each(u, show, self._value_at)[0]
 
     def log_prob_and_grad(self, u: Tensor, show: Callable[[str], object] = lambda text: None) -> tuple[Tensor, Tensor]:
         """The values (k,) and the gradients (k, D) at points (k, D).
@@ -108,12 +102,18 @@ class Laplace:
             u: global latents.
             show: a function that is told how far the work is.
         """
+        values, gradients = self._at_each(u, show, self._one)
+        return values, gradients
+
+    def _at_each(
+        self, u: Tensor, show: Callable[[str], object], function: Callable[[Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """The results of a function of one point at each of points (k, D), which are shown, stacked."""
         found = []
         for i, g in enumerate(u):
             show(f"point {i + 1} of {len(u)}")
-            found.append(self._one(g))
-        values, gradients = zip(*found, strict=True)
-        return torch.stack(values), torch.stack(gradients)
+            found.append(function(g))
+        return tuple(map(torch.stack, zip(*found, strict=True)))
 
     def begin_at(self, g: Tensor) -> None:
         """Lets Newton's method begin near the mode given these global latents (D,), and from there on a line in g."""
@@ -267,6 +267,12 @@ class Laplace:
         value = mode.log_p - mode.factor.log_det / 2 + self.field.size / 2 * math.log(2 * math.pi)
         return value + self.remaining(g)
 
+    def _value_at(self, g: Tensor) -> tuple[Tensor]:
+        """The value at a point (D,)."""
+        self.whole.evaluations["values"] += 1
+        found = self.mode(g)
+        return (torch.tensor(-math.inf, dtype=torch.float64) if found is None else self._value(g, found),)
+
     def _one(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """The value and the gradient (D,) at a point (D,)."""
         self.whole.evaluations["gradients"] += 1
@@ -275,11 +281,15 @@ class Laplace:
             return torch.tensor(-math.inf, dtype=torch.float64), torch.full_like(g, math.nan)
         weights = self.field.pattern.log_det_slope(found.entries, found.factor)
         with torch.enable_grad():
-            g, z = g.detach().requires_grad_(), found.z.clone().requires_grad_()
+            g, z = g.detach().requires_grad_(), found.z.clone().requires_grad_(not self.field.quadratic)
             log_p, slope, entries = self.field.derivatives(g, z)
-            of_g, of_z = torch.autograd.grad(log_p - entries @ weights / 2, (g, z), retain_graph=True)
-            (by_mode,) = torch.autograd.grad(slope, g, found.factor.solve(of_z))
-        return self._value(g.detach(), found), of_g + by_mode + self.remainder[1:]
+            of_both = log_p - entries @ weights / 2
+            if self.field.quadratic:  # at the mode nothing depends on z
+                (of_g,) = torch.autograd.grad(of_both, g)
+            else:
+                of_g, of_z = torch.autograd.grad(of_both, (g, z), retain_graph=True)
+                of_g = of_g + torch.autograd.grad(slope, g, found.factor.solve(of_z))[0]
+        return self._value(g.detach(), found), of_g + self.remainder[1:]
 
 
 class _Draw(torch.autograd.Function):

@@ -83,7 +83,7 @@ class GlobalProgram(ProgramInContext):
             pass
         if not needs_density() or self.surrogate is None:
             return
-        g = torch.cat([latents.parts[name].reshape(-1) for name in self.names])
+        g = latents.point
         if len(g) != self.surrogate.modes.center.shape[-1]:  # particles then run under vmap
             raise ValueError("a program with latents that are integrated out does not broadcast over particles")
         factor(FACTOR, self.surrogate(g) - latents.log_prob)

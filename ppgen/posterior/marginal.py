@@ -107,16 +107,17 @@ class Marginal:
         """F of all groups at global latents (D,) and those of the groups (G, L): (G,)."""
         return self.groups.of_groups(self.groups.terms(g, z))
 
-    def __call__(self, g: Tensor, start: Tensor, steps: int = STEPS) -> Conditional:
+    def __call__(self, g: Tensor, start: Tensor, steps: int = STEPS, *, differentiable: bool = True) -> Conditional:
         """Integrates at the global latents (D,). Only the evidence and the terms of no group have gradients.
 
         Args:
             g: the global latents.
             start: where Newton's method begins, (G, L).
             steps: the number of its steps.
+            differentiable: whether gradients are asked for.
         """
         mode, covariance, distance = self._mode(g.detach(), start, steps)
-        place, root = self._follow(g, mode, covariance)
+        place, root = self._follow(g, mode, covariance) if differentiable else (mode, _root(covariance))
         nodes = place + (root @ self.nodes.mT).movedim(-1, 0)  # (K, G, L)
         terms = vmap(lambda z: self.groups.terms(g, z))(nodes)
         f = vmap(self.groups.of_groups)(terms)

@@ -16,10 +16,10 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
 
 from ppgen.posterior.control_variate import FACTOR, ControlVariate, same_arguments
 from ppgen.posterior.log_density import UnconstrainedLogDensity
+from ppgen.posterior.noted_latents import NotedLatents
 from ppgen.tracing.double_precision import ProgramInContext
 from ppgen.tracing.loss_scales import plates_scale
 from ppgen.tracing.sites import Program, Site, is_deterministic, sample_sites
@@ -200,9 +200,9 @@ class RowSubset(ProgramInContext):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the program."""
-        with _Unconstrained(self.names) as latents:
+        with NotedLatents(self.names) as latents:
             result = self.program(*args, **kwargs)
-        u = torch.cat([latents.parts[name].reshape(-1) for name in self.names])
+        u = latents.point
         if u.shape != self.difference.modes.center.shape[1:]:  # particles then run under vmap
             raise ValueError("a program on a subset of rows does not broadcast over particles")
         pyro.factor(FACTOR, self.difference(u))
@@ -215,19 +215,6 @@ class RowSubset(ProgramInContext):
             data: the arguments.
         """
         return same_arguments(data, self._all)
-
-
-class _Unconstrained(Messenger):
-    """A handler that notes the values of latents, on the real line."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
-        self.names = names
-        self.parts: dict[str, Tensor] = {}
-
-    def _pyro_post_sample(self, msg: Site) -> None:
-        if msg["name"] in self.names:
-            self.parts[msg["name"]] = biject_to(msg["fn"].support).inv(msg["value"])
 
 
 def split_by_rows(whole: UnconstrainedLogDensity) -> RowChunks | None:
