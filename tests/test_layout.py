@@ -37,6 +37,7 @@ LAYERS = [
     "tuning",
     "testing",
     "runs",
+    "sklearn",
 ]
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

@@ -115,16 +115,16 @@ def table_quality(
         "association error": float(difference.mean()) if difference.size else 0.0,
         "association error of training rows": float(of_train.mean()) if of_train.size else 0.0,
     }
-    few = _subsets(columns, rng)
-    numbers["detection AUC"] = detection_auc(few, 0, 2, seed=seed)
+    subset = _subsets(columns, rng)
+    numbers["detection AUC"] = detection_auc(subset, 0, 2, seed=seed)
     numbers["detection score"] = _detection_score(numbers["detection AUC"])
-    numbers["detection score of training rows"] = _detection_score(detection_auc(few, 1, 2, seed=seed))
+    numbers["detection score of training rows"] = _detection_score(detection_auc(subset, 1, 2, seed=seed))
     if target is not None:
-        numbers |= _usefulness(few, target, seed)
+        numbers |= _usefulness(subset, target, seed)
     rare = marginals["rare categories"].sum()
     if rare:
         numbers["rare categories covered"] = float((marginals["rare categories"] * marginals["covered"]).sum() / rare)
-    return TableQuality(marginals, real, drawn, numbers | _privacy(columns, few))
+    return TableQuality(marginals, real, drawn, numbers | _privacy(columns, subset))
 
 
 def _marginals(columns: MixedColumns, train: pd.DataFrame) -> pd.DataFrame:

@@ -102,14 +102,13 @@ class FrameArguments:
         by_name = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY)]
         if not any(p.name in columns for p in by_name) and len(by_name) <= 1:
             return None
+        by_name = [
+            p for p in by_name if p.name in columns or p.default is p.empty or p.default is None
+        ]  # others keep their values
         counted = [p.name.removeprefix(COUNT) for p in by_name if p.name not in columns and p.name.startswith(COUNT)]
-        names = [p.name for p in by_name if p.name in columns or (p.name.removeprefix(COUNT) not in counted)]
-        for parameter in by_name:
-            if parameter.name in names and parameter.name not in columns:
-                if parameter.default not in (parameter.empty, None):
-                    names.remove(parameter.name)  # an option of the program, which keeps its value
-                    continue
-                raise ValueError(_absent(parameter.name, columns))
+        names = [p.name for p in by_name if p.name.removeprefix(COUNT) not in counted or p.name in columns]
+        if absent := [name for name in names if name not in columns]:
+            raise ValueError(_absent(absent[0], columns))
         schema = Schema(tuple(_column(name, columns[name]) for name in names))
         for name in counted:
             if name not in names or not schema[name].is_coded:
