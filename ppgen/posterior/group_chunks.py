@@ -35,7 +35,7 @@ __all__ = ["GlobalLatents", "GroupChunks", "LocalLatents", "MarginalProgram", "s
 
 GROUPS = 100  # of the subset in which modes are looked for, and errors of quadrature
 SURROGATE_POINTS = 32  # of the first surrogate
-CHECKED = 24  # draws at which errors are measured
+CHECKED = 16  # draws at which errors are measured
 TERMS = 2**21  # terms times nodes times points that are evaluated at once, which bounds the memory
 POINTS = 16  # evaluated at once
 EQUAL = 1e-8  # relative difference of the densities of groups

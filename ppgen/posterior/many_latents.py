@@ -124,9 +124,10 @@ class KnownDensity:
         self._add(spread_points(modes, count), budget)
         generator, right = torch.Generator().manual_seed(0), 0
         for _ in range(ROUNDS):
-            if not budget.left or right == 2:  # once may be chance
+            if not budget.left or right >= 2:  # once may be chance, unless it is far below
                 break
-            right = right + 1 if self.error(*self._draws(generator), budget) < ENOUGH else 0
+            error = self.error(*self._draws(generator), budget)
+            right = 0 if error >= ENOUGH else right + (2 if error < ENOUGH / 10 else 1)
 
     def __len__(self) -> int:
         """The number of points."""

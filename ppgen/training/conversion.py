@@ -109,7 +109,8 @@ def collate(data: Any, name: str) -> Any:
     if isinstance(data, IterableDataset):
         raise ValueError(
             f"{name}: expected a Dataset with a length of at least 1, got {type(data).__name__}, a stream: collect its "
-            "items, torch.utils.data.default_collate(list(data)). Only fit takes streams, with batch_size= and steps="
+            "items, torch.utils.data.default_collate(list(data)). Only fit with a guide takes streams, with "
+            'batch_size= and steps=; guide="auto" needs all rows'
         )
     if not hasattr(data, "__len__") or len(data) == 0:
         raise ValueError(f"{name}: expected a Dataset with a length of at least 1, got {type(data).__name__}")
