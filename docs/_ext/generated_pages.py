@@ -30,12 +30,16 @@ API = {
     "ppgen.tuning": "a choice of settings",
     "ppgen.report": "reports",
     "ppgen.runs.trained": "a run folder, loaded",
+    "ppgen.sklearn": "estimators for scikit-learn",
     "ppgen.testing": "invariants for your own classes",
 }
 """The documented modules, and what each is about. A name that several of them export is on the page of the first."""
 
-DOCUMENTED_ELSEWHERE = "object, Module, dict, tuple, Enum, ABC, ELBO, Transform, TorchDistributionMixin"
-"""Classes of Python, torch and Pyro, whose members these have too."""
+DOCUMENTED_ELSEWHERE = (
+    "object, Module, dict, tuple, Enum, ABC, ELBO, Transform, TorchDistributionMixin, BaseEstimator, ClassifierMixin, "
+    "RegressorMixin"
+)
+"""Classes of Python, torch, Pyro and scikit-learn, whose members these have too."""
 
 FAMILIES = {
     "Autoencoders": ("Autoencoder", "VAE"),

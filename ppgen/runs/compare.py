@@ -10,9 +10,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from ppgen.data import Data
+from ppgen.data.column import Column
+from ppgen.data.schema import Schema
+from ppgen.evaluation.table_quality import table_quality
 from ppgen.report import figures, write_report
 from ppgen.report.figures.images import MAX_IMAGES, value_range
 from ppgen.report.page import Figure, Report, Section, Table
+from ppgen.report.sections.table_quality import table_quality_section
 from ppgen.runs.data_run import DataRun
 from ppgen.runs.run import Run
 from ppgen.utils.user_warnings import warn_user
@@ -21,6 +25,7 @@ __all__ = ["compare"]
 
 TRAINING_DATA = "training data"
 MIN_SAMPLES = 20
+TABLE_ROWS = 10_000  # at most so many rows of a table are compared column by column
 
 EXPLANATION = (
     "How close are the samples of each model to held-out data? Smaller distances are better; all distances are between "
@@ -104,11 +109,32 @@ def _page(runs: dict[str, DataRun], samples: dict[str, np.ndarray], table: pd.Da
     )
     items = [Table(("measure", *table.columns), list(table.itertuples(name=None)))]
     sections = [Section("Every run under every metric", EXPLANATION, items)]
+    frames = _frames(data)
     for name, run in runs.items():
         caption = f"Samples of {name} ({run.config['method']}), and rows of the training data."
         figure = figures.samples(samples[name], data=train, **style)
         sections.append(Section(name, str(run.fit.loss), [Figure(figure, caption, caption)]))
+        if frames is not None:
+            sections.append(_quality(samples[name], *frames, title=f"{name}: the table"))
     return Report(f"Runs on {data.name}", ", ".join(runs), sections)
+
+
+def _frames(data: Data) -> tuple[pd.DataFrame, pd.DataFrame, Schema] | None:
+    """Training rows and test rows of a table, and its columns; None for other data, and few test rows."""
+    if data.columns is None or min(len(data.train.x), len(data.test.x)) < MIN_SAMPLES:
+        return None
+    train, test = (
+        pd.DataFrame(data.scaler.inverse(part.x[:TABLE_ROWS]), columns=list(data.columns))
+        for part in (data.train, data.test)
+    )
+    return train, test, Schema(tuple(Column(name=name, kind="continuous") for name in data.columns))
+
+
+def _quality(samples: np.ndarray, train: pd.DataFrame, test: pd.DataFrame, schema: Schema, *, title: str) -> Section:
+    """The quality of samples as rows of a table."""
+    synthetic = pd.DataFrame(samples, columns=list(schema.names))
+    quality = table_quality(synthetic, train, test, schema=schema)
+    return table_quality_section(quality, synthetic, test, schema=schema, title=title)
 
 
 def _in_units_of(target: Data, samples: np.ndarray, data: Data) -> np.ndarray:

@@ -291,7 +291,8 @@ class Classifier(ClassifierMixin, _ProgramEstimator):
         Args:
             X: columns (n, d), or a frame.
         """
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(1)]
 
     def _probabilities(self, fn: Any) -> Tensor:
         base = getattr(fn, "base_dist", fn)

@@ -133,7 +133,8 @@ class FrameArguments:
         """The columns of a frame, in the order of the arguments.
 
         Args:
-            frame: a frame with these columns, in any order. Without a column that is optional there is None.
+            frame: a frame with these columns, in any order. None stands for an optional column that is absent, or
+                has no value.
 
         Raises:
             TypeError: if it is no frame.
@@ -149,6 +150,9 @@ class FrameArguments:
             if column.name not in columns:
                 if column.name not in self.optional:
                     raise ValueError(_absent(column.name, columns))
+                found.append(None)
+                continue
+            if column.name in self.optional and columns[column.name].isna().all():
                 found.append(None)
                 continue
             encoded = Schema((column,)).encode(columns[column.name].to_frame(column.name))[:, 0]
@@ -211,6 +215,8 @@ def _column(name: str, cells: "pd.Series") -> Column:
     """What a column is to a program."""
     import pandas as pd
 
+    if cells.isna().all():
+        raise ValueError(f"frame: column {name!r} has no value in any of its {len(cells)} rows")
     dtype, kind = cells.dtype, pd.api.types.infer_dtype(cells, skipna=True)
     if kind == "boolean":
         return Column(name=name, kind="binary", dtype="bool", categories=(False, True))
@@ -221,7 +227,7 @@ def _column(name: str, cells: "pd.Series") -> Column:
             f"frame: column {name!r} has times; give the program a number in a unit of your choice, "
             "(t - t.min()) / pd.Timedelta(days=1)"
         )
-    if kind not in ("categorical", "string", "empty"):
+    if kind not in ("categorical", "string"):
         raise TypeError(
             f"frame: expected numbers, text, booleans or categories in column {name!r}, got {kind} values of type "
             f"{dtype}; convert it by .astype(float), .astype(str) or .astype('category')"
@@ -239,8 +245,6 @@ def _column(name: str, cells: "pd.Series") -> Column:
                 f"{'' if numbers.all() else f', and {categories[int(numbers.argmin())]!r}'}: convert it by "
                 ".astype(float), or by .astype('category') if they are names of groups"
             )
-    if not categories:
-        raise ValueError(f"frame: column {name!r} has no value in any of its {len(cells)} rows")
     ordered = isinstance(dtype, pd.CategoricalDtype) and dtype.ordered
     return Column(name=name, kind="ordinal" if ordered else "categorical", dtype="object", categories=categories)
 

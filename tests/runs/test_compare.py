@@ -1,6 +1,7 @@
 """Comparison of runs on the same data."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ppgen import data as datasets
@@ -57,3 +58,16 @@ def test_gray_levels_and_numbers_from_zero_to_one_are_compared_in_the_same_unit(
     assert 0 < fractions.min() < fractions.max() < 1
     assert np.array_equal(_in_units_of(integer, fractions, other), integer.x)
     assert _in_units_of(other, other.x, other) is other.x
+
+
+@pytest.mark.figures
+def test_runs_on_a_table_are_compared_column_by_column(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "METRICS", {})
+    pd.DataFrame(np.random.default_rng(0).normal(size=(300, 2)), columns=["age", "income, €"]).to_csv(
+        "t.csv", index=False
+    )
+    assert main(["train", "ae", "t.csv", *quick, "--out", "run"]) == 0
+    assert main(["compare", "run", "--n", "60"]) == 0
+    page = (tmp_path / "compare.html").read_text()
+    for words in ("run: the table", "detection score", "copies of training rows", "income, €", "Synthetic rows."):
+        assert words in page

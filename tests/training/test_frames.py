@@ -93,6 +93,12 @@ def test_predictions_are_a_frame_with_the_rows_of_the_new_one(fitted):
     np.testing.assert_allclose(by_row.cov(), design @ covariance @ design.T + np.eye(3), atol=0.12)
 
 
+def test_a_response_without_a_value_is_predicted_as_if_it_were_absent(fitted):
+    new = FRAME.iloc[:2]
+    without = fitted.predict(new.drop(columns="y"), draws=10)
+    assert fitted.predict(new.assign(y=math.nan), draws=10).equals(without)
+
+
 def test_new_groups_are_drawn_from_the_population(fitted):
     """A new county has the prior N(1, .5^2), which the others do not tell anything about, as the empty one has."""
     new = pd.DataFrame({"x": 0.0, "county": ["new", "other", "new", "f", "b, c"]})
@@ -242,6 +248,7 @@ def test_what_a_program_gets_of_each_kind_of_column(cells, number, codes):
         (lambda f: f.assign(x=pd.Timestamp("2024-01-01")), TypeError, "column 'x' has times"),
         (lambda f: f.assign(county=1.0), ValueError, "'county' .* has numbers: make it one of categories"),
         (lambda f: f.assign(county=None), ValueError, "'county' has no value in any of its 60 rows"),
+        (lambda f: f.assign(y=math.nan), ValueError, "'y' has no value in any of its 60 rows"),
         (lambda f: f.assign(x=f["x"].where(f["x"] < 1)), ValueError, r"frame: .* \(the first is row .*column 'x'"),
         (lambda f: f.assign(county=f["county"].where(f["x"] < 1)), ValueError, r"column 'county', are not finite"),
         (lambda f: pd.concat([f, f[["x"]]], axis=1), ValueError, "two columns are named 'x'"),

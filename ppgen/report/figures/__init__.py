@@ -20,6 +20,8 @@ from ppgen.report.figures.latent import latent_walk as latent_walk
 from ppgen.report.figures.posterior import khat as khat
 from ppgen.report.figures.posterior import posterior as posterior
 from ppgen.report.figures.restarts import restart_intervals as restart_intervals
+from ppgen.report.figures.table_quality import associations as associations
+from ppgen.report.figures.table_quality import marginals as marginals
 from ppgen.report.figures.training import elbo_trace as elbo_trace
 from ppgen.report.figures.training import loss_curves as loss_curves
 from ppgen.report.figures.training import term_breakdown as term_breakdown

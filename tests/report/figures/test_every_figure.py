@@ -29,6 +29,19 @@ def ramp(z: np.ndarray) -> np.ndarray:
 
 
 CASES = {
+    "marginals": {
+        "numbers and categories": (
+            lambda f: f(
+                np.array([[0.5, 0], [1.5, np.nan], [np.nan, 1]]), np.zeros((4, 2)), ["a", "$b_"], [None, ("u", "v")]
+            ),
+            2,
+        ),
+        "many columns": (lambda f: f(RNG.normal(size=(9, 30)), WIDE[:, :1].repeat(30, 1), ["c"] * 30, [None] * 30), 24),
+    },
+    "associations": {
+        "three columns": (lambda f: f(np.eye(3), np.ones((3, 3)), ["a", "b", "$c"]), 4),
+        "many columns": (lambda f: f(np.eye(40), -np.eye(40), ["c"] * 40), 4),
+    },
     "clouds": {
         "stages": (lambda f: f({"a": np.eye(3), "b": np.ones((2, 3))}, data=np.zeros((4, 3))), 2),
         "one column": (lambda f: f({"a": np.arange(9.0)[:, None]}, columns=["x"]), 1),
