@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ppgen.infer.adversarial import build_critics
+from ppgen.infer.compile.building import stop_compiling
 from ppgen.infer.distributed import Ranks, launched_ranks
 from ppgen.infer.parameter_scope import ParameterScope
 from ppgen.infer.parameters import ProgramState, owning_module, restore
@@ -101,7 +102,10 @@ def train(model: Program, guide: Program, data: Any, options: TrainingOptions) -
         initialize = getattr(_first(modules), "initialize", None)
         if isinstance(loss, Objective):
             loss.total = scheduled
-        chains = _train_chains(trainer, crew, model, guide, initialize)
+        try:
+            chains = _train_chains(trainer, crew, model, guide, initialize)
+        finally:
+            stop_compiling()
     chains, resumable = gather_chains(crew, chains), any(crew.gather(checkpoint.resumable))
     result = Fitted(model, guide, loss, chains, example, scope=scope, missing_chains=options.num_chains - len(chains))
     if length:

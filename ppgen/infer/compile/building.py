@@ -27,11 +27,12 @@ from ppgen.infer.compile.libraries import Libraries, library_key, load_library
 from ppgen.infer.compile.portable_graph import NotPortable, PortableGraph
 from ppgen.utils.torch_private import MissingTorchInterface
 
-__all__ = ["Build", "CompiledGraph"]
+__all__ = ["Build", "CompiledGraph", "stop_compiling"]
 
 CompiledGraph = Callable[[list[Tensor]], Any]
 
 KEPT = 64  # compiled graphs that one process keeps
+ABANDONED = 10.0  # seconds after which a job that no run asks about makes way for another
 NICE = 10  # the priority of the other process: a tenth of that of training, where both want the same core
 MAIN = "from ppgen.infer.compile.building import compile_request; compile_request()"
 
@@ -54,12 +55,9 @@ class Build:
         key: tells it from other graphs.
     """
 
-    running: ClassVar["weakref.ref[Build] | None"] = None  # one process at a time
-
     def __init__(self, module: fx.GraphModule, draws: int) -> None:
         self.module, self.draws = module, draws
-        self._process: subprocess.Popen | None = None
-        self._errors: Any = None
+        self._job: Job | None = None
         self.operations = len(module.graph.nodes)
         self._threads = torch.get_num_threads()
         self._portable: PortableGraph | None = None
@@ -79,8 +77,8 @@ class Build:
         """
         if (graph := _kept.get(self.key)) is not None:
             _kept.move_to_end(self.key)
-        elif self._elsewhere and (path := Libraries().find(self.key)) is not None:
-            graph = self._keep(load_library(path))
+        elif self._elsewhere and (library := Libraries().find(self.key)) is not None:
+            graph = self._keep(load_library(library.file))
         return graph
 
     def now(self) -> CompiledGraph:
@@ -99,53 +97,37 @@ class Build:
                 logger.info("the compiled step is not kept for other processes: %s", error)
         return graph
 
+    @property
+    def text(self) -> str | None:
+        """A text that is the same for equal graphs alone; None if only this process can compile the graph."""
+        return self._portable.text() if self._portable is not None and self._elsewhere else None
+
     def predicted_seconds(self) -> float:
         """How long compiling takes, from the last compilations on this machine."""
         return Libraries().predicted_seconds(self.operations)
 
     def start(self) -> bool:
         """Starts to compile, in another process if that can be; False while that is busy with another graph."""
-        if not self._elsewhere:
+        if self._portable is None or not self._elsewhere:
             self.now()
             return True
-        other = None if Build.running is None else Build.running()
-        if other is not None and not other.done:
-            return False
-        Build.running = weakref.ref(self)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
-        with tempfile.TemporaryFile() as request:
-            pickle.dump((self.key, self._portable, self._threads), request)
-            request.seek(0)
-            paths = os.pathsep.join(path for path in sys.path if path)
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", MAIN],
-                stdin=request,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is for this process
-            )
-        weakref.finalize(self, _stop, self._process, self._errors)
-        return True
+        self._job = Job.start(self.key, self._portable, self._threads)
+        return self._job is not None
 
     @property
     def started(self) -> bool:
         """Whether another process was started."""
-        return self._process is not None
+        return self._job is not None
 
     @property
     def done(self) -> bool:
         """Whether the other process has ended."""
-        return self._process is not None and self._process.poll() is not None
+        return self._job is not None and self._job.done
 
     @property
     def failure(self) -> str | None:
         """Why the other process could not compile the graph, in its last line; None if it could."""
-        if self._process is None or not self._process.poll():
-            return None
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"the process that compiled it ended with {self._process.returncode}"
+        return None if self._job is None else self._job.failure
 
     def _store(self, library: Any, seconds: float) -> None:
         Libraries().add(self.key, library, seconds=round(seconds, 2), operations=self.operations)
@@ -157,6 +139,91 @@ class Build:
         return graph
 
 
+class Job:
+    """The process that compiles a graph; there is one at a time.
+
+    Args:
+        key: the key of the graph.
+        request: what the process is to do.
+
+    Attributes:
+        key: the key.
+        process: the process.
+        stopped: whether it was ended before it was done.
+    """
+
+    current: ClassVar["Job | None"] = None
+
+    def __init__(self, key: str, request: IO[bytes]) -> None:
+        paths = os.pathsep.join(path for path in sys.path if path)
+        self.key, self.stopped = key, False
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", MAIN],
+            stdin=request,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+            start_new_session=True,  # Ctrl-C is for this process
+        )
+        self._asked = time.monotonic()
+        self._end = weakref.finalize(self, _end, self.process, self._errors)
+
+    @classmethod
+    def start(cls, key: str, portable: PortableGraph, threads: int) -> "Job | None":
+        """Starts to compile a graph, or finds the job that does; None while another graph is compiled.
+
+        Args:
+            key: the key of the graph.
+            portable: the graph.
+            threads: how many threads the library uses.
+        """
+        job = cls.current
+        if job is not None and job.key == key and not job.stopped:
+            return job
+        if job is not None and not job.done_now and time.monotonic() - job._asked < ABANDONED:
+            return None
+        stop_compiling()
+        with tempfile.TemporaryFile() as request:
+            pickle.dump((key, portable, threads), request)
+            request.seek(0)
+            cls.current = cls(key, request)
+        return cls.current
+
+    @property
+    def done_now(self) -> bool:
+        """Whether the process has ended."""
+        return self.stopped or self.process.poll() is not None
+
+    @property
+    def done(self) -> bool:
+        """Whether the process has ended; a job about which nobody asks for some seconds may be stopped for another."""
+        self._asked = time.monotonic()
+        return self.done_now
+
+    @property
+    def failure(self) -> str | None:
+        """The last line of the process's errors; None if it has not failed, or was stopped."""
+        if self.stopped or not self.process.poll():
+            return None
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"the process that compiled it ended with {self.process.returncode}"
+
+    def stop(self) -> None:
+        """Ends the process."""
+        if not self.done_now:
+            self.stopped = True
+            self._end()
+
+
+def stop_compiling() -> None:
+    """Ends the process that compiles in the background, at the end of a run."""
+    if Job.current is not None:
+        Job.current.stop()
+        Job.current = None
+
+
 def compile_request() -> None:
     """What the other process does: compiles the graph that it is sent, and puts the library into the folder."""
     began = time.perf_counter()
@@ -165,9 +232,12 @@ def compile_request() -> None:
     key, portable, threads = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
     compiler = _compiler()
-    library = compiler.library_of(compiler.compile_graph(portable.module(), portable.draws))
+    compiled = compiler.compile_graph(portable.module(), portable.draws)
+    library = compiler.library_of(compiled)
     if library is None:
-        raise MissingTorchInterface("the path of a compiled library")
+        raise MissingTorchInterface("what a library without operations in Python needs")
+    with suppress(RuntimeError):  # what crashes a process crashes this one, and is not kept
+        compiled([torch.empty_strided(*like[:2], dtype=like.dtype).zero_() for like in portable.likes])
     seconds = time.perf_counter() - began
     Libraries().add(key, library, seconds=round(seconds, 2), operations=len(portable.nodes))
 
@@ -179,7 +249,7 @@ def _compiler() -> Any:
         raise MissingTorchInterface(f"an interface of its compiler ({error})") from error
 
 
-def _stop(process: subprocess.Popen, errors: IO[bytes]) -> None:
+def _end(process: subprocess.Popen, errors: IO[bytes]) -> None:
     errors.close()
     if process.poll() is None:
         process.kill()

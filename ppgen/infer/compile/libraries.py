@@ -59,7 +59,7 @@ class Libraries:
     def __init__(self, folder: str | os.PathLike | None = None) -> None:
         self.folder = _default() if folder is None else Path(folder)
 
-    def find(self, key: str) -> Path | None:
+    def find(self, key: str) -> Library | None:
         """The library of a key, checked; None if there is none.
 
         Args:
@@ -77,7 +77,7 @@ class Libraries:
             return None
         for path in (library.manifest, library.file):  # used now, for `trim`
             os.utime(path)
-        return library.file
+        return library
 
     def add(self, key: str, file: Path, **about: Any) -> Path:
         """Copies a library into the folder.

@@ -8,19 +8,42 @@ loop, with a wrapper in C++.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tag, Tensor, fx
 
 from ppgen.infer.compile.compiled_function import CompiledFunction
+from ppgen.infer.compile.libraries import Libraries, library_key, load_library
 from ppgen.infer.compile.recording import Untraceable
 
-__all__ = ["NativeLoop"]
+__all__ = ["LoopPlan", "NativeLoop"]
 
 MOST_TURNS, FIRST_TURNS = 1000, 10  # of one call, and of the first
 SECONDS = 0.25  # of one call: Python waits for its end, with Ctrl-C and a progress bar
 aten = torch.ops.aten
+
+
+@dataclass
+class LoopPlan:
+    """What a loop carries, as JSON values.
+
+    Attributes:
+        written: the numbers of the inputs that the step overwrites.
+        equal: pairs of inputs, such as an optimizer's counters: the first always has the value of the second.
+        constants: types, shapes and values of the last inputs.
+        results: the types of the results of a step.
+    """
+
+    written: list[int]
+    equal: list[list[int]]
+    constants: list[list[Any]]
+    results: list[str]
 
 
 class NativeLoop:
@@ -38,26 +61,40 @@ class NativeLoop:
     """
 
     def __init__(self, compiled: CompiledFunction, arguments: list[Tensor]) -> None:
-        from ppgen.infer.compile.inductor import compile_loop, functional_graph  # late: it takes a second to import
-
         if compiled.step.fused_updates:
             raise Untraceable("a part of the step is not in its graph, such as a fused optimizer")
-        functional = functional_graph(compiled.step.build.module, len(compiled.draws))
-        self.names, self._arguments = compiled.names, len(arguments)
-        tensors = [*arguments, *compiled.inputs]
-        pure, written, constants, equal = _without_writes(functional, tensors)
-        draws = [_functional(draw) for draw in compiled.draws]
-        if any(not tensors[i].is_contiguous() or tensors[i].is_cuda for i in written):
-            raise Untraceable("the step writes into tensors that are not contiguous, or on a GPU")
-        self._written = [tensors[i] for i in written]
-        self._equal = [(tensors[i], tensors[first]) for i, first in equal.items()]
-        if any(i < len(arguments) for i in written):
-            raise Untraceable("the step writes into its arguments")
-        read = [i for i in range(len(tensors)) if i not in written]
-        self._read, self._constants = [tensors[i] for i in read], constants
-        self._dtypes = list(dict.fromkeys(tensor.dtype for tensor in self._written))
-        self._result_dtypes = [node.meta["val"].dtype for node in _outputs(pure)[: len(self.names)]]
-        count, states, results = len(tensors) + len(draws), len(self._dtypes), len(self.names)
+        self.names, self._arguments, self._build = compiled.names, len(arguments), compiled.step.build
+        self._tensors = [*arguments, *compiled.inputs]
+        self._draws = [_draw(draw) for draw in compiled.draws]
+        self._graph: Callable[[list[Tensor]], list[Tensor]] | None = None
+        self.most = FIRST_TURNS
+        text = self._build.text
+        counters = {i: tensor.item() for i, tensor in enumerate(compiled.inputs) if tensor.numel() == 1}
+        alike = [[i for i in counters if counters[i] == value] for value in dict.fromkeys(counters.values())]
+        self._key = text and library_key(repr((text, self._draws, alike, MOST_TURNS, _source())), 1)
+        if self._key and (library := Libraries().find(self._key)) is not None:
+            self._use(LoopPlan(**library.about["plan"]), load_library(library.file))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the loop is compiled, by this process or an earlier one."""
+        return self._graph is not None
+
+    def compile(self) -> "NativeLoop":
+        """Compiles the loop, and returns it.
+
+        Raises:
+            Untraceable: if the step writes into tensors that a loop cannot carry.
+        """
+        from ppgen.infer.compile.inductor import compile_loop, functional_graph, library_of  # late: it takes a second
+
+        began = time.perf_counter()
+        pure, plan = _without_writes(functional_graph(self._build.module, len(self._draws)), self._tensors)
+        plan.results = [_name(node.meta["val"].dtype) for node in _outputs(pure)[: len(self.names)]]
+        self._use(plan, None)
+        draws = [partial(getattr(torch, kind), shape, dtype=dtype) for kind, shape, dtype in self._draws]
+        count, states, results = len(self._tensors) + len(draws), len(self._dtypes), len(self.names)
+        read = [i for i in range(len(self._tensors)) if i not in plan.written]
 
         def going(turn: Tensor, *others: Tensor) -> Tensor:
             return turn < others[states + results]
@@ -66,9 +103,9 @@ class NativeLoop:
             kept, places = self._unpacked(others[:states]), others[states : states + results]
             fixed = others[states + results + 1 :]
             inputs: list[Any] = [None] * count
-            for i, tensor in [*zip(written, kept, strict=True), *zip(read, fixed[: len(read)], strict=True)]:
+            for i, tensor in [*zip(plan.written, kept, strict=True), *zip(read, fixed[: len(read)], strict=True)]:
                 inputs[i] = tensor
-            inputs[len(tensors) :] = [draw() for draw in draws]
+            inputs[len(self._tensors) :] = [draw() for draw in draws]
             found = pure(*inputs, *fixed[len(read) :])
             filled = [
                 place.index_copy(0, turn.reshape(1), value.reshape(1).to(place.dtype))
@@ -76,8 +113,28 @@ class NativeLoop:
             ]
             return (turn + 1, *self._packed(found[results:]), *filled)
 
-        self.most = FIRST_TURNS
         self._graph = compile_loop(going, body, 1 + states + results, self._inputs(1))
+        if self._key and (library := library_of(self._graph)) is not None:
+            seconds = round(time.perf_counter() - began, 2)
+            with suppress(OSError):  # the loop is compiled again in the next process
+                Libraries().add(self._key, library, loop_seconds=seconds, plan=asdict(plan))
+        return self
+
+    def _use(self, plan: LoopPlan, graph: Callable[[list[Tensor]], list[Tensor]] | None) -> None:
+        tensors = self._tensors
+        if any(not tensors[i].is_contiguous() or tensors[i].is_cuda for i in plan.written):
+            raise Untraceable("the step writes into tensors that are not contiguous, or on a GPU")
+        if any(i < self._arguments for i in plan.written):
+            raise Untraceable("the step writes into its arguments")
+        self._written = [tensors[i] for i in plan.written]
+        self._equal = [(tensors[i], tensors[first]) for i, first in plan.equal]
+        self._read = [tensor for i, tensor in enumerate(tensors) if i not in plan.written]
+        self._constants = [
+            torch.tensor(values, dtype=getattr(torch, dtype)).reshape(shape) for dtype, shape, values in plan.constants
+        ]
+        self._dtypes = list(dict.fromkeys(tensor.dtype for tensor in self._written))
+        self._result_dtypes = [getattr(torch, name) for name in plan.results]
+        self._graph = graph
 
     @property
     def holds(self) -> bool:
@@ -91,6 +148,7 @@ class NativeLoop:
             the results of all steps, by name, each (turns,).
         """
         self._read[: self._arguments] = arguments
+        assert self._graph is not None
         began = time.perf_counter()
         _, *found = self._graph(self._inputs(turns))
         seconds = time.perf_counter() - began
@@ -121,9 +179,7 @@ class NativeLoop:
         return [next(parts[tensor.dtype]).reshape(tensor.shape) for tensor in self._written]
 
 
-def _without_writes(
-    module: fx.GraphModule, tensors: Sequence[Tensor]
-) -> tuple[fx.GraphModule, list[int], list[Tensor], dict[int, int]]:
+def _without_writes(module: fx.GraphModule, tensors: Sequence[Tensor]) -> tuple[fx.GraphModule, LoopPlan]:
     """A graph that returns what the original returns, and then the new values of the inputs that it overwrites.
 
     Args:
@@ -131,8 +187,7 @@ def _without_writes(
         tensors: its inputs.
 
     Returns:
-        the graph, whose last inputs are its constants; the numbers of the overwritten inputs; the constants; which
-        inputs have the value of another one, before and after: the counters of an optimizer.
+        the graph, whose last inputs are its constants; and the plan of the loop, without the types of its results.
     """
     graph = fx.Graph()
     found: Any = graph.graph_copy(module.graph, {})
@@ -171,7 +226,8 @@ def _without_writes(
             node.meta = dict(meta)
         outputs.append(node)
     graph.output(tuple(outputs))
-    return fx.GraphModule(module, graph), list(sources), constants, equal
+    stored = [[_name(c.dtype), list(c.shape), c.flatten().tolist()] for c in constants]
+    return fx.GraphModule(module, graph), LoopPlan(list(sources), [list(pair) for pair in equal.items()], stored, [])
 
 
 def _merge_equal(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
@@ -198,14 +254,24 @@ def _outputs(module: fx.GraphModule) -> list[fx.Node]:
     return list(output.args[0])
 
 
-def _functional(draw: Any) -> Callable[[], Tensor]:
-    """A draw that makes a new tensor, of the same random numbers."""
+def _draw(draw: Any) -> tuple[str, tuple[int, ...], torch.dtype]:
+    """A draw that makes a new tensor, of the same random numbers: torch's function, the shape and the type."""
     buffer, rest = getattr(draw.func, "__self__", None), [*draw.args, *draw.keywords.values()]
     if isinstance(buffer, Tensor):
-        make = {"normal_": torch.randn, "uniform_": torch.rand}.get(draw.func.__name__)
+        make = {"normal_": "randn", "uniform_": "rand"}.get(draw.func.__name__)
         if make is not None and not [value for value in rest if value is not None and value not in (0, 1)]:
-            shape, dtype = buffer.shape, buffer.dtype
-            return lambda: make(shape, dtype=dtype)
+            return make, tuple(buffer.shape), buffer.dtype
     elif draw.func in (aten.randn.default, aten.rand.default):
-        return draw
+        dtype = draw.keywords.get("dtype") or torch.get_default_dtype()
+        return draw.func.overloadpacket.__name__, tuple(draw.args[0]), dtype
     raise Untraceable("the step draws random numbers that a loop does not draw")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@cache
+def _source() -> str:
+    """A digest of this module, which libraries depend on."""
+    return sha256(Path(__file__).read_bytes()).hexdigest()

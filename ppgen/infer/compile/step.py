@@ -163,17 +163,17 @@ class CompiledStep:
         shape = self.policy.shape(key)
         if shape.compiled is None or shape.guard is None or shape.audits is None or shape.loop is False:
             return None
-        turns = min(most, shape.audits.before_next)
+        compiled, turns = shape.compiled, min(most, shape.audits.before_next)
         if turns < 2 or shape.guard.change(tensors) is not None:
             return None
         if shape.loop is not None and not shape.loop.holds:
             shape.loop = None
         if shape.loop is None:
-            if not self.policy.loop_pays(most):
-                return None
-            shape.loop = self._loop(shape.compiled, tensors)
-            if shape.loop is False:
-                return None
+            shape.loop = self._loop(lambda: NativeLoop(compiled, tensors))
+        if shape.loop and not shape.loop.ready and self.policy.loop_pays(most):
+            shape.loop = self._loop(shape.loop.compile)
+        if not shape.loop or not shape.loop.ready:
+            return None
         turns = min(turns, shape.loop.most)
         for optimizer in self.optimizers:
             optimizer.learning_rates.refresh()
@@ -182,17 +182,18 @@ class CompiledStep:
         self.policy.taken += turns
         return shape.loop(tensors, turns)
 
-    def _loop(self, compiled: CompiledFunction, tensors: list[Tensor]) -> "NativeLoop | Literal[False]":
-        """The loop of a compiled step; False if there is none."""
+    def _loop(self, make: Callable[[], NativeLoop]) -> "NativeLoop | Literal[False]":
+        """The loop of a compiled step, made by a function; False if there is none."""
         began = self.policy.clock()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns while it compiles
-                loop = NativeLoop(compiled, tensors)
+                loop = make()
         except Exception as error:
             self._report(f"steps are called one by one: {_reason(error)}")
             return False
-        self._report(f"many steps a call, compiled in {self.policy.clock() - began:.1f} s")
+        if loop.ready:
+            self._report(f"many steps a call, compiled in {self.policy.clock() - began:.1f} s")
         return loop
 
     def _compile_meanwhile(self, shape: ShapeState) -> None:

@@ -21,7 +21,8 @@ ENDLESS = 10**9
 def nothing_known(monkeypatch, tmp_path):
     monkeypatch.setenv("PPGEN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(building, "_kept", building.OrderedDict())
-    return tmp_path
+    yield tmp_path
+    building.stop_compiling()
 
 
 def svi(**options) -> tuple[ppgen.SVI, tuple]:
@@ -38,7 +39,7 @@ def test_a_process_that_fails_leaves_the_steps_eager_and_one_sentence(nothing_kn
     def between(run_svi: ppgen.SVI, step: int) -> None:
         for shape in run_svi.compiled_step.policy.shapes.values():
             if shape.build is not None and shape.build.started:
-                waited.append(shape.build._process.wait())
+                waited.append(shape.build._job.process.wait())
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -51,31 +52,47 @@ def test_a_process_that_fails_leaves_the_steps_eager_and_one_sentence(nothing_kn
     assert found.losses.tolist() == pytest.approx(expected, rel=1e-6)  # recorded steps round in their own way
 
 
-def test_a_run_that_ends_stops_the_process(nothing_known, monkeypatch):
+@pytest.fixture
+def endless(nothing_known, monkeypatch):
+    """Compiling never ends."""
     monkeypatch.setattr(building, "MAIN", "import time; time.sleep(600)")
-    made, args = svi(compile="auto", steps=ENDLESS)
+
+
+def begun(svi: ppgen.SVI, args: tuple) -> building.Build:
     for _ in range(6):
-        made.step(*args)
+        svi.step(*args)
+    (shape,) = svi.compiled_step.policy.shapes.values()
+    return shape.build
+
+
+def test_one_process_compiles_at_a_time_and_that_of_an_abandoned_run_makes_way(endless, monkeypatch):
+    made, args = svi(compile="auto", steps=ENDLESS)
+    first = begun(made, args)
     assert "is being compiled" in made.compile_status
-    (shape,) = made.compiled_step.policy.shapes.values()
-    process = shape.build._process
-    assert process.poll() is None
-    del made, shape
-    import gc
+    assert begun(*svi(compile="auto", steps=ENDLESS))._job is first._job  # the same program
+    made, args = svi(compile="auto", steps=ENDLESS)
+    second = begun(made, (args[0][:-1],))
+    assert not second.started
+    monkeypatch.setattr(building, "ABANDONED", -1.0)
+    made.step(args[0][:-1])
+    assert second.started
+    assert first.done
+    assert first.failure is None
 
-    gc.collect()
-    assert process.poll() is not None
 
+def test_a_fit_that_ends_stops_the_process(endless, monkeypatch):
+    seen = []
 
-def test_one_process_compiles_at_a_time(nothing_known, monkeypatch):
-    monkeypatch.setattr(building, "MAIN", "import time; time.sleep(600)")
-    runs = [svi(compile="auto", steps=ENDLESS) for _ in range(2)]
-    for made, args in runs:
-        for _ in range(6):
-            made.step(*args)
-    (first,), (second,) = (made.compiled_step.policy.shapes.values() for made, _ in runs)
-    assert first.build.started
-    assert not second.build.started
+    def look(step) -> None:
+        if building.Job.current is not None and not seen:
+            seen.append(building.Job.current)
+
+    monkeypatch.setattr(building.Build, "predicted_seconds", lambda _: 0.0)
+    model, guide, args = networks()
+    ppgen.fit(model, guide, args, steps=500, optim=adam(), callbacks=[look], progress=False)
+    (job,) = seen
+    assert job.process.poll() is not None
+    assert building.Job.current is None
 
 
 def test_a_run_too_short_to_gain_starts_no_process(nothing_known):

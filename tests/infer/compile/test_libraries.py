@@ -26,7 +26,7 @@ def library(tmp_path):
 def test_what_was_added_is_found(folder, library):
     assert folder.find("a") is None
     copy = folder.add("a", library, seconds=2.0, operations=100)
-    assert folder.find("a") == copy
+    assert folder.find("a").file == copy
     assert copy.read_bytes() == b"machine code"
     assert folder.find("b") is None
     (entry,) = folder.entries()
@@ -37,7 +37,7 @@ def test_two_writers_of_a_key_leave_one_library(folder, library):
     folder.add("a", library)
     library.write_bytes(b"the same, compiled again")
     second = folder.add("a", library)
-    assert folder.find("a") == second
+    assert folder.find("a").file == second
     assert len(folder.entries()) == 1
 
 
@@ -74,7 +74,7 @@ def test_the_least_recently_used_go_first(folder, library):
     for key, used in (("a", 30), ("b", 20), ("c", 10)):
         library.write_bytes(key.encode() * 2**20)
         folder.add(key, library)
-        for path in (folder.folder / f"{key}.json", folder.find(key)):
+        for path in (folder.folder / f"{key}.json", folder.find(key).file):
             os.utime(path, (used, used))
     assert folder.trim(2.5) == 1
     assert [folder.find(key) is not None for key in "abc"] == [True, True, False]
