@@ -26,7 +26,7 @@ from ppgen.report.sections.diffusion import noise_to_data
 from ppgen.report.sections.flow import flow
 from ppgen.report.sections.growth import progressive_growing
 from ppgen.report.sections.reconstructions import reconstructions
-from ppgen.report.sections.samples import samples
+from ppgen.report.sections.samples import columns_of_samples, samples
 from ppgen.report.sections.summary import summary
 from ppgen.report.sections.training import training
 from ppgen.training.result import Fitted
@@ -41,6 +41,7 @@ SECTIONS: tuple[Row[RunContext], ...] = (
     Row(training),
     Row(adversarial_training),
     Row(samples, needs=Samples),
+    Row(columns_of_samples, needs=Samples),
     Row(progressive_growing),
     Row(flow, needs=TransportsToBase),
     Row(noise_to_data, needs=Denoises),

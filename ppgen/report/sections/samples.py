@@ -1,8 +1,12 @@
-"""The section with samples of a model."""
+"""The sections with samples of a model, and with their columns."""
+
+from typing import Any
 
 import numpy as np
 import torch
 
+from ppgen.evaluation.mixed_columns import MixedColumns
+from ppgen.evaluation.table_quality import associations
 from ppgen.models.likelihood import Point
 from ppgen.models.protocols import Decodes
 from ppgen.report import figures
@@ -11,9 +15,10 @@ from ppgen.report.figures.images import MAX_IMAGES
 from ppgen.report.figures.style import shorten
 from ppgen.report.page import Figure, Section
 
-__all__ = ["samples"]
+__all__ = ["columns_of_samples", "samples"]
 
 MAX_ROWS = 2000
+MAX_COLUMNS = 40  # of a table whose pairs of columns are shown
 MAX_LABELS, IMAGES_OF_A_LABEL = 10, 12
 MIN_DRAWS, MIN_IMAGES = 8, 2  # that are shown even if there is no time for them
 
@@ -77,3 +82,23 @@ def _by_label(context: RunContext, *, mean: bool) -> Figure:
     caption = f"{kind} of {of}. All images in a column have the same random numbers."
     picture = figures.sequences(images, limits=context.figure_options["limits"])
     return Figure(picture, caption, f"Samples by label. {caption}")
+
+
+def columns_of_samples(context: RunContext) -> Section | None:
+    """The distribution of each column of a table, and associations of columns, in held-out rows and in samples."""
+    names: Any = context.data.columns
+    split = context.data.test if len(context.data.test.x) else context.data.train
+    if names is None or not 2 <= len(names) <= MAX_COLUMNS or len(split.x) < MIN_DRAWS:
+        return None
+    rows, *labels = context.tensors(split, MAX_ROWS)
+    drawn, _ = _draw(context, len(rows), labels, means=False)
+    data = context.in_source_units(rows)
+    kinds: tuple[None, ...] = (None,) * len(names)
+    found = MixedColumns(tuple(names), kinds, (data.astype(np.float64), drawn.astype(np.float64)))
+    real, synthetic = (associations(found, number).to_numpy() for number in (0, 1))
+    which = "held-out rows" if split is context.data.test else "training rows"
+    caption = f"The distribution of each column in {len(data)} {which} and in {len(drawn)} samples."
+    pairs = f"Rank correlations of each two columns in {which} and in samples."
+    picture = figures.marginals(found.rows[0], found.rows[1], names, kinds)
+    items = [Figure(picture, caption, caption), Figure(figures.associations(real, synthetic, names), pairs, pairs)]
+    return Section("Columns", "", items)

@@ -1,13 +1,14 @@
 """Samples of images: means beside the draws at the same codes, and a row for each label."""
 
 import numpy as np
+import pandas as pd
 import torch
 from reports import fit_of
 
 from ppgen import data, models
 from ppgen.report.context import RunContext
 from ppgen.report.sections import samples as section
-from ppgen.report.sections.samples import samples
+from ppgen.report.sections.samples import columns_of_samples, samples
 
 
 def context(model, digits):
@@ -47,3 +48,14 @@ def test_a_conditional_model_has_a_row_for_each_label():
         assert rows[0] == first
         assert "Means E[x | z] of each label" in items[1].caption
     assert "…" in rows[-1]
+
+
+def test_a_table_has_each_column_and_pairs_of_columns(tmp_path):
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(100, 3)), columns=["a", "b", "c"])
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    table = data.load(tmp_path / "t.csv")
+    figures = [item.picture for item in columns_of_samples(context(models.VAE((3,), latent_dim=2), table)).items]
+    assert [axes.get_title(loc="left") for axes in figures[0].axes] == ["a", "b", "c"]
+    assert [axes.get_title(loc="left") for axes in figures[1].axes[:3]] == ["data", "synthetic", "synthetic minus data"]
+    digits = data.load("digits", size=80)
+    assert columns_of_samples(context(models.VAE((1, 8, 8)), digits)) is None
