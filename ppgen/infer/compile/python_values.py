@@ -113,6 +113,7 @@ class PythonValues:
         self.places: dict[tuple[int, str], Place] = {}
         self.values: dict[tuple[int, str], Any] = {}
         self.containers: dict[int, Contents] = {}
+        self.unwatched: dict[Any, Place | Contents] = {}
         self._calls: list[Call] = []
         self._functions: dict[CodeType, FunctionType] = {}
         self._cached: set[CodeType] = set()  # of functions behind a cache, which need not have run
@@ -159,18 +160,26 @@ class PythonValues:
         Returns:
             The label of the first value that differs, or None.
         """
+        for key in self.places.keys() & earlier.unwatched.keys():  # by comparison with a step before that one
+            self._unwatch(self.places, key)
+        for number in self.containers.keys() & earlier.unwatched.keys():
+            self._unwatch(self.containers, number)
         for key in self.places.keys() & earlier.places.keys():
             place = self.places[key]
             if not same(self.values[key], earlier.values[key]):
                 if not place.of_library or (isinstance(self.values[key], Tensor) and not place.key.startswith("_")):
                     return place.label  # a tensor that an old-style weight norm keeps, for example
-                del self.places[key], self.values[key]
+                self._unwatch(self.places, key)
         for number in self.containers.keys() & earlier.containers.keys():
             if self.containers[number].held != earlier.containers[number].held:
                 if not self.containers[number].of_library:
                     return self.containers[number].label
-                del self.containers[number]
+                self._unwatch(self.containers, number)
         return None
+
+    def _unwatch(self, watched: dict, key: Any) -> None:
+        self.unwatched[key] = watched.pop(key)  # kept, so that no other object gets its id
+        self.values.pop(key, None)
 
     def changed(self) -> str | None:
         """The label of the first value that is another one now, or None."""

@@ -5,11 +5,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from compiled_runs import SMALL, compiled_shapes, run
-from programs import adam, networks
+from programs import PROGRAMS, adam, networks
+from support import known_as
 
 import ppgen
 from ppgen.infer.compile import building
@@ -93,6 +96,23 @@ def test_a_fit_that_ends_stops_the_process(endless, monkeypatch):
     (job,) = seen
     assert job.process.poll() is not None
     assert building.Job.current is None
+
+
+def test_a_step_that_was_compiled_meanwhile_is_compiled_once(monkeypatch):
+    """The guide makes its plates anew in each eager step, which no recording but the first two can tell."""
+    calls, known = [], known_as()
+
+    def later(build: building.Build) -> Any:
+        calls.append(build)
+        return known(build) if len(calls) > 1 else None
+
+    monkeypatch.setattr(building.Build, "known", later)
+    monkeypatch.setattr(building.Build, "start", lambda build: setattr(build, "_job", Mock(failure=None)) or True)
+    row = PROGRAMS["auto_normal"]._replace(options={"steps": ENDLESS})
+    found = run(row, "auto", steps=30)
+    assert compiled_shapes(found.svi) == 1
+    assert found.svi.compiled_step.policy.compiled == 1
+    assert len(calls) == 2
 
 
 def test_a_run_too_short_to_gain_starts_no_process(nothing_known):
