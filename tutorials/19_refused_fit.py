@@ -47,7 +47,7 @@ def horseshoe(x, y):
 # ## The fit, and why it is refused
 #
 # `guide="auto"` ends with a flow, the richest guide that it has. The verdict refuses its draws as they are. Weights
-# would leave one in thirty of them (`ess_ratio`).
+# would leave one in five of them (`ess_ratio`).
 
 # %%
 fit = ppgen.fit(horseshoe, "auto", (x, y))
@@ -59,8 +59,9 @@ print(refused)
 #
 # `refine` takes four populations of points from the guide to the posterior in steps: each applies a small part of the
 # importance weights, and then moves the points by Hamiltonian Monte Carlo (Del Moral et al. 2006). The moves are made
-# in the coordinates of the flow, where the posterior is far rounder than in its own. They end when R-hat and effective
-# sample sizes are good. Populations know nothing of each other's points, so each is a chain.
+# in the coordinates of the flow, where the posterior is far rounder than in the program's, and at the end in both,
+# since a flow can put what it was not trained on too far out for any move. They end when R-hat and effective sample
+# sizes are good. Populations know nothing of each other's points, so each is a chain.
 #
 # On the way are the distributions $\pi_t \propto q^{1 - t} p^t$, from the guide $q$ at $t = 0$ to $p = p(y, \theta)$ at
 # $t = 1$. From $t$ to $t'$ a point has the weight $(p / q)^{t' - t}$. Over points of $\pi_t$ with the constants $Z_t$,
