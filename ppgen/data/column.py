@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 __all__ = ["CODED", "KINDS", "Column", "describe_values"]
 
 CODED = ("binary", "categorical", "ordinal")
 KINDS = ("continuous", "positive", "bounded", "count", *CODED, "datetime", "omitted")
+
+
+MARGINAL = ("frequent", "quantiles", "levels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,9 @@ class Column:
         unit: the unit of dates and durations: D, h, m, s, ms, us or ns; None for other columns.
         optional: whether cells of it may be missing.
         missing: how missing cells are written, the usual way first: in a file the texts that stand for them.
+        frequent: encoded numbers that many rows share, see `ppgen.data.marginals`; not of categories.
+        quantiles: increasing encoded numbers, the quantiles of those that are not frequent.
+        levels: the part of the numbers that is below each quantile.
 
     Raises:
         ValueError: for an unknown kind, and for a kind without what it needs (categories, bounds, a unit).
@@ -47,6 +53,9 @@ class Column:
     unit: str | None = None
     optional: bool = False
     missing: tuple[str, ...] = ()
+    frequent: tuple[float, ...] = ()
+    quantiles: tuple[float, ...] = ()
+    levels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"column {self.name!r}"
@@ -54,7 +63,7 @@ class Column:
             raise ValueError(f"expected the name of a column to be text, got {self.name!r}")
         if self.kind not in KINDS:
             raise ValueError(f"{where}: expected the kind to be one of {', '.join(KINDS)}, got {self.kind!r}")
-        for name in ("categories", "missing"):
+        for name in ("categories", "missing", *MARGINAL):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         if self.kind in CODED and not self.categories:
@@ -73,10 +82,15 @@ class Column:
         """Whether its numbers are codes of categories."""
         return self.kind in CODED
 
-    def as_dict(self) -> dict[str, Any]:
-        """What differs from the defaults, as plain values for YAML and JSON."""
-        default = {field.name: field.default for field in fields(self)}
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if v != default[k]}
+    def as_dict(self, *, marginals: bool = True) -> dict[str, Any]:
+        """What differs from the defaults, as plain values for YAML and JSON.
+
+        Args:
+            marginals: whether to include the marginal distribution, hundreds of numbers.
+        """
+        default = {field.name: field.default for field in fields(self) if marginals or field.name not in MARGINAL}
+        values = {name: getattr(self, name) for name in default}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v != default[k]}
         return {"name": self.name, "kind": self.kind} | plain
 
 

@@ -24,6 +24,7 @@ from ppgen.data.column import KINDS, Column, describe_values
 from ppgen.data.column_codes import decode_column, encode_column
 from ppgen.data.column_inference import infer_column
 from ppgen.data.labels import row_number
+from ppgen.data.marginals import marginal_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,7 @@ class Schema:
             raise ValueError(f"{name}: kinds names a column {unknown[0]!r} that does not exist; {_list(frame.columns)}")
         if other := [kind for kind in kinds.values() if kind not in KINDS]:
             raise ValueError(f"{name}: expected kinds to be among {', '.join(KINDS)}, got {other[0]!r}")
-        return cls(
+        schema = cls(
             tuple(
                 infer_column(
                     frame.iloc[:, i], str(c), kind=kinds.get(str(c)), marks=missing, source=name, location=location
@@ -106,6 +107,24 @@ class Schema:
                 for i, c in enumerate(frame.columns)
             )
         )
+        return schema.with_marginals(schema.encode(frame, name=name, location=location))
+
+    def with_marginals(self, x: np.ndarray) -> Schema:
+        """The schema with the marginal distributions of other rows, for example of the training rows alone.
+
+        Args:
+            x: encoded rows (n, number of kept columns).
+
+        Raises:
+            ValueError: if a column has no value in these rows.
+        """
+        found: dict[str, Any] = {}
+        for j, column in enumerate(self.kept):
+            values = x[:, j][~np.isnan(x[:, j])]
+            if not len(values):
+                raise ValueError(f"column {column.name!r} has no value in these {len(x)} rows; leave it out")
+            found[column.name] = {} if column.is_coded else marginal_of(values)
+        return Schema(tuple(replace(column, **found.get(column.name, {})) for column in self.columns))
 
     # The columns
 
@@ -254,9 +273,13 @@ class Schema:
 
     # YAML and JSON
 
-    def as_dict(self) -> dict[str, Any]:
-        """The schema as plain values, for YAML and JSON."""
-        return {"columns": [column.as_dict() for column in self.columns]}
+    def as_dict(self, *, marginals: bool = True) -> dict[str, Any]:
+        """The schema as plain values, for YAML and JSON.
+
+        Args:
+            marginals: whether to include the marginal distributions, hundreds of numbers a column.
+        """
+        return {"columns": [column.as_dict(marginals=marginals) for column in self.columns]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Schema:

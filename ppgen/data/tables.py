@@ -6,7 +6,6 @@ which a row starts, as an editor numbers it; the header is line 1.
 
 from __future__ import annotations
 
-import csv
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,11 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ppgen.data.checks import check
+from ppgen.data.csv_format import CsvFormat, recognize_csv
 from ppgen.data.labels import encode_labels, row_number
 from ppgen.data.raw import RawData
 from ppgen.data.splits import SplitBy
 from ppgen.data.streaming import STREAMABLE, TO_STREAM
 from ppgen.utils.regular_files import check_regular, check_size
+from ppgen.utils.user_warnings import warn_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +36,7 @@ class MissingLabelColumn(ValueError):
 
 
 def read_csv(path: Path, label: str | None, split: SplitBy | None = None) -> RawData:
-    """Reads a CSV file in UTF-8 whose first line has the names of the columns.
+    """Reads a CSV file whose first line has the names of the columns; `recognize_csv` finds how it is written.
 
     Args:
         path: the file.
@@ -51,13 +52,19 @@ def read_csv(path: Path, label: str | None, split: SplitBy | None = None) -> Raw
     from pandas.errors import ParserError, ParserWarning
 
     check_size(path, check_regular(path), remedy=TO_STREAM)
-    header = _header(path)
+    form = recognize_csv(path)
+    if not form.is_usual:
+        warn_user(f"{path} is read with {form}")
+    header = check_header(path, form)
     as_text = {label} if split is None else {label, split.column}  # labels and keys as they are written
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ParserWarning)  # pandas truncates rows that are longer than the header
             frame = pd.read_csv(
                 path,
+                sep=form.separator,
+                decimal=form.decimal,
+                encoding=form.encoding,
                 index_col=False,
                 low_memory=False,
                 keep_default_na=False,
@@ -65,15 +72,15 @@ def read_csv(path: Path, label: str | None, split: SplitBy | None = None) -> Raw
                 dtype={name: str for name in as_text if name is not None},
             )
     except (ParserError, ParserWarning) as error:
-        raise _ragged(path, len(header)) or ParserError(f"{path}: {error}") from error
+        raise ragged(path, len(header), form) or ParserError(f"{path}: {error}") from error
 
     def location(row: int) -> str:
-        return f"line {next(line for i, (line, _) in enumerate(_records(path)) if i == row + 1)}"
+        return f"line {next(line for i, (line, _) in enumerate(form.records(path)) if i == row + 1)}"
 
     if frame.isna().to_numpy().any():  # pandas pads short rows with NaN
-        ragged = _ragged(path, len(header))
-        if ragged is not None:
-            raise ragged
+        uneven = ragged(path, len(header), form)
+        if uneven is not None:
+            raise uneven
     raw = from_frame(frame, name=str(path), label=label, split=split, location=location)
     invalid = np.flatnonzero(~np.isfinite(raw.x).all(axis=1))
     if invalid.size:
@@ -214,11 +221,19 @@ def _numbers(column: pd.Series, name: str, location: Callable[[int], str]) -> np
     return numbers.to_numpy(np.float64)
 
 
-def _header(path: Path) -> list[str]:
-    """The names of the columns, checked."""
+def check_header(path: Path, form: CsvFormat) -> list[str]:
+    """The names of the columns, checked.
+
+    Args:
+        path: the file.
+        form: how the file is written.
+
+    Raises:
+        ValueError: for an empty file, columns without a name or with the same one, and a header of numbers.
+    """
     import pandas as pd
 
-    line, header = next(_records(path), (0, []))
+    line, header = next(form.records(path), (0, []))
     if not header:
         raise ValueError(f"{path} is empty: expected a line of column names and rows of numbers")
     for i, name in enumerate(header):
@@ -236,29 +251,17 @@ def _header(path: Path) -> list[str]:
     return header
 
 
-def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The header and the rows as text, each with its line, without the blank lines that pandas skips."""
+def ragged(path: Path, width: int, form: CsvFormat) -> ParserError | None:
+    """The error for the first row whose length is not that of the header, or None.
+
+    Args:
+        path: the file.
+        width: the number of columns.
+        form: how the file is written.
+    """
     from pandas.errors import ParserError
 
-    start = 1
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            for cells in reader:
-                if cells and not (len(cells) == 1 and cells[0].isspace()):
-                    yield start, cells
-                start = reader.line_num + 1
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-        except csv.Error as error:
-            raise ParserError(f"{path}, line {start}: {error}; is a quotation mark left open?") from error
-
-
-def _ragged(path: Path, width: int) -> ParserError | None:
-    """The error for the first row whose length is not `width`, or None."""
-    from pandas.errors import ParserError
-
-    for line, cells in _records(path):
+    for line, cells in form.records(path):
         if len(cells) != width:
             return ParserError(f"{path}, line {line}: expected {width} cells as in the header, got {len(cells)}")
     return None

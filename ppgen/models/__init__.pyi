@@ -10,5 +10,6 @@ from .gan import Generator as Generator
 from .latent_variable import mean as mean
 from .likelihood import COVARIANCES as COVARIANCES
 from .likelihood import LIKELIHOODS as LIKELIHOODS
+from .masked_table import MaskedTable as MaskedTable
 from .unnormalized_density import ENERGIES as ENERGIES
 from .unnormalized_density import UnnormalizedDensity as UnnormalizedDensity

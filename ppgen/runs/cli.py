@@ -1,6 +1,7 @@
 """The command line: ``ppgen train METHOD SOURCE``, then ``ppgen sample RUN``, ``report RUN``, ``compare RUN RUN ...``.
 
-``ppgen resume RUN`` resumes an interrupted run; ``ppgen diagnose RUN`` decides whether its posterior can be trusted.
+``ppgen resume RUN`` resumes an interrupted run; ``ppgen diagnose RUN`` decides whether its posterior can be trusted;
+``ppgen data FILE`` shows what the columns of a table are.
 
 Options come from signatures: ``--model.latent_dim`` is an argument of the model's class, ``--loss.beta`` of the recipe,
 ``--data.size`` of `ppgen.data.load`, ``--fit.epochs`` of `ppgen.fit`.

@@ -17,6 +17,22 @@ from ppgen.runs.printing import exit_status, print_run
 __all__ = ["COMMANDS"]
 
 
+def data(arguments: Namespace) -> None:
+    """Prints what the columns of a table are, with reasons, and writes the schema if asked for."""
+    from ppgen.data.table_files import read_table
+
+    table = read_table(arguments.file, missing=arguments.missing, text=arguments.text)
+    schema = table.infer(kinds=arguments.kinds, missing=arguments.missing)
+    print(f"{table.name}: {len(table.frame)} rows{'' if table.csv is None else f'; {table.csv}'}\n")
+    print(schema.describe())
+    if arguments.out is not None:
+        import yaml
+
+        text = yaml.safe_dump(schema.as_dict(marginals=False), sort_keys=False, allow_unicode=True)
+        arguments.out.write_text(text, encoding="utf-8")
+        print(f"\nschema: {arguments.out.resolve()}")
+
+
 def train(arguments: Namespace) -> int:
     """Trains a method on data, prints the results and returns the exit status."""
     from ppgen.infer.distributed import joined
@@ -111,6 +127,7 @@ def cache(arguments: Namespace) -> None:
 
 
 COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
+    "data": data,
     "train": train,
     "resume": resume,
     "sample": sample,

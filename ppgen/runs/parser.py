@@ -48,6 +48,17 @@ def _parser(**options: Any) -> ArgumentParser:
     return ArgumentParser(exit_on_error=False, **options)
 
 
+def _data(parser: ArgumentParser, _: Sequence[str]) -> None:
+    parser.add_argument("file", type=Path, help="a table: .csv, .tsv, .txt or .parquet")
+    kinds = "kinds of columns that are known, such as '{plan: ordinal, id: omitted}'"
+    parser.add_argument("--kinds", type=dict[str, str], default={}, help=kinds)
+    missing = "further texts that stand for missing cells, such as '[unknown]'"
+    parser.add_argument("--missing", type=list[str], default=[], help=missing)
+    text = "columns of text in which NA, None and the like are values"
+    parser.add_argument("--text", type=list[str], default=[], help=text)
+    parser.add_argument("--out", type=Path | None, default=None, help="a YAML file, to which the schema is written")
+
+
 def _train(parser: ArgumentParser, words: Sequence[str]) -> None:
     methods = parser.add_subcommands(dest="method")
     for name, method in METHODS.items():
@@ -238,6 +249,11 @@ def _add_seed(parser: ArgumentParser) -> None:
 
 # by name: a function that adds the arguments, the line in the list of commands, and the description
 _COMMANDS: dict[str, tuple[Callable[[ArgumentParser, Sequence[str]], None], str, str]] = {
+    "data": (
+        _data,
+        "show what the columns of a table are",
+        "Show what the columns of a table are: kinds, values, missing cells, each with the reason.",
+    ),
     "train": (
         _train,
         "train a method on data",

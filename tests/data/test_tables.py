@@ -51,10 +51,19 @@ def test_bad_csv_files_are_refused_with_the_line(case, tmp_path):
     assert type(caught.value) is error
 
 
-def test_another_encoding_is_refused(tmp_path):
-    (tmp_path / "t.csv").write_bytes("a,b\n1,é\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"t\.csv is not UTF-8 text"):
-        data.load(tmp_path / "t.csv")
+@pytest.mark.parametrize(
+    ("text", "encoding", "named"),
+    [
+        ("größe;zahl\n1,5;2\n2,25;3\n", "cp1252", "semicolon, decimal comma, encoding cp1252"),
+        ("größe\tzahl\n1.5\t2\n2.25\t3\n", "utf-16", "tab, decimal point, encoding utf-16"),
+    ],
+)
+def test_another_separator_decimal_mark_and_encoding_are_recognized_and_named(text, encoding, named, tmp_path):
+    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+    with pytest.warns(UserWarning, match=named):
+        loaded = data.load(tmp_path / "t.csv", scale="none", validation=0, test=0)
+    assert loaded.columns == ("größe", "zahl")
+    assert sorted(map(tuple, loaded.x.tolist())) == [(1.5, 2.0), (2.25, 3.0)]
 
 
 def test_parquet_without_pyarrow_is_an_import_error(tmp_path, monkeypatch):

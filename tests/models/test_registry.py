@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ppgen.models
 from ppgen import recipes
-from ppgen.data import FORMS
+from ppgen.data import FORMS, Schema
 from ppgen.models import (
     ALI,
     DANN,
@@ -21,11 +21,15 @@ from ppgen.models import (
     FlowMatching,
     FlowModel,
     Generator,
+    MaskedTable,
     protocols,
 )
 from ppgen.testing import check_model
 
 X, Y = torch.randn(12, 3), torch.arange(12) % 2
+SCHEMA = Schema.from_dict({"columns": [{"name": name, "kind": "continuous"} for name in "abc"]}).with_marginals(
+    X.numpy()
+)
 
 
 @dataclass
@@ -59,6 +63,12 @@ MODELS = {
         "ChecksData ExpectsForm HasLogProb InitializesFromData Samples TransportsToBase",
     ),
     "Generator": Row(lambda: Generator((3,), **SMALL), recipes.mmd_generator, LATENT),
+    "MaskedTable": Row(
+        lambda: MaskedTable(SCHEMA, hidden=(8,), components=2),
+        ppgen.ELBO,
+        "ChecksData HasDensityModel HasLogProb Samples",
+        (X.double(),),
+    ),
     "VAE": Row(lambda: VAE((3,), **SMALL), recipes.vae, f"{LATENT} Encodes HasLogEvidence Reconstructs"),
 }
 every_model = pytest.mark.parametrize("name", MODELS)

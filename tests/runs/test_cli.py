@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import ppgen
+from ppgen.data import Schema
 from ppgen.fitting import fit
 from ppgen.infer.compile.libraries import Libraries
 from ppgen.runs.cli import main
@@ -204,3 +205,27 @@ def test_the_folder_of_compiled_code_is_shown_and_emptied(tmp_path, capsys, monk
     assert main(["cache", "--clear", "true"]) == 0
     assert "deleted: 1 libraries" in capsys.readouterr().out
     assert Libraries().entries() == []
+
+
+def test_data_shows_the_columns_of_a_table_and_writes_its_schema(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("id;plan;day\n1;free;31.01.2024\n2;pro;?\n3;free;01.02.2024\n")
+    words = [
+        "data",
+        str(tmp_path / "t.csv"),
+        "--kinds",
+        "{id: omitted, plan: ordinal}",
+        "--out",
+        str(tmp_path / "s.yaml"),
+    ]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    for text in ("3 rows; separator semicolon", "free < pro", "dates written as %d.%m.%Y", "some missing"):
+        assert text in shown
+    schema = Schema.from_dict(yaml.safe_load((tmp_path / "s.yaml").read_text()))
+    assert [(column.name, column.kind) for column in schema.columns] == [
+        ("id", "omitted"),
+        ("plan", "ordinal"),
+        ("day", "datetime"),
+    ]
+    assert main(["data", str(tmp_path / "none.csv")]) == 2
+    assert "there is no file" in capsys.readouterr().err
