@@ -23,6 +23,7 @@ from ppgen.data import Column, Schema
 __all__ = ["ColumnLikelihood", "Encoded", "SpikesAndScores", "column_likelihoods"]
 
 MIN_LOG_SCALE = -5.0
+FLOAT32 = 2.0**-23  # relative rounding of data that were cast to float32, in which a frequent value stays one
 
 
 class Encoded(NamedTuple):
@@ -96,8 +97,9 @@ class ColumnLikelihood(nn.Module):
         z = self.knot_scores[i] + self.slopes[i] * (x - self.knots[i])
         spike = torch.full_like(i, self.spikes)
         if self.spikes:
-            near = torch.searchsorted(self.values, x).clamp(max=self.spikes - 1)
-            spike = torch.where(self.values[near] == x, near, spike)
+            near = torch.searchsorted((self.values[1:] + self.values[:-1]) / 2, x)
+            at = (self.values[near] - x).abs() <= FLOAT32 * self.values[near].abs()
+            spike = torch.where(at, near, spike)
         return Encoded(spike, z, self.slopes[i].log())
 
     def value(self, z: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
@@ -19,6 +19,9 @@ from ppgen.data import Schema
 from ppgen.models.column_likelihoods import Encoded, column_likelihoods
 from ppgen.models.table_checks import check_table
 from ppgen.nets.networks import eval_mode
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["MaskedTable"]
 
@@ -161,6 +164,39 @@ class MaskedTable(nn.Module):
         if given is not None:
             x[:] = given
         return self.complete(x)
+
+    def impute(self, frame: pd.DataFrame, *, draws: int = 1, seed: int = 0) -> list[pd.DataFrame]:
+        """Completes a frame several times: draws of p(missing cells | cells that are there), row by row.
+
+        Differences between the frames show how uncertain the missing cells are: intervals are quantiles over them.
+
+        Args:
+            frame: A frame with the columns of the schema; those that the schema omits are kept as they are.
+            draws: How many.
+            seed: The seed of the draws; the caller's random state does not change.
+
+        Returns:
+            As many frames, in which cells that are there are unchanged.
+
+        Raises:
+            ValueError: For draws below 1, and as `Schema.encode`.
+        """
+        if draws < 1:
+            raise ValueError(f"draws: expected at least 1, got {draws}")
+        x = torch.from_numpy(self.schema.encode(frame))
+        completed = []
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for _ in range(draws):
+                filled, copy = self.schema.decode(self.complete(x), index=frame.index), frame.copy()
+                for j, name in enumerate(self.schema.names):
+                    missing = x[:, j].isnan().numpy()
+                    if missing.all():
+                        copy[name] = filled[name]
+                    elif missing.any():
+                        copy[name] = frame[name].where(~missing, filled[name])
+                completed.append(copy)
+        return completed
 
     def complete(self, x: Tensor) -> Tensor:
         """Draws the missing cells of rows from p(missing | given), column by column; the others are kept.

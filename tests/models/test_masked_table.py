@@ -1,6 +1,7 @@
 """MaskedTable: masses and densities, missing cells, conditional rows, and the closed form of a Gaussian."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,15 @@ def test_a_missing_cell_contributes_nothing():
     assert (model.masked_log_prob(other, masked)[:, 1] == 0).all()
 
 
+def test_frequent_values_are_recognized_in_float32():
+    frame = pd.DataFrame({"x": np.r_[np.full(100, 0.1), np.full(100, 1 / 3), RNG.normal(size=300)]})
+    model = table(Schema.infer(frame))
+    x = torch.tensor(frame.to_numpy())
+    spikes = [model.columns[0].encode(part[:, 0]).spike for part in (x, x.float())]
+    assert torch.equal(*spikes)
+    assert spikes[0].unique().tolist() == [0, 1, 2]
+
+
 def test_given_cells_are_kept_and_missing_ones_drawn():
     model = table()
     given = torch.full((len(SCHEMA),), math.nan, dtype=torch.float64)
@@ -90,18 +100,33 @@ def test_given_cells_are_kept_and_missing_ones_drawn():
     assert not completed.isnan().any()
 
 
+def test_imputed_frames_keep_what_is_there_and_follow_the_seed():
+    model, frame = table(), FRAME.assign(note="kept").set_index(pd.Index(range(7, N + 7)))
+    first, second = model.impute(frame, draws=2, seed=3)
+    there = frame["plan"].notna()
+    assert (first["plan"][there] == frame["plan"][there]).all()
+    assert set(first["plan"]) == {"free", "pro", "team"}
+    assert not first["plan"].equals(second["plan"])
+    assert first.drop(columns="plan").equals(frame.drop(columns="plan"))
+    assert first.equals(model.impute(frame, seed=3)[0])
+    with pytest.raises(ValueError, match="draws: expected at least 1"):
+        model.impute(frame, draws=0)
+
+
 @pytest.mark.slow
 def test_imputations_of_a_gaussian_equal_the_closed_form():
     """The mean and standard deviation of a missing cell, given the other, within .12 of a standard deviation."""
     rng, r = np.random.default_rng(1), 0.8
-    a = rng.normal(size=6000)
-    frame = pd.DataFrame({"a": a, "b": r * a + math.sqrt(1 - r * r) * rng.normal(size=6000)})
+    a = rng.normal(size=20_000)
+    frame = pd.DataFrame({"a": a, "b": r * a + math.sqrt(1 - r * r) * rng.normal(size=20_000)})
     frame = frame.mask(rng.random(frame.shape) < 0.25)
     frame = frame[frame.notna().any(axis=1)].reset_index(drop=True)
     schema = Schema.infer(frame)
     model = table(schema, hidden=(64, 64), components=4)
-    x = torch.from_numpy(schema.encode(frame))
-    ppgen.fit(model.model, model.guide, x, epochs=40, batch_size=256, lr_scheduler="cosine", progress=False)
+    x = torch.from_numpy(schema.encode(frame)).float()
+    optim = partial(torch.optim.Adam, lr=3e-3)
+    options = {"epochs": 25, "batch_size": 500, "lr_scheduler": "cosine", "optim": optim, "progress": False}
+    ppgen.fit(model.model, model.guide, x, **options)
     for name, value in (("a", 1.0), ("b", -0.5)):
         given = torch.full((2,), math.nan, dtype=torch.float64)
         given[schema.index(name)] = value
