@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,20 +36,24 @@ class Table:
         name: the path, for errors.
         csv: how the file is written; None for Parquet.
         location: describes where a row is in the file: its line, or its number.
+        marks: by column, the texts that stand for missing cells in a CSV file.
     """
 
     frame: pd.DataFrame
     name: str
     csv: CsvFormat | None = None
     location: Callable[[int], str] = row_number
+    marks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def infer(self, **options: Any) -> Schema:
-        """The schema of the table.
+        """The schema of the table, with the texts that stand for missing cells in its file.
 
         Args:
             **options: options of `Schema.infer`.
         """
-        return Schema.infer(self.frame, name=self.name, location=self.location, **options)
+        schema = Schema.infer(self.frame, name=self.name, location=self.location, **options)
+        marked = [replace(c, missing=self.marks[c.name]) if self.marks.get(c.name) else c for c in schema.columns]
+        return Schema(tuple(marked))
 
     def encode(self, schema: Schema, **options: Any) -> np.ndarray:
         """The numbers of the table.
@@ -183,7 +187,7 @@ def _read_csv(path: Path, missing: Collection[str], text: Collection[str], csv: 
     def location(row: int) -> str:
         return f"line {next(line for i, (line, _) in enumerate(form.records(path)) if i == row + 1)}"
 
-    return Table(frame, str(path), form, location)
+    return Table(frame, str(path), form, location, {name: tuple(sorted(texts)) for name, texts in found.items()})
 
 
 def _are_numbers(cells: pd.Series, decimal: str) -> bool:

@@ -27,8 +27,10 @@ def test_a_german_file_comes_back_as_it_was(tmp_path):
     assert table.frame.isna().sum().to_dict() == {"kunde": 0, "tarif": 0, "preis": 1, "plz": 0, "seit": 1}
     schema = table.infer(kinds={"plz": "categorical", "tarif": "categorical"})
     assert schema["seit"].date_format == "%d.%m.%Y"
+    assert schema["preis"].missing == ("?",)
     decoded = schema.decode(table.encode(schema))
     write_table(decoded, again, table.csv, schema=schema)
+    assert "größer;?;99999" in again.read_text("cp1252")
     assert read_table(again).frame.equals(table.frame[list(schema.names)])
 
 
