@@ -34,7 +34,7 @@ import torch
 from jobs import gather
 
 import ppgen
-from ppgen import data, metrics, models, nets, recipes
+from ppgen import data, metrics, models, nets, recipes, views
 from ppgen.evaluation import mode_coverage
 
 DISTRIBUTIONS = {"ring": "gaussians_ring", "grid": "gaussians_grid"}
@@ -65,11 +65,18 @@ def with_penalty(recipe: Callable[..., ppgen.Objective], **options: Any) -> Call
     return objective
 
 
+def hinge(critic: Any, **options: Any) -> ppgen.Objective:
+    """The hinge loss with another penalty than the spectral norms of `ppgen.recipes.hinge_gan`."""
+    return ppgen.match(views.data("x"), views.generated("x"), metrics.Hinge(critic, **options))
+
+
 RECIPES: dict[str, Callable[..., ppgen.Objective]] = {
     "gan": with_penalty(recipes.gan),
     "pacgan_2": with_penalty(recipes.gan, packing=2),
     "pacgan_4": with_penalty(recipes.gan, packing=4),
     "ali": with_penalty(recipes.ali),
+    "lsgan": with_penalty(recipes.lsgan),
+    "hinge": with_penalty(hinge),
     "wgan_gp": recipes.wgan_gp,
     "r1_gan": recipes.r1_gan,
     "r3_gan": recipes.r3_gan,
@@ -96,6 +103,8 @@ CHOSEN = {
     "pacgan_2": Setting(1e-3, False, 0.0),
     "pacgan_4": Setting(1e-3, False, 0.0),
     "ali": Setting(1e-3, False, 0.0),
+    "lsgan": Setting(2e-3, True, 0.1),
+    "hinge": Setting(2e-3, True, 0.1),
     "wgan_gp": Setting(1e-3, False, 0.1),
     "r1_gan": Setting(2e-3, True, 0.1),
     "r3_gan": Setting(2e-3, True, 0.1),
