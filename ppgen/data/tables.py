@@ -53,8 +53,6 @@ def read_csv(path: Path, label: str | None, split: SplitBy | None = None) -> Raw
 
     check_size(path, check_regular(path), remedy=TO_STREAM)
     form = recognize_csv(path)
-    if not form.is_usual:
-        warn_user(f"{path} is read with {form}")
     header = check_header(path, form)
     as_text = {label} if split is None else {label, split.column}  # labels and keys as they are written
     try:
@@ -85,6 +83,8 @@ def read_csv(path: Path, label: str | None, split: SplitBy | None = None) -> Raw
     invalid = np.flatnonzero(~np.isfinite(raw.x).all(axis=1))
     if invalid.size:
         check(raw.x, name=f"{path}, first at {location(invalid[0])}", columns=raw.columns)
+    if len(frame) and not form.is_usual:
+        warn_user(f"{path} is read with {form}")
     return raw
 
 

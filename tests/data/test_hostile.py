@@ -75,6 +75,7 @@ def read(folder, name: str, content: bytes, *, stream: bool = False) -> None:
     outcome(lambda: data.load(source, scale="none", stream=stream).x[:], source)
 
 
+@pytest.mark.filterwarnings("ignore:(?s).* is read with separator")
 @pytest.mark.parametrize("name", VALID)
 def test_any_bytes_are_data_or_refused(name, tmp_path):
     @MUTATIONS
@@ -103,6 +104,7 @@ def test_any_bytes_are_images_or_refused(tmp_path_factory, name, draw):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:(?s).* is read with separator")
 @pytest.mark.parametrize(
     ("name", "stream"), [*((name, False) for name in (*VALID, *IMAGES)), *((name, True) for name in STREAMED)]
 )
