@@ -16,8 +16,9 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
+from hashlib import sha256
 from importlib import import_module
-from itertools import count
 from typing import IO, Any, ClassVar
 
 import torch
@@ -37,7 +38,6 @@ NICE = 10  # the priority of the other process: a tenth of that of training, whe
 MAIN = "from ppgen.infer.compile.building import compile_request; compile_request()"
 
 logger = logging.getLogger("ppgen")
-_numbers = count()
 _kept: OrderedDict[str, CompiledGraph] = OrderedDict()
 
 
@@ -47,6 +47,7 @@ class Build:
     Args:
         module: the graph, whose placeholders have a "like" in their meta data.
         draws: how many of its last inputs are random numbers.
+        signature: a text that is the same for equal graphs of this process alone.
 
     Attributes:
         module: the graph.
@@ -55,7 +56,7 @@ class Build:
         key: tells it from other graphs.
     """
 
-    def __init__(self, module: fx.GraphModule, draws: int) -> None:
+    def __init__(self, module: fx.GraphModule, draws: int, signature: str) -> None:
         self.module, self.draws = module, draws
         self._job: Job | None = None
         self.operations = len(module.graph.nodes)
@@ -66,7 +67,7 @@ class Build:
             self.key = library_key(self._portable.text(), self._threads)
         except NotPortable as error:
             logger.info("this process alone can compile the step: it has %s", error)
-            self.key = f"graph {next(_numbers)} of this process"
+            self.key = sha256(f"{signature}\n{self._threads}".encode()).hexdigest()
         self._elsewhere = self._portable is not None and all(like.device.type == "cpu" for like in self._portable.likes)
 
     def known(self) -> CompiledGraph | None:
@@ -102,12 +103,18 @@ class Build:
         """A text that is the same for equal graphs alone; None if only this process can compile the graph."""
         return self._portable.text() if self._portable is not None and self._elsewhere else None
 
+    @cached_property
     def predicted_seconds(self) -> float:
         """How long compiling takes, from the last compilations on this machine."""
         return Libraries().predicted_seconds(self.operations)
 
     def start(self) -> bool:
-        """Starts to compile, in another process if that can be; False while that is busy with another graph."""
+        """Compiles in another process if that can be, else here; False while that process is busy with another graph.
+
+        Raises:
+            OSError: if no process or no file can be made.
+            MissingTorchInterface: as `now`.
+        """
         if self._portable is None or not self._elsewhere:
             self.now()
             return True
@@ -116,13 +123,13 @@ class Build:
 
     @property
     def started(self) -> bool:
-        """Whether another process was started."""
-        return self._job is not None
+        """Whether another process was started, or this one has compiled the graph."""
+        return self._job is not None or self.key in _kept
 
     @property
     def done(self) -> bool:
-        """Whether the other process has ended."""
-        return self._job is not None and self._job.done
+        """Whether that process has ended."""
+        return self.key in _kept or (self._job is not None and self._job.done)
 
     @property
     def failure(self) -> str | None:
@@ -158,14 +165,18 @@ class Job:
         paths = os.pathsep.join(path for path in sys.path if path)
         self.key, self.stopped = key, False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", MAIN],
-            stdin=request,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
-            start_new_session=True,  # Ctrl-C is for this process
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", MAIN],
+                stdin=request,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C is for this process
+            )
+        except BaseException:
+            self._errors.close()
+            raise
         self._asked = time.monotonic()
         self._end = weakref.finalize(self, _end, self.process, self._errors)
 

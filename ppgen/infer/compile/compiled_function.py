@@ -84,4 +84,6 @@ def finish_recording(recording: Recording, values: dict[str, Tensor]) -> Finishe
     recording.graph.output(outputs)
     module = fx.GraphModule(recording.root, recording.graph)
     inputs = [*recording.inputs[recording.num_arguments :], *lift_constants(module, len(draws))]
-    return FinishedStep(Build(module, len(draws)), inputs, draws, fused_updates, list(values), finite)
+    signature = "\n".join([*recording.signature, *(node.name for node in outputs), str(finite)])
+    build = Build(module, len(draws), signature)
+    return FinishedStep(build, inputs, draws, fused_updates, list(values), finite)

@@ -201,7 +201,13 @@ class CompiledStep:
         build = shape.build
         assert build is not None
         if not build.started:
-            if self.policy.saves(shape, build.predicted_seconds()) and build.start():
+            try:
+                started = self.policy.saves(shape, build.predicted_seconds) and build.start()
+            except Exception as error:
+                shape.build = None
+                self._stay_eager(shape, error)
+                return
+            if started:
                 self._report(f"the step is being compiled since step {self.policy.taken}, while eager steps go on")
         elif build.done:
             shape.build = None  # the next step is recorded again, and finds what was compiled

@@ -12,7 +12,7 @@ import pytest
 import torch
 from compiled_runs import SMALL, compiled_shapes, run
 from programs import PROGRAMS, adam, networks
-from support import known_as
+from support import interpret, known_as
 
 import ppgen
 from ppgen.infer.compile import building
@@ -68,6 +68,30 @@ def begun(svi: ppgen.SVI, args: tuple) -> building.Build:
     return shape.build
 
 
+def test_without_another_process_steps_stay_eager_with_one_sentence(nothing_known, monkeypatch):
+    monkeypatch.setattr(building.subprocess, "Popen", Mock(side_effect=OSError(28, "No space left on device")))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = run(SMALL._replace(options={"steps": ENDLESS}), "auto", steps=12)
+    (message,) = [str(warning.message) for warning in caught]
+    assert message.startswith("the step is not compiled, and runs eagerly: OSError: [Errno 28] No space left on device")
+    assert found.losses.tolist() == pytest.approx(run(SMALL, False, steps=12).losses.tolist(), rel=1e-6)
+
+
+def test_what_this_process_alone_can_compile_it_compiles_once(nothing_known, monkeypatch):
+    made = []
+
+    def now(build: building.Build) -> Any:
+        made.append(build)
+        return build._keep(interpret(build))
+
+    monkeypatch.setattr(building.PortableGraph, "of", Mock(side_effect=building.NotPortable("the operation mine.own")))
+    monkeypatch.setattr(building.Build, "now", now)
+    found = run(SMALL._replace(options={"steps": ENDLESS}), "auto", steps=20)
+    assert len(made) == 1
+    assert compiled_shapes(found.svi) == 1
+
+
 def test_one_process_compiles_at_a_time_and_that_of_an_abandoned_run_makes_way(endless, monkeypatch):
     made, args = svi(compile="auto", steps=ENDLESS)
     first = begun(made, args)
@@ -90,7 +114,7 @@ def test_a_fit_that_ends_stops_the_process(endless, monkeypatch):
         if building.Job.current is not None and not seen:
             seen.append(building.Job.current)
 
-    monkeypatch.setattr(building.Build, "predicted_seconds", lambda _: 0.0)
+    monkeypatch.setattr(building.Build, "predicted_seconds", 0.0)
     model, guide, args = networks()
     ppgen.fit(model, guide, args, steps=500, optim=adam(), callbacks=[look], progress=False)
     (job,) = seen
