@@ -185,7 +185,7 @@ class Regressor(RegressorMixin, _ProgramEstimator):
         >>> import numpy as np
         >>> from ppgen.sklearn import Regressor
         >>> x = np.linspace(-1, 1, 30)[:, None]
-        >>> line = Regressor(restarts=1, draws=50).fit(x, 2 * x[:, 0] + 1)
+        >>> line = Regressor(restarts=1, draws=50).fit(x, 2 * x[:, 0] + 1 + 0.2 * np.cos(40 * x[:, 0]))
         >>> [round(float(value)) for value in line.predict([[0.0], [1.0]])]
         [1, 3]
     """

@@ -259,6 +259,7 @@ def test_a_mode_at_an_edge_is_found(hole):
         assert np.isfinite(bidirectional_ais(fit, draws=32, temperatures=20).lower)
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_relied_on_move_no_gaussian():
     """About one draw in 4000 of the curvature's Gaussian falls into the box, and a single draw has no covariance."""
 
