@@ -154,6 +154,7 @@ def test_a_folder_that_cannot_be_written_does_no_harm(nothing_known, monkeypatch
 
 AGAIN = """
 import sys, torch
+torch.set_num_threads(THREADS)
 from ppgen.infer.compile.building import Build
 from compiled_runs import SMALL, compiled_shapes, run
 Build.now = Build.start = None  # nothing may be compiled
@@ -179,7 +180,8 @@ def test_what_the_other_process_has_compiled_takes_over_and_serves_later_process
     assert losses[:50] == pytest.approx(expected[:50], rel=1e-4)
     here = run(SMALL, True, steps=8)
     tests = [str(folder) for folder in (Path(__file__).parents[2], Path(ppgen.__file__).parents[1])]
-    code = f"sys_path = {tests!r}; import sys; sys.path[:0] = sys_path\n{AGAIN}"
+    again = AGAIN.replace("THREADS", str(torch.get_num_threads()))
+    code = f"sys_path = {tests!r}; import sys; sys.path[:0] = sys_path\n{again}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert eval(done.stdout) == pytest.approx(here.losses.tolist(), rel=1e-5)
